@@ -15,7 +15,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
 KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
 
-.PHONY: all build test test-old-qemu fuzz model-night demo bench lint generated install deb clean help parts parts-remove program
+.PHONY: all build test test-old-qemu fuzz model-night screenshots demo bench lint generated install deb dist clean help parts parts-remove program
 
 all: build
 
@@ -28,7 +28,6 @@ test: parts ## install what is missing and run all tests (root; starts real QEMU
 	tests/support/guest/build $(GUEST)
 	if $(NEXTEST); then $(CARGO) nextest run --locked; \
 	else $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
-	$(CARGO) test --locked --doc
 
 test-quick: ## run the tests that need neither root nor QEMU (make test-repo and the like: the tests of one layer)
 	$(CARGO) test --locked --lib
@@ -63,6 +62,14 @@ model-night: export KVMB_MODEL_STEPS ?= 4000
 model-night: export KVMB_MODEL_SHRINK ?= 20
 model-night: parts ## the model test with seeds that nobody has seen and 4,000 steps: some hours (root)
 	$(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
+
+# The test writes all of them to target/screenshots; these five stand in README.md and docs/console.md.
+PICTURES := overview plots job restore telephone
+screenshots: parts ## picture every page of the web console, with the data of real backups (root)
+	tests/support/guest/build $(GUEST)
+	KVMB_TEST_QUICK_KEYS=1 $(CARGO) test --locked --test cli console::browser::pictures::
+	mkdir -p docs/images
+	for name in $(PICTURES); do cp $(CARGO_TARGET_DIR)/screenshots/small-$$name.png docs/images/console-$$name.png; done
 
 demo: parts build ## back up a running machine, change it, verify and restore it, and say what happens (root)
 	KVMB=$(KVMB) .ci/demo
@@ -100,6 +107,9 @@ install: program ## install below $(DESTDIR)$(PREFIX)
 
 deb: program ## make a Debian package below target/
 	KVMB=$(KVMB) .ci/deb
+
+dist: ## make a source archive with all crates below target/; it builds without network
+	.ci/dist
 
 program:
 	$(if $(filter $(RELEASE),$(KVMB)),$(CARGO) build --release --locked)

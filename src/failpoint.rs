@@ -91,6 +91,16 @@ pub enum Failpoint {
     RestoreDefined,
     /// What was replaced is gone.
     RestoreKept,
+    /// What a drill will have on the host is noted.
+    DrillNoted,
+    /// Its files are written.
+    DrillPrepared,
+    /// Its machine is there, and does not run yet.
+    DrillCreated,
+    /// Its guest runs.
+    DrillRuns,
+    /// Its machine is gone, and its files are still there.
+    DrillEnded,
 }
 
 impl Failpoint {
@@ -140,6 +150,15 @@ impl Failpoint {
         Failpoint::RestorePlaced,
         Failpoint::RestoreDefined,
         Failpoint::RestoreKept,
+    ];
+
+    /// Those of a drill.
+    pub const DRILL: [Failpoint; 5] = [
+        Failpoint::DrillNoted,
+        Failpoint::DrillPrepared,
+        Failpoint::DrillCreated,
+        Failpoint::DrillRuns,
+        Failpoint::DrillEnded,
     ];
 
     /// Its name: what `$KVMB_TEST_STOP_AT` says.

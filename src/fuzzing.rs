@@ -2,6 +2,8 @@
 //! with the seeds and with what was found before (`fuzz/seeds`). Whatever they are given, they return; a wrong answer
 //! is a panic.
 
+mod file_systems;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -25,7 +27,7 @@ use crate::storage::sftp::wire::Reply;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("nbd_replies", nbd_replies),
     ("nbd_requests", nbd_requests),
     ("sftp_packets", sftp_packets),
@@ -36,6 +38,7 @@ pub const TARGETS: [Target; 10] = [
     ("crontab", crontab),
     ("known_hosts", known_hosts),
     ("configuration", configuration),
+    ("file_systems", file_systems),
 ];
 
 /// More than this may wait in a socket's buffer without anybody reading it.
@@ -187,6 +190,11 @@ pub fn configuration(bytes: &[u8]) {
     if let Ok((config, _)) = document::read(text) {
         let _ = (config.remote_url(), config.primary_repo(), config.second_repo());
     }
+}
+
+/// A disk of a guest, in the form that [`file_systems::Disk`] describes: its partitions, and files of all readers.
+pub fn file_systems(bytes: &[u8]) {
+    file_systems::read(bytes);
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@
 //! | [`atomic_file`] | small files that are there whole or not at all |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
+//! | [`filesystems`] | the file systems of guests, read without the kernel |
+//! | [`confined`] | the process that parses them, and can do nothing else |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
 //! | [`schedule`] | when backups run: crontab(5) expressions |
@@ -34,9 +36,11 @@ pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod confined;
 #[cfg(feature = "console")]
 pub mod console;
 pub mod failpoint;
+pub mod filesystems;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod glob;

@@ -7,19 +7,25 @@
 //! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
 //! against it.
 
+mod check;
+mod filesystem;
 mod job;
 mod outcome;
 mod parts;
 mod time;
+mod usage;
 mod values;
 
-pub use job::{Job, JobStep, Progress};
+pub use check::{Check, Status};
+pub use filesystem::Filesystem;
+pub use job::{Job, JobStep, Log, Progress};
 pub use outcome::Damage;
-pub use outcome::{Copied, DamagedPoint, RestoredDisk, RestoredTo};
+pub use outcome::{Copied, DamagedPoint, LiveRestore, RestoredDisk, RestoredTo};
 pub use parts::{LeftOut, PointFile};
 pub use time::Time;
 pub use time::time_value;
-pub use values::{Extra, steers_terminal, without_steering};
+pub use usage::Usage;
+pub use values::{Extra, plain_text, steers_terminal, without_steering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -36,6 +42,8 @@ pub enum Record {
     Disk(Disk),
     /// `"type":"file"`
     File(File),
+    /// `"type":"filesystem"`
+    Filesystem(Filesystem),
     /// `"type":"point"`
     Point(Point),
     /// `"type":"action"`
@@ -46,6 +54,10 @@ pub enum Record {
     Setting(Setting),
     /// `"type":"job"`
     Job(Job),
+    /// `"type":"log"`
+    Log(Log),
+    /// `"type":"usage"`
+    Usage(Usage),
     /// `"type":"failure"`
     Failure(Failure),
     /// A type that this version does not know.
@@ -82,7 +94,7 @@ pub struct Machine {
 }
 
 /// One disk of a machine; made by `disks`, added to by `snapshot` and `hash`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Disk {
     /// The libvirt connection URI.
     pub connect: String,
@@ -164,7 +176,7 @@ pub struct Disk {
 }
 
 /// Where a disk's content is, as the definition says it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Source {
     /// An image file.
@@ -212,18 +224,51 @@ pub enum Source {
     None {},
     /// A kind that this version does not know.
     #[serde(other)]
+    #[default]
     Unknown,
 }
 
-/// A file of the host; made by `hash FILE…`.
+/// A file of the host, made by `hash FILE…`; or a file of a point, made by `files ls` and `files find`, with `machine`
+/// and `point`. What its file system does not know is left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct File {
-    /// Its path as given.
+    /// Its path as given; in a guest its full path, with bytes that are no UTF-8 replaced.
     pub path: String,
     /// Its size.
     pub size_bytes: u64,
-    /// SHA-256 of its bytes, as `sha256sum` prints it.
-    pub sha256: String,
+    /// SHA-256 of its bytes, as `sha256sum` prints it (by `hash`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// The machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// The point's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub point: Option<String>,
+    /// The file system that has it: `vda2`; none for what is mounted below it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<String>,
+    /// `file`, `directory`, `symlink`, `char_device`, `block_device`, `fifo` or `socket`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// The permission bits as `chmod` takes them: `0644`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// The number of the user that owns it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The number of the group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// How many names it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub links: Option<u32>,
+    /// When its content changed last.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option", default)]
+    pub modified_at: Option<Time>,
+    /// What a symbolic link points to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
@@ -367,61 +412,31 @@ pub struct Action {
     /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each
     /// point; the target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`,
     /// and `rules`: the rules that keep it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`,
-    /// `last_good`, `awaits_copy`, `machine_gone`, `future`, `no_policy` - or `expired`. `prune` (the target is the
-    /// repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data
-    /// that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
+    /// `restoring` (a machine runs on it until its live restore has ended), `last_good`, `awaits_copy`, `machine_gone`,
+    /// `future`, `locked` (by the bucket, until `locked_until`), `no_policy` - or `expired`. `prune` (the
+    /// target is the repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes`
+    /// (unused data that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`, `locked_packs` and
+    /// `locked_bytes` (unused, and locked by the bucket until `locked_until`). `pin`, `unpin` (the target is the
     /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the
     /// lock's file): `repo`, `host` and `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the
     /// server's host key; `authorized_keys_line` of this host's own key. `jobs cancel` (the target is the job): `pid`.
+    /// `mount` (the target is the folder): `machine`, `point`, `program` (`guestmount`, `nbdfuse`), `files` (the disks,
+    /// if they are files), `served` (what `release` ends it by, in the background).
+    /// `files cp` (the target is what was written): `machine`, `point`, `path` (in the guest), `files`, `directories`,
+    /// `copied_bytes`, `skipped` (devices and sockets).
     /// `config set` (the target is the file): `changes` (each with `key`, `before` and `after`), `diff` (a unified
-    /// diff), `file_sha256` (of the file before). `schedule`: `cron` (the expression), `command`, `backup_command` (the
-    /// command without its surroundings), `machines` (a list, `all` or `selected_vms`), `repo`, `next_runs` (the next
-    /// three times), `entry` (the text that is, or would be, installed).
-    #[serde(flatten)]
-    #[schemars(!flatten)]
-    pub extra: Extra,
-}
-
-/// The result of one check; made by `doctor`, `status`, `remote test` and `backup
-/// --verify-sample`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Check {
-    /// The subject of the check. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key`
-    /// of the host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of
-    /// a machine; `disk`, `bitmap` of a disk.
-    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
-    /// `connection` of the host; `repository`, `copy` (the second repository), `key`; `retention` and `space` of a
-    /// repository. `backup`: `sample`.
-    pub check: String,
-    /// The host, machine, disk (`MACHINE/DISK`) or repository that was checked.
-    pub target: String,
-    /// `ok`, `warning`, `critical` or `unknown`.
-    pub status: String,
-    /// What was found.
-    pub detail: String,
-    /// What to do about it, usually a command.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`,
-    /// `download_bytes_per_second`. `clock`: `ahead_seconds` (of the server; negative where it is behind). `backup`:
-    /// `uuid`, `repo`; `standing`: `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone`
-    /// (unknown to libvirt) or `elsewhere` (of another host); `known_from`: `repository` or, while that is unreachable,
-    /// `history`; of the newest point `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points`
-    /// there are; of the last run `last_result` (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run` (its
-    /// id in the log), `last_run_at`,
-    /// `last_code`, `last_error`, `duration_seconds`; of the last successful one `last_success_at`, `read_bytes`,
-    /// `new_bytes`, `stored_bytes`; of the last verification `verified_at`, `verified_age_seconds`, `verified_depth`
-    /// (`quick`, `sample` or `full`); `damaged_points` (their ids); `next_run_at`; the thresholds `warning_seconds`,
-    /// `critical_seconds`, `verify_warning_seconds`. `copy`: `machines`, and of the machine whose newest copy is the
-    /// oldest `captured_at`, `age_seconds`. `retention`: `pruned_at` (the last successful prune), `last_prune_at`,
-    /// `last_result`. `space` by `status`: `growth_bytes_per_day` and `full_in_seconds` as well.
+    /// diff), `file_sha256` (of the file before). `schedule`: `cron` (the expression), `command`, `backup_command` or
+    /// `drill_command` (the command without its surroundings), `machines` (a list, `all` or `selected_vms`), `repo`,
+    /// `description` (when it runs, in words), `longest_gap_seconds` (the longest time between two runs; none for
+    /// @reboot), `next_runs` (the next three times, or as many as `schedule describe` is asked for), `entry` (the text
+    /// that is, or would be, installed), `drill` (these fields, of `--drill`). `ui`: `entry` (the text of the unit).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// One key of the configuration and the value that applies; made by `config show`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Setting {
     /// The key: `jobs`, `ssh.port`.
     pub key: String,
@@ -432,22 +447,13 @@ pub struct Setting {
     /// The flag, the variable or the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// The JSON Schema of the key: its description, type, default and limits.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub schema: Value,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
-}
-
-/// How well a thing is that was looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// Nothing stands in the way.
-    Ok,
-    /// It works, but not as well as it could, or not for long.
-    Warning,
-    /// It does not work.
-    Critical,
-    /// It could not be found out.
-    Unknown,
 }
 
 /// The failure of one machine (or of the whole command). Other machines continue.
@@ -478,43 +484,6 @@ pub struct Failure {
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
-}
-
-impl Status {
-    /// The word in a record.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Status::Ok => "ok",
-            Status::Warning => "warning",
-            Status::Critical => "critical",
-            Status::Unknown => "unknown",
-        }
-    }
-}
-
-impl Check {
-    /// A check without a hint.
-    pub fn new(check: &str, target: impl Into<String>, status: Status, detail: impl Into<String>) -> Check {
-        Check {
-            check: check.to_owned(),
-            target: target.into(),
-            status: status.as_str().to_owned(),
-            detail: detail.into(),
-            hint: None,
-            extra: Extra::default(),
-        }
-    }
-
-    /// Adds what to do.
-    pub fn hint(mut self, hint: impl Into<String>) -> Check {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// Whether it says that something does not work.
-    pub fn is_critical(&self) -> bool {
-        self.status == Status::Critical.as_str()
-    }
 }
 
 /// Why a line is not a record.
@@ -559,11 +528,14 @@ impl Record {
             "machine" => Record::Machine(typed(&kind, object)?),
             "disk" => Record::Disk(typed(&kind, object)?),
             "file" => Record::File(typed(&kind, object)?),
+            "filesystem" => Record::Filesystem(typed(&kind, object)?),
             "point" => Record::Point(typed(&kind, object)?),
             "action" => Record::Action(typed(&kind, object)?),
             "check" => Record::Check(typed(&kind, object)?),
             "setting" => Record::Setting(typed(&kind, object)?),
             "job" => Record::Job(typed(&kind, object)?),
+            "log" => Record::Log(typed(&kind, object)?),
+            "usage" => Record::Usage(typed(&kind, object)?),
             "failure" => Record::Failure(typed(&kind, object)?),
             _ => {
                 object.shift_remove("type");
@@ -579,11 +551,14 @@ impl Record {
             Record::Machine(_) => "machine",
             Record::Disk(_) => "disk",
             Record::File(_) => "file",
+            Record::Filesystem(_) => "filesystem",
             Record::Point(_) => "point",
             Record::Action(_) => "action",
             Record::Check(_) => "check",
             Record::Setting(_) => "setting",
             Record::Job(_) => "job",
+            Record::Log(_) => "log",
+            Record::Usage(_) => "usage",
             Record::Failure(_) => "failure",
             Record::Other(object) => object.get("type").and_then(Value::as_str).unwrap_or(""),
         }
@@ -602,11 +577,14 @@ impl Record {
             Record::Machine(record) => fields(record),
             Record::Disk(record) => fields(record),
             Record::File(record) => fields(record),
+            Record::Filesystem(record) => fields(record),
             Record::Point(record) => fields(record),
             Record::Action(record) => fields(record),
             Record::Check(record) => fields(record),
             Record::Setting(record) => fields(record),
             Record::Job(record) => fields(record),
+            Record::Log(record) => fields(record),
+            Record::Usage(record) => fields(record),
             Record::Failure(record) => fields(record),
             Record::Other(object) => return object.clone(),
         };

@@ -317,6 +317,8 @@ pub(crate) struct Candidate {
     pub(crate) taken_at: Time,
     /// Whether the user wants it kept whatever the policy says.
     pub(crate) is_pinned: bool,
+    /// Whether a machine runs on it until its live restore has ended.
+    pub(crate) is_restoring: bool,
     /// Whether it was found damaged; another point of the machine must then be the last good one.
     pub(crate) is_damaged: bool,
     /// Whether a second tier is configured that does not have it yet.
@@ -342,6 +344,8 @@ pub(crate) enum Reason {
     /// A rule has some left at the oldest point of all.
     Oldest(Rule),
     Pinned,
+    /// A machine runs on it.
+    Restoring,
     /// It is the machine's newest point that is not damaged, and not dated in the future.
     LastGood,
     /// The second tier does not have it yet.
@@ -350,6 +354,8 @@ pub(crate) enum Reason {
     MachineGone,
     /// It is dated in the future.
     Future,
+    /// The place locks it until then.
+    Locked(Time),
     /// There is no policy.
     NoPolicy,
     /// No rule keeps it: it goes.
@@ -415,10 +421,12 @@ impl Reason {
         match self {
             Reason::Rule(rule) | Reason::Oldest(rule) => rule.word(),
             Reason::Pinned => "pinned",
+            Reason::Restoring => "restoring",
             Reason::LastGood => "last_good",
             Reason::AwaitsCopy => "awaits_copy",
             Reason::MachineGone => "machine_gone",
             Reason::Future => "future",
+            Reason::Locked(_) => "locked",
             Reason::NoPolicy => "no_policy",
             Reason::Expired => "expired",
         }
@@ -431,10 +439,12 @@ impl fmt::Display for Reason {
             Reason::Rule(rule) => rule.fmt(f),
             Reason::Oldest(rule) => write!(f, "{rule} (oldest of all)"),
             Reason::Pinned => f.write_str("pinned"),
+            Reason::Restoring => f.write_str("a machine runs on it until its live restore has ended"),
             Reason::LastGood => f.write_str("last good point of the machine"),
             Reason::AwaitsCopy => f.write_str("not yet in the second repository"),
             Reason::MachineGone => f.write_str("the machine no longer exists"),
             Reason::Future => f.write_str("dated in the future; check the clocks"),
+            Reason::Locked(until) => write!(f, "locked until {}", until.format("%Y-%m-%d %H:%M")),
             Reason::NoPolicy => f.write_str("no retention rules"),
             Reason::Expired => f.write_str("no rule keeps it"),
         }
@@ -468,6 +478,7 @@ pub(crate) fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &imp
     let verdict = |(point, mut reasons): (&Candidate, Vec<Reason>)| {
         let of_its_own = [
             (point.is_pinned, Reason::Pinned),
+            (point.is_restoring, Reason::Restoring),
             (point.awaits_copy, Reason::AwaitsCopy),
             (point.outlives_machine, Reason::MachineGone),
         ];

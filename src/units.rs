@@ -110,11 +110,17 @@ impl ChunkSize {
     pub(crate) fn bytes(self) -> u32 {
         self.0
     }
-}
 
-impl Default for ChunkSize {
-    fn default() -> ChunkSize {
-        ChunkSize(1 << 20)
+    /// What the chunks of a new disk of this size are cut to. The list of chunks, of which every point writes one, has
+    /// up to 65,536 entries for disks up to 64 GiB, and stays below 524,288 up to 1 TiB.
+    pub(crate) fn for_disk(capacity_bytes: u64) -> ChunkSize {
+        const ONE_UP_TO: u64 = 64 << 30;
+        const TWO_UP_TO: u64 = 1 << 40;
+        match capacity_bytes {
+            bytes if bytes <= ONE_UP_TO => ChunkSize(1 << 20),
+            bytes if bytes <= TWO_UP_TO => ChunkSize(2 << 20),
+            _ => ChunkSize(4 << 20),
+        }
     }
 }
 
@@ -181,6 +187,14 @@ mod tests {
         assert_eq!(["512K", "1M", "2M", "4M"].map(chunk), [512 << 10, 1 << 20, 2 << 20, 4 << 20]);
         let share = |text: &str| text.parse::<Share>().unwrap().0;
         assert_eq!(["0%", "5%", "12.5", "100%"].map(share), [0.0, 0.05, 0.125, 1.0]);
+    }
+
+    #[test]
+    fn larger_disks_have_larger_chunks() {
+        let cases = [(0, 1), (64 << 30, 1), ((64 << 30) + 1, 2), (1 << 40, 2), ((1 << 40) + 1, 4), (u64::MAX, 4)];
+        for (capacity_bytes, mebibytes) in cases {
+            assert_eq!(ChunkSize::for_disk(capacity_bytes).bytes(), mebibytes << 20, "{capacity_bytes}");
+        }
     }
 
     #[test]

@@ -99,7 +99,8 @@ impl Machine {
     /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a
     /// machine that is off as well.
     pub(crate) fn forget_checkpoint(&self, name: &str) -> Result<()> {
-        let (action, name) = (|| format!("forget checkpoint {name} of {}", self.name()), name.to_owned());
+        let (action, name) =
+            (|| format!("remove the metadata of checkpoint {name} of {}", self.name()), name.to_owned());
         let forget = move |domain: &_| ffi::delete_checkpoint(domain, &name, ffi::CHECKPOINT_DELETE_METADATA_ONLY);
         forgotten(self.call(action, forget))
     }
@@ -141,7 +142,7 @@ impl Machine {
     pub(crate) fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
         let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
         let xml = known_checkpoint_xml(name, disks, &self.targets()?);
-        self.make_known(xml, flags, || format!("make checkpoint {name} of {} known again", self.name()))
+        self.make_known(xml, flags, || format!("define checkpoint {name} of {} again", self.name()))
     }
 
     fn targets(&self) -> Result<Vec<String>> {

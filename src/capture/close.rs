@@ -434,7 +434,8 @@ fn remove_bitmaps(images: &BTreeSet<PathBuf>, name: &str) -> Result<bool> {
     for path in images.iter().filter(|path| path.exists()) {
         match read_header(path, "qcow2") {
             Ok(header) if header.bitmaps.iter().any(|bitmap| bitmap.name == name) => {
-                images::remove_bitmap(path, name)?;
+                let data_bytes = header.data_file.and(header.capacity_bytes);
+                images::remove_bitmap(path, name, data_bytes)?;
                 removed = true;
             }
             Ok(_) => {}

@@ -1,37 +1,37 @@
 //! The hypervisor: machines, networks and filters by name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use virt::connect::Connect;
 use virt::domain::Domain;
-use virt::error::ErrorNumber;
 
+use crate::capture::domain_xml::references::MachineType;
 use crate::capture::domain_xml::source::SecretRef;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
 use crate::capture::ffi;
-use crate::capture::limits::Limits;
-use crate::capture::link::{Link, default_uri, embedded_root, is_local_uri};
-use crate::capture::machine::Machine;
+use crate::capture::limits::CallLimits;
+use crate::capture::link::{SharedConnection, default_uri, embedded_root, is_local_uri};
+use crate::capture::machine::{Machine, define};
 use crate::glob::{self, is_glob};
 use crate::suggest::similar_names;
 
 /// An open connection to libvirt.
 #[derive(Debug, Clone)]
 pub struct Hypervisor {
-    pub(super) link: Arc<Link>,
+    pub(super) link: Arc<SharedConnection>,
 }
 
 impl Hypervisor {
     /// Opens a connection with the default limits.
     pub fn open(uri: Option<&str>) -> Result<Hypervisor> {
-        Hypervisor::open_within(uri, &Limits::default())
+        Hypervisor::open_within(uri, &CallLimits::default())
     }
 
     /// Opens a connection; without a URI libvirt chooses as it does for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
     /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
-    pub(crate) fn open_within(uri: Option<&str>, limits: &Limits) -> Result<Hypervisor> {
-        Ok(Hypervisor { link: Arc::new(Link::open(uri, limits)?) })
+    pub(crate) fn open_within(uri: Option<&str>, limits: &CallLimits) -> Result<Hypervisor> {
+        Ok(Hypervisor { link: Arc::new(SharedConnection::open(uri, limits)?) })
     }
 
     /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until
@@ -125,16 +125,7 @@ impl Hypervisor {
             return Err(crate::capture::domain_xml::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
         }
         let xml = xml.to_owned();
-        let define = move |connect: &Connect| match connect
-            .define_domain_xml_flags(&xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
-        {
-            // The machine ran with this definition before, so let libvirt judge it itself.
-            Err(error) if error.code().is(ErrorNumber::XmlInvalidSchema) => {
-                tracing::debug!("libvirt's schema does not know this definition: {error}");
-                connect.define_domain_xml_flags(&xml, 0)
-            }
-            other => other,
-        };
+        let define = move |connect: &Connect| define(connect, &xml);
         let domain = self.link.call(|| "define the machine".to_owned(), define)?;
         Machine::new(domain, &self.link)
     }
@@ -153,6 +144,43 @@ impl Hypervisor {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The QEMU that libvirt chooses for machines of this host's architecture.
+    pub(crate) fn own_emulator(&self) -> Result<Option<PathBuf>> {
+        let capabilities = self.domain_capabilities(None)?;
+        let path = |xml: &str| {
+            let document = roxmltree::Document::parse(xml).ok()?;
+            let path = document.root_element().children().find(|node| node.has_tag_name("path"))?;
+            path.text().map(PathBuf::from)
+        };
+        Ok(capabilities.as_deref().and_then(path))
+    }
+
+    /// Whether a QEMU of this host runs machines of this kind; true where libvirt cannot tell.
+    pub(crate) fn runs(&self, kind: &MachineType) -> Result<bool> {
+        Ok(self.domain_capabilities(Some(kind))?.is_some() || self.domain_capabilities(None)?.is_none())
+    }
+
+    /// What libvirt says of machines of a kind, or of its own choice; none if there are no such machines here.
+    fn domain_capabilities(&self, kind: Option<&MachineType>) -> Result<Option<String>> {
+        let kind = kind.cloned();
+        let ask = move |connect: &Connect| {
+            let kind = kind.as_ref();
+            let emulator = kind.and_then(|kind| kind.emulator.as_deref()).map(Path::to_string_lossy);
+            let arch = kind.and_then(|kind| kind.arch.as_deref());
+            let (name, virt_type) = (kind.map(|kind| &*kind.name), kind.map(|kind| &*kind.virt_type));
+            connect.domain_capabilities(emulator.as_deref(), arch, name, virt_type, 0)
+        };
+        match self.link.call(|| "ask which machines this host runs".to_owned(), ask) {
+            Ok(xml) => Ok(Some(xml)),
+            Err(error) => match error.meaning() {
+                LibvirtErrorKind::NoConnection | LibvirtErrorKind::NoAnswer | LibvirtErrorKind::ReadOnlyUri => {
+                    Err(error)
+                }
+                _ => Ok(None),
+            },
         }
     }
 
@@ -223,6 +251,24 @@ pub(crate) fn nvram_folder(uri: &str) -> Option<PathBuf> {
     }
     let configuration = std::env::var_os("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     Some(configuration.or_else(|| Some(std::env::home_dir()?.join(".config")))?.join("libvirt/qemu/nvram"))
+}
+
+/// The files that QEMU and swtpm log to for a machine.
+pub(crate) fn log_files(uri: &str, name: &str) -> Vec<PathBuf> {
+    let folders = if let Some(root) = embedded_root(uri) {
+        Some((root.join("log/qemu"), root.join("log/swtpm")))
+    } else if !uri.ends_with("/session") {
+        Some(("/var/log/libvirt/qemu".into(), "/var/log/swtpm/libvirt/qemu".into()))
+    } else {
+        let cache = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        let logs =
+            cache.or_else(|| Some(std::env::home_dir()?.join(".cache"))).map(|cache| cache.join("libvirt/qemu/log"));
+        logs.map(|logs| (logs.clone(), logs))
+    };
+    let files = |(qemu, swtpm): (PathBuf, PathBuf)| {
+        vec![qemu.join(format!("{name}.log")), swtpm.join(format!("{name}-swtpm.log"))]
+    };
+    folders.map(files).unwrap_or_default()
 }
 
 /// The path of a volume of a storage pool, on the machine's connection.

@@ -49,10 +49,10 @@ pub enum LibvirtErrorKind {
 }
 
 /// An error of this layer.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// libvirt said no.
-    #[error("{action}: {message}")]
+    #[error("cannot {action}: {message}")]
     Libvirt {
         /// What was tried, for example "begin the backup of web1".
         action: String,
@@ -62,19 +62,17 @@ pub enum Error {
         message: String,
     },
     /// libvirt or QEMU did not answer in time. What was asked for may still come about.
-    #[error("{action}: no response within {} s", .limit.as_secs())]
+    #[error("cannot {action}: no response within {} s", .limit.as_secs())]
     TimedOut {
-        /// What was tried.
         action: String,
         /// How long it may take.
         limit: Duration,
     },
     /// A call about this machine was given up before, and has not returned.
-    #[error("{action}: {machine} is not responding")]
+    #[error("cannot {action}: {machine} is not responding")]
     Silent {
         /// What was to be tried.
         action: String,
-        /// The machine.
         machine: String,
     },
     /// The program was interrupted.
@@ -85,7 +83,6 @@ pub enum Error {
     NoSuchMachine {
         /// What was asked for.
         name: String,
-        /// Where.
         uri: String,
         /// Machines whose names are close.
         near: Vec<String>,
@@ -95,47 +92,32 @@ pub enum Error {
     Definition(#[from] crate::capture::domain_xml::definition::DefinitionError),
     /// A capture needs the hypervisor of this host.
     #[error("{uri} is not the QEMU hypervisor of this host; a machine can only be captured on the host that runs it")]
-    NotLocal {
-        /// The connection.
-        uri: String,
-    },
+    NotLocal { uri: String },
     /// A backup job of somebody else is running.
     #[error("{machine} has a backup job of another program ({job})")]
     ForeignJob {
-        /// The machine.
         machine: String,
         /// What is known of the job.
         job: String,
     },
     /// libvirt is at work on something that is no backup.
     #[error("{machine} is busy: it is being saved, migrated or dumped, or a snapshot is being created")]
-    OtherJob {
-        /// The machine.
-        machine: String,
-    },
+    OtherJob { machine: String },
+    /// Some of the machine's data is still in the repository.
+    #[error("the restore of {machine} is not finished: disk {disk} still needs the served point")]
+    LiveRestore { machine: String, disk: String },
     /// A block job is at work on a disk: libvirt permits one at a time.
     #[error("disk {disk} of {machine} has a block job ({job})")]
-    BlockJob {
-        /// The machine.
-        machine: String,
-        /// The disk's target.
-        disk: String,
-        /// The job.
-        job: BlockJob,
-    },
+    BlockJob { machine: String, disk: String, job: BlockJob },
     /// The memory of a machine that is off is saved on disk, with what its guest has not written to the disks yet.
-    #[error("the memory of {machine} is saved on disk, and a backup of its disks alone would not fit it")]
-    SavedMemory {
-        /// The machine.
-        machine: String,
-    },
+    #[error("the memory of {machine} is saved on disk, and a backup of only its disks would not match it")]
+    SavedMemory { machine: String },
     /// QEMU sees other mounts than we do.
     #[error(
         "QEMU of {machine} does not see the folder {}: its file system was mounted after the machine was \
          started", .folder.display()
     )]
     ScratchHidden {
-        /// The machine.
         machine: String,
         /// The folder for scratch files.
         folder: PathBuf,
@@ -143,9 +125,7 @@ pub enum Error {
     /// A live capture of ours is in the way.
     #[error("{}", held_text(machine, capture, until, by.as_ref()))]
     Held {
-        /// The machine.
         machine: String,
-        /// The capture's id.
         capture: String,
         /// The end of its lease, when that is what holds it.
         until: Option<String>,
@@ -154,10 +134,7 @@ pub enum Error {
     },
     /// Another command opens or closes a capture of the machine, and does not end.
     #[error("another command is opening or closing a capture of {machine}")]
-    BeingOpened {
-        /// The machine.
-        machine: String,
-    },
+    BeingOpened { machine: String },
     /// No capture has this id or belongs to this machine.
     #[error("no capture '{name}': it was released or its lease expired")]
     NoSuchCapture {
@@ -166,28 +143,15 @@ pub enum Error {
     },
     /// The state file of a capture cannot be understood.
     #[error("the state of capture {capture} cannot be read: {message}")]
-    BadState {
-        /// The capture's id.
-        capture: String,
-        /// Why.
-        message: String,
-    },
+    BadState { capture: String, message: String },
     /// A disk that cannot be captured.
     #[error("disk {disk} of {machine} cannot be captured: {reason}")]
-    DiskNotCapturable {
-        /// The machine.
-        machine: String,
-        /// The disk's target.
-        disk: String,
-        /// Why.
-        reason: String,
-    },
+    DiskNotCapturable { machine: String, disk: String, reason: String },
     /// An image or storage that cannot be opened while its machine is off.
     #[error("{image}: {reason}")]
     UnsupportedImage {
         /// Its path or address.
         image: String,
-        /// Why.
         reason: String,
     },
     /// This host's QEMU has no driver for a disk's storage.
@@ -195,15 +159,12 @@ pub enum Error {
     NoBlockDriver {
         /// Its path or address.
         image: String,
-        /// What QEMU said.
         message: String,
     },
     /// An image that does not record which format its backing file has: to guess it would be unsafe.
     #[error("{image} does not record the format of its backing file {backing}, and guessing it would be unsafe")]
     NoBackingFormat {
-        /// The image.
         image: String,
-        /// Its own format.
         format: String,
         /// Its backing file, as it spells it.
         backing: String,
@@ -217,142 +178,83 @@ pub enum Error {
     /// QEMU's user may not read what a disk needs.
     #[error("disk {disk} of {machine} cannot be read as QEMU's user: {message}")]
     DiskNotReadable {
-        /// The machine.
         machine: String,
         /// The disk's target; several with commas.
         disk: String,
-        /// What QEMU said.
         message: String,
         /// Whether only the header of an image names what cannot be read.
         is_of_header: bool,
     },
     /// A label that names a user or group that this host does not know.
     #[error("QEMU of {machine} runs as '{label}', which is not a user of this host")]
-    UnknownOwner {
-        /// The machine.
-        machine: String,
-        /// The label.
-        label: String,
-    },
+    UnknownOwner { machine: String, label: String },
     /// Somebody has an image of a machine that is off open for writing.
     #[error("an image of {machine} is in use{}: {message}", holders_text(.holders))]
     ImageHeld {
-        /// The machine.
         machine: String,
         /// The processes that have it open, as far as they can be found.
         holders: Vec<Holder>,
-        /// What QEMU said.
         message: String,
     },
     /// A secret that a disk is opened with cannot be had.
     #[error("the secret of disk {disk} of {machine} cannot be read: {message}")]
-    SecretUnavailable {
-        /// The machine.
-        machine: String,
-        /// The disk's target.
-        disk: String,
-        /// What libvirt said.
-        message: String,
-    },
+    SecretUnavailable { machine: String, disk: String, message: String },
     /// A machine that was off has been started while it was being captured.
     #[error("{machine} was started while it was being captured")]
-    StartedMeanwhile {
-        /// The machine.
-        machine: String,
-    },
+    StartedMeanwhile { machine: String },
     /// A machine that is off did not stay as it was until all of it was read: what was read is of no one moment.
     #[error("{machine} changed while it was being read: {what}")]
-    ChangedMeanwhile {
-        /// The machine.
-        machine: String,
-        /// What changed.
-        what: String,
-    },
+    ChangedMeanwhile { machine: String, what: String },
     /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over,
     /// and what it says of their bitmaps means nothing.
     #[error("{machine} is still paused after a restore or migration")]
-    NotResumed {
-        /// The machine.
-        machine: String,
-    },
+    NotResumed { machine: String },
     /// No disk was chosen of a machine that has some.
-    #[error("no disk of {machine} was chosen that can be backed up")]
-    NothingToCapture {
-        /// The machine.
-        machine: String,
-    },
+    #[error("{machine} has no selected disk that can be backed up")]
+    NothingToCapture { machine: String },
     /// The guest had to be frozen and could not.
     #[error("the file systems of {machine} could not be frozen: {reason}")]
-    FreezeFailed {
-        /// The machine.
-        machine: String,
-        /// Why.
-        reason: String,
-    },
+    FreezeFailed { machine: String, reason: String },
     /// A job did not end in time.
     #[error("the backup job of {machine} did not end within {} s", .waited.as_secs())]
     JobStuck {
-        /// The machine.
         machine: String,
         /// How long it was waited for.
         waited: Duration,
     },
     /// libvirt lost track of a job when it was killed in the middle of beginning it.
     #[error("libvirt has lost track of the backup job of {machine} ({message})")]
-    Wedged {
-        /// The machine.
-        machine: String,
-        /// libvirt's message.
-        message: String,
-    },
+    Wedged { machine: String, message: String },
     /// A program could not be started.
     #[error("cannot start {program}: {source}")]
-    NotStarted {
-        /// Its name.
-        program: &'static str,
-        /// Why.
-        source: io::Error,
-    },
+    NotStarted { program: &'static str, source: io::Error },
     /// `qemu-storage-daemon` or `qemu-img` failed.
     #[error("{program} failed for {subject}: {message}")]
     Program {
-        /// Which program.
         program: &'static str,
         /// The disk or file.
         subject: String,
-        /// What it said.
         message: String,
     },
     /// The path of a Unix socket has 107 bytes at most.
     #[error("the socket path {} is longer than 107 bytes; set KVMB_RUNTIME_DIR to a shorter path", .path.display())]
-    SocketPathTooLong {
-        /// The path.
-        path: PathBuf,
-    },
+    SocketPathTooLong { path: PathBuf },
     /// A folder that others could tamper with.
     #[error("the folder {} is not safe to use: {reason}", .path.display())]
-    UnsafeFolder {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
+    UnsafeFolder { path: PathBuf, reason: String },
     /// A file or folder in a place that others than root can write, where something else was put in its stead.
     #[error("{} is not safe to use: {reason}", .path.display())]
     UnsafePath {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
     /// A file that is larger than what is stored of its kind.
-    #[error("{} has {}, and at most {} are stored", .path.display(), in_units(*size_bytes), in_units(*limit_bytes))]
+    #[error("{} has {}; the maximum is {}", .path.display(), in_units(*size_bytes), in_units(*limit_bytes))]
     TooLarge {
         /// The file or device.
         path: PathBuf,
-        /// Its size.
         size_bytes: u64,
-        /// What is stored.
         limit_bytes: u64,
     },
     /// A folder that QEMU's user cannot enter.
@@ -360,7 +262,6 @@ pub enum Error {
     Unreachable {
         /// The first folder on the way that is closed.
         path: PathBuf,
-        /// QEMU's user.
         uid: u32,
     },
     /// A local call failed.
@@ -370,7 +271,6 @@ pub enum Error {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
 }
@@ -384,6 +284,7 @@ impl Error {
             Error::ForeignJob { .. }
             | Error::OtherJob { .. }
             | Error::BlockJob { .. }
+            | Error::LiveRestore { .. }
             | Error::SavedMemory { .. }
             | Error::Held { .. }
             | Error::BeingOpened { .. }

@@ -1,9 +1,11 @@
 //! The calls of libvirt that the `virt` crate does not have. All unsafe code of kvmb is here.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -75,6 +77,15 @@ pub(super) fn block_job(domain: &Domain, disk: &str) -> Result<Option<(i32, u64,
     };
     check(found)?;
     Ok((found > 0).then_some((info.type_, info.cur, info.end)))
+}
+
+/// Begins to copy all that is below a disk's image into the image; no more than this many bytes a second, 0 for as many
+/// as possible.
+pub(super) fn block_pull(domain: &Domain, disk: &str, bytes_per_second: u64) -> Result<()> {
+    let disk = CString::new(disk)?;
+    let flags = sys::VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES;
+    // SAFETY: the domain and the name live until the call returns.
+    check(unsafe { sys::virDomainBlockPull(domain.as_ptr(), disk.as_ptr(), bytes_per_second, flags) })
 }
 
 /// Freezes all file systems of the guest; how many there are.
@@ -205,7 +216,6 @@ impl CheckpointRef {
         }
     }
 
-    /// Its definition.
     fn xml(&self, flags: u32) -> Result<String> {
         // SAFETY: the reference is ours.
         take_string(unsafe { sys::virDomainCheckpointGetXMLDesc(self.raw, flags) })
@@ -269,6 +279,63 @@ pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zero
         libc_free(value.cast());
         Ok(copy)
     }
+}
+
+/// How often a guest was restarted, as libvirt reports it.
+#[derive(Debug)]
+pub(super) struct RebootCounter {
+    connect: Connect,
+    callback: c_int,
+    count: Arc<AtomicU32>,
+}
+
+impl RebootCounter {
+    /// Counts from now on.
+    pub(super) fn start(domain: &Domain) -> Result<RebootCounter> {
+        let (connect, count) = (domain.connect()?, Arc::new(AtomicU32::new(0)));
+        let opaque = Arc::into_raw(Arc::clone(&count)).cast_mut().cast::<c_void>();
+        // SAFETY: connection and domain live until the call returns. The pointer is a reference that is libvirt's until
+        // it calls the second function; where it does not take it, it is given back.
+        let callback = unsafe {
+            let registered = sys::virConnectDomainEventRegisterAny(
+                connect.as_ptr(),
+                domain.as_ptr(),
+                sys::VIR_DOMAIN_EVENT_ID_REBOOT as c_int,
+                Some(count_reboot),
+                opaque,
+                Some(forget_counter),
+            );
+            if registered < 0 {
+                let error = Error::last_error();
+                forget_counter(opaque);
+                return Err(error);
+            }
+            registered
+        };
+        Ok(RebootCounter { connect, callback, count })
+    }
+
+    /// How often it was restarted since.
+    pub(super) fn count(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Ends the counting; a call of libvirt's.
+    pub(super) fn end(self) -> Result<()> {
+        // SAFETY: the connection lives until the call returns; the number is one that it gave out, and is used once.
+        check(unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), self.callback) })
+    }
+}
+
+unsafe extern "C" fn count_reboot(_: sys::virConnectPtr, _: sys::virDomainPtr, counter: *mut c_void) {
+    // SAFETY: libvirt hands back the pointer that it was given, which is a counter until `forget_counter` was called.
+    let counter = unsafe { &*counter.cast::<AtomicU32>() };
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+unsafe extern "C" fn forget_counter(counter: *mut c_void) {
+    // SAFETY: the pointer came from `Arc::into_raw`, and libvirt calls this once.
+    drop(unsafe { Arc::from_raw(counter.cast::<AtomicU32>()) });
 }
 
 /// Sets an environment variable if that is safe: when this process has one thread. Says whether it is set.

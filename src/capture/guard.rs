@@ -36,7 +36,6 @@ pub(crate) enum Verdict {
     /// The file system of the scratch files was about to run full.
     NoSpace {
         folder: PathBuf,
-        /// What was left.
         free_bytes: u64,
         /// Below this the capture ends.
         needed_bytes: u64,
@@ -51,7 +50,6 @@ impl CaptureFile {
         serde_json::from_slice(&atomic_file::read(&self.folder().join("guard.json")).ok()?).ok()
     }
 
-    /// Writes it.
     pub(crate) fn note_guard(&self, record: &GuardRecord) -> Result<()> {
         let path = self.folder().join("guard.json");
         let text = serde_json::to_vec(record).map_err(std::io::Error::other);

@@ -33,14 +33,15 @@ pub struct ImageIdentity {
     /// When the file was made, where the file system knows: a number there is given again after the file is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) born_ns: Option<i64>,
+    /// Whether it holds the data of the layer before it, and so is written whenever the guest writes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_data_file: bool,
 }
 
 /// Who may use an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageOwner {
-    /// The user's number.
     pub(crate) user: u32,
-    /// The group's number.
     pub(crate) group: u32,
     /// The permissions, as the lower nine bits of a mode.
     pub(crate) mode: u32,
@@ -55,7 +56,6 @@ pub(crate) fn owner_of(path: &Path) -> Option<ImageOwner> {
 /// A bitmap in a qcow2 image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
-    /// Its name.
     pub name: String,
     /// Its flags: exactly `["auto"]` when it records and can be trusted.
     pub(crate) flags: Vec<String>,
@@ -90,6 +90,7 @@ pub(crate) fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
         size_bytes: found.size(),
         modified_ns: found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec()),
         born_ns: born_ns(&found),
+        is_data_file: false,
     })
 }
 
@@ -101,19 +102,24 @@ fn born_ns(found: &fs::Metadata) -> Option<i64> {
 /// Puts a bitmap into a qcow2 image: from now on it records. QEMU's own image locks refuse it when anybody has the
 /// image open.
 pub(crate) fn add_bitmap(path: &Path, name: &str) -> Result<()> {
-    qemu_img_bitmap("--add", path, name)
+    qemu_img_bitmap("--add", path, name, None)
 }
 
 /// Takes a bitmap out of a qcow2 image, whatever state it is in. Refused when anybody has the image open.
-pub(crate) fn remove_bitmap(path: &Path, name: &str) -> Result<()> {
-    qemu_img_bitmap("--remove", path, name)
+///
+/// `data_bytes` is the size of an image whose data is in an external file.
+pub(crate) fn remove_bitmap(path: &Path, name: &str, data_bytes: Option<u64>) -> Result<()> {
+    qemu_img_bitmap("--remove", path, name, data_bytes)
 }
 
-/// The image is opened without what is below it, which its header may name wrongly.
-fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
+/// The image is opened without what is below it or beside it, which its header may name wrongly.
+fn qemu_img_bitmap(action: &str, path: &Path, name: &str, data_bytes: Option<u64>) -> Result<()> {
     let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
     let driver = if is_device { "host_device" } else { "file" };
-    let image = json!({ "driver": "qcow2", "file": { "driver": driver, "filename": path }, "backing": null });
+    let mut image = json!({ "driver": "qcow2", "file": { "driver": driver, "filename": path }, "backing": null });
+    if let Some(size) = data_bytes {
+        image["data-file"] = json!({ "driver": "null-co", "size": size });
+    }
     let mut command = Command::new("qemu-img");
     command.args(["bitmap", action, "--"]).arg(format!("json:{image}")).arg(name);
     let output = run(command, path)?;

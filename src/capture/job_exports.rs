@@ -1,26 +1,21 @@
 //! Whether QEMU serves what a backup job is to serve: `doc/proto.md` of NBD, "Fixed newstyle negotiation", only as much
-//! of it as lists exports. The client that reads disks is a layer of its own.
+//! of it as lists exports. The client that reads disks is [`crate::nbd::Client`].
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::nbd::wire::{
+    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_MAGIC, MAX_OPTION_REPLY_BYTES, OPT_ABORT, OPT_LIST, OPTION_MAGIC,
+    OPTION_REPLY_MAGIC, REP_ACK, REP_SERVER,
+};
+
 /// QEMU answers within milliseconds unless it hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const CLIENT_FLAGS: u32 = 3;
-const OPT_ABORT: u32 = 2;
-const OPT_LIST: u32 = 3;
-const REP_ACK: u32 = 1;
-const REP_SERVER: u32 = 2;
-
-/// No server has more exports than a machine has disks, nor longer names.
+/// No server has more exports than a machine has disks.
 const MOST_EXPORTS: usize = 4096;
-const LONGEST_REPLY_BYTES: u32 = 16 << 10;
 
 /// How many exports there are behind a socket. An error of the kind [`ErrorKind::WouldBlock`] says that somebody
 /// listens and does not answer.
@@ -49,13 +44,14 @@ fn list(stream: &mut (impl Read + Write)) -> io::Result<usize> {
     if number(&greeting[..8]) != GREETING_MAGIC || number(&greeting[8..16]) != OPTION_MAGIC {
         return Err(ErrorKind::InvalidData.into());
     }
-    let mut request = CLIENT_FLAGS.to_be_bytes().to_vec();
+    let flags = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
+    let mut request = flags.to_be_bytes().to_vec();
     request.extend_from_slice(&option(OPT_LIST));
     stream.write_all(&request)?;
     for found in 0..MOST_EXPORTS {
         let header: [u8; 20] = receive(stream)?;
         let (kind, length) = (number(&header[12..16]) as u32, number(&header[16..20]) as u32);
-        if number(&header[..8]) != REPLY_MAGIC || length > LONGEST_REPLY_BYTES {
+        if number(&header[..8]) != OPTION_REPLY_MAGIC || length > MAX_OPTION_REPLY_BYTES {
             return Err(ErrorKind::InvalidData.into());
         }
         stream.read_exact(&mut vec![0; length as usize])?;
@@ -85,15 +81,15 @@ mod tests {
     use std::collections::VecDeque;
 
     /// Says what it was given, and forgets what it hears.
-    struct Server(VecDeque<u8>);
+    struct TestServer(VecDeque<u8>);
 
-    impl Read for Server {
+    impl Read for TestServer {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             self.0.read(buffer)
         }
     }
 
-    impl Write for Server {
+    impl Write for TestServer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             Ok(bytes.len())
         }
@@ -107,7 +103,7 @@ mod tests {
         let mut bytes = [GREETING_MAGIC.to_be_bytes(), OPTION_MAGIC.to_be_bytes()].concat();
         bytes.extend([0, 3]);
         for (kind, data) in replies {
-            bytes.extend(REPLY_MAGIC.to_be_bytes());
+            bytes.extend(OPTION_REPLY_MAGIC.to_be_bytes());
             for field in [OPT_LIST, *kind, data.len() as u32] {
                 bytes.extend(field.to_be_bytes());
             }
@@ -119,12 +115,12 @@ mod tests {
     #[test]
     fn exports_are_counted_and_nonsense_is_an_error() {
         let all = said(&[(REP_SERVER, b"\0\0\0\x03vda"), (REP_SERVER, b"\0\0\0\x03vdb"), (REP_ACK, b"")]);
-        assert_eq!(list(&mut Server(all.clone().into())).unwrap(), 2);
-        assert_eq!(list(&mut Server(said(&[(REP_ACK, b"")]).into())).unwrap(), 0);
+        assert_eq!(list(&mut TestServer(all.clone().into())).unwrap(), 2);
+        assert_eq!(list(&mut TestServer(said(&[(REP_ACK, b"")]).into())).unwrap(), 0);
         for length in 0..all.len() {
-            assert!(list(&mut Server(all[..length].to_vec().into())).is_err(), "{length}");
+            assert!(list(&mut TestServer(all[..length].to_vec().into())).is_err(), "{length}");
         }
-        assert!(list(&mut Server(said(&[(0x8000_0001, b"")]).into())).is_err());
-        assert!(list(&mut Server(vec![7; 100].into())).is_err());
+        assert!(list(&mut TestServer(said(&[(0x8000_0001, b"")]).into())).is_err());
+        assert!(list(&mut TestServer(vec![7; 100].into())).is_err());
     }
 }

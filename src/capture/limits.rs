@@ -14,8 +14,7 @@ use crate::capture::error::{Error, Result};
 
 /// How long libvirt may take; shared by all that comes of one run.
 #[derive(Debug, Clone)]
-pub(crate) struct Limits {
-    /// For one call.
+pub(crate) struct CallLimits {
     pub(crate) call: Duration,
     /// For beginning a backup.
     pub(crate) begin: Duration,
@@ -25,9 +24,9 @@ pub(crate) struct Limits {
     given_up: Arc<Mutex<HashMap<String, Vec<Arc<AtomicBool>>>>>,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
+impl Default for CallLimits {
+    fn default() -> CallLimits {
+        CallLimits {
             call: Duration::from_secs(60),
             begin: Duration::from_secs(120),
             stop: StopFlag::default(),
@@ -36,10 +35,10 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl CallLimits {
     /// Limits for calls and for beginning a backup, ended by this flag.
-    pub(crate) fn new(call: Duration, begin: Duration, stop: StopFlag) -> Limits {
-        Limits { call, begin, stop, ..Limits::default() }
+    pub(crate) fn new(call: Duration, begin: Duration, stop: StopFlag) -> CallLimits {
+        CallLimits { call, begin, stop, ..CallLimits::default() }
     }
 
     /// [`Error::Interrupted`] if the program shall end.

@@ -8,7 +8,7 @@
 
 use crate::bounded;
 use crate::capture::error::{Error, LibvirtContext, Result};
-use crate::capture::limits::{Limits, Wait};
+use crate::capture::limits::{CallLimits, Wait};
 use rustix::fs::{Access, FlockOperation, flock};
 use rustix::io::Errno;
 use std::ffi::CString;
@@ -30,15 +30,15 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A connection, which a hypervisor and its machines share.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct SharedConnection {
     connect: Option<Connect>,
     pub(super) uri: String,
-    pub(super) limits: Limits,
+    pub(super) limits: CallLimits,
     is_blocked: AtomicBool,
 }
 
-impl Link {
-    pub(super) fn open(uri: Option<&str>, limits: &Limits) -> Result<Link> {
+impl SharedConnection {
+    pub(super) fn open(uri: Option<&str>, limits: &CallLimits) -> Result<SharedConnection> {
         prepare_libvirt();
         let uri = uri.map(str::to_owned).or_else(default_uri);
         let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
@@ -56,7 +56,7 @@ impl Link {
             }
         };
         let uri = connect.uri().unwrap_or_else(|_| shown.clone());
-        Ok(Link { connect: Some(connect), uri, limits: limits.clone(), is_blocked: AtomicBool::new(false) })
+        Ok(SharedConnection { connect: Some(connect), uri, limits: limits.clone(), is_blocked: AtomicBool::new(false) })
     }
 
     /// Makes a call of libvirt's that is about no machine.
@@ -83,7 +83,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for SharedConnection {
     fn drop(&mut self) {
         if let Some(connect) = self.connect.take() {
             // What does not end is left behind.
@@ -129,7 +129,7 @@ fn prepare_libvirt() {
 
 /// The embedded driver is opened once in the life of a process, and only one attempt counts: after one that came too
 /// late, every other says «qemu state driver is not active». So it is made only when nobody holds the root.
-fn open_embedded(uri: &str, root: &Path, limits: &Limits) -> Result<Connect> {
+fn open_embedded(uri: &str, root: &Path, limits: &CallLimits) -> Result<Connect> {
     static EMBEDDED: Mutex<Option<(String, Connect, Queue)>> = Mutex::new(None);
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((open, connect, _)) = &*embedded

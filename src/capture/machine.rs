@@ -4,16 +4,17 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use virt::connect::Connect;
 use virt::domain::Domain;
-use virt::error::Error as VirtError;
+use virt::error::{Error as VirtError, ErrorNumber};
 use zeroize::Zeroizing;
 
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::domain_xml::source::SecretRef;
 use crate::capture::error::{Error, LibvirtContext, Result};
 use crate::capture::ffi;
-use crate::capture::limits::Limits;
-use crate::capture::link::Link;
+use crate::capture::limits::CallLimits;
+use crate::capture::link::SharedConnection;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
 #[derive(Clone)]
@@ -21,9 +22,9 @@ pub struct Machine {
     domain: Domain,
     name: String,
     uuid: String,
-    link: Arc<Link>,
+    link: Arc<SharedConnection>,
     /// Opened when the shared connection is blocked by another machine.
-    own: Arc<Mutex<Option<(Domain, Link)>>>,
+    own: Arc<Mutex<Option<(Domain, SharedConnection)>>>,
 }
 
 /// What a machine that does not answer may still be asked, it may take so long for.
@@ -79,7 +80,6 @@ pub enum Which {
 pub struct MachineInfo {
     /// The most memory it may have.
     pub max_memory_bytes: u64,
-    /// Virtual CPUs.
     pub(crate) vcpus: u32,
 }
 
@@ -141,7 +141,7 @@ impl fmt::Display for MachineState {
 }
 
 impl Machine {
-    pub(super) fn new(domain: Domain, link: &Arc<Link>) -> Result<Machine> {
+    pub(super) fn new(domain: Domain, link: &Arc<SharedConnection>) -> Result<Machine> {
         let context = || "look at a machine".to_owned();
         let name = domain.name().context(context)?;
         let uuid = domain.uuid_string().context(context)?;
@@ -149,7 +149,7 @@ impl Machine {
     }
 
     /// How long libvirt may take.
-    pub(super) fn limits(&self) -> &Limits {
+    pub(super) fn limits(&self) -> &CallLimits {
         &self.link.limits
     }
 
@@ -202,7 +202,7 @@ impl Machine {
         if let Some((domain, _)) = &*own {
             return Ok(domain.clone());
         }
-        let (link, uuid) = (Link::open(Some(&self.link.uri), self.limits())?, self.uuid.clone());
+        let (link, uuid) = (SharedConnection::open(Some(&self.link.uri), self.limits())?, self.uuid.clone());
         let domain =
             link.call(|| format!("look up {}", self.name), move |connect| connect.lookup_domain_by_uuid_string(&uuid))?;
         Ok(own.insert((domain, link)).0.clone())
@@ -246,7 +246,7 @@ impl Machine {
 
     /// Whether QEMU runs for it, paused or not.
     pub fn is_running(&self) -> Result<bool> {
-        let action = || format!("ask whether {} runs", self.name);
+        let action = || format!("check whether {} runs", self.name);
         self.call_regardless(self.limits().call, action, |domain| domain.is_active())
     }
 
@@ -262,17 +262,17 @@ impl Machine {
     }
 
     fn state_numbers(&self) -> Result<(i32, i32)> {
-        self.call_regardless(self.limits().call, || format!("ask for the state of {}", self.name), ffi::state)
+        self.call_regardless(self.limits().call, || format!("read the state of {}", self.name), ffi::state)
     }
 
     /// Whether it has a definition that outlives its run.
     pub(crate) fn is_persistent(&self) -> Result<bool> {
-        self.call(|| format!("ask whether {} is persistent", self.name), |domain| domain.is_persistent())
+        self.call(|| format!("check whether {} is persistent", self.name), |domain| domain.is_persistent())
     }
 
     /// Whether it starts with the host; false for a transient machine.
     pub(crate) fn autostart(&self) -> Result<bool> {
-        self.call(|| format!("ask whether {} starts with the host", self.name), |domain| domain.autostart())
+        self.call(|| format!("check whether {} starts with the host", self.name), |domain| domain.autostart())
     }
 
     /// Makes it start with the host, or not.
@@ -308,7 +308,7 @@ impl Machine {
 
     /// Memory and processors.
     pub fn info(&self) -> Result<MachineInfo> {
-        let (max_memory_kib, vcpus) = self.call(|| format!("ask for the size of {}", self.name), ffi::info)?;
+        let (max_memory_kib, vcpus) = self.call(|| format!("read the size of {}", self.name), ffi::info)?;
         Ok(MachineInfo { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
     }
 
@@ -337,7 +337,7 @@ impl Machine {
 
     /// How large one of its disks is; an error when the file is missing or libvirt cannot tell.
     pub fn disk_info(&self, target: &str) -> Result<DiskInfo> {
-        let (action, disk) = (|| format!("ask for the size of {}'s disk {target}", self.name), target.to_owned());
+        let (action, disk) = (|| format!("read the size of {}'s disk {target}", self.name), target.to_owned());
         let (capacity_bytes, allocated_bytes, physical_bytes) =
             self.call(action, move |domain| ffi::block_info(domain, &disk))?;
         Ok(DiskInfo { capacity_bytes, allocated_bytes, physical_bytes })
@@ -364,6 +364,13 @@ impl Machine {
         self.call(|| format!("resume {}", self.name), |domain| domain.resume())
     }
 
+    /// Replaces its definition, which is the same machine; one that runs goes on as it is.
+    pub(crate) fn redefine(&self, xml: &str) -> Result<()> {
+        let xml = xml.to_owned();
+        let define = move |domain: &Domain| define(&domain.connect()?, &xml).map(drop);
+        self.call(|| format!("change the definition of {}", self.name), define)
+    }
+
     /// Forgets its definition, with what libvirt keeps beside it (checkpoints' and snapshots' metadata, firmware
     /// variables only when `nvram` says so). Disks stay.
     pub fn undefine(&self, nvram: bool) -> Result<()> {
@@ -373,6 +380,18 @@ impl Machine {
             | virt_sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
         self.call(|| format!("undefine {}", self.name), move |domain| domain.undefine_flags(flags))
+    }
+}
+
+/// Defines a machine; what only the schema does not know is left to libvirt.
+pub(super) fn define(connect: &Connect, xml: &str) -> std::result::Result<Domain, VirtError> {
+    match connect.define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE) {
+        // The machine ran with this definition before, so let libvirt judge it itself.
+        Err(error) if error.code().is(ErrorNumber::XmlInvalidSchema) => {
+            tracing::debug!("libvirt's schema does not know this definition: {error}");
+            connect.define_domain_xml_flags(xml, 0)
+        }
+        other => other,
     }
 }
 

@@ -26,11 +26,13 @@
 //! | [`holders`] | who has a file open |
 //! | [`images`] | image files: which file it is, and its bitmaps |
 //! | [`process`] | processes, distinguished from later ones with the same number |
+//! | `pull` | copies what is below an image into it, while the machine runs |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`parts::safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`state`] | what is known of an open capture, on disk |
 //! | [`open`] | opens a capture: what is asked for, a machine that runs, one that is off |
 //! | [`close`] | closes captures, and clears what a killed run left |
+//! | [`transient`] | machines that exist while this process does |
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
 //!
 //! # What survives what
@@ -43,6 +45,7 @@ pub mod block_job;
 pub(crate) mod checkpoint;
 pub mod close;
 pub(crate) mod connection;
+pub(crate) mod disk_session;
 mod domain_folder;
 pub mod domain_xml;
 mod error;
@@ -61,10 +64,12 @@ pub(crate) mod open;
 pub(crate) mod parts;
 pub(crate) mod pools;
 pub mod process;
+mod pull;
 pub(crate) mod runtime;
 mod signals;
 pub mod state;
 pub(crate) mod survey;
+pub(crate) mod transient;
 
 pub use crate::capture::domain_xml::definition::Definition;
 pub(crate) use crate::capture::domain_xml::definition::{DefinedDisk, DiskSource};
@@ -77,8 +82,9 @@ pub(crate) use connection::{complete_path, quiet_libvirt_log};
 pub(crate) use error::Result;
 pub use error::{Error, LibvirtErrorKind};
 pub(crate) use ffi::{detach_from_terminal, fork};
-pub(crate) use limits::Limits;
+pub(crate) use limits::CallLimits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
+pub(crate) use process::RunningBackup;
 pub use runtime::RuntimeDirs;
 pub(crate) use state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk};

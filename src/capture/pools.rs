@@ -31,9 +31,9 @@ impl Hypervisor {
         let looked_up =
             self.link.call(action, move |connect| look_up(&connect.lookup_storage_pool_by_name(&wanted)?, &name));
         match looked_up {
-            Ok(Found::Volume(path)) => Ok(VolumePlace::There(path)),
-            Ok(Found::Pool(xml)) => new_place(&xml, volume),
-            Ok(Found::NotStarted) => Ok(VolumePlace::PoolNotStarted),
+            Ok(FoundVolume::Volume(path)) => Ok(VolumePlace::There(path)),
+            Ok(FoundVolume::Pool(xml)) => new_place(&xml, volume),
+            Ok(FoundVolume::NotStarted) => Ok(VolumePlace::PoolNotStarted),
             // A libvirt without a storage driver has no pools.
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
                 Ok(VolumePlace::NoPool)
@@ -53,7 +53,6 @@ impl Hypervisor {
         )
     }
 
-    /// Removes a volume.
     pub(crate) fn delete_volume(&self, pool: &str, volume: &str) -> Result<()> {
         let (action, name) = (|| format!("delete volume {volume} of storage pool {pool}"), volume.to_owned());
         self.with_pool(pool, action, move |pool| pool.lookup_storage_vol_by_name(&name)?.delete(0).map(drop))
@@ -76,8 +75,7 @@ impl Hypervisor {
 }
 
 /// What libvirt knows of a volume.
-enum Found {
-    /// Its path.
+enum FoundVolume {
     Volume(PathBuf),
     /// It is not there; its pool's description.
     Pool(String),
@@ -85,17 +83,17 @@ enum Found {
     NotStarted,
 }
 
-fn look_up(pool: &StoragePool, volume: &str) -> std::result::Result<Found, virt::error::Error> {
+fn look_up(pool: &StoragePool, volume: &str) -> std::result::Result<FoundVolume, virt::error::Error> {
     if !pool.is_active()? {
-        return Ok(Found::NotStarted);
+        return Ok(FoundVolume::NotStarted);
     }
     // Files that were put there or removed since are seen by that.
     if let Err(error) = pool.refresh(0) {
         tracing::debug!("{error}");
     }
     match pool.lookup_storage_vol_by_name(volume) {
-        Ok(there) => there.path().map(PathBuf::from).map(Found::Volume),
-        Err(_) => pool.xml_desc(0).map(Found::Pool),
+        Ok(there) => there.path().map(PathBuf::from).map(FoundVolume::Volume),
+        Err(_) => pool.xml_desc(0).map(FoundVolume::Pool),
     }
 }
 

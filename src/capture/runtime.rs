@@ -6,6 +6,9 @@
 //! | `/run/kvmb-nbd` (the same name with `-nbd`) | 0711 | a folder for each capture, 0700, owned by QEMU's user: sockets |
 //! | `/var/lib/kvmb/scratch` (`$XDG_DATA_HOME/kvmb/scratch`) | 0711 | a folder for each capture, 0700, owned by QEMU's user: scratch files |
 //!
+//! A live restore has a folder beside those of captures, `live-` and a part of its machine's UUID: the socket of the
+//! point that its disks are on.
+//!
 //! `$KVMB_RUNTIME_DIR` names another state folder. A folder that somebody else owns or can write, or that is a symbolic
 //! link, is refused: definitions with secrets are in there.
 
@@ -20,7 +23,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::capture::error::{Error, Result};
-use crate::capture::limits::Limits;
+use crate::capture::limits::CallLimits;
 
 /// The longest path that a Unix socket can have, without the zero byte.
 pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -31,7 +34,7 @@ pub struct RuntimeDirs {
     state: PathBuf,
     sockets: PathBuf,
     scratch: PathBuf,
-    limits: Limits,
+    limits: CallLimits,
 }
 
 impl RuntimeDirs {
@@ -53,7 +56,7 @@ impl RuntimeDirs {
             state,
             sockets: PathBuf::from(sockets),
             scratch: default_scratch_folder(),
-            limits: Limits::default(),
+            limits: CallLimits::default(),
         };
         make_private_folder(&runtime.state, 0o700)?;
         make_private_folder(&runtime.sockets, 0o711)?;
@@ -70,6 +73,17 @@ impl RuntimeDirs {
         &self.sockets
     }
 
+    /// The socket of the point that a machine is restored from while it runs.
+    pub(crate) fn live_restore_socket(&self, uuid: &str) -> PathBuf {
+        let part: String = uuid.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+        self.sockets.join(format!("{LIVE_PREFIX}{part}")).join(SERVED_SOCKET)
+    }
+
+    /// The sockets of all live restores, as a pattern for the profile of a security module.
+    pub(crate) fn live_restore_sockets(&self) -> String {
+        format!("{}/{LIVE_PREFIX}*/{SERVED_SOCKET}", self.sockets.display())
+    }
+
     /// Where scratch files go unless set otherwise.
     pub fn scratch_folder(&self) -> &Path {
         &self.scratch
@@ -82,13 +96,13 @@ impl RuntimeDirs {
     }
 
     /// The same, with other limits.
-    pub(crate) fn with_limits(mut self, limits: Limits) -> RuntimeDirs {
+    pub(crate) fn with_limits(mut self, limits: CallLimits) -> RuntimeDirs {
         self.limits = limits;
         self
     }
 
     /// How long libvirt may take where a capture opens a connection by itself.
-    pub(crate) fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &CallLimits {
         &self.limits
     }
 
@@ -98,6 +112,19 @@ impl RuntimeDirs {
             uuid.chars().filter(|character| character.is_ascii_alphanumeric() || *character == '-').collect();
         self.state.join(format!("machine-{name}.lock"))
     }
+}
+
+/// What the names of the folders of live restores begin with.
+const LIVE_PREFIX: &str = "live-";
+
+/// The name of a served point's socket in its folder.
+pub(crate) const SERVED_SOCKET: &str = "nbd";
+
+/// Whether a socket is that of a live restore.
+pub(crate) fn is_of_live_restore(socket: &Path) -> bool {
+    let folder = socket.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    socket.file_name().is_some_and(|name| name == SERVED_SOCKET)
+        && folder.is_some_and(|name| name.starts_with(LIVE_PREFIX))
 }
 
 /// The room left where a folder is (or will be made), for whoever is not root.
@@ -128,7 +155,7 @@ pub(super) fn check_socket_path(path: &Path) -> Result<()> {
 
 /// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to
 /// pass, and every folder on the way must let that user pass.
-pub(super) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
+pub(crate) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     make_daemon_folder(path, owner)?;
     check_reachable(path, owner)
 }

@@ -16,7 +16,7 @@ const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 #[derive(Debug)]
 pub(super) struct Shield(());
 
-struct Held {
+struct HeldSignals {
     /// Whether a signal ends the program at once.
     default: Arc<AtomicBool>,
     /// Which signals came, in the order of [`SIGNALS`].
@@ -24,11 +24,11 @@ struct Held {
     shields: Mutex<usize>,
 }
 
-static HELD: OnceLock<Held> = OnceLock::new();
+static HELD: OnceLock<HeldSignals> = OnceLock::new();
 
 impl Shield {
     pub(super) fn raise() -> Shield {
-        let held = HELD.get_or_init(Held::install);
+        let held = HELD.get_or_init(HeldSignals::install);
         let mut shields = lock(&held.shields);
         *shields += 1;
         held.default.store(false, Ordering::SeqCst);
@@ -54,9 +54,10 @@ impl Drop for Shield {
     }
 }
 
-impl Held {
-    fn install() -> Held {
-        let held = Held { default: Arc::new(AtomicBool::new(true)), came: Default::default(), shields: Mutex::new(0) };
+impl HeldSignals {
+    fn install() -> HeldSignals {
+        let held =
+            HeldSignals { default: Arc::new(AtomicBool::new(true)), came: Default::default(), shields: Mutex::new(0) };
         let taken = signals_taken();
         for (signal, came) in SIGNALS.iter().zip(&held.came) {
             if taken & (1 << (signal - 1)) != 0 {

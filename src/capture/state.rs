@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_file;
 use crate::capture::agent::Consistency;
+use crate::capture::disk_session::DiskSession;
 use crate::capture::error::{Error, Result};
 use crate::capture::images::{ImageIdentity, ImageOwner};
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
@@ -162,7 +163,6 @@ pub struct CapturedDisk {
     pub nbd_uri: String,
     /// The socket in that address.
     pub(crate) socket: PathBuf,
-    /// The export's name.
     pub(crate) export: String,
     /// Its size as the guest sees it.
     pub capacity_bytes: u64,
@@ -185,6 +185,12 @@ pub struct CapturedDisk {
     /// Who may use the image, where libvirt leaves that alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<ImageOwner>,
+    /// Whether the data of its image is in an external file, which other programs can write to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) has_data_file: bool,
+    /// Since when the running QEMU has a disk with an external data file open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) session: Option<DiskSession>,
 }
 
 /// A process that serves disks.
@@ -220,7 +226,6 @@ pub(crate) struct OutsideCopy {
     pub(crate) name: String,
     /// Where it was copied from.
     pub(crate) origin: PathBuf,
-    /// Its permissions.
     pub(crate) mode: u32,
 }
 
@@ -229,7 +234,6 @@ pub(crate) struct OutsideCopy {
 pub(crate) struct OutsideLeftOut {
     /// What it is, as [`OutsideCopy::part`].
     pub(crate) part: String,
-    /// Where it is.
     pub(crate) origin: PathBuf,
     /// Why it was not copied.
     pub(crate) reason: String,
@@ -300,7 +304,7 @@ impl CaptureState {
     }
 
     /// Whether its lease is over.
-    pub(crate) fn is_expired(&self) -> bool {
+    pub fn is_expired(&self) -> bool {
         self.lease_ends_at <= Local::now()
     }
 
@@ -497,8 +501,13 @@ impl CaptureFile {
     }
 
     /// Removes the folder and all that is in it.
+    ///
+    /// It loses its name first: a guard of a killed run may be about to write its record, and a file that comes while
+    /// the folder is being emptied would keep it from going. A folder without a name is removed by the next run.
     pub(super) fn remove(self) -> Result<()> {
-        match fs::remove_dir_all(&self.folder) {
+        let nameless = self.folder.with_file_name(format!(".{}", self.id));
+        let renamed = fs::rename(&self.folder, &nameless);
+        match renamed.and_then(|()| fs::remove_dir_all(&nameless)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.folder)(error)),
             _ => Ok(()),
         }
@@ -567,4 +576,37 @@ pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
 pub(crate) fn is_capture_id(name: &str) -> bool {
     name.strip_prefix("c-")
         .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_folder_that_others_still_write_into_is_removed() {
+        let root = tempfile::tempdir().expect("folder");
+        let runtime = RuntimeDirs::open_at(&root.path().join("state")).expect("runtime");
+        for _ in 0..50 {
+            let file = CaptureFile::create(&runtime).expect("create");
+            let (lock, is_over) = (file.folder().join("lock"), AtomicBool::new(false));
+            let removed = thread::scope(|scope| {
+                scope.spawn(|| {
+                    // As the guard of a killed run does, and whoever opens the capture meanwhile.
+                    while !is_over.load(Ordering::Relaxed) {
+                        let _ = atomic_file::write(&lock.with_file_name("guard.json"), b"{}", 0o600);
+                        let _ = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
+                    }
+                });
+                while !lock.with_file_name("guard.json").exists() {
+                    thread::yield_now();
+                }
+                let removed = file.remove();
+                is_over.store(true, Ordering::Relaxed);
+                removed
+            });
+            removed.expect("remove");
+        }
+        assert_eq!(fs::read_dir(runtime.state_folder()).expect("list").count(), 0);
+    }
 }

@@ -39,7 +39,6 @@ pub(crate) struct HostSurvey {
     pub(crate) uri: String,
     /// Whether the machines run on this very host.
     pub(crate) is_local: bool,
-    /// libvirt's version.
     pub(crate) libvirt: (u32, u32, u32),
     /// QEMU's version; none when libvirt finds no QEMU.
     pub(crate) qemu: Option<(u32, u32, u32)>,
@@ -57,15 +56,12 @@ pub(crate) struct MachineSurvey {
     pub(crate) state: MachineState,
     /// It is off and has its memory saved on disk.
     pub(crate) has_saved_memory: bool,
-    /// Its guest agent.
     pub(crate) agent: AgentSurvey,
-    /// What holds it.
     pub(crate) job: JobSurvey,
     /// Where a security module confines its QEMU: that module, and whether the folder that it leaves open was found.
     pub(crate) confined: Option<(String, bool)>,
     /// The first folder on the way to sockets and scratch files that its QEMU may not pass.
     pub(crate) closed_folder: Option<PathBuf>,
-    /// QEMU's user.
     pub(crate) qemu_user: Option<u32>,
     pub(crate) disks: Vec<DiskSurvey>,
     /// Bitmaps that record changes and can no longer be used.
@@ -97,17 +93,14 @@ pub(crate) enum AgentSurvey {
 /// What holds a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum JobSurvey {
-    /// Nothing.
     Free,
     /// A block job of a disk.
     Block {
-        /// The disk's target.
         disk: String,
         job: BlockJob,
     },
     /// A capture of ours, until its lease ends.
     Captured {
-        /// Its id.
         capture: String,
         /// The end of its lease.
         until: DateTime<FixedOffset>,
@@ -118,7 +111,6 @@ pub(crate) enum JobSurvey {
     },
     /// What a run that was killed left.
     LeftOver {
-        /// The capture's id.
         capture: String,
         /// Whether the machine is off and cannot start meanwhile.
         holds_off: bool,
@@ -130,17 +122,14 @@ pub(crate) enum JobSurvey {
     },
     /// libvirt has lost track of a job.
     Wedged {
-        /// What it says.
         message: String,
     },
     /// It could not be found out.
     Unknown {
-        /// Why.
         error: String,
     },
 }
 
-/// One disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DiskSurvey {
     pub(crate) target: String,
@@ -180,7 +169,6 @@ pub(crate) enum DiskStorage {
 /// A bitmap that is missing, or that was not closed properly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BrokenBitmap {
-    /// The disk's target.
     pub(crate) disk: String,
     /// The image that holds it, when the machine is off and it does.
     pub(crate) image: Option<PathBuf>,
@@ -388,10 +376,10 @@ fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) 
         (None, Ok(layers)) => {
             let top = layers.into_iter().next().map(|layer| layer.header).filter(|_| source.path().is_some());
             let storage = match &top {
-                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
                 Some(top) if format == "qcow2" && (top.data_file.is_some() || disk.data_file.is_some()) => {
                     DiskStorage::DataFile
                 }
+                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
                 Some(_) if format == "qcow2" => DiskStorage::OldQcow2,
                 None if disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
                 _ => DiskStorage::Format(format.to_owned()),

@@ -1,15 +1,16 @@
 //! What a command works with.
 
-use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
+use crate::capture::{self, CallLimits, Hypervisor, RuntimeDirs};
 use crate::cli::args::global::Global;
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::folders::data_folder;
 use crate::cli::run::Run;
 use crate::cli::settings::Settings;
 use crate::cli::terminal::progress::Bars;
 use crate::cli::terminal::stderr;
 use crate::config::Config;
 use crate::ops::Stop;
+use crate::ops::points::name_matches;
 use crate::storage::Storage;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,19 +19,15 @@ use std::time::Duration;
 /// What a command works with.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// The global flags.
     pub(crate) global: Global,
-    /// The configuration.
     pub(crate) settings: Settings,
     /// This call of the program.
     pub(crate) run: Run,
     /// The command line as clap knows it, for what explains or reads one.
     pub(crate) grammar: fn() -> clap::Command,
-    /// Raised by Ctrl-C.
     pub(crate) stop: Stop,
     /// How long libvirt may take.
-    pub(crate) limits: Limits,
-    /// Progress and warnings.
+    pub(crate) limits: CallLimits,
     pub(crate) monitor: Bars,
     /// The places of repositories that were opened, by address.
     pub(super) storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
@@ -43,7 +40,7 @@ impl Context {
             (Bars::new(global.quiet, global.progress, &run.id), Stop::of_process(), Mutex::default());
         let configured = &settings.loaded.config.limits;
         let (call, begin) = (configured.libvirt.value().0, configured.backup_begin.value().0);
-        let limits = Limits::new(call, begin, stop.flag());
+        let limits = CallLimits::new(call, begin, stop.flag());
         Context { global, settings, run, grammar, stop, limits, monitor, storages }
     }
 
@@ -86,6 +83,12 @@ impl Context {
     /// The configuration file, for what has no flag.
     pub(crate) fn config(&self) -> &Config {
         &self.settings.loaded.config
+    }
+
+    /// The disks of a machine that the configuration leaves out of backups.
+    pub(crate) fn excluded_disks(&self, machine: &str) -> Vec<String> {
+        let lists = self.config().excluded_disks.iter().filter(|(name, _)| name_matches(name.text(), machine));
+        lists.flat_map(|(_, disks)| disks.iter().map(|disk| disk.text().to_owned())).collect()
     }
 
     /// The folders of captures.

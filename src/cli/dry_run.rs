@@ -17,7 +17,6 @@ pub(crate) const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb ba
 /// Where points would go.
 #[derive(Debug)]
 pub(crate) struct DryRunTarget {
-    /// The repository's address.
     pub(crate) repo: String,
     /// That of the second one, which they would be copied to.
     pub(crate) copy_to: Option<String>,
@@ -52,7 +51,7 @@ fn planned(
     let hypervisor = context.hypervisor(selection.connect.as_deref())?;
     let machine = hypervisor.machine(&selection.machine)?;
     let definition = machine.definition(Which::Live)?;
-    let request = capture.request(selection.disks.clone())?;
+    let request = capture.request(context, selection)?;
     let (disks, skipped) = snapshot::choose(&machine, &definition, &request)?;
     let mut skipped: Vec<_> =
         skipped.iter().map(|disk| json!({ "disk": disk.target, "reason": disk.reason })).collect();

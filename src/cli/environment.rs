@@ -17,14 +17,24 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ),
     ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first output line is that password or passphrase"),
     ("KVMB_SSH_PASSWORD", "that password or passphrase itself"),
+    ("KVMB_CACERT", "`--cacert`: certificates to verify HTTPS servers with"),
+    ("KVMB_TLS_CLIENT_CERT", "`--tls-client-cert`: the certificate and key of this host for HTTPS servers"),
+    ("KVMB_REST_PASSWORD_FILE", "a file whose first line is the password of the account on a REST server"),
+    ("KVMB_REST_PASSWORD_COMMAND", "a command whose first output line is that password"),
     ("KVMB_CONFIG", "`--config`: the configuration file"),
     ("KVMB_LOG_FILE", "`--log-file`"),
     ("KVMB_OUTPUT", "`--output`: `table`, `jsonl` or `json`"),
     ("KVMB_SCRATCH", "`--scratch`: the folder for blocks that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
-        "the folder of the default repository, its key, scratch files, the history and cached data (`/var/lib/kvmb`; \
-         below `$XDG_DATA_HOME` for a user)",
+        "the folder of the default repository, its key, scratch files, the history, jobs and cached data \
+         (`/var/lib/kvmb`; for a user below `$XDG_DATA_HOME` and, for history, jobs and cached data, \
+         `$XDG_STATE_HOME`)",
+    ),
+    (
+        "KVMB_CACHE_DIR",
+        "`--cache-dir`: the folder for copies of the index (`/var/cache/kvmb`; `cache` in `$KVMB_DATA_DIR` if that is \
+         set; below `$XDG_CACHE_HOME` for a user)",
     ),
     ("KVMB_RUNTIME_DIR", "the folder of open captures (`/run/kvmb`; below `$XDG_RUNTIME_DIR` for a user)"),
     ("KVMB_COMPLETE", "set by the completion scripts: the shell"),
@@ -34,6 +44,17 @@ pub const VARIABLES: &[(&str, &str)] = &[
 pub(crate) const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection if `--connect` is not given"),
     ("SSH_AUTH_SOCK", "the ssh agent"),
+    ("RESTIC_REST_USERNAME", "the account on a REST server"),
+    ("RESTIC_REST_PASSWORD", "the password of that account"),
+    ("AWS_ACCESS_KEY_ID", "the access key of an object storage"),
+    ("AWS_SECRET_ACCESS_KEY", "the secret of that access key"),
+    ("AWS_SESSION_TOKEN", "the token of an access key that expires"),
+    ("AWS_SHARED_CREDENTIALS_FILE", "a file with access keys (default: `~/.aws/credentials`)"),
+    ("AWS_PROFILE", "the profile in that file"),
+    ("AWS_REGION", "the region of a bucket"),
+    ("AWS_DEFAULT_REGION", "the region of a bucket, if `AWS_REGION` is not set"),
+    ("HTTPS_PROXY", "the proxy to reach HTTP servers by; `HTTP_PROXY` and `ALL_PROXY` mean the same"),
+    ("NO_PROXY", "the servers to reach without it"),
     ("JOURNAL_STREAM", "set by systemd: kvmb logs to the journal"),
     ("NO_COLOR", "no colour, if it is not empty"),
     ("CLICOLOR_FORCE", "colour even where there is no terminal, if it is neither empty nor 0"),

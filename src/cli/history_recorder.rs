@@ -1,14 +1,16 @@
 //! What commands note in the history of this host, for `kvmb status`. That it cannot be written stops nothing.
 
 use crate::cli::context::Context;
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::folders::state_folder;
 use crate::history::{
-    self, History, KnownPoint, MachineRun, Memory, PruneRun, RepoMemory, RunOutcome, Verification, VerifiedDepth,
+    self, DrillRun, History, KnownPoint, MachineMemory, MachineRun, PruneRun, RepoMemory, RunOutcome, Verification,
+    VerifiedDepth,
 };
+use crate::ops::manifest::Manifest;
 use crate::ops::verify;
-use crate::record::{Point, Time};
+use crate::record::{Check, Point, Time};
 use crate::repo::Repository;
 use chrono::Local;
 use std::collections::BTreeMap;
@@ -23,7 +25,7 @@ pub(crate) struct HistoryRecorder<'c> {
 impl<'c> HistoryRecorder<'c> {
     /// The history of the repository with this address, as [`crate::storage::Storage::url`] has it.
     pub(crate) fn of(context: &'c Context, repo: &str) -> HistoryRecorder<'c> {
-        let history = match data_folder() {
+        let history = match state_folder() {
             Ok(folder) => Some(History::of(&folder, repo)),
             Err(error) => {
                 tracing::warn!("cannot record the history: {error}");
@@ -73,7 +75,7 @@ impl<'c> HistoryRecorder<'c> {
         };
         let verification = Verification { point: point.point.clone(), at: HistoryRecorder::now(), depth };
         let is_whole = point.damage.is_empty();
-        let note = |memory: &mut Memory| {
+        let note = |memory: &mut MachineMemory| {
             if is_whole { memory.note_whole(verification) } else { memory.note_damage(verification) }
         };
         // Where a point's description is lost, its machine is known by name only.
@@ -85,6 +87,30 @@ impl<'c> HistoryRecorder<'c> {
         if let Some(uuid) = uuid {
             self.change(&point.machine, &uuid, note);
         }
+    }
+
+    /// Notes what a drill came to that began then.
+    pub(crate) fn drill(&self, manifest: &Manifest, point: &str, began_at: Time, check: &Check) {
+        let text = |name: &str| check.extra.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+        let drill = DrillRun {
+            run: self.context.run.id.clone(),
+            point: KnownPoint { point: point.to_owned(), captured_at: manifest.captured_at },
+            began_at,
+            ended_at: HistoryRecorder::now(),
+            status: check.status.clone(),
+            detail: check.detail.clone(),
+            rung: text("rung"),
+            rung_seconds: check.extra.get("rung_seconds").and_then(|seconds| seconds.as_f64()),
+            log: text("log"),
+            screenshot: text("screenshot"),
+        };
+        self.change(&manifest.machine, &manifest.uuid, |memory| memory.note_drill(drill));
+    }
+
+    /// When the last drill of each machine ended, by the machine's name.
+    pub(crate) fn last_drills(&self) -> BTreeMap<String, Time> {
+        let memories = self.history.iter().flat_map(|history| history.all().0);
+        memories.filter_map(|memory| Some((memory.machine, memory.last_drill?.ended_at))).collect()
     }
 
     /// Notes what a prune of all machines came to.
@@ -110,6 +136,17 @@ impl<'c> HistoryRecorder<'c> {
         }
     }
 
+    /// Notes how large the repository is. Its index has been read by the run itself; only what is new is read again.
+    pub(crate) fn size(&self, repo: &Repository) {
+        match repo.load_index() {
+            Ok(index) => {
+                let stored_bytes = index.stored_bytes();
+                self.change_repo(|memory| memory.note_size(HistoryRecorder::now(), stored_bytes));
+            }
+            Err(error) => tracing::debug!("{}: size: {error}", repo.url()),
+        }
+    }
+
     fn change_repo(&self, change: impl FnOnce(&mut RepoMemory)) {
         let Some(history) = &self.history else { return };
         if let Err(error) = history.change_repo(HistoryRecorder::now(), change) {
@@ -123,7 +160,7 @@ impl<'c> HistoryRecorder<'c> {
         memories.flat_map(|memory| memory.verified_points).map(|known| (known.point.clone(), known)).collect()
     }
 
-    fn change(&self, machine: &str, uuid: &str, change: impl FnOnce(&mut Memory)) {
+    fn change(&self, machine: &str, uuid: &str, change: impl FnOnce(&mut MachineMemory)) {
         let Some(history) = &self.history else { return };
         match history.change(machine, uuid, HistoryRecorder::now(), change) {
             Ok(()) => {}

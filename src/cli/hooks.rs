@@ -35,7 +35,8 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Variables of ours that are no business of a hook.
-const SECRETS: [&str; 2] = ["KVMB_PASSWORD", "KVMB_SSH_PASSWORD"];
+const SECRETS: [&str; 5] =
+    ["KVMB_PASSWORD", "KVMB_SSH_PASSWORD", "RESTIC_REST_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
 /// Variables for a hook, by name.
 type HookVariables = Vec<(&'static str, String)>;

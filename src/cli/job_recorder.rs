@@ -1,8 +1,8 @@
 //! Writes down how this run goes, for `kvmb jobs`, and shows its progress to programs. That it cannot be written stops
 //! nothing.
 
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::exit_code::ExitCode;
+use crate::cli::folders::state_folder;
 use crate::cli::run::Run;
 use crate::cli::terminal::progress::ProgressBoard;
 use crate::history::jobs::{JobRecords, JobWriter, Jobs, seconds};
@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The commands whose runs are jobs.
-const JOBS: [&str; 7] = ["backup", "push", "verify", "restore", "serve", "prune", "snapshot"];
+/// The commands whose runs are jobs, if they are worth a log: of `files`, only `cp` is.
+const JOBS: [&str; 10] =
+    ["backup", "push", "verify", "restore", "drill", "files", "serve", "mount", "prune", "snapshot"];
 
 /// How often progress is written down and shown.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +44,7 @@ pub(crate) struct RecordKeeper {
 impl JobRecorder {
     /// Begins. A dry run is no job.
     pub(crate) fn begin(run: &Run, dry_run: bool, board: &Arc<ProgressBoard>) -> (JobRecorder, Option<RecordKeeper>) {
-        let is_job = JOBS.contains(&run.command) && !dry_run;
+        let is_job = JOBS.contains(&run.command) && run.keeps_log && !dry_run;
         let begun = is_job.then(|| begin(run)).flatten();
         let (job, keeper) = match begun {
             Some((job, records)) => {
@@ -78,7 +79,6 @@ impl JobRecorder {
 }
 
 impl RecordKeeper {
-    /// Keeps a record.
     pub(crate) fn add(&mut self, record: &Record) {
         warn_of(self.records.add(record));
         if let Record::Failure(failure) = record {
@@ -102,7 +102,7 @@ fn warn_of(written: std::io::Result<()>) {
 }
 
 fn begin(run: &Run) -> Option<(JobWriter, JobRecords)> {
-    let folder = data_folder().ok()?;
+    let folder = state_folder().ok()?;
     let job = Job {
         job: run.id.clone(),
         command: run.command.to_owned(),
@@ -112,17 +112,7 @@ fn begin(run: &Run) -> Option<(JobWriter, JobRecords)> {
         origin: origin().to_owned(),
         pid: std::process::id(),
         began_at: now(),
-        ended_at: None,
-        duration_seconds: 0.0,
-        exit_code: None,
-        done_bytes: 0,
-        total_bytes: 0,
-        bytes_per_second: None,
-        left_seconds: None,
-        steps: Vec::new(),
-        failures: 0,
-        error: None,
-        extra: Default::default(),
+        ..Job::default()
     };
     match Jobs::of(&folder).begin(job) {
         Ok(begun) => Some(begun),

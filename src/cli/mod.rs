@@ -2,12 +2,13 @@
 //!
 //! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+mod aws_profile;
 pub(crate) mod complete;
 mod context;
-mod data_folder;
 mod detach;
 pub mod environment;
 pub mod failure;
+mod folders;
 pub(crate) mod input;
 pub(crate) mod output;
 mod overview;
@@ -23,11 +24,14 @@ mod commands;
 mod dry_run;
 mod history_recorder;
 mod hooks;
+mod http_access;
 mod job_recorder;
+mod object_locks;
 pub(crate) mod terminal;
 
 use crate::capture;
 use crate::config::Loaded;
+use crate::confined;
 use crate::ops;
 use args::global::Global;
 use clap::error::ErrorKind;
@@ -35,8 +39,9 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[cfg(feature = "console")]
 use commands::ui;
 use commands::{
-    backup, completions, config, disks, doctor, guard, hash, init, jobs, key, log, man, pin, points, prune, push,
-    release, remote, restore, schedule, serve, snapshot, status, unlock, verify, vms,
+    backup, completions, config, disks, doctor, drill, files, guard, hash, init, jobs, key, log, man, mount, pin,
+    points, prune, push, release, remote, restore, schedule, schema, serve, snapshot, stats, status, unlock, verify,
+    vms,
 };
 use context::Context;
 use failure::CliError;
@@ -86,10 +91,14 @@ enum Command {
     Release(release::ReleaseArgs),
     Verify(verify::VerifyArgs),
     Restore(restore::RestoreArgs),
+    Drill(drill::DrillArgs),
     Serve(serve::ServeArgs),
+    Files(files::FilesArgs),
+    Mount(mount::MountArgs),
     Points(points::PointsArgs),
     Pin(pin::PinArgs),
     Unlock(unlock::UnlockArgs),
+    Stats(stats::StatsArgs),
     Prune(prune::PruneArgs),
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
@@ -98,6 +107,7 @@ enum Command {
     Remote(remote::RemoteArgs),
     Schedule(schedule::ScheduleArgs),
     Config(config::ConfigArgs),
+    Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
@@ -111,6 +121,12 @@ enum Command {
 
 /// The whole program: parses, runs, says how it went.
 pub fn main() -> Exit {
+    if std::env::args_os().nth(1).is_some_and(|word| word == confined::COMMAND) {
+        // Before anything else is opened, read or started. No user calls it.
+        capture::detach_from_terminal();
+        confined::child::run();
+        return Exit::Code(ExitCode::Done);
+    }
     if let Some(code) = complete::answer(command) {
         return Exit::Code(code);
     }
@@ -239,10 +255,15 @@ impl Command {
             Command::Release(_) => ("release", ClosedPipe::Changes),
             Command::Verify(_) => ("verify", ClosedPipe::Reads),
             Command::Restore(_) => ("restore", ClosedPipe::Changes),
+            Command::Drill(_) => ("drill", ClosedPipe::Changes),
             Command::Serve(_) => ("serve", ClosedPipe::Changes),
+            Command::Files(args) if args.changes() => ("files", ClosedPipe::Changes),
+            Command::Files(_) => ("files", ClosedPipe::Reads),
+            Command::Mount(_) => ("mount", ClosedPipe::Changes),
             Command::Points(_) => ("points", ClosedPipe::Reads),
             Command::Pin(_) => ("pin", ClosedPipe::Changes),
             Command::Unlock(_) => ("unlock", ClosedPipe::Changes),
+            Command::Stats(_) => ("stats", ClosedPipe::Reads),
             Command::Prune(_) => ("prune", ClosedPipe::Changes),
             Command::Backup(_) => ("backup", ClosedPipe::Changes),
             Command::Init(_) => ("init", ClosedPipe::Changes),
@@ -252,6 +273,7 @@ impl Command {
             Command::Remote(_) => ("remote", ClosedPipe::Changes),
             Command::Schedule(_) => ("schedule", ClosedPipe::Changes),
             Command::Completions(_) => ("completions", ClosedPipe::Reads),
+            Command::Schema(_) => ("schema", ClosedPipe::Reads),
             Command::Man(_) => ("man", ClosedPipe::Changes),
             Command::Doctor(_) => ("doctor", ClosedPipe::Reads),
             Command::Guard(_) => ("guard", ClosedPipe::Reads),
@@ -266,14 +288,18 @@ impl Command {
 
     /// Whether it goes on in the background when it is ready.
     fn wants_to_detach(&self) -> bool {
-        matches!(self, Command::Serve(args) if args.wants_to_detach())
+        match self {
+            Command::Serve(args) => args.wants_to_detach(),
+            Command::Mount(args) => args.wants_to_detach(),
+            _ => false,
+        }
     }
 
     /// Whether the configuration has to be right.
     fn needs_config(&self) -> bool {
         match self {
             Command::Config(args) => args.needs_config(),
-            Command::Completions(_) | Command::Man(_) | Command::Guard(_) => false,
+            Command::Completions(_) | Command::Man(_) | Command::Guard(_) | Command::Schema(_) => false,
             _ => true,
         }
     }
@@ -288,10 +314,14 @@ impl Command {
             Command::Release(args) => args.run(context, session),
             Command::Verify(args) => args.run(context, session),
             Command::Restore(args) => args.run(context, session),
+            Command::Drill(args) => args.run(context, session),
             Command::Serve(args) => args.run(context, session),
+            Command::Files(args) => args.run(context, session),
+            Command::Mount(args) => args.run(context, session),
             Command::Points(args) => args.run(context, session),
             Command::Pin(args) => args.run(context, session),
             Command::Unlock(args) => args.run(context, session),
+            Command::Stats(args) => args.run(context, session),
             Command::Prune(args) => args.run(context, session),
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
@@ -300,6 +330,10 @@ impl Command {
             Command::Remote(args) => args.run(context, session),
             Command::Schedule(args) => args.run(context, session),
             Command::Config(args) => args.run(context, session),
+            Command::Schema(args) => {
+                args.run(session);
+                Ok(())
+            }
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session, command()),
             Command::Doctor(args) => args.run(context, session),

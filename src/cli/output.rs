@@ -1,10 +1,11 @@
 //! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
 
 use crate::cli::table::{self, TableOptions, View};
-use crate::cli::terminal::color;
 use crate::cli::terminal::stderr::report;
+use crate::cli::terminal::{color, live_lines, screen};
 use crate::record::Record;
 use clap::ValueEnum;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, IsTerminal, Write};
 
 /// How records are printed.
@@ -45,10 +46,12 @@ pub(crate) fn flush() {
     let _ = io::stdout().flush();
 }
 
-/// How many columns the terminal of standard output has; none where there is no terminal.
-fn terminal_width() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|_| io::stdout().is_terminal())?;
-    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+/// Whether standard output still leads somewhere: a pipe whose reader has ended says so without a write.
+pub(crate) fn has_reader() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    let polled = poll(&mut watched, Some(&Timespec::default()));
+    polled.is_err() || !watched[0].revents().contains(PollFlags::ERR)
 }
 
 /// Standard output.
@@ -103,6 +106,21 @@ impl Output {
         }
     }
 
+    /// Whether each record is printed as soon as it is made.
+    pub(crate) fn prints_at_once(&self) -> bool {
+        self.format == Format::Jsonl
+    }
+
+    /// Whether standard output is a terminal.
+    pub(crate) fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Prints no records: standard output is for bytes.
+    pub(crate) fn suppress_records(&mut self) {
+        self.ended = true;
+    }
+
     /// Whether records are printed as a table.
     pub(crate) fn is_table(&self) -> bool {
         self.format == Format::Table
@@ -126,7 +144,7 @@ impl Output {
             }
             Format::Table => {
                 let color = color::is_wanted(io::stdout().is_terminal());
-                let options = TableOptions { width: terminal_width(), color, view: self.view };
+                let options = TableOptions { width: screen::width_of(io::stdout()), color, view: self.view };
                 let now = chrono::Local::now().fixed_offset();
                 let mut text = match self.checks {
                     Some(display) => table::render_checks(&held, now, options, display == CheckDisplay::All),
@@ -165,7 +183,7 @@ impl Output {
             return;
         }
         let mut stdout = io::stdout().lock();
-        if let Err(error) = stdout.write_all(text).and_then(|()| stdout.flush()) {
+        if let Err(error) = live_lines::above(|| stdout.write_all(text).and_then(|()| stdout.flush())) {
             self.closed = true;
             if error.kind() != io::ErrorKind::BrokenPipe {
                 report(&format!("cannot write to standard output: {error}"), None);

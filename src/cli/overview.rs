@@ -4,18 +4,37 @@ use clap::{Arg, Command};
 
 /// The groups; a command that is in none of them is in the last one.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Everyday commands", &["backup", "restore", "points", "verify", "status", "ui", "jobs", "log", "serve", "pin"]),
-    ("Repository commands", &["init", "prune", "unlock", "key"]),
-    ("Set-up commands", &["doctor", "remote", "schedule", "config", "completions", "man"]),
+    (
+        "Everyday commands",
+        &[
+            "backup", "restore", "points", "verify", "drill", "status", "ui", "jobs", "log", "files", "serve", "mount",
+            "pin",
+        ],
+    ),
+    ("Repository commands", &["init", "stats", "prune", "unlock", "key"]),
+    ("Set-up commands", &["doctor", "remote", "schedule", "config", "schema", "completions", "man"]),
     ("Pipeline commands", &["vms", "disks", "snapshot", "hash", "push", "release"]),
 ];
 
 /// Commands that never talk to libvirt themselves.
-const WITHOUT_LIBVIRT: [&str; 10] =
-    ["hash", "push", "points", "pin", "unlock", "init", "key", "remote", "completions", "man"];
+const WITHOUT_LIBVIRT: [&str; 13] = [
+    "files",
+    "hash",
+    "push",
+    "points",
+    "pin",
+    "unlock",
+    "init",
+    "key",
+    "stats",
+    "remote",
+    "schema",
+    "completions",
+    "man",
+];
 
 /// Commands that print no records and keep no log.
-const WITHOUT_RECORDS: [&str; 1] = ["completions"];
+const WITHOUT_RECORDS: [&str; 2] = ["completions", "schema"];
 
 /// The widest line of the overview.
 const WIDTH: usize = 79;

@@ -8,16 +8,13 @@ use std::time::Instant;
 pub(crate) struct Run {
     /// Its id, in every line of the log.
     pub(crate) id: String,
-    /// The command.
     pub(crate) command: &'static str,
-    /// When it began.
     pub(crate) began: Instant,
     /// Whether it is worth a log: it changes something, or verifies it.
     pub(crate) keeps_log: bool,
 }
 
 impl Run {
-    /// Begins now.
     pub(super) fn begin(command: &'static str, effect: ClosedPipe) -> Run {
         let keeps_log = (effect == ClosedPipe::Changes && command != "man") || command == "verify";
         Run { id: format!("{:08x}", rand::random::<u32>()), command, began: Instant::now(), keeps_log }

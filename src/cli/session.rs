@@ -15,9 +15,7 @@ use crate::record::{Check, Failure, Point, Record};
 pub(crate) struct About {
     /// The libvirt connection URI.
     pub(crate) connect: Option<String>,
-    /// The machine.
     pub(crate) machine: Option<String>,
-    /// The disk.
     pub(crate) disk: Option<String>,
     /// The capture that is still open.
     pub(crate) capture: Option<String>,
@@ -45,14 +43,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Begins a command.
     pub(crate) fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
         let view = if command == "backup" { View::Backup } else { View::Listing };
         let output = Output::new(format, effect, view);
         Session { command, output, tally: Tally::default(), kept: None, keeper: None, plugin: None }
     }
 
-    /// The command's name.
     pub(crate) fn command(&self) -> &'static str {
         self.command
     }
@@ -97,6 +93,21 @@ impl Session {
     /// Prints text that is no record: a completion script, a manual page.
     pub(crate) fn text(&mut self, text: &[u8]) {
         self.output.text(text);
+    }
+
+    /// Counts something that was done and is no record.
+    pub(crate) fn count_done(&mut self) {
+        self.tally.done();
+    }
+
+    /// Whether a person sees what is printed.
+    pub(crate) fn prints_to_terminal(&self) -> bool {
+        self.output.is_terminal()
+    }
+
+    /// Prints no records: standard output is for the bytes of [`Session::text`].
+    pub(crate) fn suppress_records(&mut self) {
+        self.output.suppress_records();
     }
 
     /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
@@ -190,6 +201,11 @@ impl Session {
         self.output.is_table()
     }
 
+    /// Whether each record is printed as soon as it is made.
+    pub(crate) fn prints_at_once(&self) -> bool {
+        self.output.prints_at_once()
+    }
+
     /// Ends the output before the command: what happens later is on standard error and in the exit code.
     pub(crate) fn end_output(&mut self) {
         self.output.finish();
@@ -220,7 +236,6 @@ impl Session {
         self.plugin
     }
 
-    /// Ends the command.
     pub(crate) fn finish(mut self) -> ExitCode {
         self.output.finish();
         if self.output.is_pointless() && !self.output.has_failed() {

@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 22] = [
+const FLAGS: &[(&str, &str)] = &[
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
+    ("http.ca_file", "cacert"),
+    ("http.client_certificate", "tls_client_cert"),
     ("jobs", "jobs"),
     ("freeze", "freeze"),
     ("freeze_timeout", "freeze_timeout"),
@@ -23,10 +25,14 @@ const FLAGS: [(&str, &str); 22] = [
     ("scratch", "scratch"),
     ("audit", "audit"),
     ("chunk_size", "chunk_size"),
+    ("compression", "compression"),
     ("full_every", "full_every"),
     ("limit_read", "limit_read"),
     ("limit_upload", "limit_upload"),
     ("retry_for", "retry_for"),
+    ("cache_dir", "cache_dir"),
+    ("key_cache", "key_cache"),
+    ("threads", "threads"),
     ("verify", "verify"),
     ("verify_sample", "verify_sample"),
     ("prune_after_backup", "prune"),
@@ -35,6 +41,11 @@ const FLAGS: [(&str, &str); 22] = [
     ("status.warning", "warning"),
     ("status.critical", "critical"),
     ("status.verify_warning", "verify_warning"),
+    ("drill.max_age", "drill_max_age"),
+    ("drill.until", "drill_until"),
+    ("drill.timeout", "drill_timeout"),
+    ("drill.memory", "drill_memory"),
+    ("drill.vcpus", "drill_vcpus"),
 ];
 
 /// A password has an order of its own (see [`crate::cli::args::repo`]): the variables of all its sources come before
@@ -50,7 +61,6 @@ const VARIABLES: [(&str, &str); 1] = [("password_command", "KVMB_PASSWORD_COMMAN
 /// The configuration, and what the command line said instead of it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
-    /// The configuration.
     pub(crate) loaded: Loaded,
     /// Whether the command line has --dry-run.
     pub(crate) is_dry_run: bool,
@@ -144,7 +154,8 @@ impl Settings {
         };
         let is_secret = SECRET_KEYS.contains(&key) && !value.is_null();
         let value = if is_secret { json!("(hidden)") } else { value };
-        Setting { key: key.to_owned(), value, source: source.to_owned(), origin, extra: Default::default() }
+        let (key, source, schema) = (key.to_owned(), source.to_owned(), schema.clone());
+        Setting { key, value, source, origin, schema, extra: Default::default() }
     }
 }
 

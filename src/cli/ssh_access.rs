@@ -1,17 +1,18 @@
 //! What a server's storage knows about this host, and who answers its questions.
 
-use crate::cli::args::repo::storage_error;
+use crate::cli::args::repo::{RepoArgs, storage_error};
 use crate::cli::context::Context;
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::CliError;
+use crate::cli::folders::data_folder;
+use crate::cli::http_access::{http_context, s3_options};
 use crate::cli::table::printable;
 use crate::cli::terminal::prompt;
 use crate::cli::terminal::secret;
 use crate::cli::terminal::stderr::say;
 use crate::config::Ssh;
 use crate::repo::Password;
-use crate::storage::Storage;
 use crate::storage::sftp::{Credentials, Secret, ShownKey, SshContext};
+use crate::storage::{AccessContext, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -149,9 +150,9 @@ impl Credentials for TerminalCredentials {
         let question = format!("{account} asks: {}", printable(question));
         match hidden {
             true => self.secret(&question),
-            false if self.can_answer => {
-                prompt::text(&question, "").map(|text| Some(Secret::new(text))).map_err(|error| error.message)
-            }
+            false if self.can_answer => prompt::text(&question, "", &|_| Ok(()))
+                .map(|text| Some(Secret::new(text)))
+                .map_err(|error| error.message),
             false => Ok(None),
         }
     }
@@ -176,19 +177,20 @@ impl Credentials for TerminalCredentials {
         say(&format!("kvmb:   {}", key.fingerprint));
         say("kvmb: compare it with the output of 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server");
         let question = format!("Does it match (it will be added to {})?", key.known_hosts.display());
-        prompt::confirm(&question).map_err(|error| error.message)
+        prompt::confirm(&question, false).map_err(|error| error.message)
     }
 }
 
 impl Context {
     /// The place that a repository's address means; the same one for the same address, with its connections.
-    pub(crate) fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
+    pub(crate) fn storage(&self, url: &str, repo: &RepoArgs) -> Result<Arc<dyn Storage>, CliError> {
         let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(storage) = storages.get(url) {
             return Ok(Arc::clone(storage));
         }
-        let ssh = ssh_context(self, ssh_password_file, None)?;
-        let storage = crate::storage::open(url, &ssh).map_err(storage_error)?;
+        let ssh = ssh_context(self, repo.ssh_password_file.as_deref(), None)?;
+        let access = AccessContext { ssh, http: http_context(self, repo), s3: s3_options(self, repo) };
+        let storage = crate::storage::open(url, &access).map_err(storage_error)?;
         storages.insert(url.to_owned(), Arc::clone(&storage));
         Ok(storage)
     }

@@ -52,9 +52,10 @@ pub(crate) enum ChangeError {
 impl Change {
     /// Reads `KEY=VALUE`: a text as it is, a number or `true` as such, a list or an object as JSON.
     pub(crate) fn parse(text: &str) -> Result<Change, ChangeError> {
-        // A name in selected_vms may have an equals sign; a value "true" has none.
-        let (key, value) = match text.strip_prefix("selected_vms.").and_then(|rest| rest.rsplit_once('=')) {
-            Some((name, value)) => (format!("selected_vms.{name}"), value),
+        // The name of a machine may have an equals sign; the value "true" and a list of disks have none.
+        let by_machine = ["selected_vms.", "excluded_disks."].into_iter().find(|prefix| text.starts_with(prefix));
+        let (key, value) = match by_machine.and_then(|_| text.rsplit_once('=')) {
+            Some((key, value)) => (key.to_owned(), value),
             None => {
                 let (key, value) =
                     text.split_once('=').ok_or_else(|| ChangeError::NoValue { text: text.to_owned() })?;
@@ -150,7 +151,7 @@ pub(crate) fn without_secrets(text: &str) -> String {
     let mut text = text.to_owned();
     for key in SECRET_KEYS {
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-        if let Ok(Place::Value { value, .. }) = find(&text, &path) {
+        if let Ok(KeyPlace::Value { value, .. }) = find(&text, &path) {
             text.replace_range(value.0..value.1, "\"(hidden)\"");
         }
     }
@@ -160,11 +161,11 @@ pub(crate) fn without_secrets(text: &str) -> String {
 fn set(text: &str, path: &[String], value: &Value) -> Result<String, ChangeError> {
     let mut changed = text.to_owned();
     match find(text, path)? {
-        Place::Value { value: (start, end), .. } => {
+        KeyPlace::Value { value: (start, end), .. } => {
             let column = indent_of_line(text, start);
             changed.replace_range(start..end, &pretty(value, column, &unit(text)));
         }
-        Place::Missing { depth, open, last_end, close } => {
+        KeyPlace::Missing { depth, open, last_end, close } => {
             // What is missing of the path is made around the value.
             let inner = path[depth + 1..]
                 .iter()
@@ -186,7 +187,7 @@ fn set(text: &str, path: &[String], value: &Value) -> Result<String, ChangeError
 }
 
 fn remove(text: &str, path: &[String]) -> Result<String, ChangeError> {
-    let Place::Value { key_start, value: (_, end), previous_end, next_start } = find(text, path)? else {
+    let KeyPlace::Value { key_start, value: (_, end), previous_end, next_start } = find(text, path)? else {
         return Ok(text.to_owned());
     };
     let mut changed = text.to_owned();
@@ -201,7 +202,7 @@ fn remove(text: &str, path: &[String]) -> Result<String, ChangeError> {
 
 /// Where a key is in a text, or would be.
 #[derive(Debug)]
-enum Place {
+enum KeyPlace {
     Value {
         key_start: usize,
         value: (usize, usize),
@@ -218,7 +219,7 @@ enum Place {
 }
 
 /// Finds a key; of several with one name, the last, which is the one that applies.
-fn find(text: &str, path: &[String]) -> Result<Place, ChangeError> {
+fn find(text: &str, path: &[String]) -> Result<KeyPlace, ChangeError> {
     let mut open = skip_space(text, 0);
     for depth in 0..path.len() {
         if text.as_bytes().get(open) != Some(&b'{') {
@@ -229,10 +230,10 @@ fn find(text: &str, path: &[String]) -> Result<Place, ChangeError> {
         match found {
             None => {
                 let last_end = members.last().map(|member| member.value.1);
-                return Ok(Place::Missing { depth, open, last_end, close });
+                return Ok(KeyPlace::Missing { depth, open, last_end, close });
             }
             Some(at) if depth + 1 == path.len() => {
-                return Ok(Place::Value {
+                return Ok(KeyPlace::Value {
                     key_start: members[at].start,
                     value: members[at].value,
                     previous_end: at.checked_sub(1).map(|before| members[before].value.1),
@@ -245,7 +246,7 @@ fn find(text: &str, path: &[String]) -> Result<Place, ChangeError> {
     Err(ChangeError::NotObject { key: path.join(".") })
 }
 
-struct Member {
+struct ObjectMember {
     key: String,
     start: usize,
     value: (usize, usize),
@@ -253,7 +254,7 @@ struct Member {
 
 /// The members of the object that begins at `open`, and where its closing brace is. The text has been parsed before, so
 /// that it is known to be JSON.
-fn members(text: &str, open: usize) -> (Vec<Member>, usize) {
+fn members(text: &str, open: usize) -> (Vec<ObjectMember>, usize) {
     let bytes = text.as_bytes();
     let mut members = Vec::new();
     let mut at = skip_space(text, open + 1);
@@ -263,7 +264,7 @@ fn members(text: &str, open: usize) -> (Vec<Member>, usize) {
         let key = serde_json::from_str(&text[start..end]).unwrap_or_default();
         let value_start = skip_space(text, skip_space(text, end) + 1);
         let value_end = skip_value(text, value_start);
-        members.push(Member { key, start, value: (value_start, value_end) });
+        members.push(ObjectMember { key, start, value: (value_start, value_end) });
         at = skip_space(text, value_end);
         if bytes.get(at) == Some(&b',') {
             at = skip_space(text, at + 1);
@@ -424,6 +425,8 @@ mod tests {
         assert_eq!(value("password_command=echo a=b"), json!("echo a=b"));
         assert_eq!(value("selected_vms.a=b=true"), json!(true));
         assert_eq!(Change::parse("selected_vms.a=b=true").unwrap().path, ["selected_vms", "a=b"]);
+        assert_eq!(value(r#"excluded_disks.a.b=c=["vdb"]"#), json!(["vdb"]));
+        assert_eq!(Change::parse(r#"excluded_disks.a.b=c=["vdb"]"#).unwrap().path, ["excluded_disks", "a.b=c"]);
         // What is wrong is refused when the document is checked.
         assert_eq!(value("jobs=many"), json!("many"));
         assert!(matches!(Change::parse("jobs"), Err(ChangeError::NoValue { .. })));

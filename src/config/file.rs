@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The configuration of a user, below the home folder: the place of kvm_backup.
-pub(crate) const OF_USER: &str = ".kvm_backup_config.json";
+const OF_USER: &str = ".kvm_backup_config.json";
 
 /// The same, below the folder of configurations.
-const OF_USER_XDG: &str = "kvmb/config.json";
+pub(crate) const OF_USER_XDG: &str = "kvmb/config.json";
 
 /// The configuration of the host.
 pub(crate) const OF_HOST: &str = "/etc/kvmb/config.json";

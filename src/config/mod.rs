@@ -27,8 +27,8 @@ pub(crate) use key_error::KeyError;
 use crate::retention::Policy;
 use crate::schedule::Cron;
 use rules::{
-    AbsolutePath, Bounded, ChunkSizeText, CommandLine, HostName, LibvirtUri, MachineName, PositiveSize, PositiveSpan,
-    RepoAddress, ShareText, UserName, WithText,
+    AbsolutePath, Bounded, ChunkSizeText, CommandLine, DiskName, HostName, LibvirtUri, MachineName, PositiveSize,
+    PositiveSpan, RepoAddress, ServerEncryption, ShareText, StorageClass, UserName, WithText,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,9 @@ pub struct Config {
     /// The machines that 'kvmb backup' backs up when no names are given: true includes a machine, false excludes it. A
     /// name may be a glob ("web*"); false takes precedence over true.
     pub(crate) selected_vms: BTreeMap<WithText<MachineName>, bool>,
+    /// Disks that backups leave out, by machine: {"vm1": ["vdb"]}. A name may be a glob; the lists of all names that
+    /// match are joined. --disk includes such a disk all the same.
+    pub(crate) excluded_disks: BTreeMap<WithText<MachineName>, Vec<WithText<DiskName>>>,
 
     /// The libvirt connection, as for virsh.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,12 +81,22 @@ pub struct Config {
     /// local repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) remote_password_file: Option<WithText<AbsolutePath>>,
+    /// The second repository, which points are copied to. Default: the backup server of backup_host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) copy_to: Option<WithText<RepoAddress>>,
     /// How to log in to the backup server.
     pub(crate) ssh: Ssh,
+    /// How to reach servers over HTTP: rest: and s3: repositories.
+    pub(crate) http: Http,
+    /// How to use object storages.
+    pub(crate) s3: S3,
 
     /// Number of machines to back up at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jobs: Option<Bounded<1, 64>>,
+    /// Number of threads that hash and compress, for each machine. Default: one for each processor, at most 8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) threads: Option<Bounded<1, 64>>,
     /// Whether to freeze the guest's file systems through the guest agent during the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) freeze: Option<FreezePolicy>,
@@ -99,10 +112,13 @@ pub struct Config {
     /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) audit: Option<WithText<ShareText>>,
-    /// Size of the chunks in which disks are compared and stored. Default: that of the previous point, 1M for a new
-    /// disk.
+    /// Size of the chunks in which disks are compared and stored. Default: that of the previous point; for a new
+    /// disk 1M up to 64 GiB, 2M up to 1 TiB and 4M above.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunk_size: Option<WithText<ChunkSizeText>>,
+    /// How hard new data is compressed. Default: "auto", harder when the repository is the bottleneck.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) compression: Option<CompressionMode>,
     /// Read a disk in full, and compare, if it has not been read in full for this long. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) full_every: Option<WithText<PositiveSpan>>,
@@ -117,6 +133,13 @@ pub struct Config {
     /// How long to retry after the connection to a repository is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry_for: Option<WithText<PositiveSpan>>,
+    /// Folder for copies of the index. Default: /var/cache/kvmb.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cache_dir: Option<WithText<AbsolutePath>>,
+    /// How long keys that are derived from passwords stay in the kernel's keyring, so that later runs start faster.
+    /// Default: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_cache: Option<WithText<PositiveSpan>>,
     /// Whether to verify each new point by reading it back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) verify: Option<bool>,
@@ -134,6 +157,8 @@ pub struct Config {
     pub(crate) hooks: Hooks,
     /// The log.
     pub(crate) log: Log,
+    /// How 'kvmb drill' boots points, and how often it should.
+    pub(crate) drill: DrillConfig,
     /// Thresholds of 'kvmb status', and where backups write metrics.
     pub(crate) status: StatusConfig,
 }
@@ -148,30 +173,39 @@ impl Default for Config {
             auto_backup: true,
             backup_freq: None,
             selected_vms: BTreeMap::new(),
+            excluded_disks: BTreeMap::new(),
             connect: None,
             repo: None,
             password_file: None,
             password_command: None,
             remote_password_file: None,
+            copy_to: None,
             ssh: Ssh::default(),
+            http: Http::default(),
+            s3: S3::default(),
             jobs: None,
+            threads: None,
             freeze: None,
             freeze_timeout: None,
             lease: None,
             scratch: None,
             audit: None,
             chunk_size: None,
+            compression: None,
             full_every: None,
             limit_read: None,
             limit_upload: None,
             limits: Limits::default(),
             retry_for: None,
+            cache_dir: None,
+            key_cache: None,
             verify: None,
             verify_sample: None,
             prune_after_backup: None,
             retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),
+            drill: DrillConfig::default(),
             status: StatusConfig::default(),
         }
     }
@@ -202,6 +236,71 @@ pub(crate) struct Ssh {
     pub(crate) progress_timeout: Option<WithText<PositiveSpan>>,
 }
 
+/// How to reach servers over HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Http {
+    /// File with the certificates (PEM) to verify servers with. Default: those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<WithText<AbsolutePath>>,
+    /// File with a certificate and its private key (PEM) to show to servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) client_certificate: Option<WithText<AbsolutePath>>,
+    /// Account on a REST server, if its address does not name one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<WithText<UserName>>,
+    /// A file whose first line is the password of that account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) password_file: Option<WithText<AbsolutePath>>,
+    /// A command whose first line of output is that password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) password_command: Option<WithText<CommandLine>>,
+    /// How long a server may take to send or accept the next bytes (default: two minutes).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<WithText<PositiveSpan>>,
+}
+
+/// How to use object storages.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct S3 {
+    /// File with access keys, as AWS's own programs share it. Default: ~/.aws/credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) credentials_file: Option<WithText<AbsolutePath>>,
+    /// Profile in that file. Default: default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) profile: Option<String>,
+    /// Region to sign requests for. Default: what the name of the server says, otherwise us-east-1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) region: Option<String>,
+    /// Where the name of the bucket stands in a request: before the host name (dns), in the path, or as usual for the
+    /// server (auto).
+    pub(crate) bucket_lookup: S3Lookup,
+    /// Storage class of packs. Archive classes cannot be used, because backups read older packs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) storage_class: Option<WithText<StorageClass>>,
+    /// Encryption that the server adds: AES256, aws:kms, or aws:kms:KEY.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) encryption: Option<WithText<ServerEncryption>>,
+    /// How long nobody can remove or change what is written to a bucket (S3 Object Lock): 30d. Default: not locked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lock_for: Option<WithText<PositiveSpan>>,
+}
+
+/// Where the name of a bucket stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum S3Lookup {
+    /// As usual for the server.
+    #[default]
+    Auto,
+    /// Before the host name.
+    Dns,
+    /// In the path.
+    Path,
+}
+
 /// Time limits for operations that may never finish. If the QEMU of one machine hangs, the other machines continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -230,14 +329,19 @@ impl Default for Limits {
 pub(crate) struct Retention {
     /// Rules for the local repository and for any other folder.
     pub(crate) local: Policy,
-    /// Rules for the repository on the backup server. Points that these rules removed are not copied there again.
+    /// Rules for repositories on a server. Points that these rules removed are not copied there again.
     pub(crate) remote: Policy,
+}
+
+/// Whether a repository's address leads to a server.
+pub(crate) fn is_on_server(url: &str) -> bool {
+    ["sftp:", "rest:", "s3:"].iter().any(|scheme| url.starts_with(scheme))
 }
 
 impl Retention {
     /// The rules of the repository at this address.
     pub(crate) fn of(&self, url: &str) -> &Policy {
-        if url.starts_with("sftp:") { &self.remote } else { &self.local }
+        if is_on_server(url) { &self.remote } else { &self.local }
     }
 }
 
@@ -252,6 +356,23 @@ pub(crate) enum FreezePolicy {
     Never,
     /// Always: without it the backup of the machine fails.
     Required,
+}
+
+/// How hard data is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum CompressionMode {
+    /// Not at all.
+    Off,
+    /// As fast as possible.
+    Fastest,
+    /// By measurement: harder when the repository is the bottleneck.
+    Auto,
+    /// Smaller, and slower.
+    Better,
+    /// As small as possible.
+    Max,
 }
 
 /// Commands to run before and after a backup. The manual describes their environment.
@@ -301,7 +422,7 @@ pub(crate) enum When {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Log {
-    /// Log file. Default: /var/log/kvm_backup.log or, if that cannot be written, ~/kvm_backup.log.
+    /// Log file. Default: /var/log/kvm_backup.log or, if that cannot be written, ~/.local/state/kvmb/kvmb.log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) file: Option<WithText<AbsolutePath>>,
     /// Text or JSON.
@@ -330,6 +451,47 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// How 'kvmb drill' boots points, and how often it should.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct DrillConfig {
+    /// Warn if no point of a machine was booted for this long. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_age: Option<WithText<PositiveSpan>>,
+    /// What is enough, for machines without a check: started, console or agent. Default: what the machine offers, at
+    /// best agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) until: Option<DrillRung>,
+    /// How long a machine may take. Default: 10m, and 40m without KVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<WithText<PositiveSpan>>,
+    /// The most memory that a machine gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<WithText<PositiveSize>>,
+    /// The most processors that a machine gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) vcpus: Option<Bounded<1, 1024>>,
+    /// Commands that must succeed in the guest, by machine: {"db1": "systemctl is-active postgresql"}. A name may be a
+    /// glob; the name itself takes precedence.
+    pub(crate) check: BTreeMap<WithText<MachineName>, WithText<CommandLine>>,
+    /// Texts that must come on the console, by machine: {"web*": "login:"}. A name may be a glob; the name itself takes
+    /// precedence.
+    pub(crate) expect: BTreeMap<WithText<MachineName>, String>,
+}
+
+/// How far a machine comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum DrillRung {
+    /// QEMU runs the machine.
+    Started,
+    /// The guest shows signs of life.
+    Console,
+    /// The guest agent answers.
+    Agent,
+}
+
 /// When `kvmb status` alarms.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -356,7 +518,7 @@ pub(crate) const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 
 /// The keys whose values may be or may give away a secret: `config show` hides them, and a file that has one must not
 /// be readable by everybody.
-pub(crate) const SECRET_KEYS: [&str; 2] = ["password_command", "ssh.password_command"];
+pub(crate) const SECRET_KEYS: [&str; 3] = ["password_command", "ssh.password_command", "http.password_command"];
 
 impl Config {
     /// The address of the repository on the backup server; none without a backup_host.
@@ -380,9 +542,11 @@ impl Config {
         }
     }
 
-    /// The repository that points are copied to: the backup server's, unless backups go straight there.
+    /// The repository that points are copied to: the one that is named so, else the backup server's, unless backups
+    /// go straight there.
     pub(crate) fn second_repo(&self) -> Option<String> {
-        self.remote_url().filter(|remote| self.primary_repo().as_ref() != Some(remote))
+        let named = self.copy_to.as_ref().filter(|repo| !repo.text().is_empty()).map(|repo| repo.text().to_owned());
+        named.or_else(|| self.remote_url()).filter(|second| self.primary_repo().as_ref() != Some(second))
     }
 
     /// What each value by itself cannot show: keys that contradict or need each other.
@@ -397,6 +561,9 @@ impl Config {
         }
         if self.ssh.password_file.is_some() && self.ssh.password_command.is_some() {
             fault("ssh.password_command", "cannot be used together with ssh.password_file");
+        }
+        if self.http.password_file.is_some() && self.http.password_command.is_some() {
+            fault("http.password_command", "cannot be used together with http.password_file");
         }
         if self.repo.as_ref().is_some_and(|repo| repo.text().is_empty()) && self.backup_host.is_none() {
             fault("backup_host", "is required when repo is empty");

@@ -218,10 +218,17 @@ pub(crate) struct RepoAddress;
 
 impl Term for RepoAddress {
     const NAME: &'static str = "RepoAddress";
-    const RULE: &'static str = "an absolute path, or sftp://user@host:port//path without a password";
-    const PATTERN: &'static str = "/.*|sftp://[^/]+/.*";
+    const RULE: &'static str = "an absolute path, sftp://user@host:port//path, rest:https://host:port/path/ or \
+                                s3:https://host/bucket/path, without a password";
+    const PATTERN: &'static str = "/.*|sftp://[^/]+/.*|rest:https?://[^/]+(/.*)?|rest:http\\+unix:///.+|s3:.+/.+";
 
     fn read(text: &str) -> Option<RepoAddress> {
+        if let Some(rest) = text.strip_prefix("s3:") {
+            return is_s3(rest).then_some(RepoAddress);
+        }
+        if let Some(rest) = text.strip_prefix("rest:") {
+            return is_rest(rest).then_some(RepoAddress);
+        }
         let Some(rest) = text.strip_prefix("sftp://") else {
             return (text.is_empty() || AbsolutePath::read(text).is_some()).then_some(RepoAddress);
         };
@@ -243,6 +250,58 @@ impl Term for RepoAddress {
     }
 }
 
+/// What follows `s3:`.
+fn is_s3(text: &str) -> bool {
+    let rest = ["https://", "http://", "//"].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    let is_plain = !rest.contains(|c: char| c.is_control() || matches!(c, '@' | '?' | '#'));
+    is_plain && rest.split_once('/').is_some_and(|(server, bucket)| !server.is_empty() && bucket.len() >= 3)
+}
+
+/// The storage class of objects that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StorageClass;
+
+impl Term for StorageClass {
+    const NAME: &'static str = "StorageClass";
+    const RULE: &'static str = "a storage class whose objects can be read at once: STANDARD_IA, not GLACIER";
+    const PATTERN: &'static str = "[A-Za-z0-9_-]+";
+
+    fn read(text: &str) -> Option<StorageClass> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        let is_archive = ["GLACIER", "DEEP_ARCHIVE"].contains(&text);
+        (!text.is_empty() && text.len() <= 64 && text.bytes().all(fits) && !is_archive).then_some(StorageClass)
+    }
+}
+
+/// What a server encrypts objects by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ServerEncryption;
+
+impl Term for ServerEncryption {
+    const NAME: &'static str = "ServerEncryption";
+    const RULE: &'static str = "AES256, aws:kms or aws:kms:KEY";
+    const PATTERN: &'static str = "AES256|aws:kms(:.+)?";
+
+    fn read(text: &str) -> Option<ServerEncryption> {
+        let is_key = |key: &str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        let fits = text == "AES256" || text == "aws:kms" || text.strip_prefix("aws:kms:").is_some_and(is_key);
+        fits.then_some(ServerEncryption)
+    }
+}
+
+/// What follows `rest:`.
+fn is_rest(text: &str) -> bool {
+    if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return false;
+    }
+    let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else {
+        return text.strip_prefix("http+unix://").is_some_and(|socket| AbsolutePath::read(socket).is_some());
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (user, server) = authority.rsplit_once('@').map_or((None, authority), |(user, server)| (Some(user), server));
+    !server.is_empty() && user.is_none_or(|user| UserName::read(user).is_some())
+}
+
 /// A machine's name, or a glob for several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MachineName;
@@ -258,6 +317,21 @@ impl Term for MachineName {
             open = c == '[' || (open && c != ']');
         }
         (!text.is_empty() && !open && !text.contains('/') && !text.contains(char::is_control)).then_some(MachineName)
+    }
+}
+
+/// A disk of a machine, by its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DiskName;
+
+impl Term for DiskName {
+    const NAME: &'static str = "DiskName";
+    const RULE: &'static str = "the target of a disk: vda, sdb";
+    const PATTERN: &'static str = "[A-Za-z][A-Za-z0-9]{0,31}";
+
+    fn read(text: &str) -> Option<DiskName> {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        (is_plain && text.len() <= 32 && text.starts_with(|c: char| c.is_ascii_alphabetic())).then_some(DiskName)
     }
 }
 
@@ -423,6 +497,8 @@ mod tests {
         breaks::<AbsolutePath>(&["", "backup", "~/x", "./x", "/a\nb", "/a\0"]);
         keeps::<MachineName>(&["vm1", "web*", "db[12]", "[!a]x", "a b", "x]"]);
         breaks::<MachineName>(&["", "a/b", "a\nb", "web[1", "a[b]["]);
+        keeps::<DiskName>(&["vda", "nvme0n1", "x"]);
+        breaks::<DiskName>(&["", "0a", "vda,vdb", "vd*", "a b", "abcdefghijklmnopqrstuvwxyzabcdefg"]);
         keeps::<LibvirtUri>(&[
             "qemu:///system",
             "qemu+ssh://root@host/system",
@@ -452,7 +528,16 @@ mod tests {
             "sftp://host:0/x",
             "sftp://ho_st/x",
         ]);
-        breaks::<RepoAddress>(&["s3:x", "sftp://host:port/x", "sftp:///x", "sftp://u@[::1]22/x", "sftp://@host/x"]);
+        breaks::<RepoAddress>(&[
+            "s3:x",
+            "s3:k:s@host/bucket",
+            "rest:host",
+            "rest:http://u:p@host/",
+            "sftp://host:port/x",
+            "sftp:///x",
+            "sftp://u@[::1]22/x",
+            "sftp://@host/x",
+        ]);
     }
 
     proptest! {

@@ -103,6 +103,7 @@ async fn admit(State(console): State<Arc<Console>>, request: Request, next: Next
     let (mut parts, body) = request.into_parts();
     let language = language(&parts.headers);
     let path = parts.uri.path().to_owned();
+    let address = parts.uri.path_and_query().map_or_else(|| path.clone(), |address| address.as_str().to_owned());
     let query = Fields::parse(parts.uri.query().unwrap_or_default());
     let name = cookie_name(&console);
     let found = cookies(&parts.headers, &name).find_map(|cookie| {
@@ -143,14 +144,14 @@ async fn admit(State(console): State<Arc<Console>>, request: Request, next: Next
         if !form.get("csrf").is_some_and(|token| is_same(token, &form_token)) {
             return refuse(&console, language, StatusCode::FORBIDDEN, "the form is not one of this session");
         }
-        if console.options.read_only && path != "/logout" {
+        if console.options.read_only && !changes_nothing(&path) {
             return refuse(&console, language, StatusCode::FORBIDDEN, "this console is read-only");
         }
     }
     if path == "/language" {
         return choose_language(&query);
     }
-    parts.extensions.insert(Visit { console, language, form_token, path, query, form, cookie });
+    parts.extensions.insert(Visit { console, language, form_token, path, address, query, form, cookie });
     next.run(Request::from_parts(parts, Body::empty())).await
 }
 
@@ -237,6 +238,12 @@ fn choose_language(query: &Fields) -> Response {
     ([(header::SET_COOKIE, cookie)], redirect(back)).into_response()
 }
 
+/// Whether a form changes nothing: it ends the session, or downloads files of a point.
+fn changes_nothing(path: &str) -> bool {
+    let is_download = path.strip_prefix("/points/").and_then(|rest| rest.strip_suffix("/download"));
+    path == "/logout" || is_download.is_some_and(|id| !id.contains('/'))
+}
+
 /// Whether a link leads to a page of the console.
 fn is_local(link: &str) -> bool {
     let has_authority = link.starts_with("//") || link.contains(['\\', '\r', '\n', '\t']);
@@ -276,6 +283,14 @@ mod tests {
             "0.0.0.0:80",
         ] {
             assert!(!is_loopback_name(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn only_downloads_and_the_end_of_a_session_change_nothing() {
+        assert!(changes_nothing("/logout") && changes_nothing("/points/0123abcd/download"));
+        for path in ["/backup", "/points/verify", "/points/x/copy-files", "/points/x/y/download", "/download", ""] {
+            assert!(!changes_nothing(path), "{path}");
         }
     }
 

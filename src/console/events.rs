@@ -3,7 +3,8 @@
 //! An event `part` has the id of an element and the HTML that takes its place. A part is sent when it has changed, at
 //! most once a second.
 
-use super::pages::jobs;
+use super::html;
+use super::pages::{jobs, overview, target};
 use super::visit::Visit;
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -22,8 +23,8 @@ use tokio::sync::mpsc;
 /// How often it is looked whether something has changed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// So often an empty line shows whether the reader is still there.
-const KEEP_ALIVE_INTERVALS: u32 = 15;
+/// At least so often an empty line shows whether the reader is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// So many streams at a time; a page without one says so.
 const MOST_STREAMS: usize = 32;
@@ -49,11 +50,23 @@ pub(super) async fn stream(Extension(visit): Extension<Visit>) -> Response {
 async fn follow(visit: &Visit, sender: &mpsc::Sender<Bytes>) {
     let page = visit.query.get("page").unwrap_or_default().to_owned();
     let mut sent = HashMap::<String, String>::new();
-    for round in 0u32.. {
+    // What these pages show changes with a job and at no other time.
+    let is_of_jobs = page == "/" || page == "/jobs" || page.starts_with("/jobs/");
+    let mut changes = visit.console.toolbox.job_changes();
+    loop {
         if visit.console.options.stop.load(Ordering::Relaxed) {
             return;
         }
-        for (id, html) in jobs::live_parts(visit, &page).await {
+        let mut parts = jobs::live_parts(visit, &page).await;
+        if is_of_jobs {
+            let running = visit.console.toolbox.jobs().await.iter().filter(|job| job.status == "running").count();
+            parts.push(("live-count".to_owned(), html::running_count(visit, running).into_string()));
+        }
+        if page == "/" {
+            parts.extend(overview::live_parts(visit).await);
+        }
+        parts.extend(target::live_parts(visit, &page));
+        for (id, html) in parts {
             if sent.get(&id) != Some(&html) {
                 let data = json!({ "id": id, "html": html });
                 if sender.send(format!("event: part\ndata: {data}\n\n").into()).await.is_err() {
@@ -62,12 +75,19 @@ async fn follow(visit: &Visit, sender: &mpsc::Sender<Bytes>) {
                 sent.insert(id, html);
             }
         }
-        if round % KEEP_ALIVE_INTERVALS == 0 && sender.send(Bytes::from_static(b": \n\n")).await.is_err() {
+        if sender.send(Bytes::from_static(b": \n\n")).await.is_err() {
             return;
         }
+        let next = async {
+            tokio::time::sleep(INTERVAL).await;
+            if is_of_jobs {
+                // The console may end meanwhile, and the reader be gone without a word.
+                let _ = tokio::time::timeout(KEEP_ALIVE, changes.changed()).await;
+            }
+        };
         tokio::select! {
             () = sender.closed() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = next => {}
         }
     }
 }

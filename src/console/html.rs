@@ -21,11 +21,12 @@ pub(super) const LOGIN_STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;ma
     a{color:#8db5ff}.err{color:#ff9a91}}";
 
 /// The pages of the menu: path, names, icon.
-const MENU: [(&str, &str, &str, &str); 9] = [
+const MENU: [(&str, &str, &str, &str); 10] = [
     ("/", "Overview", "Vue d’ensemble", "view"),
     ("/machines", "Machines", "Machines", "machine"),
     ("/restore", "Restore", "Restaurer", "restore"),
     ("/jobs", "Jobs", "Tâches", "jobs"),
+    ("/log", "Log", "Journal", "log"),
     ("/server", "Backup server", "Serveur de sauvegarde", "server"),
     ("/schedule", "Schedule", "Planification", "clock"),
     ("/retention", "Retention", "Rétention", "off"),
@@ -34,17 +35,23 @@ const MENU: [(&str, &str, &str, &str); 9] = [
 ];
 
 /// The icons: name and shape.
-const ICONS: [(&str, &str); 14] = [
+const ICONS: [(&str, &str); 20] = [
     ("clock", r#"<circle cx="8" cy="8" r="6.25"/><path d="M8 4.5V8l2.5 1.7"/>"#),
     (
         "crit",
         r#"<path d="M5.4 1.75h5.2l3.65 3.65v5.2l-3.65 3.65H5.4L1.75 10.6V5.4Z"/><path d="m5.9 5.9 4.2 4.2m0-4.2-4.2 4.2"/>"#,
     ),
+    ("down", r#"<path d="M8 2v8M4.5 7 8 10.5 11.5 7M2.5 13.5h11"/>"#),
+    ("file", r#"<path d="M3.5 1.75h6l3 3v9.5h-9zM9.5 1.75v3h3"/>"#),
+    ("folder", r#"<path d="M1.75 3.25h4.5l1.5 2h6.5v8H1.75z"/>"#),
     ("jobs", r#"<path d="M2 3.5h7M2 8h5M2 12.5h7M10 5.5l4 2.5-4 2.5z"/>"#),
+    ("link", r#"<path d="M3.5 1.75h6l3 3v9.5h-9zM6 11l4-4M7 7h3v3"/>"#),
+    ("log", r#"<path d="M3 1.75h10v12.5H3zM5.5 5h5M5.5 8h5M5.5 11h3"/>"#),
     ("machine", r#"<path d="M1.75 2.75h12.5v8H1.75zM5.5 13.5h5M8 10.75v2.75"/>"#),
     ("menu", r#"<path d="M2 4h12M2 8h12M2 12h12"/>"#),
     ("off", r#"<circle cx="8" cy="8" r="6.25" stroke-dasharray="2.5 2"/>"#),
     ("ok", r#"<circle cx="8" cy="8" r="6.25"/><path d="m5.2 8.2 2 2 3.7-4.2"/>"#),
+    ("pin", r#"<path d="M8 9.5V14M4.5 9.5h7L10 6.5v-4H6v4Z"/>"#),
     ("pulse", r#"<path d="M1.5 8.5h3l2-5 3 9.5 2-4.5h3"/>"#),
     ("restore", r#"<path d="M2.5 8a5.5 5.5 0 1 1 1.9 4.2M2.5 12.5V8.8h3.7M8 5v3.2l2 1.3"/>"#),
     ("run", r#"<path d="M14.2 8A6.2 6.2 0 1 1 8 1.8"/><path d="M8 4.5V8l2.2 1.5"/>"#),
@@ -77,6 +84,11 @@ fn sprite() -> Markup {
     }
 }
 
+/// What the live stream of a page is asked for: the lines of the log depend on the filter as well.
+fn live_page(visit: &Visit) -> &str {
+    if visit.path == "/log" { &visit.address } else { &visit.path }
+}
+
 /// A page. `live` keeps a page without scripts up to date.
 pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -> Html<String> {
     let running = visit.console.toolbox.jobs().await.iter().filter(|job| job.status == "running").count();
@@ -102,7 +114,7 @@ pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -
                 script src="/console.js" defer {}
                 @if live { noscript { meta http-equiv="refresh" content="3"; } }
             }
-            body data-live=[live.then_some(visit.path.as_str())] {
+            body data-live=[live.then_some(live_page(visit))] {
                 a class="skip" href="#main" { (visit.say("Skip to content", "Aller au contenu")) }
                 (sprite())
                 div class="frame" {
@@ -111,15 +123,13 @@ pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -
                         button type="button" class="menu" popovertarget="nav" { (icon("menu")) "Menu" }
                     }
                     nav class="side" id="nav" popover="auto" aria-label="Console" {
-                        @for items in [&MENU[..4], &MENU[4..8], &MENU[8..]] {
+                        @for items in [&MENU[..5], &MENU[5..9], &MENU[9..]] {
                             ul {
                                 @for (path, english, french, shape) in items {
                                     li {
                                         a href=(path) aria-current=[is_current(path).then_some("page")] {
                                             (icon(shape)) (visit.language.say(english, french))
-                                            @if *path == "/jobs" && running > 0 {
-                                                span class="count" { (running) " " (visit.say("running", "en cours")) }
-                                            }
+                                            @if *path == "/jobs" { (running_count(visit, running)) }
                                         }
                                     }
                                 }
@@ -129,7 +139,7 @@ pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -
                             @if !visit.may_change() {
                                 p { (visit.say("Read-only", "Lecture seule")) }
                             }
-                            a href={"/language?to=" (other.0) "&back=" (segment(&visit.path))} lang=(other.0)
+                            a href={"/language?to=" (other.0) "&back=" (segment(&visit.address))} lang=(other.0)
                                 hreflang=(other.0) { (other.1) }
                             form method="post" action="/logout" {
                                 (form_token(visit))
@@ -148,9 +158,19 @@ pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -
     Html(markup.into_string())
 }
 
+/// How many jobs run, in the menu.
+pub(super) fn running_count(visit: &Visit, running: usize) -> Markup {
+    html! {
+        span class="count" id="live-count" {
+            @if running > 0 { (running) " " (visit.say("running", "en cours")) }
+        }
+    }
+}
+
 /// The page without a session.
 pub(super) fn login(console: &Console, language: Language, message: Option<&str>) -> Html<String> {
     let say = |english, french| language.say(english, french);
+    let command = if console.is_of_system() { "sudo kvmb ui --url" } else { "kvmb ui" };
     let markup = html! {
         (DOCTYPE)
         html lang=(language.code()) {
@@ -166,7 +186,7 @@ pub(super) fn login(console: &Console, language: Language, message: Option<&str>
                     p { "kvmb · " (console.options.host) }
                     h1 { (say("Open the console with its link", "Ouvrez la console par son lien")) }
                     p {
-                        code { "kvmb ui" }
+                        code { (command) }
                         (say(
                             " prints a link that works once. Open that link, or paste it here. There is no password.",
                             " affiche un lien qui sert une fois. Ouvrez-le, ou collez-le ici, sans mot de passe.",
@@ -179,12 +199,17 @@ pub(super) fn login(console: &Console, language: Language, message: Option<&str>
                         @if let Some(message) = message { p class="err" id="error" role="alert" { (message) } }
                         button type="submit" { (say("Open the console", "Ouvrir la console")) }
                     }
-                    p {
-                        (say(
-                            "No link at hand? Stop the console with Ctrl-C and start it again; it prints a new one:",
-                            "Pas de lien ? Arrêtez la console par Ctrl-C et relancez-la ; elle en affiche un autre :",
-                        ))
-                        " " code { "kvmb ui" }
+                    @if !console.is_of_system() {
+                        p {
+                            (say(
+                                "No link at hand? Stop the console with Ctrl-C and start it again; it prints a \
+                                 new one:",
+                                "Pas de lien\u{202f}? Arrêtez la console par Ctrl-C et relancez-la\u{202f}; \
+                                 elle en affiche \
+                                 un autre\u{a0}:",
+                            ))
+                            " " code { (command) }
+                        }
                     }
                 }
             }
@@ -265,15 +290,17 @@ pub(super) fn head(title: &str, sub: &str) -> Markup {
     html! { div class="head" { div { h1 { (title) } @if !sub.is_empty() { p class="sub" { (sub) } } } } }
 }
 
-/// How old an answer is, and a link that asks again.
+/// How old an answer is, and a link to the same page that asks again.
 pub(super) fn age(visit: &Visit, answer: &Answer) -> Markup {
+    let kept = visit.query.iter().filter(|(name, _)| *name != "again");
+    let kept: String = kept.map(|(name, value)| format!("{}={}&", segment(name), segment(value))).collect();
     let seconds = answer.at.elapsed().as_secs_f64();
     let length = visit.language.duration(seconds);
     html! {
         p class="tiny" {
             @if seconds < 2.0 { (visit.say("As of now.", "À l’instant.")) }
             @else { (visit.language.tell(format!("As of {length} ago."), format!("Il y a {length}."))) }
-            " " a href="?again=1" { (visit.say("Refresh", "Actualiser")) }
+            " " a href={ "?" (kept) "again=1" } { (visit.say("Refresh", "Actualiser")) }
         }
     }
 }
@@ -283,17 +310,20 @@ pub(super) fn failures(visit: &Visit, answer: &Answer) -> Markup {
     html! { @for failure in answer.failures() { (failed(visit, failure)) } }
 }
 
-fn failed(visit: &Visit, failure: &Failure) -> Markup {
+pub(super) fn failed(visit: &Visit, failure: &Failure) -> Markup {
     html! {
         div class="note crit" role="alert" {
             (icon("crit"))
             div {
                 p {
                     @if let Some(machine) = &failure.machine { b { (machine) } ": " }
-                    code { (failure.code) } ": " span class="brk" { (failure.error) }
+                    code { (failure.code) } ": "
+                    span class="brk" { (visit.language.of_command(&failure.error)) }
                 }
                 @if let Some(hint) = &failure.hint {
-                    p class="brk" { (visit.say("What to do: ", "Que faire : ")) (hint) }
+                    p class="brk" {
+                        (visit.say("What to do: ", "Que faire\u{a0}: ")) (visit.language.of_command(hint))
+                    }
                 }
             }
         }
@@ -307,10 +337,12 @@ pub(super) fn checks<'r>(visit: &Visit, checks: impl Iterator<Item = &'r Check>)
             @for check in checks {
                 li {
                     (state(visit.language, &check.status))
-                    span class="brk" { (check.check) " " span class="two" { (check.target) } }
+                    span class="brk" {
+                        (visit.language.of_command(&check.check)) " " span class="two" { (check.target) }
+                    }
                     div {
-                        span class="brk" { (check.detail) }
-                        @if let Some(hint) = &check.hint { (hint_of(hint)) }
+                        span class="brk" { (visit.language.of_command(&check.detail)) }
+                        @if let Some(hint) = &check.hint { (hint_of(&visit.language.of_command(hint))) }
                     }
                 }
             }
@@ -318,12 +350,34 @@ pub(super) fn checks<'r>(visit: &Visit, checks: impl Iterator<Item = &'r Check>)
     }
 }
 
-/// A hint: a command line to copy, where it is one.
+/// A hint: a command line to copy, where it is one or ends with one.
 pub(super) fn hint_of(hint: &str) -> Markup {
-    let programs = ["kvmb ", "virsh ", "systemctl ", "chmod ", "sudo ", "virt-xml ", "apt-get ", "mkdir ", "restic "];
-    match programs.iter().any(|program| hint.starts_with(program)) {
-        true => line(hint),
-        false => html! { p class="brk" { (hint) } },
+    const PROGRAMS: [&str; 13] = [
+        "kvmb ",
+        "virsh ",
+        "systemctl ",
+        "chmod ",
+        "sudo ",
+        "virt-xml ",
+        "apt-get ",
+        "mkdir ",
+        "restic ",
+        "ssh-keygen ",
+        "apt ",
+        "journalctl ",
+        "qemu-img ",
+    ];
+    let is_command = |text: &str| PROGRAMS.iter().any(|program| text.starts_with(program));
+    if is_command(hint) {
+        return line(hint);
+    }
+    match hint.rsplit_once(": ") {
+        // Two commands with words between them stay a sentence.
+        Some((words, command)) if is_command(command) && !words.contains(": ") => html! {
+            p class="brk" { (words) ":" }
+            (line(command))
+        },
+        _ => html! { p class="brk" { (hint) } },
     }
 }
 
@@ -391,7 +445,7 @@ fn actions<'r>(visit: &Visit, actions: impl Iterator<Item = &'r Action>) -> Mark
             html! { (action.action) " " (disk) },
             html! { span class="brk mono" { (action.target) } },
             html! { (changed(action)) },
-            html! { span class="brk" { (action.reason) } },
+            html! { span class="brk" { (visit.language.of_command(&action.reason)) } },
         ]
     };
     let heads = [

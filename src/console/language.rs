@@ -3,6 +3,7 @@
 //! Both forms of a text stand side by side where it is used, so that none is forgotten. Codes, names and what commands
 //! print are never translated.
 
+use super::french::french;
 use crate::record::Time;
 use chrono::{Datelike, Local, Timelike};
 
@@ -64,6 +65,14 @@ impl Language {
         }
     }
 
+    /// What a command printed for people, in this language as far as it is known.
+    pub(super) fn of_command(self, text: &str) -> String {
+        match self {
+            English => text.to_owned(),
+            French => french(text),
+        }
+    }
+
     /// A size, in binary units as restic prints them.
     pub(super) fn bytes(self, bytes: u64) -> String {
         let units = match self {
@@ -90,12 +99,14 @@ impl Language {
     pub(super) fn duration(self, seconds: f64) -> String {
         let seconds = seconds.max(0.0).round() as u64;
         let day = self.say("d", "j");
-        match seconds {
+        let length = match seconds {
             0..60 => format!("{seconds} s"),
             60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
             3600..172_800 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
             _ => format!("{} {day} {} h", seconds / 86_400, seconds / 3600 % 24),
-        }
+        };
+        // Between a number and its unit; a plain blank stays between the two units.
+        self.tell(length.clone(), french_units(&length))
     }
 
     /// A moment in the local time of the host.
@@ -122,13 +133,19 @@ impl Language {
 
     /// How long ago a moment was.
     pub(super) fn ago(self, time: Time) -> String {
-        let seconds = (Local::now().fixed_offset() - time).num_seconds().max(0);
+        let seconds = (Local::now().fixed_offset() - time).num_seconds();
+        self.ago_seconds(u64::try_from(seconds).unwrap_or(0))
+    }
+
+    /// The same for a number of seconds.
+    pub(super) fn ago_seconds(self, seconds: u64) -> String {
         let length = match seconds {
             0..60 => format!("{seconds} s"),
             60..3600 => format!("{} min", seconds / 60),
             3600..172_800 => format!("{} h", seconds / 3600),
             _ => format!("{} {}", seconds / 86_400, self.say("days", "jours")),
         };
+        let length = self.tell(length.clone(), length.replace(' ', "\u{202f}"));
         self.tell(format!("{length} ago"), format!("il y a {length}"))
     }
 
@@ -151,6 +168,12 @@ impl Language {
         };
         self.tell(word.to_owned(), french.to_owned())
     }
+}
+
+/// `2 min 5 s` with a narrow blank between each number and its unit.
+fn french_units(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    words.chunks(2).map(|pair| pair.join("\u{202f}")).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -179,6 +202,6 @@ mod tests {
         assert_eq!(English.bytes(1023), "1023 B");
         assert_eq!(French.percent(62), "62\u{202f}%");
         assert_eq!(English.duration(3725.0), "1 h 2 min");
-        assert_eq!(French.duration(200_000.0), "2 j 7 h");
+        assert_eq!(French.duration(200_000.0), "2\u{202f}j 7\u{202f}h");
     }
 }

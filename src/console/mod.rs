@@ -8,10 +8,14 @@
 //! | --- | --- |
 //! | [`server`] | listens, accepts connections, and ends |
 //! | `access` | who may ask what: hosts, sessions, forms; and the headers of every answer |
-//! | `state`, `visit` | what all requests share; what a page knows of its request |
+//! | `state`, `visit`, `fields` | what all requests share; what a page knows of its request, and of its form |
 //! | `sessions` | the one-time token, sessions and their form tokens |
+//! | `links` | links for root, of a console that systemd has started |
 //! | `toolbox` | runs commands: look-ups with a cache, and jobs |
-//! | `language` | English and French, numbers and dates |
+//! | `job_watch` | what one command for all pages reports of the jobs |
+//! | `followed` | a command whose records are shown while it runs |
+//! | `reading` | a command whose output is passed on while it runs |
+//! | `language`, `dates`, `french` | English and French, numbers and dates; what commands print, in French |
 //! | `html` | the frame of every page, and parts that several pages have |
 //! | `answers` | answers that many pages give |
 //! | `events` | live updates of parts of a page |
@@ -25,29 +29,46 @@
 
 mod access;
 mod answers;
+mod dates;
 mod events;
+mod fields;
+mod followed;
+mod french;
 mod html;
+mod job_watch;
 mod language;
+mod links;
 mod pages;
+mod reading;
 pub(crate) mod server;
 mod sessions;
 mod state;
 mod toolbox;
 mod visit;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// Where the console listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Listen {
-    /// A loopback address.
     Address(SocketAddr),
     /// A Unix socket that only its owner may use.
     Socket(PathBuf),
+    /// What systemd listens on for it.
+    Given(Given),
+}
+
+/// Sockets that systemd has opened.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) pages: TcpListener,
+    /// A Unix socket: whoever may open it gets a link.
+    pub(crate) links: UnixListener,
 }
 
 /// How the console runs.
@@ -56,7 +77,6 @@ pub(crate) struct Options {
     pub(crate) program: PathBuf,
     /// Arguments that every command gets first.
     pub(crate) arguments: Vec<String>,
-    /// Where it listens.
     pub(crate) listen: Listen,
     /// It ends when nobody has used it for so long.
     pub(crate) idle: Duration,
@@ -78,21 +98,14 @@ pub(crate) enum Error {
     Listen {
         /// The address or socket.
         place: String,
-        /// Why.
         source: std::io::Error,
     },
     /// An address that others could reach.
     #[error("{address} is not a loopback address")]
-    NotLoopback {
-        /// The address.
-        address: SocketAddr,
-    },
+    NotLoopback { address: SocketAddr },
     /// Another program uses the socket.
     #[error("the socket {} is in use", path.display())]
-    SocketInUse {
-        /// Its path.
-        path: PathBuf,
-    },
+    SocketInUse { path: PathBuf },
     /// The system has no threads left.
     #[error("cannot start the console: {0}")]
     Runtime(std::io::Error),

@@ -1,9 +1,10 @@
 //! Listens, accepts connections, and ends.
 
 use super::access;
+use super::links;
 use super::pages;
 use super::state::Console;
-use super::{Error, Listen, Options};
+use super::{Error, Given, Listen, Options};
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -55,9 +56,12 @@ pub(crate) fn run(options: Options) -> Result<(), Error> {
 }
 
 async fn serve(options: Options) -> Result<(), Error> {
-    let (listener, address) = listen(&options.listen).await?;
+    let Listening { pages: listener, links, address } = listen(&options.listen).await?;
     let console = Arc::new(Console::new(options, address));
-    console.announce();
+    match links {
+        Some(links) => drop(tokio::spawn(links::hand_out(Arc::clone(&console), links))),
+        None => console.announce(),
+    }
     let router = access::guarded(pages::router(), Arc::clone(&console));
     let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while !console.options.stop.load(Ordering::Relaxed) && !console.is_idle() {
@@ -84,7 +88,21 @@ async fn serve(options: Options) -> Result<(), Error> {
     Ok(())
 }
 
-async fn listen(listen: &Listen) -> Result<(Listener, String), Error> {
+/// What is listened on.
+struct Listening {
+    pages: Listener,
+    links: Option<UnixListener>,
+    /// What the links begin with.
+    address: String,
+}
+
+impl Listening {
+    fn of(pages: Listener, address: String) -> Listening {
+        Listening { pages, links: None, address }
+    }
+}
+
+async fn listen(listen: &Listen) -> Result<Listening, Error> {
     match listen {
         Listen::Address(address) => {
             if !address.ip().is_loopback() {
@@ -94,7 +112,7 @@ async fn listen(listen: &Listen) -> Result<(Listener, String), Error> {
             let listener = TcpListener::bind(address).await.map_err(failed)?;
             // Port 0 becomes any that is free.
             let address = listener.local_addr().map_err(failed)?;
-            Ok((Listener::Address(listener), format!("http://{address}")))
+            Ok(Listening::of(Listener::Address(listener), format!("http://{address}")))
         }
         Listen::Socket(path) => {
             let failed = |source| Error::Listen { place: path.display().to_string(), source };
@@ -103,9 +121,23 @@ async fn listen(listen: &Listen) -> Result<(Listener, String), Error> {
             let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
             let bound = UnixListener::bind(path);
             rustix::process::umask(umask);
-            Ok((Listener::Socket(bound.map_err(failed)?), "http://localhost".to_owned()))
+            Ok(Listening::of(Listener::Socket(bound.map_err(failed)?), "http://localhost".to_owned()))
         }
+        Listen::Given(given) => given_by_systemd(given),
     }
+}
+
+fn given_by_systemd(given: &Given) -> Result<Listening, Error> {
+    let failed = |source| Error::Listen { place: "the socket of systemd".to_owned(), source };
+    let address = given.pages.local_addr().map_err(failed)?;
+    if !address.ip().is_loopback() {
+        return Err(Error::NotLoopback { address });
+    }
+    let (pages, links) = (given.pages.try_clone().map_err(failed)?, given.links.try_clone().map_err(failed)?);
+    pages.set_nonblocking(true).and_then(|()| links.set_nonblocking(true)).map_err(failed)?;
+    let pages = Listener::Address(TcpListener::from_std(pages).map_err(failed)?);
+    let links = Some(UnixListener::from_std(links).map_err(failed)?);
+    Ok(Listening { pages, links, address: format!("http://{address}") })
 }
 
 /// Removes a socket that no program listens on any more.

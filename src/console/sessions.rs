@@ -24,11 +24,11 @@ pub(super) fn random_text() -> String {
 pub(super) struct Sessions {
     /// The hash of the token that opens the next session; none once it is used.
     token: Option<[u8; 32]>,
-    open: Vec<Session>,
+    open: Vec<BrowserSession>,
 }
 
 #[derive(Debug)]
-struct Session {
+struct BrowserSession {
     /// The hash of its cookie.
     cookie: [u8; 32],
     form_token: String,
@@ -59,7 +59,7 @@ impl Sessions {
             self.open.remove(0);
         }
         let cookie = random_text();
-        self.open.push(Session { cookie: hash(&cookie), form_token: random_text(), used: Instant::now() });
+        self.open.push(BrowserSession { cookie: hash(&cookie), form_token: random_text(), used: Instant::now() });
         Some(cookie)
     }
 
@@ -72,7 +72,6 @@ impl Sessions {
         Some(session.form_token.clone())
     }
 
-    /// Ends a session.
     pub(super) fn close(&mut self, cookie: &str) {
         let wanted = hash(cookie);
         self.open.retain(|session| session.cookie != wanted);

@@ -1,8 +1,10 @@
 //! What all requests share.
 
-use super::Options;
+use super::fields::Fields;
+use super::followed::Followed;
 use super::sessions::{Sessions, random_text};
 use super::toolbox::Toolbox;
+use super::{Listen, Options};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +21,8 @@ pub(super) struct Console {
     sessions: Mutex<Sessions>,
     /// When somebody last used it.
     used: Mutex<Instant>,
+    /// The newest test of the backup server.
+    server_test: Mutex<Option<Arc<Followed>>>,
     /// The number of open event streams.
     pub(super) streams: AtomicUsize,
 }
@@ -35,7 +39,8 @@ impl Console {
         let toolbox = Arc::new(Toolbox::new(options.program.clone(), options.arguments.clone()));
         let instance = random_text()[..8].to_owned();
         let (sessions, used) = (Mutex::new(Sessions::new()), Mutex::new(Instant::now()));
-        Console { options, toolbox, instance, address, sessions, used, streams: AtomicUsize::new(0) }
+        let (server_test, streams) = (Mutex::default(), AtomicUsize::new(0));
+        Console { options, toolbox, instance, address, sessions, used, server_test, streams }
     }
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -53,9 +58,38 @@ impl Console {
         self.streams.load(Ordering::Relaxed) == 0 && used.elapsed() > self.options.idle
     }
 
+    /// The newest test of the backup server.
+    pub(super) fn server_test(&self) -> Option<Arc<Followed>> {
+        self.server_test.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts a test of the backup server; one that runs already with the same words goes on, any other ends.
+    pub(super) fn test_server(&self, words: Vec<String>, form: Fields) {
+        let mut test = self.server_test.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*test {
+            if known.words == words && !known.has_ended() {
+                return;
+            }
+            known.stop();
+        }
+        *test = Some(Followed::start(&self.toolbox, words, form));
+    }
+
+    /// A link that opens one session; an earlier one that was not used is void.
+    pub(super) fn new_link(&self) -> String {
+        let token = self.sessions().new_token();
+        format!("{}/login?token={token}", self.address)
+    }
+
+    /// Whether systemd has started it: nobody reads what it prints then.
+    pub(super) fn is_of_system(&self) -> bool {
+        matches!(self.options.listen, Listen::Given(_))
+    }
+
     /// Announces a link that opens a session.
     pub(super) fn announce(&self) {
-        let token = self.sessions().new_token();
-        (self.options.announce)(&format!("{}/login?token={token}", self.address));
+        if !self.is_of_system() {
+            (self.options.announce)(&self.new_link());
+        }
     }
 }

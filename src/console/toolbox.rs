@@ -1,5 +1,7 @@
 //! Runs commands of kvmb: look-ups, whose answers are kept for a while, and jobs, which go on without the console.
 
+use super::job_watch::JobWatch;
+use super::reading::{Lookup, OutputPart, Reading, read_some, words_of};
 use crate::record::{Failure, Job, Record};
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
 /// How long a look-up may take.
@@ -23,6 +25,12 @@ const LARGEST_MESSAGES_BYTES: u64 = 64 << 10;
 /// So many look-ups run at the same time.
 const MOST_LOOKUPS: usize = 4;
 
+/// So many downloads.
+const MOST_DOWNLOADS: usize = 4;
+
+/// How long a look-up with many records may take; what has come until then is the answer.
+const LISTING_LIMIT: Duration = Duration::from_secs(60);
+
 /// So many answers are kept.
 const MOST_ANSWERS: usize = 64;
 
@@ -35,16 +43,18 @@ const FRESH: Duration = Duration::from_secs(20);
 /// Answers about running jobs are younger than this.
 const FRESH_JOBS: Duration = Duration::from_millis(500);
 
+/// The option that makes commands print records.
+const JSON: &str = "--json";
+
 /// What a command answered.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
-    /// Its records.
     pub(super) records: Arc<Vec<Record>>,
     /// Its exit code; none if it was killed.
     pub(super) exit_code: Option<i32>,
     /// What it warned of.
     pub(super) warnings: Arc<Vec<String>>,
-    /// When it ended.
+    asked: Instant,
     pub(super) at: Instant,
 }
 
@@ -55,10 +65,10 @@ impl Answer {
     }
 
     fn of(records: Vec<Record>, exit_code: Option<i32>, warnings: Vec<String>) -> Answer {
-        Answer { records: Arc::new(records), exit_code, warnings: Arc::new(warnings), at: Instant::now() }
+        let (records, warnings, at) = (Arc::new(records), Arc::new(warnings), Instant::now());
+        Answer { records, exit_code, warnings, asked: at, at }
     }
 
-    /// What failed.
     pub(super) fn failures(&self) -> impl Iterator<Item = &Failure> {
         self.records.iter().filter_map(|record| match record {
             Record::Failure(failure) => Some(failure),
@@ -67,58 +77,102 @@ impl Answer {
     }
 }
 
-/// The commands.
 #[derive(Debug)]
 pub(super) struct Toolbox {
     program: PathBuf,
     arguments: Vec<String>,
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+    /// One job is started at a time, so that of two equal ones the second finds the first.
+    starting: tokio::sync::Mutex<()>,
     answers: Mutex<HashMap<Vec<String>, Answer>>,
-    /// The jobs that ran when it was last looked.
-    running: Mutex<Vec<String>>,
+    /// The questions that are being asked: of many who ask the same at once, most get one answer.
+    asking: Mutex<HashMap<Vec<String>, Arc<tokio::sync::Mutex<()>>>>,
+    watch: Arc<JobWatch>,
+    /// How many jobs had ended when what was known was last forgotten.
+    forgotten: Mutex<u64>,
 }
 
 impl Toolbox {
     pub(super) fn new(program: PathBuf, arguments: Vec<String>) -> Toolbox {
-        let (answers, running) = (Mutex::default(), Mutex::default());
-        Toolbox { program, arguments, lookups: Semaphore::new(MOST_LOOKUPS), answers, running }
+        let (answers, asking, forgotten) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let [lookups, downloads] = [MOST_LOOKUPS, MOST_DOWNLOADS].map(|most| Arc::new(Semaphore::new(most)));
+        let (starting, watch) = (tokio::sync::Mutex::new(()), Arc::new(JobWatch::new()));
+        Toolbox { program, arguments, lookups, downloads, starting, answers, asking, watch, forgotten }
+    }
+
+    /// Whether a word of a command line is one that the console gives every command.
+    pub(super) fn is_own_argument(&self, word: &str) -> bool {
+        word == JSON || self.arguments.iter().any(|own| own == word)
     }
 
     /// The command line that a person would type for these arguments.
     pub(super) fn command_line(&self, words: &[String]) -> String {
-        let words = ["kvmb"].into_iter().chain(words.iter().map(String::as_str));
-        shlex::try_join(words).unwrap_or_default()
+        let words: Option<Vec<String>> = words.iter().map(|word| quoted(word)).collect();
+        words.map(|words| format!("kvmb {}", words.join(" "))).unwrap_or_default()
     }
 
     /// The answer of a command that changes nothing. One that is not too old is not asked for again; with `again`, any.
     pub(super) async fn look_up(self: &Arc<Self>, words: &[&str], again: bool) -> Answer {
+        if again {
+            return self.look_up_within(words, Duration::ZERO).await;
+        }
+        if words[0] == "jobs" {
+            return self.look_up_within(words, FRESH_JOBS).await;
+        }
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let fresh = if words[0] == "jobs" { FRESH_JOBS } else { FRESH };
+        self.forget_after_jobs();
         let known = self.answers().get(&words).cloned();
         match known {
-            Some(answer) if !again && answer.at.elapsed() < fresh => answer,
-            Some(answer) if !again && words[0] != "jobs" => {
+            Some(answer) if answer.at.elapsed() < FRESH => answer,
+            Some(answer) => {
                 let (toolbox, words) = (Arc::clone(self), words);
                 tokio::spawn(async move { toolbox.ask(words).await });
                 answer
             }
-            _ => self.ask(words).await,
+            None => self.ask(words).await,
+        }
+    }
+
+    /// The same, where an answer may be so old and no older: of many who look often, one asks.
+    pub(super) async fn look_up_within(&self, words: &[&str], age: Duration) -> Answer {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        self.forget_after_jobs();
+        let known = self.answers().get(&words).cloned();
+        match known.filter(|answer| answer.at.elapsed() < age) {
+            Some(answer) => answer,
+            None => self.ask_since(words, Instant::now().checked_sub(age).unwrap_or_else(Instant::now)).await,
         }
     }
 
     async fn ask(&self, words: Vec<String>) -> Answer {
+        self.ask_since(words, Instant::now()).await
+    }
+
+    /// An answer to a question that was asked at this moment or later.
+    async fn ask_since(&self, words: Vec<String>, wanted: Instant) -> Answer {
+        let turn = {
+            let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            asking.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(asking.entry(words.clone()).or_default())
+        };
+        let _one_at_a_time = turn.lock().await;
+        // Somebody else has asked the same meanwhile.
+        if let Some(answer) = self.answers().get(&words).filter(|known| known.asked >= wanted) {
+            return answer.clone();
+        }
         let Ok(_permit) = self.lookups.acquire().await else {
             return Answer::of_failure("the console is ending".into());
         };
-        // Somebody else may have asked the same meanwhile.
         let asked = Instant::now();
-        let answer = match tokio::time::timeout(LIMIT, self.run(&words)).await {
+        let answer = match tokio::time::timeout(LIMIT, self.run(&words, None)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Answer::of_failure(format!("cannot run {}: {error}", self.command_line(&words))),
             Err(_) => {
                 Answer::of_failure(format!("{} did not end within {} s", self.command_line(&words), LIMIT.as_secs()))
             }
         };
+        let answer = Answer { asked, ..answer };
         let mut answers = self.answers();
         if answers.len() >= MOST_ANSWERS {
             answers.retain(|_, answer| answer.at.elapsed() < FRESH);
@@ -129,21 +183,25 @@ impl Toolbox {
         answer
     }
 
-    async fn run(&self, words: &[String]) -> std::io::Result<Answer> {
-        let mut child = tokio::process::Command::new(&self.program)
-            .args(&self.arguments)
-            // Before the words: a name that begins with a hyphen stands behind "--".
-            .arg("--json")
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    /// A command of kvmb.
+    pub(super) fn command(&self, words: &[String]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        // Before the words: a name that begins with a hyphen stands behind "--".
+        command.args(&self.arguments).arg(JSON).args(words);
+        command
+    }
+
+    async fn run(&self, words: &[String], input: Option<&str>) -> std::io::Result<Answer> {
+        let mut command = self.command(words);
+        let mut lookup = Lookup::start(command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }))?;
+        if let (Some(mut stdin), Some(input)) = (lookup.stdin(), input) {
+            // A command that does not want it has ended already.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        let (stdout, stderr) = lookup.output();
         let (text, said) =
             tokio::join!(read_some(stdout, LARGEST_ANSWER_BYTES), read_some(stderr, LARGEST_MESSAGES_BYTES));
-        let (text, said, status) = (text?, said?, child.wait().await?);
+        let (text, said, status) = (text?, said?, lookup.wait().await?);
         let mut records = records(&text);
         // What is wrong with a command line is said in words only.
         if records.is_empty() && !status.success() {
@@ -154,21 +212,75 @@ impl Toolbox {
         Ok(Answer::of(records, status.code(), words_of(&said, "warning: ")))
     }
 
+    /// The first records of a command that may have very many, and whether these are all. Nothing of it is kept.
+    pub(super) async fn first_records(&self, words: &[String], most: usize) -> (Answer, bool) {
+        let Ok(permit) = Arc::clone(&self.lookups).acquire_owned().await else {
+            return (Answer::of_failure("the console is ending".into()), true);
+        };
+        let mut reading = match Reading::start(self.command(words), permit) {
+            Ok(reading) => reading,
+            Err(error) => return (Answer::of_failure(error.to_string()), true),
+        };
+        let (mut records, mut line, mut end) = (Vec::new(), Vec::new(), None);
+        let take = async {
+            while records.len() <= most {
+                match reading.next().await {
+                    Some(OutputPart::Bytes(bytes)) => take_records(&bytes, &mut line, &mut records),
+                    Some(OutputPart::End(ended)) => {
+                        end = Some(ended);
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        };
+        let is_in_time = tokio::time::timeout(LISTING_LIMIT, take).await.is_ok();
+        let is_complete = is_in_time && end.is_some() && records.len() <= most;
+        records.truncate(most);
+        if let Some(end) = end.as_ref().filter(|end| records.is_empty() && end.exit_code != Some(0)) {
+            let failure = Failure { code: "failed".into(), error: end.errors.join("; "), ..Failure::default() };
+            records.push(Record::Failure(failure));
+        }
+        (Answer::of(records, end.and_then(|end| end.exit_code), Vec::new()), is_complete)
+    }
+
+    /// Starts a command whose output is handed to the browser; none if too many are under way.
+    pub(super) fn download(&self, words: &[String]) -> Option<std::io::Result<Reading>> {
+        let permit = Arc::clone(&self.downloads).try_acquire_owned().ok()?;
+        tracing::info!("console: {}", self.command_line(words));
+        Some(Reading::start(self.command(words), permit))
+    }
+
     /// Runs a command that changes something and ends soon. Nothing that is known stays.
     pub(super) async fn act(&self, words: &[String]) -> Answer {
+        self.act_with(words, None).await
+    }
+
+    /// The same for a command that reads this on its standard input, where nobody else sees it.
+    pub(super) async fn act_with(&self, words: &[String], input: Option<&str>) -> Answer {
         tracing::info!("console: {}", self.command_line(words));
-        let answer = match tokio::time::timeout(LIMIT, self.run(words)).await {
+        let answer = match tokio::time::timeout(LIMIT, self.run(words, input)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Answer::of_failure(error.to_string()),
             Err(_) => Answer::of_failure(format!("no answer within {} s", LIMIT.as_secs())),
         };
-        self.answers().clear();
+        self.forget();
         answer
     }
 
+    /// Forgets what is known: something may have changed.
+    pub(super) fn forget(&self) {
+        self.answers().clear();
+    }
+
     /// Starts a command that becomes a job and goes on even if the console ends. Returns the job's id, or what the
-    /// command said when it ended before it became one.
+    /// command said when it ended before it became one. If a job of the console with the same words runs already, it
+    /// is that one: a form that was sent twice starts one job.
     pub(super) async fn start(self: &Arc<Self>, words: &[String]) -> Result<String, Answer> {
+        let _one_at_a_time = self.starting.lock().await;
+        if let Some(job) = self.same_job(words).await {
+            return Ok(job);
+        }
         tracing::info!("console: {}", self.command_line(words));
         let started = self.spawn(words).map_err(|error| Answer::of_failure(error.to_string()))?;
         let (pid, output, mut ended) = started;
@@ -195,6 +307,17 @@ impl Toolbox {
         }
     }
 
+    /// The running job of the console with these words.
+    pub(super) async fn same_job(&self, words: &[String]) -> Option<String> {
+        let own = self.arguments.iter().map(String::as_str).chain([JSON]);
+        let line: Vec<&str> = own.chain(words.iter().map(String::as_str)).collect();
+        let running = self.ask(vec!["jobs".into(), "--running".into()]).await;
+        running.records.iter().find_map(|record| match record {
+            Record::Job(job) if job.origin == "console" && job.arguments == line => Some(job.job.clone()),
+            _ => None,
+        })
+    }
+
     #[allow(clippy::type_complexity)]
     fn spawn(
         &self,
@@ -205,7 +328,7 @@ impl Toolbox {
         let mut child = std::process::Command::new(&self.program)
             .args(&self.arguments)
             // Before the words: a name that begins with a hyphen stands behind "--".
-            .arg("--json")
+            .arg(JSON)
             .args(words)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -223,24 +346,38 @@ impl Toolbox {
         Ok((pid, output, ended))
     }
 
-    /// The running and the newest past jobs, newest first. When one has ended, what was known is forgotten.
+    /// The running and the newest past jobs, newest first; one command follows them for all who ask.
     pub(super) async fn jobs(self: &Arc<Self>) -> Vec<Job> {
-        let answer = self.look_up(&["jobs", "--limit", "200"], false).await;
-        let jobs = answer.records.iter().rev().filter_map(|record| match record {
-            Record::Job(job) => Some(job.clone()),
-            _ => None,
-        });
-        let jobs: Vec<Job> = jobs.collect();
-        let running: Vec<String> =
-            jobs.iter().filter(|job| job.status == "running").map(|job| job.job.clone()).collect();
-        let before = {
-            let mut known = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *known, running.clone())
+        let follow = || {
+            let mut command = tokio::process::Command::new(&self.program);
+            command.args(&self.arguments).args([JSON, "jobs", "--follow"]);
+            command
         };
-        if before.iter().any(|job| !running.contains(job)) {
-            self.answers().retain(|words, _| words[0] == "jobs");
+        let first = async {
+            let answer = self.ask(vec!["jobs".into()]).await;
+            let jobs = answer.records.iter().filter_map(|record| match record {
+                Record::Job(job) => Some(job.clone()),
+                _ => None,
+            });
+            jobs.collect()
+        };
+        self.watch.follow(follow, first).await;
+        self.watch.jobs()
+    }
+
+    /// Tells when a job begins, goes on or ends.
+    pub(super) fn job_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.watch.subscribe()
+    }
+
+    /// When a job has ended, what was known is forgotten.
+    fn forget_after_jobs(&self) {
+        let ended = self.watch.ended();
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        if *forgotten != ended {
+            *forgotten = ended;
+            self.answers().clear();
         }
-        jobs
     }
 
     fn answers(&self) -> MutexGuard<'_, HashMap<Vec<String>, Answer>> {
@@ -248,21 +385,16 @@ impl Toolbox {
     }
 }
 
-async fn read_some(stream: Option<impl tokio::io::AsyncRead + Unpin>, most: u64) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    if let Some(mut stream) = stream {
-        (&mut stream).take(most).read_to_end(&mut text).await?;
-        // The rest is not kept, but the command must be able to write it.
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+/// A word for a shell. Of `--flag=value` and `key=value`, only the value may need quotes.
+fn quoted(word: &str) -> Option<String> {
+    let quoted = |word: &str| shlex::try_quote(word).ok().map(Into::into);
+    let is_plain =
+        |key: &str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    match word.split_once('=').filter(|(key, _)| is_plain(key)) {
+        Some((key, "")) => Some(format!("{key}=")),
+        Some((key, value)) => quoted(value).map(|value: String| format!("{key}={value}")),
+        None => quoted(word),
     }
-    Ok(text)
-}
-
-/// The messages of a kind on standard error.
-fn words_of(text: &[u8], kind: &str) -> Vec<String> {
-    let prefix = format!("kvmb: {kind}");
-    let text = String::from_utf8_lossy(text);
-    text.lines().filter_map(|line| line.strip_prefix(&prefix)).map(|line| line.trim().to_owned()).collect()
 }
 
 fn answer_of(mut output: std::fs::File, exit_code: Option<i32>) -> Answer {
@@ -275,6 +407,75 @@ fn answer_of(mut output: std::fs::File, exit_code: Option<i32>) -> Answer {
     }
 }
 
+/// Takes the records of all lines that are whole; the rest of the last one stays.
+fn take_records(bytes: &[u8], line: &mut Vec<u8>, taken: &mut Vec<Record>) {
+    for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+        line.extend_from_slice(piece);
+        if piece.ends_with(b"\n") {
+            taken.extend(Record::parse(String::from_utf8_lossy(line).trim_end()).ok());
+            line.clear();
+        }
+    }
+}
+
 fn records(text: &[u8]) -> Vec<Record> {
     String::from_utf8_lossy(text).lines().filter_map(|line| Record::parse(line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_can_be_pasted() {
+        let toolbox = Toolbox::new(PathBuf::new(), Vec::new());
+        let line = |words: &[&str]| toolbox.command_line(&words.iter().map(|word| (*word).into()).collect::<Vec<_>>());
+        assert_eq!(line(&["prune", "--keep-last=1"]), "kvmb prune --keep-last=1");
+        assert_eq!(line(&["schedule", "install", "--cron=0 2 * * *"]), "kvmb schedule install --cron='0 2 * * *'");
+        assert_eq!(line(&["config", "set", "a.b=c d", "repo="]), "kvmb config set a.b='c d' repo=");
+        assert_eq!(line(&["backup", "--", "-a b=c", "$(id)", ""]), "kvmb backup -- '-a b=c' '$(id)' ''");
+    }
+
+    /// A command that notes that it was run, and prints so many records.
+    fn noting(folder: &tempfile::TempDir, records: usize) -> Arc<Toolbox> {
+        let runs = folder.path().join("runs");
+        let record = r#"{"type":"file","path":"/x","size_bytes":1}"#;
+        let script = format!("echo >> '{}'; yes '{record}' | head -n {records}", runs.display());
+        Arc::new(Toolbox::new("/bin/sh".into(), vec!["-c".into(), script, "sh".into()]))
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+    }
+
+    #[test]
+    fn of_many_who_look_at_the_same_one_asks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let toolbox = noting(&folder, 1);
+        let runs = || std::fs::read_to_string(folder.path().join("runs")).expect("runs").len();
+        block_on(async {
+            let words = ["log", "0123abcd"];
+            let hour = Duration::from_secs(3600);
+            tokio::join!(toolbox.look_up_within(&words, hour), toolbox.look_up_within(&words, hour));
+            assert_eq!(toolbox.look_up_within(&words, hour).await.records.len(), 1);
+            assert_eq!(runs(), 1);
+            toolbox.look_up_within(&words, Duration::ZERO).await;
+            toolbox.look_up(&words, true).await;
+            toolbox.look_up(&words, false).await;
+            assert_eq!(runs(), 3);
+        });
+    }
+
+    #[test]
+    fn of_very_many_records_the_first_are_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let words = ["files".to_owned()];
+        let (few, many) = (noting(&folder, 20), noting(&folder, 1_000_000_000));
+        block_on(async {
+            let (answer, is_complete) = few.first_records(&words, 20).await;
+            assert_eq!((answer.records.len(), answer.exit_code, is_complete), (20, Some(0), true));
+            let (answer, is_complete) = many.first_records(&words, 3000).await;
+            assert_eq!((answer.records.len(), is_complete), (3000, false));
+        });
+    }
 }

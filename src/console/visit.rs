@@ -1,8 +1,8 @@
 //! What every page knows of its request.
 
+pub(super) use super::fields::Fields;
 use super::language::Language;
 use super::state::Console;
-use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
 /// Who asks for what: what every page knows of its request.
@@ -14,6 +14,8 @@ pub(super) struct Visit {
     pub(super) form_token: String,
     /// The path, as it was asked for.
     pub(super) path: String,
+    /// The path with what is behind it, as it was asked for.
+    pub(super) address: String,
     /// The fields behind `?`.
     pub(super) query: Fields,
     /// The fields of the form.
@@ -33,60 +35,7 @@ impl Visit {
         self.language.say(english, french)
     }
 
-    /// Ends the session.
     pub(super) fn end_session(&self) {
         self.console.sessions().close(&self.cookie);
-    }
-}
-
-/// The fields of a form or of a query, in their order.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Fields(Vec<(String, String)>);
-
-impl Fields {
-    /// Reads `a=1&b=2`.
-    pub(super) fn parse(text: &str) -> Fields {
-        let decoded = |text: &str| {
-            let text = text.replace('+', " ");
-            percent_decode_str(&text).decode_utf8_lossy().into_owned()
-        };
-        let fields = text.split('&').filter(|field| !field.is_empty()).take(2000).map(|field| {
-            let (name, value) = field.split_once('=').unwrap_or((field, ""));
-            (decoded(name), decoded(value))
-        });
-        Fields(fields.collect())
-    }
-
-    /// The value of a field; none if it is not there or empty.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
-    }
-
-    /// Whether a box is ticked.
-    pub(super) fn is_set(&self, name: &str) -> bool {
-        self.get(name).is_some()
-    }
-
-    /// All values of a field.
-    pub(super) fn all<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f str> {
-        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-
-    /// All fields.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_read_as_browsers_write_them() {
-        let fields = Fields::parse("m=a+b&m=%C3%A9%26&empty=&x&=y&%ff=1");
-        assert_eq!(fields.all("m").collect::<Vec<_>>(), ["a b", "é&"]);
-        assert_eq!((fields.get("empty"), fields.get("x"), fields.get("none")), (None, None, None));
     }
 }

@@ -9,10 +9,12 @@ use crate::atomic_file;
 use crate::record::{Job, Record, Time};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// So many jobs are remembered, the newest.
 const MOST_JOBS: usize = 500;
@@ -22,6 +24,9 @@ const LARGEST_FILE_BYTES: u64 = 1 << 20;
 
 /// So much of what a job prints is kept.
 const MOST_RECORD_BYTES: u64 = 4 << 20;
+
+/// A folder that has not changed for so long was seen as it is: the clocks of file systems are coarse.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// What cannot be done with a job.
 #[derive(Debug, thiserror::Error)]
@@ -33,25 +38,13 @@ pub(crate) enum JobError {
     #[error("several jobs begin with {id}")]
     Several { id: String },
     #[error("job {id} is not running: {status}")]
-    Ended {
-        id: String,
-        /// How it ended.
-        status: String,
-    },
+    Ended { id: String, status: String },
     /// It cannot be signalled.
     #[error("cannot interrupt job {id}: {source}")]
-    Signal {
-        id: String,
-        /// Why.
-        source: io::Error,
-    },
+    Signal { id: String, source: io::Error },
     /// A file or folder.
     #[error("cannot read {}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 /// The jobs below a data folder.
@@ -85,7 +78,63 @@ pub(crate) struct JobRecords {
     left_bytes: u64,
 }
 
+/// Reports what changes. Files of jobs that have ended are read once, and while nothing is written, none is.
+#[derive(Debug)]
+pub(crate) struct JobFollower {
+    jobs: Jobs,
+    seen: HashMap<String, Job>,
+    /// The jobs that ended in the last round.
+    just_ended: HashSet<String>,
+    /// When the folder had last changed.
+    changed: Option<SystemTime>,
+}
+
+impl JobFollower {
+    /// The jobs that have changed since it was last asked, the oldest first; at first, all.
+    pub(crate) fn changed(&mut self) -> Result<Vec<Job>, JobError> {
+        let changed = fs::metadata(&self.jobs.folder).and_then(|folder| folder.modified()).ok();
+        self.just_ended.clear();
+        if changed == self.changed && self.seen.values().all(|job| job.status != "running") {
+            return Ok(Vec::new());
+        }
+        let paths = self.jobs.paths()?;
+        let name = |path: &PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let names: HashSet<String> = paths.iter().filter_map(name).collect();
+        self.seen.retain(|id, _| names.contains(id));
+        let mut found = Vec::new();
+        for path in &paths {
+            let known = name(path).and_then(|id| self.seen.get(&id));
+            if known.is_some_and(|known| known.status != "running") {
+                continue;
+            }
+            let Some(job) = read(path) else { continue };
+            if known != Some(&job) {
+                if known.is_some() && job.status != "running" {
+                    self.just_ended.insert(job.job.clone());
+                }
+                self.seen.insert(job.job.clone(), job.clone());
+                found.push(job);
+            }
+        }
+        // A file that was written in the same moment as the folder was looked at may not have been seen.
+        let is_settled = changed.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > SETTLED);
+        self.changed = if is_settled { changed } else { None };
+        found.sort_by(|a, b| (a.began_at, &a.job).cmp(&(b.began_at, &b.job)));
+        Ok(found)
+    }
+
+    /// Whether a job that has just been reported as ended was reported as running before.
+    pub(crate) fn was_running(&self, job: &Job) -> bool {
+        self.just_ended.contains(&job.job)
+    }
+}
+
 impl Jobs {
+    /// Reports the jobs, and then what changes.
+    pub(crate) fn follow(&self) -> JobFollower {
+        JobFollower { jobs: self.clone(), seen: HashMap::new(), just_ended: HashSet::new(), changed: None }
+    }
+
     /// The jobs below kvmb's data folder; nothing is made yet.
     pub(crate) fn of(data_folder: &Path) -> Jobs {
         Jobs { folder: data_folder.join("jobs") }
@@ -258,17 +307,7 @@ mod tests {
             origin: "shell".into(),
             pid,
             began_at,
-            ended_at: None,
-            duration_seconds: 0.0,
-            exit_code: None,
-            done_bytes: 0,
-            total_bytes: 0,
-            bytes_per_second: None,
-            left_seconds: None,
-            steps: Vec::new(),
-            failures: 0,
-            error: None,
-            extra: Default::default(),
+            ..Job::default()
         }
     }
 
@@ -295,6 +334,31 @@ mod tests {
         assert!(matches!(jobs.interrupt(&running), Err(JobError::Ended { .. })));
         own.change(|job| job.status = "done".into()).unwrap();
         assert!(matches!(jobs.interrupt(&jobs.find("1a2b9").unwrap()), Err(JobError::Ended { .. })));
+    }
+
+    #[test]
+    fn a_follower_reports_what_changes_and_reads_nothing_while_nothing_does() {
+        let data = tempfile::tempdir().unwrap();
+        let jobs = Jobs::of(data.path());
+        let mut follower = jobs.follow();
+        assert!(follower.changed().unwrap().is_empty(), "there is no folder yet");
+        let (mut writer, _) = jobs.begin(job("1a2b3c4d", std::process::id())).unwrap();
+        let first = follower.changed().unwrap();
+        assert_eq!((first.len(), first[0].status.as_str()), (1, "running"));
+        assert!(!follower.was_running(&first[0]));
+        writer.change(|job| job.done_bytes = 7).unwrap();
+        assert_eq!(follower.changed().unwrap()[0].done_bytes, 7);
+        writer.change(|job| job.status = "done".into()).unwrap();
+        let ended = follower.changed().unwrap();
+        assert!(ended[0].status == "done" && follower.was_running(&ended[0]));
+        assert!(follower.changed().unwrap().is_empty());
+        // What has ended is not read again, whatever stands in it now.
+        writer.change(|job| job.status = "failed".into()).unwrap();
+        assert!(follower.changed().unwrap().is_empty());
+        // Another job is seen, and one that is forgotten is no change.
+        fs::remove_file(jobs.file("1a2b3c4d", "json")).unwrap();
+        jobs.begin(job("00000001", std::process::id())).unwrap();
+        assert_eq!(follower.changed().unwrap()[0].job, "00000001");
     }
 
     #[test]

@@ -25,6 +25,10 @@ const VERSION: u32 = 1;
 /// Longer texts of errors are cut off.
 const LONGEST_ERROR_CHARS: usize = 1000;
 
+/// So many runs of a machine are remembered: the newest, and the last one of each day before them.
+const MOST_RUNS_IN_ROW: usize = 16;
+const MOST_RUNS: usize = 60;
+
 /// So many damaged points of a machine are remembered, the newest.
 const MOST_DAMAGED_POINTS: usize = 32;
 
@@ -33,10 +37,9 @@ const MOST_VERIFIED_POINTS: usize = 256;
 
 /// What is remembered of one machine in one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Memory {
+pub(crate) struct MachineMemory {
     /// The version of the file.
     version: u32,
-    /// The repository's address.
     pub(crate) repo: String,
     /// The machine's name when it was last dealt with.
     pub(crate) machine: String,
@@ -52,12 +55,18 @@ pub(crate) struct Memory {
     /// The last run that went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_success: Option<MachineRun>,
+    /// Runs, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) runs: Vec<PastRun>,
     /// The last verification that found a point whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) verified: Option<Verification>,
     /// The deepest verification of each point, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) verified_points: Vec<Verification>,
+    /// The last drill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_drill: Option<DrillRun>,
     /// The points that were found damaged and have not been found whole since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) damaged: Vec<Verification>,
@@ -66,7 +75,6 @@ pub(crate) struct Memory {
 /// A point, and the moment that it is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KnownPoint {
-    /// Its id.
     pub(crate) point: String,
     /// The moment that it is of.
     pub(crate) captured_at: Time,
@@ -82,7 +90,6 @@ pub(crate) struct MachineRun {
     /// When the work on the machine began.
     pub(crate) began_at: Time,
     pub(crate) ended_at: Time,
-    /// How it went.
     pub(crate) result: RunOutcome,
     /// The code of its failure; where the machine was stored, that of what its point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,13 +111,44 @@ pub(crate) struct MachineRun {
     pub(crate) stored_bytes: u64,
 }
 
+/// What is kept of a run when others have followed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PastRun {
+    /// The run's id, as in the log.
+    pub(crate) run: String,
+    /// When the work on the machine began.
+    pub(crate) began_at: Time,
+    pub(crate) ended_at: Time,
+    pub(crate) result: RunOutcome,
+    /// As in [`MachineRun`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<String>,
+    #[serde(default)]
+    pub(crate) new_bytes: u64,
+    #[serde(default)]
+    pub(crate) stored_bytes: u64,
+}
+
+impl PastRun {
+    fn of(run: &MachineRun) -> PastRun {
+        PastRun {
+            run: run.run.clone(),
+            began_at: run.began_at,
+            ended_at: run.ended_at,
+            result: run.result,
+            code: run.code.clone(),
+            new_bytes: run.new_bytes,
+            stored_bytes: run.stored_bytes,
+        }
+    }
+}
+
 /// How a run went; the words are those that hooks get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RunOutcome {
     /// The machine was stored.
     Done,
-    /// It was not.
     Failed,
     /// Damage was found, of the new point or of one before it.
     Damage,
@@ -135,11 +173,9 @@ impl RunOutcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum VerifiedDepth {
-    /// Structure only.
     Quick,
     /// A share of the chunks.
     Sample,
-    /// Every chunk.
     Full,
 }
 
@@ -164,6 +200,30 @@ pub(crate) struct Verification {
     pub(crate) depth: VerifiedDepth,
 }
 
+/// What a drill of a machine's point came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DrillRun {
+    /// The run's id, as in the log.
+    pub(crate) run: String,
+    /// The point that was booted.
+    pub(crate) point: KnownPoint,
+    pub(crate) began_at: Time,
+    pub(crate) ended_at: Time,
+    /// `ok`, `critical` or `unknown`.
+    pub(crate) status: String,
+    pub(crate) detail: String,
+    /// The highest rung, and the seconds until it was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rung: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rung_seconds: Option<f64>,
+    /// What the guest wrote, and the last picture of its screen: files of this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) screenshot: Option<String>,
+}
+
 impl MachineRun {
     /// How long it took.
     pub(crate) fn duration_seconds(&self) -> f64 {
@@ -171,10 +231,9 @@ impl MachineRun {
     }
 }
 
-impl Memory {
-    /// Nothing yet.
-    fn new(repo: &str, uuid: &str, now: Time) -> Memory {
-        Memory {
+impl MachineMemory {
+    fn new(repo: &str, uuid: &str, now: Time) -> MachineMemory {
+        MachineMemory {
             version: VERSION,
             repo: repo.to_owned(),
             machine: String::new(),
@@ -183,13 +242,14 @@ impl Memory {
             newest_point: None,
             last_run: None,
             last_success: None,
+            runs: Vec::new(),
             verified: None,
             verified_points: Vec::new(),
+            last_drill: None,
             damaged: Vec::new(),
         }
     }
 
-    /// Notes a run.
     pub(crate) fn note_run(&mut self, mut run: MachineRun) {
         run.error = run.error.map(|error| error.chars().take(LONGEST_ERROR_CHARS).collect());
         // An older point may be copied after a newer one.
@@ -201,7 +261,23 @@ impl Memory {
         if run.result == RunOutcome::Done {
             self.last_success = Some(run.clone());
         }
+        self.runs.push(PastRun::of(&run));
+        self.forget_runs();
         self.last_run = Some(run);
+    }
+
+    /// Of older days, only the last run stays, so that a machine that is backed up every hour has a past, too.
+    fn forget_runs(&mut self) {
+        let day = |run: &PastRun| run.ended_at.with_timezone(&chrono::Local).date_naive();
+        let days: Vec<_> = self.runs.iter().map(day).collect();
+        let newest = self.runs.len().saturating_sub(MOST_RUNS_IN_ROW);
+        let mut at = 0..;
+        self.runs.retain(|_| {
+            let at = at.next().unwrap_or_default();
+            at >= newest || days.get(at + 1) != days.get(at)
+        });
+        let too_many = self.runs.len().saturating_sub(MOST_RUNS);
+        self.runs.drain(..too_many);
     }
 
     /// Notes that a point was found whole. What a deeper verification found damaged stays damaged.
@@ -219,6 +295,11 @@ impl Memory {
         if !(is_shallow && self.verified.as_ref().is_some_and(|known| known.depth > VerifiedDepth::Quick)) {
             self.verified = Some(verification);
         }
+    }
+
+    pub(crate) fn note_drill(&mut self, mut drill: DrillRun) {
+        drill.detail = drill.detail.chars().take(LONGEST_ERROR_CHARS).collect();
+        self.last_drill = Some(drill);
     }
 
     /// Notes that a point was found damaged.

@@ -9,6 +9,9 @@ use std::time::Duration;
 /// So many days of free space are remembered.
 const MOST_DAYS: usize = 35;
 
+/// So many sizes of the repository are remembered.
+const MOST_SIZES: usize = 60;
+
 /// Growth over a shorter time says nothing about a month.
 const SHORTEST_GROWTH: TimeDelta = TimeDelta::days(3);
 
@@ -20,7 +23,6 @@ const FEWEST_SAMPLES: usize = 4;
 pub(crate) struct RepoMemory {
     /// The version of the file.
     pub(super) version: u32,
-    /// The repository's address.
     pub(crate) repo: String,
     /// Since when it is remembered.
     pub(crate) since: Time,
@@ -33,6 +35,9 @@ pub(crate) struct RepoMemory {
     /// Free space of the file system, one sample a day, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) free_space: Vec<FreeSpace>,
+    /// The size of the repository after each run that stored something, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sizes: Vec<RepoSize>,
 }
 
 /// A prune of a repository.
@@ -44,7 +49,6 @@ pub(crate) struct PruneRun {
     pub(crate) command: String,
     pub(crate) ended_at: Time,
     pub(crate) result: RunOutcome,
-    /// What failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
 }
@@ -57,8 +61,15 @@ pub(crate) struct FreeSpace {
     pub(crate) free_bytes: u64,
 }
 
+/// The size of the repository at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RepoSize {
+    pub(crate) at: Time,
+    /// What all blobs take that its index names.
+    pub(crate) stored_bytes: u64,
+}
+
 impl RepoMemory {
-    /// Nothing yet.
     pub(super) fn new(repo: &str, now: Time) -> RepoMemory {
         RepoMemory {
             version: VERSION,
@@ -67,6 +78,7 @@ impl RepoMemory {
             last_prune: None,
             last_successful_prune: None,
             free_space: Vec::new(),
+            sizes: Vec::new(),
         }
     }
 
@@ -86,6 +98,13 @@ impl RepoMemory {
         self.free_space.push(FreeSpace { at, free_bytes });
         let too_many = self.free_space.len().saturating_sub(MOST_DAYS);
         self.free_space.drain(..too_many);
+    }
+
+    /// Notes how large the repository is.
+    pub(crate) fn note_size(&mut self, at: Time, stored_bytes: u64) {
+        self.sizes.push(RepoSize { at, stored_bytes });
+        let too_many = self.sizes.len().saturating_sub(MOST_SIZES);
+        self.sizes.drain(..too_many);
     }
 
     /// How many bytes a second the free space has shrunk, on average; none if it has not, or if the samples are too few

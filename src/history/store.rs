@@ -4,7 +4,7 @@
 //! No part of a name comes from a machine: the file is called by the UUID, read and replaced, and the folder by the
 //! SHA-256 of the repository's address. Folders are mode 0700, files 0600.
 
-use super::{Memory, RepoMemory, VERSION};
+use super::{MachineMemory, RepoMemory, VERSION};
 use crate::atomic_file;
 use crate::record::Time;
 use rustix::fs::{FlockOperation, flock};
@@ -29,13 +29,7 @@ const MOST_REPOSITORIES: usize = 64;
 pub(crate) enum Error {
     /// A file or a folder.
     #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// The verb.
-        action: &'static str,
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
     /// A file that holds something else.
     #[error("{} is no history: {reason}", path.display())]
     NotHistory { path: PathBuf, reason: String },
@@ -70,7 +64,7 @@ impl History {
     }
 
     /// All that is remembered, and what of it could not be read.
-    pub(crate) fn all(&self) -> (Vec<Memory>, Vec<Error>) {
+    pub(crate) fn all(&self) -> (Vec<MachineMemory>, Vec<Error>) {
         let (mut memories, mut errors) = (Vec::new(), Vec::new());
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -91,8 +85,8 @@ impl History {
         (memories, errors)
     }
 
-    fn read(&self, path: &Path) -> Result<Memory, Error> {
-        let memory: Memory = parse(path)?;
+    fn read(&self, path: &Path) -> Result<MachineMemory, Error> {
+        let memory: MachineMemory = parse(path)?;
         let is_named = self.file(&memory.uuid).is_ok_and(|(file, _)| file == path);
         self.check(path, memory.version, &memory.repo, is_named)?;
         Ok(memory)
@@ -162,13 +156,13 @@ impl History {
         machine: &str,
         uuid: &str,
         now: Time,
-        change: impl FnOnce(&mut Memory),
+        change: impl FnOnce(&mut MachineMemory),
     ) -> Result<(), Error> {
         let (path, uuid) = self.file(uuid)?;
         let _lock = self.make_and_lock()?;
         let known = self.read(&path);
         let is_new = known.is_err();
-        let mut memory = known.unwrap_or_else(|_| Memory::new(&self.repo, &uuid, now));
+        let mut memory = known.unwrap_or_else(|_| MachineMemory::new(&self.repo, &uuid, now));
         machine.clone_into(&mut memory.machine);
         change(&mut memory);
         write(&path, &memory)?;
@@ -262,16 +256,30 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_is_backed_up_every_hour_has_a_past_of_days() {
+        let mut memory = MachineMemory::new("/backup", UUID, at("2026-11-01T00:00:00Z"));
+        for hour in 0..24 * 70 {
+            let mut run = run(RunOutcome::Done, 1);
+            run.ended_at = at("2026-09-01T00:30:00Z") + chrono::TimeDelta::hours(hour);
+            memory.note_run(run);
+        }
+        let days: std::collections::BTreeSet<_> = memory.runs.iter().map(|run| run.ended_at.date_naive()).collect();
+        assert_eq!((memory.runs.len(), days.len()), (60, 45));
+        assert!(memory.runs.is_sorted_by_key(|run| run.ended_at));
+        assert!(serde_json::to_vec(&memory).unwrap().len() < 32 << 10);
+    }
+
+    #[test]
     fn an_older_point_that_is_copied_later_is_not_the_newest() {
-        let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
+        let mut memory = MachineMemory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
         memory.note_run(run(RunOutcome::Done, 9));
         memory.note_run(run(RunOutcome::Done, 4));
         assert_eq!(memory.newest_point.unwrap().point, "p9");
     }
 
     #[test]
-    fn a_damaged_point_stays_so_until_a_proof_as_deep_finds_it_whole() {
-        let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
+    fn a_damaged_point_stays_so_until_a_verification_as_deep_finds_it_whole() {
+        let mut memory = MachineMemory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
         let verification =
             |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
         memory.note_damage(verification("a", VerifiedDepth::Full));

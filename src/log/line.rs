@@ -15,7 +15,6 @@ use tracing_subscriber::registry::LookupSpan;
 pub(crate) enum Style {
     /// `2025-08-06 14:30:15,123 - INFO - [run] message key=value`
     Text,
-    /// One JSON object.
     Json,
 }
 
@@ -25,7 +24,6 @@ pub(crate) struct LogLine {
     /// The id of the run.
     pub(crate) run: String,
     pub(crate) command: &'static str,
-    /// How.
     pub(crate) style: Style,
 }
 

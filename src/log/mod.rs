@@ -16,6 +16,7 @@ pub(crate) mod rotating;
 
 use line::{LogLine, Style};
 use rotating::RotatingFile;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use tracing_subscriber::layer::SubscriberExt;
@@ -28,11 +29,8 @@ pub(crate) const TOLD: &str = "kvmb::told";
 /// How verbose a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// Errors only.
     Quiet,
-    /// Warnings too.
     Normal,
-    /// What kvmb does.
     Verbose,
     /// How it does it.
     Debug,
@@ -54,6 +52,8 @@ impl Level {
 pub(crate) struct FilePlan {
     /// Where it may be, the best place first.
     pub(crate) places: Vec<PathBuf>,
+    /// The folder of one of them, which is made if no other place can be written.
+    pub(crate) own_folder: Option<PathBuf>,
     /// How a line is written.
     pub(crate) style: Style,
     /// A file that has grown larger is set aside.
@@ -72,6 +72,8 @@ pub(crate) struct LogSettings<'a> {
     pub(crate) level: Level,
     /// Whether standard error gets colour.
     pub(crate) color: bool,
+    /// Writes to standard error.
+    pub(crate) stderr: fn() -> Box<dyn Write>,
     /// The file; none for a run that keeps no log.
     pub(crate) file: Option<FilePlan>,
     /// Whether the journal gets it all.
@@ -87,12 +89,21 @@ pub(crate) struct Started {
     pub(crate) fault: Option<(PathBuf, std::io::Error)>,
 }
 
+/// Opens the first place that can be written.
+fn open(plan: &FilePlan) -> Result<RotatingFile, (PathBuf, std::io::Error)> {
+    let open = || RotatingFile::open_first(&plan.places, plan.max_bytes, plan.keep);
+    open().or_else(|error| match &plan.own_folder {
+        Some(folder) if std::fs::create_dir_all(folder).is_ok() => open(),
+        _ => Err(error),
+    })
+}
+
 /// Starts logging; once in a process. That a log cannot be written is reported and stops nothing.
 pub(crate) fn start(plan: LogSettings<'_>) -> Started {
     let mut started = Started::default();
     let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(plan.stderr)
         .event_format(line::StderrLine { color: plan.color })
         .with_ansi(plan.color)
         // It would complain on standard error that standard error is closed, and panic.
@@ -104,7 +115,7 @@ pub(crate) fn start(plan: LogSettings<'_>) -> Started {
         let fields = [("RUN", plan.run), ("COMMAND", plan.command)];
         layer.with_syslog_identifier("kvmb".into()).with_custom_fields(fields).with_filter(filter(kept))
     });
-    let file = plan.file.and_then(|file| match RotatingFile::open_first(&file.places, file.max_bytes, file.keep) {
+    let file = plan.file.and_then(|file| match open(&file) {
         Ok(writer) => {
             let line = LogLine { run: plan.run.to_owned(), command: plan.command, style: file.style };
             let layer = tracing_subscriber::fmt::layer().event_format(line).with_writer(Mutex::new(writer));

@@ -1,32 +1,114 @@
-//! The lines of one run, from the log and what was set aside of it.
+//! The lines of the log, from its file and what was set aside of it.
 
 use super::rotating::{MOST_KEPT, aside};
+use crate::record::{Log, Time};
+use chrono::{Local, NaiveDateTime, TimeZone};
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// No line of ours is longer; what is behind it is not read as one.
 const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
-/// Calls `found` for each line of this run (of the last run in the log, if none is named), oldest first. False ends the
-/// search.
-pub(crate) fn lines_of_run(path: &Path, run: Option<&str>, found: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
-    let last = match run {
-        Some(_) => None,
-        None => last_run(path)?,
-    };
-    let Some(run) = run.or(last.as_deref()) else { return Ok(()) };
-    each_line(path, &mut |line| run_of(line).as_deref() != Some(run) || found(line))
+/// The levels of lines, the least severe first.
+pub(crate) const LEVELS: [&str; 4] = ["DEBUG", "INFO", "WARNING", "ERROR"];
+
+/// Which lines are wanted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LineFilter {
+    /// Only those of this run.
+    pub(crate) run: Option<String>,
+    /// Only those of this level and of more severe ones.
+    pub(crate) level: Option<String>,
+    /// Only those with this text, in upper or lower case.
+    pub(crate) text: Option<String>,
 }
 
-fn last_run(path: &Path) -> io::Result<Option<String>> {
-    let mut last = None;
-    each_line(path, &mut |line| {
-        last = run_of(line).or(last.take());
-        true
-    })?;
-    Ok(last)
+impl LineFilter {
+    /// Whether a line is one of a run that is wanted; a line that is none of kvmb's never is.
+    fn is_of_run(&self, line: &str) -> bool {
+        run_of(line).is_some_and(|run| self.run.as_ref().is_none_or(|wanted| *wanted == run))
+    }
+
+    /// Whether a line of a wanted run has the level and the text.
+    fn takes(&self, line: &str) -> bool {
+        let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
+        let has_level = self.level.as_ref().is_none_or(|least| {
+            let level = parse(line).map(|line| line.level).unwrap_or_default();
+            rank(&level) >= rank(least)
+        });
+        let has_text = |text: &String| line.to_lowercase().contains(&text.to_lowercase());
+        has_level && self.text.as_ref().is_none_or(has_text)
+    }
+}
+
+/// Calls `found` for each wanted line, oldest first; with a limit, only for the newest so many. False ends the search.
+/// `end` is where the file ends that is the log now; what is added meanwhile is left to a [`LogFollower`]. Returns
+/// whether there is any line of a wanted run, with whatever level and text.
+pub(crate) fn lines(
+    path: &Path,
+    filter: &LineFilter,
+    limit: Option<usize>,
+    end: Option<u64>,
+    found: &mut dyn FnMut(&str) -> bool,
+) -> io::Result<bool> {
+    let mut is_any = false;
+    let end_of = |file: &Path| end.filter(|_| file == path).unwrap_or(u64::MAX);
+    let Some(limit) = limit else {
+        for file in files(path).iter().rev() {
+            let goes_on = each_line(file, end_of(file), &mut |line| {
+                let is_of_run = filter.is_of_run(line);
+                is_any |= is_of_run;
+                !is_of_run || !filter.takes(line) || found(line)
+            })?;
+            if !goes_on {
+                break;
+            }
+        }
+        return Ok(is_any);
+    };
+    // The newest file first, and no older one once there are enough.
+    let mut newest = VecDeque::new();
+    for file in files(path) {
+        let mut of_file = VecDeque::new();
+        let room = limit - newest.len();
+        each_line(&file, end_of(&file), &mut |line| {
+            let is_of_run = filter.is_of_run(line);
+            is_any |= is_of_run;
+            if is_of_run && filter.takes(line) {
+                of_file.push_back(line.to_owned());
+                if of_file.len() > room {
+                    of_file.pop_front();
+                }
+            }
+            true
+        })?;
+        of_file.append(&mut newest);
+        newest = of_file;
+        if newest.len() >= limit && is_any {
+            break;
+        }
+    }
+    let _ = newest.iter().all(|line| found(line));
+    Ok(is_any)
+}
+
+/// The run that the last line of the log is of.
+pub(crate) fn last_run(path: &Path) -> io::Result<Option<String>> {
+    for file in files(path) {
+        let mut last = None;
+        each_line(&file, u64::MAX, &mut |line| {
+            last = run_of(line).or(last.take());
+            true
+        })?;
+        if last.is_some() {
+            return Ok(last);
+        }
+    }
+    Ok(None)
 }
 
 /// The run that a line is of; none if it is none of kvmb's.
@@ -35,67 +117,223 @@ fn run_of(line: &str) -> Option<String> {
         let object: Value = serde_json::from_str(line).ok()?;
         return object.get("run")?.as_str().map(str::to_owned);
     }
-    // `2025-08-06 14:30:15,123 - INFO - [run] message`
-    let (_, behind) = line.split_once(" - ")?;
-    let (_, message) = behind.split_once(" - ")?;
-    let (run, _) = message.strip_prefix('[')?.split_once(']')?;
+    let (_, _, run, _) = parts(line)?;
     Some(run.to_owned())
 }
 
-fn each_line(path: &Path, found: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
-    let set_aside = (1..=MOST_KEPT).map(|number| aside(path, number)).take_while(|path| path.exists());
-    let set_aside: Vec<_> = set_aside.collect();
-    for path in set_aside.iter().rev().map(|path| path.as_path()).chain([path]) {
-        let file = match File::open(path) {
-            // It was set aside a moment ago, or there is none yet.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            file => file?,
-        };
-        let mut file = BufReader::new(file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let mut limited = io::Read::take(&mut file, LONGEST_LINE_BYTES);
-            if limited.read_until(b'\n', &mut line)? == 0 {
-                break;
-            }
-            if !found(String::from_utf8_lossy(&line).trim_end_matches('\n')) {
-                return Ok(());
+/// Time, level, run and message of `2025-08-06 14:30:15,123 - INFO - [run] message`.
+fn parts(line: &str) -> Option<(&str, &str, &str, &str)> {
+    let (time, behind) = line.split_once(" - ")?;
+    let (level, behind) = behind.split_once(" - ")?;
+    let (run, message) = behind.strip_prefix('[')?.split_once(']')?;
+    Some((time, level, run, message.trim_start()))
+}
+
+/// A line as a record; none if it is none of kvmb's.
+pub(crate) fn parse(line: &str) -> Option<Log> {
+    let record = |logged_at, level: &str, run: &str, message: String| Log {
+        logged_at,
+        level: level.to_owned(),
+        run: run.to_owned(),
+        message,
+        extra: Default::default(),
+    };
+    if line.starts_with('{') {
+        let object: serde_json::Map<String, Value> = serde_json::from_str(line).ok()?;
+        let text = |key: &str| object.get(key).and_then(Value::as_str);
+        let mut message = text("message")?.to_owned();
+        for (key, value) in &object {
+            if !["time", "level", "run", "command", "message"].contains(&key.as_str()) {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                message.push_str(&format!(" {key}={value}"));
             }
         }
+        let time: Time = text("time")?.parse().ok()?;
+        return Some(record(time, text("level")?, text("run")?, message));
     }
-    Ok(())
+    let (time, level, run, message) = parts(line)?;
+    let time = NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S,%3f").ok()?;
+    let time = Local.from_local_datetime(&time).earliest()?.fixed_offset();
+    Some(record(time, level, run, message.to_owned()))
+}
+
+/// The files of a log, the newest first.
+fn files(path: &Path) -> Vec<PathBuf> {
+    let set_aside = (1..=MOST_KEPT).map(|number| aside(path, number)).take_while(|path| path.exists());
+    [path.to_owned()].into_iter().chain(set_aside).collect()
+}
+
+/// Calls `found` for each line of the first `most_bytes` of a file; false ends that, and is returned.
+fn each_line(path: &Path, most_bytes: u64, found: &mut dyn FnMut(&str) -> bool) -> io::Result<bool> {
+    let file = match File::open(path) {
+        // It was set aside a moment ago, or there is none yet.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        file => file?,
+    };
+    let mut file = BufReader::new(file.take(most_bytes));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut limited = Read::take(&mut file, LONGEST_LINE_BYTES);
+        if limited.read_until(b'\n', &mut line)? == 0 {
+            return Ok(true);
+        }
+        if !found(String::from_utf8_lossy(&line).trim_end_matches('\n')) {
+            return Ok(false);
+        }
+    }
+}
+
+/// Reads what is added to a log, also after it was set aside.
+#[derive(Debug)]
+pub(crate) struct LogFollower {
+    path: PathBuf,
+    filter: LineFilter,
+    file: Option<File>,
+    /// Where the file ended at the beginning.
+    began_at_byte: u64,
+    /// The beginning of a line whose end has not been written yet.
+    rest: Vec<u8>,
+}
+
+impl LogFollower {
+    /// Begins at the present end of the log.
+    pub(crate) fn at_end(path: &Path, filter: LineFilter) -> io::Result<LogFollower> {
+        let (file, began_at_byte) = match File::open(path) {
+            Ok(mut file) => {
+                let end = file.seek(SeekFrom::End(0))?;
+                (Some(file), end)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => (None, 0),
+            Err(error) => return Err(error),
+        };
+        Ok(LogFollower { path: path.to_owned(), filter, file, began_at_byte, rest: Vec::new() })
+    }
+
+    /// Where the log ended when it began: what is before that, [`lines`] reads.
+    pub(crate) fn began_at_byte(&self) -> u64 {
+        self.began_at_byte
+    }
+
+    /// The wanted lines that were added since.
+    pub(crate) fn new_lines(&mut self) -> io::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        loop {
+            if let Some(file) = &mut self.file {
+                file.read_to_end(&mut self.rest)?;
+            }
+            let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let whole: Vec<u8> = self.rest.drain(..end).collect();
+            let text = String::from_utf8_lossy(&whole);
+            let wanted = text.lines().filter(|line| self.filter.is_of_run(line) && self.filter.takes(line));
+            lines.extend(wanted.map(str::to_owned));
+            // Another file of that name: the one that was read has been set aside, or there was none.
+            let named = match File::open(&self.path) {
+                Ok(named) => named,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(lines),
+                Err(error) => return Err(error),
+            };
+            let id = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+            let is_same = match &self.file {
+                Some(file) => id(file)? == id(&named)?,
+                None => false,
+            };
+            if is_same {
+                return Ok(lines);
+            }
+            self.rest.clear();
+            self.file = Some(named);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+    use std::io::Write;
 
-    fn lines(path: &Path, run: Option<&str>) -> Vec<String> {
-        let mut lines = Vec::new();
-        lines_of_run(path, run, &mut |line| {
-            lines.push(line.to_owned());
+    fn found(path: &Path, filter: &LineFilter, limit: Option<usize>) -> Vec<String> {
+        let mut found = Vec::new();
+        lines(path, filter, limit, None, &mut |line| {
+            found.push(line[line.len() - 3..].to_owned());
             true
         })
         .unwrap();
-        lines
+        found
+    }
+
+    fn of_run(run: &str) -> LineFilter {
+        LineFilter { run: Some(run.to_owned()), ..LineFilter::default() }
+    }
+
+    fn text(level: &str, run: &str, message: &str) -> String {
+        format!("2026-11-20 12:00:00,000 - {level} - [{run}] {message}\n")
     }
 
     #[test]
     fn the_lines_of_a_run_are_found_in_all_files_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        assert!(lines(&path, None).is_empty());
-        let text = |run: &str, message: &str| format!("2026-11-20 12:00:00,000 - INFO - [{run}] {message}\n");
-        fs::write(aside(&path, 2), text("aaaaaaaa", "one") + "2025-01-01 00:00:00,000 - INFO - of old\n").unwrap();
-        fs::write(aside(&path, 1), text("bbbbbbbb", "[aaaaaaaa] no") + &text("aaaaaaaa", "two")).unwrap();
-        let json = "{\"time\":\"t\",\"run\":\"aaaaaaaa\",\"message\":\"three\"}\n";
-        fs::write(&path, json.to_owned() + &text("cccccccc", "last") + "{ torn").unwrap();
-        let ends: Vec<_> =
-            lines(&path, Some("aaaaaaaa")).iter().map(|line| line[line.len() - 3..].to_owned()).collect();
-        assert_eq!(ends, ["one", "two", "e\"}"]);
-        assert_eq!(lines(&path, None).len(), 1);
-        assert!(lines(&path, Some("dddddddd")).is_empty());
+        assert!(found(&path, &LineFilter::default(), None).is_empty());
+        assert_eq!(last_run(&path).unwrap(), None);
+        let old = "2025-01-01 00:00:00,000 - INFO - of old\n";
+        fs::write(aside(&path, 2), text("INFO", "aaaaaaaa", "one") + old).unwrap();
+        fs::write(aside(&path, 1), text("INFO", "bbbbbbbb", "[aaaaaaaa] no") + &text("INFO", "aaaaaaaa", "two"))
+            .unwrap();
+        let json = "{\"time\":\"2026-11-20T12:00:00+01:00\",\"level\":\"ERROR\",\"run\":\"aaaaaaaa\",\
+                    \"message\":\"three\"}\n";
+        fs::write(&path, json.to_owned() + &text("WARNING", "cccccccc", "Last") + "{ torn").unwrap();
+        let all = ["one", "two", "e\"}"];
+        assert_eq!(found(&path, &of_run("aaaaaaaa"), None), all);
+        for limit in 0..5 {
+            let newest = &all[3usize.saturating_sub(limit)..];
+            assert_eq!(found(&path, &of_run("aaaaaaaa"), Some(limit)), newest, "{limit}");
+        }
+        assert_eq!(last_run(&path).unwrap().as_deref(), Some("cccccccc"));
+        assert!(found(&path, &of_run("dddddddd"), None).is_empty());
+        assert_eq!(found(&path, &LineFilter::default(), None).len(), 5);
+        let level = |level: &str| LineFilter { level: Some(level.into()), ..LineFilter::default() };
+        assert_eq!(found(&path, &level("WARNING"), None), ["e\"}", "ast"]);
+        assert_eq!(found(&path, &level("ERROR"), None), ["e\"}"]);
+        let with = |text: &str| LineFilter { text: Some(text.into()), ..LineFilter::default() };
+        assert_eq!(found(&path, &with("lAST"), None), ["ast"]);
+        let filter = LineFilter { text: Some("nothing".into()), ..of_run("aaaaaaaa") };
+        assert!(lines(&path, &filter, Some(1), None, &mut |_| true).unwrap(), "there is such a run");
+    }
+
+    #[test]
+    fn a_line_is_a_record() {
+        let line = parse(text("WARNING", "aaaaaaaa", "it is so key=1").trim_end()).unwrap();
+        assert_eq!((&*line.level, &*line.run, &*line.message), ("WARNING", "aaaaaaaa", "it is so key=1"));
+        let json = r#"{"time":"2026-11-20T12:00:00+01:00","level":"INFO","run":"aaaaaaaa","command":"backup",
+            "message":"stored","machine":"a b","read_bytes":7}"#;
+        assert_eq!(parse(json).unwrap().message, "stored machine=a b read_bytes=7");
+        for line in ["", "{", "{}", "a - b - c", "x - INFO - [aaaaaaaa] m", "2026-13-20 12:00:00,000 - INFO - [a] m"] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_added_is_read_also_after_the_log_was_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut follower = LogFollower::at_end(&path, LineFilter::default()).unwrap();
+        assert!(follower.new_lines().unwrap().is_empty());
+        let add = |text: &str| {
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        add(&text("INFO", "aaaaaaaa", "one"));
+        add("2026-11-20 12:00:00,000 - IN");
+        assert_eq!(follower.new_lines().unwrap().len(), 1);
+        add("FO - [aaaaaaaa] two\n");
+        fs::rename(&path, aside(&path, 1)).unwrap();
+        add(&text("INFO", "aaaaaaaa", "three"));
+        let lines = follower.new_lines().unwrap();
+        assert!(lines.len() == 2 && lines[0].ends_with("two") && lines[1].ends_with("three"), "{lines:?}");
+        assert!(follower.new_lines().unwrap().is_empty());
+        let mut late = LogFollower::at_end(&path, LineFilter::default()).unwrap();
+        assert!(late.new_lines().unwrap().is_empty());
     }
 }

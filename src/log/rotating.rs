@@ -23,7 +23,6 @@ use std::path::{Path, PathBuf};
 /// More files than this are never kept.
 pub(crate) const MOST_KEPT: u64 = 1000;
 
-/// A log file.
 #[derive(Debug)]
 pub(crate) struct RotatingFile {
     path: PathBuf,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::handshake::{self, Export};
-use super::link::Link;
+use super::handshake::{self, NegotiatedExport};
+use super::link::NbdStream;
 use super::uri::NbdUri;
 use super::wire::{self, ChunkHeader, Coverage, ErrorReply, MessageReader, RequestType, StatusExtent, Violation};
 use super::{Error, Result};
@@ -47,8 +47,8 @@ pub struct ContextStatus {
 /// One connection to one export.
 #[derive(Debug)]
 pub struct Client {
-    link: Link,
-    export: Export,
+    link: NbdStream,
+    export: NegotiatedExport,
     /// Encoded requests that have not been sent.
     outgoing: Vec<u8>,
     next_id: u64,
@@ -71,10 +71,8 @@ pub(super) struct Completion {
     pub(super) outcome: Result<ReplyBody>,
 }
 
-/// What came back.
 #[derive(Debug)]
 pub(super) enum ReplyBody {
-    /// The buffer, filled.
     Read(Vec<u8>),
     /// One list a context.
     Status(Vec<ContextStatus>),
@@ -116,7 +114,7 @@ struct Read {
 impl Client {
     /// Connects and negotiates.
     pub fn connect(uri: &NbdUri, options: &ClientOptions) -> Result<Client> {
-        let link = Link::open(&uri.socket, options.timeout, Arc::clone(&options.stop))?;
+        let link = NbdStream::open(&uri.socket, options.timeout, Arc::clone(&options.stop))?;
         Client::negotiate(link, &uri.export, options)
     }
 
@@ -127,11 +125,11 @@ impl Client {
         export: &str,
         options: &ClientOptions,
     ) -> Result<Client> {
-        let link = Link::new(stream, options.timeout, Arc::clone(&options.stop))?;
+        let link = NbdStream::new(stream, options.timeout, Arc::clone(&options.stop))?;
         Client::negotiate(link, export, options)
     }
 
-    fn negotiate(mut link: Link, export: &str, options: &ClientOptions) -> Result<Client> {
+    fn negotiate(mut link: NbdStream, export: &str, options: &ClientOptions) -> Result<Client> {
         match handshake::negotiate(&mut link, export, &options.contexts) {
             Ok(export) => Ok(Client {
                 link,
@@ -238,7 +236,6 @@ impl Client {
     }
 }
 
-/// The pipeline.
 impl Client {
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
@@ -265,7 +262,6 @@ impl Client {
         Ok(ticket)
     }
 
-    /// Asks for extents.
     pub(super) fn submit_block_status(&mut self, offset: u64, length: u32) -> Result<Ticket> {
         let end = offset.saturating_add(length.into());
         if self.export.contexts.is_empty() || length == 0 || end > self.export.size_bytes {

@@ -242,6 +242,13 @@ pub enum ChunkState {
     Zero,
     /// Dirty or unknown: to be read.
     Data,
+    /// Dirty in a part, and not all zeros. Only if such parts were asked for.
+    Mixed {
+        /// The dirty pieces, the first one in the lowest bit.
+        dirty: u64,
+        /// The pieces that are clean, and read as zeros now.
+        clean_zeros: u64,
+    },
 }
 
 /// Neighbouring chunks in the same state.
@@ -308,6 +315,8 @@ where
 pub(super) struct ChunkCutter {
     size_bytes: u64,
     chunk_bytes: u64,
+    /// The size of a piece, if chunks that are dirty in a part are told apart.
+    piece_bytes: Option<u64>,
     position: u64,
     /// What is known of the chunk that `position` is in, unless it is at its beginning.
     partial: Option<PartialChunk>,
@@ -321,22 +330,42 @@ pub(super) struct ChunkCutter {
 struct PartialChunk {
     zero: bool,
     clean: bool,
+    /// The pieces with a dirty byte.
+    dirty: u64,
+    /// The pieces with a byte that is dirty, or may be something else than zero.
+    touched: u64,
 }
 
 impl PartialChunk {
     fn of(extent: &Extent) -> PartialChunk {
-        PartialChunk { zero: extent.zero, clean: extent.dirty == Some(false) }
+        let clean = extent.dirty == Some(false);
+        let all_if = |is_so: bool| if is_so { u64::MAX } else { 0 };
+        PartialChunk { zero: extent.zero, clean, dirty: all_if(!clean), touched: all_if(!clean || !extent.zero) }
     }
 
     fn and(self, other: PartialChunk) -> PartialChunk {
-        PartialChunk { zero: self.zero && other.zero, clean: self.clean && other.clean }
+        PartialChunk {
+            zero: self.zero && other.zero,
+            clean: self.clean && other.clean,
+            dirty: self.dirty | other.dirty,
+            touched: self.touched | other.touched,
+        }
     }
 
-    fn state(self) -> ChunkState {
+    /// The same, of an extent that only these pieces have bytes of.
+    fn within(self, pieces: u64) -> PartialChunk {
+        PartialChunk { dirty: self.dirty & pieces, touched: self.touched & pieces, ..self }
+    }
+
+    /// What is to be done about a chunk of which this holds; `all` are the pieces that it has.
+    fn state(self, all: Option<u64>) -> ChunkState {
         match self {
-            PartialChunk { clean: true, zero } => ChunkState::Clean { zero },
+            PartialChunk { clean: true, zero, .. } => ChunkState::Clean { zero },
             PartialChunk { zero: true, .. } => ChunkState::Zero,
-            PartialChunk { .. } => ChunkState::Data,
+            PartialChunk { dirty, touched, .. } => match all {
+                Some(all) if dirty & all != all => ChunkState::Mixed { dirty, clean_zeros: all & !touched },
+                _ => ChunkState::Data,
+            },
         }
     }
 }
@@ -347,11 +376,26 @@ impl ChunkCutter {
         ChunkCutter {
             size_bytes,
             chunk_bytes: chunk_bytes.max(1).into(),
+            piece_bytes: None,
             position: 0,
             partial: None,
             current: None,
             finished: VecDeque::new(),
         }
+    }
+
+    /// Tells apart which pieces of a chunk are dirty. A chunk has at most 64.
+    pub(super) fn with_pieces(mut self, piece_bytes: Option<u32>) -> ChunkCutter {
+        let piece_bytes = piece_bytes.map(u64::from);
+        self.piece_bytes = piece_bytes.filter(|piece| *piece > 0 && self.chunk_bytes.div_ceil(*piece) <= 64);
+        self
+    }
+
+    /// The bits of the pieces from one byte of a chunk to another; all of them where pieces are not told apart.
+    fn pieces(&self, begin: u64, end: u64) -> u64 {
+        let Some(piece) = self.piece_bytes else { return u64::MAX };
+        let below = |count: u64| if count >= 64 { u64::MAX } else { (1 << count) - 1 };
+        below(end.div_ceil(piece)) & !below(begin / piece)
     }
 
     /// Takes the next extent.
@@ -366,19 +410,22 @@ impl ChunkCutter {
             let index = self.position / self.chunk_bytes;
             let whole = left / self.chunk_bytes;
             if self.partial.is_none() && whole > 0 {
-                self.extend(index, whole, here.state());
+                self.extend(index, whole, here.state(None));
                 self.position += whole * self.chunk_bytes;
                 left -= whole * self.chunk_bytes;
                 continue;
             }
             let chunk_end = (index + 1).saturating_mul(self.chunk_bytes).min(self.size_bytes);
             let taken = left.min(chunk_end - self.position);
+            let start = index * self.chunk_bytes;
+            let here = here.within(self.pieces(self.position - start, self.position - start + taken));
             let known = self.partial.map_or(here, |partial| partial.and(here));
             self.position += taken;
             left -= taken;
             if self.position == chunk_end {
                 self.partial = None;
-                self.extend(index, 1, known.state());
+                let all = self.piece_bytes.map(|_| self.pieces(0, chunk_end - start));
+                self.extend(index, 1, known.state(all));
             } else {
                 self.partial = Some(known);
             }

@@ -9,7 +9,7 @@
 //! C:   NBD_OPT_EXPORT_NAME                  S:   size, flags, or the end of the connection
 //! ```
 
-use super::link::Link;
+use super::link::NbdStream;
 use super::wire::{
     self, DEFAULT_MIN_BLOCK_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_MAGIC, INFO_BLOCK_SIZE, INFO_EXPORT,
     MAX_OPTION_REPLY_BYTES, MAX_REQUEST_BYTES, MessageReader, OLD_STYLE_MAGIC, OPT_EXPORT_NAME, OPT_GO,
@@ -23,7 +23,7 @@ const MAX_REPLIES: usize = 256;
 
 /// What was agreed on.
 #[derive(Debug, Clone)]
-pub(super) struct Export {
+pub(super) struct NegotiatedExport {
     pub(super) size_bytes: u64,
     pub(super) flags: u16,
     /// Requests begin and end at multiples of this, or at the end of the export.
@@ -31,7 +31,6 @@ pub(super) struct Export {
     /// A multiple of `min_block_bytes`.
     pub(super) max_request_bytes: u32,
     pub(super) structured_replies: bool,
-    /// Ids and names.
     pub(super) contexts: Vec<(u32, String)>,
 }
 
@@ -48,7 +47,7 @@ impl OptionReply {
 }
 
 /// Goes through the whole handshake, within the link's deadline.
-pub(super) fn negotiate(link: &mut Link, export: &str, contexts: &[String]) -> Result<Export> {
+pub(super) fn negotiate(link: &mut NbdStream, export: &str, contexts: &[String]) -> Result<NegotiatedExport> {
     let no_zeroes = greet(link)?;
     let structured_replies = negotiate_structured_replies(link)?;
     let contexts = if structured_replies && !contexts.is_empty() {
@@ -73,11 +72,11 @@ pub(super) fn negotiate(link: &mut Link, export: &str, contexts: &[String]) -> R
             (minimum, maximum.min(MAX_REQUEST_BYTES) & !(minimum - 1))
         }
     };
-    Ok(Export { size_bytes, flags, min_block_bytes, max_request_bytes, structured_replies, contexts })
+    Ok(NegotiatedExport { size_bytes, flags, min_block_bytes, max_request_bytes, structured_replies, contexts })
 }
 
 /// The greeting and our answer; whether the 124 zero bytes will be left out.
-fn greet(link: &mut Link) -> Result<bool> {
+fn greet(link: &mut NbdStream) -> Result<bool> {
     let magic = u64::from_be_bytes(link.receive_array()?);
     if magic != GREETING_MAGIC {
         return Err(Violation::Greeting(magic).into());
@@ -97,7 +96,7 @@ fn greet(link: &mut Link) -> Result<bool> {
 }
 
 /// `NBD_OPT_STRUCTURED_REPLY`.
-fn negotiate_structured_replies(link: &mut Link) -> Result<bool> {
+fn negotiate_structured_replies(link: &mut NbdStream) -> Result<bool> {
     link.send(&wire::encode_option(OPT_STRUCTURED_REPLY, &[]))?;
     let reply = receive_reply(link, OPT_STRUCTURED_REPLY)?;
     match reply.kind {
@@ -108,7 +107,7 @@ fn negotiate_structured_replies(link: &mut Link) -> Result<bool> {
 }
 
 /// `NBD_OPT_SET_META_CONTEXT`: which of the contexts this export has.
-fn negotiate_contexts(link: &mut Link, export: &str, wanted: &[String]) -> Result<Vec<(u32, String)>> {
+fn negotiate_contexts(link: &mut NbdStream, export: &str, wanted: &[String]) -> Result<Vec<(u32, String)>> {
     link.send(&wire::encode_set_meta_context(export, wanted))?;
     let mut contexts: Vec<(u32, String)> = Vec::new();
     for _ in 0..MAX_REPLIES {
@@ -138,7 +137,7 @@ fn negotiate_contexts(link: &mut Link, export: &str, wanted: &[String]) -> Resul
 type ExportInfo = (u64, u16, Option<(u32, u32)>);
 
 /// `NBD_OPT_GO`; nothing if the server does not know it.
-fn go(link: &mut Link, export: &str) -> Result<Option<ExportInfo>> {
+fn go(link: &mut NbdStream, export: &str) -> Result<Option<ExportInfo>> {
     link.send(&wire::encode_go(export))?;
     let mut size_and_flags = None;
     let mut block_sizes = None;
@@ -178,7 +177,7 @@ fn go(link: &mut Link, export: &str) -> Result<Option<ExportInfo>> {
 }
 
 /// `NBD_OPT_EXPORT_NAME`, for servers of before 2016. A refusal is the end of the connection.
-fn export_name(link: &mut Link, export: &str, no_zeroes: bool) -> Result<ExportInfo> {
+fn export_name(link: &mut NbdStream, export: &str, no_zeroes: bool) -> Result<ExportInfo> {
     link.send(&wire::encode_option(OPT_EXPORT_NAME, export.as_bytes()))?;
     let size_bytes = match link.receive_array() {
         Err(Error::Disconnected) => {
@@ -194,7 +193,7 @@ fn export_name(link: &mut Link, export: &str, no_zeroes: bool) -> Result<ExportI
 }
 
 /// "Fixed newstyle negotiation": one reply to the option that is being negotiated.
-fn receive_reply(link: &mut Link, option: u32) -> Result<OptionReply> {
+fn receive_reply(link: &mut NbdStream, option: u32) -> Result<OptionReply> {
     let header: [u8; 20] = link.receive_array()?;
     let mut fields = MessageReader::new("an option reply's header", &header);
     let magic = fields.u64()?;

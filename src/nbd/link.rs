@@ -24,17 +24,17 @@ const BUFFER_BYTES: usize = 4096;
 
 /// One connection's bytes.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct NbdStream {
     stream: BufReader<UnixStream>,
     timeout: Duration,
     deadline: Instant,
     stop: Arc<AtomicBool>,
 }
 
-impl Link {
+impl NbdStream {
     /// Connects to a listening socket. The kernel lets a connect wait for room in the listener's backlog: no longer
     /// than `timeout` here.
-    pub(super) fn open(path: &Path, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
+    pub(super) fn open(path: &Path, timeout: Duration, stop: Arc<AtomicBool>) -> Result<NbdStream> {
         let failed = |errno: rustix::io::Errno| match errno {
             rustix::io::Errno::AGAIN => Error::Timeout { after: timeout },
             other => Error::Connect { socket: path.to_owned(), source: other.into() },
@@ -44,17 +44,17 @@ impl Link {
             socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
         set_socket_timeout(&socket, Timeout::Send, Some(timeout.max(Duration::from_millis(1)))).map_err(failed)?;
         connect(&socket, &address).map_err(failed)?;
-        Link::new(UnixStream::from(socket), timeout, stop)
+        NbdStream::new(UnixStream::from(socket), timeout, stop)
     }
 
     /// Takes a connected socket over.
-    pub(super) fn new(stream: UnixStream, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
+    pub(super) fn new(stream: UnixStream, timeout: Duration, stop: Arc<AtomicBool>) -> Result<NbdStream> {
         let tick = TICK.min(timeout).max(Duration::from_millis(1));
         stream
             .set_read_timeout(Some(tick))
             .and_then(|()| stream.set_write_timeout(Some(tick)))
             .map_err(|source| Error::Io { action: "set the time-out of the connection to", source })?;
-        Ok(Link {
+        Ok(NbdStream {
             stream: BufReader::with_capacity(BUFFER_BYTES, stream),
             timeout,
             deadline: Instant::now() + timeout,

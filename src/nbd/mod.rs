@@ -74,16 +74,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// What can go wrong between us and an NBD server.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody answers at the socket.
     #[error("cannot connect to the NBD server at {}: {source}", socket.display())]
-    Connect {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Connect { socket: PathBuf, source: std::io::Error },
     /// The server has no export of this name.
     #[error("the NBD server has no export {export:?}{}", suffix(message))]
     NoSuchExport {
@@ -107,23 +103,18 @@ pub enum Error {
     #[error("the NBD server failed to {command} {length} bytes at offset {offset}: \
         {}{}", wire::error_name(*error), suffix(message))]
     Request {
-        /// What was asked.
         command: RequestType,
-        /// Where.
         offset: u64,
-        /// How much.
         length: u64,
         /// The error's number: Linux's `errno` for all that the protocol knows.
         error: u32,
         /// What the server said about it, often nothing.
         message: String,
     },
-    /// The socket failed.
     #[error("cannot {action} the NBD server: {source}")]
     Io {
         /// "read from", "write to" …
         action: &'static str,
-        /// Why.
         source: std::io::Error,
     },
     /// The server stopped answering: the connection is gone.

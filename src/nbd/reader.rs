@@ -59,6 +59,8 @@ pub struct ReadOptions {
     pub timeout: Duration,
     /// The dirty bitmap's metadata context, `qemu:dirty-bitmap:NAME`.
     pub bitmap_context: Option<String>,
+    /// Leaves chunks that are dirty in a part to the consumer, as [`Chunk::Mixed`] with the pieces of this size.
+    pub piece_bytes: Option<u32>,
     /// Raised by somebody else to end the reading with [`Error::Stopped`].
     pub stop: Arc<AtomicBool>,
 }
@@ -71,6 +73,7 @@ impl Default for ReadOptions {
             in_flight: 16,
             timeout: Duration::from_secs(60),
             bitmap_context: None,
+            piece_bytes: None,
             stop: Arc::default(),
         }
     }
@@ -103,6 +106,15 @@ pub enum Chunk {
         count: u64,
         /// They read as zeros now.
         zero: bool,
+    },
+    /// A chunk that is dirty in a part: it was not read. See [`ReadOptions::piece_bytes`].
+    Mixed {
+        /// Its index.
+        index: u64,
+        /// Its dirty pieces, the first one in the lowest bit.
+        dirty: u64,
+        /// The pieces that are clean, and read as zeros now.
+        clean_zeros: u64,
     },
 }
 
@@ -263,15 +275,24 @@ impl ReaderState {
     fn pass_through(&mut self) -> bool {
         let mut moved = false;
         while self.ready.len() < MAX_READY
-            && let Some(run) = self.plan.front()
+            && let Some(run) = self.plan.front_mut()
         {
             let ChunkRun { first, count, .. } = *run;
+            let mut is_done = true;
             let chunk = match run.state {
                 ChunkState::Data => break,
                 ChunkState::Zero => Chunk::Zero { first, count },
                 ChunkState::Clean { zero } => Chunk::Clean { first, count, zero },
+                ChunkState::Mixed { dirty, clean_zeros } => {
+                    run.first += 1;
+                    run.count -= 1;
+                    is_done = run.count == 0;
+                    Chunk::Mixed { index: first, dirty, clean_zeros }
+                }
             };
-            self.plan.pop_front();
+            if is_done {
+                self.plan.pop_front();
+            }
             self.ready.insert(self.next_sequence, chunk);
             self.next_sequence += 1;
             moved = true;
@@ -394,7 +415,6 @@ impl Drop for Attendance {
     }
 }
 
-/// One connection's thread.
 struct ReadWorker {
     shared: Arc<ReaderShared>,
     client: Client,
@@ -519,7 +539,7 @@ impl Chunks {
         });
         let mut map = Some(Map {
             mapper: Mapper::new(&clients[0], options.bitmap_context.as_deref()),
-            cutter: ChunkCutter::new(size_bytes, chunk_bytes),
+            cutter: ChunkCutter::new(size_bytes, chunk_bytes).with_pieces(options.piece_bytes),
             asked: None,
         });
         let depth = in_flight.div_ceil(clients.len());

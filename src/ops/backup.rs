@@ -4,6 +4,7 @@ use super::locked_repo::{PendingRepo, RepoView};
 use super::push::{PushRequest, Trust, push};
 use super::release::release;
 use super::snapshot::{SnapshotRequest, snapshot};
+use super::threads::Parallelism;
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::close::drain_capture;
 use crate::capture::{self, CaptureFile, CaptureState, Hypervisor, RuntimeDirs};
@@ -11,7 +12,7 @@ use crate::failpoint::{self, Failpoint};
 use crate::nbd;
 use crate::rate_limiter::RateLimiter;
 use crate::record;
-use crate::repo::Repository;
+use crate::repo::{Compression, Repository};
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 
@@ -29,7 +30,10 @@ pub(crate) struct Backup<'a> {
     pub(crate) rate_limit: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of each disk's last point.
     pub(crate) chunk_size: Option<ChunkSize>,
-    /// Watches.
+    /// How hard new data is compressed.
+    pub(crate) compression: Compression,
+    /// What one machine may use.
+    pub(crate) parallelism: Parallelism,
     pub(crate) monitor: &'a dyn Monitor,
     pub(crate) stop: &'a Stop,
 }
@@ -121,6 +125,8 @@ impl Backup<'_> {
             trust: self.trust,
             rate_limit: self.rate_limit,
             chunk_size: self.chunk_size,
+            compression: self.compression,
+            parallelism: self.parallelism,
         };
         let mut after_read = || {
             let hypervisor = (self.connect)()?;
@@ -145,10 +151,10 @@ impl Backup<'_> {
 fn about_checkpoints(machine: &str, internal_snapshots: &[String]) -> String {
     let undefine = format!("{machine} has a libvirt checkpoint now: 'virsh undefine' needs --checkpoints-metadata");
     match internal_snapshots {
-        [] => format!("{undefine}, and internal snapshots cannot be reverted to ('kvmb doctor' says how)"),
+        [] => format!("{undefine}, and internal snapshots cannot be reverted to ('kvmb doctor' shows how)"),
         names => format!(
             "{undefine}, and its internal snapshots ({}) cannot be reverted to: a try leaves the machine off ('kvmb \
-             doctor' says how)",
+             doctor' shows how)",
             names.join(", ")
         ),
     }

@@ -101,10 +101,23 @@ pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String
         return Some(format!("the image is not the one of the parent point ({})", top_then.path));
     }
     let below = |layers: &[ImageIdentity]| -> Vec<(String, u64, u64, i64)> {
-        layers[1..].iter().map(|l| (l.path.clone(), l.inode, l.size_bytes, l.modified_ns)).collect()
+        let identity = |(at, layer): (usize, &ImageIdentity)| {
+            // The guest writes to the data file of the topmost image.
+            let is_written = at == 0 && layer.is_data_file;
+            let (size_bytes, modified_ns) = if is_written { (0, 0) } else { (layer.size_bytes, layer.modified_ns) };
+            (layer.path.clone(), layer.inode, size_bytes, modified_ns)
+        };
+        layers[1..].iter().enumerate().map(identity).collect()
     };
     if below(&now.image) != below(&before) {
         return Some("a backing file has changed since the parent point".into());
+    }
+    if now.has_data_file && (now.session.is_none() || now.session != then.session) {
+        return Some(
+            "the machine was started, or the disk attached, after the parent point; before that other programs could \
+             write to its external data file"
+                .into(),
+        );
     }
     None
 }

@@ -2,6 +2,7 @@
 //!
 //! Pure: [`capture::survey`](crate::capture::survey) looks, and whoever shows the findings has the words for them.
 
+use super::restore::live::confinement::MissingRule;
 use super::snapshot::scratch_needed;
 use crate::capture::state::{MissingPart, OutsideLeftOut};
 use crate::capture::survey::{
@@ -27,9 +28,7 @@ const COMFORTABLE_SCRATCH_BYTES: u64 = 4 << 30;
 pub(crate) struct Finding {
     /// The machine; none is the host.
     pub(crate) machine: Option<String>,
-    /// The machine's disk.
     pub(crate) disk: Option<String>,
-    /// How it is.
     pub(crate) status: Status,
     pub(crate) subject: CheckSubject,
 }
@@ -39,10 +38,8 @@ pub(crate) struct Finding {
 pub(crate) enum CheckSubject {
     /// Where the machines run.
     Connection {
-        /// The connection.
         uri: String,
     },
-    /// libvirt's version.
     Libvirt {
         version: (u32, u32, u32),
     },
@@ -50,28 +47,26 @@ pub(crate) enum CheckSubject {
     Qemu {
         version: Option<(u32, u32, u32)>,
     },
-    /// QEMU's other programs.
     Programs {
         /// Those that are missing.
         missing: Vec<&'static str>,
     },
     /// A security module that confines machines.
     Confinement {
-        /// Its name.
         by: String,
         /// Whether the folder that it leaves open was found; none where no machine was looked at.
         has_open_folder: Option<bool>,
     },
+    /// What this module must permit before a machine can run on its point.
+    LiveRestore(MissingRule),
     /// The folders for sockets and scratch files.
     Folders {
         /// The first that QEMU's user cannot pass.
         closed: Option<PathBuf>,
-        /// QEMU's user.
         user: Option<u32>,
     },
     /// Room for what a guest overwrites during its backup.
-    Scratch(FreeSpace),
-    /// The guest agent.
+    Scratch(FolderSpace),
     Agent(AgentSurvey),
     /// What holds the machine.
     Job(JobSurvey),
@@ -106,7 +101,7 @@ pub(crate) enum CheckSubject {
 
 /// The room in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FreeSpace {
+pub(crate) struct FolderSpace {
     pub(crate) folder: PathBuf,
     /// What is free there.
     pub(crate) free_bytes: u64,
@@ -114,7 +109,6 @@ pub(crate) struct FreeSpace {
     pub(crate) needed_bytes: u64,
 }
 
-/// Judges a host.
 pub(crate) fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Finding> {
     let mut findings = vec![
         of_host(
@@ -134,6 +128,11 @@ pub(crate) fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Fin
     let confinement = host.confined_by.clone().map(|by| CheckSubject::Confinement { by, has_open_folder: None });
     findings.extend(confinement.map(|subject| of_host(Status::Ok, subject)));
     findings
+}
+
+/// Judges what a security module must permit for live restores. Backups do without.
+pub(crate) fn judge_live_restores(missing: Option<MissingRule>) -> Option<Finding> {
+    missing.map(|rule| of_host(Status::Warning, CheckSubject::LiveRestore(rule)))
 }
 
 /// Judges a machine; `scratch` is the folder of scratch files and its free bytes, where these are known.
@@ -164,7 +163,7 @@ pub(crate) fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u
             free if free < capacity_bytes.min(COMFORTABLE_SCRATCH_BYTES) => Status::Warning,
             _ => Status::Ok,
         };
-        found.push((status, CheckSubject::Scratch(FreeSpace { folder, free_bytes, needed_bytes })));
+        found.push((status, CheckSubject::Scratch(FolderSpace { folder, free_bytes, needed_bytes })));
     }
     found.extend(machine.missing.iter().map(|part| (Status::Warning, CheckSubject::MissingPart(part.clone()))));
     let left_out = machine.outside_left_out.iter();
@@ -241,9 +240,9 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
         return (Status::Critical, CheckSubject::EncryptedAndOff(disk.clone()));
     }
     let status = match &disk.storage {
-        DiskStorage::KeepsBitmaps => Status::Ok,
+        DiskStorage::KeepsBitmaps | DiskStorage::DataFile => Status::Ok,
         // It is read in full each time.
-        DiskStorage::OldQcow2 | DiskStorage::DataFile | DiskStorage::Format(_) => Status::Warning,
+        DiskStorage::OldQcow2 | DiskStorage::Format(_) => Status::Warning,
         DiskStorage::Unreadable(_) => Status::Critical,
     };
     (status, subject)
@@ -314,6 +313,14 @@ mod tests {
         assert_eq!(bad(judge_host(&host(), &[])), []);
         assert_eq!(bad(judge_host(&HostSurvey { confined_by: Some("apparmor".into()), ..host() }, &[])), []);
         assert_eq!(bad_of(&machine()), []);
+    }
+
+    #[test]
+    fn a_rule_that_live_restores_need_is_a_warning() {
+        let rule = || MissingRule { module: "AppArmor".into(), rule: "/run/nbd rw,".into(), command: "true".into() };
+        let found = bad(judge_live_restores(Some(rule())).into_iter().collect());
+        assert_eq!(found, [(Status::Warning, CheckSubject::LiveRestore(rule()))]);
+        assert_eq!(judge_live_restores(None), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What can go wrong in a workflow.
 
+use crate::confined::parent::ConfinedError;
+use crate::filesystems::FsError;
 use crate::record::{Damage, Time};
 use crate::suggest::suggestion;
 use crate::units::in_units;
@@ -10,9 +12,9 @@ use std::path::{Path, PathBuf};
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a workflow ended early. The command line adds the kind of failure and the hint.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Told to stop.
     #[error("interrupted")]
     Interrupted,
     /// libvirt, QEMU or a capture's state.
@@ -23,7 +25,6 @@ pub enum Error {
     Disk {
         /// The disk's target name.
         disk: String,
-        /// Why.
         source: nbd::Error,
     },
     /// Where a disk is to be read is no address.
@@ -31,7 +32,6 @@ pub enum Error {
     NbdAddress {
         /// The disk's target name.
         disk: String,
-        /// Why not.
         source: nbd::UriError,
     },
     /// What was read of a disk does not add up.
@@ -39,7 +39,6 @@ pub enum Error {
     DiskMap {
         /// The disk's target name.
         disk: String,
-        /// What is missing.
         reason: String,
     },
     /// The list of a disk's chunks would not fit into the repository's format.
@@ -53,60 +52,71 @@ pub enum Error {
     DiskTooLarge {
         /// The disk's target name.
         disk: String,
-        /// Its size.
         capacity_bytes: u64,
         /// The size of its chunks.
         chunk_bytes: u32,
         /// Whether the holes make it so long: then larger chunks do not help.
         has_holes: bool,
     },
-    /// The repository.
     #[error(transparent)]
     Repo(Box<repo::Error>),
     /// A file of this host.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// The verb.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// Something is to be written into a folder that is not there.
     #[error("folder {} does not exist", path.display())]
-    NoFolder {
-        /// The folder.
-        path: PathBuf,
-    },
+    NoFolder { path: PathBuf },
     /// A program could not be started.
     #[error("cannot start {program}: {source}")]
-    NotStarted {
-        /// Its name.
-        program: &'static str,
-        /// Why.
-        source: std::io::Error,
-    },
+    NotStarted { program: &'static str, source: std::io::Error },
     /// The server of a point did not end when it was asked to.
     #[error("server {served}, process {pid}, does not end")]
-    ServerStuck {
-        /// Its id.
-        served: String,
-        /// Its process.
-        pid: u32,
+    ServerStuck { served: String, pid: u32 },
+    /// A program that mounts did not.
+    #[error("{program} did not mount {}: {message}", target.display())]
+    Mount {
+        /// `guestmount` or `nbdfuse`.
+        program: &'static str,
+        target: PathBuf,
+        message: String,
     },
+    /// A mount would hide what is in the folder.
+    #[error("folder {} is not empty", path.display())]
+    NotEmpty { path: PathBuf },
+    /// A file of a guest.
+    #[error("{}: {source}", path)]
+    GuestFile {
+        /// The path as it was asked for, or as the guest has it.
+        path: String,
+        /// Why it cannot be had.
+        source: FsError,
+    },
+    /// Copied files that lack something.
+    #[error(
+        "{count} file{} copied without {what}: {source}",
+        if *.count == 1 { " was" } else { "s were" }
+    )]
+    IncompleteCopies {
+        count: u64,
+        /// What the first one lacks.
+        what: String,
+        /// Why it lacks that.
+        source: std::io::Error,
+    },
+    /// The process that reads file systems of guests.
+    #[error(transparent)]
+    Confined(ConfinedError),
     /// A disk record without a capture.
     #[error("disk {disk} of {machine} is not captured")]
-    NotCaptured {
-        /// The machine.
-        machine: String,
-        /// The disk.
-        disk: String,
-    },
+    NotCaptured { machine: String, disk: String },
     /// The stream ended before all disks of a capture had come.
     #[error("only {arrived} of {expected} disks of capture {capture} arrived")]
     CaptureIncomplete {
-        /// The capture's id.
         capture: String,
         /// How many disks came.
         arrived: usize,
@@ -116,9 +126,7 @@ pub enum Error {
     /// The capture's disks can no longer be read.
     #[error("the lease of capture {capture} of {machine} expired at {}", lease_ends_at.to_rfc3339())]
     CaptureExpired {
-        /// The capture's id.
         capture: String,
-        /// The machine.
         machine: String,
         /// When the lease ended.
         lease_ends_at: Time,
@@ -136,7 +144,6 @@ pub enum Error {
     NoSuchPoint {
         /// What was asked for.
         wanted: String,
-        /// The repository.
         repo: String,
         /// Machines with points and a name like it.
         near: Vec<String>,
@@ -148,108 +155,55 @@ pub enum Error {
     AmbiguousPoint {
         /// What was asked for.
         wanted: String,
-        /// How many.
         count: usize,
     },
     /// Machines of several hosts have the name, and none of this one.
     #[error("several hosts have a machine named {machine:?}: {}", hosts_text(.newest))]
     AmbiguousMachine {
-        /// The name.
         machine: String,
         /// The hosts of each, and its newest point.
         newest: Vec<(String, String)>,
     },
     /// A snapshot that is not a point of kvmb's, or one that cannot be read.
     #[error("point {point} cannot be read: {reason}")]
-    BadPoint {
-        /// Its id.
-        point: String,
-        /// Why.
-        reason: String,
-    },
+    BadPoint { point: String, reason: String },
     /// A point whose manifest says what its definition does not.
     #[error("point {point} was not restored: its point.json does not match its definition: {reason}")]
-    UntrustedPoint {
-        /// Its id.
-        point: String,
-        /// Why.
-        reason: String,
-    },
+    UntrustedPoint { point: String, reason: String },
     /// A snapshot file that may be the point that is meant.
     #[error("snapshot {snapshot} cannot be read and might be the requested point: {reason}")]
-    UnreadableSnapshot {
-        /// Its id.
-        snapshot: String,
-        /// Why.
-        reason: String,
-    },
+    UnreadableSnapshot { snapshot: String, reason: String },
     /// The repository does not hold what it should.
     #[error("point {point} is damaged in {} place{}: \
         {}", damage.len(), if damage.len() == 1 { "" } else { "s" }, describe(damage))]
-    Damaged {
-        /// The point.
-        point: String,
-        /// What is hit.
-        damage: Vec<Damage>,
-    },
+    Damaged { point: String, damage: Vec<Damage> },
     /// A repository in which nothing may be removed, because something in it is damaged.
     #[error("the repository is damaged, so nothing was removed: {source}")]
-    Unprunable {
-        /// What was found.
-        source: Box<repo::Error>,
-    },
+    Unprunable { source: Box<repo::Error> },
     /// A file of a repository that may not be removed.
     #[error("the repository in {url} refuses to remove files: {source}")]
-    RemovalRefused {
-        /// The repository.
-        url: String,
-        /// What it said.
-        source: Box<repo::Error>,
-    },
+    RemovalRefused { url: String, source: Box<repo::Error> },
     /// Something is where a restore would write.
     #[error("{} already exists", path.display())]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// A machine of that name is there.
     #[error("machine {machine} already exists")]
-    MachineExists {
-        /// The machine.
-        machine: String,
-    },
+    MachineExists { machine: String },
     /// Another machine has the name: replacing it is not what `--overwrite` means.
     #[error("another machine is already named {machine} (UUID {uuid})")]
     NameTaken {
-        /// The name.
         machine: String,
         /// The other machine's UUID.
         uuid: String,
     },
     /// A running machine is never written over.
     #[error("machine {machine} is running")]
-    MachineRunning {
-        /// The machine.
-        machine: String,
-    },
+    MachineRunning { machine: String },
     /// A running machine's image is never written over.
     #[error("disk {disk} cannot be restored to {}: it is in use by a running machine", path.display())]
-    ImageInUse {
-        /// The disk.
-        disk: String,
-        /// The image.
-        path: PathBuf,
-    },
-    /// Not enough room.
+    ImageInUse { disk: String, path: PathBuf },
     #[error("{} has {} free and {} are needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
-    NoRoom {
-        /// The folder.
-        path: PathBuf,
-        /// What there is.
-        free_bytes: u64,
-        /// What is needed.
-        wanted_bytes: u64,
-    },
+    NoRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
     /// A server's list of keys has ours, and the server does not take it.
     #[error(
         "the key was added to .ssh/authorized_keys of {account}, but the server still refuses it; it may read the keys \
@@ -264,9 +218,7 @@ pub enum Error {
     /// A device that is not there: a file in its place would be in memory.
     #[error("disk {disk} cannot be restored: device {} does not exist", path.display())]
     NoDevice {
-        /// The disk.
         disk: String,
-        /// The device.
         path: PathBuf,
         /// How large it must be.
         capacity_bytes: u64,
@@ -276,53 +228,84 @@ pub enum Error {
     NoDeviceOfFile {
         /// What would be written.
         name: String,
-        /// The device.
         path: PathBuf,
     },
     /// There is nothing that says where a machine without disks goes.
-    #[error("the definition of {machine}, which has no disk, would be written nowhere")]
-    Nowhere {
-        /// The machine.
-        machine: String,
-    },
+    #[error("there is no place for the definition of {machine}, which has no disk")]
+    Nowhere { machine: String },
     /// A volume of a storage pool that is not there and cannot be made.
     #[error("disk {disk} cannot be restored to volume {volume}: {reason}")]
     NoVolume {
-        /// The disk.
         disk: String,
         /// `pool/volume`
         volume: String,
-        /// Why.
         reason: String,
         /// The command that solves it.
         solve: String,
     },
     /// Saved memory would be woken on top of other disks than it was saved with.
     #[error("{machine} has saved memory, which does not match the disks to be restored")]
-    SavedMemory {
-        /// The machine.
-        machine: String,
-    },
+    SavedMemory { machine: String },
     /// The machine needs something that this host does not have.
     #[error("{machine} cannot {}: this host does not have {what}", if *is_start { "start" } else { "be defined" })]
     MissingHere {
-        /// The machine.
         machine: String,
-        /// What.
         what: String,
-        /// What solves it.
         solve: String,
         /// Whether it is needed for the start only.
         is_start: bool,
     },
+    /// Something of a machine cannot be restored while the machine runs.
+    #[error("{subject} cannot be restored live: {reason}")]
+    NotLive {
+        /// A disk, or a file.
+        subject: String,
+        reason: &'static str,
+        /// What to do instead.
+        solve: &'static str,
+    },
+    /// The security module of the host keeps QEMU from the socket of the served point.
+    #[error("{module} does not permit {machine} to run on a served point: the rule {rule} is missing")]
+    ForbiddenBy {
+        machine: String,
+        /// The security module.
+        module: String,
+        rule: String,
+        /// The command that adds it.
+        command: String,
+    },
+    /// The server of a live restore did not start.
+    #[error("point {point} cannot be served: {message}")]
+    NotServed {
+        /// Its id.
+        point: String,
+        /// What the server said.
+        message: String,
+    },
+    /// A live restore of the machine has to end first.
+    #[error("the restore of {machine} is not finished")]
+    LiveRestoreUnfinished { machine: String },
+    /// Another process is at it.
+    #[error("another process is restoring {machine}")]
+    LiveRestoreBusy { machine: String },
+    /// There is nothing to continue.
+    #[error("no live restore of {machine} is unfinished")]
+    NoLiveRestore { machine: String },
+    /// The machine has never run on its new disks.
+    #[error("the restore of {machine} was interrupted before the machine ran; everything is as it was before")]
+    LiveRestoreUndone { machine: String },
+    /// The machine was shut down before all of its data was there.
+    #[error("{machine} was shut down before its restore was finished")]
+    LiveRestoreStopped { machine: String },
+    /// QEMU ends the copy again and again.
+    #[error("the data of {machine}'s disk {disk} cannot be copied from the point")]
+    PullFailed { machine: String, disk: String },
     /// The disk cannot be restored where the user wants it.
     #[error("disk {disk} cannot be restored to {}: {reason}", path.display())]
     BadTarget {
-        /// The disk.
         disk: String,
         /// The file or device.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
 }
@@ -332,6 +315,15 @@ impl From<capture::Error> for Error {
         match error {
             capture::Error::Interrupted => Error::Interrupted,
             error => Error::Capture(error),
+        }
+    }
+}
+
+impl From<ConfinedError> for Error {
+    fn from(error: ConfinedError) -> Error {
+        match error {
+            ConfinedError::Stopped => Error::Interrupted,
+            error => Error::Confined(error),
         }
     }
 }

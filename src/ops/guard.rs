@@ -51,7 +51,16 @@ const ERRAND_LIMIT: Duration = Duration::from_secs(15);
 const ERRAND_TRIES: u32 = 40;
 
 /// Secrets of ours that are no business of a guard.
-const SECRETS: [&str; 4] = ["KVMB_PASSWORD", "KVMB_PASSWORD_COMMAND", "KVMB_SSH_PASSWORD", "KVMB_SSH_PASSWORD_COMMAND"];
+pub(crate) const SECRETS: [&str; 8] = [
+    "KVMB_PASSWORD",
+    "KVMB_PASSWORD_COMMAND",
+    "KVMB_SSH_PASSWORD",
+    "KVMB_SSH_PASSWORD_COMMAND",
+    "KVMB_REST_PASSWORD_COMMAND",
+    "RESTIC_REST_PASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+];
 
 /// What a guard's child does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +78,11 @@ static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 pub(crate) fn set_program(program: PathBuf) {
     // It is reported once a process.
     let _ = PROGRAM.set(program);
+}
+
+/// The program itself, for another of its commands.
+pub(crate) fn program() -> Option<&'static Path> {
+    PROGRAM.get().map(PathBuf::as_path)
 }
 
 /// Whether captures are guarded.

@@ -41,7 +41,6 @@ pub(crate) fn hash_export(
     let (mut hasher, mut hashed) = (Sha256::new(), 0);
     for chunk in reader.chunks_in_order() {
         stop.check()?;
-        let before = hashed;
         match chunk.map_err(Error::disk(disk))? {
             Chunk::Data { bytes, .. } => {
                 if let Some(rate_limit) = rate_limit {
@@ -49,6 +48,11 @@ pub(crate) fn hash_export(
                 }
                 hasher.update(&bytes[..]);
                 hashed += bytes.len() as u64;
+                progress.advance(bytes.len() as u64);
+            }
+            Chunk::Mixed { index, .. } => {
+                let reason = format!("chunk {index} was not read");
+                return Err(Error::DiskMap { disk: disk.to_owned(), reason });
             }
             Chunk::Zero { count, .. } | Chunk::Clean { count, .. } => {
                 for _ in 0..count {
@@ -56,10 +60,10 @@ pub(crate) fn hash_export(
                     let length = u64::from(STEP_BYTES).min(size_bytes - hashed);
                     hasher.update(&zeros[..length as usize]);
                     hashed += length;
+                    progress.skip(length);
                 }
             }
         }
-        progress.advance(hashed - before);
     }
     stop.check()?;
     Ok((hex::encode(hasher.finalize()), size_bytes))
@@ -94,7 +98,17 @@ pub(crate) fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Resu
     Ok(record::File {
         path: path.to_string_lossy().into_owned(),
         size_bytes,
-        sha256: hex::encode(hasher.finalize()),
+        sha256: Some(hex::encode(hasher.finalize())),
+        machine: None,
+        point: None,
+        filesystem: None,
+        kind: None,
+        mode: None,
+        uid: None,
+        gid: None,
+        links: None,
+        modified_at: None,
+        target: None,
         extra: Default::default(),
     })
 }

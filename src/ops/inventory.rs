@@ -12,7 +12,6 @@ pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// A machine's record.
 pub(crate) fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<record::Machine> {
     let definition = machine.definition(Which::Live)?;
     let info = machine.info()?;
@@ -70,21 +69,7 @@ fn one_disk(
         allocated_bytes: info.as_ref().map(|info| info.allocated_bytes),
         included: skip_reason.is_none(),
         skip_reason,
-        capture: None,
-        capture_disks: None,
-        batch: None,
-        batch_machines: None,
-        point: None,
-        served: None,
-        nbd: None,
-        captured_at: None,
-        consistency: None,
-        checkpoint: None,
-        parent: None,
-        read_mode: None,
-        read_mode_reason: None,
-        sha256: None,
-        extra: Default::default(),
+        ..record::Disk::default()
     })
 }
 
@@ -109,15 +94,9 @@ pub(crate) fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             format: disk.format.clone(),
             bus: described.and_then(|disk| disk.bus.clone()),
             capacity_bytes: Some(disk.capacity_bytes),
-            allocated_bytes: None,
             included: true,
-            skip_reason: None,
-            point: None,
-            served: None,
             capture: Some(state.id.clone()),
             capture_disks: Some(state.disks.len()),
-            batch: None,
-            batch_machines: None,
             nbd: Some(disk.nbd_uri.clone()),
             captured_at: Some(state.captured_at),
             consistency: Some(state.consistency.as_str().to_owned()),
@@ -125,8 +104,7 @@ pub(crate) fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             parent: state.parent_point.clone(),
             read_mode: Some(read_mode(disk.read_mode).into()),
             read_mode_reason: disk.read_mode_reason.clone(),
-            sha256: None,
-            extra: Default::default(),
+            ..record::Disk::default()
         }
     };
     Ok(state.disks.iter().map(record).collect())

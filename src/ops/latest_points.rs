@@ -2,15 +2,17 @@
 //!
 //! A machine is known by its UUID, which stands in a point's manifest; name and host are in the snapshot, and cost
 //! nothing. So the manifests that are read are those of the newest point of each name on each host, and older ones only
-//! where another machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
+//! where another machine had the name later. What this host has copies of is not read again, and the index only when
+//! something else must be. No lock is taken: nothing is handed out, and a prune beside it may go on.
 
 use super::inventory::host_name;
+use super::manifest::Manifest;
 use super::points::{self, PointRef};
 use super::{Error, Monitor, Result};
-use crate::ops::points::lineage::Origin;
+use crate::ops::points::lineage::{Lineage, Origin, lineages};
 use crate::record::Time;
 use crate::repo::{DamagedSnapshot, Id, Index, Repository};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The newest point of a machine.
@@ -21,7 +23,6 @@ pub(crate) struct Newest {
     pub(crate) uuid: String,
     /// The host that it was taken on.
     pub(crate) host: String,
-    /// The point's id.
     pub(crate) point: String,
     /// The moment that it is of.
     pub(crate) captured_at: Time,
@@ -30,10 +31,11 @@ pub(crate) struct Newest {
 }
 
 /// The points of a repository by the names of their machines.
-#[derive(Debug)]
 pub(crate) struct LatestPoints<'r> {
     repo: &'r Repository,
-    index: Arc<Index>,
+    monitor: &'r dyn Monitor,
+    /// None until a manifest must be read.
+    index: Option<Arc<Index>>,
     /// The points of each name on each host, oldest first.
     by_name: BTreeMap<(String, String), Vec<PointRef>>,
     /// What was read of manifests; none of those that are damaged.
@@ -46,15 +48,15 @@ pub(crate) struct LatestPoints<'r> {
 
 impl<'r> LatestPoints<'r> {
     /// Looks at the snapshots.
-    pub(crate) fn look(repo: &'r Repository, monitor: &dyn Monitor) -> Result<LatestPoints<'r>> {
-        let index = points::load_index_for_reading(repo, monitor)?;
+    pub(crate) fn look(repo: &'r Repository, monitor: &'r dyn Monitor) -> Result<LatestPoints<'r>> {
         let (all, damaged) = points::list(repo)?;
         let mut by_name: BTreeMap<_, Vec<PointRef>> = BTreeMap::new();
         for point in all {
             let name = (point.machine().to_owned(), point.snapshot.hostname.clone());
             by_name.entry(name).or_default().push(point);
         }
-        Ok(LatestPoints { repo, index, by_name, origins: HashMap::new(), damaged, unreadable: Vec::new() })
+        let (origins, unreadable) = (HashMap::new(), Vec::new());
+        Ok(LatestPoints { repo, monitor, index: None, by_name, origins, damaged, unreadable })
     }
 
     /// Whether there is such a point, or was before it was pinned or copied.
@@ -97,6 +99,47 @@ impl<'r> LatestPoints<'r> {
         Ok(all)
     }
 
+    /// The newest point of every machine of every host. A machine is its UUID on a host; one that moved, as its chain
+    /// shows, is one machine, and is where its newest point was taken.
+    pub(crate) fn newest_of_each_machine(&mut self) -> Result<Vec<Newest>> {
+        let mut newest: BTreeMap<(String, String), Newest> = BTreeMap::new();
+        for found in self.newest_of_all()? {
+            let machine = (found.uuid.clone(), found.host.clone());
+            match newest.get_mut(&machine) {
+                Some(known) if known.captured_at >= found.captured_at => known.points += found.points,
+                Some(known) => *known = Newest { points: known.points + found.points, ..found },
+                None => drop(newest.insert(machine, found)),
+            }
+        }
+        let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
+        newest.keys().for_each(|(uuid, _)| *hosts.entry(uuid).or_default() += 1);
+        let on_several: BTreeSet<String> =
+            hosts.into_iter().filter(|(_, count)| *count > 1).map(|(uuid, _)| uuid.to_owned()).collect();
+        for lineage in self.lineages_of(&on_several)? {
+            let its: Vec<(String, String)> =
+                lineage.hosts.iter().map(|host| (lineage.uuid.clone(), host.clone())).collect();
+            let found: Vec<Newest> = its.iter().filter_map(|machine| newest.remove(machine)).collect();
+            let points = found.iter().map(|newest| newest.points).sum();
+            if let Some(latest) = found.into_iter().max_by_key(|newest| newest.captured_at) {
+                newest.insert((latest.uuid.clone(), latest.host.clone()), Newest { points, ..latest });
+            }
+        }
+        Ok(newest.into_values().collect())
+    }
+
+    /// Which hosts the machines with these UUIDs were on: that takes the manifests of all their points.
+    fn lineages_of(&mut self, uuids: &BTreeSet<String>) -> Result<Vec<Lineage>> {
+        if uuids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let points: Vec<PointRef> = self.by_name.values().flatten().cloned().collect();
+        let mut origins = Vec::new();
+        for point in &points {
+            origins.extend(self.origin(point)?.filter(|origin| uuids.contains(&origin.uuid)).map(|its| (point, its)));
+        }
+        Ok(lineages(origins.iter().map(|(point, origin)| (*point, origin))))
+    }
+
     /// The newest point that can be read of a name on a host, of this machine if one is named.
     fn newest_under(&mut self, name: &(String, String), uuid: Option<&str>) -> Result<Option<Newest>> {
         let Some(points) = self.by_name.get(name).cloned() else { return Ok(None) };
@@ -120,13 +163,7 @@ impl<'r> LatestPoints<'r> {
         if let Some(known) = self.origins.get(&point.id) {
             return Ok(known.clone());
         }
-        let mut read = points::read_manifest(self.repo, &self.index, point);
-        if matches!(read, Err(Error::BadPoint { .. })) {
-            // A prune may have moved what it is made of.
-            (self.index, _) = self.repo.load_index_with_damage()?;
-            read = points::read_manifest(self.repo, &self.index, point);
-        }
-        let origin = match read {
+        let origin = match self.manifest(point) {
             Ok(manifest) => Some(Origin::of(&manifest)),
             Err(Error::BadPoint { .. }) if !points::list(self.repo)?.0.iter().any(|known| known.id == point.id) => None,
             Err(Error::BadPoint { .. }) => {
@@ -137,5 +174,20 @@ impl<'r> LatestPoints<'r> {
         };
         self.origins.insert(point.id, origin.clone());
         Ok(origin)
+    }
+
+    fn manifest(&mut self, point: &PointRef) -> Result<Manifest> {
+        if let Some(known) = points::known_manifest(self.repo, point) {
+            return Ok(known);
+        }
+        if let Some(index) = &self.index {
+            match points::read_manifest(self.repo, index, point) {
+                // A prune may have moved what it is made of.
+                Err(Error::BadPoint { .. }) => {}
+                read => return read,
+            }
+        }
+        let index = self.index.insert(points::load_index_for_reading(self.repo, self.monitor)?);
+        points::read_manifest(self.repo, index, point)
     }
 }

@@ -11,7 +11,6 @@ use std::thread;
 /// What a repository has: its index and its points, as of a moment at which it was locked.
 #[derive(Debug)]
 pub(crate) struct RepoView {
-    /// The repository.
     pub(crate) repo: Repository,
     pub(crate) index: Arc<Index>,
     points: OnceLock<Vec<PointRef>>,
@@ -127,7 +126,6 @@ impl RepoView {
         Ok(manifest)
     }
 
-    /// Opens a point.
     pub(crate) fn point(&self, point: &PointRef) -> Result<OpenPoint> {
         let last = self.described.lock().unwrap_or_else(PoisonError::into_inner).take();
         let described = match last {

@@ -1,15 +1,26 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
-//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were
-//! added without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots`, `outside_files` and a disk's
-//! `owner`, which the first points do not have.
+//! Version 1, or 2 where a disk has chunks that are stored in pieces. A reader refuses a version that it does not know
+//! and ignores fields that it does not know. So fields were added without a new version: `earlier_hosts`, `left_out`,
+//! `autostart`, `snapshots`, `outside_files` and a disk's
+//! `owner` and `session`, which the first points do not have.
 
+use crate::capture::disk_session::DiskSession;
 use crate::capture::images::ImageOwner;
 use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
 use serde::{Deserialize, Serialize};
 
-/// The version that this program writes, and the newest that it reads.
-pub(crate) const VERSION: u32 = 1;
+/// The newest version that this program writes and reads.
+const VERSION: u32 = 2;
+
+/// The first version, for points that a program which knows no other can read.
+const FIRST_VERSION: u32 = 1;
+
+/// The version of a manifest with these disks.
+pub(crate) fn version_of(disks: &[ManifestDisk]) -> u32 {
+    let has_split = disks.iter().any(|disk| !disk.split_chunks.is_empty());
+    if has_split { VERSION } else { FIRST_VERSION }
+}
 
 /// The manifest's name in the point's folder.
 pub(crate) const MANIFEST: &str = "point.json";
@@ -24,15 +35,13 @@ pub(crate) const LIVE_DEFINITION: &str = "domain-live.xml";
 /// The content of `point.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// The version of this description: 1.
+    /// The version of this description: see [`version_of`].
     pub(crate) version: u32,
     /// Who wrote it: `kvmb 0.1.0`.
     pub(crate) program: String,
-    /// The machine's name.
     pub(crate) machine: String,
     /// Its UUID: what a chain of points is keyed by.
     pub(crate) uuid: String,
-    /// The libvirt host.
     pub(crate) host: String,
     /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps
     /// that are in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 do not say it.
@@ -73,7 +82,6 @@ pub(crate) struct Manifest {
 /// A host that a machine was on before it moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EarlierHost {
-    /// Its name.
     pub(crate) host: String,
     /// The moment of the first point elsewhere that continued one of there.
     pub(crate) left_at: Time,
@@ -82,12 +90,14 @@ pub(crate) struct EarlierHost {
 /// One disk of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ManifestDisk {
-    /// Its target name.
     pub(crate) disk: String,
     /// Its size as the guest sees it.
     pub(crate) capacity_bytes: u64,
     /// The size of its chunks.
     pub(crate) chunk_bytes: u32,
+    /// The numbers of the chunks that are stored in pieces of 64 KiB: `3,17-20`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) split_chunks: String,
     /// The format of its image.
     pub(crate) format: String,
     /// Where its content was.
@@ -98,6 +108,9 @@ pub(crate) struct ManifestDisk {
     /// Who may use the image, where libvirt leaves that alone (`relabel='no'`): a restore that makes it again needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<ImageOwner>,
+    /// Which QEMU process had a disk with an external data file open: only while it has, the bitmap can be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) session: Option<DiskSession>,
     /// Whether the point's checkpoint records this disk's changes.
     #[serde(default)]
     pub(crate) in_checkpoint: bool,
@@ -143,11 +156,9 @@ impl ManifestDisk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
-    /// The firmware's variables.
     Nvram,
     /// A kernel that QEMU boots directly.
     Kernel,
-    /// Its initial ramdisk.
     Initrd,
     /// A file of an emulated TPM's state, `tpm/…`.
     Tpm,
@@ -187,7 +198,6 @@ pub(crate) struct ManifestOutsideFile {
     /// Where it was on the host, as the definition has it.
     pub(crate) path: String,
     pub(crate) size_bytes: u64,
-    /// Its permissions.
     pub(crate) mode: u32,
 }
 
@@ -227,7 +237,7 @@ impl Manifest {
             version: u32,
         }
         let Versioned { version } = serde_json::from_slice(json)?;
-        if version != VERSION {
+        if !(FIRST_VERSION..=VERSION).contains(&version) {
             return Err(ManifestError::Version(version));
         }
         let manifest: Manifest = serde_json::from_slice(json)?;
@@ -313,5 +323,21 @@ mod tests {
         for chunk_bytes in [0, 1, 4096, 3 << 18, 128 << 20] {
             assert!(Manifest::parse(&manifest("vm1", "vda", chunk_bytes)).is_err(), "{chunk_bytes}");
         }
+    }
+
+    #[test]
+    fn a_version_is_refused_by_its_number() {
+        let json = String::from_utf8(manifest("vm1", "vda", 1 << 20)).unwrap();
+        let with =
+            |version: u32| Manifest::parse(json.replace("\"version\":1", &format!("\"version\":{version}")).as_bytes());
+        assert!(with(1).is_ok() && with(2).is_ok());
+        for version in [0, 3] {
+            let error = with(version).unwrap_err().to_string();
+            assert_eq!(error, format!("point.json has version {version}; this kvmb knows versions up to 2"));
+        }
+        let mut disk = with(1).unwrap().disks.remove(0);
+        assert_eq!(version_of(std::slice::from_ref(&disk)), 1);
+        disk.split_chunks = "0".into();
+        assert_eq!(version_of(&[disk]), 2);
     }
 }

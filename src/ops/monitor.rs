@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Watches long work. The library knows no terminal: the command line draws bars, the tests count.
 pub trait Monitor: Sync {
-    /// Work on something (`label`: a machine's disk, a point) of `total_bytes` begins.
+    /// Work on something (`label`: a machine's disk, a point) of at most `total_bytes` begins.
     fn start(&self, verb: &str, label: &str, total_bytes: u64) -> Box<dyn Progress>;
 
     /// Something that the user should know and that stops nothing.
@@ -16,8 +16,11 @@ pub trait Monitor: Sync {
 
 /// One piece of long work; dropped when it ends.
 pub trait Progress: Send + Sync {
-    /// So many bytes more are done.
+    /// So many bytes more are done: read, and not only passed over.
     fn advance(&self, bytes: u64);
+
+    /// So many bytes need no work: they are a hole, or unchanged.
+    fn skip(&self, bytes: u64);
 }
 
 /// Watches nothing.
@@ -36,6 +39,8 @@ impl Monitor for Silent {
 
 impl Progress for Silent {
     fn advance(&self, _bytes: u64) {}
+
+    fn skip(&self, _bytes: u64) {}
 }
 
 /// A flag that a signal handler raises: work ends at the next chunk and cleans up.
@@ -53,12 +58,10 @@ impl Stop {
         Arc::clone(&self.0)
     }
 
-    /// Raises the flag.
     pub(crate) fn raise(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether to stop.
     pub(crate) fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

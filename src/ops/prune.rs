@@ -10,6 +10,7 @@
 //! it.
 
 use super::manifest::Manifest;
+use super::object_lock::locked_until;
 use super::points::{self, PointRef};
 use super::repo_lock::{lock, lock_for_reading};
 use super::verify::{Verifier, VerifyDepth};
@@ -22,7 +23,7 @@ use crate::repo::{
     self, Id, Index, LockMode, MaxUnused, Permit, PruneEvent, PruneLimits, PrunePlan, PruneSummary, RepoLock,
     Repository, is_no_space,
 };
-use crate::retention::{Candidate, Policy, RetentionDecision, judge};
+use crate::retention::{Candidate, Policy, Reason, RetentionDecision, judge};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -57,21 +58,17 @@ pub struct PruneRequest<'a> {
 /// Where the points of a repository are copied to.
 #[derive(Debug, Clone, Copy)]
 pub struct SecondTier<'a> {
-    /// The other repository.
     pub(crate) repo: &'a Repository,
     pub(crate) copies: &'a Copies,
-    /// Its own retention.
     pub(crate) policy: &'a Policy,
 }
 
 /// A point, and what becomes of it.
 #[derive(Debug)]
 pub struct JudgedPoint {
-    /// Which one.
     pub(crate) point: PointRef,
     /// What it says of itself.
     pub(crate) manifest: Manifest,
-    /// Whether it stays.
     pub(crate) verdict: RetentionDecision,
 }
 
@@ -116,7 +113,8 @@ impl<'a> Prune<'a> {
         if let Some(snapshot) = unreadable_snapshots.into_iter().next() {
             return Err(damaged(snapshot.error));
         }
-        let Judgement { points, unreadable } = judge_points(repo, &index, found, request, now, monitor, stop)?;
+        let Judgement { mut points, unreadable } = judge_points(repo, &index, found, request, now, monitor, stop)?;
+        keep_locked(repo, &mut points, stop)?;
         let forgotten = points.iter().filter(|judged| !judged.verdict.keep).map(|judged| judged.point.id).collect();
         let plan = make_plan(repo, index, request.max_unused, room(repo)?, &forgotten, stop)?;
         failpoint::hit(Failpoint::PrunePlanned);
@@ -145,7 +143,7 @@ impl<'a> Prune<'a> {
             return Ok(pruned);
         };
         let flag = stop.flag();
-        let watch = Watch::new(self.repo, self.plan.summary(), monitor);
+        let watch = PruneProgress::new(self.repo, self.plan.summary(), monitor);
         let refused = |error| refused(self.repo, error);
         self.plan.remove_unnamed(permit, &|event| watch.hear(event), &flag).map_err(refused)?;
         for judged in self.points.iter().filter(|judged| !judged.verdict.keep) {
@@ -234,18 +232,18 @@ fn refused(repo: &Repository, error: repo::Error) -> Error {
 }
 
 /// Passes on what a prune reports: to the progress bar, and to the tests that stop it.
-struct Watch {
+struct PruneProgress {
     progress: Box<dyn Progress>,
 }
 
-impl Watch {
-    fn new(repo: &Repository, summary: &PruneSummary, monitor: &dyn Monitor) -> Watch {
+impl PruneProgress {
+    fn new(repo: &Repository, summary: &PruneSummary, monitor: &dyn Monitor) -> PruneProgress {
         let total_bytes = summary.removed_bytes + summary.copied_bytes + summary.repacked_bytes;
         let progress: Box<dyn Progress> = match total_bytes {
             0 => Box::new(Silent),
             bytes => monitor.start("pruning", &repo.url(), bytes),
         };
-        Watch { progress }
+        PruneProgress { progress }
     }
 
     fn hear(&self, event: PruneEvent) {
@@ -278,18 +276,17 @@ struct Judgement {
 }
 
 /// The points of one machine, oldest first.
-struct Group {
+struct MachinePoints {
     machine: Lineage,
     points: Vec<(PointRef, Manifest)>,
 }
 
-impl Group {
-    /// Each machine's.
-    fn of(points: Vec<(PointRef, Manifest)>) -> Vec<Group> {
+impl MachinePoints {
+    fn of(points: Vec<(PointRef, Manifest)>) -> Vec<MachinePoints> {
         let origins: Vec<Origin> = points.iter().map(|(_, manifest)| Origin::of(manifest)).collect();
         let machines = lineages(points.iter().map(|(point, _)| point).zip(&origins));
-        let mut groups: Vec<Group> =
-            machines.into_iter().map(|machine| Group { machine, points: Vec::new() }).collect();
+        let mut groups: Vec<MachinePoints> =
+            machines.into_iter().map(|machine| MachinePoints { machine, points: Vec::new() }).collect();
         for (point, origin) in points.into_iter().zip(origins) {
             if let Some(group) = groups.iter_mut().find(|group| group.machine.has(&origin)) {
                 group.points.push(point);
@@ -324,7 +321,7 @@ fn judge_points(
     let is_meant = |machine: &str| {
         request.names.is_empty() || request.names.iter().any(|name| points::name_matches(name, machine))
     };
-    let mut groups = Group::of(readable);
+    let mut groups = MachinePoints::of(readable);
     groups.retain(|group| group.points.iter().any(|(point, _)| is_meant(point.machine())));
     unreadable.retain(|(point, _)| is_meant(point.machine()));
 
@@ -366,6 +363,7 @@ fn judge_points(
                 machine: number.to_string(),
                 taken_at: point.snapshot.time,
                 is_pinned: point.is_pinned(),
+                is_restoring: point.is_restoring(),
                 is_damaged: damaged.contains(&point.id),
                 awaits_copy,
                 outlives_machine,
@@ -379,6 +377,21 @@ fn judge_points(
     Ok(Judgement { points, unreadable })
 }
 
+/// Keeps the points that the place locks.
+fn keep_locked(repo: &Repository, points: &mut [JudgedPoint], stop: &Stop) -> Result<()> {
+    let mut going: Vec<&mut JudgedPoint> = points.iter_mut().filter(|judged| !judged.verdict.keep).collect();
+    if going.is_empty() {
+        return Ok(());
+    }
+    let ends = locked_until(repo, &going.iter().map(|judged| &judged.point).collect::<Vec<_>>(), stop)?;
+    for (judged, end) in going.iter_mut().zip(ends) {
+        if let Some(end) = end {
+            judged.verdict = RetentionDecision { keep: true, reasons: vec![Reason::Locked(end)] };
+        }
+    }
+    Ok(())
+}
+
 /// The second tier, with its index as soon as that is needed.
 struct OpenSecondTier<'a> {
     tier: SecondTier<'a>,
@@ -387,7 +400,7 @@ struct OpenSecondTier<'a> {
 }
 
 impl OpenSecondTier<'_> {
-    fn await_copy(&mut self, group: &Group, now: Time) -> Result<Vec<bool>> {
+    fn await_copy(&mut self, group: &MachinePoints, now: Time) -> Result<Vec<bool>> {
         let SecondTier { repo, copies, policy } = self.tier;
         let here: Vec<&PointRef> = group.points.iter().map(|(point, _)| point).collect();
         copies.await_copy((&group.machine, &here), policy, now, |point| {
@@ -400,7 +413,7 @@ impl OpenSecondTier<'_> {
     }
 }
 
-fn outlives_machine(group: &Group, request: &PruneRequest) -> bool {
+fn outlives_machine(group: &MachinePoints, request: &PruneRequest) -> bool {
     let is_named = group.points.iter().any(|(point, _)| request.names.iter().any(|name| name == point.machine()));
     let is_of_this_host = group.points.last().is_some_and(|(_, newest)| newest.host == super::inventory::host_name());
     let lives = match &request.living {
@@ -413,7 +426,7 @@ fn outlives_machine(group: &Group, request: &PruneRequest) -> bool {
 
 /// The damaged points that are newer than the newest whole one, but those that are dated in the future. No chunk is
 /// read: this is about which point may be the last one that is good for anything.
-fn newest_damaged(verifier: &mut Verifier, group: &Group, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
+fn newest_damaged(verifier: &mut Verifier, group: &MachinePoints, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
     let mut damaged = HashSet::new();
     for (point, _) in group.points.iter().rev().filter(|(point, _)| point.snapshot.time <= now) {
         if verifier.verify(point, &Silent, stop)?.damage.is_empty() {

@@ -4,19 +4,21 @@
 //! each durable before the next. The snapshot file is the commit; what stands before it can only be waste.
 
 use super::chain::mismatch;
-use super::chunk_map::{Geometry, ZeroIds};
+use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::guard::guarded;
 use super::locked_repo::{LockedRepo, RepoView};
 use super::manifest::{
     DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, ManifestOutsideFile,
-    Role, VERSION,
+    Role, version_of,
 };
 use super::offline_watch::while_unchanged;
-use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
+use super::pieces;
+use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG};
 use super::repo_lock::while_locked;
 use super::storable::check_storable;
 use super::store::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
 use super::store::{damaged_points, lost_chunks};
+use super::threads::Parallelism;
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::domain_xml::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::parts::copies::OUTSIDE_FOLDER;
@@ -26,7 +28,9 @@ use crate::failpoint::{self, Failpoint};
 use crate::nbd::NbdUri;
 use crate::rate_limiter::RateLimiter;
 use crate::record::{self, Damage, LeftOut};
-use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
+use crate::repo::{
+    BlobKind, Compression, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree, write_tree_of_file,
+};
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,6 +40,10 @@ use std::time::Duration;
 
 /// The largest blob that a small file is cut into.
 const SMALL_FILE_BLOB_BYTES: usize = 4 << 20;
+
+/// The open packs of all machines that are stored at the same time, as long as each has more than the smallest.
+const OPEN_PACKS_BYTES: usize = 64 << 20;
+const SMALLEST_PACK_BYTES: usize = 8 << 20;
 
 /// The share of clean chunks that is read all the same, unless set otherwise.
 pub(crate) const AUDIT: f64 = 0.001;
@@ -61,7 +69,6 @@ impl Default for Trust {
 pub(crate) struct PushRequest<'a> {
     /// The capture, which the caller holds locked.
     pub(crate) file: &'a CaptureFile,
-    /// Its state.
     pub(crate) capture: &'a CaptureState,
     /// The SHA-256 of whole disks that came along, by target.
     pub(crate) sha256: BTreeMap<String, String>,
@@ -69,8 +76,12 @@ pub(crate) struct PushRequest<'a> {
     pub(crate) trust: Trust,
     /// How fast the disks may be read.
     pub(crate) rate_limit: Option<&'a RateLimiter>,
-    /// The size of chunks; none keeps that of the disk's last point.
+    /// The size of chunks; none keeps that of the disk's last point, and goes by the size of a new disk.
     pub(crate) chunk_size: Option<ChunkSize>,
+    /// How hard new data is compressed.
+    pub(crate) compression: Compression,
+    /// What this machine may use.
+    pub(crate) parallelism: Parallelism,
 }
 
 /// Called when the last byte of the last disk was read: the job may end.
@@ -97,8 +108,12 @@ pub(crate) fn push(
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(capture.definition_of_disks()).map_err(crate::capture::Error::from)?;
 
-    let writer = Writer::new(&view.repo, Arc::clone(&view.index), WriterOptions::default(), permit);
-    let reading = Reading {
+    let (compression, parallelism) = (request.compression, request.parallelism);
+    let options = WriterOptions { compression, writers: parallelism.machines, ..WriterOptions::default() };
+    let pack_bytes = parallelism.share(OPEN_PACKS_BYTES).clamp(SMALLEST_PACK_BYTES, options.pack_bytes);
+    let options = WriterOptions { pack_bytes, ..options };
+    let writer = Writer::new(&view.repo, Arc::clone(&view.index), options, permit);
+    let reading = CaptureReading {
         request,
         base: base.as_ref(),
         reference,
@@ -134,10 +149,12 @@ pub(crate) fn push(
             disk: disk.target.clone(),
             capacity_bytes: read.stored.capacity_bytes,
             chunk_bytes: read.chunk_bytes,
+            split_chunks: pieces::ranges_to_text(read.stored.map.split_chunks()),
             format: disk.format.clone(),
             source: described.map_or(record::Source::Unknown, |d| super::inventory::source(&d.source)),
             layers: disk.image.iter().filter_map(|layer| serde_json::to_value(layer).ok()).collect(),
             owner: disk.owner,
+            session: disk.session.clone(),
             in_checkpoint: match capture.checkpoint {
                 Some(_) => disk.has_new_bitmap,
                 None => checkpoint.is_some() && read.continues,
@@ -164,7 +181,7 @@ pub(crate) fn push(
     let earlier_hosts = earlier_hosts(known.into_iter().flatten(), parent, &host, capture.captured_at);
     let elapsed = chrono::Utc::now().signed_duration_since(capture.captured_at);
     let manifest = Manifest {
-        version: VERSION,
+        version: version_of(&disks),
         program: program(),
         machine: capture.machine.clone(),
         uuid: capture.uuid.clone(),
@@ -331,7 +348,7 @@ fn nbd_uri(disk: &CapturedDisk) -> Result<NbdUri> {
 }
 
 /// What the disks of one capture are read with.
-struct Reading<'a> {
+struct CaptureReading<'a> {
     request: &'a PushRequest<'a>,
     base: Option<&'a OpenPoint>,
     reference: Option<&'a OpenPoint>,
@@ -341,7 +358,7 @@ struct Reading<'a> {
     has_lost: AtomicBool,
 }
 
-impl Reading<'_> {
+impl CaptureReading<'_> {
     /// Refuses what could not be stored after all the reading.
     fn check_storable(&self, disk: &CapturedDisk, stop: &Stop) -> Result<()> {
         let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: self.chunk_bytes(disk) };
@@ -360,10 +377,16 @@ impl Reading<'_> {
             capacity_bytes: disk.capacity_bytes,
             chunk_bytes,
             base: None,
+            earlier: None,
             rate_limit: self.request.rate_limit,
+            parallelism: self.request.parallelism,
         };
         match self.continuation(disk, chunk_bytes)? {
-            Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),
+            Err(reason) => {
+                let earlier = self.earlier_map(disk, chunk_bytes)?;
+                let whole = DiskTask { earlier: earlier.as_ref(), ..whole };
+                self.in_full(&whole, reason, Vec::new(), &*progress, stop)
+            }
             Ok((bitmap, then, map)) => {
                 let (audit, due) = (self.request.trust.audit, self.is_due(then));
                 let (lost, capacity_bytes) = (lost_chunks(&map, self.writer), then.capacity_bytes);
@@ -373,7 +396,7 @@ impl Reading<'_> {
                     self.monitor.warn(&format!("{label}: the repository has lost {count} chunks; reading them again"));
                 }
                 let base = Base { bitmap, map: &map, lost: &lost, capacity_bytes, audit, read_all: due.is_some() };
-                let task = DiskTask { base: Some(base), ..whole };
+                let task = DiskTask { base: Some(base), earlier: Some(&map), ..whole };
                 match store_disk(&task, self.writer, &*progress, stop)? {
                     StoreOutcome::Stored(stored) => {
                         let chain_damage =
@@ -397,6 +420,9 @@ impl Reading<'_> {
                         let damage = self.chain_damage(disk, task.chunk_bytes, disk.capacity_bytes, &bitmap_mismatches);
                         self.monitor.warn(&format!("{label}: {reason}; reading the disk in full"));
                         let whole = DiskTask { base: None, ..task };
+                        // All of it, from the start.
+                        drop(progress);
+                        let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
                         self.in_full(&whole, Some(reason), damage, &*progress, stop)
                     }
                 }
@@ -404,11 +430,19 @@ impl Reading<'_> {
         }
     }
 
-    /// The size of a disk's chunks: what is asked for, else what its last point has.
+    /// The size of a disk's chunks: what is asked for, else what its last point has, else what suits its size.
     fn chunk_bytes(&self, disk: &CapturedDisk) -> u32 {
         let known = || self.reference.and_then(|point| manifest_disk(point, &disk.target)).map(|disk| disk.chunk_bytes);
         let asked_for = self.request.chunk_size.map(ChunkSize::bytes);
-        asked_for.or_else(known).unwrap_or_else(|| ChunkSize::default().bytes())
+        asked_for.or_else(known).unwrap_or_else(|| ChunkSize::for_disk(disk.capacity_bytes).bytes())
+    }
+
+    /// The chunks of a disk's last point, if some of them are in pieces.
+    fn earlier_map(&self, disk: &CapturedDisk, chunk_bytes: u32) -> Result<Option<ChunkMap>> {
+        let Some(point) = self.reference else { return Ok(None) };
+        let known = manifest_disk(point, &disk.target);
+        let known = known.filter(|known| known.chunk_bytes == chunk_bytes && !known.split_chunks.is_empty());
+        known.map(|known| point.chunk_map(known)).transpose()
     }
 
     /// What a disk continues - bitmap, the parent's disk, its chunks - or why it cannot.
@@ -417,7 +451,7 @@ impl Reading<'_> {
         &'s self,
         disk: &'s CapturedDisk,
         chunk_bytes: u32,
-    ) -> Result<std::result::Result<(&'s str, &'s ManifestDisk, super::chunk_map::ChunkMap), Option<String>>> {
+    ) -> Result<std::result::Result<(&'s str, &'s ManifestDisk, ChunkMap), Option<String>>> {
         let Some(bitmap) = &disk.dirty_context else {
             return Ok(Err(disk.read_mode_reason.clone()));
         };
@@ -597,17 +631,15 @@ impl<'a> PointFolder<'a> {
     fn add_disk(&mut self, disk: &str, read: &ReadDisk, earlier: Option<&OpenPoint>) -> Result<()> {
         let stored = &read.stored;
         let geometry = Geometry { capacity_bytes: stored.capacity_bytes, chunk_bytes: read.chunk_bytes };
-        let content = stored.map.to_content(geometry, ZeroIds::of(geometry));
         let unchanged = earlier
-            .filter(|p| {
-                p.files.get(&disk_file(disk)).is_some_and(|(size, c)| *size == stored.capacity_bytes && *c == content)
-            })
-            .and_then(|p| p.disk_trees.get(disk).copied());
+            .filter(|point| point.map_of(disk).is_some_and(|known| known == (geometry, &stored.map)))
+            .and_then(|point| point.disk_trees.get(disk).copied());
         let subtree = match unchanged {
             Some(tree) => tree,
             None => {
-                let file = Node::file(format!("{disk}.raw"), self.time, stored.capacity_bytes, content);
-                write_tree(self.writer, &[file])?
+                let (name, zeros) = (format!("{disk}.raw"), ZeroIds::of(geometry));
+                let blobs = || stored.map.blobs(geometry, zeros);
+                write_tree_of_file(self.writer, (&name, self.time), stored.capacity_bytes, blobs)?
             }
         };
         self.nodes.push(Node::dir(disk, self.time, subtree));

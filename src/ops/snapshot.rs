@@ -19,13 +19,16 @@ use std::time::Duration;
 /// Scratch space that is enough to begin with, unless the disks are smaller.
 const SCRATCH_BYTES: u64 = 256 << 20;
 
-/// What to capture.
+/// Why a disk is left out that the configuration excludes.
+pub(crate) const EXCLUDED_BY_CONFIGURATION: &str = "excluded in the configuration (excluded_disks)";
+
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotRequest {
     /// Only these disks; none means all that can be backed up.
     pub(crate) disks: Option<Vec<String>>,
-    /// Not these.
     pub(crate) exclude: Vec<String>,
+    /// Not these either, if the machine has them and `disks` does not name them: the configuration leaves them out.
+    pub(crate) configured_exclude: Vec<String>,
     /// Whether to freeze the guest's file systems.
     pub(crate) freeze: FreezeOptions,
     /// How long the capture may stay open.
@@ -145,6 +148,9 @@ pub(crate) fn choose(
             (Some(reason), ..) => Some(reason),
             (None, false, _) => Some("not asked for".to_owned()),
             (None, true, true) => Some("excluded on request".to_owned()),
+            (None, true, false) if request.disks.is_none() && request.configured_exclude.contains(&disk.target) => {
+                Some(EXCLUDED_BY_CONFIGURATION.to_owned())
+            }
             (None, true, false) => None,
         };
         match reason {

@@ -1,8 +1,8 @@
 //! Verification of points: nothing of a repository is believed until it was read back and its SHA-256 compared.
 
-use super::chunk_map::{ChunkMap, Geometry, MappedChunk, ZeroIds};
+use super::chunk_map::{BlobRun, ChunkMap, Geometry, ZeroIds};
 use super::manifest::ManifestDisk;
-use super::points::{self, OpenPoint, PointRef, disk_file};
+use super::points::{self, OpenPoint, PointRef};
 use super::verify_sampling::Sector;
 use super::{Error, Monitor, Result, Stop, threads};
 use crate::record::{self, Damage};
@@ -138,9 +138,11 @@ impl<'a> Verifier<'a> {
 
     /// The distinct blobs of a point that nobody has looked at yet.
     fn wanted(&self, opened: &OpenPoint) -> Vec<Id> {
-        let mut seen = HashSet::new();
-        let all = opened.files.values().flat_map(|(_, content)| content.runs().map(|(id, _)| id));
-        all.filter(|id| !self.intact.contains(id) && !self.broken.contains_key(id) && seen.insert(*id)).collect()
+        let is_new = |id: &Id| !self.intact.contains(id) && !self.broken.contains_key(id);
+        let mut wanted: Vec<Id> = opened.blobs().filter(is_new).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
     }
 
     fn verify_blobs(&mut self, wanted: Vec<Id>, label: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
@@ -206,15 +208,14 @@ impl<'a> Verifier<'a> {
         let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
         let zeros = ZeroIds::of(geometry);
         let first_new = damage.len();
-        for (first, chunk, count) in map.runs() {
-            let (id, error) = match chunk {
-                MappedChunk::Blob(id) => (id, self.chunk_error(&id, geometry, first, count)),
+        for run in map.blob_runs(geometry) {
+            let (id, error) = match run.id {
+                Some(id) => (id, self.chunk_error(&id, run)),
                 // kvmb needs no blob to restore zeros, but restic does.
-                MappedChunk::Zero => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
+                None => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
             };
             let Some(error) = error else { continue };
-            let offset = geometry.offset(first);
-            let length = geometry.offset(first + count).min(geometry.capacity_bytes) - offset;
+            let BlobRun { offset, length, .. } = run;
             match damage[first_new..].last_mut() {
                 // Neighbours that are hit by the same thing are one place.
                 Some(last)
@@ -234,19 +235,18 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    fn chunk_error(&self, id: &Id, geometry: Geometry, first: u64, count: u64) -> Option<String> {
+    fn chunk_error(&self, id: &Id, run: BlobRun) -> Option<String> {
         if let Some(error) = self.broken.get(id) {
             return Some(error.clone());
         }
-        let wanted = geometry.length(first);
-        let even = wanted == geometry.length(first + count - 1);
         let found = self.index.get(BlobKind::Data, id).map(|found| u64::from(found.raw_length));
+        let wanted = run.blob_bytes.min(run.length);
+        let even = run.length.is_multiple_of(wanted);
         (found != Some(wanted) || !even).then(|| format!("chunk {} has the wrong length", id.short()))
     }
 
     fn damage_of_small_files(&self, opened: &OpenPoint, damage: &mut Vec<Damage>) {
-        let disks: HashSet<String> = opened.manifest.disks.iter().map(|disk| disk_file(&disk.disk)).collect();
-        for (name, (_, content)) in opened.files.iter().filter(|(name, _)| !disks.contains(*name)) {
+        for (name, (_, content)) in &opened.files {
             for (id, _) in content.runs() {
                 if let Some(error) = self.broken.get(&id) {
                     let error = format!("{name}: {error}");

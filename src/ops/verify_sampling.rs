@@ -181,14 +181,14 @@ mod tests {
             place: u64) {
             let mut covered = 0.0;
             let mut next = start;
-            let mut is_proven = false;
+            let mut is_found = false;
             for share in shares {
                 let sector = Sector::new(next, share);
-                is_proven |= sector.contains(&id_at(place));
+                is_found |= sector.contains(&id_at(place));
                 next = sector.end();
                 covered += share;
             }
-            prop_assert!(is_proven || covered < 1.0);
+            prop_assert!(is_found || covered < 1.0);
         }
 
         #[test]

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A run of a command on this host that backs up, copies, restores, verifies, serves or prunes; made by `jobs`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id, as in the log.
     pub job: String,
@@ -34,9 +34,10 @@ pub struct Job {
     /// Its exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u32>,
-    /// How much it has read or copied.
+    /// How much it has really read or copied.
     pub done_bytes: u64,
-    /// How much is known that it has to read or copy. Grows while machines are opened.
+    /// How much is known that it has to read or copy. Grows while machines are opened, and becomes less where holes and
+    /// unchanged parts of disks are found.
     pub total_bytes: u64,
     /// The present rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,7 +62,7 @@ pub struct Job {
 /// One piece of work of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobStep {
-    /// What is done: `back up`, `copy` …
+    /// What is done: `reading`, `copying`, `verifying`, `restoring`, `pruning`, `hashing`.
     pub verb: String,
     /// The machine and disk, or the point.
     pub label: String,
@@ -77,7 +78,7 @@ pub struct JobStep {
 pub struct Progress {
     /// The id of the run.
     pub job: String,
-    /// What is done: `back up`, `copy` …
+    /// What is done: `reading`, `copying`, `verifying`, `restoring`, `pruning`, `hashing`.
     pub verb: String,
     /// The machine and disk, or the point.
     pub label: String,
@@ -89,6 +90,24 @@ pub struct Progress {
     pub bytes_per_second: f64,
     /// Whether the work has ended.
     pub ended: bool,
+}
+
+/// A line of the log; made by `log`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Log {
+    /// When it was written.
+    #[serde(serialize_with = "time::serialize")]
+    pub logged_at: Time,
+    /// `DEBUG`, `INFO`, `WARNING` or `ERROR`.
+    pub level: String,
+    /// The id of the run that wrote it; if that was a job, the job's.
+    pub run: String,
+    /// The message, with its fields (`machine=vm1`) behind it.
+    pub message: String,
+    /// Unknown fields.
+    #[serde(flatten)]
+    #[schemars(!flatten)]
+    pub extra: Extra,
 }
 
 impl Progress {

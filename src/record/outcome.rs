@@ -49,7 +49,7 @@ pub struct Copied {
 }
 
 /// Where `restore` put a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoredTo {
     /// The machine that was defined; left out with `--no-define`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +64,18 @@ pub struct RestoredTo {
     pub disks: Vec<RestoredDisk>,
     /// Whether the machine was started.
     pub started: bool,
+    /// How it went, if the machine ran before its data was there (`--live`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveRestore>,
+}
+
+/// A machine that was started on its point, and whose data followed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LiveRestore {
+    /// From the start of the command until the machine ran.
+    pub running_seconds: f64,
+    /// From the start of the command until all data was on the disks of this host.
+    pub done_seconds: f64,
 }
 
 /// One restored disk.

@@ -26,3 +26,22 @@ pub fn without_steering(json: String) -> String {
 pub fn steers_terminal(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
+
+/// What a terminal would show of a text in plain letters: without colours, movements of the cursor and other steering.
+pub fn plain_text(text: &str) -> String {
+    let (mut plain, mut characters) = (String::with_capacity(text.len()), text.chars());
+    while let Some(character) = characters.next() {
+        match character {
+            '\u{1b}' => {
+                // A control sequence ends with a letter; other sequences have one character more.
+                if characters.next() == Some('[') {
+                    while characters.next().is_some_and(|next| !('\u{40}'..='\u{7e}').contains(&next)) {}
+                }
+            }
+            '\n' | '\t' => plain.push(character),
+            other if steers_terminal(other) => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}

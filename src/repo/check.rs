@@ -23,52 +23,29 @@ pub struct CheckOptions {
 #[derive(Debug)]
 pub enum RepoDamage {
     /// An index file cannot be read: what only it names is lost until the index is rebuilt.
-    Index {
-        /// Which.
-        id: Id,
-        /// Why.
-        error: Error,
-    },
+    Index { id: Id, error: Error },
     /// The index names a pack that is not there.
-    PackMissing {
-        /// Which.
-        id: Id,
-    },
+    PackMissing { id: Id },
     /// A pack is shorter than the index says.
     PackTooShort {
-        /// Which.
         id: Id,
-        /// Its size.
         size_bytes: u64,
         /// What it should have at least.
         wanted_bytes: u64,
     },
     /// The header of a pack cannot be read, or lacks blobs that the index has there. The blobs may be whole.
-    PackHeader {
-        /// Which.
-        id: Id,
-        /// Why.
-        error: Error,
-    },
+    PackHeader { id: Id, error: Error },
     /// A snapshot cannot be read.
-    Snapshot {
-        /// Which.
-        id: Id,
-        /// Why.
-        error: Error,
-    },
+    Snapshot { id: Id, error: Error },
     /// A tree cannot be read.
     Tree {
-        /// Which.
         id: Id,
         /// A snapshot that needs it.
         snapshot: Id,
-        /// Why.
         error: Error,
     },
     /// A file has blobs that no index names.
     FileIncomplete {
-        /// The file's name.
         name: OsString,
         /// The tree that it stands in.
         tree: Id,
@@ -79,7 +56,6 @@ pub enum RepoDamage {
     },
     /// The blobs of a file do not add up to its size.
     FileSize {
-        /// The file's name.
         name: OsString,
         /// The tree that it stands in.
         tree: Id,
@@ -149,7 +125,7 @@ pub fn check(repo: &Repository, options: CheckOptions, stop: &AtomicBool) -> Res
         check_pack_headers(repo, &index, &mut report);
     }
 
-    let list = repo.snapshots()?;
+    let list = repo.uncached().snapshots()?;
     report.snapshots = list.snapshots.len() as u64;
     let damaged = list.damaged.into_iter();
     report.damage.extend(damaged.map(|broken| RepoDamage::Snapshot { id: broken.id, error: broken.error }));

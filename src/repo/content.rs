@@ -59,7 +59,6 @@ impl Content {
         }
     }
 
-    /// How many blobs.
     #[cfg(test)]
     pub(crate) fn len(&self) -> u64 {
         self.length

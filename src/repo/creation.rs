@@ -35,7 +35,6 @@ const TRIES: usize = 10;
 /// What is in a place where a repository may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Presence {
-    /// No repository.
     Nothing,
     /// A config without keys and data: it is being created, or its creator died.
     Unfinished {

@@ -133,7 +133,6 @@ impl SealKey {
         Ok(())
     }
 
-    /// Seals a copy.
     pub(super) fn seal(&self, plaintext: &[u8]) -> Result<Vec<u8>> {
         let mut buffer = Vec::with_capacity(plaintext.len() + OVERHEAD);
         buffer.resize(IV_LENGTH, 0);

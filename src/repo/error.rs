@@ -6,6 +6,7 @@ use super::{BlobKind, Id, LockInfo};
 use crate::storage::{self, FileAction, FileKind};
 
 /// An error of the repository layer. It names what it is about by kind and id.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The place of the files failed.
@@ -13,42 +14,22 @@ pub enum Error {
     Storage(#[from] storage::Error),
     /// There is no `config` there.
     #[error("no repository in {url}")]
-    NoRepository {
-        /// Where.
-        url: String,
-    },
+    NoRepository { url: String },
     /// A `config` without keys and data.
     #[error("the repository in {url} is incomplete: its creation was interrupted")]
-    Unfinished {
-        /// Where.
-        url: String,
-    },
+    Unfinished { url: String },
     /// Keys and data are there, the `config` is not.
     #[error("the config file of the repository in {url} is missing")]
-    ConfigMissing {
-        /// Where.
-        url: String,
-    },
+    ConfigMissing { url: String },
     /// A new repository was wanted where there is something already.
     #[error("{url} already contains a repository or parts of one ({found} files)")]
-    AlreadyExists {
-        /// Where.
-        url: String,
-        /// What was found.
-        found: FileKind,
-    },
+    AlreadyExists { url: String, found: FileKind },
     /// A repository format that we do not write.
     #[error("the repository in {url} has format version {version}; kvmb reads and writes version 2")]
-    UnsupportedVersion {
-        /// Where.
-        url: String,
-        /// The format's number.
-        version: u32,
-    },
+    UnsupportedVersion { url: String, version: u32 },
     /// No key opens with this password.
     #[error("wrong password for the repository in {url}{}", unreadable_keys(damaged))]
     WrongPassword {
-        /// Where.
         url: String,
         /// Keys that were not tried, because they are damaged.
         damaged: Vec<Id>,
@@ -56,7 +37,6 @@ pub enum Error {
     /// There is not one key, or not one that is whole.
     #[error("no usable key in {url}{}", unreadable_keys(damaged))]
     NoKey {
-        /// Where.
         url: String,
         /// Those that are damaged.
         damaged: Vec<Id>,
@@ -73,92 +53,44 @@ pub enum Error {
     },
     /// No index names this blob.
     #[error("{kind} blob {id} is missing: it is not in any index")]
-    BlobMissing {
-        /// Data or tree.
-        kind: BlobKind,
-        /// Which.
-        id: Id,
-    },
+    BlobMissing { kind: BlobKind, id: Id },
     /// A needed blob is in a pack that is not there, or too short for it.
     #[error("pack {id}, which contains {kind} blob {blob}, is missing or truncated")]
-    PackLost {
-        /// Which pack.
-        id: Id,
-        /// Which blob.
-        blob: Id,
-        /// Data or tree.
-        kind: BlobKind,
-    },
+    PackLost { id: Id, blob: Id, kind: BlobKind },
     /// A blob is not what its name says.
     #[error("{kind} blob {id} in pack {pack} is damaged: {flaw}")]
     BlobDamaged {
-        /// Data or tree.
         kind: BlobKind,
-        /// Which.
         id: Id,
-        /// Where it is.
         pack: Id,
         /// What is wrong with it.
         flaw: Flaw,
     },
     /// A blob could not be read from the pack that it is in.
     #[error("{kind} blob {id}: {source}")]
-    BlobUnreadable {
-        /// Data or tree.
-        kind: BlobKind,
-        /// Which.
-        id: Id,
-        /// Where it is.
-        pack: Id,
-        /// Why.
-        source: storage::Error,
-    },
+    BlobUnreadable { kind: BlobKind, id: Id, pack: Id, source: storage::Error },
     /// A tree is whole but makes no sense.
     #[error("tree {id} cannot be read: {reason}")]
-    TreeMalformed {
-        /// Which.
-        id: Id,
-        /// Why.
-        reason: String,
-    },
+    TreeMalformed { id: Id, reason: String },
     /// A tree that restic could not read was about to be written.
     #[error("cannot write a tree with the entry {name:?}: {reason}")]
-    BadNode {
-        /// The entry's name.
-        name: String,
-        /// Why.
-        reason: &'static str,
-    },
+    BadNode { name: String, reason: &'static str },
     /// A blob does not fit into the format's 32-bit lengths.
     #[error("a {kind} blob of {size_bytes} bytes is larger than the format allows")]
-    BlobTooLarge {
-        /// Data or tree.
-        kind: BlobKind,
-        /// Its size.
-        size_bytes: u64,
-    },
+    BlobTooLarge { kind: BlobKind, size_bytes: u64 },
     /// Somebody else is at it.
     #[error("the repository in {url} is locked {holder}")]
     Locked {
-        /// Where.
         url: String,
         /// By whom, since when.
         holder: Box<LockInfo>,
     },
     /// The repository was there and is not any more.
     #[error("the repository in {url} is no longer there")]
-    RepositoryGone {
-        /// Where it was.
-        url: String,
-    },
+    RepositoryGone { url: String },
     /// Our lock is gone, or was not refreshed for so long that others may ignore it.
     #[error("the lock on the repository in {url} was lost: {reason}")]
-    LockLost {
-        /// Where.
-        url: String,
-        /// How.
-        reason: String,
-    },
+    LockLost { url: String, reason: String },
     /// The compressor gave up.
     #[error("cannot compress: {0}")]
     Compress(#[source] std::io::Error),

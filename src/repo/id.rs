@@ -13,6 +13,20 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id([u8; 32]);
 
+/// What no hex digit stands for; all others stand for less than 16.
+const NO_DIGIT: u8 = 0xff;
+
+/// What each byte stands for as a lower-case hex digit. Trees of large disks have hundreds of millions of them.
+const HEX_VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
 /// A text that is not 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an id: 64 lower-case hex digits are expected")]
@@ -62,16 +76,13 @@ impl Id {
         if hex.len() != Self::HEX_LENGTH {
             return None;
         }
-        let digit = |c: u8| match c {
-            b'0'..=b'9' => Some(c - b'0'),
-            b'a'..=b'f' => Some(c - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 32];
+        let (mut bytes, mut seen) = ([0; 32], 0);
         for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+            let (high, low) = (HEX_VALUES[usize::from(pair[0])], HEX_VALUES[usize::from(pair[1])]);
+            seen |= high | low;
+            *byte = high << 4 | low & 15;
         }
-        Some(Id(bytes))
+        (seen != NO_DIGIT).then_some(Id(bytes))
     }
 }
 

@@ -3,16 +3,25 @@
 //! Index files never change, their name is the hash of what they hold. So whoever asks again lists them, which is what
 //! a lock makes certain, and reads only those that are new since. When files are gone, after a prune, all are read
 //! again.
+//!
+//! From one run to the next a copy is kept in the cache folder, and the same holds for it: it is used as long as the
+//! repository lists all the index files that it was made of, and what is new is read. Whoever removes something, or
+//! looks for damage, reads the files themselves.
 
-use std::collections::HashSet;
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
+use super::cached_index::CachedIndex;
 use super::index::LoadedFile;
 use super::{Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
 /// An index, and the index files that cannot be read.
 pub(crate) type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
+
+/// The sizes of index files.
+type FileSizes = HashMap<Id, u64>;
 
 /// Index files that were read.
 type LoadedFiles = Vec<(Id, LoadedFile)>;
@@ -21,28 +30,37 @@ impl Repository {
     /// What the index files name. Do it after locking. Only those are read that are new since this process read them
     /// last: all machines of a run share one index.
     pub fn load_index(&self) -> Result<Arc<Index>> {
-        let (index, mut damaged) = self.load_index_with_damage()?;
-        match damaged.is_empty() {
-            true => Ok(index),
-            false => Err(damaged.swap_remove(0).1),
-        }
+        first_damage(self.load_index_with_damage()?)
     }
 
     /// As [`Repository::load_index`], and reads every file again: for whoever removes what no index file names.
     pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
-        *self.last_index().lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.load_index()
+        first_damage(self.reload_index_with_damage()?)
     }
 
-    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for `verify` and for
-    /// rescuing what is left. Several who ask at the same moment read it once.
+    /// As [`Repository::load_index_with_damage`], and reads every file again: for whoever looks for damage.
+    pub(crate) fn reload_index_with_damage(&self) -> Result<IndexWithDamage> {
+        let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
+        *last = None;
+        let sizes = self.list_with_sizes(FileKind::Index)?.into_iter().collect();
+        let (index, damaged) = read_all(self, &names_of(&sizes));
+        Ok(self.keep(&mut last, index, damaged, &sizes))
+    }
+
+    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for rescuing what is
+    /// left. Several who ask at the same moment read it once.
     pub(crate) fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
         // Listed while nobody else loads: what is new has been named before the caller asked.
-        let names = self.list(FileKind::Index)?;
+        let sizes = self.list_with_sizes(FileKind::Index)?.into_iter().collect();
+        let names = names_of(&sizes);
         let known = last.clone().and_then(|last| last.downcast::<Index>().ok());
+        let known = known.or_else(|| self.cached_index(&sizes));
         let (index, damaged) = match known.and_then(|known| Some((new_since(&known, &names)?, known))) {
-            Some((new, known)) if new.is_empty() => return Ok((known, Vec::new())),
+            Some((new, known)) if new.is_empty() => {
+                *last = Some(Arc::clone(&known) as _);
+                return Ok((known, Vec::new()));
+            }
             Some((new, known)) => match read(self, &new) {
                 (files, damaged) if files.iter().all(|(_, file)| file.supersedes.is_empty()) => {
                     (Index::extended(&known, files), damaged)
@@ -55,11 +73,74 @@ impl Repository {
                 read_all(self, &names)
             }
         };
+        Ok(self.keep(&mut last, index, damaged, &sizes))
+    }
+
+    /// Keeps what was read, for this run and for the next.
+    fn keep(
+        &self,
+        last: &mut Option<Arc<dyn Any + Send + Sync>>,
+        mut index: Index,
+        damaged: Vec<(Id, Error)>,
+        sizes: &FileSizes,
+    ) -> IndexWithDamage {
+        if damaged.is_empty()
+            && index.deserves_copy()
+            && let Some(folder) = self.cache_folder()
+            && let Err(error) = index.copy_to(folder, self.key(), sizes)
+        {
+            tracing::debug!("cannot write to {}: {error}", folder.path().display());
+        }
         let index = Arc::new(index);
         if damaged.is_empty() {
             *last = Some(Arc::clone(&index) as _);
         }
-        Ok((index, damaged))
+        (index, damaged)
+    }
+
+    /// The copy in the cache folder, if none of the index files that it was made of has another size now. Whether they
+    /// are all there is another question.
+    fn cached_index(&self, sizes: &FileSizes) -> Option<Arc<Index>> {
+        let folder = self.cache_folder()?;
+        match CachedIndex::open(folder, self.key()) {
+            Ok(Some(copy))
+                if copy
+                    .sources()
+                    .iter()
+                    .any(|file| sizes.get(&file.id).is_some_and(|size| *size != file.size_bytes)) =>
+            {
+                None
+            }
+            Ok(copy) => {
+                let (repo, damaged) = (self.apart(), Arc::clone(folder));
+                let reload = move || {
+                    // The next run makes a new one.
+                    let removed = CachedIndex::remove(&damaged);
+                    tracing::debug!(?removed, "the copy in {} is damaged", damaged.path().display());
+                    // Damage of an index file shows up as blobs that are missing.
+                    Ok(read_all(&repo, &repo.list(FileKind::Index)?).0)
+                };
+                Some(Arc::new(Index::on_copy(copy?, Box::new(reload))))
+            }
+            Err(error) => {
+                tracing::debug!("not using {}: {error}", folder.path().display());
+                None
+            }
+        }
+    }
+}
+
+fn names_of(sizes: &FileSizes) -> Vec<Id> {
+    let mut names: Vec<Id> = sizes.keys().copied().collect();
+    names.sort_unstable();
+    names
+}
+
+/// The index, if all of it could be read.
+fn first_damage((index, mut damaged): IndexWithDamage) -> Result<Arc<Index>> {
+    match damaged.is_empty() {
+        true => Ok(index),
+        false => Err(damaged.swap_remove(0).1),
     }
 }
 
@@ -95,8 +176,9 @@ pub(super) fn read_all(repo: &Repository, names: &[Id]) -> (Index, Vec<(Id, Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repo::{BlobKind, LockMode, Password, Writer, WriterOptions};
+    use crate::repo::{BlobKind, BlobLocation, LockMode, Password, Writer, WriterOptions};
     use crate::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation, RecordedCall};
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
     struct Scene {
@@ -104,11 +186,14 @@ mod tests {
         repo: Repository,
     }
 
+    fn password() -> Password {
+        Password::new("test".to_owned())
+    }
+
     impl Scene {
         fn new() -> Scene {
             let storage = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
-            let password = Password::new("test".to_owned());
-            let repo = Repository::create(Arc::clone(&storage) as _, &password).expect("create");
+            let repo = Repository::create(Arc::clone(&storage) as _, &password()).expect("create");
             Scene { storage, repo }
         }
 
@@ -172,6 +257,158 @@ mod tests {
         let after = scene.repo.load_index().unwrap();
         assert_eq!((after.len(), scene.reads()), (2, 5));
         assert_eq!(ids.iter().filter(|id| after.contains(BlobKind::Data, id)).count(), 2);
+    }
+
+    /// What another run sees, with a cache in this folder: its repository, and how many index files it read.
+    fn run(scene: &Scene, cache: &Path) -> (Repository, Arc<Index>, usize) {
+        let before = scene.reads();
+        let repo = Repository::open(Arc::clone(&scene.storage) as _, &password()).expect("open").cached_in(cache);
+        let index = repo.load_index().expect("load");
+        (repo, index, scene.reads() - before)
+    }
+
+    fn file(scene: &Scene, cache: &Path) -> PathBuf {
+        cache.join(scene.repo.id()).join("index")
+    }
+
+    /// Some blobs, each with an index file, and some that share one.
+    fn fill(scene: &Scene) -> Vec<Id> {
+        let mut ids: Vec<Id> = (0..3u8).map(|n| scene.add(&[n])).collect();
+        let permit = scene.repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();
+        let writer = Writer::new(&scene.repo, Arc::new(Index::default()), WriterOptions::default(), &permit);
+        for number in 0..1500u32 {
+            let kind = if number % 3 == 0 { BlobKind::Tree } else { BlobKind::Data };
+            let id = writer.put(kind, &number.to_le_bytes()).expect("put").id;
+            ids.extend((kind == BlobKind::Data).then_some(id));
+        }
+        writer.finish().expect("finish");
+        ids
+    }
+
+    /// All that an index says of these blobs and of one that is not there.
+    fn answers(index: &Index, ids: &[Id]) -> Vec<Vec<BlobLocation>> {
+        let kinds = [BlobKind::Data, BlobKind::Tree];
+        let asked = ids.iter().copied().chain([Id::hash(b"none")]);
+        asked.flat_map(|id| kinds.map(|kind| index.locations(kind, &id).collect())).collect()
+    }
+
+    #[test]
+    fn the_next_run_reads_only_what_is_new() {
+        let (scene, cache) = (Scene::new(), tempfile::tempdir().unwrap());
+        let ids = fill(&scene);
+        let (_, truth, reads) = run(&scene, cache.path());
+        assert_eq!(reads, 4);
+        let (repo, index, reads) = run(&scene, cache.path());
+        assert_eq!(reads, 0, "nothing is new");
+        assert_eq!(answers(&index, &ids), answers(&truth, &ids));
+        assert_eq!((index.len(), index.stored_bytes()), (truth.len(), truth.stored_bytes()));
+        let packs = |index: &Index| index.packs().collect::<HashSet<Id>>();
+        assert_eq!(packs(&index), packs(&truth));
+        assert!(Arc::ptr_eq(&index, &repo.load_index().unwrap()));
+        assert_eq!(repo.read_blob(&index, &ids[1]).unwrap(), [1]);
+
+        let new = scene.add(b"new");
+        let (_, index, reads) = run(&scene, cache.path());
+        assert!(index.contains(BlobKind::Data, &new) && reads == 1);
+        assert_eq!(answers(&index, &ids), answers(&truth, &ids));
+        let (_, index, reads) = run(&scene, cache.path());
+        assert!(index.contains(BlobKind::Data, &new) && reads == 0, "it was added to the copy");
+        assert_eq!(answers(&index, &ids), answers(&truth, &ids));
+    }
+
+    #[test]
+    fn whoever_asks_for_much_has_it_in_memory() {
+        let (scene, cache) = (Scene::new(), tempfile::tempdir().unwrap());
+        let ids = fill(&scene);
+        let (_, truth, _) = run(&scene, cache.path());
+        let (_, index, _) = run(&scene, cache.path());
+        let removed = std::fs::remove_dir_all(cache.path().join(scene.repo.id()));
+        removed.expect("what is open stays readable");
+        for _ in 0..100 {
+            assert_eq!(answers(&index, &ids[..40]), answers(&truth, &ids[..40]));
+        }
+        assert_eq!(answers(&index, &ids), answers(&truth, &ids));
+    }
+
+    #[test]
+    fn what_another_host_pruned_is_in_no_copy() {
+        let (scene, cache) = (Scene::new(), tempfile::tempdir().unwrap());
+        let ids = fill(&scene);
+        let (_, before, _) = run(&scene, cache.path());
+        let gone = before.sources().iter().find(|file| file.blobs == 1).unwrap().id;
+        scene.repo.storage().remove(FileKind::Index, &gone.to_string()).unwrap();
+        let (_, after, reads) = run(&scene, cache.path());
+        assert_eq!(reads, 3, "all that is there is read");
+        let known = ids.iter().filter(|id| after.contains(BlobKind::Data, id)).count();
+        assert_eq!((known, after.len()), (ids.len() - 1, before.len() - 1));
+        assert_eq!(run(&scene, cache.path()).2, 0, "there is a new copy");
+    }
+
+    #[test]
+    fn damaged_and_foreign_copies_are_never_believed() {
+        let (scene, other) = (Scene::new(), Scene::new());
+        // Some of each page.
+        let ids: Vec<Id> = fill(&scene).into_iter().step_by(25).collect();
+        let home = tempfile::tempdir().unwrap();
+        let (_, truth, _) = run(&scene, home.path());
+        let truth = answers(&truth, &ids);
+        let good = std::fs::read(file(&scene, home.path())).unwrap();
+        // The same index files, in the name, of another key.
+        other.add(b"x");
+        run(&other, home.path());
+        let of_other_key = std::fs::read(file(&other, home.path())).unwrap();
+
+        let mut copies: Vec<(String, Vec<u8>)> = vec![
+            ("of another key".into(), of_other_key),
+            ("empty".into(), Vec::new()),
+            ("of another version".into(), [b"kvmb index 0\n", &good[13..]].concat()),
+            ("with the pages in another order".into(), {
+                let mut swapped = good.clone();
+                swapped[16 << 10..48 << 10].rotate_left(16 << 10);
+                swapped
+            }),
+        ];
+        for length in [1, 20_000, good.len() - 1] {
+            copies.push((format!("of {length} bytes"), good[..length].to_vec()));
+        }
+        for position in
+            (0..10).map(|n| n * 9803 % good.len()).chain([0, good.len() - 8, good.len() - 1, good.len() - 60])
+        {
+            let mut flipped = good.clone();
+            flipped[position] ^= 4;
+            copies.push((format!("with a flipped bit at {position}"), flipped));
+        }
+        for (what, copy) in copies {
+            std::fs::write(file(&scene, home.path()), copy).unwrap();
+            let (_, index, _) = run(&scene, home.path());
+            assert_eq!(answers(&index, &ids), truth, "{what}");
+            let (_, index, _) = run(&scene, home.path());
+            assert_eq!(answers(&index, &ids), truth, "{what}, again");
+        }
+    }
+
+    #[test]
+    fn a_copy_that_breaks_while_it_is_used_is_replaced() {
+        let (scene, home) = (Scene::new(), tempfile::tempdir().unwrap());
+        let ids = fill(&scene);
+        let (_, truth, _) = run(&scene, home.path());
+        let (_, index, _) = run(&scene, home.path());
+        std::fs::File::options().write(true).open(file(&scene, home.path())).unwrap().set_len(1000).unwrap();
+        assert_eq!(answers(&index, &ids), answers(&truth, &ids));
+        assert!(index.packs().collect::<HashSet<Id>>().contains(&truth.packs().next().unwrap()));
+        assert!(!file(&scene, home.path()).exists());
+        run(&scene, home.path());
+        assert!(file(&scene, home.path()).exists());
+    }
+
+    #[test]
+    fn whoever_looks_for_damage_reads_the_files() {
+        let (scene, home) = (Scene::new(), tempfile::tempdir().unwrap());
+        fill(&scene);
+        let (repo, ..) = run(&scene, home.path());
+        scene.storage.add(InjectedFault::every(Operation::Read, FaultEffect::FlipBit(20)).on(FileKind::Index));
+        assert_eq!(repo.reload_index_with_damage().unwrap().1.len(), 4);
+        assert!(repo.reload_index().is_err());
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! Key files: the master key, sealed with a key that scrypt makes of a password.
 
 use chrono::{DateTime, FixedOffset};
+use rayon::ThreadPoolBuilder;
 use scrypt::scrypt;
 use serde::{Deserialize, Serialize};
+use std::num::NonZero;
+use std::thread;
 use zeroize::Zeroizing;
 
 use super::crypto::{Password, SealKey, fill_random};
+use super::key_cache::KeyCache;
 use super::{Error, Flaw, Id, Result, base64, host, time};
 use crate::storage::{FileKind, Storage};
 
-/// 2^15 · 8 · 128 bytes = 32 MiB of memory, three times over: what OWASP asks of scrypt, about 0.2 s.
+/// 2^15 · 8 · 128 bytes = 32 MiB of memory, three times over: what OWASP asks of scrypt, about 0.2 s of a processor.
 const LOG_N: u8 = 15;
 const R: u32 = 8;
 const P: u32 = 3;
@@ -18,6 +22,8 @@ const SALT_LENGTH: usize = 64;
 const MEMORY_LIMIT: u64 = 1 << 30;
 /// The same for time.
 const P_LIMIT: u32 = 64;
+/// As much memory may be used to derive parts of a key at the same time: two parts of a key of our own, or of restic.
+const PARALLEL_MEMORY: u64 = 64 << 20;
 
 /// How much a new key costs. The tests' passwords are no secrets, and they are asked for thousands of times: a build
 /// with debug assertions takes `$KVMB_TEST_QUICK_KEYS=1` for an answer. What a key file costs stands in it, so opening
@@ -49,22 +55,16 @@ pub(super) struct KeyFile {
 
 /// A key file that is yet to be stored.
 pub(super) struct SealedKeyFile {
-    /// Its name.
     pub(super) id: Id,
-    /// Its content.
     pub(super) json: Vec<u8>,
 }
 
 /// A key as [`super::Repository::keys`] lists it. The secret is not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyInfo {
-    /// The file's name.
     pub(crate) id: Id,
-    /// Who added it.
     pub username: String,
-    /// Where.
     pub hostname: String,
-    /// When.
     pub(crate) created: DateTime<FixedOffset>,
     /// Whether it is the one that opened the repository.
     pub current: bool,
@@ -93,7 +93,7 @@ impl KeyFile {
             salt,
             data: Vec::new(),
         };
-        let key = file.derive(password).ok_or(Error::KeyDerivation)?;
+        let key = SealKey::from_bytes(*file.derive(password)?);
         file.data = key.seal(&master.to_json())?;
         let not_json = |e: serde_json::Error| Flaw::NotJson(e.to_string());
         let json = serde_json::to_vec(&file).map_err(|e| Error::damaged(FileKind::Key, "new", not_json(e)))?;
@@ -114,10 +114,24 @@ impl KeyFile {
         Ok(file)
     }
 
-    /// The master key, or `None` if the password is wrong.
-    pub(super) fn unlock(&self, password: &Password) -> Option<SealKey> {
+    /// The master key, or `None` if the password is wrong. With a cache, the key of the password is derived only if it
+    /// is not kept there, and then kept.
+    pub(super) fn unlock(&self, id: &Id, password: &Password, cache: Option<&KeyCache>) -> Result<Option<SealKey>> {
+        let kept = cache.and_then(|cache| cache.load(id, &self.salt, password));
+        if let Some(master) = kept.and_then(|key| self.open(*key)) {
+            return Ok(Some(master));
+        }
+        let key = self.derive(password)?;
+        let master = self.open(*key);
+        if let Some(cache) = cache.filter(|_| master.is_some()) {
+            cache.store(id, &self.salt, password, &key);
+        }
+        Ok(master)
+    }
+
+    fn open(&self, key: [u8; 64]) -> Option<SealKey> {
         let mut sealed = Zeroizing::new(self.data.clone());
-        let json = self.derive(password)?.open_in_place(&mut sealed).ok()?;
+        let json = SealKey::from_bytes(key).open_in_place(&mut sealed).ok()?;
         SealKey::from_json(json)
     }
 
@@ -135,9 +149,18 @@ impl KeyFile {
         scrypt::Params::new(log_n, self.r, self.p).ok()
     }
 
-    fn derive(&self, password: &Password) -> Option<SealKey> {
+    /// The key of a password. Its `p` parts do not depend on each other, and take a thread each as far as memory goes.
+    fn derive(&self, password: &Password) -> Result<Zeroizing<[u8; 64]>> {
+        let parameters = self.parameters().ok_or(Error::KeyDerivation)?;
+        let memory = self.n.saturating_mul(u64::from(self.r)).saturating_mul(128).max(1);
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let most = usize::try_from(PARALLEL_MEMORY / memory).unwrap_or(usize::MAX).min(self.p as usize);
+        // A pool of its own, which ends with it: other work of a program has no use for one.
+        let pool = ThreadPoolBuilder::new().num_threads(processors.min(most).max(1)).build();
+        let pool = pool.map_err(|_| Error::WorkerGone)?;
         let mut bytes = Zeroizing::new([0; 64]);
-        scrypt(password.as_bytes(), &self.salt, &self.parameters()?, &mut *bytes).ok()?;
-        Some(SealKey::from_bytes(*bytes))
+        let derived = pool.install(|| scrypt(password.as_bytes(), &self.salt, &parameters, &mut *bytes));
+        derived.map_err(|_| Error::KeyDerivation)?;
+        Ok(bytes)
     }
 }

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Both may fail; both never succeed, as long as a file is visible 200 ms after it was written. Who waits tries again
-//! after a random time.
+//! after a random time. Where a file is visible at once, as on this host's own disks, there is nothing to wait for: of
+//! two that write and then look, the one that looks last sees both.
 //!
 //! | the other's lock | ours shared | ours exclusive |
 //! | --- | --- | --- |
@@ -50,7 +51,7 @@ pub enum LockMode {
 /// The times of the protocol. The default is what restic uses; tests shorten them.
 #[derive(Debug, Clone, Copy)]
 pub struct LockTiming {
-    /// Between writing a lock and looking for others.
+    /// Between writing a lock and looking for others, where a file may be visible late.
     pub settle: Duration,
     /// Between two refreshes.
     pub refresh: Duration,
@@ -90,18 +91,18 @@ const WATCH: Duration = Duration::from_secs(2);
 /// A held lock. Dropping it and its permits removes it.
 #[derive(Debug)]
 pub struct RepoLock {
-    held: Arc<Held>,
+    held: Arc<HeldLock>,
 }
 
 /// The right to change a repository, which only a lock that has settled gives. Whatever writes or removes packs,
 /// indexes and snapshots asks for one. It keeps the lock.
 #[derive(Debug, Clone)]
 pub struct Permit {
-    held: Arc<Held>,
+    held: Arc<HeldLock>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldLock {
     shared: Arc<LockShared>,
     refresher: Mutex<Option<JoinHandle<()>>>,
 }
@@ -185,7 +186,9 @@ impl RepoLock {
             thread::Builder::new().name("repo-lock".to_owned()).spawn(move || shared.refresh_until_ended())
         };
         match refresher {
-            Ok(refresher) => Ok(RepoLock { held: Arc::new(Held { shared, refresher: Mutex::new(Some(refresher)) }) }),
+            Ok(refresher) => {
+                Ok(RepoLock { held: Arc::new(HeldLock { shared, refresher: Mutex::new(Some(refresher)) }) })
+            }
             Err(_) => {
                 let _ = shared.remove(&file);
                 Err(Error::WorkerGone)
@@ -236,7 +239,7 @@ impl Permit {
     }
 }
 
-impl Held {
+impl HeldLock {
     fn end(&self) -> Result<()> {
         let refresher = self.refresher.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(refresher) = refresher else {
@@ -250,7 +253,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldLock {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
             tracing::warn!(%error, "cannot remove the repository's lock");
@@ -401,10 +404,11 @@ impl PendingLock {
             return Err(conflict);
         }
         let (file, refreshed) = write(&repo, mode)?;
+        let settle = if repo.storage().sees_writes_at_once() { Duration::ZERO } else { timing.settle };
         let look = {
             let repo = repo.clone();
             move || {
-                thread::sleep(timing.settle.saturating_sub(refreshed.steady.elapsed()));
+                thread::sleep(settle.saturating_sub(refreshed.steady.elapsed()));
                 match find_conflict(&repo, mode, &timing, Some(file)) {
                     Ok(None) => RepoLock::hold(repo, mode, timing, file, refreshed),
                     Ok(Some(error)) | Err(error) => {

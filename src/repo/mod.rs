@@ -21,11 +21,15 @@
 //! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
 //! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
 //! | [`PrunePlan`] | the index, a byte a blob, 200 bytes a pack, one tree at a time |
+//! | [`RepoUsage`] | the index, 8 bytes a blob, one tree at a time |
 //! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |
 
 mod base64;
 mod blob_kind;
+mod cache_folder;
+mod cached_index;
 mod check;
+mod compression;
 mod config;
 mod content;
 mod creation;
@@ -38,14 +42,18 @@ mod id;
 mod index;
 mod index_cache;
 mod index_table;
+mod kept_records;
 mod key;
+mod key_cache;
 mod keys;
 mod lock;
 mod lock_info;
+mod object_lock;
 mod orphaned_packs;
 mod pack;
 mod polynomial;
 mod prune;
+mod reachable;
 mod reader;
 mod repo_cache_dir;
 mod repository;
@@ -54,10 +62,12 @@ mod time;
 mod transfer;
 mod tree;
 mod unlock;
+mod usage;
 mod writer;
 
 pub use blob_kind::BlobKind;
 pub use check::{CheckOptions, check};
+pub use compression::Compression;
 pub use content::Content;
 pub(crate) use creation::Presence;
 pub use crypto::Password;
@@ -65,10 +75,13 @@ pub use error::{Error, Flaw, Result};
 pub use id::Id;
 pub(crate) use index::BlobLocation;
 pub use index::Index;
+pub(crate) use index_cache::IndexWithDamage;
 pub(crate) use key::KeyInfo;
+pub use key_cache::KeyCache;
 pub(crate) use lock::PendingLock;
 pub use lock::{LockMode, LockTiming, Permit, RepoLock};
 pub use lock_info::LockInfo;
+pub(crate) use object_lock::extend_locks;
 pub use prune::{MaxUnused, PruneLimits, PrunePlan, PruneSummary};
 pub(crate) use prune::{PruneEvent, is_no_space};
 pub use reader::read_blobs;
@@ -77,7 +90,9 @@ pub use repository::Repository;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{DamagedSnapshot, StoredSnapshot};
 pub(crate) use transfer::copy_blobs;
+pub(crate) use tree::write_tree_of_file;
 pub use tree::{Node, NodeKind, Tree, read_tree, write_tree};
 pub(crate) use unlock::FoundLock;
+pub(crate) use usage::RepoUsage;
 pub(crate) use writer::{PutOutcome, ZERO_BLOB_BYTES};
 pub use writer::{Writer, WriterOptions, zero_blob_id};

@@ -51,7 +51,6 @@ const FOLDER: &str = "unfinished";
 #[derive(Debug)]
 pub(super) struct Notes {
     path: PathBuf,
-    /// Locked.
     file: File,
 }
 

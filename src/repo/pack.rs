@@ -29,7 +29,6 @@ const MAX_BLOBS: usize = 50_000;
 pub(super) struct PackEntry {
     pub(super) id: Id,
     pub(super) offset: u32,
-    /// Sealed.
     pub(super) length: u32,
     /// The plaintext's length, if the blob is compressed.
     pub(super) raw_length: Option<u32>,

@@ -75,7 +75,6 @@ pub(super) fn from_any_location<T>(
     Err(last)
 }
 
-/// One blob, verified.
 pub(super) fn read_blob(repo: &Repository, index: &Index, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
     with_blob(repo, index, kind, id, |blob| blob.plain.to_vec())
 }

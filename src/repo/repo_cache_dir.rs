@@ -35,7 +35,6 @@ impl RepoCacheDir {
         RepoCacheDir { data_folder: data_folder.to_owned(), path, adopting: Mutex::default() }
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -6,10 +6,13 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use super::cache_folder::CacheFolder;
 use super::config::RepoConfig;
 use super::creation::{self, Created};
 use super::crypto::{self, SealKey};
+use super::kept_records::KeptRecords;
 use super::key::KeyFile;
+use super::key_cache::KeyCache;
 use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result};
 use crate::storage::{FileKind, Storage};
 
@@ -27,6 +30,14 @@ const SMALL_FILE_THREADS: usize = 8;
 pub struct Repository {
     inner: Arc<Inner>,
     host_folder: Option<Arc<RepoCacheDir>>,
+    cache: Option<Cache>,
+}
+
+/// What this host has copies of.
+#[derive(Clone)]
+struct Cache {
+    folder: Arc<CacheFolder>,
+    records: Arc<KeptRecords>,
 }
 
 struct Inner {
@@ -64,7 +75,7 @@ impl Repository {
     pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
         let Created { key, key_id, config } = creation::create(&*storage, password)?;
-        Ok(Repository { inner: Inner::new(storage, url, (key_id, key, config)), host_folder: None })
+        Ok(Repository { inner: Inner::new(storage, url, (key_id, key, config)), host_folder: None, cache: None })
     }
 
     /// Whether there is a repository. Where the folders of one are missing, there is none.
@@ -79,15 +90,63 @@ impl Repository {
     /// Opens a repository with the first key that the password fits. One that is being created is waited for, up to ten
     /// seconds.
     pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
+        Repository::open_with(storage, password, None)
+    }
+
+    /// The same with a cache of the keys that are derived from passwords.
+    pub fn open_with(
+        storage: Arc<dyn Storage>,
+        password: &Password,
+        key_cache: Option<&KeyCache>,
+    ) -> Result<Repository> {
         let url = storage.url();
-        let opened = creation::wait_for_creator(&*storage, || open_config(&*storage, &url, password))?;
-        Ok(Repository { inner: Inner::new(storage, url, opened), host_folder: None })
+        let opened = creation::wait_for_creator(&*storage, || open_config(&*storage, &url, password, key_cache))?;
+        Ok(Repository { inner: Inner::new(storage, url, opened), host_folder: None, cache: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
     pub fn remembered_in(self, data_folder: &Path) -> Repository {
         let host_folder = self.id().parse().ok().map(|id| Arc::new(RepoCacheDir::new(data_folder, id)));
         Repository { host_folder, ..self }
+    }
+
+    /// The same repository, of which copies are kept in a folder of its own below `base`. Where that cannot be used
+    /// there are none.
+    pub fn cached_in(self, base: &Path) -> Repository {
+        let Ok(id) = self.id().parse() else { return self };
+        match CacheFolder::open(base, id) {
+            Ok(folder) => {
+                let folder = Arc::new(folder);
+                let records = Arc::new(KeptRecords::new(Arc::clone(&folder), self.key().clone()));
+                Repository { cache: Some(Cache { folder, records }), ..self }
+            }
+            Err(error) => {
+                tracing::debug!("no cache in {}: {error}", base.display());
+                self
+            }
+        }
+    }
+
+    /// Where copies of it are kept, if anywhere.
+    pub(super) fn cache_folder(&self) -> Option<&Arc<CacheFolder>> {
+        self.cache.as_ref().map(|cache| &cache.folder)
+    }
+
+    /// The small things that are kept there.
+    pub(super) fn kept_records(&self) -> Option<&KeptRecords> {
+        self.cache.as_ref().map(|cache| &*cache.records)
+    }
+
+    /// The same repository for whoever removes something or looks for damage: nothing is taken from copies.
+    pub(crate) fn uncached(&self) -> Repository {
+        Repository { cache: None, ..self.clone() }
+    }
+
+    /// The same repository for whoever is kept by it: it shares its storage and its key, and keeps nothing.
+    pub(super) fn apart(&self) -> Repository {
+        let Inner { storage, url, key, key_id, config, .. } = &*self.inner;
+        let inner = Inner::new(Arc::clone(storage), url.clone(), (*key_id, key.clone(), config.clone()));
+        Repository { inner, host_folder: None, cache: None }
     }
 
     /// What this host remembers of it, if it knows where.
@@ -125,6 +184,11 @@ impl Repository {
     /// The ids of all files of a kind, sorted; what has no id for a name is none of ours.
     pub(super) fn list(&self, kind: FileKind) -> Result<Vec<Id>> {
         Ok(list(&*self.inner.storage, kind)?)
+    }
+
+    /// The same, with the sizes of the files.
+    pub(super) fn list_with_sizes(&self, kind: FileKind) -> Result<Vec<(Id, u64)>> {
+        Ok(list_with_sizes(&*self.inner.storage, kind)?)
     }
 
     /// Seals and stores an index, snapshot or lock.
@@ -193,10 +257,14 @@ impl Repository {
 }
 
 fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>> {
+    Ok(list_with_sizes(storage, kind)?.into_iter().map(|(id, _)| id).collect())
+}
+
+fn list_with_sizes(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<(Id, u64)>> {
     let mut ids = Vec::new();
     for file in storage.list(kind)? {
         match file.name.parse() {
-            Ok(id) => ids.push(id),
+            Ok(id) => ids.push((id, file.size_bytes)),
             // A copy of ours, made by a program that synchronises folders.
             Err(_) if looks_like_id(&file.name) => {
                 tracing::warn!(%kind, name = file.name, "ignoring a file with a strange name")
@@ -216,7 +284,12 @@ fn looks_like_id(name: &str) -> bool {
 
 /// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave
 /// way.
-fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey, RepoConfig)> {
+fn open_config(
+    storage: &dyn Storage,
+    url: &str,
+    password: &Password,
+    key_cache: Option<&KeyCache>,
+) -> Result<(Id, SealKey, RepoConfig)> {
     let url = url.to_owned();
     let sealed = match storage.read(FileKind::Config, "") {
         Ok(bytes) => bytes,
@@ -231,7 +304,11 @@ fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<
     };
     // To make a key of a password takes as long as a connection, and the index is read by several threads.
     storage.warm_up(2);
-    let keys = list(storage, FileKind::Key)?;
+    let mut keys = list(storage, FileKind::Key)?;
+    if let Some(cache) = key_cache {
+        // Before another key costs its time.
+        keys.sort_by_key(|id| !cache.has(id));
+    }
     if keys.is_empty() && creation::is_unfinished(storage)? {
         return Err(Error::Unfinished { url });
     }
@@ -240,7 +317,7 @@ fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<
         match KeyFile::read(storage, &id) {
             Ok(file) => {
                 tried = true;
-                let Some(key) = file.unlock(password) else { continue };
+                let Some(key) = file.unlock(&id, password, key_cache)? else { continue };
                 match RepoConfig::open(&sealed, &key, &url) {
                     Ok(config) => return Ok((id, key, config)),
                     Err(error) => unfit = Some(error),

@@ -4,6 +4,7 @@ use chrono::{DateTime, FixedOffset};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::kept_records::RecordKind;
 use super::{Error, Id, Permit, Repository, Result, host, time};
 use crate::storage::FileKind;
 
@@ -21,10 +22,8 @@ pub struct Snapshot {
     /// What was backed up.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub paths: Vec<String>,
-    /// On which host.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) hostname: String,
-    /// By whom.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) username: String,
     /// By which user number.
@@ -33,7 +32,6 @@ pub struct Snapshot {
     /// By which group number.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) gid: u32,
-    /// restic's exclude patterns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) excludes: Vec<String>,
     /// Marks to select by.
@@ -42,7 +40,6 @@ pub struct Snapshot {
     /// The snapshot that this one is a changed copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) original: Option<Id>,
-    /// What made it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) program_version: String,
     /// What other versions wrote.
@@ -53,18 +50,14 @@ pub struct Snapshot {
 /// A snapshot with its name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredSnapshot {
-    /// The file's name.
     pub id: Id,
-    /// What it says.
     pub snapshot: Snapshot,
 }
 
 /// A snapshot file that cannot be read.
 #[derive(Debug)]
 pub struct DamagedSnapshot {
-    /// The file's name.
     pub(crate) id: Id,
-    /// Why.
     pub(crate) error: Error,
 }
 
@@ -73,7 +66,6 @@ pub struct DamagedSnapshot {
 pub struct SnapshotList {
     /// Those that can be read, oldest first.
     pub snapshots: Vec<StoredSnapshot>,
-    /// Those that cannot.
     pub damaged: Vec<DamagedSnapshot>,
 }
 
@@ -105,20 +97,48 @@ impl Snapshot {
 
 impl SnapshotList {
     pub(super) fn load(repo: &Repository) -> Result<Self> {
-        let ids = repo.list(FileKind::Snapshot)?;
-        let results = repo.for_each(&ids, |id| Snapshot::load(repo, id));
+        let files = repo.list_with_sizes(FileKind::Snapshot)?;
         let mut list = SnapshotList::default();
-        for (id, result) in ids.into_iter().zip(results) {
+        let mut unknown = Vec::new();
+        for (id, size_bytes) in files.iter().copied() {
+            match kept(repo, &id, size_bytes) {
+                Some(snapshot) => list.snapshots.push(StoredSnapshot { id, snapshot }),
+                None => unknown.push((id, size_bytes)),
+            }
+        }
+        let results = repo.for_each(&unknown, |(id, _)| Snapshot::load(repo, id));
+        let mut new = Vec::new();
+        for ((id, size_bytes), result) in unknown.into_iter().zip(results) {
             match result {
-                Ok(snapshot) => list.snapshots.push(StoredSnapshot { id, snapshot }),
+                Ok(snapshot) => {
+                    new.extend(to_record(&snapshot, size_bytes).map(|record| (id, record)));
+                    list.snapshots.push(StoredSnapshot { id, snapshot });
+                }
                 // Forgotten since it was listed.
                 Err(Error::Storage(e)) if e.is_not_found() => {}
                 Err(error) => list.damaged.push(DamagedSnapshot { id, error }),
             }
         }
+        if let Some(records) = repo.kept_records() {
+            records.add(RecordKind::Snapshot, &new);
+            records.retain(&files.into_iter().map(|(id, _)| id).collect());
+        }
         list.snapshots.sort_by_key(|stored| (stored.snapshot.time, stored.id));
         Ok(list)
     }
+}
+
+/// A snapshot that this host has a copy of. A file that was cut off in the repository has another size.
+fn kept(repo: &Repository, id: &Id, size_bytes: u64) -> Option<Snapshot> {
+    let record = repo.kept_records()?.get(RecordKind::Snapshot, id)?;
+    let (size, json) = record.split_first_chunk()?;
+    (u64::from_le_bytes(*size) == size_bytes).then(|| serde_json::from_slice(json).ok())?
+}
+
+fn to_record(snapshot: &Snapshot, size_bytes: u64) -> Option<Vec<u8>> {
+    let mut record = size_bytes.to_le_bytes().to_vec();
+    serde_json::to_writer(&mut record, snapshot).ok()?;
+    Some(record)
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -134,6 +154,18 @@ impl Repository {
     /// All snapshots, oldest first; those that cannot be read are listed apart.
     pub fn snapshots(&self) -> Result<SnapshotList> {
         SnapshotList::load(self)
+    }
+
+    /// What was kept for a snapshot on this host, which says it as long as the snapshot is there.
+    pub(crate) fn note_of(&self, snapshot: &Id) -> Option<Vec<u8>> {
+        self.kept_records()?.get(RecordKind::Note, snapshot)
+    }
+
+    /// Keeps something for a snapshot on this host.
+    pub(crate) fn keep_note(&self, snapshot: Id, note: Vec<u8>) {
+        if let Some(records) = self.kept_records() {
+            records.add(RecordKind::Note, &[(snapshot, note)]);
+        }
     }
 
     /// One snapshot.

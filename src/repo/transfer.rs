@@ -1,7 +1,8 @@
 //! Blobs from one repository to another.
 //!
 //! A blob is opened with the one key, verified, and sealed with the other. Compressed it stays: the SHA-256 is that of
-//! the plaintext, so it is decompressed to be verified, but never compressed again.
+//! the plaintext, so it is decompressed to be verified, and compressed again only where that is asked for or pays
+//! ([`Compression`](super::Compression)).
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;

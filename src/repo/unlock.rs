@@ -8,11 +8,9 @@ use crate::storage::FileKind;
 /// A lock file, and what is to become of it.
 #[derive(Debug)]
 pub(crate) struct FoundLock {
-    /// The file.
     pub(crate) id: Id,
     /// What it says; the reason where it cannot be read.
     pub(crate) holder: std::result::Result<LockInfo, String>,
-    /// Whether it goes.
     pub(crate) goes: bool,
 }
 
@@ -35,7 +33,6 @@ impl Repository {
         Ok(found)
     }
 
-    /// Removes a lock.
     pub(crate) fn remove_lock(&self, id: &Id) -> Result<()> {
         remove(self, id)
     }

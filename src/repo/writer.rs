@@ -24,12 +24,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use sha2::{Digest, Sha256};
 
+use super::compression::{BlobCompressor, LevelChooser, TREE_LEVEL};
 use super::crypto::{IV_LENGTH, OVERHEAD};
 use super::index::PendingIndex;
 use super::orphaned_packs::Notes;
 use super::pack::{FinishedPack, PackBuilder};
 use super::reader::VerifiedBlob;
-use super::{BlobKind, Error, Id, Index, Permit, Repository, Result};
+use super::{BlobKind, Compression, Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
 
 /// The only blob of zeros that restic restores as a hole.
@@ -54,24 +55,30 @@ pub fn zero_blob_id() -> Id {
 /// How to write.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
-    /// zstd's level.
-    pub compression_level: i32,
+    /// How hard data is compressed.
+    pub compression: Compression,
     /// A pack is closed when it has reached this size.
     pub pack_bytes: usize,
     /// After this time the index of what is durable is saved.
     pub index_interval: Duration,
+    /// How many writers work at the same time: they share the number of packs that are stored at once, for memory.
+    pub writers: usize,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        WriterOptions { compression_level: 1, pack_bytes: 16 << 20, index_interval: Duration::from_secs(10 * 60) }
+        WriterOptions {
+            compression: Compression::Auto,
+            pack_bytes: 16 << 20,
+            index_interval: Duration::from_secs(10 * 60),
+            writers: 1,
+        }
     }
 }
 
 /// What became of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PutOutcome {
-    /// Its name.
     pub id: Id,
     /// Whether the repository did not have it.
     pub(crate) new: bool,
@@ -84,11 +91,9 @@ pub struct PutOutcome {
 pub struct WriteSummary {
     /// Blobs that the repository did not have.
     pub(crate) new_blobs: u64,
-    /// Their plaintexts.
     pub(crate) new_bytes: u64,
     /// What they take, compressed and sealed.
     pub(crate) stored_bytes: u64,
-    /// Packs made.
     pub packs: u64,
 }
 
@@ -116,8 +121,9 @@ struct WriterShared {
     repo: Repository,
     permit: Permit,
     options: WriterOptions,
+    levels: LevelChooser,
     /// How many packs are stored at the same time.
-    writers: usize,
+    workers: usize,
     pending: Mutex<PendingBlob>,
     notes: Mutex<Noted>,
     /// Buffers of packs that were stored.
@@ -139,9 +145,7 @@ enum Noted {
     /// There is none yet.
     #[default]
     Nothing,
-    /// They are.
     Packs(Notes),
-    /// It failed once.
     GivenUp,
 }
 
@@ -152,7 +156,7 @@ struct PendingBlob {
 
 /// What one `put` needs and the next one can use again.
 struct Scratch {
-    compressor: zstd::bulk::Compressor<'static>,
+    compressor: BlobCompressor,
     buffer: Vec<u8>,
 }
 
@@ -167,7 +171,8 @@ impl Writer {
         let shared = Arc::new(WriterShared {
             repo: repo.clone(),
             permit: permit.clone(),
-            writers: repo.storage().parallel().max(1),
+            workers: (repo.storage().parallel() / options.writers.max(1)).max(1),
+            levels: LevelChooser::new(options.compression),
             options,
             pending: Mutex::new(PendingBlob { index: PendingIndex::default(), since: Instant::now() }),
             notes: Mutex::default(),
@@ -197,12 +202,12 @@ impl Writer {
 
     fn start_workers(&mut self) {
         // One more may wait where few are stored at a time; else it would only take memory.
-        let (queue, packs) = bounded(usize::from(self.shared.writers < 4));
+        let (queue, packs) = bounded(usize::from(self.shared.workers < 4 && self.shared.options.writers == 1));
         let worker = |_| {
             let (shared, packs) = (Arc::clone(&self.shared), packs.clone());
             thread::spawn(move || shared.store_packs(&packs))
         };
-        self.workers = (0..self.shared.writers).map(worker).collect();
+        self.workers = (0..self.shared.workers).map(worker).collect();
         self.queue = Some(queue);
     }
 
@@ -217,20 +222,37 @@ impl Writer {
         self.index.contains(kind, id) || lock(&self.claimed).contains(&(kind, *id))
     }
 
-    /// Stores a blob that was read out of another repository, compressed or not as it was there.
+    /// Stores a blob that was read out of another repository: as it was there, unless compressing it again is asked
+    /// for, or pays because the place is slow.
     pub(super) fn put_verified(&self, kind: BlobKind, id: Id, blob: &VerifiedBlob) -> Result<PutOutcome> {
         self.shared.check()?;
         if !self.claim(kind, id) {
             return Ok(known(id));
         }
         self.shared.guard(|| {
+            let began = Instant::now();
             let mut scratch = self.scratch()?;
-            let buffer = &mut scratch.buffer;
+            let Scratch { compressor, buffer } = &mut scratch;
             buffer.resize(IV_LENGTH, 0);
-            buffer.extend_from_slice(blob.packed);
+            let level = match kind {
+                BlobKind::Data => self.shared.levels.level_for_copy(blob.raw_length.is_some()),
+                BlobKind::Tree => None,
+            };
+            let is_compressed_again = match level {
+                Some(level) => compressor.append(blob.plain, level, buffer, blob.packed.len())?,
+                None => false,
+            };
+            let raw_length = match is_compressed_again {
+                true => Some(plain_length(kind, blob.plain)?),
+                false => {
+                    buffer.extend_from_slice(blob.packed);
+                    blob.raw_length
+                }
+            };
             self.shared.repo.key().seal_in_place(buffer)?;
+            self.shared.levels.add_work(began.elapsed());
             let stored_bytes = buffer.len() as u64;
-            self.append(kind, id, buffer, blob.raw_length)?;
+            self.append(kind, id, buffer, raw_length)?;
             lock(&self.scratch).push(scratch);
             self.shared.count(blob.plain.len() as u64, stored_bytes);
             Ok(PutOutcome { id, new: true, stored_bytes })
@@ -247,33 +269,33 @@ impl Writer {
         self.shared.guard(|| self.store(kind, id, plaintext))
     }
 
-    /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for
-    /// the name and for the content, and must write the same both times.
+    /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called several
+    /// times, for the length, the name and the content, and must write the same each time.
     pub(crate) fn put_stream(
         &self,
         kind: BlobKind,
-        write: impl Fn(&mut dyn Write) -> io::Result<()>,
+        write: impl Fn(&mut dyn Write) -> io::Result<()> + Sync,
     ) -> Result<PutOutcome> {
         self.shared.check()?;
-        let mut first = HashingWriter::default();
-        {
-            let mut buffered = BufWriter::with_capacity(1 << 16, &mut first);
-            write(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::Compress)?;
+        let mut length = LengthOnly(0);
+        write(&mut length).map_err(Error::Compress)?;
+        let raw_length = u32::try_from(length.0).map_err(|_| Error::BlobTooLarge { kind, size_bytes: length.0 })?;
+        if length.0 <= SMALL_STREAM_BYTES as u64 {
+            let mut plaintext = Vec::with_capacity(raw_length as usize);
+            write(&mut plaintext).map_err(Error::Compress)?;
+            return self.put(kind, &plaintext);
         }
-        let raw_length =
-            u32::try_from(first.count).map_err(|_| Error::BlobTooLarge { kind, size_bytes: first.count })?;
-        let id = Id::from_bytes(first.hasher.finalize().into());
+        // What is this large is new as a rule, and both take their time.
+        let (id, compressed) = thread::scope(|scope| {
+            let name = scope.spawn(|| hash_stream(&write));
+            let compressed = self.compress_stream(raw_length, &write);
+            (name.join().map_err(|_| Error::WorkerGone), compressed)
+        });
+        let id = id?.map_err(Error::Compress)?;
         if !self.claim(kind, id) {
             return Ok(known(id));
         }
-        self.shared.guard(|| {
-            if first.count <= SMALL_STREAM_BYTES as u64 {
-                let mut plaintext = Vec::with_capacity(raw_length as usize);
-                write(&mut plaintext).map_err(Error::Compress)?;
-                return self.store(kind, id, &plaintext);
-            }
-            self.store_stream(kind, id, raw_length, &write)
-        })
+        self.shared.guard(|| self.store_stream(kind, id, raw_length, compressed.map_err(Error::Compress)?))
     }
 
     /// Stores a blob of another pack as it is there: sealed, and verified by the caller.
@@ -344,48 +366,48 @@ impl Writer {
     }
 
     fn store(&self, kind: BlobKind, id: Id, plaintext: &[u8]) -> Result<PutOutcome> {
-        let size_bytes = plaintext.len() as u64;
-        let raw_length = u32::try_from(size_bytes).map_err(|_| Error::BlobTooLarge { kind, size_bytes })?;
+        let raw_length = plain_length(kind, plaintext)?;
+        let began = Instant::now();
         let mut scratch = self.scratch()?;
-        let buffer = &mut scratch.buffer;
+        let Scratch { compressor, buffer } = &mut scratch;
         buffer.resize(IV_LENGTH, 0);
-        buffer.reserve(zstd::zstd_safe::compress_bound(plaintext.len()) + OVERHEAD);
-        let compressed = {
-            let mut after_iv = io::Cursor::new(&mut *buffer);
-            after_iv.set_position(IV_LENGTH as u64);
-            scratch.compressor.compress_to_buffer(plaintext, &mut after_iv).map_err(Error::Compress)?
+        let level = match kind {
+            BlobKind::Data => self.shared.levels.level(),
+            BlobKind::Tree => Some(TREE_LEVEL),
         };
         // Format 2 allows both; what does not get smaller is stored as it is, and reads faster.
-        let is_smaller = compressed < plaintext.len();
+        let is_smaller = match level {
+            Some(level) => compressor.append(plaintext, level, buffer, plaintext.len())?,
+            None => false,
+        };
         if !is_smaller {
-            buffer.truncate(IV_LENGTH);
+            buffer.reserve(plaintext.len() + OVERHEAD);
             buffer.extend_from_slice(plaintext);
         }
         self.shared.repo.key().seal_in_place(buffer)?;
+        self.shared.levels.add_work(began.elapsed());
         let stored_bytes = buffer.len() as u64;
         self.append(kind, id, buffer, is_smaller.then_some(raw_length))?;
         lock(&self.scratch).push(scratch);
-        self.shared.count(size_bytes, stored_bytes);
+        self.shared.count(u64::from(raw_length), stored_bytes);
         Ok(PutOutcome { id, new: true, stored_bytes })
     }
 
-    fn store_stream(
+    /// Compresses a stream behind the room that sealing needs.
+    fn compress_stream(
         &self,
-        kind: BlobKind,
-        id: Id,
         raw_length: u32,
         write: &impl Fn(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<PutOutcome> {
-        let level = self.shared.options.compression_level;
-        let compress = || -> io::Result<Vec<u8>> {
-            let mut encoder = zstd::Encoder::new(vec![0; IV_LENGTH], level)?;
-            encoder.set_pledged_src_size(Some(u64::from(raw_length)))?;
-            let mut buffered = BufWriter::with_capacity(1 << 17, encoder);
-            write(&mut buffered)?;
-            let encoder = buffered.into_inner().map_err(|e| e.into_error())?;
-            encoder.finish()
-        };
-        let mut sealed = compress().map_err(Error::Compress)?;
+    ) -> io::Result<Vec<u8>> {
+        let mut encoder = zstd::Encoder::new(vec![0; IV_LENGTH], TREE_LEVEL)?;
+        encoder.set_pledged_src_size(Some(u64::from(raw_length)))?;
+        let mut buffered = BufWriter::with_capacity(1 << 17, encoder);
+        write(&mut buffered)?;
+        let encoder = buffered.into_inner().map_err(|e| e.into_error())?;
+        encoder.finish()
+    }
+
+    fn store_stream(&self, kind: BlobKind, id: Id, raw_length: u32, mut sealed: Vec<u8>) -> Result<PutOutcome> {
         self.shared.repo.key().seal_in_place(&mut sealed)?;
         let stored_bytes = sealed.len() as u64;
         if sealed.len() >= OWN_PACK_BYTES {
@@ -401,8 +423,7 @@ impl Writer {
         if let Some(scratch) = lock(&self.scratch).pop() {
             return Ok(scratch);
         }
-        let level = self.shared.options.compression_level;
-        Ok(Scratch { compressor: zstd::bulk::Compressor::new(level).map_err(Error::Compress)?, buffer: Vec::new() })
+        Ok(Scratch { compressor: BlobCompressor::new()?, buffer: Vec::new() })
     }
 
     /// Puts a sealed blob into the open pack; a full pack goes to the writer threads.
@@ -430,7 +451,7 @@ impl Writer {
     fn send(&self, pack: PackBuilder) -> Result<()> {
         match &self.queue {
             Some(queue) => {
-                let mut pack = pack;
+                let (mut pack, began) = (pack, Instant::now());
                 // Whoever stores packs may be stuck when the lock is lost.
                 while let Err(error) = queue.send_timeout(pack, LOOK) {
                     self.shared.check()?;
@@ -439,6 +460,7 @@ impl Writer {
                         SendTimeoutError::Disconnected(_) => return Err(Error::WorkerGone),
                     };
                 }
+                self.shared.levels.add_pack(began.elapsed());
                 Ok(())
             }
             None => Err(Error::WorkerGone),
@@ -536,7 +558,7 @@ impl WriterShared {
         self.note(&pack.id);
         self.name(&pack)?;
         let mut spare = lock(&self.spare);
-        if spare.len() < self.writers && pack.bytes.len() < 2 * self.options.pack_bytes {
+        if spare.len() < self.workers && pack.bytes.len() < 2 * self.options.pack_bytes {
             spare.push(pack.bytes);
         }
         Ok(())
@@ -581,20 +603,30 @@ impl WriterShared {
     }
 }
 
+/// The length of a blob that fits into one.
+fn plain_length(kind: BlobKind, plaintext: &[u8]) -> Result<u32> {
+    let size_bytes = plaintext.len() as u64;
+    u32::try_from(size_bytes).map_err(|_| Error::BlobTooLarge { kind, size_bytes })
+}
+
 fn known(id: Id) -> PutOutcome {
     PutOutcome { id, new: false, stored_bytes: 0 }
 }
 
-#[derive(Default)]
-struct HashingWriter {
-    hasher: Sha256,
-    count: u64,
+/// The name of what is written.
+fn hash_stream(write: &impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<Id> {
+    let mut buffered = BufWriter::with_capacity(1 << 16, Sha256::new());
+    write(&mut buffered)?;
+    let hasher = buffered.into_inner().map_err(|e| e.into_error())?;
+    Ok(Id::from_bytes(hasher.finalize().into()))
 }
 
-impl Write for HashingWriter {
+/// Counts what is written.
+struct LengthOnly(u64);
+
+impl Write for LengthOnly {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        self.count += bytes.len() as u64;
+        self.0 += bytes.len() as u64;
         Ok(bytes.len())
     }
 

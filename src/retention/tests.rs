@@ -47,6 +47,7 @@ fn candidate(machine: &str, taken_at: Time) -> Candidate {
         machine: machine.to_owned(),
         taken_at,
         is_pinned: false,
+        is_restoring: false,
         is_damaged: false,
         awaits_copy: false,
         outlives_machine: false,
@@ -298,6 +299,7 @@ fn what_no_policy_may_remove() {
     let day = |day| candidate("vm", at(day));
     let points = [
         Candidate { is_pinned: true, ..day(1) },
+        Candidate { is_restoring: true, ..day(1) },
         Candidate { awaits_copy: true, ..day(2) },
         Candidate { outlives_machine: true, ..candidate("gone", at(1)) },
         candidate("gone", at(2)),
@@ -311,6 +313,7 @@ fn what_no_policy_may_remove() {
         reasons,
         [
             Reason::Pinned,
+            Reason::Restoring,
             Reason::AwaitsCopy,
             Reason::MachineGone,
             Reason::Rule(Rule::Last),
@@ -386,6 +389,7 @@ prop_compose! {
                 machine: format!("vm{machine}"),
                 taken_at: utc.with_timezone(&Berlin.offset_from_utc_datetime(&utc.naive_utc())),
                 is_pinned: rare == 0 && flags[0],
+                is_restoring: rare == 1 && flags[0],
                 is_damaged: flags[1],
                 awaits_copy: rare == 0 && flags[2],
                 outlives_machine: rare == 0 && flags[3],
@@ -409,7 +413,7 @@ proptest! {
             let is_newest = of_machine().all(|other| other.taken_at <= point.taken_at);
             let is_last_good = !point.is_damaged
                 && of_machine().all(|other| other.is_damaged || other.taken_at <= point.taken_at);
-            let must_stay = point.is_pinned || point.awaits_copy || point.outlives_machine
+            let must_stay = point.is_pinned || point.is_restoring || point.awaits_copy || point.outlives_machine
                 || is_newest || is_last_good || policy.is_empty();
             prop_assert!(verdict.keep || !must_stay, "{:?}: {:?}", point, verdict);
             prop_assert!(!verdict.reasons.is_empty());

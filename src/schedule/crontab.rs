@@ -243,18 +243,18 @@ mod tests {
 
     /// What is done to a crontab.
     #[derive(Debug, Clone)]
-    enum Step {
+    enum EditStep {
         Install(u8),
         Remove,
         /// The user inserts a line, at this place among his own.
         Edit(prop::sample::Index, Vec<u8>),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<EditStep>> {
         let step = prop_oneof![
-            any::<u8>().prop_map(Step::Install),
-            Just(Step::Remove),
-            (any::<prop::sample::Index>(), line()).prop_map(|(at, line)| Step::Edit(at, line)),
+            any::<u8>().prop_map(EditStep::Install),
+            Just(EditStep::Remove),
+            (any::<prop::sample::Index>(), line()).prop_map(|(at, line)| EditStep::Edit(at, line)),
         ];
         proptest::collection::vec(step, 1..12)
     }
@@ -276,18 +276,18 @@ mod tests {
             let mut crontab = Crontab::new(lines.concat());
             for step in steps {
                 match step {
-                    Step::Install(number) => {
+                    EditStep::Install(number) => {
                         let entry = format!("{} 2 * * * kvmb backup", number % 60);
                         crontab = crontab.with_entry(&entry).unwrap();
                         prop_assert_eq!(crontab.entry().unwrap(), Some(entry.clone() + "\n"));
                         prop_assert_eq!(&crontab.with_entry(&entry).unwrap(), &crontab);
                     }
-                    Step::Remove => {
+                    EditStep::Remove => {
                         crontab = crontab.without_entry().unwrap();
                         prop_assert_eq!(crontab.entry().unwrap(), None);
                         prop_assert_eq!(crontab.as_bytes(), lines.concat());
                     }
-                    Step::Edit(at, line) => {
+                    EditStep::Edit(at, line) => {
                         let at = at.index(lines.len() + 1);
                         let blocks = crontab.blocks().unwrap();
                         let outside = |n: &usize| !blocks.iter().any(|(begin, end)| (*begin..=*end).contains(n));

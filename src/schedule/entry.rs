@@ -21,10 +21,21 @@ const LONGEST_COMMAND_BYTES: usize = 990;
 /// What `flock` exits with when the run before is still at work: kvmb's own code for "busy".
 const BUSY: &str = "5";
 
+/// What a job is for. A place has at most one of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JobKind {
+    Backup,
+    Drill,
+}
+
+impl JobKind {
+    pub(super) const ALL: [JobKind; 2] = [JobKind::Backup, JobKind::Drill];
+}
+
 /// What runs, and when.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ScheduledJob {
-    /// When.
+    pub(crate) kind: JobKind,
     pub(crate) cron: Cron,
     /// kvmb by its full path, and its arguments.
     pub(crate) command: Vec<String>,
@@ -128,6 +139,7 @@ mod tests {
 
     fn job(command: &[&str]) -> ScheduledJob {
         ScheduledJob {
+            kind: JobKind::Backup,
             cron: "0 2 * * *".parse().unwrap(),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             environment: Vec::new(),

@@ -6,20 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// An error of this layer.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A program that the entry needs is not there.
     #[error("{name} was not found in PATH")]
-    NoProgram {
-        /// Its name.
-        name: &'static str,
-    },
+    NoProgram { name: &'static str },
     /// Something that a line of a crontab or of a unit cannot hold.
     #[error("a schedule entry cannot contain {what}")]
-    Unspeakable {
-        /// What.
-        what: String,
-    },
+    Unspeakable { what: String },
     /// A command that cron would cut off.
     #[error("the command has {bytes} bytes; cron accepts at most {most}")]
     TooLong {
@@ -33,24 +28,20 @@ pub enum Error {
     Unpaired {
         /// Where, from 1.
         line: usize,
-        /// The marker.
         text: String,
     },
     /// `crontab -l` shows this crontab otherwise than it is.
     #[error("the crontab contains carriage returns, which 'crontab -l' does not show")]
     CarriageReturns,
-    /// A program failed.
     #[error("{program} failed: {message}")]
     Program {
         /// Which, with its arguments.
         program: String,
-        /// What it said.
         message: String,
     },
     /// A program did not end.
     #[error("{program} did not end within {} s", after.as_secs())]
     TimedOut {
-        /// Which.
         program: &'static str,
         /// How long it was waited for.
         after: Duration,
@@ -60,23 +51,13 @@ pub enum Error {
     Interrupted,
     /// Another run of kvmb has been changing the crontab for too long.
     #[error("another run of kvmb is changing the crontab: {} is locked", folder.display())]
-    Locked {
-        /// What is locked.
-        folder: PathBuf,
-    },
+    Locked { folder: PathBuf },
     /// Somebody else changed the crontab at the same time.
     #[error("another program changed the crontab at the same time")]
     Changed,
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl Error {
@@ -87,7 +68,6 @@ impl Error {
     }
 }
 
-/// Which field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CronField {
     /// 0 to 59.
@@ -117,7 +97,6 @@ impl fmt::Display for CronField {
 /// Why a text is no cron expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CronError {
-    /// Not five fields.
     #[error(
         "it has {found} fields; expected 5 (minute, hour, day of the month, month, day of the week), or @daily and \
          similar"
@@ -129,11 +108,9 @@ pub enum CronError {
     /// A field that breaks a rule.
     #[error("invalid {field} '{value}': {rule}")]
     Field {
-        /// Which field.
         field: CronField,
         /// The part of it that is wrong.
         value: String,
-        /// What it breaks.
         rule: String,
     },
     /// An `@` word that cron does not know.
@@ -141,7 +118,6 @@ pub enum CronError {
         {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean \
         {name}?")).unwrap_or_default())]
     Nickname {
-        /// What was given.
         word: String,
         /// The one that looks like it.
         nearest: Option<&'static str>,

@@ -2,10 +2,10 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `field`, `cron`, `gap` | what crontab(5) expressions mean; pure |
+//! | `field`, `cron`, `gap`, `words` | what crontab(5) expressions mean; pure |
 //! | `entry` | the line that cron runs |
 //! | `crontab` | a user's crontab, of which nothing but our lines is touched |
-//! | `systemd` | a service and its timer |
+//! | `systemd`, `units` | a service and its timer; how units are installed |
 //! | `place` | these places, side by side |
 
 mod cron;
@@ -16,11 +16,13 @@ mod field;
 mod gap;
 mod place;
 mod systemd;
+pub(crate) mod units;
+mod words;
 
 pub use cron::Cron;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crontab::Crontab;
-pub(crate) use entry::ScheduledJob;
+pub(crate) use entry::{JobKind, ScheduledJob};
 pub(crate) use error::CronError;
 pub use error::Error;
 pub(crate) use place::{Installed, ScheduleLocation, old_entries, remove_old_entries};

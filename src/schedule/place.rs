@@ -1,7 +1,7 @@
 //! The places that a schedule can be in.
 
 use super::crontab::{self, Crontab};
-use super::entry::read_line;
+use super::entry::{JobKind, read_line};
 use super::systemd::{self, Units};
 use super::{Cron, Error, ScheduledJob};
 use crate::atomic_file;
@@ -25,7 +25,6 @@ pub(crate) enum ScheduleLocation {
     User,
     /// `/etc/cron.d/kvmb`.
     System,
-    /// A systemd timer.
     Systemd,
 }
 
@@ -34,8 +33,9 @@ pub(crate) enum ScheduleLocation {
 pub(crate) struct Installed {
     /// Its text: the entry, or the units.
     pub(crate) entry: String,
-    /// When it runs, and what; none where somebody has changed it beyond recognition.
-    pub(crate) job: Option<(Cron, String)>,
+    /// What runs, and when: the backup, then the drill, if there is one. None where somebody has changed it beyond
+    /// recognition.
+    pub(crate) jobs: Vec<(Cron, String)>,
 }
 
 /// What a change makes of a place.
@@ -48,7 +48,6 @@ pub(crate) struct ScheduleChange {
 }
 
 impl ScheduleLocation {
-    /// All of them.
     pub(crate) const ALL: [ScheduleLocation; 3] =
         [ScheduleLocation::User, ScheduleLocation::System, ScheduleLocation::Systemd];
 
@@ -61,33 +60,48 @@ impl ScheduleLocation {
         }
     }
 
+    /// What people call the place of its drill.
+    pub(crate) fn drill_name(self) -> &'static str {
+        match self {
+            ScheduleLocation::Systemd => systemd::DRILL_TIMER,
+            ScheduleLocation::User | ScheduleLocation::System => self.name(),
+        }
+    }
+
     /// The schedule that is there.
     pub(crate) fn installed(self) -> Result<Option<Installed>, Error> {
         match self {
             ScheduleLocation::User => {
                 let entry = crontab::read()?.entry()?;
-                Ok(entry.map(|entry| Installed { job: read_lines(&entry, false), entry }))
+                Ok(entry.map(|entry| Installed { jobs: read_lines(&entry, false), entry }))
             }
             ScheduleLocation::System => {
                 let entry = read_system_file()?;
-                Ok(entry.map(|entry| Installed { job: read_lines(&entry, true), entry }))
+                Ok(entry.map(|entry| Installed { jobs: read_lines(&entry, true), entry }))
             }
             ScheduleLocation::Systemd => {
-                Ok(Units::read()?.map(|units| Installed { job: units.job(), entry: text_of(&units) }))
+                let (mut entries, mut jobs) = (Vec::new(), Vec::new());
+                for kind in JobKind::ALL {
+                    if let Some(units) = Units::read(kind)? {
+                        entries.push(text_of(&units));
+                        jobs.extend(units.job());
+                    }
+                }
+                Ok((!entries.is_empty()).then(|| Installed { entry: entries.join("\n"), jobs }))
             }
         }
     }
 
-    /// Puts a job there, in the place of the one that may be there.
-    pub(crate) fn install(self, job: &ScheduledJob, dry_run: bool) -> Result<ScheduleChange, Error> {
+    /// Puts these jobs there, in the place of those that may be there.
+    pub(crate) fn install(self, jobs: &[ScheduledJob], dry_run: bool) -> Result<ScheduleChange, Error> {
         match self {
             ScheduleLocation::User => {
-                let entry = job.crontab_line(None)?;
+                let entry = crontab_lines(jobs, None)?;
                 let [before, after] = crontab::change(dry_run, |before| before.with_entry(&entry))?;
                 Ok(ScheduleChange { entry, changed: before != after })
             }
             ScheduleLocation::System => {
-                let entry = format!("{SYSTEM_HEAD}{}\n", job.crontab_line(Some("root"))?);
+                let entry = format!("{SYSTEM_HEAD}{}\n", crontab_lines(jobs, Some("root"))?);
                 let changed = read_system_file()?.as_ref() != Some(&entry);
                 if changed && !dry_run {
                     super::write_file(Path::new(SYSTEM_FILE), &entry)?;
@@ -95,12 +109,24 @@ impl ScheduleLocation {
                 Ok(ScheduleChange { entry, changed })
             }
             ScheduleLocation::Systemd => {
-                let units = Units::new(job)?;
-                let changed = Units::read()?.as_ref() != Some(&units) || !systemd::is_enabled();
-                if changed && !dry_run {
-                    units.install()?;
+                let wanted =
+                    jobs.iter().map(|job| Ok((job.kind, Units::new(job)?))).collect::<Result<Vec<_>, Error>>()?;
+                let mut changed = false;
+                for kind in JobKind::ALL {
+                    let installed = Units::read(kind)?;
+                    let units = wanted.iter().find(|(of, _)| *of == kind).map(|(_, units)| units);
+                    if installed.as_ref() == units && (units.is_none() || systemd::is_enabled(kind)) {
+                        continue;
+                    }
+                    changed = true;
+                    match units {
+                        _ if dry_run => {}
+                        Some(units) => units.install(kind)?,
+                        None => Units::remove(kind)?,
+                    }
                 }
-                Ok(ScheduleChange { entry: text_of(&units), changed })
+                let entry = wanted.iter().map(|(_, units)| text_of(units)).collect::<Vec<_>>().join("\n");
+                Ok(ScheduleChange { entry, changed })
             }
         }
     }
@@ -121,11 +147,15 @@ impl ScheduleLocation {
                 Ok(there)
             }
             ScheduleLocation::Systemd => {
-                let there = Units::read()?.is_some();
-                if there && !dry_run {
-                    Units::remove()?;
+                let mut any = false;
+                for kind in JobKind::ALL {
+                    let there = Units::read(kind)?.is_some();
+                    if there && !dry_run {
+                        Units::remove(kind)?;
+                    }
+                    any |= there;
                 }
-                Ok(there)
+                Ok(any)
             }
         }
     }
@@ -149,9 +179,15 @@ fn read_system_file() -> Result<Option<String>, Error> {
     }
 }
 
-/// The job in the lines of a crontab: variables and comments are none.
-fn read_lines(lines: &str, with_user: bool) -> Option<(Cron, String)> {
-    lines.lines().find_map(|line| read_line(line, with_user))
+/// The lines of jobs for a crontab, without the end of the last one.
+fn crontab_lines(jobs: &[ScheduledJob], user: Option<&str>) -> Result<String, Error> {
+    let lines = jobs.iter().map(|job| job.crontab_line(user)).collect::<Result<Vec<_>, _>>()?;
+    Ok(lines.join("\n"))
+}
+
+/// The jobs in the lines of a crontab: variables and comments are none.
+fn read_lines(lines: &str, with_user: bool) -> Vec<(Cron, String)> {
+    lines.lines().filter_map(|line| read_line(line, with_user)).collect()
 }
 
 fn text_of(units: &Units) -> String {

@@ -1,24 +1,46 @@
-//! A systemd service and its timer: what cron's entry does, with what systemd adds - a missed run is made up for, and
-//! the run is shut off from what no backup needs.
+//! Systemd services and their timers, a pair for the backup and a pair for the drill: what cron's entry does, with what
+//! systemd adds - a missed run is made up for, and the run is shut off from what no backup needs.
 //!
 //! The sandbox leaves open what kvmb and its hooks do need: disks and images anywhere, the network, the sockets of
 //! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.
 
-use super::entry::{self, program};
 use super::error::CronField;
 use super::field::Values;
-use super::{Cron, Error, ScheduledJob};
-use crate::atomic_file;
+use super::units::{self, quoted, quoted_setting};
+use super::{Cron, Error, JobKind, ScheduledJob};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-/// Where the administrator's units are.
-const FOLDER: &str = "/etc/systemd/system";
-pub(crate) const SERVICE: &str = "/etc/systemd/system/kvmb.service";
+/// What the units of a kind of job are called, and what they say of themselves.
+struct UnitNames {
+    service: &'static str,
+    timer: &'static str,
+    service_description: &'static str,
+    timer_description: &'static str,
+}
+
+fn names(kind: JobKind) -> UnitNames {
+    match kind {
+        JobKind::Backup => UnitNames {
+            service: "kvmb.service",
+            timer: "kvmb.timer",
+            service_description: "Backup of virtual machines",
+            timer_description: "Timer for the backup of virtual machines",
+        },
+        JobKind::Drill => UnitNames {
+            service: "kvmb-drill.service",
+            timer: "kvmb-drill.timer",
+            service_description: "Drill of backups of virtual machines",
+            timer_description: "Timer for the drill of backups of virtual machines",
+        },
+    }
+}
+
+/// Where the timer of the backup is.
 pub(crate) const TIMER: &str = "/etc/systemd/system/kvmb.timer";
+
+/// Where the timer of the drill is.
+pub(crate) const DRILL_TIMER: &str = "/etc/systemd/system/kvmb-drill.timer";
 
 /// The key in the timer that keeps the cron expression; systemd passes over those that begin with `X-`.
 const EXPRESSION: &str = "X-Cron=";
@@ -45,9 +67,9 @@ CapabilityBoundingSet=~CAP_SYSLOG CAP_SYS_TTY_CONFIG CAP_SYS_PACCT CAP_BPF CAP_P
 /// The two units of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Units {
-    /// `kvmb.service`.
+    /// `kvmb.service`, or `kvmb-drill.service`.
     pub(crate) service: String,
-    /// `kvmb.timer`.
+    /// `kvmb.timer`, or `kvmb-drill.timer`.
     pub(crate) timer: String,
 }
 
@@ -59,11 +81,13 @@ impl Units {
         for (name, value) in &job.environment {
             let _ = writeln!(environment, "Environment={}", quoted_setting(&format!("{name}={value}"))?);
         }
+        let names = names(job.kind);
+        let (service_unit, description) = (names.service, names.service_description);
         let service = format!(
             "# Created by 'kvmb schedule install --systemd', removed by 'kvmb schedule remove --systemd'.\n\
-             # Your own settings belong into a drop-in: systemctl edit kvmb.service\n\
+             # Your own settings belong into a drop-in: systemctl edit {service_unit}\n\
              [Unit]\n\
-             Description=Backup of virtual machines\n\
+             Description={description}\n\
              Documentation=https://github.com/kvmb/kvmb\n\
              Wants=network-online.target\n\
              After=network-online.target libvirtd.service virtqemud.service\n\
@@ -83,11 +107,11 @@ impl Units {
         let mut timer = format!(
             "# Created by 'kvmb schedule install --systemd', removed by 'kvmb schedule remove --systemd'.\n\
              [Unit]\n\
-             Description=Timer for the backup of virtual machines\n\
+             Description={}\n\
              \n\
              [Timer]\n\
              {EXPRESSION}{}\n",
-            job.cron
+            names.timer_description, job.cron
         );
         for line in triggers(&job.cron) {
             let _ = writeln!(timer, "{line}");
@@ -100,13 +124,9 @@ impl Units {
     }
 
     /// Those that are installed.
-    pub(crate) fn read() -> Result<Option<Units>, Error> {
-        let read = |path: &str| match atomic_file::read_to_string(Path::new(path)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("read", Path::new(path))(error)),
-        };
-        match (read(SERVICE)?, read(TIMER)?) {
+    pub(crate) fn read(kind: JobKind) -> Result<Option<Units>, Error> {
+        let names = names(kind);
+        match (units::read(names.service)?, units::read(names.timer)?) {
             (None, None) => Ok(None),
             (service, timer) => {
                 Ok(Some(Units { service: service.unwrap_or_default(), timer: timer.unwrap_or_default() }))
@@ -121,56 +141,20 @@ impl Units {
     }
 
     /// Writes them, and has systemd take them up at once, or with the next boot where it does not run.
-    pub(crate) fn install(&self) -> Result<(), Error> {
-        super::write_file(Path::new(SERVICE), &self.service)?;
-        super::write_file(Path::new(TIMER), &self.timer)?;
-        if is_running() {
-            systemctl(&["daemon-reload"])?;
-            // A timer that runs already takes up its new times only when it is started again.
-            systemctl(&["enable", "kvmb.timer"])?;
-            systemctl(&["restart", "kvmb.timer"])
-        } else {
-            systemctl(&["enable", "kvmb.timer"])
-        }
+    pub(crate) fn install(&self, kind: JobKind) -> Result<(), Error> {
+        let names = names(kind);
+        units::install(&[(names.service, &self.service), (names.timer, &self.timer)], names.timer)
     }
 
-    /// Takes them away.
-    pub(crate) fn remove() -> Result<(), Error> {
-        let mut disable = vec!["disable", "kvmb.timer"];
-        if is_running() {
-            disable.push("--now");
-        }
-        systemctl(&disable)?;
-        for path in [TIMER, SERVICE].map(Path::new) {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", path)(error));
-                }
-                _ => {}
-            }
-        }
-        if is_running() { systemctl(&["daemon-reload"]) } else { Ok(()) }
+    pub(crate) fn remove(kind: JobKind) -> Result<(), Error> {
+        let names = names(kind);
+        units::remove(&[names.timer, names.service], names.timer)
     }
 }
 
 /// Whether the timer is enabled.
-pub(crate) fn is_enabled() -> bool {
-    Path::new(FOLDER).join("timers.target.wants/kvmb.timer").exists()
-}
-
-fn is_running() -> bool {
-    Path::new("/run/systemd/system").exists()
-}
-
-fn systemctl(arguments: &[&str]) -> Result<(), Error> {
-    let failed = |message: String| Error::Program { program: format!("systemctl {}", arguments.join(" ")), message };
-    let mut command = Command::new(program("systemctl")?);
-    command.args(arguments);
-    let output = entry::run("systemctl", command, None)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+pub(crate) fn is_enabled(kind: JobKind) -> bool {
+    units::is_enabled(names(kind).timer, "timers.target")
 }
 
 /// The lines of a timer that mean what an expression means; where either of two days will do, one for each.
@@ -210,21 +194,6 @@ fn list(field: CronField, numbers: &BTreeSet<u32>) -> String {
     runs.collect::<Vec<_>>().join(",")
 }
 
-/// A word of a command line in a unit.
-fn quoted(word: &str) -> Result<String, Error> {
-    Ok(quoted_setting(word)?.replace('$', "$$"))
-}
-
-/// A word of another setting: variables are not expanded there.
-fn quoted_setting(word: &str) -> Result<String, Error> {
-    if word.chars().any(char::is_control) {
-        return Err(Error::Unspeakable { what: word.escape_debug().to_string() });
-    }
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+".contains(c);
-    let escaped = word.replace('\\', r"\\").replace('"', r#"\""#).replace('%', "%%");
-    Ok(if !word.is_empty() && word.chars().all(plain) { escaped } else { format!("\"{escaped}\"") })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,20 +210,5 @@ mod tests {
         ] {
             assert_eq!(triggers(&expression.parse().unwrap()), lines, "{expression}");
         }
-    }
-
-    #[test]
-    fn words_are_quoted_as_systemd_reads_them() {
-        for (word, expected) in [
-            ("/usr/bin/kvmb", "/usr/bin/kvmb"),
-            ("my vm", "\"my vm\""),
-            ("50%", "\"50%%\""),
-            ("$HOME", "\"$$HOME\""),
-            (r#"a"b\c'd"#, r#""a\"b\\c'd""#),
-            ("", "\"\""),
-        ] {
-            assert_eq!(quoted(word).unwrap(), expected);
-        }
-        assert!(quoted("a\nb").is_err());
     }
 }

@@ -4,7 +4,7 @@
 //! limited: what a backup reads from a repository is little.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{FileInfo, FileKind, Gate, Result, Storage};
 use crate::rate_limiter::RateLimiter;
@@ -82,6 +82,14 @@ impl Storage for LimitStorage {
         self.inner.remove(kind, name)
     }
 
+    fn removal_batch(&self) -> usize {
+        self.inner.removal_batch()
+    }
+
+    fn remove_many(&self, kind: FileKind, names: &[String]) -> Result<()> {
+        self.inner.remove_many(kind, names)
+    }
+
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
         self.inner.sync_folder(kind, name)
     }
@@ -94,12 +102,32 @@ impl Storage for LimitStorage {
         self.inner.warm_up(files);
     }
 
+    fn sees_writes_at_once(&self) -> bool {
+        self.inner.sees_writes_at_once()
+    }
+
     fn parallel(&self) -> usize {
         self.inner.parallel()
     }
 
     fn is_taken(&self) -> Result<bool> {
         self.inner.is_taken()
+    }
+
+    fn lock_period(&self) -> Option<Duration> {
+        self.inner.lock_period()
+    }
+
+    fn can_lock(&self) -> Result<bool> {
+        self.inner.can_lock()
+    }
+
+    fn locked_until(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.inner.locked_until(kind, name)
+    }
+
+    fn extend_lock(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.inner.extend_lock(kind, name)
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

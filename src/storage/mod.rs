@@ -5,9 +5,12 @@
 //! Every implementation and every decorator passes the same conformance suite.
 
 mod action;
+pub mod http;
 pub(crate) mod limit;
 pub(crate) mod local;
+pub mod rest;
 pub(crate) mod retry;
+pub mod s3;
 pub mod sftp;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -17,7 +20,7 @@ pub use action::FileAction;
 pub use limit::LimitStorage;
 pub use local::LocalStorage;
 pub use retry::{RetryPolicy, RetryStorage};
-pub(crate) use url::open;
+pub(crate) use url::{AccessContext, open};
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -90,11 +93,12 @@ impl fmt::Display for FileKind {
 pub struct FileInfo {
     /// The file's name without its folder: 64 hex digits in a healthy repository.
     pub name: String,
-    /// Its size.
+    /// As stored: encrypted, and compressed where it is.
     pub size_bytes: u64,
 }
 
 /// What can go wrong with one file, or with the place as a whole.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address that means no place.
@@ -102,37 +106,29 @@ pub enum Error {
     BadUrl {
         /// The address, without a password.
         url: String,
-        /// Why.
         reason: String,
     },
     /// There is no such file.
     #[error("{kind} {name} does not exist in {url}")]
     NotFound {
-        /// The repository's address.
         url: String,
         /// What was asked for.
         kind: FileKind,
-        /// Its name.
         name: String,
     },
     /// A file was to be created, and one of that name exists.
     #[error("{kind} {name} exists in {url}")]
     Exists {
-        /// The repository's address.
         url: String,
         /// What was to be created.
         kind: FileKind,
-        /// Its name.
         name: String,
     },
     /// The file is shorter than what was asked of it.
     #[error("{kind} {name} in {url} ends before byte {wanted_bytes}")]
     TooShort {
-        /// The repository's address.
         url: String,
-        /// What was read.
         kind: FileKind,
-        /// Its name.
         name: String,
         /// Where the read should have ended.
         wanted_bytes: u64,
@@ -140,11 +136,9 @@ pub enum Error {
     /// The file is longer than any of its kind ([`FileKind::longest_bytes`]).
     #[error("{kind} {name} in {url} is longer than {longest_bytes} bytes")]
     TooLong {
-        /// The repository's address.
         url: String,
         /// What was to be read.
         kind: FileKind,
-        /// Its name.
         name: String,
         /// What it may have at most.
         longest_bytes: u64,
@@ -152,7 +146,6 @@ pub enum Error {
     /// The place is full, or the user's share of it.
     #[error("{} for {} in {url}", shortage(source), path.display())]
     NoSpace {
-        /// The repository's address.
         url: String,
         /// The file that did not fit.
         path: PathBuf,
@@ -161,20 +154,20 @@ pub enum Error {
     },
     /// The server that the place is on, or the way to it.
     #[error("{source}")]
-    Server {
+    Server { url: String, source: Box<sftp::Error> },
+    /// The same for a server that speaks HTTP, or what it refused.
+    #[error("{source}")]
+    Http {
         /// The repository's address.
         url: String,
-        /// What happened.
-        source: Box<sftp::Error>,
+        source: Box<http::Error>,
     },
     /// A call failed, of this host's system or of the server's.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
         action: FileAction,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// The connection stayed bad.
@@ -203,13 +196,18 @@ impl Error {
 
     /// Whether the place could not be reached, so that nothing is known of its files.
     pub(crate) fn is_unreachable(&self) -> bool {
-        matches!(self, Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted) || self.is_transient()
+        match self {
+            Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted => true,
+            Error::Http { source, .. } => source.is_unreachable(),
+            _ => self.is_transient(),
+        }
     }
 
     /// Whether the same call may succeed a moment later: a connection that was lost, a server that was busy.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Server { source, .. } => source.is_transient(),
+            Error::Http { source, .. } => source.is_transient(),
             // A mounted file system of a server has such errors too.
             Error::Io { source, .. } => matches!(
                 source.kind(),
@@ -310,6 +308,20 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Removes a file, durably as it was written; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;
 
+    /// How many files are best removed by one call of [`Storage::remove_many`].
+    fn removal_batch(&self) -> usize {
+        1
+    }
+
+    /// Removes several files, as [`Storage::remove`] does; those that are not there are no error. Where it fails, some
+    /// of them may be gone.
+    fn remove_many(&self, kind: FileKind, names: &[String]) -> Result<()> {
+        names.iter().try_for_each(|name| match self.remove(kind, name) {
+            Err(error) if error.is_not_found() => Ok(()),
+            result => result,
+        })
+    }
+
     /// Makes durable that a file of this name is there, or is not: the end of a write or of a removal, for one whose
     /// end nobody heard of. (What is there under its name has durable contents already.)
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()>;
@@ -328,10 +340,36 @@ pub trait Storage: Send + Sync + fmt::Debug {
         2
     }
 
+    /// Whether whoever lists a folder sees each file whose write or removal has returned, whoever wrote it.
+    fn sees_writes_at_once(&self) -> bool {
+        false
+    }
+
     /// Whether the place holds other things, and neither a repository nor the remains of one. Only a server's folder is
     /// ever looked at so.
     fn is_taken(&self) -> Result<bool> {
         Ok(false)
+    }
+
+    /// How long a file stays locked from its writing on, if that is asked for: nobody can remove or change it then.
+    fn lock_period(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the place can lock files.
+    fn can_lock(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Until when nobody can remove or change a file; none if anybody can.
+    fn locked_until(&self, _kind: FileKind, _name: &str) -> Result<Option<SystemTime>> {
+        Ok(None)
+    }
+
+    /// Locks a file as if it were written now, unless it stays locked for half of [`Storage::lock_period`] in any case.
+    /// Returns until when it is locked.
+    fn extend_lock(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.locked_until(kind, name)
     }
 
     /// Room left for new files, if the place can tell.

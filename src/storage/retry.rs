@@ -6,7 +6,7 @@
 //!
 //! | call | done twice |
 //! | --- | --- |
-//! | read, list, size, sync_folder, remove_leftovers | the same again |
+//! | read, list, size, sync_folder, remove_leftovers, extend_lock | the same again |
 //! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written again |
 //! | create | a file that is there with these contents is ours, and only its folder is synced; any other is somebody else's |
 //! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
@@ -197,6 +197,21 @@ impl Storage for RetryStorage {
         })
     }
 
+    fn removal_batch(&self) -> usize {
+        self.inner.removal_batch()
+    }
+
+    fn remove_many(&self, kind: FileKind, names: &[String]) -> Result<()> {
+        match names {
+            // Whether it is gone for good is looked after.
+            [name] => match self.remove(kind, name) {
+                Err(error) if error.is_not_found() => Ok(()),
+                result => result,
+            },
+            names => self.persist(|_| self.inner.remove_many(kind, names)),
+        }
+    }
+
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
         self.persist(|_| self.inner.sync_folder(kind, name))
     }
@@ -209,12 +224,32 @@ impl Storage for RetryStorage {
         self.inner.warm_up(files);
     }
 
+    fn sees_writes_at_once(&self) -> bool {
+        self.inner.sees_writes_at_once()
+    }
+
     fn parallel(&self) -> usize {
         self.inner.parallel()
     }
 
     fn is_taken(&self) -> Result<bool> {
         self.persist(|_| self.inner.is_taken())
+    }
+
+    fn lock_period(&self) -> Option<Duration> {
+        self.inner.lock_period()
+    }
+
+    fn can_lock(&self) -> Result<bool> {
+        self.persist(|_| self.inner.can_lock())
+    }
+
+    fn locked_until(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.persist(|_| self.inner.locked_until(kind, name))
+    }
+
+    fn extend_lock(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.persist(|_| self.inner.extend_lock(kind, name))
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

@@ -1,24 +1,50 @@
 //! A repository's address, as users write it.
 
+use super::http::HttpContext;
+use super::rest::{RestAddress, RestStorage};
+use super::s3::{S3Address, S3Options, S3Storage};
 use super::sftp::{SftpAddress, SftpStorage, SshContext};
 use super::{Error, LocalStorage, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
 
+/// How to reach servers, by SSH and by HTTP.
+#[derive(Debug, Clone)]
+pub(crate) struct AccessContext {
+    pub(crate) ssh: SshContext,
+    pub(crate) http: HttpContext,
+    pub(crate) s3: S3Options,
+}
+
 /// The place that an address means: a folder of this host, or of a server. Nothing is connected yet.
-pub(crate) fn open(url: &str, ssh_context: &SshContext) -> Result<Arc<dyn Storage>> {
+pub(crate) fn open(url: &str, access: &AccessContext) -> Result<Arc<dyn Storage>> {
     let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
     if url.is_empty() {
         return Err(bad("it is empty"));
     }
     if has_password(url) {
-        return Err(bad("an address must not contain a password"));
+        return Err(bad(match url.starts_with("rest:") {
+            true => "an address must not contain a password; set RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD",
+            false => "an address must not contain a password",
+        }));
     }
     if url.starts_with("sftp:") {
         let target = SftpAddress::parse(url).map_err(bad)?;
         let url = target.to_string();
         let failed = |error| Error::Server { url, source: Box::new(error) };
-        return Ok(Arc::new(SftpStorage::new(target, ssh_context).map_err(failed)?));
+        return Ok(Arc::new(SftpStorage::new(target, &access.ssh).map_err(failed)?));
+    }
+    if url.starts_with("rest:") {
+        let address = RestAddress::parse(url).map_err(bad)?;
+        let url = address.to_string();
+        let failed = |error| Error::Http { url, source: Box::new(error) };
+        return Ok(Arc::new(RestStorage::new(address, &access.http).map_err(failed)?));
+    }
+    if url.starts_with("s3:") {
+        let address = S3Address::parse(url).map_err(bad)?;
+        let url = address.to_string();
+        let failed = |error| Error::Http { url, source: Box::new(error) };
+        return Ok(Arc::new(S3Storage::new(address, &access.s3, &access.http).map_err(failed)?));
     }
     // restic's other backends begin with a word and a colon; a folder of that name can be written as ./word:…
     if let Some((scheme, _)) = url.split_once(':')
@@ -26,7 +52,10 @@ pub(crate) fn open(url: &str, ssh_context: &SshContext) -> Result<Arc<dyn Storag
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
         && !scheme.contains('.')
     {
-        return Err(bad(&format!("{scheme} repositories are not supported; use a folder or sftp://user@host//folder")));
+        return Err(bad(&format!(
+            "{scheme} repositories are not supported; use a folder, sftp://user@host//folder or \
+             rest:https://host/folder/"
+        )));
     }
     let path = std::path::absolute(Path::new(url)).map_err(|error| bad(&error.to_string()))?;
     Ok(Arc::new(LocalStorage::new(path)))
@@ -62,7 +91,10 @@ mod tests {
     use super::*;
 
     fn open(url: &str) -> Result<Arc<dyn Storage>> {
-        super::open(url, &SshContext::new("me"))
+        super::open(
+            url,
+            &AccessContext { ssh: SshContext::new("me"), http: HttpContext::default(), s3: S3Options::default() },
+        )
     }
 
     #[test]
@@ -70,7 +102,7 @@ mod tests {
         assert_eq!(open("/backup/kvm").unwrap().url(), "/backup/kvm");
         assert!(open("relative/folder").unwrap().url().ends_with("/relative/folder"));
         assert!(open("./odd:name").is_ok());
-        for url in ["", "s3:bucket", "rest:http://host/", "b2:x"] {
+        for url in ["", "s3:bucket", "rest:host", "b2:x", "s3:key:secret@host/bucket"] {
             assert!(open(url).is_err(), "{url}");
         }
     }

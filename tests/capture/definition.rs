@@ -119,7 +119,7 @@ fn every_kind_of_disk_is_read() {
     assert!(matches!(definition.disk("vdd").unwrap().source, DiskSource::Network { tls: true, .. }));
     assert_eq!(definition.disk("vdi").unwrap().encryption.as_ref().map(|found| found.format.as_str()), Some("luks"));
     assert!(definition.disk("vdj").unwrap().data_file.is_some());
-    assert!(!definition.disk("vdj").unwrap().keeps_bitmaps());
+    assert!(definition.disk("vdj").unwrap().keeps_bitmaps());
     assert_eq!(definition.disk("sdb").unwrap().device, Device::Lun);
 
     let included: Vec<&str> =

@@ -6,6 +6,7 @@
 
 use kvmb::capture::domain_xml::definition::{Definition, DiskSource};
 use kvmb::capture::domain_xml::references::references;
+use kvmb::capture::domain_xml::rewrite::isolated::{Isolation, isolate};
 use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, Rewritten, rewrite_with_notes};
 
 const UUID: &str = "52e8dc38-9c15-45ff-84fc-563d001b34c9";
@@ -419,6 +420,72 @@ fn a_copy_of_any_definition_shares_nothing_with_the_original() {
         }
         // Media that the guest cannot write may be shared.
         assert_eq!(xml.contains("/iso/x.iso"), copy.xml.contains("/iso/x.iso"), "{name}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_tried_out_reaches_nothing_of_the_host() {
+    // What may lead to the host, to people or to other machines.
+    let gone = [
+        "<hostdev",
+        "<filesystem",
+        "<graphics",
+        "<audio",
+        "<shmem",
+        "<vsock",
+        "<redirdev",
+        "<lease",
+        "hugepages",
+        "<numatune",
+        "<cputune",
+        "commandline",
+        "type='network'><mac",
+        "type='bridge'",
+        "type='direct'",
+        "type='vhostuser'",
+        "spicevmc",
+        "cache='none'",
+        "<iotune",
+    ];
+    let served = ["vda".to_owned()].into();
+    for (name, xml, _) in all() {
+        let new = NewDisk { path: "/drill/vda".into(), kind: NewDiskKind::File, format: "raw".into() };
+        let changes = Changes {
+            name: Some("kvmb-drill-1".into()),
+            uuid: Some(COPY_UUID.into()),
+            new_macs: true,
+            own_resources: true,
+            disks: [("vda".to_owned(), new)].into(),
+            nvram: Some("/drill/nvram".into()),
+            ..Changes::default()
+        };
+        let copy = rewrite_with_notes(&xml, &changes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let isolation = Isolation {
+            disks: &served,
+            nbd: "/drill/nbd".as_ref(),
+            console: "/drill/console".as_ref(),
+            firmware: "/drill/firmware".as_ref(),
+            nvram: "/drill/nvram".as_ref(),
+            memory_bytes: 256 << 20,
+            vcpus: 1,
+            is_emulated: true,
+        };
+        let isolated = isolate(&copy.xml, &isolation).unwrap_or_else(|error| panic!("{name}: {error}")).xml;
+        let parsed = Definition::parse(&isolated).unwrap_or_else(|error| panic!("{name}: {error}\n{isolated}"));
+        assert_eq!((parsed.memory_bytes, parsed.vcpus, &*parsed.domain_type), (256 << 20, 1, "qemu"), "{name}");
+        let source = &parsed.disk("vda").expect("vda").source;
+        assert!(matches!(source, DiskSource::Network { protocol, .. } if protocol == "nbd"), "{name}: {source:?}");
+        for word in gone {
+            assert!(!isolated.contains(word), "{name}: {word} is still there\n{isolated}");
+        }
+        assert!(isolated.contains("<on_crash>preserve</on_crash>"), "{name}");
+        assert!(isolated.contains("path='/drill/console'"), "{name}: nobody would see a console\n{isolated}");
+        if let Some(nvram) = parsed.nvram.as_ref().and_then(|nvram| nvram.path()) {
+            assert_eq!(nvram, std::path::Path::new("/drill/nvram"), "{name}");
+        }
+        // It says the same when it is isolated once more.
+        let again = isolate(&isolated, &isolation).expect(&name).xml;
+        assert_eq!(Definition::parse(&again).expect(&name).disks, parsed.disks, "{name}");
     }
 }
 

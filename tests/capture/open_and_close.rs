@@ -138,7 +138,7 @@ fn a_live_capture_keeps_others_away_and_an_expired_one_is_cleared() {
         }
         other => panic!("{other}"),
     }
-    std::thread::sleep(Duration::from_millis(2100));
+    wait_until(|| first.is_expired());
     // A reader that is still at it keeps it, lease or no lease.
     let reader = CaptureFile::open(&lab.runtime, vm.machine.name()).unwrap();
     reader.lock_shared().unwrap();

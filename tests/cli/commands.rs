@@ -13,7 +13,15 @@ use serde_json::json;
 const MIB: u64 = 1 << 20;
 
 /// The commands that change nothing; every other one has --dry-run.
-const READERS: [&str; 16] = [
+const READERS: [&str; 24] = [
+    "drill",
+    "schema records",
+    "stats",
+    "files ls",
+    "files find",
+    "files cat",
+    "files tar",
+    "mount",
     "vms",
     "disks",
     "hash",
@@ -28,7 +36,7 @@ const READERS: [&str; 16] = [
     "remote test",
     "log",
     "jobs show",
-    "ui",
+    "schedule describe",
     "serve",
 ];
 

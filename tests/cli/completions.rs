@@ -102,6 +102,16 @@ fn offered(env: &Env, words: &[&str]) -> (Vec<String>, Output) {
 }
 
 #[test]
+fn repositories_on_servers_are_offered() {
+    let env = Env::new("offers-repositories");
+    env.configure(&serde_json::json!({ "copy_to": "s3:https://s3.example.com/bucket/kvm" }));
+    let words = |current: &str| offered(&env, &["kvmb", "points", "-r", current]).0;
+    assert_eq!(words("s3:"), ["s3:https://s3.example.com/bucket/kvm", "s3:https://"]);
+    assert_eq!(words("re"), ["rest:https://"]);
+    assert!(words("/no-such").is_empty());
+}
+
+#[test]
 fn what_is_offered_fits_the_place() {
     let env = world("offers");
     let words = |words: &[&str]| offered(&env, words).0;

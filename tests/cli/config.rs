@@ -76,7 +76,8 @@ fn every_flag_of_the_table_takes_what_the_file_says() {
     env.configure(&json!({
         "repo": env.repo(), "password_file": env.password_file(), "jobs": 64, "freeze": "required",
         "freeze_timeout": "5s",
-        "lease": "30m", "scratch": env.scratch_dir(), "audit": "1.5%", "chunk_size": "2M", "full_every": "2w",
+        "lease": "30m", "scratch": env.scratch_dir(), "audit": "1.5%", "chunk_size": "2M",
+        "compression": "max", "threads": 3, "full_every": "2w", "key_cache": "2d",
         "verify": true,
         "log": {"file": env.path("own.log"), "format": "json", "max_size": "1M", "keep": 2}
     }));
@@ -305,7 +306,7 @@ fn the_example_is_complete_and_valid_for_the_program_and_for_the_schema() {
     let show = env.kvmb(["config", "show"]).run().assert_ok();
     let document: Value = serde_json::from_str(&fs::read_to_string(&example).unwrap()).unwrap();
     // A password command and a login password stand in for what the example has.
-    let left_out = ["password_command", "ssh.password_file", "ssh.password_command"];
+    let left_out = ["password_command", "ssh.password_file", "ssh.password_command", "http.password_command"];
     let schema: Value = serde_json::from_str(schema.stdout()).unwrap();
     let keys = keys("", &schema);
     assert!(keys.len() > 30, "{keys:?}");

@@ -119,6 +119,36 @@ fn disks_that_are_read_in_full_or_left_out_are_reported_and_the_hint_fixes_an_ol
 }
 
 #[test]
+fn a_raw_disk_becomes_the_data_file_of_a_qcow2_image_by_the_hint_and_keeps_bitmaps() {
+    let env = Env::new("doctor data file");
+    let repo = init(&env);
+    let mut machine = env.machine("vm").disk(Disk::raw(4 * MIB).file_name("it's, raw.img")).define();
+    machine.write("vda", MIB, MIB, 0x11);
+    let hint = check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vda")["hint"].as_str().expect("a hint").to_owned();
+    let (_, way) = hint.split_once("(libvirt 10.10 or later): ").expect("a second way");
+    let (commands, change) = way.split_once("; then set ").expect("a change of the definition");
+    env.sh(commands).run().assert_ok();
+    let (driver, change) = change.split_once(" and ").expect("a driver and a source");
+    let (source, _) = change.split_once(" in a ").expect("a source");
+    let definition = machine.definition();
+    let begin = definition.find("<driver name='qemu' type='raw'").expect("the driver");
+    let end = begin + definition[begin..].find("<target").expect("the target");
+    let file = env.path("changed.xml");
+    fs::write(&file, format!("{}{driver}{source}{}", &definition[..begin], &definition[end..])).expect("write");
+    env.virsh(&["define", &file.display().to_string()]);
+
+    let model = machine.model("vda");
+    let image = machine.image("vda").with_file_name("it's, raw.img.qcow2");
+    machine.put_disk("vda", &image, "qcow2", model);
+    machine.start_paused();
+    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vda", "ok", "only changes are read, but", "");
+    crate::support::chains::verified(&machine, &repo);
+    machine.write("vda", 2 * MIB, 512, 0x22);
+    let point = crate::support::chains::verified(&machine, &repo);
+    crate::support::chains::assert_changed(&point, "vda", MIB);
+}
+
+#[test]
 fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     let env = Env::new("doctor critical");
     let gone = env.machine("gone").disk(Disk::qcow2(MIB)).define();

@@ -21,7 +21,7 @@ fn a_fresh_host_has_no_backups_yet_and_nobody_is_asked_for_a_password() {
     }
     let status = env.kvmb(["status"]).run().assert_code(1);
     let check = status.record_of("check");
-    assert_eq!((&check["check"], &check["detail"]), (&"repository".into(), &"no backups on this host yet".into()));
+    assert_eq!((&check["check"], &check["detail"]), (&"repository".into(), &"no repository yet".into()));
     // The same on a terminal, where somebody could be asked: the repository is looked for first.
     for (command, words) in
         [("points", "no backups on this host yet"), ("points -r /nowhere", "no repository in /nowhere")]
@@ -126,6 +126,17 @@ fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
         entries.flat_map(|entry| std::fs::read_dir(entry.path())).flatten().flatten().any(has_state)
             || std::fs::read_dir(env.path("run/kvmb")).into_iter().flatten().flatten().any(has_state)
     });
+    // The state says so too, and how far it is.
+    wait_until("the state shows the progress", Duration::from_secs(30), || {
+        let output = env.kvmb(["status", "vm1", "-r", &repo]).run();
+        let check = output.records_of("check").into_iter().find(|check| check["check"] == "backup").unwrap();
+        assert_eq!(check["running_pid"], backup.pid(), "{check}");
+        assert_eq!((&check["running_began_at"].is_string(), &check["status"]), (&true, &"critical".into()));
+        let detail = check["detail"].as_str().unwrap();
+        assert!(detail.starts_with("never backed up; being backed up by process "), "{detail}");
+        assert!(check.get("hint").is_none(), "nothing is to be done: {check}");
+        check["running_total_bytes"].as_u64().unwrap() > 0 && detail.ends_with(" % read")
+    });
     let words = format!("vm1 is being backed up by process {} since ", backup.pid());
     let output = env.kvmb(["release", "vm1"]).run().assert_code(5);
     let failure = output.record_of("failure");
@@ -133,4 +144,25 @@ fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
     assert_eq!(failure["hint"], format!("wait for it to finish, or end it with 'kill {}'", backup.pid()));
     backup.interrupt();
     backup.wait().assert_code(130);
+}
+
+#[test]
+fn a_missing_image_is_reported_with_what_to_check() {
+    let env = Env::new("missing image");
+    let vm1 = env.machine("vm1").disk(Disk::qcow2(MIB)).define();
+    env.sh("kvmb init -r $R").run().assert_ok();
+    std::fs::remove_file(vm1.image("vda")).unwrap();
+    let failure = env.kvmb(["backup", "vm1", "-r", &env.repo()]).run().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "not_found", "{failure}");
+    assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("file system is mounted")), "{failure}");
+}
+
+#[test]
+fn a_repository_that_is_no_folder_is_reported_with_what_to_give() {
+    let env = Env::new("no folder");
+    std::fs::write(env.path("a file"), "text").unwrap();
+    for path in ["/dev/null".to_owned(), env.path("a file").display().to_string()] {
+        let failure = env.kvmb(["points", "-r", &path]).run().assert_code(2).record_of("failure");
+        assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("give a folder")), "{failure}");
+    }
 }

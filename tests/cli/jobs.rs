@@ -95,3 +95,22 @@ fn a_running_job_is_cancelled_and_one_that_was_killed_is_lost() {
     env.kvmb(["jobs", "cancel", "ff00"]).run().assert_code(1).assert_stderr_has("no job ff00");
     env.kvmb(["jobs", "cancel"]).run().assert_code(2);
 }
+
+#[test]
+fn a_follower_sees_jobs_begin_and_end_and_ends_with_its_reader() {
+    let env = Env::new("follow");
+    let _machine = machine(&env);
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    env.kvmb(["-o", "table", "jobs", "--follow"]).run().assert_code(2).assert_stderr_has("it needs --json");
+    let follower = env.kvmb(["--json", "jobs", "--follow"]).spawn();
+    env.kvmb(["backup", "kvmb-test-vm1", "--limit-read", "4M", "-r", &env.repo()]).run().assert_ok();
+    wait_until("the end is reported", LIMIT, || follower.stdout_so_far().contains("\"status\":\"done\""));
+    follower.interrupt();
+    let output = follower.wait();
+    let states: Vec<Value> = output.records().iter().map(|job| job["status"].clone()).collect();
+    assert!(states.len() > 2 && states[0] == "running" && states[states.len() - 1] == "done", "{states:?}");
+    // A reader that ends is noticed although nothing is written.
+    let script = "kvmb --json jobs --follow | head -n 1";
+    let piped = env.sh(script).run().assert_ok();
+    assert_eq!(piped.records().len(), 1);
+}

@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::support::{Disk, Env, parts};
+use crate::support::{Disk, Env, parts, wait_until};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -114,10 +115,15 @@ fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
     assert!(output.stdout().contains(" - INFO - ") && output.stdout().ends_with("640\n"), "{output}");
     let read_only = "mount -t tmpfs -o ro none /var/log && kvmb init -r $R --dry-run";
     in_private(read_only);
+    assert!(lines(&env.path("data/kvmb.log"))[0].contains("init begins"));
+    // The log of the home folder, where kvmb used to write it, is continued.
+    fs::write(env.path("home/kvm_backup.log"), "").unwrap();
+    in_private(read_only);
     assert!(lines(&env.path("home/kvm_backup.log"))[0].contains("init begins"));
+    fs::remove_file(env.path("home/kvm_backup.log")).unwrap();
     // Neither can be written: told, and no reason to fail.
-    let output = in_private("mount -t tmpfs -o ro none /var/log && HOME=/no/such kvmb init -r $R --dry-run");
-    output.assert_stderr_has("kvmb: warning: no log is kept: cannot write /no/such/kvm_backup.log");
+    let output = in_private("mount -t tmpfs -o ro none /var/log && KVMB_DATA_DIR=/proc/none kvmb init -r $R --dry-run");
+    output.assert_stderr_has("kvmb: warning: no log is kept: cannot write /proc/none/kvmb.log");
     // Told of the configuration's too.
     env.configure(&json!({"log": {"file": env.path("configured.log")}}));
     in_private("kvmb init -r $R --dry-run");
@@ -240,4 +246,49 @@ fn the_log_of_one_run_is_shown_by_its_id() {
     assert!(show(&[run]).assert_ok().stdout().contains("hook"), "{check}");
     show(&["00000000"]).assert_code(1).assert_stderr_has("journalctl -t kvmb RUN=00000000");
     show(&["../x"]).assert_code(2);
+}
+
+#[test]
+fn the_log_is_filtered_limited_and_followed() {
+    let env = Env::new("log filter");
+    env.kvmb(["init", "-r", &env.repo(), "--log-file", "other.log"]).run().assert_ok();
+    for text in ["text", "json"] {
+        env.kvmb(["backup", "kvmb-test-none", "-r", &env.repo(), "--log-format", text]).run().assert_code(1);
+    }
+    let runs: Vec<Value> = env.kvmb(["log", "--all", "--json"]).run().assert_ok().records();
+    let id = |at: usize| runs[at]["run"].as_str().unwrap().to_owned();
+    let (first, last) = (id(0), id(runs.len() - 1));
+    assert_ne!(first, last, "{runs:#?}");
+    let records = |args: &[&str]| env.kvmb(["log", "--json"]).args(args).run().assert_ok().records();
+    assert!(records(&[&first]).iter().all(|line| line["type"] == "log" && line["run"] == first.as_str()));
+    assert!(records(&[]).iter().all(|line| line["run"] == last.as_str()));
+    // Both forms of a line say the same.
+    let messages = |run: &str| {
+        let lines = records(&[run, "--level", "error"]);
+        lines.iter().map(|line| line["message"].as_str().unwrap().replace('"', "")).collect::<Vec<_>>()
+    };
+    assert_eq!(messages(&first), messages(&last));
+    assert!(messages(&first).iter().any(|message| message.contains("machine=kvmb-test-none")), "{runs:#?}");
+    assert_eq!(records(&["--all", "--limit", "2"]), runs[runs.len() - 2..]);
+    let few = records(&["--all", "--grep", "BACKUP BEGINS"]);
+    assert_eq!(few.len(), 2, "{few:#?}");
+    assert!(records(&[&first, "--grep", "no such text"]).is_empty());
+    // Lines are printed as they are unless records are asked for.
+    let output = env.kvmb(["log", &first, "--limit", "1"]).run().assert_ok();
+    assert!(split(output.stdout().trim_end()).3.starts_with("kvmb backup ends"), "{output}");
+    env.kvmb(["log", &first, "--all"]).run().assert_code(2);
+    env.kvmb(["log", "ffffffff", "--json"]).run().assert_code(1).assert_stderr_has("no run ffffffff");
+
+    let followed = env.kvmb(["log", "--follow", "--limit", "0", "--grep", "begins"]).spawn();
+    let begun = || followed.stdout_so_far().matches("release begins").count();
+    // It may still be starting: what it must not miss is what comes once it has shown something.
+    wait_until("a line is followed", Duration::from_secs(60), || {
+        env.kvmb(["release", "kvmb-test-none"]).run().assert_ok();
+        begun() > 0
+    });
+    let seen = begun();
+    env.kvmb(["release", "kvmb-test-none"]).run().assert_ok();
+    wait_until("the next one, too", Duration::from_secs(60), || begun() > seen);
+    followed.interrupt();
+    followed.wait();
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::support::call::Output;
 use crate::support::{Disk, Env, PASSWORD};
 use kvmb::cli::failure::Code;
 use kvmb::cli::failure::exit_code::ExitCode;
@@ -257,6 +258,34 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
 }
 
 #[test]
+fn a_second_repository_is_looked_for_before_anybody_is_asked_for_its_password_once() {
+    let env = Env::new("second password");
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let (second, password) = (env.repo_named("second"), env.password_file().display().to_string());
+    forget_the_password(&env);
+    let repo = env.repo();
+    let backup = ["backup", "kvmb-test-vm1", "-r", &repo, "--copy-to", &second];
+    let questions = |screen: &Output| screen.stdout().matches("[hidden]").count();
+    let mut pty = env.pty(backup);
+    pty.expect_hidden(&format!("Password for {repo}"), 1);
+    pty.send(&format!("{PASSWORD}\r"));
+    let screen = pty.wait().assert_code(3);
+    assert_eq!(questions(&screen), 1, "{screen}");
+    assert!(plain(screen.stdout()).contains("no repository in"), "{screen}");
+    env.kvmb(["init", "-r", &second, "--password-file", &password]).run().assert_ok();
+    let mut pty = env.pty(backup);
+    for repo in [&repo, &second] {
+        pty.expect_hidden(&format!("Password for {repo}"), 1);
+        pty.send(&format!("{PASSWORD}\r"));
+    }
+    let screen = pty.wait().assert_ok();
+    assert_eq!(questions(&screen), 2, "{screen}");
+    let copies = env.kvmb(["points", "-r", &second, "--password-file", &password]).run().assert_ok();
+    assert_eq!(copies.records_of("point").len(), 2, "{copies}");
+}
+
+#[test]
 fn restore_without_arguments_leads_through_lists() {
     let env = Env::new("lists");
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
@@ -281,11 +310,11 @@ fn restore_without_arguments_leads_through_lists() {
         pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
         pty.send(&format!("{}\r", env.disks().display()));
         pty.expect("Start the machine after the restore?");
-        pty.send("n");
+        pty.send("n\r");
         pty.expect("would be created, 1.00 MiB");
         pty.expect("would be defined");
         pty.expect("Continue?");
-        pty.send(answer);
+        pty.send(&format!("{answer}\r"));
         pty.wait()
     };
     let screen = lead("n").assert_code(1);
@@ -313,10 +342,10 @@ fn restore_without_arguments_leads_through_lists() {
     pty.expect("to its original place (replaces the existing machine)");
     pty.send("\u{1b}[B\r");
     pty.expect("Start the machine after the restore?");
-    pty.send("n");
+    pty.send("\r");
     pty.expect("would be replaced");
     pty.expect("Continue?");
-    pty.send("y");
+    pty.send("y\r");
     let screen = pty.wait().assert_ok();
     assert!(plain(screen.stdout()).contains("--overwrite"), "{screen}");
     model.assert_image_equals(vm1.image("vda"), "qcow2");
@@ -393,7 +422,7 @@ fn a_lost_configuration_is_no_obstacle() {
     pty.send(&format!("{}\r", fresh.path("tmp").display()));
     pty.expect("the definition would be written");
     pty.expect("Continue?");
-    pty.send("y");
+    pty.send("y\r");
     let screen = plain(pty.wait().assert_ok().stdout());
     assert!(screen.contains("--no-define"), "{screen}");
     let image = fs::read_dir(fresh.path("tmp")).unwrap().map(|entry| entry.unwrap().path());
@@ -412,7 +441,12 @@ fn errors_are_one_line_and_a_hint() {
             "kvmb: error: ",
             Some("check the address, or create a repository there with 'kvmb init -r /nowhere'"),
         ),
-        (vec!["hash", "nothing"], 1, "kvmb: error: cannot read nothing: No such file or directory", None),
+        (
+            vec!["hash", "nothing"],
+            1,
+            "kvmb: error: cannot read nothing: No such file or directory",
+            Some("check the path, and that its file system is mounted"),
+        ),
         (vec!["hash", "--nonsense"], 2, "kvmb: error: unexpected argument '--nonsense'", None),
         (vec!["vsm"], 2, "kvmb: error: unrecognized subcommand 'vsm'", None),
         (vec!["points", "-r", "sftp://me:secret@host/x"], 2, "kvmb: error: ", None),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::support::host::Host;
-use crate::support::{Disk, Output};
+use crate::support::{Disk, Env, Output};
 use serde_json::{Map, Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -22,17 +22,20 @@ struct Field {
 
 type Fields = BTreeMap<String, Field>;
 
-/// The structs of `src/record.rs` and of `parts.rs` and `outcome.rs` below it, and the variants of its enums (as
+/// The structs of `src/record.rs` and of the files below it, and the variants of its enums (as
 /// `Source::File`), with their fields.
 fn documented() -> BTreeMap<String, Fields> {
     let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
     let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));
     let outcome = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/outcome.rs"));
     let job = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/job.rs"));
+    let filesystem = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/filesystem.rs"));
+    let check = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/check.rs"));
+    let usage = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/usage.rs"));
     let (mut structs, mut path, mut documentation, mut attributes) =
         (BTreeMap::new(), Vec::<String>::new(), String::new(), String::new());
     let types = |source: &'static str| source.lines().take_while(|line| !line.starts_with("impl "));
-    for line in types(record).chain(types(parts)).chain(types(outcome)).chain(types(job)) {
+    for line in [record, check, parts, outcome, job, filesystem, usage].into_iter().flat_map(types) {
         let text = line.trim();
         let opened = |head: &str| text.strip_prefix(head).and_then(|rest| rest.strip_suffix(" {")).map(str::to_owned);
         if let Some(words) = text.strip_prefix("///") {
@@ -181,6 +184,21 @@ fn the_fields_of_every_record_have_words_and_names_that_say_their_unit() {
     }
 }
 
+/// The lines that are no valid records by the schema that kvmb prints, as another program reads it.
+fn schema_faults(env: &Env, lines: &[String]) -> Vec<String> {
+    const SCRIPT: &str = "import json, sys, jsonschema
+schema = json.loads(sys.argv[1])
+jsonschema.Draft7Validator.check_schema(schema)
+judge = jsonschema.Draft7Validator(schema)
+for line in open('records.jsonl'):
+    if not judge.is_valid(json.loads(line)):
+        print(line, end='')";
+    let schema = env.kvmb(["schema", "records"]).run().assert_ok();
+    fs::write(env.path("records.jsonl"), lines.join("\n") + "\n").unwrap();
+    let judged = env.program("/usr/bin/python3").args(["-c", SCRIPT, schema.stdout()]).run().assert_ok();
+    judged.stdout().lines().map(str::to_owned).collect()
+}
+
 #[test]
 fn every_record_that_a_command_prints_is_as_documented() {
     let host = Host::new("records");
@@ -200,6 +218,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
 
     let mut judge = Judge { structs: documented(), seen: BTreeSet::new() };
     let mut kinds = BTreeMap::<String, usize>::new();
+    let mut lines = Vec::new();
     let mut run = |script: &str, code: i32| -> Output {
         // In a place with an offset of its own.
         let call = match script.starts_with("kvmb schedule ") {
@@ -211,6 +230,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
         assert!(!records.is_empty(), "{output}");
         for record in records {
             judge.record(&record);
+            lines.push(record.to_string());
             *kinds.entry(record["type"].as_str().unwrap().to_owned()).or_default() += 1;
         }
         output
@@ -258,26 +278,40 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb backup kvmb-test-vm2 -r $R --copy-to other --dry-run", 0);
     run("kvmb status -r $R --copy-to other", 1);
     run("kvmb status nobody kvmb-test-vm2 -r $R", 1);
+    run("kvmb status --all-hosts -r $R", 0);
+    run("kvmb stats -r $R", 0);
     run("kvmb key export exported -r $R", 0);
     run("echo more >more; chmod 600 more; kvmb key add -r $R --new-password-file more", 0);
     run("kvmb key add -r $R --new-password-file more", 0);
     for place in ["", "--system", "--systemd"] {
         run(&format!("kvmb schedule install -n --cron @daily -r $R --all {place}"), 0);
         let entered = run(&format!("kvmb schedule install --cron @daily -r $R --all {place}"), 0);
+        run(&format!("kvmb schedule install --cron @daily -r $R --all --drill weekly {place}"), 0);
         let next = entered.records()[0]["next_runs"][0].as_str().unwrap().to_owned();
         assert!(next.ends_with("T00:00:00+05:30"), "{next}");
     }
     run("kvmb schedule show", 0);
+    run("kvmb schedule describe '30 2 * * 1-5' --runs 2", 0);
     run("kvmb schedule remove -n", 0);
     run("kvmb schedule remove && kvmb schedule remove --system", 0);
     run("kvmb config show", 0);
     run("kvmb config check", 0);
     run("kvmb config set jobs=2 -n", 0);
     run("kvmb jobs", 0);
+    run("kvmb log --json", 0);
     run("echo '{\"freez\": 1}' >wrong.json; kvmb config check --config wrong.json", 2);
     run("kvmb vms --config wrong.json", 2);
     run("kvmb vms </dev/null nobody", 1);
     run("kvmb push -r $R </dev/null", 2);
+    let image = "mkdir -p g/etc; echo NAME=x >g/etc/os-release; ln -s os-release g/etc/link; export PATH=$PATH:/sbin; \
+        mkfs.ext4 -q -L top -d g image 8M";
+    env.sh(image).run().assert_ok();
+    env.machine("kvmb-test-vm3").disk(Disk::existing(&env.path("image"), "raw")).define();
+    run("kvmb backup kvmb-test-vm3 -r other", 0);
+    run("kvmb files ls kvmb-test-vm3 -r other", 0);
+    run("kvmb files find kvmb-test-vm3 / -r other", 0);
+    run("kvmb files cp kvmb-test-vm3 /etc --to into -r other", 0);
+    run("kvmb files ls kvmb-test-vm3 /nothing -r other", 1);
     // Damage: a pack that is not what it was.
     let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf X | dd of=$p bs=1 \
         seek=40 conv=notrunc status=none";
@@ -285,24 +319,60 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb status -r $R", 4);
 
     let found: Vec<&str> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(found, ["action", "check", "disk", "failure", "file", "job", "machine", "point", "setting"]);
-    // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments and
-    // audits).
+    assert_eq!(
+        found,
+        [
+            "action",
+            "check",
+            "disk",
+            "failure",
+            "file",
+            "filesystem",
+            "job",
+            "log",
+            "machine",
+            "point",
+            "setting",
+            "usage"
+        ]
+    );
+    let progress = env.kvmb(["verify", "--all", "-r", "other", "--progress", "jsonl"]).run().assert_ok();
+    let progress: Vec<&str> = progress.stderr().lines().filter(|line| line.starts_with('{')).collect();
+    assert!(progress.iter().any(|line| line.contains("\"type\":\"progress\"")), "{progress:?}");
+    lines.extend(progress.into_iter().map(str::to_owned));
+    assert_eq!(schema_faults(env, &lines), [""; 0]);
+    // The schema refuses what no record is.
+    for wrong in [
+        r#"{"type":"file","path":"a","size_bytes":-1}"#,
+        r#"{"type":"file","path":"a"}"#,
+        r#"{"type":"comet","tail":true}"#,
+        r#"{"type":"usage","repo":"r","hosts":"h","points":1,"capacity_bytes":1,"stored_bytes":1}"#,
+        r#"{"path":"a","size_bytes":1}"#,
+    ] {
+        assert_eq!(schema_faults(env, &[wrong.to_owned()]), [wrong]);
+    }
+
+    // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments,
+    // audits and live restores).
     let rare = [
         ("Point", "chain_damage"),
         ("Point", "damaged_points"),
         ("Point", "files"),
         ("Damage", "file"),
+        ("Filesystem", "error"),
         ("Job", "bytes_per_second"),
         ("Job", "left_seconds"),
         ("Job", "steps"),
         ("LeftOut", "part"),
         ("LeftOut", "path"),
+        ("RestoredTo", "live"),
+        ("Usage", "growth_bytes_per_day"),
     ];
     for name in [
         "Machine",
         "Disk",
         "File",
+        "Filesystem",
         "Point",
         "PointDisk",
         "LeftOut",
@@ -311,8 +381,10 @@ fn every_record_that_a_command_prints_is_as_documented() {
         "Setting",
         "Failure",
         "Job",
+        "Log",
         "RestoredTo",
         "RestoredDisk",
+        "Usage",
     ] {
         for key in judge.structs[name].keys().filter(|key| *key != "extra") {
             let known = judge.seen.contains(&(name.to_owned(), key.clone())) || rare.contains(&(name, key));
@@ -331,7 +403,7 @@ fn a_judge_that_finds_nothing_is_no_judge() {
     };
     refuse(json!({"path": "a", "type": "file", "size_bytes": 1, "sha256": "00"}));
     refuse(json!({"type": "file", "path": "a", "size_bytes": "1", "sha256": "00"}));
-    refuse(json!({"type": "file", "path": "a", "size_bytes": 1}));
+    refuse(json!({"type": "file", "path": "a", "sha256": "00"}));
     refuse(json!({"type": "file", "path": "a", "size_bytes": 1, "sha256": "00", "colour": "red"}));
     refuse(json!({"type": "comet"}));
     let mut judge = Judge { structs: documented(), seen: BTreeSet::new() };

@@ -101,11 +101,8 @@ fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old()
 
 /// kvmb with a clock that is so far ahead. libvirt, which has threads of its own, is left out of it.
 fn ahead(env: &Env, offset: &str, args: &[&str]) -> Output {
-    let folders = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime"];
-    let libraries = folders.map(|folder| format!("{folder}/libfaketime.so.1"));
-    let library = libraries.iter().find(|file| fs::exists(file).unwrap()).expect("the package faketime");
     let call = status_call(env, &[args, &["-c", "qemu+unix:///system?socket=/nowhere"]].concat());
-    call.env("LD_PRELOAD", library).env("FAKETIME", offset).run()
+    call.env("LD_PRELOAD", crate::support::faketime::library()).env("FAKETIME", offset).run()
 }
 
 #[test]
@@ -146,8 +143,8 @@ fn a_run_that_failed_is_reported_until_one_goes_well() {
 }
 
 #[test]
-fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
-    let env = prepared("status proof", &["vm1"]);
+fn verifications_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
+    let env = prepared("status verified", &["vm1"]);
     backup(&env, "vm1");
     let verified = |args: &[&str]| {
         let vm1 = check(&status(&env, args).assert_ok(), "backup", "vm1");
@@ -179,13 +176,15 @@ fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
     status(&env, &[]).assert_code(4);
     env.kvmb(["verify", "--all"]).run().assert_ok();
     assert_machine(&status(&env, &[]).assert_ok(), "vm1", "ok", "");
-    // A snapshot file that nobody can read is damage too, though nobody knows of which machine.
+    // A snapshot file that nobody can read is damage too, though nobody knows of which machine. Where this host has a
+    // copy of what it said, only who wants to knows.
     env.sh(
         "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf X | dd of=$f bs=1 seek=40 conv=notrunc status=none",
     )
     .run()
     .assert_ok();
-    let output = status(&env, &[]).assert_code(4);
+    assert_machine(&status(&env, &[]).assert_ok(), "vm1", "ok", "");
+    let output = status(&env, &["--no-cache"]).assert_code(4);
     assert_machine(&output, "vm1", "ok", "");
     let repository = check(&output, "repository", &env.repo());
     assert_eq!(
@@ -195,7 +194,7 @@ fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
     env.sh(&mend).run().assert_ok();
     // The description of the newest point is lost.
     env.sh(spoil).run().assert_ok();
-    assert_machine(&status(&env, &[]).assert_code(4), "vm1", "critical", "damaged");
+    assert_machine(&status(&env, &["--no-cache"]).assert_code(4), "vm1", "critical", "damaged");
 }
 
 #[test]
@@ -306,12 +305,11 @@ fn the_key_that_is_only_here_is_a_warning() {
     env.machine("vm1").disk(Disk::qcow2(MIB)).define();
     let home = |words: &[&str]| env.kvmb(words).without_env("KVMB_PASSWORD_FILE").run();
     // Nothing is there yet: no repository, no key, and no password to be missed.
-    assert_machine(
-        &home(&["status"]).assert_code(1),
-        "vm1",
-        "critical",
-        "the repository is unreachable; according to this host, never backed up",
-    );
+    let output = home(&["status"]).assert_code(1);
+    assert_machine(&output, "vm1", "critical", "never backed up");
+    let missing = check(&output, "repository", &env.path("data/repo").display().to_string());
+    assert_eq!(missing["detail"], "no repository yet", "{output}");
+    assert_eq!(missing["hint"], "run 'kvmb backup NAME' to make the first one, or choose a repository with -r URL");
     home(&["backup", "vm1"]).assert_ok();
     let repo = env.path("data/repo").display().to_string();
     assert_eq!(check(&home(&["status"]).assert_ok(), "key", &repo)["status"], "warning");
@@ -625,4 +623,23 @@ fn what_happened_is_remembered_and_that_it_cannot_be_stops_nothing() {
     fs::write(env.path("data/history"), "").unwrap();
     env.kvmb(["backup", name, "-r", &env.repo()]).run().assert_ok();
     assert!(fs::read_to_string(env.log_file()).unwrap().contains("cannot record the history"));
+}
+
+#[test]
+fn the_last_runs_and_sizes_are_in_the_records_of_who_asks_for_them() {
+    let env = prepared("runs", &["kvmb-test-vm1"]);
+    for _ in 0..3 {
+        backup(&env, "kvmb-test-vm1");
+    }
+    let plain = status(&env, &[]).assert_ok();
+    assert!(check(&plain, "backup", "kvmb-test-vm1").get("runs").is_none());
+    let output = status(&env, &["--runs", "2"]).assert_ok();
+    let machine = check(&output, "backup", "kvmb-test-vm1");
+    let runs = machine["runs"].as_array().unwrap();
+    assert_eq!((runs.len(), &runs[1]["run"], &runs[1]["result"]), (2, &machine["last_run"], &"done".into()));
+    assert_eq!(runs[1]["stored_bytes"], machine["stored_bytes"]);
+    let repository = check(&output, "repository", &env.repo());
+    let sizes: Vec<u64> =
+        repository["sizes"].as_array().unwrap().iter().map(|size| size["stored_bytes"].as_u64().unwrap()).collect();
+    assert!(sizes.len() == 2 && sizes[0] > 0 && sizes.is_sorted(), "{sizes:?}");
 }

@@ -276,6 +276,8 @@ fn many_clients_and_those_that_do_not_take_their_replies_keep_nobody_waiting() {
         greedy.push(stream);
     }
     running.assert_serves();
+    // The seat of that client is free again.
+    running.wait_for_connections(8);
     // The seats are taken: who comes next is sent away, and has one when one is free.
     let idle: Vec<UnixStream> = (8..32).map(|_| running.connect()).collect();
     running.wait_for_connections(32);

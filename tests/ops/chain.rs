@@ -7,6 +7,9 @@ use crate::support::chains::*;
 use crate::support::change::{bitmaps, run};
 use crate::support::{Disk, Env};
 
+/// What is read of a chunk that is stored in pieces.
+const PIECE: u64 = 64 * 1024;
+
 // --- checkpoints and repositories
 
 #[test]
@@ -26,12 +29,14 @@ fn two_repositories_do_not_disturb_each_other() {
         let point = backup(&machine, &a);
         // What the other backup read and its write of the round before are changes here all the same.
         let before = u64::from(round > 0);
-        assert_changed(&point, "vda", CHUNK + before * CHUNK);
+        // From its second change on, a chunk is read in pieces.
+        let changed = [CHUNK, PIECE + CHUNK, 2 * PIECE];
+        assert_changed(&point, "vda", changed[usize::from(round)]);
         assert_changed(&point, "vdb", before * CHUNK);
         points.push((&a, point, machine.models()));
         machine.write("vda", 10 * MIB, 64 * 1024, 0x40 + round);
         let point = backup(&machine, &b);
-        assert_changed(&point, "vda", 2 * CHUNK);
+        assert_changed(&point, "vda", if round == 0 { 2 * CHUNK } else { 2 * PIECE });
         points.push((&b, point, machine.models()));
         machine.write("vdb", u64::from(round) * MIB, 512, 0x50 + round);
         // One a repository: what is superseded is gone.

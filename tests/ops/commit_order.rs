@@ -73,6 +73,11 @@ impl Scene {
             // Of other commands.
             Failpoint::LockTaken
             | Failpoint::PinStored
+            | Failpoint::DrillNoted
+            | Failpoint::DrillPrepared
+            | Failpoint::DrillCreated
+            | Failpoint::DrillRuns
+            | Failpoint::DrillEnded
             | Failpoint::KeyAdded
             | Failpoint::KeyExported
             | Failpoint::CopyBegun

@@ -6,30 +6,23 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::backups::noise;
 use crate::support::chains::{
     MIB, assert_changed, assert_full, assert_restores, backup, backup_with, checkpoint_in, disk_of, finish, id_of,
     init_at, ours, two_disks, verified,
 };
 use crate::support::sshd::USER;
-use crate::support::{Disk, DiskModel, Env, Machine, Output, PASSWORD};
+use crate::support::{Disk, DiskModel, Env, Machine, Output, PASSWORD, set_mode};
 use kvmb::failpoint::Failpoint;
 use kvmb::ops::Silent;
 use kvmb::ops::copy::transfer::Copier;
-use kvmb::repo::{BlobKind, Password, Repository};
+use kvmb::repo::{BlobKind, Compression, Password, Repository};
 use kvmb::retention::Policy;
 use kvmb::storage::testing::{FaultStorage, Operation};
 use kvmb::storage::{FileKind, LocalStorage};
-use rand::rngs::StdRng;
-use rand::{RngCore, SeedableRng};
 use serde_json::{Value, json};
 
 /// Bytes that nothing compresses.
-fn noise(seed: u64, length: u64) -> Vec<u8> {
-    let mut bytes = vec![0; length as usize];
-    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
-    bytes
-}
-
 /// A repository that has a password of its own, and the file with that.
 fn init_with_own_password(env: &Env, name: &str) -> (String, String) {
     let (repo, file) = (env.repo_named(name), env.path(format!("{name}.pass")));
@@ -93,9 +86,10 @@ fn points_are_copied_whole_and_once_and_restic_agrees() {
         assert_eq!(copy["copied"]["already_there"], false);
         assert_restores(&env, &second, copy, disks);
     }
-    // Each point brings what it is new of: a chunk and a bit of vda, and the chunk of vdb that was changed.
+    // Each point brings what is new of it: a chunk of vda, and the pieces of another one and of one of vdb, most of
+    // which are equal.
     let new = |at: usize| copies[at]["copied"]["new_bytes"].as_u64().expect("new_bytes");
-    assert!((3 * MIB..4 * MIB).contains(&new(1)) && (3 * MIB..4 * MIB).contains(&new(2)), "{copies:#?}");
+    assert!((MIB..2 * MIB).contains(&new(1)) && (MIB..2 * MIB).contains(&new(2)), "{copies:#?}");
 
     // Known without another look, and not copied again: not a file is new.
     let before = files(&second);
@@ -158,6 +152,43 @@ fn chunks_are_sealed_again_but_not_compressed_again() {
 }
 
 #[test]
+fn a_copy_is_compressed_again_where_that_is_asked_for() {
+    let env = Env::new("harder");
+    let machine = two_disks(&env, "vm1");
+    let first = init_at(&env, "first");
+    let lines: String = (0..MIB / 16).map(|line| format!("line {:9}\n", line * line)).collect();
+    machine.write_bytes("vda", 0, lines.as_bytes());
+    let plain = backup_with(&machine, &first, &["--compression", "off"]);
+    let data = |repo: &str| -> (u64, bool) {
+        let index = open(repo, PASSWORD).load_index().expect("index");
+        let lengths = index.blobs(BlobKind::Data).map(|(_, at)| u64::from(at.length)).sum();
+        (lengths, index.blobs(BlobKind::Data).any(|(_, at)| at.compressed && at.raw_length >= MIB as u32))
+    };
+    let (plain_bytes, is_compressed) = data(&first);
+    assert!(!is_compressed && plain_bytes > MIB, "{plain_bytes} bytes");
+    assert_eq!(disk_of(&plain, "vda")["new_bytes"].as_u64(), Some(2 * MIB), "{plain:#}");
+
+    let copy = |from: &str, to: &str, mode: &str| -> (Value, u64) {
+        let to_repo = init_at(&env, to);
+        let call = env.kvmb(["push", "--from-repo", from, "-r", &to_repo, "--compression", mode, "vm1@latest"]);
+        let copied = call.run().assert_ok().record_of("point");
+        assert_restores(&env, &to_repo, &copied, &machine.models());
+        env.restic(&to_repo).check();
+        (copied, data(&to_repo).0)
+    };
+    let (_, as_it_was) = copy(&first, "same", "off");
+    assert_eq!(as_it_was, plain_bytes);
+    let (_, fast) = copy(&first, "fast", "fastest");
+    let (record, hard) = copy(&env.repo_named("fast"), "hard", "max");
+    assert!(hard < fast && fast < plain_bytes, "{hard}, {fast}, {plain_bytes} bytes");
+    assert!(record["copied"]["stored_bytes"].as_u64() < Some(fast), "{record:#}");
+    // What is compressed once stays so.
+    let (_, kept) = copy(&env.repo_named("hard"), "kept", "off");
+    assert_eq!(kept, hard);
+    finish(&env, &[&first]);
+}
+
+#[test]
 fn what_was_copied_is_known_without_reading_data() {
     let env = Env::new("known");
     let machine = two_disks(&env, "vm1");
@@ -175,7 +206,7 @@ fn what_was_copied_is_known_without_reading_data() {
             .sum()
     };
     let copy_all = || {
-        let mut copier = Copier::open(&source, &target, &Silent, &stop).expect("copier");
+        let mut copier = Copier::open(&source, &target, Compression::Auto, &Silent, &stop).expect("copier");
         for (point, _) in &originals {
             let point = copier.find(id_of(point)).expect("the point");
             copier.copy(&point, &Silent, &stop).expect("copy");
@@ -192,7 +223,7 @@ fn what_was_copied_is_known_without_reading_data() {
 }
 
 /// Flips a bit in the middle of the pack that holds most.
-fn damage_largest_pack(repo: &str) -> PathBuf {
+pub(crate) fn damage_largest_pack(repo: &str) -> PathBuf {
     let packs = files(repo).into_iter().filter(|(path, _)| path.to_string_lossy().contains("/data/"));
     let (path, size) = packs.max_by_key(|(_, size)| *size).expect("a pack");
     let mut bytes = fs::read(&path).expect("read");
@@ -310,6 +341,13 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     assert_eq!(points(&env, &first).len(), 6);
     let rehearsal = env.kvmb(["backup", "vm1", "-n", "-r", &first, "--copy-to", &second]).run().assert_ok();
     assert_eq!(rehearsal.record_of("action")["copy_to"], second.as_str());
+    // With a wrong one, the hint names its option.
+    fs::write(env.path("other"), "of nobody\n").expect("write");
+    set_mode(&env.path("other"), 0o600);
+    env.kvmb(["backup", "vm1", "-r", &first, "--copy-to", &second, "--copy-to-password-file", "other"])
+        .run()
+        .assert_code(3)
+        .assert_stderr_has("use --copy-to-password-file FILE");
     finish(&env, &[&first, &second]);
 }
 

@@ -172,7 +172,7 @@ fn a_machine_that_moved_with_its_images_is_one() {
         b.prune(&repo, &["--keep-last", "2"]).keys().cloned().collect::<Vec<_>>(),
         sorted([ids[1].clone(), ids[2].clone()])
     );
-    // The proof goes, and is remembered; so it is where everything is read again.
+    // The evidence goes, and is remembered; so it is where everything is read again.
     moved.write("vda", 2 * MIB, 512, 0x44);
     ids.push(id_of(&b.backup(&repo, &["--chunk-size", "2M"])).to_owned());
     a.env.restic(&*repo).call(["forget", &ids[2], "--prune"]).run().assert_ok();

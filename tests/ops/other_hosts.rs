@@ -84,6 +84,48 @@ fn what_the_host_lacks_is_listed_before_anything_is_written_and_can_be_mapped() 
 }
 
 #[test]
+fn an_emulator_and_a_machine_type_of_another_distribution_are_named_first_and_can_be_replaced() {
+    let env = Env::new("other distribution");
+    init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(2 * MIB)).define();
+    machine.write("vda", 0, MIB, 0x11);
+    let own = machine.definition();
+    let element = |from: &str, to: &str| own.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
+    let (machine_type, emulator) = (element("machine='", "'"), element("<emulator>", "</emulator>"));
+
+    // libvirt takes no such definition here: it is put into the capture of a machine that it does take.
+    let captured = env.kvmb(["snapshot", "-r", &env.repo(), "vm"]).run().assert_ok();
+    let captures = fs::read_dir(env.runtime_dir()).unwrap();
+    let state = captures.map(|entry| entry.unwrap().path().join("state.json")).find(|path| path.exists()).unwrap();
+    let known = fs::read_to_string(&state).unwrap();
+    let foreign = known.replace(&format!("machine='{machine_type}'"), "machine='pc-q35-rhel9.6.0'");
+    let foreign = foreign.replace(&format!("<emulator>{emulator}<"), "<emulator>/usr/libexec/qemu-kvm<");
+    assert_ne!(known, foreign);
+    fs::write(&state, foreign).unwrap();
+    let pushed = env.kvmb(["push", "-r", &env.repo()]).stdin(captured.stdout()).run().assert_ok();
+    env.kvmb(["release"]).stdin(pushed.stdout()).run().assert_ok();
+
+    env.virsh(&["undefine", "--checkpoints-metadata", "vm"]);
+    fs::remove_file(machine.image("vda")).unwrap();
+    let hint = format!("--emulator {emulator}");
+    let failure = restore(&env, &["--dry-run"]).run().assert_code(1).record_of("failure");
+    assert!(text(&failure, "error").contains("/usr/libexec/qemu-kvm"), "{failure}");
+    assert!(text(&failure, "hint").contains(&hint), "{failure}");
+    let failure = restore(&env, &["--emulator", &emulator]).run().assert_code(1).record_of("failure");
+    assert!(text(&failure, "error").contains("machine type pc-q35-rhel9.6.0"), "{failure}");
+    assert!(text(&failure, "hint").contains("--machine-type q35"), "{failure}");
+    assert!(!machine.image("vda").exists(), "an image was written for nothing");
+
+    restore(&env, &["--emulator", &emulator, "--machine-type", "q35"]).run().assert_ok();
+    machine.assert_image_equals_model("vda");
+    let definition = machine.definition();
+    for words in ["machine='pc-q35-", &format!("<emulator>{emulator}</emulator>")] {
+        assert!(definition.contains(words), "{words}: {definition}");
+    }
+    env.assert_nothing_left();
+}
+
+#[test]
 fn a_device_must_be_there_and_large_enough_and_is_never_made_as_a_file() {
     let env = Env::new("devices");
     init(&env);

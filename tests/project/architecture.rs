@@ -8,17 +8,19 @@
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
 //! | `storage` | `bounded`, `glob`, `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
 //! | `glob`, `suggest` | nothing | how names are matched, and what was meant by a wrong one, the same everywhere |
+//! | `filesystems` | `suggest` | it parses hostile bytes, and reads nothing but what it is given |
+//! | `confined` | `filesystems` | the process that does so, and what it is asked |
 //! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
 //! | `atomic_file` | nothing | files that others read at any moment |
 //! | `rate_limiter` | nothing | disks and uploads are limited alike |
 //! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
-//! | `capture` | `failpoint`, `atomic_file`, `glob`, `suggest` | a neighbour of the above |
+//! | `capture` | `nbd`, `failpoint`, `atomic_file`, `glob`, `suggest` | a neighbour; its jobs speak NBD |
 //! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
-//! | `console` | `record` | it runs commands and reads their records, as any other program does |
+//! | `console` | `record`, `glob` | it runs commands and reads their records, as any other program does |
 //! | `fuzzing` | what parses | the fuzz targets are outside of the crate |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
 
@@ -38,11 +40,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("rate_limiter", &[]),
     ("storage", &["bounded", "glob", "rate_limiter", "atomic_file"]),
     ("nbd", &[]),
+    ("filesystems", &["suggest"]),
+    ("confined", &["filesystems"]),
     ("units", &[]),
     ("clock", &[]),
     ("atomic_file", &[]),
     ("failpoint", &[]),
-    ("capture", &["bounded", "failpoint", "atomic_file", "glob", "suggest", "units"]),
+    ("capture", &["bounded", "nbd", "failpoint", "atomic_file", "glob", "suggest", "units"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["bounded", "units", "clock", "atomic_file", "suggest"]),
@@ -62,6 +66,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "rate_limiter",
             "storage",
             "nbd",
+            "filesystems",
+            "confined",
             "capture",
             "repo",
             "retention",
@@ -69,8 +75,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "atomic_file",
         ],
     ),
-    ("fuzzing", &["storage", "nbd", "repo", "capture", "schedule", "config"]),
-    ("console", &["record"]),
+    ("fuzzing", &["storage", "nbd", "filesystems", "repo", "capture", "schedule", "config"]),
+    ("console", &["record", "glob"]),
     (
         "cli",
         &[
@@ -92,6 +98,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "history",
             "atomic_file",
             "config",
+            "filesystems",
+            "confined",
             "ops",
         ],
     ),

@@ -32,6 +32,26 @@ fn no_file_and_no_line_is_too_long() {
     assert_none(&faults);
 }
 
+/// Code in the documentation would be compiled by nobody: Cargo.toml turns documentation tests off.
+#[test]
+fn blocks_in_the_documentation_are_drawings() {
+    let mut faults = Vec::new();
+    for file in rust_files(&root().join("src")) {
+        let (text, mut in_block) = (fs::read_to_string(&file).expect("UTF-8"), false);
+        for (index, line) in text.lines().enumerate() {
+            let trimmed = line.trim_start();
+            let comment = trimmed.strip_prefix("//!").or(trimmed.strip_prefix("///")).map(str::trim);
+            if let Some(kind) = comment.and_then(|comment| comment.strip_prefix("```")) {
+                if !in_block && kind != "text" {
+                    faults.push(format!("{}:{}: a block that is not «text»", file.display(), index + 1));
+                }
+                in_block = !in_block;
+            }
+        }
+    }
+    assert_none(&faults);
+}
+
 #[test]
 fn tables_drawings_and_data_may_be_wide() {
     let wide = "x".repeat(MOST_COLUMNS + 1);

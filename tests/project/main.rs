@@ -6,7 +6,10 @@ mod support;
 
 mod ansible;
 mod architecture;
+mod contributors;
 mod cycles;
+mod dependencies;
+mod documents;
 mod file_sizes;
 mod generated;
 mod hints;

@@ -1,7 +1,9 @@
 //! One sample of every error that has a message of its own, for the pinned list of messages.
 
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use chrono::TimeZone;
@@ -11,6 +13,8 @@ use kvmb::capture::process::RunningBackup;
 use kvmb::capture::{self, LibvirtErrorKind};
 use kvmb::cli::failure::{self, CliError};
 use kvmb::config::{self, document::DocumentError};
+use kvmb::confined::parent::ConfinedError;
+use kvmb::filesystems::FsError;
 use kvmb::nbd;
 use kvmb::ops;
 use kvmb::record::{Damage, Record, Time};
@@ -183,6 +187,7 @@ pub fn of_operations() -> Vec<ops::Error> {
         error,
         message: String::new(),
     };
+    let guest_file = |path: &str, source| Error::GuestFile { path: path.to_owned(), source };
     let damage = Damage {
         disk: Some(disk()),
         offset_bytes: Some(1 << 20),
@@ -201,6 +206,18 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::NoFolder { path: "/srv/my images".into() },
         Error::NotStarted { program: "qemu-img", source: missing() },
         Error::NbdAddress { disk: disk(), source: nbd::UriError::NoSocket("nbd+unix:///vda".into()) },
+        guest_file("/etc/fstap", FsError::NotFound { path: "/etc/fstap".into(), near: vec!["fstab".into()] }),
+        guest_file(
+            "/home",
+            FsError::BadPath("no operating system was found; name a file system (vda1, vda2): vda1:/home".into()),
+        ),
+        guest_file("vda5:/", FsError::Unsupported("kvmb cannot read crypto_LUKS".into())),
+        guest_file("/var/log", FsError::Damaged("a directory entry makes no sense".into())),
+        guest_file("/srv/data", FsError::Unreadable("pack 0a1b2c3d is damaged".into())),
+        Error::IncompleteCopies { count: 2, what: "attribute user.note".into(), source: denied() },
+        Error::Confined(ConfinedError::NotConfined("cannot become user nobody: Invalid argument".into())),
+        Error::Confined(ConfinedError::Silent),
+        Error::Confined(ConfinedError::Ended(ExitStatus::from_raw(31))),
         Error::NotCaptured { machine: machine(), disk: disk() },
         Error::CaptureIncomplete { capture: "web1-a1b2c3d4".into(), arrived: 1, expected: 2 },
         Error::CaptureExpired {
@@ -252,6 +269,13 @@ pub fn of_operations() -> Vec<ops::Error> {
             is_start: true,
         },
         Error::BadTarget { disk: disk(), path: "/srv".into(), reason: "it is a folder".into() },
+        Error::Mount {
+            program: "guestmount",
+            target: "/mnt".into(),
+            message: "no operating system was found on this disk".into(),
+        },
+        Error::Mount { program: "nbdfuse", target: "/mnt/vda".into(), message: "fuse device not found".into() },
+        Error::NotEmpty { path: "/mnt".into() },
     ]
 }
 
@@ -307,6 +331,8 @@ pub fn of_repositories() -> Vec<repo::Error> {
         io(FileAction::Find, io::Error::from_raw_os_error(2)),
         io(FileAction::List, io::Error::from_raw_os_error(2)),
         io(FileAction::Write, denied()),
+        // As servers refuse.
+        io(FileAction::Write, io::Error::new(io::ErrorKind::PermissionDenied, "the server says: permission denied")),
         storage::Error::GaveUp {
             source: Box::new(io(FileAction::Read, io::Error::from_raw_os_error(5))),
             after: Duration::from_secs(900),
@@ -445,6 +471,31 @@ pub fn of_records(now: Time) -> Vec<Record> {
         json!({ "standing": "selected", "captured_at": ago(3), "last_result": "done", "last_run_at": ago(3),
         "verified_depth": "full", "verified_at": ago(72) }),
     );
+    let mut busy = check(
+        "backup",
+        "mail1",
+        "ok",
+        "the newest point is 3 h old; being backed up by process 7 since 11:00, \
+        25 % read",
+        None,
+    );
+    merge(
+        &mut busy,
+        json!({ "standing": "selected", "captured_at": ago(3), "last_result": "done", "last_run_at": ago(3),
+        "running_pid": 7, "running_began_at": ago(1), "running_done_bytes": 5u64 << 30,
+        "running_total_bytes": 20u64 << 30 }),
+    );
+    let action = |action: &str, target: &str, changed: bool, reason: &str| {
+        let kind = "action";
+        json!({ "type": kind, "action": action, "target": target, "changed": changed, "reason": reason })
+    };
+    let disk_record = |more: Value| {
+        let mut disk = json!({ "type": "disk", "connect": "qemu:///system", "machine": "web1", "uuid": "u",
+            "disk": "vdb", "source": { "type": "block", "path": "/dev/vg0/web1" }, "path": "/dev/vg0/web1",
+            "format": "raw", "capacity_bytes": 20u64 << 30, "included": true });
+        merge(&mut disk, more);
+        disk
+    };
     let all = [
         json!({ "type": "machine", "connect": "qemu:///system", "machine": "web1", "uuid": "u", "state": "running",
             "persistent": true, "autostart": true, "memory_bytes": 4u64 << 30, "vcpus": 2, "disks": ["vda", "vdb"],
@@ -454,6 +505,17 @@ pub fn of_records(now: Time) -> Vec<Record> {
             "path": "/var/lib/libvirt/images/web1.qcow2",
             "format": "qcow2", "capacity_bytes": 20u64 << 30, "allocated_bytes": 4u64 << 30, "included": true }),
         json!({ "type": "file", "path": "vm1.raw", "size_bytes": 1u64 << 20, "sha256": id("file") }),
+        json!({ "type": "filesystem", "machine": "web1", "point": id("web1"), "disk": "vda", "filesystem": "vda2",
+            "format": "ext4", "offset_bytes": 1u64 << 20, "size_bytes": 20u64 << 30, "readable": true, "label": "root",
+            "system": "Debian GNU/Linux 12 (bookworm)", "mount_point": "/" }),
+        json!({ "type": "filesystem", "machine": "web1", "point": id("web1"), "disk": "vda", "filesystem": "vda3",
+            "format": "crypto_LUKS", "offset_bytes": 1u64 << 30, "size_bytes": 1u64 << 30, "readable": false }),
+        json!({ "type": "file", "path": "/etc/hosts", "size_bytes": 200, "machine": "web1", "point": id("web1"),
+            "filesystem": "vda2", "kind": "file", "mode": "0644", "uid": 0, "gid": 0, "links": 1,
+            "modified_at": ago(50) }),
+        json!({ "type": "file", "path": "/bin", "size_bytes": 7, "machine": "web1", "point": id("web1"),
+            "filesystem": "vda2", "kind": "symlink", "mode": "0777", "uid": 0, "gid": 0, "links": 1,
+            "modified_at": ago(500), "target": "usr/bin" }),
         point("web1", 3, json!({ "consistency": "filesystem", "verified": "full", "verified_at": ago(2) })),
         point("db1", 30, json!({ "pinned": true, "left_out": [{ "disk": "vdb", "reason": "raw" }] })),
         point("mail1", 300, json!({ "damage": [{ "disk": "vda", "error": "lost" }], "verified": false })),
@@ -467,7 +529,11 @@ pub fn of_records(now: Time) -> Vec<Record> {
             "reason": "runs at 0 2 * * *", "machines": ["web1", "db*"], "repo": SERVER, "cron": "0 2 * * *",
             "backup_command": format!("/usr/bin/kvmb backup -r {SERVER} web1 'db*'"), "next_runs": [ago(-14)] }),
         json!({ "type": "action", "action": "schedule", "target": "crontab", "changed": true, "reason": "installed",
-            "next_runs": [ago(-14)] }),
+            "next_runs": [ago(-14)], "drill": { "next_runs": [ago(-40)] } }),
+        json!({ "type": "action", "action": "schedule", "target": "crontab", "changed": false,
+            "reason": "a drill runs every Sunday at 04:30 (30 4 * * sun)", "machines": "all", "repo": SERVER,
+            "cron": "30 4 * * sun", "next_runs": [ago(-40)],
+            "drill_command": format!("/usr/bin/kvmb drill -r {SERVER} --all --sample 3") }),
         json!({ "type": "setting", "key": "jobs", "value": 4, "source": "file", "origin": "/etc/kvmb/config.json" }),
         json!({ "type": "setting", "key": "repo", "value": "/var/lib/kvmb/repo", "source": "default" }),
         json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true,
@@ -489,6 +555,45 @@ pub fn of_records(now: Time) -> Vec<Record> {
         check("disk", "web1/vda", "ok", "only changes are read", None),
         well,
         never,
+        busy,
+        check("repository", REPO, "critical", "no repository yet", Some("run 'kvmb init -r /backup/kvm'")),
+        check(
+            "retention",
+            REPO,
+            "warning",
+            "there are retention rules, but the last successful prune was 9 days ago",
+            Some("kvmb prune -r /backup/kvm"),
+        ),
+        check(
+            "space",
+            REPO,
+            "warning",
+            "60.00 GiB free, full in about 12 days at the present growth of 5.00 GiB a day",
+            Some("free some space: keep fewer points ('kvmb prune'), or move the repository to a larger disk"),
+        ),
+        check("copy", SERVER, "ok", "the newest copy of db1 is 3 h old", None),
+        check("sample", REPO, "ok", "verified 5% of the chunks of 42 points", None),
+        check("login", SERVER, "ok", "logged in with the key /var/lib/kvmb/ssh/id_ed25519", None),
+        disk_record(json!({ "included": false, "skip_reason": "shared with other machines" })),
+        disk_record(json!({ "capture": "web1-1a2b3c4d", "capture_disks": 1, "captured_at": ago(0),
+            "nbd": "nbd+unix:///vdb?socket=/run/kvmb-nbd/web1-1a2b3c4d/vdb.sock", "consistency": "crash",
+            "read_mode": "changed", "sha256": id("vdb") })),
+        disk_record(json!({ "point": id("web1"), "served": "s-1a2b3c4d",
+            "nbd": "nbd+unix:///vdb?socket=/run/kvmb-nbd/s-1a2b3c4d/nbd.sock" })),
+        point("web2", 3, json!({ "restored_to": { "machine": "web2-copy", "started": false, "disks": [] } })),
+        point(
+            "web3",
+            3,
+            json!({ "copied": { "from_repo": SERVER, "from_point": id("web3"), "already_there": false,
+            "new_bytes": 2u64 << 30, "stored_bytes": 1u64 << 30 } }),
+        ),
+        action("init", REPO, true, "the repository was created"),
+        action("release", "web1", true, "the capture was closed; its point is stored"),
+        action("pin", &id("web1"), true, "pinned"),
+        action("key", REPO, true, "exported to /root/kvmb.key"),
+        action("config set", "/etc/kvmb/config.json", true, "new value of jobs"),
+        action("jobs cancel", "5f0c2a9e", true, "interrupted; it cleans up and ends"),
+        action("remote setup", SERVER, true, "the server accepts the key of this host"),
     ];
     all.iter().map(|value| Record::parse(&value.to_string()).unwrap()).collect()
 }

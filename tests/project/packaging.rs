@@ -1,5 +1,5 @@
 //! `make install` and `make deb`: what they put where, and that it works there. The program that is packed is the one
-//! under test: a release would take minutes to build and prove nothing more.
+//! under test: a release would take minutes to build and show nothing more.
 
 // A test stops at what it does not expect.
 
@@ -79,13 +79,29 @@ const CLEAN_SYSTEM: &str = r#"
     cp "$2" "$1/kvmb.deb"
     for folder in proc sys dev; do mount --rbind "/$folder" "$1/$folder"; done
     inside() { chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive sh -ec "$2"; }
+    # As the version before: the same files, an older number.
+    dpkg-deb -R "$2" "$1/older"
+    sed -i 's/^Version: .*/Version: 0.1.0-1/' "$1/older/DEBIAN/control"
+    dpkg-deb --root-owner-group -Znone -b "$1/older" "$1/older.deb" >/dev/null
+    inside "$1" 'apt-get install -q -y --no-install-recommends /older.deb' || exit 1
+    inside "$1" 'mkdir -p /etc/kvmb /var/lib/kvmb/repo; echo kept | tee /etc/kvmb/config.json >/var/lib/kvmb/repo/config'
     inside "$1" 'apt-get install -q -y --no-install-recommends /kvmb.deb' || exit 1
     inside "$1" "$3" || exit 1
     inside "$1" 'apt-get purge -q -y kvmb'"#;
 
 #[test]
 fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
-    parts::require(&["make", "dpkg-deb", "dpkg-shlibdeps", "lintian", "strip", "mmdebstrap", "unshare", "chroot"]);
+    parts::require(&[
+        "make",
+        "dpkg-deb",
+        "dpkg-shlibdeps",
+        "lintian",
+        "strip",
+        "mmdebstrap",
+        "unshare",
+        "chroot",
+        "readelf",
+    ]);
     let env = Env::new("deb");
     let folder = env.path("deb");
     // The best compression takes its time and is not what is looked at here.
@@ -117,8 +133,15 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
         let suffix = if file.contains("/man1/") { ".gz" } else { "" };
         assert!(run.stdout().lines().any(|line| line == format!("/usr/{file}{suffix}")), "{file}: {run}");
     }
-    // It is gone, and what it needed is still there.
+    for page in ["README.md", "SECURITY.md", "docs/guide.fr.md", "docs/images/console-overview.png"] {
+        assert!(run.stdout().contains(&format!("\n/usr/share/doc/kvmb/{page}\n")), "{page}: {run}");
+    }
+    // It took the place of the older one. It is gone, and what it needed is still there, as are backups and settings.
+    assert!(run.stdout().contains("over (0.1.0-1)"), "{run}");
     assert!(root.join("usr/bin/qemu-img").exists() && !root.join("usr/bin/kvmb").exists());
+    for file in ["etc/kvmb/config.json", "var/lib/kvmb/repo/config"] {
+        assert_eq!(fs::read_to_string(root.join(file)).unwrap(), "kept\n", "{file}");
+    }
     lintian.wait().assert_ok();
 
     // What it needs is what it is linked to, and the programs that it starts.
@@ -128,6 +151,21 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
         assert!(depends.contains(needed), "{depends}");
     }
     assert!(field("Version").starts_with(env!("CARGO_PKG_VERSION")));
+    assert!(
+        field("Recommends").contains("openssh-client")
+            && ["guestfish", "guestmount", "restic"].iter().all(|part| field("Suggests").contains(part))
+    );
+
+    // The program is stripped, and hardened: its address is random, its tables are read-only, its stack is no code.
+    env.program("dpkg-deb").args(["-x", package, "packed"]).run().assert_ok();
+    let program = "packed/usr/bin/kvmb";
+    let elf = env.program("readelf").args(["-hldSW", program]).run().assert_ok();
+    for words in ["DYN (Position-Independent Executable file)", "BIND_NOW", "GNU_RELRO"] {
+        assert!(elf.stdout().contains(words), "{words}: {elf}");
+    }
+    let stack = elf.stdout().lines().find(|line| line.contains("GNU_STACK")).expect("GNU_STACK");
+    assert!(!stack.contains("RWE"), "{stack}");
+    assert!(![".symtab", ".debug_line"].iter().any(|section| elf.stdout().contains(section)), "{elf}");
 }
 
 /// A mirror may be far away, and this host busy.

@@ -14,6 +14,10 @@ const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.m
 const REFERENCE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md"));
 const HOOKS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hooks.md"));
 const FRENCH: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.fr.md"));
+const GUIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide.fr.md"));
+const CONFIGURATION: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md"));
+const RETENTION: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/retention.md"));
+const MONITORING: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/monitoring.md"));
 const CHANGELOG: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md"));
 
 /// Every page for users, by its path.
@@ -21,7 +25,10 @@ fn pages() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("docs").path());
     let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let all = ["README.md", "README.fr.md", "CHANGELOG.md"].map(|name| root.join(name)).into_iter().chain(docs);
+    let all = ["README.md", "README.fr.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(|name| root.join(name))
+        .into_iter()
+        .chain(docs);
     let name = |path: &Path| path.strip_prefix(root).expect("below the root").display().to_string();
     all.map(|path| (name(&path), fs::read_to_string(&path).expect("UTF-8"))).collect()
 }
@@ -161,6 +168,12 @@ fn every_link_leads_somewhere_and_every_section_of_readme_is_in_the_contents() {
                 (None, Some(folder)) => folder.join(file).display().to_string(),
                 (None, None) => file.to_owned(),
             };
+            if target.ends_with(".png") {
+                let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join(&target);
+                let size = fs::metadata(&picture).unwrap_or_else(|error| panic!("{page}: {link}: {error}")).len();
+                assert!(size <= 120 << 10, "{page}: {link} has {size} bytes");
+                continue;
+            }
             let there = pages.get(&target).unwrap_or_else(|| panic!("{page}: {link} leads nowhere"));
             assert!(heading.is_empty() || headings(there).contains(heading), "{page}: {link} leads nowhere");
         }
@@ -171,33 +184,102 @@ fn every_link_leads_somewhere_and_every_section_of_readme_is_in_the_contents() {
     for (page, other) in [(README, "README.fr.md"), (FRENCH, "README.md")] {
         assert!(page.lines().take(5).any(|line| line.contains(&format!("]({other})"))), "no link to {other}");
     }
-    let (contents, _) = README.split_once("\n## ").expect("a section");
-    for heading in headings(README) {
-        assert!(contents.contains(&format!("(#{heading})")), "{heading} is not in the contents");
+    for page in [README, FRENCH] {
+        let (contents, _) = page.split_once("\n## ").expect("a section");
+        for heading in headings(page) {
+            assert!(contents.contains(&format!("(#{heading})")), "{heading} is not in the contents");
+        }
+    }
+}
+
+/// The pictures of a page, by their paths from the top.
+fn pictures(page: &str) -> BTreeSet<String> {
+    let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let pictures = links.filter(|link| link.ends_with(".png"));
+    pictures.map(|link| format!("docs/{}", link.trim_start_matches("docs/"))).collect()
+}
+
+/// The blocks of one language in a page.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    page.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn readme_is_a_short_start_with_three_pictures() {
+    for (page, name) in [(README, "README.md"), (FRENCH, "README.fr.md")] {
+        assert!(page.len() < 20_000, "{name} has {} bytes: move what is not for the start to docs", page.len());
+        let pictures = pictures(page);
+        assert_eq!(
+            pictures.iter().map(String::as_str).collect::<Vec<_>>(),
+            ["docs/images/console-overview.png", "docs/images/console-restore.png"],
+            "{name}"
+        );
+        assert_eq!(blocks(page, "text").len(), 1, "{name}: the third picture is a table");
     }
 }
 
 #[test]
-fn the_tables_in_readme_are_what_the_program_prints() {
+fn every_picture_is_shown_by_a_page_and_made_by_the_makefile() {
+    let shown: BTreeSet<String> = pages().values().flat_map(|page| pictures(page)).collect();
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images")).expect("docs/images");
+    let files = files.map(|entry| format!("docs/images/{}", entry.expect("a file").file_name().to_string_lossy()));
+    assert_eq!(shown, files.collect());
+    let makefile = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile"));
+    let names = makefile.lines().find_map(|line| line.strip_prefix("PICTURES := ")).expect("PICTURES");
+    let made = names.split(' ').map(|name| format!("docs/images/console-{name}.png"));
+    assert_eq!(shown, made.collect());
+}
+
+#[test]
+fn the_tables_in_the_pages_are_what_the_program_prints() {
     let printed = include_str!("snapshots/tables-80.txt");
-    let tables: Vec<&str> =
-        README.split("```text\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
-    assert!(tables.len() >= 3, "{tables:?}");
-    for table in tables {
-        assert!(printed.contains(table), "README.md shows what kvmb does not print:\n{table}");
+    for (page, name) in [
+        (README, "README.md"),
+        (FRENCH, "README.fr.md"),
+        (RETENTION, "docs/retention.md"),
+        (MONITORING, "docs/monitoring.md"),
+    ] {
+        let tables = blocks(page, "text");
+        assert_eq!(tables.len(), 1, "{name}");
+        for table in tables {
+            assert!(printed.contains(table), "{name} shows what kvmb does not print:\n{table}");
+        }
     }
 }
 
 #[test]
 fn both_editions_have_the_same_configuration() {
     let configuration = |text: &str| -> Value {
-        let (_, rest) = text.split_once("```json\n").expect("a configuration");
-        serde_json::from_str(rest.split("```").next().expect("an end")).expect("JSON")
+        serde_json::from_str(blocks(text, "json").first().expect("a configuration")).expect("JSON")
     };
-    assert_eq!(configuration(README), configuration(FRENCH));
-    for key in configuration(FRENCH).as_object().expect("keys").keys() {
-        assert!(FRENCH.contains(&format!("| `{key}` |")), "README.fr.md does not name {key}");
+    assert_eq!(configuration(CONFIGURATION), configuration(GUIDE));
+    for key in configuration(GUIDE).as_object().expect("keys").keys() {
+        assert!(GUIDE.contains(&format!("| `{key}` |")), "docs/guide.fr.md does not name {key}");
     }
+}
+
+#[test]
+fn both_editions_of_readme_say_the_same() {
+    // All that is not prose: commands without their comments, flags, links to pages, pictures, sections.
+    let shell = |page: &str| -> Vec<String> {
+        let lines = blocks(page, "sh").into_iter().flat_map(str::lines);
+        lines.map(|line| line.split("  #").next().unwrap_or_default().trim().to_owned()).collect()
+    };
+    assert_eq!(shell(README), shell(FRENCH));
+    let words = |page: &str| -> BTreeSet<String> {
+        let outside = page.split("```").step_by(2).collect::<String>();
+        outside.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    assert_eq!(words(README), words(FRENCH));
+    let links = |page: &str| -> BTreeSet<String> {
+        let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        // The French edition also leads to sections of the guide.
+        let links = links.filter(|link| !link.starts_with(['#', 'R']) && !link.starts_with("docs/guide.fr.md#"));
+        links.map(str::to_owned).collect()
+    };
+    assert_eq!(links(README), links(FRENCH));
+    let sections = |page: &str| page.lines().filter(|line| line.starts_with("## ")).count();
+    assert_eq!(sections(README), sections(FRENCH));
 }
 
 #[test]
@@ -227,20 +309,26 @@ fn every_example_in_the_help_is_real() {
 
 #[test]
 fn every_flag_in_the_help_has_words_and_is_taken() {
-    let value = |flag: &str| match flag {
-        "--jobs" | "--limit" => "2",
+    let value = |command: &str, flag: &str| match flag {
+        "--sample" if command == "drill" => "3",
+        "--until" => "agent",
+        "--check-in" => "host",
+        "--jobs" | "--threads" | "--limit" | "--runs" | "--vcpus" => "2",
         "--listen" => "127.0.0.1:0",
         "--progress" => "none",
         "--freeze" | "--color" => "never",
-        "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
-        | "--retry-for" | "--random-delay" | "--within" | "--idle" => "30s",
-        "--cron" => "@daily",
+        "--warning" | "--critical" | "--verify-warning" | "--drill-max-age" | "--freeze-timeout" | "--lease"
+        | "--full-every" | "--key-cache" | "--lock-for" | "--retry-for" | "--random-delay" | "--within" | "--idle"
+        | "--timeout" => "30s",
+        "--cron" | "--drill" => "@daily",
         "--chunk-size" => "2M",
-        "--limit-read" | "--limit-upload" | "--size" => "10M",
+        "--compression" => "max",
+        "--limit-read" | "--limit-upload" | "--size" | "--memory" => "10M",
         "--sample" | "--verify-sample" | "--audit" | "--max-unused" => "5%",
-        "--keep-within" => "30d",
+        "--keep-within" | "--newer" => "30d",
         flag if flag.starts_with("--keep-") => "7",
         "--log-format" => "text",
+        "--level" => "warning",
         "--zabbix" => "values",
         "--to" | "--luks-key-file" => "vda=/x",
         "--owner" => "root:root",
@@ -266,7 +354,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
                 let mut call: Vec<&str> = command.split(' ').collect();
                 call.push(flag);
                 if line.contains('<') {
-                    call.push(value(flag));
+                    call.push(value(&command, flag));
                 }
                 help(&call);
             }

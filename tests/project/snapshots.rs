@@ -13,11 +13,18 @@ use chrono::{Local, TimeZone};
 use kvmb::cli::failure::CliError;
 use kvmb::cli::table::{self, TableOptions, View};
 use kvmb::record::Record;
+use serde_json::Value;
 
 /// Compares a text with the file that pins it, or writes that file.
 #[track_caller]
 fn assert_pinned(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/project/snapshots").join(name);
+    assert_file(&format!("tests/project/snapshots/{name}"), text);
+}
+
+/// The same for any file of the source tree.
+#[track_caller]
+fn assert_file(path: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("KVMB_UPDATE_SNAPSHOTS").is_some() {
         fs::write(&path, text).expect("write");
         return;
@@ -95,4 +102,71 @@ fn the_tables_are_pinned_in_narrow_and_wide_terminals() {
         let text = format!("{}\n{of_a_backup}", table::render(&records, now, options));
         assert_pinned(&format!("tables-{width}.txt"), &text);
     }
+}
+
+/// What a JSON Schema says of the kind of a value.
+fn kind_of(schema: &Value) -> String {
+    let one = |name: &str| match (name, schema["format"].as_str()) {
+        ("string", Some("date-time")) => "time".to_owned(),
+        ("array", _) => format!("list of {}", kind_of(&schema["items"])),
+        ("boolean", _) => "true or false".to_owned(),
+        (name, _) => name.to_owned(),
+    };
+    match &schema["type"] {
+        Value::String(name) => one(name),
+        Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null").map(one).unwrap(),
+        _ if schema.get("oneOf").or(schema.get("anyOf")).is_some() => "object".to_owned(),
+        _ => "any".to_owned(),
+    }
+}
+
+/// The table of the fields of an object, and those of the objects in it.
+fn fields_table(schema: &Value, page: &mut String) {
+    page.push_str("| field | kind | meaning |\n| --- | --- | --- |\n");
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let words = |field: &Value| field["description"].as_str().unwrap_or_default().replace('\n', " ");
+    let mut below = Vec::new();
+    for (name, field) in schema["properties"].as_object().expect("fields") {
+        if let Some(fixed) = field["const"].as_str() {
+            page.push_str(&format!("| `{name}` | string | `{fixed}` |\n"));
+            continue;
+        }
+        let optional = if required.contains(&name.as_str()) { "" } else { ", may be missing" };
+        page.push_str(&format!("| `{name}` | {}{optional} | {} |\n", kind_of(field), words(field)));
+        let objects = |field: &Value| {
+            let alternatives = field.get("oneOf").or(field.get("anyOf")).and_then(Value::as_array);
+            let all = alternatives.cloned().unwrap_or_else(|| vec![field.clone()]);
+            all.into_iter().filter(|schema| schema.get("properties").is_some()).collect::<Vec<_>>()
+        };
+        let inner = [objects(field), objects(&field["items"])].concat();
+        below.extend(inner.into_iter().map(|schema| (name.clone(), schema)));
+    }
+    for (name, schema) in below {
+        page.push_str(&format!("\n`{name}`: {}\n\n", words(&schema)));
+        fields_table(&schema, page);
+    }
+}
+
+/// How docs/records.md begins.
+const RECORDS_PAGE: &str = "\
+# Records
+
+*[README](../README.md) · [Reference](reference.md)*
+
+Every command prints records: JSON objects, one a line, with `type` first. Sizes end in `_bytes`; times end in
+`_at` and are RFC 3339 with offset. A reader ignores fields and types that it does not know. `kvmb schema records`
+prints the JSON Schema of this page, which is made from it.
+";
+
+#[test]
+fn the_page_of_the_records_is_their_schema() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kvmb")).args(["schema", "records"]).output().expect("kvmb");
+    let schema: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut page = RECORDS_PAGE.to_owned();
+    for (kind, schema) in schema["definitions"].as_object().expect("definitions") {
+        let words = schema["description"].as_str().expect("words").replace("\n\n", "\n").replace('\n', "\n\n");
+        page.push_str(&format!("\n## {kind}\n\n{words}\n\n"));
+        fields_table(schema, &mut page);
+    }
+    assert_file("docs/records.md", &page);
 }

@@ -1,8 +1,9 @@
 //! Words that nothing that people read may have, and hints that work when they are pasted.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::messages;
 
@@ -36,6 +37,8 @@ const BANNED: &[(&str, &str)] = &[
     ("with these go", "the usual word order"),
     ("told", "reported"),
     ("tells", "reports"),
+    ("tell", "report, show, warn"),
+    ("hit", "affected, damaged"),
     ("mended", "fixed"),
     ("rehearsal", "dry run"),
     ("forerunner", "predecessor"),
@@ -72,8 +75,9 @@ fn nothing_that_people_read_has_a_word_of_the_old_dialect() {
             .into();
     for folder in ["docs", "man", "completions", "tests/project/snapshots"] {
         let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("a folder");
-        texts.extend(entries.map(|entry| {
-            let path = format!("{folder}/{}", entry.expect("an entry").file_name().to_string_lossy());
+        let files = entries.map(|entry| entry.expect("an entry")).filter(|entry| entry.path().is_file());
+        texts.extend(files.map(|entry| {
+            let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
             let text = source(&path);
             (path, text)
         }));
@@ -120,11 +124,62 @@ fn the_spelling_is_right() {
         .args([
             "--ignore-words-list",
             "crate,fo,te,ser,nd,ba,bu,ot,tim,unx,fpr,timout,keep-alives,hda,\
-            adresses,bloc,connexion,copie,formend,limite,mot,raison,restauration",
+            adresses,bloc,connexion,copie,formend,limite,mot,raison,restauration,\
+            adresse,celles,espace,exemple",
         ])
+        // Files that are French.
+        .args(["--skip", "src/console/french/*,src/console/pages/setting_words.rs,docs/guide.fr.md"])
         .args(files)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("codespell");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// What a French page says to people: its prose, and the comments in its code, without code, links and paths.
+fn french_prose(page: &str) -> String {
+    let blocks = page.split("```").enumerate().map(|(at, part)| match at % 2 {
+        0 => part.split('`').step_by(2).collect::<Vec<_>>().join(" "),
+        _ => part.lines().filter_map(|line| Some(line.split_once(" # ")?.1)).collect::<Vec<_>>().join("\n"),
+    });
+    let text = blocks.collect::<Vec<_>>().join("\n");
+    let is_prose = |word: &&str| !word.contains("](") && !word.contains(|c: char| "/_".contains(c) || c.is_numeric());
+    let lines = text.lines().map(|line| line.split(' ').filter(is_prose).collect::<Vec<_>>().join(" "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The pages that are in French.
+const FRENCH_PAGES: [&str; 2] = ["README.fr.md", "docs/guide.fr.md"];
+
+#[test]
+fn french_punctuation_has_spaces_that_do_not_break() {
+    for page in FRENCH_PAGES {
+        let prose = french_prose(&source(page));
+        for mark in [" : ", " ; ", " ! ", " ? ", " % ", "« ", " » "] {
+            let line = prose.lines().find(|line| format!("{line} ").contains(mark));
+            assert_eq!(line, None, "{page}: write U+00A0 before a colon and U+202F elsewhere, not '{mark}'");
+        }
+    }
+}
+
+#[test]
+fn the_french_spelling_is_right() {
+    crate::support::parts::require(&["aspell"]);
+    let known = source("tests/project/french_words.txt");
+    let known: Vec<&str> = known.lines().collect();
+    let mut aspell = Command::new("aspell")
+        .args(["--lang=fr", "--encoding=utf-8", "list"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("aspell");
+    // A word that is wrong shows that the dictionary is there.
+    let text = FRENCH_PAGES.map(|page| french_prose(&source(page))).join("\n") + "\nortografe\n";
+    aspell.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write");
+    let output = aspell.wait_with_output().expect("aspell");
+    assert!(output.status.success(), "is the package aspell-fr installed? as root run: .ci/install-parts");
+    let output = String::from_utf8(output.stdout).expect("UTF-8");
+    let mut unknown: Vec<&str> = output.lines().filter(|word| !known.contains(&word.to_lowercase().as_str())).collect();
+    unknown.dedup();
+    assert_eq!(unknown, ["ortografe"], "fix them, or add them to tests/project/french_words.txt");
 }

@@ -4,8 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cache;
+mod compression;
 mod concurrent_prune;
 mod damage;
+mod frozen;
 mod interrupted_changes;
 mod prune;
 mod prune_after_backup;

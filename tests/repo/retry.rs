@@ -113,9 +113,12 @@ fn an_upload_keeps_to_its_limit_and_reading_is_free() {
     storage.write(FileKind::Pack, NAME, &vec![7; 3 << 20]).unwrap();
     // 3 MiB at 4 MiB a second, less the first burst.
     assert!(began.elapsed() > Duration::from_millis(550), "{:?}", began.elapsed());
+    // At the same limit this would take 22 s.
     let began = Instant::now();
-    assert_eq!(storage.read(FileKind::Pack, NAME).unwrap().len(), 3 << 20);
-    assert!(began.elapsed() < Duration::from_millis(550), "{:?}", began.elapsed());
+    for _ in 0..30 {
+        assert_eq!(storage.read(FileKind::Pack, NAME).unwrap().len(), 3 << 20);
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Host {
 
     /// A call with a clock that shows this moment now, and the time of Paris.
     fn at(&self, call: Call, moment: DateTime<FixedOffset>) -> Call {
-        call.env("LD_PRELOAD", faketime())
+        call.env("LD_PRELOAD", crate::support::faketime::library())
             .env("FAKETIME_FMT", "%s")
             .env("FAKETIME", format!("@{}", moment.timestamp()))
             .env("TZ", "Europe/Paris")
@@ -35,14 +35,6 @@ impl Host {
         let call = self.at(self.program(&["cron", "-f"]), moment);
         call.env("FAKETIME", format!("@{} x10", moment.timestamp())).spawn()
     }
-}
-
-/// The library that gives a program a clock of its own.
-fn faketime() -> String {
-    let folders = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime"];
-    let found =
-        folders.iter().map(|folder| format!("{folder}/libfaketime.so.1")).find(|file| fs::exists(file).unwrap());
-    found.expect("the package faketime")
 }
 
 fn moment(text: &str) -> DateTime<FixedOffset> {
@@ -148,6 +140,116 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     host.schedule(&install).run().assert_ok();
     host.schedule(&["remove"]).run().assert_ok();
     assert!(!host.env.path("spool/root").exists());
+}
+
+#[test]
+fn a_drill_is_scheduled_beside_the_backup_in_each_place_and_goes_with_it() {
+    let host = Host::new("schedule-drill");
+    host.set_crontab(USER_LINES);
+    let text = |file: &str| fs::read_to_string(host.env.path(file)).unwrap_or_default();
+    let links = || fs::read_dir(host.env.path("units/timers.target.wants")).map_or(0, |links| links.count());
+    let units = || {
+        ["kvmb.service", "kvmb.timer", "kvmb-drill.service", "kvmb-drill.timer"]
+            .map(|unit| host.env.path("units").join(unit).exists())
+    };
+    let backup = ["install", "--cron", "0 2 * * *", "-r", "repo", "vm1", "--random-delay", "10m"];
+    for place in [&[][..], &["--system"], &["--systemd"]] {
+        let install =
+            |more: &[&str]| host.schedule(&[&backup[..], place, more].concat()).run().assert_ok().record_of("action");
+        let show = || host.schedule(&["show"]).run().assert_ok().records_of("action");
+        assert_eq!(install(&["--", "--full"])["changed"], true);
+        assert_eq!(show().len(), 1);
+        let action = install(&["--drill", "weekly", "--", "--full"]);
+        assert_eq!((&action["changed"], &action["cron"]), (&json!(true), &json!("0 2 * * *")), "{action}");
+        assert_eq!(action["drill"]["description"], "every Sunday at 04:30", "{action}");
+        let command = action["drill"]["command"].as_str().unwrap();
+        let expected = format!(
+            " drill -r {} --password-file {} --all --sample 3",
+            host.env.repo(),
+            host.env.password_file().display()
+        );
+        assert!(command.ends_with(&expected), "{command}");
+        assert_eq!(install(&["--drill", "30 4 * * sun", "--", "--full"])["changed"], false);
+
+        let shown = show();
+        assert_eq!(shown.len(), 2, "{shown:#?}");
+        assert!(shown[0]["backup_command"].as_str().unwrap().ends_with(" --full vm1"), "{shown:#?}");
+        assert_eq!((&shown[0]["cron"], &shown[1]["cron"]), (&json!("0 2 * * *"), &json!("30 4 * * sun")));
+        assert_eq!((&shown[1]["drill_command"], &shown[1]["repo"]), (&json!(command), &json!(host.env.repo())));
+        assert_eq!(shown[1]["next_runs"], action["drill"]["next_runs"]);
+        let table = host.schedule(&["show", "-o", "table"]).run().assert_ok();
+        assert!(table.stdout().lines().any(|row| row.starts_with("Sun ") && row.contains(" 04:30:00 ")), "{table}");
+
+        match place {
+            ["--systemd"] => {
+                assert_eq!((units(), links()), ([true; 4], 2));
+                assert_eq!(shown[1]["target"], "/etc/systemd/system/kvmb-drill.timer");
+                assert!(text("units/kvmb-drill.timer").contains("\nOnCalendar=Sun *-*-* 04:30:00\n"));
+                for unit in ["kvmb-drill.service", "kvmb-drill.timer"] {
+                    let path = format!("/etc/systemd/system/{unit}");
+                    let verified = host.program(&["systemd-analyze", "verify", "--man=no", &path]).run().assert_ok();
+                    assert!(!verified.stderr().contains("kvmb"), "{verified}");
+                }
+            }
+            ["--system"] => {
+                let lines: Vec<_> = text("cron.d/kvmb").lines().skip(3).map(str::to_owned).collect();
+                assert!(lines[0].starts_with("0 2 * * * root ") && lines[1].starts_with("30 4 * * sun root "));
+                assert!(
+                    lines[0].contains("/schedule-system.lock ") && lines[1].contains("/schedule-drill-system.lock ")
+                );
+            }
+            _ => {
+                let block = host.crontab().strip_prefix(USER_LINES).expect("the user's lines").to_owned();
+                let lines: Vec<&str> = block.lines().collect();
+                assert_eq!(lines.len(), 4, "{block}");
+                assert_eq!(lines[1..3].join("\n"), action["entry"], "{block}");
+                // Neither waits for the other.
+                assert!(lines[1].contains("/schedule.lock ") && lines[2].contains("/schedule-drill.lock "), "{block}");
+                assert!(lines[2].contains("/ionice -c 3 ") && lines[2].ends_with(" --sample 3 >/dev/null"), "{block}");
+            }
+        }
+
+        // It stays as long as it is asked for.
+        assert_eq!(install(&["-n", "--", "--full"])["changed"], true);
+        assert_eq!(show().len(), 2);
+        assert_eq!(install(&["--", "--full"])["changed"], true);
+        assert_eq!(show().len(), 1);
+        install(&["--drill", "@monthly"]);
+        let remove = || host.schedule(&[&["remove"], place].concat()).run().assert_ok().record_of("action");
+        assert_eq!(remove()["changed"], true);
+        assert_eq!(remove()["changed"], false);
+        assert_eq!(show()[0]["reason"], "no schedule installed");
+    }
+    assert_eq!((host.crontab(), units(), links()), (USER_LINES.to_owned(), [false; 4], 0));
+    let table = host.schedule(&[&backup[..], &["--drill", "weekly", "-n", "-o", "table"]].concat()).run().assert_ok();
+    assert!(table.stdout().contains("\nnext drill: Sun "), "{table}");
+    let wrong = host.schedule(&[&backup[..], &["--drill", "often"]].concat()).run();
+    wrong.assert_code(2).assert_stderr_has("--drill").assert_stderr_has("it has 1 fields");
+}
+
+#[test]
+fn a_scheduled_drill_is_no_backup_and_boots_points_when_it_runs() {
+    let host = Host::new("schedule-drill-runs");
+    let env = &host.env;
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    let kvmb = |words: &[&str]| {
+        let call = host.program(&[&["kvmb"], words].concat());
+        call.without_env("KVMB_PASSWORD_FILE").run()
+    };
+    kvmb(&["backup", "--all"]).assert_ok();
+    kvmb(&["schedule", "install", "--cron", "0 2 * * *", "--all", "--drill", "* * * * *"]).assert_ok();
+    // Backups run once a day, whatever drills do.
+    let state = kvmb(&["status"]).records_of("check");
+    let state = state.iter().find(|check| check["check"] == "backup").unwrap();
+    assert_eq!(state["warning_seconds"], 26 * 3600, "{state}");
+    let shown = kvmb(&["schedule", "show"]).records_of("action");
+    let command = shown[1]["command"].as_str().unwrap();
+    // Only what cron gives. An empty disk does not boot.
+    let words = ["env", "-i", "HOME=/nonexistent", "/bin/sh", "-c", command];
+    assert_eq!(host.program(&words).run().assert_code(1).stdout(), "");
+    let state = kvmb(&["status"]).records_of("check");
+    let state = state.iter().find(|check| check["check"] == "backup").unwrap();
+    assert_eq!((&state["drill_status"], &state["drill_rung"]), (&json!("critical"), &json!("started")), "{state}");
 }
 
 #[test]

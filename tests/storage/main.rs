@@ -4,9 +4,27 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::time::Duration;
+
+use support::Call;
+
 mod conformance;
 mod hostile_servers;
+mod http_backups;
 mod network;
+mod object_lock;
 mod remote;
+mod rest;
+mod rest_commands;
+mod s3;
+mod s3_commands;
 mod sftp;
 mod sftp_logins;
+
+/// Longer than any call here takes, also on a busy host: what takes longer hangs.
+const BOUND: Duration = Duration::from_secs(240);
+
+/// A call with the key of [`support::http_server::HttpServer::rclone_s3`].
+fn with_keys(call: Call) -> Call {
+    call.env("AWS_ACCESS_KEY_ID", "keeper-key").env("AWS_SECRET_ACCESS_KEY", "swordfish-secret").limit(BOUND)
+}

@@ -42,7 +42,7 @@ fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_n
     let mut terminal = env.pty(["remote", "setup", "-r", &url]);
     terminal.expect(&sshd.fingerprint("ed25519"));
     terminal.expect("Does it match");
-    terminal.send("y");
+    terminal.send("y\r");
     terminal.expect(&format!("Password for {USER}@127.0.0.1"));
     terminal.send("swordfihs\r");
     terminal.expect("try again");

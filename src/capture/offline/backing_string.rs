@@ -12,7 +12,7 @@ use crate::capture::domain_xml::source::Slice;
 
 /// Where a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum LayerPlace {
     /// A file, or a block device that is distinguished from one by looking.
     Path(PathBuf),
     /// What a block driver of QEMU opens, by its options.
@@ -22,7 +22,7 @@ pub(crate) enum Place {
 /// What the name of a layer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
-    pub(crate) place: Place,
+    pub(crate) place: LayerPlace,
     /// Its format, where the name says it.
     pub(crate) format: Option<String>,
     /// The part of the place that it is.
@@ -58,15 +58,15 @@ pub(crate) fn parse(name: &str, parent: Option<&Path>) -> Result<Named, String> 
         None if scheme == "rbd" => of_rbd(rest)?,
         None => return Err(format!("{scheme}: is not supported")),
     };
-    plain(Place::Network(options))
+    plain(LayerPlace::Network(options))
 }
 
-fn local(path: &str, parent: Option<&Path>) -> Result<Place, String> {
+fn local(path: &str, parent: Option<&Path>) -> Result<LayerPlace, String> {
     let path = Path::new(path);
     match (path.is_absolute(), parent) {
-        (true, _) => Ok(Place::Path(path.to_owned())),
+        (true, _) => Ok(LayerPlace::Path(path.to_owned())),
         // Without a look at the file system: a link in the middle is followed as QEMU follows it.
-        (false, Some(parent)) => Ok(Place::Path(parent.join(path))),
+        (false, Some(parent)) => Ok(LayerPlace::Path(parent.join(path))),
         (false, None) => Err("a relative path below an image on the network is not supported".to_owned()),
     }
 }
@@ -95,7 +95,7 @@ fn described(mut options: Map<String, Value>, parent: Option<&Path>) -> Result<N
             }
             let mut place = Map::from_iter([("driver".to_owned(), json!(network))]);
             place.extend(options);
-            Ok(Named { place: Place::Network(place), format: None, slice: None })
+            Ok(Named { place: LayerPlace::Network(place), format: None, slice: None })
         }
         format => {
             if options.contains_key("backing") {
@@ -319,7 +319,7 @@ mod tests {
     use super::*;
 
     fn path(name: &str) -> Named {
-        Named { place: Place::Path(name.into()), format: None, slice: None }
+        Named { place: LayerPlace::Path(name.into()), format: None, slice: None }
     }
 
     #[test]
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn network_storage_becomes_the_options_of_its_driver() {
         let check = |name: &str, wanted: Value| match parse(name, None).unwrap().place {
-            Place::Network(options) => assert_eq!(Value::Object(options), wanted, "{name}"),
+            LayerPlace::Network(options) => assert_eq!(Value::Object(options), wanted, "{name}"),
             other => panic!("{name}: {other:?}"),
         };
         let inet = |host: &str, port: &str| json!({ "type": "inet", "host": host, "port": port });

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::backing_string::{self, Place};
+use super::backing_string::{self, LayerPlace};
 use super::image_header::{BackingName, Header};
 use super::network_storage::network_options;
 use crate::capture::domain_xml::definition::DefinedDisk;
@@ -29,12 +29,12 @@ use crate::capture::error::{Error, Result};
 const MAX_LAYERS: usize = 200;
 
 /// What is looked up outside while a chain is found.
-pub(crate) trait Look {
+pub(crate) trait ImageLookup {
     /// The file or device that a volume of a storage pool is; anything else as it is.
     fn resolve(&self, source: &DiskSource) -> Result<DiskSource>;
 
     /// What an image says of itself.
-    fn header(&self, place: &Place, format: &str, slice: Option<Slice>) -> Result<Header>;
+    fn header(&self, place: &LayerPlace, format: &str, slice: Option<Slice>) -> Result<Header>;
 
     /// Whether a path leads to a block device.
     fn is_device(&self, path: &Path) -> bool;
@@ -43,8 +43,7 @@ pub(crate) trait Look {
 /// One layer of a disk, found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Where it is.
-    pub(crate) storage: Storage,
+    pub(crate) storage: LayerStorage,
     pub(crate) format: String,
     /// The part of the storage that it is.
     pub(crate) slice: Option<Slice>,
@@ -58,9 +57,8 @@ pub(crate) struct Found {
 
 /// Where a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Storage {
+pub(crate) enum LayerStorage {
     File(PathBuf),
-    /// A block device.
     Device(PathBuf),
     /// Network storage that the definition names.
     Network(DiskSource),
@@ -71,8 +69,7 @@ pub(crate) enum Storage {
 /// The file that holds the data of a qcow2 image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DataFile {
-    /// Where it is.
-    pub(crate) storage: Storage,
+    pub(crate) storage: LayerStorage,
     /// The part of it.
     pub(crate) slice: Option<Slice>,
     /// Whether only the image's header names it, and not the definition.
@@ -102,21 +99,21 @@ pub(crate) struct Side {
     pub(crate) node: Value,
 }
 
-impl Storage {
+impl LayerStorage {
     /// The local path, if it has one.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
-            Storage::File(path) | Storage::Device(path) => Some(path),
-            Storage::Network(_) | Storage::Options(_) => None,
+            LayerStorage::File(path) | LayerStorage::Device(path) => Some(path),
+            LayerStorage::Network(_) | LayerStorage::Options(_) => None,
         }
     }
 
     /// Where it is, for people and for comparisons.
     pub(crate) fn address(&self) -> String {
         match self {
-            Storage::File(path) | Storage::Device(path) => path.to_string_lossy().into_owned(),
-            Storage::Network(source) => source.address(),
-            Storage::Options(options) => Value::Object(options.clone()).to_string(),
+            LayerStorage::File(path) | LayerStorage::Device(path) => path.to_string_lossy().into_owned(),
+            LayerStorage::Network(source) => source.address(),
+            LayerStorage::Options(options) => Value::Object(options.clone()).to_string(),
         }
     }
 }
@@ -129,7 +126,7 @@ impl Found {
 }
 
 /// The layers of a disk, topmost first.
-pub(crate) fn chain(disk: &DefinedDisk, look: &dyn Look) -> Result<Vec<Found>> {
+pub(crate) fn chain(disk: &DefinedDisk, look: &dyn ImageLookup) -> Result<Vec<Found>> {
     let top = Layer {
         source: disk.source.clone(),
         format: Some(disk.format.clone().unwrap_or_else(|| "raw".to_owned())),
@@ -161,10 +158,10 @@ pub(crate) fn chain(disk: &DefinedDisk, look: &dyn Look) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn of_definition(layer: &Layer, format: String, chain_is_complete: bool, look: &dyn Look) -> Result<Found> {
+fn of_definition(layer: &Layer, format: String, chain_is_complete: bool, look: &dyn ImageLookup) -> Result<Found> {
     let storage = storage_of(&layer.source, look)?;
     let header = match &storage {
-        Storage::Network(source) if chain_is_complete && source.needs_secret() => Header::default(),
+        LayerStorage::Network(source) if chain_is_complete && source.needs_secret() => Header::default(),
         storage => header_of(storage, &format, layer.slice, look)?,
     };
     let data_file = match (&layer.data_file, &header.data_file) {
@@ -179,7 +176,7 @@ fn of_definition(layer: &Layer, format: String, chain_is_complete: bool, look: &
 }
 
 /// The layer that an image names below itself.
-fn detected(above: &Found, look: &dyn Look) -> Result<Option<Found>> {
+fn detected(above: &Found, look: &dyn ImageLookup) -> Result<Option<Found>> {
     let Some(BackingName { name, format: recorded }) = &above.header.backing else {
         return Ok(None);
     };
@@ -203,10 +200,10 @@ fn detected(above: &Found, look: &dyn Look) -> Result<Option<Found>> {
     Ok(Some(Found { storage, format, slice: named.slice, encryption: None, header, data_file }))
 }
 
-fn storage_of(source: &DiskSource, look: &dyn Look) -> Result<Storage> {
+fn storage_of(source: &DiskSource, look: &dyn ImageLookup) -> Result<LayerStorage> {
     match look.resolve(source)? {
-        DiskSource::File { path } | DiskSource::Block { path } => Ok(storage_at(Place::Path(path), look)),
-        network @ DiskSource::Network { .. } => Ok(Storage::Network(network)),
+        DiskSource::File { path } | DiskSource::Block { path } => Ok(storage_at(LayerPlace::Path(path), look)),
+        network @ DiskSource::Network { .. } => Ok(LayerStorage::Network(network)),
         other => Err(Error::UnsupportedImage {
             image: other.address(),
             reason: format!("a disk of kind {} can be read only while the machine runs", other.kind()),
@@ -214,16 +211,16 @@ fn storage_of(source: &DiskSource, look: &dyn Look) -> Result<Storage> {
     }
 }
 
-fn storage_at(place: Place, look: &dyn Look) -> Storage {
+fn storage_at(place: LayerPlace, look: &dyn ImageLookup) -> LayerStorage {
     match place {
-        Place::Path(path) if look.is_device(&path) => Storage::Device(path),
-        Place::Path(path) => Storage::File(path),
-        Place::Network(options) => Storage::Options(options),
+        LayerPlace::Path(path) if look.is_device(&path) => LayerStorage::Device(path),
+        LayerPlace::Path(path) => LayerStorage::File(path),
+        LayerPlace::Network(options) => LayerStorage::Options(options),
     }
 }
 
-fn header_of(storage: &Storage, format: &str, slice: Option<Slice>, look: &dyn Look) -> Result<Header> {
-    if let Storage::Network(source) = storage
+fn header_of(storage: &LayerStorage, format: &str, slice: Option<Slice>, look: &dyn ImageLookup) -> Result<Header> {
+    if let LayerStorage::Network(source) = storage
         && source.needs_secret()
         && format != "raw"
     {
@@ -232,14 +229,14 @@ fn header_of(storage: &Storage, format: &str, slice: Option<Slice>, look: &dyn L
         return Err(Error::UnsupportedImage { image: storage.address(), reason: reason.to_owned() });
     }
     let place = match storage {
-        Storage::File(path) | Storage::Device(path) => Place::Path(path.clone()),
-        Storage::Options(options) => Place::Network(options.clone()),
-        Storage::Network(source) => Place::Network(network_options(source, "", &mut Vec::new())?),
+        LayerStorage::File(path) | LayerStorage::Device(path) => LayerPlace::Path(path.clone()),
+        LayerStorage::Options(options) => LayerPlace::Network(options.clone()),
+        LayerStorage::Network(source) => LayerPlace::Network(network_options(source, "", &mut Vec::new())?),
     };
     look.header(&place, format, slice)
 }
 
-fn data_file_of_header(image: &Storage, name: &str, look: &dyn Look) -> Result<DataFile> {
+fn data_file_of_header(image: &LayerStorage, name: &str, look: &dyn ImageLookup) -> Result<DataFile> {
     let named = backing_string::parse(name, image.path().and_then(Path::parent)).map_err(|reason| {
         let image = image.address();
         Error::UnsupportedImage { image, reason: format!("its data file {name} cannot be opened: {reason}") }
@@ -306,7 +303,7 @@ impl Graph {
         name
     }
 
-    fn add_storage(&mut self, name: &str, storage: &Storage, encryption: Option<&Encryption>) -> Result<String> {
+    fn add_storage(&mut self, name: &str, storage: &LayerStorage, encryption: Option<&Encryption>) -> Result<String> {
         let name = format!("{name}-storage");
         let mut node = options_of(storage, &name, &mut self.secrets)?;
         if let Some(encryption) = encryption.filter(|found| found.engine.as_deref() == Some("librbd")) {
@@ -321,7 +318,7 @@ impl Graph {
         self.add(format!("{name}-slice"), node.as_object().cloned().unwrap_or_default())
     }
 
-    fn add_secret(&mut self, name: &str, storage: &Storage, encryption: &Encryption) -> Result<String> {
+    fn add_secret(&mut self, name: &str, storage: &LayerStorage, encryption: &Encryption) -> Result<String> {
         let Some(secret) = &encryption.secret else {
             return Err(Error::UnsupportedImage {
                 image: storage.address(),
@@ -384,15 +381,19 @@ impl Graph {
     }
 }
 
-fn options_of(storage: &Storage, name: &str, secrets: &mut Vec<(String, SecretRef)>) -> Result<Map<String, Value>> {
+fn options_of(
+    storage: &LayerStorage,
+    name: &str,
+    secrets: &mut Vec<(String, SecretRef)>,
+) -> Result<Map<String, Value>> {
     let local = |driver: &str, path: &Path| {
         Map::from_iter([("driver".to_owned(), json!(driver)), ("filename".to_owned(), json!(path))])
     };
     match storage {
-        Storage::File(path) => Ok(local("file", path)),
-        Storage::Device(path) => Ok(local("host_device", path)),
-        Storage::Options(options) => Ok(options.clone()),
-        Storage::Network(source) => network_options(source, name, secrets),
+        LayerStorage::File(path) => Ok(local("file", path)),
+        LayerStorage::Device(path) => Ok(local("host_device", path)),
+        LayerStorage::Options(options) => Ok(options.clone()),
+        LayerStorage::Network(source) => network_options(source, name, secrets),
     }
 }
 

@@ -20,7 +20,6 @@ const MAX_BACKING_BYTES: usize = 1023;
 pub struct Header {
     /// The size that the guest sees; none where the format does not say it at its beginning.
     pub(crate) capacity_bytes: Option<u64>,
-    /// The layer below.
     pub(crate) backing: Option<BackingName>,
     /// The file that holds a qcow2 image's data.
     pub(crate) data_file: Option<String>,
@@ -59,7 +58,7 @@ pub(crate) fn read(image: &dyn ReadAt, format: &str) -> io::Result<Header> {
 }
 
 fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
-    let bytes = Bytes(image.read_at(0, HEADER_BYTES)?);
+    let bytes = HeaderBytes(image.read_at(0, HEADER_BYTES)?);
     let version = bytes.u32(4)?;
     if bytes.slice(0, 4)? != b"QFI\xfb" || !(2..=3).contains(&version) {
         return Err(broken("it is no qcow2 image"));
@@ -79,18 +78,18 @@ fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
         backing: backing.map(|name| BackingName { name, format: extension(0xe279_2aca).map(text) }),
         data_file: has_data_file.then(|| extension(0x4441_5441).map(text).unwrap_or_default()),
         has_extents: false,
-        keeps_bitmaps: is_new && !has_data_file,
+        keeps_bitmaps: is_new,
         bitmaps: directory.map(|directory| read_bitmaps(image, directory)).transpose()?.unwrap_or_default(),
     })
 }
 
 fn read_bitmaps(image: &dyn ReadAt, extension: &[u8]) -> io::Result<Vec<Bitmap>> {
-    let extension = Bytes(extension.to_vec());
+    let extension = HeaderBytes(extension.to_vec());
     let (count, size, offset) = (extension.u32(0)?, extension.u64(8)?, extension.u64(16)?);
     if size > MAX_DIRECTORY_BYTES {
         return Err(broken("its directory of bitmaps is too large"));
     }
-    let directory = Bytes(image.read_at(offset, size as usize)?);
+    let directory = HeaderBytes(image.read_at(offset, size as usize)?);
     let (mut bitmaps, mut at) = (Vec::new(), 0);
     for _ in 0..count {
         let flags = directory.u32(at + 12)?;
@@ -107,7 +106,7 @@ fn read_bitmaps(image: &dyn ReadAt, extension: &[u8]) -> io::Result<Vec<Bitmap>>
 }
 
 fn read_qcow(image: &dyn ReadAt) -> io::Result<Header> {
-    let bytes = Bytes(image.read_at(0, 48)?);
+    let bytes = HeaderBytes(image.read_at(0, 48)?);
     if bytes.slice(0, 4)? != b"QFI\xfb" || bytes.u32(4)? != 1 {
         return Err(broken("it is no qcow image"));
     }
@@ -123,7 +122,7 @@ fn read_qed(image: &dyn ReadAt) -> io::Result<Header> {
     /// `QED_F_BACKING_FILE`, `QED_F_BACKING_FORMAT_NO_PROBE`
     const HAS_BACKING: u64 = 1;
     const BACKING_IS_RAW: u64 = 4;
-    let bytes = Bytes(image.read_at(0, 64)?);
+    let bytes = HeaderBytes(image.read_at(0, 64)?);
     if bytes.slice(0, 4)? != b"QED\0" {
         return Err(broken("it is no qed image"));
     }
@@ -144,7 +143,7 @@ fn read_qed(image: &dyn ReadAt) -> io::Result<Header> {
 /// A vmdk image is a text that names extents, or one sparse extent with that text inside.
 fn read_vmdk(image: &dyn ReadAt) -> io::Result<Header> {
     const SECTOR_BYTES: u64 = 512;
-    let bytes = Bytes(image.read_at(0, HEADER_BYTES)?);
+    let bytes = HeaderBytes(image.read_at(0, HEADER_BYTES)?);
     let (descriptor, has_extents) = match bytes.slice(0, 4)? {
         b"KDMV" => {
             let number = |at| bytes.u64(at).map(u64::swap_bytes);
@@ -188,9 +187,9 @@ fn broken(reason: &str) -> io::Error {
 }
 
 /// The beginning of an image; numbers are big-endian.
-struct Bytes(Vec<u8>);
+struct HeaderBytes(Vec<u8>);
 
-impl Bytes {
+impl HeaderBytes {
     fn slice(&self, at: usize, length: usize) -> io::Result<&[u8]> {
         let end = at.checked_add(length);
         end.and_then(|end| self.0.get(at..end)).ok_or_else(|| broken("its header is cut off"))
@@ -288,7 +287,7 @@ mod tests {
         assert_eq!((flags("one"), flags("another-bitmap")), (vec!["auto".to_owned()], vec![]));
         qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "image", "4M"]);
         let header = read(&std::fs::read(&image).unwrap(), "qcow2").unwrap();
-        assert_eq!((header.data_file.as_deref(), header.keeps_bitmaps), (Some("data.raw"), false));
+        assert_eq!((header.data_file.as_deref(), header.keeps_bitmaps), (Some("data.raw"), true));
     }
 
     #[test]

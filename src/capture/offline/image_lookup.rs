@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
 
-use super::backing_string::Place;
-use super::block_graph::Look;
+use super::backing_string::LayerPlace;
+use super::block_graph::ImageLookup;
 use super::image_header::{self, BackingName, Header, ReadAt};
 use super::qemu_user::{Privilege, QemuUser};
 use crate::capture::domain_xml::source::{DiskSource, Slice};
@@ -21,21 +21,20 @@ use crate::capture::machine::Machine;
 /// Looks into images for one machine, as its QEMU's user where root may not.
 pub(crate) struct HostImages<'a> {
     pub(crate) machine: &'a Machine,
-    /// QEMU's user.
     pub(crate) user: QemuUser,
 }
 
-impl Look for HostImages<'_> {
+impl ImageLookup for HostImages<'_> {
     fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
         self.machine.resolve(source)
     }
 
-    fn header(&self, place: &Place, format: &str, slice: Option<Slice>) -> Result<Header> {
+    fn header(&self, place: &LayerPlace, format: &str, slice: Option<Slice>) -> Result<Header> {
         match place {
-            Place::Path(path) => local_header(path, format, slice, self.user),
+            LayerPlace::Path(path) => local_header(path, format, slice, self.user),
             // What is raw names nothing.
-            Place::Network(_) if format == "raw" => Ok(Header::default()),
-            Place::Network(options) => network_header(options, format, slice, self.user),
+            LayerPlace::Network(_) if format == "raw" => Ok(Header::default()),
+            LayerPlace::Network(options) => network_header(options, format, slice, self.user),
         }
     }
 
@@ -51,7 +50,7 @@ pub fn read_header(path: &Path, format: &str) -> Result<Header> {
 
 fn local_header(path: &Path, format: &str, slice: Option<Slice>, user: QemuUser) -> Result<Header> {
     let offset_bytes = slice.map_or(0, |slice| slice.offset_bytes);
-    let read = |image: &dyn ReadAt| image_header::read(&Part { image, offset_bytes }, format);
+    let read = |image: &dyn ReadAt| image_header::read(&ImageWithin { image, offset_bytes }, format);
     let header = match open(path) {
         Ok(file) => read(&file),
         // Storage on the network that does not trust root.
@@ -92,12 +91,12 @@ impl ReadAt for File {
 }
 
 /// An image that begins somewhere in a file.
-struct Part<'a> {
+struct ImageWithin<'a> {
     image: &'a dyn ReadAt,
     offset_bytes: u64,
 }
 
-impl ReadAt for Part<'_> {
+impl ReadAt for ImageWithin<'_> {
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.image.read_at(offset.saturating_add(self.offset_bytes), length)
     }

@@ -17,7 +17,6 @@ const DAC_READ_SEARCH: u64 = 2;
 /// The user and group that a machine's QEMU runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QemuUser {
-    /// User and group.
     pub(crate) owner: (u32, u32),
 }
 

@@ -32,11 +32,11 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
-pub(crate) struct ServeRequest {
+pub(crate) struct DaemonRequest {
     /// The nodes, children before their parents.
     pub(crate) nodes: Vec<Value>,
     /// What clients can open.
-    pub(crate) exports: Vec<Export>,
+    pub(crate) exports: Vec<DaemonExport>,
     /// Secrets by the names that nodes know them by, in files that the daemon reads while it starts.
     pub(crate) secrets: Vec<(String, PathBuf)>,
     /// The socket, in a folder that the daemon's user can write.
@@ -55,7 +55,7 @@ pub(crate) struct ServeRequest {
 
 /// A node that clients can open.
 #[derive(Debug, Clone)]
-pub(crate) struct Export {
+pub(crate) struct DaemonExport {
     /// Its name for clients.
     pub(crate) name: String,
     pub(crate) node: String,
@@ -73,7 +73,7 @@ pub(crate) fn dirty_context(bitmap: &str) -> String {
 }
 
 /// Starts a daemon and waits until it has opened everything.
-pub(crate) fn serve(request: &ServeRequest) -> Result<std::result::Result<ServerProcess, Refused>> {
+pub(crate) fn serve(request: &DaemonRequest) -> Result<std::result::Result<ServerProcess, Refused>> {
     if !is_on_path(PROGRAM) {
         return Err(Error::NoStorageDaemon { package: package() });
     }
@@ -112,7 +112,7 @@ pub(crate) fn serve(request: &ServeRequest) -> Result<std::result::Result<Server
     Ok(Ok(ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }))
 }
 
-fn arguments(request: &ServeRequest) -> Vec<String> {
+fn arguments(request: &DaemonRequest) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     for (id, file) in &request.secrets {

@@ -13,13 +13,14 @@ mod running;
 use crate::capture::agent::Consistency;
 use crate::capture::close::{self, CloseRequest};
 use crate::capture::domain_xml::definition::{Definition, Device, DiskSource};
+use crate::capture::domain_xml::rewrite::served::sockets_below;
 use crate::capture::error::{Error, Result};
 use crate::capture::link::is_local_uri;
 use crate::capture::machine::{Machine, Which};
 use crate::capture::machine_lock::lock_machine;
 use crate::capture::parts::copies;
 use crate::capture::process::ServerProcess;
-use crate::capture::runtime::RuntimeDirs;
+use crate::capture::runtime::{RuntimeDirs, is_of_live_restore};
 use crate::capture::state::{CaptureFile, CaptureMethod, CaptureState, Phase, STATE_VERSION, SkippedDisk};
 use crate::failpoint::{self, Failpoint};
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
@@ -42,6 +43,9 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
         return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
     let definition = machine.definition(Which::Live)?;
+    if let Some((disk, _)) = sockets_below(&definition).find(|(_, socket)| is_of_live_restore(socket)) {
+        return Err(Error::LiveRestore { machine: machine.name().to_owned(), disk: disk.to_owned() });
+    }
     for wanted in &request.disks {
         check_capturable(machine, &definition, &wanted.target)?;
     }

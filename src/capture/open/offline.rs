@@ -23,15 +23,18 @@ use crate::capture::ffi;
 use crate::capture::holders;
 use crate::capture::images;
 use crate::capture::machine::{Machine, Which};
-use crate::capture::offline::block_graph::{self, Found, Graph, Storage};
+use crate::capture::offline::block_graph::{self, Found, Graph, LayerStorage};
 use crate::capture::offline::image_lookup::HostImages;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 use crate::capture::offline::qemu_user::{Privilege, QemuUser};
-use crate::capture::offline::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
+use crate::capture::offline::storage_daemon::{self, DaemonExport, DaemonRequest, Refused, SERVER_SOCKETS};
 use crate::capture::parts::copies;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk, DiskServer, OfflineReader};
 use crate::failpoint::{self, Failpoint};
+
+/// Why a disk with an external data file is read in full.
+const DATA_FILE_UNWATCHED: &str = "while the machine is off, other programs can write to its external data file";
 
 /// A disk that is going to be served.
 struct OffDisk {
@@ -118,7 +121,7 @@ impl Opening<'_> {
         for (disk, captured) in self.disks.iter().zip(&state.disks) {
             if disk.graph.is_unprivileged == is_side {
                 nodes.extend(disk.graph.nodes.iter().cloned());
-                exports.push(Export {
+                exports.push(DaemonExport {
                     name: captured.export.clone(),
                     node: disk.graph.top.clone(),
                     bitmap: captured.parent_checkpoint.clone(),
@@ -127,7 +130,7 @@ impl Opening<'_> {
             } else if is_side {
                 for side in &disk.graph.sides {
                     nodes.push(side.node.clone());
-                    exports.push(Export { name: side.name.clone(), node: side.name.clone(), bitmap: None });
+                    exports.push(DaemonExport { name: side.name.clone(), node: side.name.clone(), bitmap: None });
                 }
             }
         }
@@ -143,7 +146,7 @@ impl Opening<'_> {
             let value = self.secret_value(target, id, secret)?;
             files.add(state.socket_folder.join(format!("{id}.secret")), id, &value, self.user)?;
         }
-        let served = storage_daemon::serve(&ServeRequest {
+        let served = storage_daemon::serve(&DaemonRequest {
             nodes,
             exports,
             secrets: files.0.clone(),
@@ -298,9 +301,17 @@ fn off_disk(
             None => reason = Some(format!("the bitmap {parent} is not in the image")),
         }
     }
+    // Nobody watched the data file while the machine was off.
+    let has_data_file = top.data_file.is_some();
+    if has_data_file && bitmap.take().is_some() {
+        reason = Some(DATA_FILE_UNWATCHED.to_owned());
+    }
     let socket = socket_of(sockets, graph.is_unprivileged);
-    let keeps_bitmaps =
-        disk.keeps_bitmaps() && top.header.keeps_bitmaps && top.slice.is_none() && top.encryption.is_none();
+    let keeps_bitmaps = disk.keeps_bitmaps()
+        && top.header.keeps_bitmaps
+        && !has_data_file
+        && top.slice.is_none()
+        && top.encryption.is_none();
     let captured = CapturedDisk {
         target: disk.target.clone(),
         nbd_uri: runtime::nbd_uri(&socket, &disk.target),
@@ -316,14 +327,17 @@ fn off_disk(
         scratch: None,
         owner: top.storage.path().filter(|_| disk.keeps_owner).and_then(images::owner_of),
         image: layers.iter().flat_map(identities_of).collect(),
+        has_data_file,
+        session: None,
     };
     Ok(OffDisk { captured, keeps_bitmaps: keeps_bitmaps && top.storage.path().is_some(), layers, graph })
 }
 
 fn identities_of(layer: &Found) -> Vec<images::ImageIdentity> {
-    let identity = |storage: &Storage, format: &str| identity_at(storage.path(), storage.address(), format);
+    let identity = |storage: &LayerStorage, format: &str| identity_at(storage.path(), storage.address(), format);
     let mut identities = vec![identity(&layer.storage, &layer.format)];
-    identities.extend(layer.data_file.iter().map(|data| identity(&data.storage, "raw")));
+    let data_file = layer.data_file.iter().map(|data| identity(&data.storage, "raw"));
+    identities.extend(data_file.map(|identity| images::ImageIdentity { is_data_file: true, ..identity }));
     identities
 }
 

@@ -94,7 +94,8 @@ impl DiskRequest {
 /// The image and its layers as the live definition names them, which is what QEMU really has open.
 pub(super) fn live_identity(disk: &DefinedDisk, source: &DiskSource) -> Vec<ImageIdentity> {
     let mut identities = vec![identity_of(source, format_of(disk))];
-    identities.extend(disk.data_file.iter().map(|data| identity_of(&data.source, "raw")));
+    let data_file = disk.data_file.iter().map(|data| identity_of(&data.source, "raw"));
+    identities.extend(data_file.map(|identity| ImageIdentity { is_data_file: true, ..identity }));
     for layer in &disk.backing {
         identities.push(identity_of(&layer.source, layer.format.as_deref().unwrap_or("raw")));
         identities.extend(data_file_of(layer).map(|data| identity_of(&data.source, "raw")));
@@ -125,6 +126,7 @@ pub(super) fn identity_at(path: Option<&Path>, address: String, format: &str) ->
         size_bytes: 0,
         modified_ns: 0,
         born_ns: None,
+        is_data_file: false,
     }
 }
 

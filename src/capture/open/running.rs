@@ -5,6 +5,7 @@ use super::plan::{
 };
 use crate::capture::agent::FreezeMode;
 use crate::capture::close;
+use crate::capture::disk_session::DiskSession;
 use crate::capture::domain_folder::{domain_folder, is_domain_folder};
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
@@ -79,7 +80,20 @@ pub(super) fn open_running(
         // While the job runs it stays what it is; it may have grown just before.
         disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
     }
+    note_sessions(machine, state)?;
     copies::copy_files(machine, live, true, file, state);
+    Ok(())
+}
+
+/// Notes since when QEMU has the disks with external data files open. While the job runs, none of them can go.
+fn note_sessions(machine: &Machine, state: &mut CaptureState) -> Result<()> {
+    if state.disks.iter().any(|disk| disk.has_data_file) {
+        let (live, pid) = (machine.definition(Which::Live)?, machine.qemu_pid());
+        for disk in state.disks.iter_mut().filter(|disk| disk.has_data_file) {
+            let source_index = live.disk(&disk.target).and_then(|disk| disk.source_index.clone());
+            disk.session = pid.zip(source_index).and_then(|(pid, index)| DiskSession::new(pid, index));
+        }
+    }
     Ok(())
 }
 
@@ -127,6 +141,8 @@ fn running_disks(
         // A volume is the file or device that it is now.
         let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
         let header = source.path().filter(|_| disk.slice.is_none()).map(|path| read_header(path, format_of(disk)));
+        let has_data_file =
+            disk.data_file.is_some() || matches!(&header, Some(Ok(header)) if header.data_file.is_some());
         let keeps_bitmaps = match &header {
             Some(Ok(header)) => disk.keeps_bitmaps() && header.keeps_bitmaps,
             Some(Err(error)) => {
@@ -151,6 +167,8 @@ fn running_disks(
             scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
             owner: source.path().filter(|_| disk.keeps_owner).and_then(|path| owner_of(path)),
             image: live_identity(disk, &source),
+            has_data_file,
+            session: None,
         });
     }
     Ok(disks)
@@ -340,7 +358,7 @@ fn uncertain_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
         };
         let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
         let header = source.path().and_then(|path| read_header(path, format_of(disk)).ok());
-        header.is_some_and(|header| header.keeps_bitmaps)
+        header.is_some_and(|header| header.keeps_bitmaps && header.data_file.is_none())
     };
     state.checkpoint_disks.iter().filter(|target| !is_certain(target)).cloned().collect()
 }

@@ -51,7 +51,7 @@ struct Situation<'a> {
 }
 
 /// A file to be copied, or to be looked at.
-struct Part {
+struct CopyPart {
     role: FileRole,
     /// Its name in the capture's folder.
     name: String,
@@ -140,7 +140,7 @@ pub(in crate::capture) fn missing_parts(
 const NOT_STORED: &str = "it is no disk of the definition, and the machine may write it at any moment";
 
 /// The parts that are one file each.
-fn parts(definition: &Definition, live: &Definition) -> Vec<Part> {
+fn parts(definition: &Definition, live: &Definition) -> Vec<CopyPart> {
     let nvram = [definition, live].into_iter().find_map(|definition| definition.nvram.as_ref()?.source.clone());
     let file = |path: &Option<PathBuf>| path.clone().map(|path| DiskSource::File { path });
     let wanted = [
@@ -149,12 +149,12 @@ fn parts(definition: &Definition, live: &Definition) -> Vec<Part> {
         (FileRole::Initrd, file(&definition.initrd), LARGEST_BOOT_FILE_BYTES),
     ];
     let part = |(role, source, limit_bytes): (FileRole, Option<DiskSource>, u64)| {
-        Some(Part { role, name: role.as_str().to_owned(), source: source?, limit_bytes })
+        Some(CopyPart { role, name: role.as_str().to_owned(), source: source?, limit_bytes })
     };
     wanted.into_iter().filter_map(part).collect()
 }
 
-fn copy_part(machine: &Machine, part: &Part, to: &Path) -> Result<()> {
+fn copy_part(machine: &Machine, part: &CopyPart, to: &Path) -> Result<()> {
     let source = machine.resolve(&part.source)?;
     match source.path() {
         Some(path) => {

@@ -1,14 +1,18 @@
 //! How to capture: the flags that `snapshot` and `backup` share.
 
 use crate::capture::{FreezeMode, FreezeOptions};
+use crate::cli::args::machine::Selection;
 use crate::cli::args::value_parsers::{chunk_size, duration, path_or_nothing, percent, rate};
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
+use crate::ops::threads::Parallelism;
 use crate::rate_limiter::RateLimiter;
+use crate::repo::Compression;
 use crate::units::ChunkSize;
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -96,10 +100,55 @@ impl AuditArgs {
 pub(crate) struct ChunkArgs {
     /// Chunk size: 512K, 1M, 2M or 4M.
     ///
-    /// Disks are compared and stored in chunks. Default: the chunk size of the previous point, 1M for a new disk.
-    /// Larger chunks suit disks of many terabytes. After a change the disk is read in full once.
+    /// Disks are compared and stored in chunks. Default: the chunk size of the previous point; for a new disk 1M up to
+    /// 64 GiB, 2M up to 1 TiB and 4M above. After a change the disk is read in full once.
     #[arg(long, value_name = "SIZE", value_parser = chunk_size, help_heading = "Capture")]
     pub(crate) chunk_size: Option<ChunkSize>,
+}
+
+/// How many threads work.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ThreadsArgs {
+    /// Number of threads that hash and compress, for each machine.
+    ///
+    /// Default: one for each processor, at least 2 and at most 8. Fewer leave more of the processors to the machines.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Capture")]
+    threads: Option<u16>,
+}
+
+impl ThreadsArgs {
+    /// What each of so many machines that are stored at the same time may use.
+    pub(crate) fn parallelism(&self, machines: usize) -> Parallelism {
+        Parallelism::new(self.threads.map(usize::from), machines)
+    }
+}
+
+/// How hard data is compressed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CompressionArgs {
+    /// Compression of new data.
+    ///
+    /// Data that does not compress is stored as it is, whatever the mode. A copy keeps the compression of the first
+    /// repository, unless 'better' or 'max' is given, or 'auto' finds that the second repository is the bottleneck.
+    #[arg(long, value_enum, default_value_t = Compression::Auto, value_name = "MODE", help_heading = "Repository")]
+    pub(crate) compression: Compression,
+}
+
+impl ValueEnum for Compression {
+    fn value_variants<'a>() -> &'a [Compression] {
+        &[Compression::Off, Compression::Fastest, Compression::Auto, Compression::Better, Compression::Max]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Compression::Off => ("off", "Do not compress data"),
+            Compression::Fastest => ("fastest", "Compress as fast as possible"),
+            Compression::Auto => ("auto", "Compress fast, and harder while the repository is the bottleneck"),
+            Compression::Better => ("better", "Compress harder: smaller, and slower"),
+            Compression::Max => ("max", "Compress as much as possible"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 /// How fast disks are read.
@@ -136,8 +185,8 @@ pub(crate) enum FreezeChoice {
 }
 
 impl CaptureArgs {
-    /// The request; `selected` are the disks that records on standard input named.
-    pub(crate) fn request(&self, selected: Option<Vec<String>>) -> Result<SnapshotRequest, CliError> {
+    /// The request for a machine; it may have the disks that records on standard input named.
+    pub(crate) fn request(&self, context: &Context, selection: &Selection) -> Result<SnapshotRequest, CliError> {
         let mode = match self.freeze {
             FreezeChoice::Auto => FreezeMode::Auto,
             FreezeChoice::Never => FreezeMode::Never,
@@ -145,8 +194,9 @@ impl CaptureArgs {
         };
         let named = (!self.disk.is_empty()).then(|| self.disk.clone());
         Ok(SnapshotRequest {
-            disks: named.or(selected),
+            disks: named.or_else(|| selection.disks.clone()),
             exclude: self.exclude_disk.clone(),
+            configured_exclude: context.excluded_disks(&selection.name),
             freeze: FreezeOptions { mode, timeout: self.freeze_timeout },
             lease: self.lease,
             scratch: self.scratch.folder()?,

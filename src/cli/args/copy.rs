@@ -25,7 +25,17 @@ impl CopyFromArgs {
     /// The source of a point that says that it is in `recorded`.
     pub(crate) fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
         let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
-        let url = named.map_or(recorded, String::as_str).to_owned();
+        self.source_at(context, target, named.map_or(recorded, String::as_str))
+    }
+
+    /// The source that was named; none if none was.
+    pub(crate) fn named_source(&self, context: &Context, target: &RepoArgs) -> Result<Option<RepoArgs>, CliError> {
+        let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
+        named.map(|url| self.source_at(context, target, url)).transpose()
+    }
+
+    fn source_at(&self, context: &Context, target: &RepoArgs, url: &str) -> Result<RepoArgs, CliError> {
+        let url = url.to_owned();
         Ok(RepoArgs { limit_upload: None, ..target.other(context, url, self.from_password_file.clone())? })
     }
 }
@@ -60,7 +70,8 @@ impl CopyToArgs {
         };
         let config = context.config();
         let configured = || {
-            let of_server = config.remote_password_file.as_ref().filter(|_| config.remote_url().as_ref() == Some(url));
+            let of_config = [config.remote_url(), config.second_repo()].contains(&Some(url.clone()));
+            let of_server = config.remote_password_file.as_ref().filter(|_| of_config);
             of_server.map(|file| file.value().0.clone())
         };
         let second = first.other(context, url.clone(), self.copy_to_password_file.clone().or_else(configured))?;

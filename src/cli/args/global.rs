@@ -2,6 +2,7 @@
 
 use crate::cli::args::log::LogArgs;
 use crate::cli::complete::connections::connections;
+use crate::cli::folders;
 use crate::cli::output::Format;
 use crate::cli::terminal::color::ColorChoice;
 use crate::cli::terminal::progress::ProgressStyle;
@@ -72,11 +73,7 @@ impl Global {
 
     /// The configuration that applies.
     pub(crate) fn load_config(&self) -> Result<Loaded, crate::config::Error> {
-        let folder = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty()).map(PathBuf::from);
-        let home = folder("HOME");
-        // As the specification has it, a relative one is ignored.
-        let config_home = folder("XDG_CONFIG_HOME").filter(|folder| folder.is_absolute());
-        let config_home = config_home.or_else(|| home.as_ref().map(|home| home.join(".config")));
+        let (home, config_home) = folders::of_configurations();
         crate::config::load(self.config.as_deref(), home.as_deref(), config_home.as_deref())
     }
 }

@@ -1,12 +1,14 @@
 //! Where this run's log goes, and what every run says in it.
 
 use crate::cli::failure::exit_code::ExitCode;
+use crate::cli::folders;
 use crate::cli::run::Run;
-use crate::cli::terminal::color;
-use crate::cli::terminal::stderr;
+use crate::cli::terminal::live_lines::StderrAbove;
+use crate::cli::terminal::{color, stderr};
 use crate::config::Log;
 use crate::log::{self, FilePlan, Level, LogSettings, line};
 use clap::{Args, ValueEnum};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The log.
@@ -15,8 +17,8 @@ pub(crate) struct LogArgs {
     /// Log file.
     ///
     /// Default: $KVMB_LOG_FILE, otherwise log.file of the configuration, otherwise /var/log/kvm_backup.log or, if
-    /// that cannot be written, ~/kvm_backup.log. Under systemd, the journal is used. Only 'verify' and commands
-    /// that change something are logged.
+    /// that cannot be written, ~/.local/state/kvmb/kvmb.log. Under systemd, the journal is used. Only 'verify' and
+    /// commands that change something are logged.
     #[arg(long, value_name = "FILE", env = "KVMB_LOG_FILE", hide_env_values = true, global = true)]
     pub(crate) log_file: Option<PathBuf>,
 
@@ -37,17 +39,13 @@ pub(crate) enum LogStyle {
 /// The log of the host.
 const OF_HOST: &str = "/var/log/kvm_backup.log";
 
-/// The log of a user who cannot write that, below the home folder.
-const OF_USER: &str = "kvm_backup.log";
-
 impl LogArgs {
     /// Where the log may be, the best place first.
     pub(crate) fn places(&self) -> Vec<PathBuf> {
         match &self.log_file {
             Some(file) => vec![file.clone()],
             None => {
-                let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-                let of_user = home.map(|home| Path::new(&home).join(OF_USER));
+                let of_user = folders::log_of_user().map(|(path, _)| path);
                 [PathBuf::from(OF_HOST)].into_iter().chain(of_user).collect()
             }
         }
@@ -69,9 +67,13 @@ pub(crate) fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), con
         LogStyle::Json => line::Style::Json,
     };
     let (max_bytes, keep) = (config.max_size.value().0, config.keep.get());
-    let file = (run.keeps_log && !places.is_empty()).then_some(FilePlan { places, style, max_bytes, keep });
-    let color = color::on_stderr();
-    let started = log::start(LogSettings { run: &run.id, command: run.command, level, color, file, journal });
+    let own_folder = folders::log_of_user().filter(|(_, is_own)| *is_own);
+    let own_folder = own_folder.and_then(|(path, _)| path.parent().map(Path::to_owned));
+    let file = FilePlan { places, own_folder, style, max_bytes, keep };
+    let file = (run.keeps_log && !file.places.is_empty()).then_some(file);
+    let (run_id, command, color) = (&run.id, run.command, color::on_stderr());
+    let writer = || -> Box<dyn Write> { Box::new(StderrAbove) };
+    let started = log::start(LogSettings { run: run_id, command, level, color, stderr: writer, file, journal });
     stderr::set_in_journal(started.journal);
     if let Some((path, error)) = started.fault.filter(|_| !quiet) {
         stderr::warning(&format!("no log is kept: cannot write {}: {error}", path.display()));

@@ -3,13 +3,13 @@
 use crate::atomic_file;
 use crate::cli::args::value_parsers::{duration, path_or_nothing, rate, repositories};
 use crate::cli::context::Context;
-use crate::cli::data_folder::{data_folder, make_data_folder};
 use crate::cli::failure::{CliError, Code};
+use crate::cli::folders::{cache_folder, data_folder, make_data_folder, state_folder};
 use crate::cli::terminal::prompt;
 use crate::cli::terminal::secret;
 use crate::cli::terminal::stderr::say;
 use crate::rate_limiter::RateLimiter;
-use crate::repo::{self, Password, Presence, Repository};
+use crate::repo::{self, KeyCache, Password, Presence, Repository};
 use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
 use std::fs;
@@ -38,7 +38,8 @@ const KEY_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Repository")]
 pub(crate) struct RepoArgs {
-    /// Restic repository: a folder (/backup/kvm) or a folder on a server (sftp://user@host//backup/kvm).
+    /// Restic repository: a folder (/backup/kvm), a folder on a server (sftp://user@host//backup/kvm), a REST
+    /// server (rest:https://host:8000/kvm/), or a bucket (s3:https://host/bucket/kvm).
     ///
     /// As with restic, a path after a single slash is relative to the login folder (sftp://user@host/kvm). The host
     /// may be an alias from ~/.ssh/config.
@@ -63,6 +64,16 @@ pub(crate) struct RepoArgs {
     #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true,
         value_parser = path_or_nothing())]
     pub(crate) ssh_password_file: Option<PathBuf>,
+
+    /// File with the certificates (PEM) to verify HTTPS servers with, instead of those of the system.
+    #[arg(long, value_name = "FILE", env = "KVMB_CACERT", hide_env_values = true, value_parser = path_or_nothing())]
+    pub(crate) cacert: Option<PathBuf>,
+
+    /// File with a certificate and its private key (PEM) to show to HTTPS servers.
+    #[arg(long, value_name = "FILE", env = "KVMB_TLS_CLIENT_CERT", hide_env_values = true,
+        value_parser = path_or_nothing())]
+    pub(crate) tls_client_cert: Option<PathBuf>,
+
     /// Limit writes to the repository, in bytes per second (example: 500K, 10M).
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) limit_upload: Option<NonZeroU32>,
@@ -73,9 +84,30 @@ pub(crate) struct RepoArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) retry_for: Option<Duration>,
 
+    /// Folder for copies of the index, which save reading it from the repository each time.
+    ///
+    /// Default: $KVMB_CACHE_DIR, otherwise /var/cache/kvmb, for users $XDG_CACHE_HOME/kvmb (~/.cache/kvmb). It can be
+    /// removed at any time.
+    #[arg(long, value_name = "DIR", env = "KVMB_CACHE_DIR", hide_env_values = true, value_parser = path_or_nothing())]
+    pub(crate) cache_dir: Option<PathBuf>,
+
+    /// Do not use copies of the index, and do not make any.
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+
+    /// Keep the key that is derived from the password in the kernel's keyring for this long (example: 2d).
+    ///
+    /// Later runs of the same user then start faster. They still need the password. Default: nothing is kept.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) key_cache: Option<Duration>,
+
     /// The key file of this host's own repository, where this is a copy of that.
     #[arg(skip)]
     pub(crate) shared_key: Option<PathBuf>,
+
+    /// How long what is written to a bucket is locked, where the command line says it.
+    #[arg(skip)]
+    pub(crate) lock_for: Option<Duration>,
 }
 
 /// The repository that kvmb makes by itself.
@@ -160,7 +192,7 @@ impl RepoArgs {
     /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that
     /// comes of one context shares the connections to a server.
     pub(crate) fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
-        let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
+        let mut storage = context.storage(&self.url()?, self)?;
         let stop = context.stop.flag();
         if let Some(rate) = self.limit_upload {
             storage = Arc::new(LimitStorage::new(storage, Arc::new(RateLimiter::new(rate, Arc::clone(&stop)))));
@@ -204,7 +236,7 @@ impl RepoArgs {
         if !self.url()?.starts_with("sftp:") {
             return Ok(false);
         }
-        let server = context.storage(&server, self.ssh_password_file.as_deref())?.url();
+        let server = context.storage(&server, self)?.url();
         let url = self.storage(context)?.url();
         Ok(url == server || url == format!("{server}/{OWN_FOLDER}"))
     }
@@ -229,7 +261,7 @@ impl RepoArgs {
         }
         let storage = self.settled_storage(context)?;
         if let Some(password) = self.given_password(context)? {
-            return Ok(remembered(Repository::open(storage, &password)?));
+            return Ok(self.remembered(self.open_with(storage, &password)?));
         }
         if Repository::presence(&*storage)? == Presence::Nothing {
             return Err(repo::Error::NoRepository { url: storage.url() }.into());
@@ -237,13 +269,33 @@ impl RepoArgs {
         let mut tries = 1;
         loop {
             let password = self.ask_password(context, Purpose::Open)?;
-            match Repository::open(Arc::clone(&storage), &password) {
+            match self.open_with(Arc::clone(&storage), &password) {
                 Err(error @ repo::Error::WrongPassword { .. }) if tries < TRIES => {
                     say(&format!("kvmb: {error}; try again"))
                 }
-                other => return Ok(remembered(other?)),
+                other => return Ok(self.remembered(other?)),
             }
             tries += 1;
+        }
+    }
+
+    fn open_with(&self, storage: Arc<dyn Storage>, password: &Password) -> repo::Result<Repository> {
+        let key_cache = self.key_cache.map(KeyCache::new);
+        Repository::open_with(storage, password, key_cache.as_ref())
+    }
+
+    /// Opens the repository if a person must type its password, so that this happens now and not hours later. A
+    /// repository that is not there or out of reach is left to whoever opens it later.
+    pub(crate) fn open_if_asked(&self, context: &Context) -> Result<Option<Repository>, CliError> {
+        if self.given_password(context)?.is_some() {
+            return Ok(None);
+        }
+        let presence = self.settled_storage(context).and_then(|storage| Ok(Repository::presence(&*storage)?));
+        match presence {
+            Ok(Presence::Nothing) => Ok(None),
+            Err(error) if !matches!(error.code, Code::Usage | Code::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+            Ok(_) => self.open(context).map(Some),
         }
     }
 
@@ -257,7 +309,7 @@ impl RepoArgs {
             return Err(repo::Error::NoRepository { url: storage.url() }.into());
         }
         match self.given_password(context)? {
-            Some(password) => Repository::open(storage, &password).map(|_| Reached::Opened).map_err(CliError::from),
+            Some(password) => self.open_with(storage, &password).map(|_| Reached::Opened).map_err(CliError::from),
             None => Ok(Reached::WithoutPassword),
         }
     }
@@ -302,13 +354,14 @@ impl RepoArgs {
                  be read",
             );
         }
-        Ok(made.map(remembered))
+        Ok(made.map(|repo| self.remembered(repo)))
     }
 
     /// The password that the configuration has for this repository.
     fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         let config = context.config();
-        let is_of_server = self.is_of_server(context)?;
+        let is_second = || self.repo.is_some() && self.repo == config.second_repo();
+        let is_of_server = self.is_of_server(context)? || is_second();
         let of_remote = config.remote_password_file.as_ref().filter(|_| is_of_server);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
             return secret::from_file(&file.value().0, context.password_limit()).map(Some);
@@ -344,8 +397,28 @@ impl RepoArgs {
         if is_default {
             return default.key(context.password_limit());
         }
-        let shared = self.shared_key.as_ref().filter(|key| key.exists());
+        // The server's repository is the copy of this host's own where the configuration names no other.
+        let is_copy_of_default =
+            || Ok::<_, CliError>(context.config().primary_repo().is_none() && self.is_of_server(context)?);
+        let shared = match &self.shared_key {
+            None if default.key_file.exists() && is_copy_of_default()? => Some(&default.key_file),
+            shared => shared.as_ref(),
+        };
+        let shared = shared.filter(|key| key.exists());
         shared.map(|key| secret::from_file(key, context.password_limit())).transpose()
+    }
+
+    /// A repository of which this host remembers what may help the next run.
+    fn remembered(&self, repo: Repository) -> Repository {
+        let repo = match state_folder() {
+            Ok(folder) => repo.remembered_in(&folder),
+            Err(_) => repo,
+        };
+        let folder = self.cache_dir.clone().filter(|folder| !folder.as_os_str().is_empty()).or_else(cache_folder);
+        match folder.filter(|_| !self.no_cache) {
+            Some(folder) => repo.cached_in(&folder),
+            None => repo,
+        }
     }
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
@@ -381,14 +454,6 @@ impl Reached {
             Reached::WithoutPassword => "the repository was found; it was not opened, because no password was given",
             Reached::NotCreatedYet => "the first backup creates this repository",
         }
-    }
-}
-
-/// A repository of which this host remembers what may help the next run.
-fn remembered(repo: Repository) -> Repository {
-    match data_folder() {
-        Ok(folder) => repo.remembered_in(&folder),
-        Err(_) => repo,
     }
 }
 

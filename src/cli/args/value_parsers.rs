@@ -1,8 +1,11 @@
 //! Values of arguments: sizes, rates, shares, times, paths.
 
+use crate::cli::folders;
+use crate::config;
 use crate::units::{ChunkSize, Share, ShortDuration, Size};
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap_complete::engine::{ArgValueCompleter, PathCompleter};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
+use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +16,12 @@ pub(crate) fn rate(text: &str) -> Result<NonZeroU32, String> {
     // More than fits is no limit that anybody would notice.
     let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
+}
+
+/// A number of bytes that is not nothing.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let size = text.to_ascii_uppercase().parse::<Size>().ok().filter(|size| size.0 > 0);
+    size.map(|size| size.0).ok_or_else(|| "a size, as 512M or 2G".to_owned())
 }
 
 /// The size of a disk's chunks.
@@ -36,9 +45,32 @@ pub(crate) fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// Folders: an address of another kind is typed.
+/// Folders, beginnings of addresses, and what the configuration names.
 pub(crate) fn repositories() -> ArgValueCompleter {
-    ArgValueCompleter::new(PathCompleter::dir())
+    ArgValueCompleter::new(|current: &OsStr| {
+        let mut found = PathCompleter::dir().complete(current);
+        let mut addresses = configured_repositories();
+        addresses.extend(["sftp://", "rest:https://", "s3:https://"].map(str::to_owned));
+        let fits = |address: &String| current.to_str().is_some_and(|typed| address.starts_with(typed));
+        found.extend(addresses.into_iter().filter(fits).map(CompletionCandidate::new));
+        found
+    })
+}
+
+/// Those on servers: a folder is a folder of this host.
+fn configured_repositories() -> Vec<String> {
+    let (home, configurations) = folders::of_configurations();
+    let named = std::env::var_os("KVMB_CONFIG").map(PathBuf::from).filter(|file| !file.as_os_str().is_empty());
+    let Ok(loaded) = config::load(named.as_deref(), home.as_deref(), configurations.as_deref()) else {
+        return Vec::new();
+    };
+    let config = &loaded.config;
+    let mut found: Vec<String> =
+        [config.primary_repo(), config.second_repo(), config.remote_url()].into_iter().flatten().collect();
+    found.retain(|url| config::is_on_server(url));
+    found.sort();
+    found.dedup();
+    found
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! `kvmb backup`
 
-use crate::cli::args::capture::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::args::capture::{AuditArgs, CaptureArgs, ChunkArgs, CompressionArgs, LimitReadArgs, ThreadsArgs};
 use crate::cli::args::copy::CopyToArgs;
 use crate::cli::args::machine::{self, Selection};
-use crate::cli::args::repo::{Purpose, RepoArgs};
+use crate::cli::args::object_lock::LockForArgs;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::args::value_parsers::{duration, percent};
 use crate::cli::commands::prune::{planned_prune, prune_after_backup};
 use crate::cli::commands::snapshot::selections;
@@ -16,6 +17,7 @@ use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::hooks::HookRunner;
+use crate::cli::object_locks::extend_for_new_points;
 use crate::cli::session::{About, Session};
 use crate::cli::table::{bytes, duration as span};
 use crate::cli::terminal::stderr::say;
@@ -23,6 +25,7 @@ use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;
 use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
+use crate::ops::threads::Parallelism;
 use crate::ops::verify::{Verifier, VerifyDepth};
 use crate::ops::{self, Monitor};
 use crate::rate_limiter::RateLimiter;
@@ -62,6 +65,12 @@ pub(crate) struct BackupArgs {
 
     #[command(flatten)]
     chunks: ChunkArgs,
+
+    #[command(flatten)]
+    compression: CompressionArgs,
+
+    #[command(flatten)]
+    threads: ThreadsArgs,
 
     /// Read all data instead of only the changes, and compare it with the previous point.
     ///
@@ -112,6 +121,9 @@ pub(crate) struct BackupArgs {
     repo: RepoArgs,
 
     #[command(flatten)]
+    lock: LockForArgs,
+
+    #[command(flatten)]
     capture: CaptureArgs,
 
     #[command(flatten)]
@@ -130,6 +142,7 @@ struct BackupRun<'a> {
     repo: &'a Repository,
     runtime: &'a crate::capture::RuntimeDirs,
     rate_limit: Option<&'a RateLimiter>,
+    parallelism: Parallelism,
 }
 
 /// The repositories that a run has opened.
@@ -140,7 +153,8 @@ struct OpenedRepos {
 }
 
 impl BackupArgs {
-    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        self.lock.apply(context, &mut self.repo, Some(&self.copy))?;
         let pruned = self.repos_to_prune(context)?;
         if self.dry_run {
             let selected = self.selected(context, session)?;
@@ -174,7 +188,10 @@ impl BackupArgs {
             // Wrong usage is reported before a machine is touched; that the second repository cannot be had, after the
             // backup.
             let repo = repo.and_then(|repo| {
-                second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
+                let asked = second.as_ref().map(|second| second.open_if_asked(context)).transpose()?;
+                if let Some(second) = asked.flatten() {
+                    opened.second.get_or_init(|| second);
+                }
                 Ok(repo)
             });
             let repo = repo.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
@@ -187,7 +204,10 @@ impl BackupArgs {
             if let Some(second) = second
                 && !context.stop.requested()
             {
-                copy_all(context, repo, &second, &opened.second, &selected, session)?;
+                self.copy_all(context, repo, (&second, &opened.second), &selected, session)?;
+            }
+            for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
+                extend_for_new_points(context, repo, session)?;
             }
             self.verify_samples(context, &opened, session)?;
             match pruned.is_empty() {
@@ -196,7 +216,7 @@ impl BackupArgs {
             }
         });
         summarize(context, session);
-        note_free_space(context, &opened);
+        note_space(context, &opened);
         self.update_monitoring(context, opened);
         done
     }
@@ -285,8 +305,10 @@ impl BackupArgs {
         session: &mut Session,
     ) -> Result<(), CliError> {
         let (runtime, rate_limit) = (context.runtime()?, self.limit.rate_limit(context));
-        let place = BackupRun { repo, runtime: &runtime, rate_limit: rate_limit.as_ref() };
+        let parallelism = self.threads.parallelism(selected.len().min(usize::from(self.jobs)));
+        let place = BackupRun { repo, runtime: &runtime, rate_limit: rate_limit.as_ref(), parallelism };
         let history = HistoryRecorder::of(context, &repo.url());
+        context.monitor.expect("machines", selected.len());
         let queue = Mutex::new(selected.into_iter());
         let (sender, results) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -304,6 +326,7 @@ impl BackupArgs {
                         {
                             history.verification(point, NEW_POINT_DEPTH);
                         }
+                        context.monitor.one_done();
                         // The receiver lives as long as the scope.
                         let _ = sender.send((selection, result));
                     }
@@ -328,19 +351,102 @@ impl BackupArgs {
     fn one(
         &self,
         context: &Context,
-        BackupRun { repo, runtime, rate_limit }: BackupRun,
+        BackupRun { repo, runtime, rate_limit, parallelism }: BackupRun,
         selection: &Selection,
     ) -> Result<Point, CliError> {
         let connect = || context.open_hypervisor(selection.connect.as_deref());
-        let request = self.capture.request(selection.disks.clone())?;
-        let (monitor, stop, trust, chunk_size) =
-            (&context.monitor, &context.stop, self.trust(), self.chunks.chunk_size);
-        let backup = Backup { runtime, connect: &connect, repo, trust, rate_limit, chunk_size, monitor, stop };
+        let request = self.capture.request(context, selection)?;
+        let backup = Backup {
+            runtime,
+            connect: &connect,
+            repo,
+            trust: self.trust(),
+            rate_limit,
+            chunk_size: self.chunks.chunk_size,
+            compression: self.compression.compression,
+            parallelism,
+            monitor: &context.monitor,
+            stop: &context.stop,
+        };
         let point = backup.run(&selection.machine, &request)?;
         if !self.verify || self.no_verify {
             return Ok(point);
         }
         Ok(verify_points(context, repo, point)?)
+    }
+
+    /// Copies to the second repository what it does not have yet of these machines' points. They may have failed this
+    /// time: then it is what earlier runs could not copy.
+    fn copy_all(
+        &self,
+        context: &Context,
+        first: &Repository,
+        (second, opened): (&RepoArgs, &OnceLock<Repository>),
+        selected: &[Selection],
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let (monitor, stop) = (&context.monitor, &context.stop);
+        let about = |selection: &Selection| About {
+            connect: selection.connect.clone(),
+            machine: Some(selection.name.clone()),
+            ..About::default()
+        };
+        let began_at = HistoryRecorder::now();
+        let repo = match opened.get() {
+            Some(repo) => Ok(repo),
+            None => second.open(context).map(|repo| opened.get_or_init(|| repo)),
+        };
+        let compression = self.compression.compression;
+        let mut copier = match repo.and_then(|repo| Ok(Copier::open(first, repo, compression, monitor, stop)?)) {
+            Ok(copier) => copier,
+            Err(error) => {
+                none_stored(context, second, selected, began_at, &error);
+                let error = not_copied(error, first);
+                selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
+                return Ok(());
+            }
+        };
+        let url = second.storage(context)?.url();
+        let (history, policy) = (HistoryRecorder::of(context, &url), context.config().retention.of(&url));
+        let mut copied = 0;
+        for selection in selected {
+            let uncopied = match copier.uncopied(&selection.machine, policy, Local::now().fixed_offset()) {
+                Ok(uncopied) => uncopied,
+                Err(error @ ops::Error::Interrupted) => {
+                    return Err(CliError::from(error).hint(copies_kept(first, copied)));
+                }
+                Err(error) => {
+                    session.fail(about(selection), error);
+                    continue;
+                }
+            };
+            for point in uncopied {
+                let began_at = HistoryRecorder::now();
+                match copier.copy(&point, monitor, stop) {
+                    Ok(copy) => {
+                        history.run(&selection.name, &selection.machine, began_at, Ok(&copy));
+                        copied += 1;
+                        session.stored(copy);
+                    }
+                    Err(error) => {
+                        // The next point may be whole; after anything else, the next run goes on here: a later point
+                        // is not copied before this one, which would then look as if it had been there.
+                        let is_of_this_point =
+                            matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
+                        let error = CliError::from(error);
+                        history.run(&selection.name, &selection.machine, began_at, Err(&error));
+                        if error.code == Code::Interrupted {
+                            return Err(error.hint(copies_kept(first, copied)));
+                        }
+                        session.fail(about(selection), not_copied(error, first));
+                        if !is_of_this_point {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn trust(&self) -> Trust {
@@ -351,72 +457,20 @@ impl BackupArgs {
 /// The error of a copy, which loses nothing of the first repository.
 fn not_copied(error: CliError, first: &Repository) -> CliError {
     let message = format!("not copied: {}; the points in {} are safe", error.message, first.url());
-    CliError { message, ..error }
+    let error = CliError { message, ..error };
+    match error.code {
+        Code::WrongPassword => error.hint("use --copy-to-password-file FILE to provide the password of the second one"),
+        _ => error,
+    }
 }
 
-/// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time:
-/// then it is what earlier runs could not copy.
-fn copy_all(
-    context: &Context,
-    first: &Repository,
-    second: &RepoArgs,
-    opened: &OnceLock<Repository>,
-    selected: &[Selection],
-    session: &mut Session,
-) -> Result<(), CliError> {
-    let (monitor, stop) = (&context.monitor, &context.stop);
-    let about = |selection: &Selection| About {
-        connect: selection.connect.clone(),
-        machine: Some(selection.name.clone()),
-        ..About::default()
-    };
-    let began_at = HistoryRecorder::now();
-    let repo = second.open(context).map(|repo| opened.get_or_init(|| repo));
-    let mut copier = match repo.and_then(|repo| Ok(Copier::open(first, repo, monitor, stop)?)) {
-        Ok(copier) => copier,
-        Err(error) => {
-            none_stored(context, second, selected, began_at, &error);
-            let error = not_copied(error, first);
-            selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
-            return Ok(());
-        }
-    };
-    let url = second.storage(context)?.url();
-    let (history, policy) = (HistoryRecorder::of(context, &url), context.config().retention.of(&url));
-    for selection in selected {
-        let uncopied = match copier.uncopied(&selection.machine, policy, Local::now().fixed_offset()) {
-            Ok(uncopied) => uncopied,
-            Err(ops::Error::Interrupted) => return Err(ops::Error::Interrupted.into()),
-            Err(error) => {
-                session.fail(about(selection), error);
-                continue;
-            }
-        };
-        for point in uncopied {
-            let began_at = HistoryRecorder::now();
-            match copier.copy(&point, monitor, stop) {
-                Ok(copy) => {
-                    history.run(&selection.name, &selection.machine, began_at, Ok(&copy));
-                    session.stored(copy);
-                }
-                Err(error) => {
-                    // The next point may be whole; after anything else, the next run goes on here: a later point is not
-                    // copied before this one, which would then look as if it had been there.
-                    let is_of_this_point = matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
-                    let error = CliError::from(error);
-                    history.run(&selection.name, &selection.machine, began_at, Err(&error));
-                    if error.code == Code::Interrupted {
-                        return Err(error);
-                    }
-                    session.fail(about(selection), not_copied(error, first));
-                    if !is_of_this_point {
-                        break;
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
+/// What an interrupted copy has left.
+fn copies_kept(first: &Repository, copied: usize) -> String {
+    let points = if copied == 1 { "1 point was copied".to_owned() } else { format!("{copied} points were copied") };
+    format!(
+        "the points in {} are complete, and {points}; run the command again: what was already copied is not sent again",
+        first.url()
+    )
 }
 
 /// Prunes the repositories of a run that have rules. The backup is done: a failure is reported, and the exit code says
@@ -494,10 +548,14 @@ fn summarize(context: &Context, session: &mut Session) {
     session.close_table(&line);
 }
 
-/// Notes how much is free where this run stored something, for `kvmb status`.
-fn note_free_space(context: &Context, opened: &OpenedRepos) {
+/// Notes how large the repositories are where this run stored something, and how much is free, for `kvmb status`.
+fn note_space(context: &Context, opened: &OpenedRepos) {
     for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
-        HistoryRecorder::of(context, &repo.url()).free_space(repo);
+        let history = HistoryRecorder::of(context, &repo.url());
+        history.free_space(repo);
+        if !context.stop.requested() {
+            history.size(repo);
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::cli::args::repo::DefaultRepo;
 use crate::cli::commands::config_set::ConfigSetArgs;
 use crate::cli::context::Context;
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::failure::{CliError, of_config};
+use crate::cli::folders::data_folder;
 use crate::cli::session::Session;
 use crate::config::rules::{AbsolutePath, WithText};
 use crate::config::{Config, Loaded, schema};

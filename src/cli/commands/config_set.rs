@@ -3,6 +3,7 @@
 use crate::atomic_file;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code, of_config};
+use crate::cli::folders;
 use crate::cli::session::Session;
 use crate::config::document::{self, DocumentError};
 use crate::config::edit::{self, Change, ChangeError};
@@ -52,6 +53,11 @@ pub(crate) struct ConfigSetArgs {
 }
 
 impl ConfigSetArgs {
+    /// `KEY=VALUE`, for another command.
+    pub(super) fn of(changes: Vec<String>, dry_run: bool) -> ConfigSetArgs {
+        ConfigSetArgs { changes, unset: Vec::new(), if_sha256: None, dry_run }
+    }
+
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut changes = Vec::new();
         for text in &self.changes {
@@ -164,9 +170,10 @@ fn place_of_new() -> Result<PathBuf, CliError> {
     if rustix::process::geteuid().is_root() {
         return Ok(config::file::OF_HOST.into());
     }
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    let home = home.ok_or_else(|| CliError::usage("HOME is not set").hint("use --config"))?;
-    Ok(Path::new(&home).join(config::file::OF_USER))
+    // An older file in the home folder would have been found.
+    let (_, configurations) = folders::of_configurations();
+    let configurations = configurations.ok_or_else(|| CliError::usage("HOME is not set").hint("use --config"))?;
+    Ok(configurations.join(config::file::OF_USER_XDG))
 }
 
 fn refused(path: &Path, refusal: DocumentError) -> config::Error {

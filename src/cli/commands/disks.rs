@@ -7,15 +7,16 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
+use crate::ops::snapshot::EXCLUDED_BY_CONFIGURATION;
 use crate::ops::{Monitor, inventory};
 use crate::record::{Disk, Record};
 use std::io::IsTerminal;
 
 /// List the disks of machines.
 ///
-/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says
-/// why. Files beside the disks that a backup would not have - firmware variables that cannot be read, a drive of QEMU's
-/// command line - are named on standard error.
+/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device, one in
+/// excluded_disks of the configuration - says why. Files beside the disks that a backup would not have - firmware
+/// variables that cannot be read, a drive of QEMU's command line - are named on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1
@@ -59,7 +60,7 @@ impl DisksArgs {
     }
 }
 
-type Listed = (About, Result<Inventory, CliError>);
+type ListedMachine = (About, Result<Inventory, CliError>);
 
 /// The disks of a machine, and what else of it a backup would not have, one sentence each.
 struct Inventory {
@@ -67,7 +68,7 @@ struct Inventory {
     left_out: Vec<String>,
 }
 
-fn list(hypervisor: &Hypervisor, machine: &Machine) -> Listed {
+fn list(hypervisor: &Hypervisor, machine: &Machine) -> ListedMachine {
     let about = About::machine(hypervisor.uri(), machine.name());
     (about, inventory_of(hypervisor, machine))
 }
@@ -92,7 +93,7 @@ fn inventory_of(hypervisor: &Hypervisor, machine: &Machine) -> Result<Inventory,
 }
 
 /// Opens libvirt for this one machine only: the stage before may still need it.
-fn of_record(context: &Context, record: &crate::record::Machine) -> Listed {
+fn of_record(context: &Context, record: &crate::record::Machine) -> ListedMachine {
     let about = About::machine(&record.connect, &record.machine);
     let listed = context.hypervisor(Some(&record.connect)).and_then(|hypervisor| {
         let machine = hypervisor.machine(&record.uuid)?;
@@ -101,10 +102,16 @@ fn of_record(context: &Context, record: &crate::record::Machine) -> Listed {
     (about, listed)
 }
 
-fn print((about, listed): Listed, context: &Context, session: &mut Session) {
+fn print((about, listed): ListedMachine, context: &Context, session: &mut Session) {
     match listed {
         Ok(Inventory { disks, left_out }) => {
-            disks.into_iter().for_each(|disk| session.done(Record::Disk(disk)));
+            for mut disk in disks {
+                if disk.included && context.excluded_disks(&disk.machine).contains(&disk.disk) {
+                    disk.included = false;
+                    disk.skip_reason = Some(EXCLUDED_BY_CONFIGURATION.to_owned());
+                }
+                session.done(Record::Disk(disk));
+            }
             left_out.iter().for_each(|sentence| context.monitor.warn(sentence));
         }
         Err(error) => session.fail(about, error),

@@ -3,18 +3,22 @@
 use crate::capture::offline::storage_daemon::package;
 use crate::capture::runtime::free_bytes;
 use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
+use crate::capture::{Hypervisor, Machine};
 use crate::cli::args::capture::ScratchArgs;
 use crate::cli::args::copy::CopyToArgs;
 use crate::cli::args::machine;
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::commands::key;
+use crate::cli::commands::remote::of_object_lock;
+use crate::cli::commands::restore_live;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
-use crate::ops::doctor::{CheckSubject, Finding, judge_host, judge_machine};
+use crate::ops::doctor::{CheckSubject, Finding, judge_host, judge_live_restores, judge_machine};
 use crate::ops::inventory::host_name;
+use crate::ops::restore::live::confinement::{MissingRule, missing_rule};
 use crate::record::{Check, Status};
 use std::borrow::Cow;
 use std::path::Path;
@@ -71,16 +75,23 @@ impl DoctorArgs {
                 None
             }
         };
+        if let (Some(module), Some(runtime)) = (&host.confined_by, &runtime) {
+            let finding = judge_live_restores(missing_rule(module, runtime));
+            checks.extend(finding.map(|finding| check(finding, context)));
+        }
         let machines = match &self.names[..] {
-            [] => machine::all(&hypervisor, context)?,
+            [] if rustix::process::geteuid().is_root() => machine::all(&hypervisor, context)?,
+            [] => hypervisor.machines(&[])?,
             names => machine::find(&hypervisor, names, session),
         };
+        checks.extend(has_no_machines(&hypervisor, &self.names, &machines));
         for check in checks {
             session.check(check);
         }
         self.check_repositories(context, session)?;
         check_key(session)?;
         let Some(runtime) = runtime else { return Ok(()) };
+        restore_live::checks(&runtime).into_iter().for_each(|check| session.check(check));
         let room = free_bytes(runtime.scratch_folder()).ok();
         let scratch = room.map(|free_bytes| (runtime.scratch_folder().to_owned(), free_bytes));
         for machine in &machines {
@@ -104,15 +115,32 @@ impl DoctorArgs {
         let (first, second) = self.copy.tiers(context, &self.repo)?;
         for (name, repo) in [("repository", Some(first)), ("copy", second)] {
             let Some(repo) = repo.map(|repo| repo.in_a_hurry()) else { continue };
-            let url = repo.storage(context)?.url();
-            session.check(match repo.probe(context) {
-                Ok(found) => Check::new(name, url, Status::Ok, found.words()),
+            let storage = repo.storage(context)?;
+            let url = storage.url();
+            match repo.probe(context) {
+                Ok(found) => {
+                    session.check(Check::new(name, url.clone(), Status::Ok, found.words()));
+                    if storage.lock_period().is_some() {
+                        session.check(of_object_lock(&*storage, &url)?);
+                    }
+                }
                 Err(error) if error.code == Code::Interrupted => return Err(error),
-                Err(error) => Check { hint: error.hint, ..Check::new(name, url, Status::Critical, error.message) },
-            });
+                Err(error) => {
+                    session.check(Check { hint: error.hint, ..Check::new(name, url, Status::Critical, error.message) })
+                }
+            }
         }
         Ok(())
     }
+}
+
+/// That another user than root sees no machines at all: those of the host belong to root's libvirt.
+fn has_no_machines(hypervisor: &Hypervisor, names: &[String], machines: &[Machine]) -> Option<Check> {
+    let is_unexpected = names.is_empty() && machines.is_empty() && !rustix::process::geteuid().is_root();
+    let detail = format!("no machines on {}, and kvmb does not run as root", hypervisor.uri());
+    let hint =
+        "run 'sudo kvmb doctor', or join the group libvirt and choose the connection of the host: -c qemu:///system";
+    is_unexpected.then(|| Check::new("connection", host_name(), Status::Warning, detail).hint(hint))
 }
 
 fn check_key(session: &mut Session) -> Result<(), CliError> {
@@ -132,25 +160,25 @@ fn refused(check: &str, error: CliError) -> Check {
 }
 
 /// What a person reads, and how to fix it.
-struct Words {
+struct CheckWords {
     check: &'static str,
     detail: String,
     hint: Option<String>,
 }
 
-impl Words {
-    fn new(check: &'static str, detail: impl Into<String>) -> Words {
-        Words { check, detail: detail.into(), hint: None }
+impl CheckWords {
+    fn new(check: &'static str, detail: impl Into<String>) -> CheckWords {
+        CheckWords { check, detail: detail.into(), hint: None }
     }
 
-    fn hint(self, hint: impl Into<String>) -> Words {
-        Words { hint: Some(hint.into()), ..self }
+    fn hint(self, hint: impl Into<String>) -> CheckWords {
+        CheckWords { hint: Some(hint.into()), ..self }
     }
 }
 
 fn check(finding: Finding, context: &Context) -> Check {
     let machine = finding.machine.as_deref().unwrap_or_default();
-    let Words { check, detail, hint } =
+    let CheckWords { check, detail, hint } =
         words(&finding, &ShellCommands { machine, connect: context.global.connect.as_deref() });
     let target = match (&finding.machine, &finding.disk) {
         (Some(machine), Some(disk)) => format!("{machine}/{disk}"),
@@ -188,63 +216,64 @@ fn quoted_path(path: Option<&Path>) -> String {
     path.map_or_else(|| "IMAGE".to_owned(), |path| quoted(&path.to_string_lossy()).into_owned())
 }
 
-fn words(finding: &Finding, shell: &ShellCommands) -> Words {
+fn words(finding: &Finding, shell: &ShellCommands) -> CheckWords {
     let is_well = finding.status == Status::Ok;
     let name = shell.machine();
     match &finding.subject {
-        CheckSubject::Connection { uri } if is_well => Words::new("connection", uri),
+        CheckSubject::Connection { uri } if is_well => CheckWords::new("connection", uri),
         CheckSubject::Connection { uri } => {
-            Words::new("connection", format!("{uri} is not a QEMU hypervisor of this host"))
+            CheckWords::new("connection", format!("{uri} is not a QEMU hypervisor of this host"))
                 .hint("run kvmb on the host that runs the machines")
         }
         CheckSubject::Libvirt { version } => versioned("libvirt", Some(*version), finding.status),
         CheckSubject::Qemu { version } => versioned("qemu", *version, finding.status),
         CheckSubject::Programs { missing } => programs_words(missing),
         CheckSubject::Confinement { by, has_open_folder } => confinement(by, *has_open_folder),
+        CheckSubject::LiveRestore(rule) => live_restore(rule),
         CheckSubject::Folders { closed: None, .. } => {
-            Words::new("folders", "QEMU's user can access the socket and scratch folders")
+            CheckWords::new("folders", "QEMU's user can access the socket and scratch folders")
         }
         CheckSubject::Folders { closed: Some(folder), user } => {
             let user = user.map_or_else(|| "a user".to_owned(), |user| format!("user {user}"));
-            Words::new("folders", format!("QEMU runs as {user}, which has no access to {}", folder.display())).hint(
-                format!(
+            CheckWords::new("folders", format!("QEMU runs as {user}, which has no access to {}", folder.display()))
+                .hint(format!(
                     "chmod o+x {}; or choose other folders: --scratch DIR, $KVMB_RUNTIME_DIR",
                     quoted_path(Some(folder))
-                ),
-            )
+                ))
         }
         CheckSubject::Scratch(room) => {
             let free = format!("{} free in {}", bytes(room.free_bytes), room.folder.display());
             match finding.status {
-                Status::Ok => Words::new("scratch", free),
-                Status::Critical => Words::new("scratch", format!("only {free}; {} needed", bytes(room.needed_bytes)))
-                    .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH"),
-                _ => Words::new("scratch", format!("{free}; this may be too little for a long backup"))
+                Status::Ok => CheckWords::new("scratch", free),
+                Status::Critical => {
+                    CheckWords::new("scratch", format!("only {free}; {} needed", bytes(room.needed_bytes)))
+                        .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
+                }
+                _ => CheckWords::new("scratch", format!("{free}; this may be too little for a long backup"))
                     .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH"),
             }
         }
         CheckSubject::Agent(agent) => agent_words(agent, &name),
         CheckSubject::Job(job) => job_words(job, shell),
-        CheckSubject::StoppedByIoError => Words::new("machine", "paused because a disk failed or was full")
+        CheckSubject::StoppedByIoError => CheckWords::new("machine", "paused because a disk failed or was full")
             .hint(format!("free some space, then run '{}'", shell.virsh(&format!("resume {name}")))),
         CheckSubject::SavedMemory => {
-            Words::new("machine", "its memory is saved on disk: it is not backed up before it has been started").hint(
-                format!(
+            CheckWords::new("machine", "its memory is saved on disk: it is not backed up before it has been started")
+                .hint(format!(
                     "{}, or discard its memory: {}",
                     shell.virsh(&format!("start {name}")),
                     shell.virsh(&format!("managedsave-remove {name}"))
-                ),
-            )
+                ))
         }
-        CheckSubject::NoDisks => Words::new("machine", "it has no disk to back up: a backup keeps its definition"),
+        CheckSubject::NoDisks => CheckWords::new("machine", "it has no disk to back up: a backup keeps its definition"),
         CheckSubject::MissingPart(part) => {
             let (what, reason) = (part.role.words(), &part.reason);
-            Words::new("part", format!("a backup would lack its {what}: {reason}"))
+            CheckWords::new("part", format!("a backup would lack its {what}: {reason}"))
                 .hint("put a regular file there that kvmb can read; until then the exit code of a backup is 3")
         }
         CheckSubject::OutsideLeftOut(file) => {
             let part = file.part.replace('_', " ");
-            Words::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason))
+            CheckWords::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason))
                 .hint("keep a copy of it elsewhere, or take it out of the definition")
         }
         CheckSubject::InternalSnapshots { names, has_checkpoints } => {
@@ -255,9 +284,10 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
                 }
                 false => "dirty bitmaps, which a backup makes, block reverting to them",
             };
-            Words::new("snapshot", format!("it has internal snapshots ({names}): {state}")).hint(revert_hint(shell))
+            CheckWords::new("snapshot", format!("it has internal snapshots ({names}): {state}"))
+                .hint(revert_hint(shell))
         }
-        CheckSubject::Checkpoints => Words::new(
+        CheckSubject::Checkpoints => CheckWords::new(
             "checkpoint",
             format!(
                 "it has checkpoints: libvirt undefines it only with {}",
@@ -265,7 +295,7 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
             ),
         ),
         CheckSubject::Disk(disk) => disk_words(disk, shell),
-        CheckSubject::EncryptedAndOff(disk) => Words::new(
+        CheckSubject::EncryptedAndOff(disk) => CheckWords::new(
             "disk",
             format!(
                 "encrypted ({}), and libvirt does not provide the passphrase: {}",
@@ -279,7 +309,7 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
             disk.target
         )),
         CheckSubject::Bitmap { bitmap, is_on } => {
-            let broken = Words::new(
+            let broken = CheckWords::new(
                 "bitmap",
                 format!("bitmap {} is missing or was not closed properly, so changes cannot be tracked", bitmap.name),
             );
@@ -312,49 +342,50 @@ fn revert_hint(shell: &ShellCommands) -> String {
     )
 }
 
-fn versioned(program: &'static str, version: Option<(u32, u32, u32)>, status: Status) -> Words {
+fn versioned(program: &'static str, version: Option<(u32, u32, u32)>, status: Status) -> CheckWords {
     let shown = if program == "qemu" { "QEMU" } else { program };
     let Some((major, minor, patch)) = version else {
-        return Words::new(program, format!("libvirt does not find {shown}"))
+        return CheckWords::new(program, format!("libvirt does not find {shown}"))
             .hint("install QEMU: apt install qemu-system-x86");
     };
     let words = format!("{shown} {major}.{minor}.{patch}");
     match status {
-        Status::Ok => Words::new(program, words),
-        Status::Critical => Words::new(program, format!("{words} is too old to back up a running machine"))
+        Status::Ok => CheckWords::new(program, words),
+        Status::Critical => CheckWords::new(program, format!("{words} is too old to back up a running machine"))
             .hint(format!("upgrade {shown}; Debian 12 and Ubuntu 24.04 include a suitable version")),
-        _ => Words::new(program, format!("{words} is older than the versions that kvmb supports"))
+        _ => CheckWords::new(program, format!("{words} is older than the versions that kvmb supports"))
             .hint(format!("upgrade {shown}; Debian 12 and Ubuntu 24.04 include a suitable version")),
     }
 }
 
 fn programs(missing: &[&'static str]) -> Check {
-    let Words { check, detail, hint } = programs_words(missing);
+    let CheckWords { check, detail, hint } = programs_words(missing);
     let status = if missing.is_empty() { Status::Ok } else { Status::Critical };
     Check { hint, ..Check::new(check, host_name(), status, detail) }
 }
 
-fn programs_words(missing: &[&'static str]) -> Words {
+fn programs_words(missing: &[&'static str]) -> CheckWords {
     if missing.is_empty() {
-        return Words::new("programs", "qemu-img and qemu-storage-daemon are there");
+        return CheckWords::new("programs", "qemu-img and qemu-storage-daemon are there");
     }
     let package = match missing {
         ["qemu-storage-daemon"] => package(),
         _ => "qemu-utils",
     };
-    Words::new("programs", format!("not found in PATH: {}", missing.join(", ")))
+    CheckWords::new("programs", format!("not found in PATH: {}", missing.join(", ")))
         .hint(format!("apt install {package} (Debian, Ubuntu); dnf install qemu-img (Fedora, RHEL)"))
 }
 
-fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {
-    let words = Words::new("confinement", format!("{by} confines QEMU; kvmb puts its socket where libvirt permits it"));
+fn confinement(by: &str, has_open_folder: Option<bool>) -> CheckWords {
+    let words =
+        CheckWords::new("confinement", format!("{by} confines QEMU; kvmb puts its socket where libvirt permits it"));
     match (has_open_folder, by) {
         (Some(true), _) => words,
-        (None, _) => Words {
+        (None, _) => CheckWords {
             detail: format!("{by} confines the machines; kvmb puts its sockets where libvirt permits them"),
             ..words
         },
-        (Some(false), by) => Words {
+        (Some(false), by) => CheckWords {
             detail: format!(
                 "{by} confines QEMU, and the folder that libvirt permits was not found; QEMU may not be \
                 able to create its socket"
@@ -370,38 +401,43 @@ fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {
     }
 }
 
-fn agent_words(agent: &AgentSurvey, name: &str) -> Words {
+fn live_restore(MissingRule { module, rule, command }: &MissingRule) -> CheckWords {
+    let detail = format!("{module} does not let a machine run on its point ('kvmb restore --live'): no rule {rule}");
+    CheckWords::new("confinement", detail).hint(command)
+}
+
+fn agent_words(agent: &AgentSurvey, name: &str) -> CheckWords {
     match agent {
-        AgentSurvey::Answers => Words::new("agent", "the guest agent responds"),
+        AgentSurvey::Answers => CheckWords::new("agent", "the guest agent responds"),
         AgentSurvey::NotAsked => {
-            Words::new("agent", "the guest agent can be checked only while the machine is running")
+            CheckWords::new("agent", "the guest agent can be checked only while the machine is running")
         }
-        AgentSurvey::NoChannel => Words::new("agent", "no guest agent channel; backups are crash-consistent only")
+        AgentSurvey::NoChannel => CheckWords::new("agent", "no guest agent channel; backups are crash-consistent only")
             .hint(format!(
                 "virt-xml {name} --add-device --channel unix,target.type=virtio,target.name=org.qemu.guest_agent.0; \
                  then restart the machine and install qemu-guest-agent in the guest"
             )),
         AgentSurvey::Disconnected => {
-            Words::new("agent", "the guest agent is not running; backups are crash-consistent only")
+            CheckWords::new("agent", "the guest agent is not running; backups are crash-consistent only")
                 .hint("in the guest: apt install qemu-guest-agent; systemctl enable --now qemu-guest-agent")
         }
         AgentSurvey::Silent(error) => {
-            Words::new("agent", format!("the guest agent does not respond, so freezing will fail ({error})"))
+            CheckWords::new("agent", format!("the guest agent does not respond, so freezing will fail ({error})"))
                 .hint("in the guest: systemctl restart qemu-guest-agent")
         }
     }
 }
 
-fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
+fn job_words(job: &JobSurvey, shell: &ShellCommands) -> CheckWords {
     let name = shell.machine();
     match job {
-        JobSurvey::Free => Words::new("job", "no backup job running"),
+        JobSurvey::Free => CheckWords::new("job", "no backup job running"),
         JobSurvey::LeftOver { capture, holds_off } => {
             let left = format!("capture {capture} was left by an earlier run; the next backup closes it");
             match holds_off {
-                true => Words::new("job", format!("{left}; until then the machine cannot start"))
+                true => CheckWords::new("job", format!("{left}; until then the machine cannot start"))
                     .hint(format!("kvmb release {name}")),
-                false => Words::new("job", left),
+                false => CheckWords::new("job", left),
             }
         }
         JobSurvey::Captured { capture, until, holds_off, is_guarded } => {
@@ -411,65 +447,101 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
                 (false, true) => "",
             };
             let until = until.to_rfc3339();
-            Words::new("job", format!("capture {capture} is open until {until}{meanwhile}"))
+            CheckWords::new("job", format!("capture {capture} is open until {until}{meanwhile}"))
                 .hint(format!("kvmb release {name}"))
         }
-        JobSurvey::Foreign { job } => Words::new("job", format!("a backup job of another program is running ({job})"))
-            .hint(format!("wait for it, or cancel it with '{}'", shell.virsh(&format!("domjobabort {name}")))),
+        JobSurvey::Foreign { job } => {
+            CheckWords::new("job", format!("a backup job of another program is running ({job})"))
+                .hint(format!("wait for it, or cancel it with '{}'", shell.virsh(&format!("domjobabort {name}"))))
+        }
         JobSurvey::Block { disk, job } => {
             let job_command = |flag: &str| shell.virsh(&format!("blockjob {name} {} --{flag}", quoted(disk)));
             let words =
-                Words::new("job", format!("disk {disk} has a block job ({job}): it is not backed up meanwhile"));
+                CheckWords::new("job", format!("disk {disk} has a block job ({job}): it is not backed up meanwhile"));
             match job.waits_for_pivot() {
                 true => words.hint(format!("{}; or {}", job_command("pivot"), job_command("abort"))),
                 false => words.hint(format!("wait for its end, or: {}", job_command("abort"))),
             }
         }
         JobSurvey::Wedged { message } => {
-            Words::new("job", format!("libvirt has lost track of a backup job ({message})")).hint(format!(
+            CheckWords::new("job", format!("libvirt has lost track of a backup job ({message})")).hint(format!(
                 "run '{}', then 'systemctl restart libvirtd' (or virtqemud)",
                 shell.virsh(&format!("destroy {name}"))
             ))
         }
-        JobSurvey::Unknown { error } => Words::new("job", error),
+        JobSurvey::Unknown { error } => CheckWords::new("job", error),
     }
 }
 
-fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
+fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
     let name = shell.machine();
     let path = quoted_path(disk.path.as_deref());
     if let Some(reason) = &disk.exclusion {
-        let left_out = Words::new("disk", format!("excluded: {reason}"));
+        let left_out = CheckWords::new("disk", format!("excluded: {reason}"));
         return match disk.is_drive {
             true => left_out,
             false => left_out.hint("back up its content inside the guest, or on the host that owns it"),
         };
     }
-    let in_full =
-        |what: &str| Words::new("disk", format!("{what} cannot have a dirty bitmap, so it is read in full each time"));
+    let in_full = |what: &str| {
+        CheckWords::new("disk", format!("{what} cannot have a dirty bitmap, so it is read in full each time"))
+    };
     let edit = || format!("set its type and path: {}", shell.virsh(&format!("edit {name}")));
     match &disk.storage {
-        DiskStorage::KeepsBitmaps => Words::new("disk", "only changes are read"),
+        DiskStorage::KeepsBitmaps => CheckWords::new("disk", "only changes are read"),
         DiskStorage::OldQcow2 => in_full("a qcow2 image of version 2")
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
-        DiskStorage::DataFile => Words::new(
+        DiskStorage::DataFile => CheckWords::new(
             "disk",
-            "its data is in an external data file, which other programs can change without a trace in a dirty bitmap, \
-             so \
-             it is read in full each time",
-        )
-        .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),
-        DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image"))
-            .hint(format!("while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}", edit())),
+            "only changes are read, but in the first backup after each start: while the machine is off, other \
+             programs can change its external data file without a trace in a dirty bitmap",
+        ),
+        DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image")).hint(format!(
+            "while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}{}",
+            edit(),
+            data_file_way(disk, format, shell).unwrap_or_default()
+        )),
         DiskStorage::Format(format) if disk.path.is_some() => {
             in_full(&format!("a {format} image on a device")).hint(format!(
                 "while it is off, onto a device that is larger by 1%: qemu-img convert -f {format} -O qcow2 {path} \
-                 /dev/NEW; {}",
-                edit()
+                 /dev/NEW; {}{}",
+                edit(),
+                data_file_way(disk, format, shell).unwrap_or_default()
             ))
         }
         DiskStorage::Format(format) => in_full(&format!("a {format} image on network storage")),
-        DiskStorage::Unreadable(error) => Words::new("disk", format!("its image cannot be read: {error}"))
+        DiskStorage::Unreadable(error) => CheckWords::new("disk", format!("its image cannot be read: {error}"))
             .hint(format!("check its storage: {}", shell.virsh(&format!("domblklist {name}")))),
     }
+}
+
+/// How a raw file or device becomes the data file of a qcow2 image, which keeps the bitmaps. `qemu-img create` empties
+/// the data file that it is given, so the image is made with another one first.
+fn data_file_way(disk: &DiskSurvey, format: &str, shell: &ShellCommands) -> Option<String> {
+    let (path, size) = (disk.path.as_deref()?, disk.capacity_bytes?);
+    if format != "raw" {
+        return None;
+    }
+    let data = path.to_str()?;
+    let (image, kind, attribute) = match disk.is_file {
+        true => (format!("{data}.qcow2"), "file", "file"),
+        false => (format!("/var/lib/libvirt/images/{}-{}.qcow2", shell.machine, disk.target), "block", "dev"),
+    };
+    let new = format!("{image}.new");
+    let option = |file: &str| quoted(&format!("data_file={},data_file_raw=on", file.replace(',', ",,"))).into_owned();
+    let xml = |text: &str| text.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
+    Some(format!(
+        "; or keep it as the data file of a qcow2 image (libvirt 10.10 or later): qemu-img create -q -f qcow2 -o {} {} \
+         {size} && qemu-img amend -f qcow2 -o {} {} && rm {}; then set <driver name='qemu' type='qcow2'/> \
+         and <source file='{}'><dataStore type='{kind}'><format type='raw'/><source \
+         {attribute}='{}'/></dataStore></source> in a <disk type='file'>: {}",
+        option(&new),
+        quoted(&image),
+        option(data),
+        quoted(&image),
+        quoted(&new),
+        xml(&image),
+        xml(data),
+        shell.virsh(&format!("edit {}", shell.machine())),
+    ))
 }

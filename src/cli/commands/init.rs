@@ -1,5 +1,6 @@
 //! `kvmb init`
 
+use crate::cli::args::object_lock::LockForArgs;
 use crate::cli::args::repo::{Purpose, RepoArgs};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
@@ -26,10 +27,14 @@ pub(crate) struct InitArgs {
 
     #[command(flatten)]
     repo: RepoArgs,
+
+    #[command(flatten)]
+    lock: LockForArgs,
 }
 
 impl InitArgs {
-    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        self.lock.apply(context, &mut self.repo, None)?;
         let storage = self.repo.settled_storage(context)?;
         let url = storage.url();
         let named = self.repo.storage(context)?.url();

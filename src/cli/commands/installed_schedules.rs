@@ -15,8 +15,12 @@ use std::time::Duration;
 /// A schedule that is installed.
 #[derive(Debug)]
 pub(crate) struct Scheduled {
-    cron: Cron,
+    pub(crate) cron: Cron,
+    /// Its command as it is installed.
+    pub(crate) full_command: String,
     takes: Takes,
+    /// Whether it boots points instead of making them.
+    pub(crate) is_drill: bool,
     /// The repository that it names.
     pub(crate) repo: Option<String>,
     /// Its command, without what makes it wait and be modest.
@@ -48,7 +52,17 @@ pub(crate) fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError
     Ok(found)
 }
 
-/// All schedules; what cannot be looked at is reported.
+/// The jobs of a place: its backup, or what somebody has made of it, and its drill.
+pub(crate) fn jobs_of(
+    place: ScheduleLocation,
+    installed: &Installed,
+    grammar: fn() -> clap::Command,
+) -> Vec<Scheduled> {
+    let jobs = installed.jobs.iter().map(|job| scheduled(place, job.clone(), grammar()));
+    jobs.enumerate().filter(|(at, job)| *at == 0 || job.is_drill).map(|(_, job)| job).collect()
+}
+
+/// All schedules of backups; what cannot be looked at is reported.
 pub(crate) fn all(context: &Context) -> Vec<Scheduled> {
     let found = installed().unwrap_or_else(|error| {
         context.monitor.warn(&format!("cannot read the schedule: {error}"));
@@ -56,31 +70,37 @@ pub(crate) fn all(context: &Context) -> Vec<Scheduled> {
     });
     found
         .into_iter()
-        .filter_map(|(place, installed)| Some(scheduled(place, installed.job?, (context.grammar)())))
+        .flat_map(|(place, installed)| jobs_of(place, &installed, context.grammar))
+        .filter(|job| !job.is_drill)
         .collect()
 }
 
 /// A schedule that is installed, from its expression and its command.
-pub(crate) fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
-    let (takes, repo) = match backup_of(place, &command, grammar) {
-        Some(backup) => {
+fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
+    let (mut takes, mut repo, mut is_drill) = (Takes::All, None, false);
+    match subcommand_of(place, &command, grammar) {
+        Some((name, backup)) if name == "backup" => {
             let names: Vec<String> = backup.get_many("names").into_iter().flatten().cloned().collect();
-            let takes = match names.is_empty() {
+            takes = match names.is_empty() {
                 _ if backup.get_flag("all") => Takes::All,
                 true => Takes::Configured,
                 false => Takes::Named(names),
             };
-            (takes, backup.get_one("repo").cloned())
+            repo = backup.get_one("repo").cloned();
         }
-        None => (Takes::All, None),
-    };
-    let words = backup_words(place, &command).unwrap_or_default();
+        Some((name, drill)) if name == "drill" => {
+            repo = drill.get_one("repo").cloned();
+            is_drill = true;
+        }
+        _ => {}
+    }
+    let words = kvmb_words(place, &command).unwrap_or_default();
     let shown = shlex::try_join(words.iter().map(String::as_str)).ok().filter(|shown| !shown.is_empty());
-    Scheduled { cron, takes, repo, command: shown.unwrap_or(command) }
+    Scheduled { cron, takes, is_drill, repo, full_command: command.clone(), command: shown.unwrap_or(command) }
 }
 
-/// The words of `kvmb backup` in the command of an entry, behind all that makes it wait and be modest.
-fn backup_words(place: ScheduleLocation, command: &str) -> Option<Vec<String>> {
+/// The words of `kvmb backup` or `kvmb drill` in the command of an entry, behind all that makes it wait and be modest.
+fn kvmb_words(place: ScheduleLocation, command: &str) -> Option<Vec<String>> {
     let words = shlex::split(command)?;
     // A variable may end in the same word.
     let is_kvmb = |word: &String| !word.contains('=') && Path::new(word).file_name().is_some_and(|name| name == "kvmb");
@@ -93,11 +113,10 @@ fn backup_words(place: ScheduleLocation, command: &str) -> Option<Vec<String>> {
     Some(words.collect())
 }
 
-/// The arguments of `kvmb backup` in the command of an entry.
-fn backup_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> Option<ArgMatches> {
-    let words = backup_words(place, command)?;
-    let (name, arguments) = grammar.try_get_matches_from(words).ok()?.remove_subcommand()?;
-    (name == "backup").then_some(arguments)
+/// What kvmb is to do in the command of an entry, and its arguments.
+fn subcommand_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> Option<(String, ArgMatches)> {
+    let words = kvmb_words(place, command)?;
+    grammar.try_get_matches_from(words).ok()?.remove_subcommand()
 }
 
 impl Scheduled {
@@ -171,5 +190,27 @@ mod tests {
         for command in ["/root/backup.sh", "kvmb backup 'unclosed", "kvmb vms", "kvmb backup --no-such-flag"] {
             assert!(read(ScheduleLocation::User, command).takes("vm1", false), "{command}");
         }
+    }
+
+    #[test]
+    fn a_drill_is_known_by_its_command_and_other_lines_are_not_jobs() {
+        let job = |command: &str| ("0 2 * * *".parse().unwrap(), command.to_owned());
+        let installed = Installed {
+            entry: String::new(),
+            jobs: vec![
+                job("/usr/bin/flock /var/lib/kvmb/schedule.lock /usr/bin/kvmb backup drill >/dev/null"),
+                job("/root/report.sh"),
+                job("/usr/bin/nice /usr/bin/kvmb -c qemu:///system drill -r /backup/kvm --all --sample 3 >/dev/null"),
+            ],
+        };
+        let jobs = jobs_of(ScheduleLocation::User, &installed, crate::cli::command);
+        let shown: Vec<_> = jobs.iter().map(|job| (job.is_drill, job.repo.as_deref(), job.command.as_str())).collect();
+        assert_eq!(
+            shown,
+            [
+                (false, None, "/usr/bin/kvmb backup drill"),
+                (true, Some("/backup/kvm"), "/usr/bin/kvmb -c qemu:///system drill -r /backup/kvm --all --sample 3"),
+            ]
+        );
     }
 }

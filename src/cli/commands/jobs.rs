@@ -1,12 +1,17 @@
 //! `kvmb jobs`
 
 use crate::cli::context::Context;
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::folders::state_folder;
+use crate::cli::output::has_reader;
 use crate::cli::session::Session;
 use crate::history::jobs::{JobError, Jobs};
 use crate::record::{Action, Record};
 use serde_json::json;
+use std::time::Duration;
+
+/// How often it is looked whether a job has changed.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// List the running and past jobs of this host, and cancel jobs.
 ///
@@ -20,6 +25,7 @@ use serde_json::json;
   kvmb jobs
   kvmb jobs --running
   kvmb jobs show 5f0c2a9e
+  kvmb jobs --follow --json | jq -r 'select(.status != \"running\") | [.job, .status] | @tsv'
   kvmb jobs --limit 20 --json | jq -r 'select(.status == \"failed\") | .error'"
 )]
 pub(crate) struct JobsArgs {
@@ -30,6 +36,10 @@ pub(crate) struct JobsArgs {
     /// Only the newest N jobs.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+
+    /// After these, print each job again when it changes, until Ctrl-C. Records only, no table.
+    #[arg(long, conflicts_with = "limit")]
+    follow: bool,
 
     #[command(subcommand)]
     command: Option<JobsCommand>,
@@ -69,8 +79,8 @@ impl JobsArgs {
         matches!(self.command, Some(JobsCommand::Cancel { .. }))
     }
 
-    pub(crate) fn run(self, _context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let jobs = Jobs::of(&data_folder()?);
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let jobs = Jobs::of(&state_folder()?);
         if let Some(JobsCommand::Cancel { jobs: ids, dry_run }) = &self.command {
             for id in ids {
                 match cancel(&jobs, id, *dry_run) {
@@ -86,6 +96,9 @@ impl JobsArgs {
             jobs.records(&job).iter().for_each(|record| session.pass(record));
             return Ok(());
         }
+        if self.follow {
+            return follow(context, &jobs, self.running, session);
+        }
         let mut all = jobs.all().map_err(explained)?;
         all.retain(|job| !self.running || job.status == "running");
         let too_many = self.limit.map_or(0, |limit| all.len().saturating_sub(limit));
@@ -94,6 +107,25 @@ impl JobsArgs {
         }
         Ok(())
     }
+}
+
+/// Prints the jobs, and each that changes, until the run is interrupted or nobody reads any more.
+fn follow(context: &Context, jobs: &Jobs, only_running: bool, session: &mut Session) -> Result<(), CliError> {
+    if !session.prints_at_once() {
+        return Err(CliError::usage("--follow prints a record whenever a job changes: it needs --json")
+            .hint("kvmb jobs --follow --json"));
+    }
+    let mut follower = jobs.follow();
+    while !context.stop.requested() && !session.is_pointless() && has_reader() {
+        for job in follower.changed().map_err(explained)? {
+            // One that has ended is reported if it was seen running.
+            if !only_running || job.status == "running" || follower.was_running(&job) {
+                session.done(Record::Job(job));
+            }
+        }
+        std::thread::sleep(FOLLOW_INTERVAL);
+    }
+    Ok(())
 }
 
 fn cancel(jobs: &Jobs, id: &str, dry_run: bool) -> Result<Action, CliError> {

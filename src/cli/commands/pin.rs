@@ -29,8 +29,15 @@ pub(crate) struct PinArgs {
     points: Vec<String>,
 
     /// Remove the pin, so that the retention rules apply again.
+    ///
+    /// A point that is not pinned may be kept for a live restore, because a machine runs on it. Use this if that
+    /// restore will never be continued, because its host is gone.
     #[arg(long)]
     undo: bool,
+
+    /// Let go of the points that were kept for this live restore. kvmb does so itself when the restore has ended.
+    #[arg(long, value_name = "ID", hide = true, requires = "undo", conflicts_with_all = ["points", "dry_run"])]
+    restoring: Option<String>,
 
     /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
@@ -42,6 +49,9 @@ pub(crate) struct PinArgs {
 
 impl PinArgs {
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        if let Some(restore) = &self.restoring {
+            return Ok(Pinner::open(&self.repo.open(context)?, &context.stop)?.release(restore)?);
+        }
         let mut names = self.points.clone();
         if names.is_empty() {
             for record in stdin_records(session.command(), "points", &context.stop)? {
@@ -68,13 +78,16 @@ impl PinArgs {
         let (found, damaged) = points::list(repo)?;
         let point = points::find_surely(repo, &found, &damaged, &PointName::parse(name, Local::now()))?;
         let wanted = !self.undo;
-        let changed = point.is_pinned() != wanted;
+        let is_restoring = point.is_restoring();
+        let changed = point.is_pinned() != wanted || (!wanted && is_restoring);
         let id = match self.dry_run {
             true => point.id,
             false => pinner.set(&point, wanted)?,
         };
         let reason = match (changed, wanted) {
             (true, true) => "protected from pruning",
+            (true, false) if !point.is_pinned() => "no longer kept for a live restore",
+            (true, false) if is_restoring => "no longer pinned; kept until the live restore of a machine has ended",
             (true, false) => "no longer protected from pruning",
             (false, true) => "already pinned",
             (false, false) => "not pinned",

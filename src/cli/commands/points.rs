@@ -46,7 +46,7 @@ impl PointsArgs {
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
-        let index = points::load_index_for_reading(&repo, &context.monitor)?;
+        let mut index = None;
         let (found, damaged) = points::list(&repo)?;
         for name in &self.names {
             if !found.iter().any(|point| points::name_matches(name, point.machine())) {
@@ -72,7 +72,17 @@ impl PointsArgs {
                 continue;
             }
             any = true;
-            match points::read_manifest(&repo, &index, &point) {
+            let mut read = || match points::known_manifest(&repo, &point) {
+                Some(manifest) => Ok(manifest),
+                None => {
+                    let index = match &mut index {
+                        Some(index) => index,
+                        none => none.insert(points::load_index_for_reading(&repo, &context.monitor)?),
+                    };
+                    points::read_manifest(&repo, index, &point)
+                }
+            };
+            match read() {
                 Ok(manifest) => {
                     let mut record = points::to_record(&repo, &point.id, &point.snapshot, &manifest);
                     if let Some(known) = verified.get(&record.point) {

@@ -8,12 +8,14 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
+use crate::ops;
 use crate::ops::copy::plan::Copies;
+use crate::ops::object_lock::local_time;
 use crate::ops::points::{name_matches, no_such_point};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest, SecondTier};
 use crate::record::{Action, Extra, Record, time_value};
 use crate::repo::{MaxUnused, PruneSummary, Repository};
-use crate::retention::{CalendarSpan, Keep, Policy};
+use crate::retention::{CalendarSpan, Keep, Policy, Reason};
 use chrono::Local;
 use serde_json::json;
 
@@ -25,7 +27,8 @@ use serde_json::json;
 ///
 /// Some points are always kept: pinned points ('kvmb pin'), the last good point of a machine, points dated in the
 /// future, points that the second repository (--copy-to) does not have yet, and points of machines of this host
-/// that no longer exist, unless you name them or use --gone-machines.
+/// that no longer exist, unless you name them or use --gone-machines. In a bucket, what is locked ('kvmb backup
+/// --lock-for') stays until its time is over.
 ///
 /// Prints a 'forget' record for each point, with the reason, and a 'prune' record.
 #[derive(Debug, clap::Args)]
@@ -186,6 +189,16 @@ pub(crate) fn planned_prune(url: &str, policy: &Policy) -> Record {
     })
 }
 
+/// What an interrupted prune has left.
+fn what_is_kept(removed: usize, points: &[JudgedPoint]) -> String {
+    let going = points.iter().filter(|judged| !judged.verdict.keep).count();
+    let kept = points.len() - removed;
+    format!(
+        "{removed} of {going} points to remove were removed, and {kept} points are complete; run the command again to \
+         free the rest of the space"
+    )
+}
+
 /// A prune of one repository.
 struct PruneJob<'a> {
     policy: &'a Policy,
@@ -220,7 +233,12 @@ impl PruneJob<'_> {
             max_unused: self.max_unused,
             dry_run: self.dry_run,
         };
-        let mut prune = Prune::plan(repo, &request, Local::now().fixed_offset(), &context.monitor, &context.stop)?;
+        let now = Local::now().fixed_offset();
+        let planned = Prune::plan(repo, &request, now, &context.monitor, &context.stop);
+        let mut prune = planned.map_err(|error| match error {
+            ops::Error::Interrupted => CliError::from(error).hint("nothing was removed"),
+            other => other.into(),
+        })?;
         for (point, error) in prune.take_unreadable() {
             session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
         }
@@ -236,12 +254,24 @@ impl PruneJob<'_> {
             // Nothing is done with it.
             session.pass(&self.forget_record(judged));
         }
+        if self.policy.is_empty() && session.is_table() {
+            context.hint(
+                "choose what to keep, as with 'kvmb prune --keep-daily 7', or set 'retention' in the configuration",
+            );
+        }
         if self.dry_run {
             session.done(self.prune_record(repo, prune.points(), prune.summary()));
             return Ok(());
         }
-        let mut forgotten = |judged: &JudgedPoint| session.done(self.forget_record(judged));
-        let pruned = prune.run(&context.monitor, &context.stop, &mut forgotten)?;
+        let mut removed = 0;
+        let mut forgotten = |judged: &JudgedPoint| {
+            removed += 1;
+            session.done(self.forget_record(judged));
+        };
+        let pruned = prune.run(&context.monitor, &context.stop, &mut forgotten).map_err(|error| match error {
+            ops::Error::Interrupted => CliError::from(error).hint(what_is_kept(removed, prune.points())),
+            other => other.into(),
+        })?;
         session.done(self.prune_record(repo, prune.points(), &pruned.summary));
         if pruned.was_short_of_room {
             let message = format!("not enough space in {} to repack data", repo.url());
@@ -267,7 +297,7 @@ impl PruneJob<'_> {
         let reasons = &judged.verdict.reasons;
         let texts: Vec<String> = reasons.iter().map(ToString::to_string).collect();
         let why = texts.join(", ");
-        let fields = json!({
+        let mut fields = json!({
             "machine": judged.manifest.machine,
             "uuid": judged.manifest.uuid,
             "host": judged.manifest.host,
@@ -275,6 +305,9 @@ impl PruneJob<'_> {
             "keep": judged.verdict.keep,
             "rules": reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>(),
         });
+        if let [Reason::Locked(until)] = reasons[..] {
+            fields["locked_until"] = time_value(until);
+        }
         Record::Action(Action {
             action: "forget".into(),
             target: judged.point.id.to_string(),
@@ -287,7 +320,7 @@ impl PruneJob<'_> {
 
     fn prune_record(&self, repo: &Repository, points: &[JudgedPoint], summary: &PruneSummary) -> Record {
         let kept = points.iter().filter(|judged| judged.verdict.keep).count();
-        let fields = json!({
+        let mut fields = json!({
             "removed_points": points.len() - kept,
             "kept_points": kept,
             "size_bytes": summary.size_bytes,
@@ -296,7 +329,13 @@ impl PruneJob<'_> {
             "removed_packs": summary.removed_packs,
             "repacked_packs": summary.repacked_packs,
             "copied_bytes": summary.copied_bytes,
+            "locked_packs": summary.locked_packs,
+            "locked_bytes": summary.locked_bytes,
         });
+        let locked_until = summary.locked_until.map(local_time);
+        if let Some(until) = locked_until {
+            fields["locked_until"] = time_value(until);
+        }
         let rules = match self.policy.is_empty() {
             true => "no retention rules, no points removed".to_owned(),
             false => self.policy.to_string(),
@@ -305,11 +344,14 @@ impl PruneJob<'_> {
             true => "nothing to free".to_owned(),
             false => format!("{} freed of {}", bytes(summary.freed_bytes()), bytes(summary.size_bytes)),
         };
+        let locked = locked_until.map(|until| {
+            format!("; {} unused are locked until {}", bytes(summary.locked_bytes), until.format("%Y-%m-%d %H:%M"))
+        });
         Record::Action(Action {
             action: "prune".into(),
             target: repo.url(),
             changed: !summary.is_nothing(),
-            reason: format!("{rules}; {freed}"),
+            reason: format!("{rules}; {freed}{}", locked.unwrap_or_default()),
             dry_run: self.dry_run,
             extra: fields.as_object().cloned().unwrap_or_default(),
         })

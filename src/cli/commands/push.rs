@@ -1,22 +1,26 @@
 //! `kvmb push`
 
 use crate::capture::{CaptureFile, CaptureState, RuntimeDirs};
-use crate::cli::args::capture::{AuditArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::args::capture::{AuditArgs, ChunkArgs, CompressionArgs, LimitReadArgs, ThreadsArgs};
 use crate::cli::args::copy::CopyFromArgs;
+use crate::cli::args::object_lock::LockForArgs;
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::input::stdin_records;
+use crate::cli::object_locks::extend_for_new_points;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
 use crate::ops::copy::transfer::Copier;
 use crate::ops::locked_repo::LockedRepo;
+use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::push::{PushRequest, Trust, push};
 use crate::rate_limiter::RateLimiter;
 use crate::record::{Action, Disk, Point, Record, Time};
 use crate::repo::Repository;
+use chrono::Local;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -27,13 +31,19 @@ use std::collections::BTreeMap;
 ///
 /// Also reads 'point' records and copies those points from the repository that holds them. Only missing data is
 /// transferred, and it is verified during the copy. A point that has been copied before is reported as already
-/// there.
+/// there. Points that are named are copied from --from-repo; standard input is not read then.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
   kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify
+  kvmb push 4f2a91c7 --from-repo /backup/kvm -r /mnt/usb/kvm
   kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --from-password-file kvm.pass")]
 pub(crate) struct PushArgs {
+    /// Points to copy: an ID or the beginning of one, NAME@latest, NAME@2026-11-20, NAME@-2h. Without points, records
+    /// are read from standard input.
+    #[arg(value_name = "POINT")]
+    points: Vec<String>,
+
     /// Show what would be stored without storing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -42,10 +52,19 @@ pub(crate) struct PushArgs {
     repo: RepoArgs,
 
     #[command(flatten)]
+    lock: LockForArgs,
+
+    #[command(flatten)]
     audit: AuditArgs,
 
     #[command(flatten)]
     chunks: ChunkArgs,
+
+    #[command(flatten)]
+    compression: CompressionArgs,
+
+    #[command(flatten)]
+    threads: ThreadsArgs,
 
     #[command(flatten)]
     limit: LimitReadArgs,
@@ -55,7 +74,12 @@ pub(crate) struct PushArgs {
 }
 
 impl PushArgs {
-    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        self.lock.apply(context, &mut self.repo, None)?;
+        session.keep_records();
+        if !self.points.is_empty() {
+            return self.copy_named(context, session);
+        }
         let records = stdin_records("push", "disk or point records", &context.stop)?;
         let mut stage = Stage {
             context,
@@ -67,6 +91,7 @@ impl PushArgs {
             runtime: None,
             repo: None,
             copiers: BTreeMap::new(),
+            stored: 0,
         };
         let mut broken = None;
         for record in records {
@@ -80,8 +105,72 @@ impl PushArgs {
                 break;
             }
         }
-        stage.finish(session);
+        let repo = stage.finish(session);
+        if let Some(repo) = repo {
+            extend_for_new_points(context, &repo, session)?;
+        }
         broken.map_or(Ok(()), Err)
+    }
+}
+
+impl PushArgs {
+    /// Copies the points that the command line names.
+    fn copy_named(&self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let source = self.from.named_source(context, &self.repo)?.ok_or_else(|| {
+            CliError::usage("no repository to copy from")
+                .hint("use --from-repo URL for the repository that has the points, and -r URL for the other one")
+        })?;
+        let from = source.open(context)?;
+        let (known, damaged) = points::list(&from)?;
+        let mut wanted = Vec::new();
+        for name in &self.points {
+            match points::find_surely(&from, &known, &damaged, &PointName::parse(name, Local::now())) {
+                Ok(point) => wanted.push(point),
+                Err(error) => session.fail(About::default(), error),
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        if self.dry_run {
+            let url = self.repo.url()?;
+            let action = |point: &PointRef| copy_dry_run(url.clone(), point.id.to_string(), point.machine());
+            wanted.iter().for_each(|point| session.done(Record::Action(action(point))));
+            return Ok(());
+        }
+        let to = self.repo.open_or_create_default(context)?;
+        let history = HistoryRecorder::of(context, &to.url());
+        let mut copier = Copier::open(&from, &to, self.compression.compression, &context.monitor, &context.stop)?;
+        for point in wanted {
+            let began_at = HistoryRecorder::now();
+            let copied = copier.find(&point.id.to_string());
+            let copied = copied.and_then(|found| copier.copy(&found, &context.monitor, &context.stop));
+            match copied {
+                Ok(copy) => {
+                    history.run(&copy.machine, &copy.uuid, began_at, Ok(&copy));
+                    session.done(Record::Point(copy));
+                }
+                Err(error @ Error::Interrupted) => return Err(error.into()),
+                Err(error) => {
+                    let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
+                    session.fail(about, error);
+                }
+            }
+        }
+        extend_for_new_points(context, &to, session)
+    }
+}
+
+/// What a dry run says of a copy.
+fn copy_dry_run(url: String, point: String, machine: &str) -> Action {
+    let extra = json!({ "repo": url, "point": point });
+    Action {
+        action: "push".into(),
+        target: machine.to_owned(),
+        changed: true,
+        reason: format!("the point would be copied to {url} if it is not there yet"),
+        dry_run: true,
+        extra: extra.as_object().cloned().unwrap_or_default(),
     }
 }
 
@@ -98,6 +187,8 @@ struct Stage<'a> {
     repo: Option<Result<Repository, CliError>>,
     /// By the repository that is copied from.
     copiers: BTreeMap<String, Result<Copier, CliError>>,
+    /// How many points were stored or copied.
+    stored: usize,
 }
 
 impl Stage<'_> {
@@ -112,8 +203,11 @@ impl Stage<'_> {
                 let copied = self.copy(point);
                 self.remember(&machine, &uuid, began_at, copied.as_ref());
                 match copied {
-                    Ok(copy) => session.done(Record::Point(copy)),
-                    Err(error) if error.code == Code::Interrupted => return Err(error),
+                    Ok(copy) => {
+                        self.stored += 1;
+                        session.done(Record::Point(copy));
+                    }
+                    Err(error) if error.code == Code::Interrupted => return Err(error.hint(self.what_is_kept())),
                     Err(error) => session.fail(about, error),
                 }
             }
@@ -136,14 +230,15 @@ impl Stage<'_> {
         }
     }
 
-    /// Says which captures came only in part.
-    fn finish(self, session: &mut Session) {
+    /// Says which captures came only in part. Returns the repository, if it was opened.
+    fn finish(self, session: &mut Session) -> Option<Repository> {
         for (capture, disks) in self.stream.incomplete() {
             let Some(first) = disks.first() else { continue };
             let about = About { capture: Some(capture.clone()), ..About::machine(&first.connect, &first.machine) };
             let expected = first.capture_disks.unwrap_or(disks.len());
             session.fail(about, Error::CaptureIncomplete { capture, arrived: disks.len(), expected });
         }
+        self.repo.and_then(Result::ok)
     }
 
     fn push_machine(&mut self, capture: &str, disks: Vec<Disk>, session: &mut Session) {
@@ -168,12 +263,24 @@ impl Stage<'_> {
         self.remember(&machine, &uuid, began_at, pushed.as_ref());
         match pushed {
             Ok(point) => {
+                self.stored += 1;
                 session.stored(Point { batch, batch_machines, ..point.clone() });
                 // The record of the point has told `release` which capture to end.
                 session.report_shortcomings(About { capture: None, ..about }, &point);
             }
+            Err(error) if error.code == Code::Interrupted => session.fail(about, error.hint(self.what_is_kept())),
             Err(error) => session.fail(about, error),
         }
+    }
+
+    /// What an interrupted run has left.
+    fn what_is_kept(&self) -> String {
+        let stored = match self.stored {
+            0 => "no point was stored".to_owned(),
+            1 => "1 point was stored and is complete".to_owned(),
+            count => format!("{count} points were stored and are complete"),
+        };
+        format!("{stored}; data that is already in the repository is used by the next run")
     }
 
     /// Notes in the history how it went.
@@ -192,7 +299,16 @@ impl Stage<'_> {
         let (file, state) = whole_capture(runtime, capture, &disks)?;
         let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
         let (trust, rate_limit, chunk_size) = (self.trust, self.rate_limit.as_ref(), self.args.chunks.chunk_size);
-        let request = PushRequest { file: &file, capture: &state, sha256, trust, rate_limit, chunk_size };
+        let request = PushRequest {
+            file: &file,
+            capture: &state,
+            sha256,
+            trust,
+            rate_limit,
+            chunk_size,
+            compression: self.args.compression.compression,
+            parallelism: self.args.threads.parallelism(1),
+        };
         let open = LockedRepo::shared(repo, &context.stop)?;
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }
@@ -204,7 +320,8 @@ impl Stage<'_> {
         let source = args.from.source(context, &args.repo, &came.repo)?;
         let repo = self.repo.get_or_insert_with(|| args.repo.open_or_create_default(context));
         let repo = repo.as_ref().map_err(CliError::clone)?;
-        let open = || Ok(Copier::open(&source.open(context)?, repo, &context.monitor, &context.stop)?);
+        let (compression, monitor) = (args.compression.compression, &context.monitor);
+        let open = || Ok(Copier::open(&source.open(context)?, repo, compression, monitor, &context.stop)?);
         let copier = self.copiers.entry(source.url()?).or_insert_with(open).as_mut().map_err(|error| error.clone())?;
         let copy = copier.copy(&copier.find(&came.point)?, &context.monitor, &context.stop)?;
         let Point { capture, batch, batch_machines, extra, .. } = came;
@@ -212,16 +329,7 @@ impl Stage<'_> {
     }
 
     fn copy_dry_run(&self, point: Point) -> Result<Action, CliError> {
-        let url = self.args.repo.url()?;
-        let extra = json!({ "repo": url, "point": point.point });
-        Ok(Action {
-            action: "push".into(),
-            target: point.machine,
-            changed: true,
-            reason: format!("the point would be copied to {url} if it is not there yet"),
-            dry_run: true,
-            extra: extra.as_object().cloned().unwrap_or_default(),
-        })
+        Ok(copy_dry_run(self.args.repo.url()?, point.point, &point.machine))
     }
 
     fn show_dry_run(&self, capture: &str, disks: Vec<Disk>) -> Result<Action, CliError> {

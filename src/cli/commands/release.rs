@@ -9,6 +9,7 @@ use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::cli::terminal::stderr::say;
 use crate::ops::Stop;
+use crate::ops::drill::leftovers::DrillState;
 use crate::ops::release::release;
 use crate::ops::serve::registry::ServedState;
 use crate::record::{Action, Record};
@@ -31,7 +32,7 @@ pub(crate) struct ReleaseArgs {
     #[arg(value_name = "NAME", add = complete::captures())]
     names: Vec<String>,
 
-    /// Close all captures of this host.
+    /// Close all captures of this host, and remove what killed drills left.
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
@@ -48,8 +49,11 @@ impl ReleaseArgs {
                 let name = file.id().to_owned();
                 self.release_file(&runtime, &name, file, session);
             }
-            for state in ServedState::list(&runtime)? {
+            for state in ServedState::releasable(&runtime)? {
                 self.release_named(&runtime, &state.id, session);
+            }
+            for state in DrillState::abandoned(&runtime)? {
+                self.clear_drill(context, &runtime, &state, session);
             }
         } else if self.names.is_empty() {
             self.release_stream(&runtime, session)?;
@@ -60,6 +64,7 @@ impl ReleaseArgs {
         }
         if !self.dry_run {
             capture::close::clear_stateless(&runtime)?;
+            ops::serve::clear_abandoned(&runtime);
         }
         Ok(())
     }
@@ -99,6 +104,21 @@ impl ReleaseArgs {
                 session.done(self.action(name, true, reason, Some(&closed)));
             }
             Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
+        }
+    }
+
+    /// Removes what a killed drill left, through its own connection.
+    fn clear_drill(&self, context: &Context, runtime: &RuntimeDirs, state: &DrillState, session: &mut Session) {
+        let name = state.drill_machine();
+        if self.dry_run {
+            return session.done(self.action(&name, true, "what a killed drill left would be removed", None));
+        }
+        let cleared = context
+            .hypervisor(Some(&state.connect))
+            .and_then(|hypervisor| state.clear(&hypervisor, runtime).map_err(CliError::from));
+        match cleared {
+            Ok(()) => session.done(self.action(&name, true, "what a killed drill left was removed", None)),
+            Err(error) => session.fail(About { machine: Some(state.machine.clone()), ..About::default() }, error),
         }
     }
 

@@ -3,23 +3,25 @@
 use crate::capture::Hypervisor;
 use crate::cli::args::repo::{DefaultRepo, RepoArgs};
 use crate::cli::commands::restore_dialog as dialog;
+use crate::cli::commands::restore_live::{LiveArgs, refuse_unfinished};
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::failure::CliError;
+use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::cli::table::printable;
 use crate::cli::terminal::prompt;
-use crate::cli::terminal::stderr::say;
+use crate::cli::terminal::stderr::{self, say};
 use crate::ops;
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::restore::live::check as check_live;
 use crate::ops::restore::plan::{RestorePlan, plan, refuse_running};
 use crate::ops::restore::restore;
 use crate::ops::restore::{ImageFormat, RestoreRequest};
 use crate::record::{Point, Record, RestoredTo};
-use crate::repo::{Index, Repository};
+use crate::repo::{Index, Permit, RepoLock, Repository};
 use clap::ValueEnum;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,12 +31,13 @@ use std::path::PathBuf;
 /// The SHA-256 of every chunk is compared during the restore. New images are written next to the old ones, and
 /// verified before anything is replaced. A running machine is never overwritten. Prints the 'point' record with
 /// 'restored_to'. Without arguments on a terminal, kvmb asks for the machine, the point and the destination.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   kvmb restore vm1 -r /backup/kvm --overwrite                   restore the latest point to its original place
   kvmb restore vm1@2026-11-20 -r /backup/kvm --as vm1-copy --into /var/lib/libvirt/images --start
   kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     restore one disk as a raw image
-  kvmb restore vm1 --into /mnt/rescue --no-define               restore without libvirt")]
+  kvmb restore vm1 --into /mnt/rescue --no-define               restore without libvirt
+  kvmb restore vm1 --overwrite --live                           run the machine while its data is copied")]
 pub(crate) struct RestoreArgs {
     /// What to restore: the latest point of a machine (NAME), a point by time (NAME@2026-11-20, NAME@-2h) or a
     /// point by its ID.
@@ -86,6 +89,15 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     drop_missing_media: bool,
 
+    /// Run the machine with this QEMU instead of the one in its definition.
+    #[arg(long, value_name = "PATH")]
+    emulator: Option<PathBuf>,
+
+    /// Use this machine type instead of the one in the definition, which the QEMU of this host may not have.
+    /// Examples: q35, pc.
+    #[arg(long, value_name = "TYPE")]
+    machine_type: Option<String>,
+
     /// Connect interfaces of network OLD to network NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
     network: Vec<String>,
@@ -94,8 +106,11 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "OLD=NEW")]
     bridge: Vec<String>,
 
+    #[command(flatten)]
+    live: LiveArgs,
+
     /// Show what would be written without writing it.
-    #[arg(short = 'n', long)]
+    #[arg(short = 'n', long, help_heading = "Options", conflicts_with_all = ["resume", "abort"])]
     dry_run: bool,
 
     #[command(flatten)]
@@ -126,6 +141,9 @@ fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
 
 impl RestoreArgs {
     pub(crate) fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        if let Some(machine) = self.point.as_ref().filter(|_| self.live.is_about_unfinished()) {
+            return self.live.settle(context, machine, session);
+        }
         if let Some(name) = self.point.take() {
             let repo = self.repo.open(context)?;
             self.restore(context, &repo, &PointName::parse(&name, chrono::Local::now()), session)?;
@@ -153,7 +171,7 @@ impl RestoreArgs {
     fn ask(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if !self.repo.is_named() && !DefaultRepo::locate()?.exists() {
             say("This host has no repository of its own. Which one should be used?");
-            self.repo.repo = Some(prompt::text("Repository (a folder, or sftp://user@host//folder)", "")?);
+            self.repo.repo = Some(dialog::ask_repository(context, &self.repo)?);
         }
         let repo = self.repo.open(context)?;
         let (known, damaged) = points::list(&repo)?;
@@ -163,26 +181,47 @@ impl RestoreArgs {
         let machine =
             dialog::ask_machine(&known)?.ok_or_else(|| CliError::failed(format!("no points in {}", repo.url())))?;
         let point = dialog::ask_point(&known, &machine)?;
-        let place = dialog::ask_place(context, &machine, !self.no_define)?;
-        self.as_name = place.as_name.or(self.as_name);
-        self.into = place.into.or(self.into);
-        self.overwrite |= place.overwrite;
-        self.no_define |= place.no_define;
-        self.start |= place.start;
-
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let opened = points::open_with_damage(&repo, &index, &point)?;
-        let libvirt = (!self.no_define).then(|| context.hypervisor(None).ok()).flatten();
-        let connect = libvirt.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
-        let planned = plan(&repo, &index, &opened, &self.request(connect)?, libvirt.as_ref())?;
-        drop(libvirt);
+        let mut answer = dialog::PlaceAnswer { start: self.start, ..Default::default() };
+        let (chosen, planned) = loop {
+            answer = dialog::ask_place(context, &machine, !self.no_define, &answer)?;
+            let chosen = RestoreArgs {
+                as_name: answer.as_name.clone().or(self.as_name.clone()),
+                into: answer.into.clone().or(self.into.clone()),
+                overwrite: self.overwrite || answer.overwrite,
+                no_define: answer.no_define,
+                start: answer.start,
+                ..self.clone()
+            };
+            match chosen.plan(context, &repo, &index, &opened) {
+                Ok(planned) => break (chosen, planned),
+                Err(error) if matches!(error.code, Code::Interrupted | Code::Damage) => return Err(error),
+                // The other answers stay.
+                Err(error) => stderr::error(&error.message, error.hint.as_deref()),
+            }
+        };
         dialog::summarize(&opened, &planned);
-        let equivalent = self.command_line(context, &point.id.short());
-        if !prompt::confirm("Continue?")? {
+        let equivalent = chosen.command_line(context, &point.id.short());
+        // What replaces something is not confirmed by Enter alone.
+        if !prompt::confirm("Continue?", !chosen.overwrite)? {
             return Err(CliError::failed("nothing was done").hint(equivalent));
         }
         say(&format!("kvmb: to run this without questions: {equivalent}"));
-        self.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)
+        chosen.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)
+    }
+
+    /// What would be written.
+    fn plan(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        index: &Index,
+        opened: &points::OpenPoint,
+    ) -> Result<RestorePlan, CliError> {
+        let libvirt = (!self.no_define).then(|| context.hypervisor(None).ok()).flatten();
+        let connect = libvirt.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
+        Ok(plan(repo, index, opened, &self.request(connect)?, libvirt.as_ref())?)
     }
 
     /// The command line that does what was chosen, without a question.
@@ -195,6 +234,8 @@ impl RestoreArgs {
             ("-r", self.repo.repo.clone()),
             ("--password-file", path(&self.repo.password_file)),
             ("--ssh-password-file", path(&self.repo.ssh_password_file)),
+            ("--cacert", path(&self.repo.cacert)),
+            ("--tls-client-cert", path(&self.repo.tls_client_cert)),
             ("--as", self.as_name.clone()),
             ("--into", path(&self.into)),
             ("--format", format),
@@ -206,6 +247,7 @@ impl RestoreArgs {
         for (flag, is_set) in [
             ("--no-define", self.no_define),
             ("--start", self.start),
+            ("--live", self.live.live),
             ("--overwrite", self.overwrite),
             ("--dry-run", self.dry_run),
         ] {
@@ -233,11 +275,13 @@ impl RestoreArgs {
             }),
             define: !self.no_define,
             connect,
-            start: self.start,
+            start: self.start || self.live.live,
             overwrite: self.overwrite,
             discard_saved_memory: self.discard_saved_memory,
             drop_missing_media: self.drop_missing_media,
             with_files: self.with_files.clone(),
+            emulator: self.emulator.clone(),
+            machine_type: self.machine_type.clone(),
             networks: renamed(&self.network)?,
             bridges: renamed(&self.bridge)?,
         })
@@ -250,12 +294,13 @@ impl RestoreArgs {
         name: &PointName,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let _lock = lock_for_reading(repo, &context.monitor, &context.stop)?;
+        let lock = lock_for_reading(repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(repo, &context.monitor)?;
         let (known, damaged) = points::list(repo)?;
         let point = points::find_surely(repo, &known, &damaged, name)?;
         let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
-        if let Err(error) = self.restore_point(context, repo, &index, &point, session) {
+        let permit = lock.as_ref().map(RepoLock::permit);
+        if let Err(error) = self.restore_point(context, (repo, permit), &index, &point, session) {
             session.fail(about, error);
         }
         Ok(())
@@ -281,7 +326,7 @@ impl RestoreArgs {
     fn restore_point(
         &self,
         context: &Context,
-        repo: &Repository,
+        (repo, permit): (&Repository, Option<Permit>),
         index: &Index,
         point: &PointRef,
         session: &mut Session,
@@ -293,6 +338,10 @@ impl RestoreArgs {
         if let Some(hypervisor) = &hypervisor {
             refuse_running(hypervisor, &planned)?;
         }
+        refuse_unfinished(&planned)?;
+        if let Some(hypervisor) = hypervisor.as_ref().filter(|_| self.live.live) {
+            check_live(&planned, hypervisor, &context.runtime()?)?;
+        }
         drop(hypervisor);
         for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.is_required()) {
             let (part, machine) = (left_out.part.as_deref().unwrap_or_default(), &opened.manifest.machine);
@@ -303,12 +352,17 @@ impl RestoreArgs {
             planned.actions().into_iter().for_each(|action| session.done(Record::Action(action)));
             return Ok(());
         }
-        let connect = || context.open_hypervisor(None);
-        let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop);
-        let restored = restored.map_err(|error| match error {
-            ops::Error::Interrupted => CliError::from(error).hint(what_is_kept(&planned)),
-            other => other.into(),
-        })?;
+        let restored = match self.live.live {
+            true => self.live.restore(context, &self.repo, (repo, permit, index, &opened), &planned)?,
+            false => {
+                let connect = || context.open_hypervisor(None);
+                let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop);
+                restored.map_err(|error| match error {
+                    ops::Error::Interrupted => CliError::from(error).hint(what_is_kept(&planned)),
+                    other => other.into(),
+                })?
+            }
+        };
         if let Some(place) = &restored.restored_to {
             session.close_table(&summary(&restored.machine, place, context.global.connect.as_deref()));
         }

@@ -1,7 +1,9 @@
 //! `kvmb restore` without arguments, on a terminal: repository, machine, point, place, a summary, and the command line
-//! that does the same. For somebody who is tired, on a host that may never have seen kvmb.
+//! that does the same. Each answer is checked at once; one that is wrong is asked for again, and the others stay. For
+//! somebody who is tired, on a host that may never have seen kvmb.
 
 use crate::capture::Hypervisor;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::table::{age, bytes, moment};
@@ -10,8 +12,10 @@ use crate::cli::terminal::stderr::say;
 use crate::ops::points::{OpenPoint, PointRef};
 use crate::ops::restore::plan::RestorePlan;
 use crate::record::Time;
+use crate::repo::{Presence, Repository};
+use rustix::fs::Access;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where libvirt keeps images by itself.
 const IMAGES: &str = "/var/lib/libvirt/images";
@@ -68,8 +72,8 @@ fn look(context: &Context, machine: &str) -> There {
     }
 }
 
-/// Where a machine goes, and what becomes of it there.
-#[derive(Debug, Default)]
+/// Where a machine goes, and what becomes of it there. Asked again, the questions begin with these answers.
+#[derive(Debug, Clone, Default)]
 pub(super) struct PlaceAnswer {
     pub(super) as_name: Option<String>,
     pub(super) into: Option<PathBuf>,
@@ -78,8 +82,30 @@ pub(super) struct PlaceAnswer {
     pub(super) start: bool,
 }
 
+/// Asks for the address of the repository, and looks whether there is one.
+pub(super) fn ask_repository(context: &Context, repo: &RepoArgs) -> Result<String, CliError> {
+    let check = |text: &str| {
+        if text.trim().is_empty() {
+            return Err("type a folder or an address".to_owned());
+        }
+        let repo = RepoArgs { repo: Some(text.trim().to_owned()), ..repo.clone() };
+        let presence = repo.settled_storage(context).and_then(|storage| Ok(Repository::presence(&*storage)?));
+        match presence.map_err(|error| error.message)? {
+            Presence::Nothing => Err(format!("no repository in {}", text.trim())),
+            _ => Ok(()),
+        }
+    };
+    let text = prompt::text("Repository (a folder, or sftp://user@host//folder)", "", &check)?;
+    Ok(text.trim().to_owned())
+}
+
 /// Asks where the machine goes; `defines` says whether libvirt may get its definition.
-pub(super) fn ask_place(context: &Context, machine: &str, defines: bool) -> Result<PlaceAnswer, CliError> {
+pub(super) fn ask_place(
+    context: &Context,
+    machine: &str,
+    defines: bool,
+    before: &PlaceAnswer,
+) -> Result<PlaceAnswer, CliError> {
     let mut answer = PlaceAnswer { no_define: !defines, ..PlaceAnswer::default() };
     let there = look(context, machine);
     let in_place = match there {
@@ -94,24 +120,59 @@ pub(super) fn ask_place(context: &Context, machine: &str, defines: bool) -> Resu
     if first == 2 {
         say("libvirt is not available; only the images and the definition can be restored, as files.");
     }
-    match first
-        + prompt::select("Restore", &places[first..].iter().map(|place| (*place).to_owned()).collect::<Vec<_>>())?
-    {
+    let places: Vec<String> = places[first..].iter().map(|place| (*place).to_owned()).collect();
+    let place = loop {
+        let place = first + prompt::select("Restore", &places)?;
+        if place != 1 || !matches!(look(context, machine), There::Running) {
+            break place;
+        }
+        let name = shlex::try_quote(machine).unwrap_or("NAME".into());
+        say(&format!("  {machine} is running; shut it down first ('virsh shutdown {name}'), or choose another place"));
+    };
+    match place {
         0 => {
-            answer.as_name = Some(prompt::text("New name", &format!("{machine}-restored"))?);
-            answer.into = Some(prompt::text("Folder for the images", IMAGES)?.into());
+            let proposed = before.as_name.clone().unwrap_or_else(|| format!("{machine}-restored"));
+            answer.as_name = Some(prompt::text("New name", &proposed, &|name| check_name(context, name))?);
+            answer.into = Some(ask_folder(before)?);
         }
         // Where nothing is, nothing is to be replaced: whatever is found there after all is a surprise.
         1 => answer.overwrite = matches!(there, There::Off | There::Running),
         _ => {
             answer.no_define = true;
-            answer.into = Some(prompt::text("Folder for the images", IMAGES)?.into());
+            answer.into = Some(ask_folder(before)?);
         }
     }
     if !answer.no_define {
-        answer.start = prompt::confirm("Start the machine after the restore?")?;
+        answer.start = prompt::confirm("Start the machine after the restore?", before.start)?;
     }
     Ok(answer)
+}
+
+fn ask_folder(before: &PlaceAnswer) -> Result<PathBuf, CliError> {
+    let proposed = before.into.as_ref().map_or(IMAGES.into(), |folder| folder.to_string_lossy());
+    prompt::text("Folder for the images", &proposed, &check_folder).map(PathBuf::from)
+}
+
+/// Whether a new machine may have this name.
+fn check_name(context: &Context, name: &str) -> Result<(), String> {
+    match name {
+        _ if name.trim().is_empty() => return Err("type a name".to_owned()),
+        _ if name.contains('/') => return Err("a name cannot contain a slash".to_owned()),
+        _ => {}
+    }
+    match look(context, name) {
+        There::Running | There::Off => Err(format!("a machine {name} already exists")),
+        There::Nowhere | There::Unknown => Ok(()),
+    }
+}
+
+/// Whether images can be written to this folder.
+fn check_folder(folder: &str) -> Result<(), String> {
+    if !Path::new(folder).is_dir() {
+        return Err(format!("no folder {folder}; create it, or type another one"));
+    }
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| format!("cannot write to {folder}: {}", std::io::Error::from(error)))
 }
 
 /// Says what will be written.

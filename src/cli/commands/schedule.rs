@@ -2,15 +2,15 @@
 
 use crate::cli::args::repo::{DefaultRepo, RepoArgs};
 use crate::cli::args::value_parsers::duration;
-use crate::cli::commands::installed_schedules::{installed, scheduled};
+use crate::cli::commands::installed_schedules::{installed, jobs_of};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::cli::terminal::secret::variable;
-use crate::cli::{complete, data_folder};
+use crate::cli::{complete, folders};
 use crate::config::{DEFAULT_BACKUP_FREQ, Retention};
 use crate::record::{Action, Record};
-use crate::schedule::{self, Cron, CronError, Installed, ScheduleLocation, ScheduledJob};
+use crate::schedule::{self, Cron, CronError, Installed, JobKind, ScheduleLocation, ScheduledJob};
 use chrono::{Local, SecondsFormat};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,16 @@ use std::time::Duration;
 /// How many of the next runs a record has.
 const NEXT_RUNS: usize = 3;
 
-/// Schedule backups with cron or systemd.
+/// No more of them are listed.
+const MOST_RUNS: u64 = 1000;
+
+/// When `--drill weekly` is: early on the day on which hosts do least.
+const WEEKLY_DRILL: &str = "30 4 * * sun";
+
+/// How many machines a scheduled drill boots.
+const DRILL_SAMPLE: &str = "3";
+
+/// Schedule backups and drills with cron or systemd.
 ///
 /// The job runs 'kvmb backup' with low priority, and is skipped while the previous run is still active. In a
 /// crontab, the entry is placed between two marker lines. Nothing else in the crontab is changed.
@@ -28,6 +37,8 @@ const NEXT_RUNS: usize = 3;
   kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
   kvmb schedule install --cron @daily --all --random-delay 30m --systemd
   kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify
+  kvmb schedule install --all --drill weekly
+  kvmb schedule describe '30 2 * * 1-5'
   kvmb schedule show
   kvmb schedule remove")]
 pub(crate) struct ScheduleArgs {
@@ -39,6 +50,7 @@ pub(crate) struct ScheduleArgs {
 enum ScheduleCommand {
     Install(Box<InstallArgs>),
     Show(ShowArgs),
+    Describe(Box<DescribeArgs>),
     Remove(RemoveArgs),
 }
 
@@ -50,7 +62,7 @@ enum ScheduleCommand {
   kvmb schedule install
   kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
   kvmb schedule install --cron @daily --all --random-delay 30m --systemd
-  kvmb schedule install --all --prune
+  kvmb schedule install --all --prune --drill weekly
   kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify")]
 struct InstallArgs {
     /// Machine names or globs. Default: the machines in selected_vms of the configuration at the time of each run.
@@ -76,6 +88,14 @@ struct InstallArgs {
     /// After each backup, remove old points according to the retention rules of the configuration.
     #[arg(id = "prune_scheduled", long = "prune")]
     prune: bool,
+
+    /// Also schedule drills: 'weekly' (04:30 on Sundays), or five fields as in crontab(5), or @monthly and similar.
+    ///
+    /// Each run boots the newest points of three machines in isolation, those whose last drill is the longest ago
+    /// ('kvmb drill --all --sample 3'). 'kvmb status' shows the results. Without this option, an installed drill is
+    /// removed.
+    #[arg(long, value_name = "WHEN", value_parser = drill_times)]
+    drill: Option<Cron>,
 
     /// Remove the entries of kvm_backup, the predecessor of kvmb, from the crontab.
     #[arg(long)]
@@ -103,6 +123,23 @@ struct InstallArgs {
   kvmb schedule show --json | jq -r '.next_runs[0]'")]
 struct ShowArgs {}
 
+/// Show what a cron expression means, in words, and its next runs.
+///
+/// Nothing is installed. Default: the schedule that 'kvmb schedule install' would use.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule describe '30 2 * * 1-5'
+  kvmb schedule describe @weekly --runs 3")]
+struct DescribeArgs {
+    /// When to run, as in crontab(5): five fields, or @daily and similar.
+    #[arg(value_name = "EXPRESSION")]
+    cron: Option<Cron>,
+
+    /// Number of next runs to list.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MOST_RUNS))]
+    runs: u64,
+}
+
 /// Remove the schedule.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -123,7 +160,8 @@ struct PlaceArgs {
     #[arg(long, conflicts_with = "systemd")]
     system: bool,
 
-    /// Use the systemd units kvmb.service and kvmb.timer. Missed runs are made up for.
+    /// Use the systemd units kvmb.service and kvmb.timer, and for drills kvmb-drill.service and kvmb-drill.timer.
+    /// Missed runs are made up for.
     #[arg(long)]
     systemd: bool,
 }
@@ -143,6 +181,7 @@ impl ScheduleArgs {
         match self.command {
             ScheduleCommand::Install(args) => args.run(context, session),
             ScheduleCommand::Show(args) => args.run(context, session),
+            ScheduleCommand::Describe(args) => args.run(context, session),
             ScheduleCommand::Remove(args) => args.run(session),
         }
     }
@@ -156,25 +195,35 @@ impl InstallArgs {
             session.done(action(place, false, reason, self.dry_run, Map::new()));
             return Ok(());
         }
-        let job = self.job(context, place)?;
+        let jobs = self.jobs(context, place)?;
         if !self.dry_run {
             // The lock is in there, and cron's shell makes no folders.
-            data_folder::make_data_folder()?;
+            folders::make_state_folder()?;
         }
         self.replace_old_entries(session)?;
-        let change = place.install(&job, self.dry_run)?;
+        let change = place.install(&jobs, self.dry_run)?;
         let reason = match (change.changed, self.dry_run) {
             (false, _) => "already installed".to_owned(),
             (true, false) => "installed".to_owned(),
             (true, true) => "would be installed".to_owned(),
         };
-        let extra = describe(Some((job.cron.clone(), job.shell_command()?)), &change.entry);
+        let mut extra = Map::new();
+        for job in &jobs {
+            let mut fields = times_of(&job.cron, NEXT_RUNS);
+            fields.insert("command".into(), json!(job.shell_command()?));
+            match job.kind {
+                JobKind::Backup => extra.append(&mut fields),
+                JobKind::Drill => drop(extra.insert("drill".into(), Value::Object(fields))),
+            }
+        }
+        extra.insert("entry".into(), json!(change.entry));
         session.done(action(place, change.changed, &reason, self.dry_run, extra));
         report_others(place, session)
     }
 
-    fn job(&self, context: &Context, place: ScheduleLocation) -> Result<ScheduledJob, CliError> {
-        let command = self.command(context)?;
+    /// The backup, and the drill if there is to be one.
+    fn jobs(&self, context: &Context, place: ScheduleLocation) -> Result<Vec<ScheduledJob>, CliError> {
+        let command = self.backup_command(context)?;
         // What is wrong with it should be heard of now, and not in the night.
         (context.grammar)().try_get_matches_from(&command).map_err(|error| {
             let text = error.to_string();
@@ -184,27 +233,29 @@ impl InstallArgs {
                 first.trim_start_matches("error: ")
             ))
         })?;
-        // Two schedules may be there at once, and each has its own runs.
-        let lock = match place {
-            ScheduleLocation::System => "schedule-system.lock",
-            _ => "schedule.lock",
-        };
-        let lock = absolute(&data_folder::data_folder()?)?.join(lock);
+        let folder = absolute(&folders::state_folder()?)?;
         let environment = environment(place)?;
-        Ok(ScheduledJob { cron: self.cron(context)?, command, environment, random_delay: self.random_delay, lock })
-    }
-
-    fn cron(&self, context: &Context) -> Result<Cron, CliError> {
-        match (&self.cron, &context.config().backup_freq) {
-            (Some(cron), _) => Ok(cron.clone()),
-            (None, Some(cron)) => Ok(cron.value().clone()),
-            (None, None) => DEFAULT_BACKUP_FREQ.parse().map_err(|error: CronError| CliError::failed(error.to_string())),
+        let job = |kind, cron, command| {
+            // Two schedules may be there at once, and each has its own runs. A drill does not keep a backup waiting.
+            let lock = match (kind, place) {
+                (JobKind::Backup, ScheduleLocation::System) => "schedule-system.lock",
+                (JobKind::Backup, _) => "schedule.lock",
+                (JobKind::Drill, ScheduleLocation::System) => "schedule-drill-system.lock",
+                (JobKind::Drill, _) => "schedule-drill.lock",
+            };
+            let (environment, random_delay) = (environment.clone(), self.random_delay);
+            ScheduledJob { kind, cron, command, environment, random_delay, lock: folder.join(lock) }
+        };
+        let mut jobs = vec![job(JobKind::Backup, cron_or_default(self.cron.as_ref(), context)?, command)];
+        if let Some(cron) = &self.drill {
+            jobs.push(job(JobKind::Drill, cron.clone(), self.drill_command(context)?));
         }
+        Ok(jobs)
     }
 
-    /// kvmb and its arguments: all that flags and variables set for this call, which a schedule does not have,
-    /// and which configuration applies. What that says is read at each run.
-    fn command(&self, context: &Context) -> Result<Vec<String>, CliError> {
+    /// kvmb with a command and the arguments that say where: all that flags and variables set for this call, which a
+    /// schedule does not have, and which configuration applies. What that says is read at each run.
+    fn command(&self, context: &Context, name: &str) -> Result<Vec<String>, CliError> {
         let config = context.config();
         let mut words = vec![text(&own_path()?)?];
         if let Some(file) = &context.settings.loaded.file {
@@ -214,7 +265,7 @@ impl InstallArgs {
         let connect = context.global.connect.clone().or_else(|| variable("LIBVIRT_DEFAULT_URI"));
         let connect = connect.filter(|uri| Some(uri) != configured.as_ref());
         words.extend(connect.into_iter().flat_map(|uri| ["-c".to_owned(), uri]));
-        words.push("backup".into());
+        words.push(name.into());
         if self.names_repo(context) {
             let url = self.repo.url()?;
             // An address with a scheme is none of a folder.
@@ -228,6 +279,26 @@ impl InstallArgs {
         if let Some(time) = self.repo.retry_for {
             words.extend(["--retry-for".into(), format!("{}s", time.as_secs())]);
         }
+        if let Some(folder) = &self.repo.cache_dir {
+            words.extend(["--cache-dir".into(), text(&absolute(folder)?)?]);
+        }
+        if let Some(time) = self.repo.key_cache {
+            words.extend(["--key-cache".into(), format!("{}s", time.as_secs())]);
+        }
+        if self.repo.no_cache {
+            words.push("--no-cache".into());
+        }
+        Ok(words)
+    }
+
+    fn drill_command(&self, context: &Context) -> Result<Vec<String>, CliError> {
+        let mut words = self.command(context, "drill")?;
+        words.extend(["--all", "--sample", DRILL_SAMPLE].map(str::to_owned));
+        Ok(words)
+    }
+
+    fn backup_command(&self, context: &Context) -> Result<Vec<String>, CliError> {
+        let mut words = self.command(context, "backup")?;
         if self.prune {
             if context.config().retention == Retention::default() {
                 return Err(CliError::usage("--prune needs retention rules, and the configuration has none").hint(
@@ -240,7 +311,7 @@ impl InstallArgs {
         match (self.all, self.names.is_empty()) {
             (true, _) => words.push("--all".into()),
             (_, false) => words.extend(self.names.iter().cloned()),
-            (_, true) if config.selected_vms.values().any(|taken| *taken) => {}
+            (_, true) if context.config().selected_vms.values().any(|taken| *taken) => {}
             (_, true) => {
                 return Err(CliError::usage("no machines were given and selected_vms of the configuration is not set")
                     .hint("specify machines, use --all, or set selected_vms in the configuration"));
@@ -267,6 +338,26 @@ impl InstallArgs {
                 let error = CliError::usage(format!("a scheduled backup cannot use ${name}"));
                 return Err(error.hint(format!("use {flag} FILE")));
             }
+        }
+        for (flag, file) in [("--cacert", &self.repo.cacert), ("--tls-client-cert", &self.repo.tls_client_cert)] {
+            if let Some(file) = file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+                words.extend([flag.to_owned(), text(&absolute(file)?)?]);
+            }
+        }
+        if self.repo.is_named() && self.repo.url()?.starts_with("rest:") {
+            let names = ["KVMB_REST_PASSWORD_FILE", "KVMB_REST_PASSWORD_COMMAND", "RESTIC_REST_PASSWORD"];
+            if let Some(name) = names.into_iter().find(|name| variable(name).is_some()) {
+                let error = CliError::usage(format!("a scheduled backup cannot use ${name}"));
+                return Err(error.hint("kvmb config set http.user=NAME http.password_file=FILE"));
+            }
+        }
+        if self.repo.is_named()
+            && self.repo.url()?.starts_with("s3:")
+            && let Some(name) =
+                ["AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"].into_iter().find(|name| variable(name).is_some())
+        {
+            let error = CliError::usage(format!("a scheduled backup cannot use ${name}"));
+            return Err(error.hint("kvmb config set s3.credentials_file=FILE"));
         }
         let config = context.config();
         let is_configured = config.password_file.is_some() || config.password_command.is_some();
@@ -305,21 +396,27 @@ impl InstallArgs {
 impl ShowArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut any = false;
-        for (place, Installed { entry, job }) in installed()? {
-            let reason = match &job {
-                Some((cron, _)) => format!("runs at {cron}"),
-                None => "edited by hand; kvmb cannot interpret it".to_owned(),
-            };
-            let shown = job.clone().map(|job| scheduled(place, job, (context.grammar)()));
-            let mut extra = describe(job, &entry);
-            if let Some(shown) = shown {
-                let own = || Some(DefaultRepo::locate().ok()?.folder.to_string_lossy().into_owned());
-                let repo = shown.repo.clone().or_else(|| context.config().primary_repo()).or_else(own);
-                extra.insert("machines".into(), shown.machines());
-                extra.insert("repo".into(), json!(repo));
-                extra.insert("backup_command".into(), json!(shown.command));
+        for (place, installed) in installed()? {
+            let jobs = jobs_of(place, &installed, context.grammar);
+            if jobs.is_empty() {
+                let reason = "edited by hand; kvmb cannot interpret it";
+                session.done(action(place, false, reason, false, describe(None, &installed.entry)));
             }
-            session.done(action(place, false, &reason, false, extra));
+            for job in jobs {
+                let words = job.cron.words();
+                let (target, reason, command_field) = match job.is_drill {
+                    false => (place.name(), format!("runs {words} ({})", job.cron), "backup_command"),
+                    true => (place.drill_name(), format!("a drill runs {words} ({})", job.cron), "drill_command"),
+                };
+                let own = || Some(DefaultRepo::locate().ok()?.folder.to_string_lossy().into_owned());
+                let repo = job.repo.clone().or_else(|| context.config().primary_repo()).or_else(own);
+                let machines = job.machines();
+                let mut extra = describe(Some((job.cron, job.full_command)), &installed.entry);
+                extra.insert("machines".into(), machines);
+                extra.insert("repo".into(), json!(repo));
+                extra.insert(command_field.into(), json!(job.command));
+                session.done(action_at(target, false, &reason, false, extra));
+            }
             any = true;
         }
         for entry in old_entries()? {
@@ -341,6 +438,23 @@ impl ShowArgs {
     }
 }
 
+impl DescribeArgs {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let cron = cron_or_default(self.cron.as_ref(), context)?;
+        let extra = times_of(&cron, usize::try_from(self.runs).unwrap_or(NEXT_RUNS));
+        let reason = format!("runs {}", cron.words());
+        session.done(Record::Action(Action {
+            action: "schedule".into(),
+            target: cron.to_string(),
+            changed: false,
+            reason,
+            dry_run: true,
+            extra,
+        }));
+        Ok(())
+    }
+}
+
 impl RemoveArgs {
     fn run(self, session: &mut Session) -> Result<(), CliError> {
         let place = self.place.place();
@@ -357,14 +471,14 @@ impl RemoveArgs {
 
 /// A schedule in another place runs as well.
 fn report_others(here: ScheduleLocation, session: &mut Session) -> Result<(), CliError> {
-    for (place, Installed { entry, job }) in installed()?.into_iter().filter(|(place, _)| *place != here) {
+    for (place, Installed { entry, jobs }) in installed()?.into_iter().filter(|(place, _)| *place != here) {
         let flag = match place {
             ScheduleLocation::User => "",
             ScheduleLocation::System => " --system",
             ScheduleLocation::Systemd => " --systemd",
         };
         let reason = format!("another schedule is installed here; 'kvmb schedule remove{flag}' removes it");
-        session.done(action(place, false, &reason, false, describe(job, &entry)));
+        session.done(action(place, false, &reason, false, describe(jobs.into_iter().next(), &entry)));
     }
     Ok(())
 }
@@ -377,54 +491,80 @@ fn old_entries() -> Result<Vec<String>, CliError> {
 }
 
 fn action(place: ScheduleLocation, changed: bool, reason: &str, dry_run: bool, extra: Map<String, Value>) -> Record {
-    let (action, target, reason) = ("schedule".to_owned(), place.name().to_owned(), reason.to_owned());
+    action_at(place.name(), changed, reason, dry_run, extra)
+}
+
+fn action_at(target: &str, changed: bool, reason: &str, dry_run: bool, extra: Map<String, Value>) -> Record {
+    let (action, target, reason) = ("schedule".to_owned(), target.to_owned(), reason.to_owned());
     Record::Action(Action { action, target, changed, reason, dry_run, extra })
 }
 
 fn describe(job: Option<(Cron, String)>, entry: &str) -> Map<String, Value> {
     let mut fields = Map::new();
     if let Some((cron, command)) = job {
-        let next = cron.next_runs(&Local::now(), NEXT_RUNS);
-        let next = next.iter().map(|run| run.to_rfc3339_opts(SecondsFormat::Secs, false)).collect::<Vec<_>>();
-        fields.insert("cron".into(), json!(cron.to_string()));
+        fields = times_of(&cron, NEXT_RUNS);
         fields.insert("command".into(), json!(command));
-        fields.insert("next_runs".into(), json!(next));
     }
     fields.insert("entry".into(), json!(entry));
     fields
 }
 
+/// When drills run.
+fn drill_times(text: &str) -> Result<Cron, CronError> {
+    if text == "weekly" { WEEKLY_DRILL.parse() } else { text.parse() }
+}
+
+/// The expression that is given, or that of the configuration, or the default.
+fn cron_or_default(given: Option<&Cron>, context: &Context) -> Result<Cron, CliError> {
+    match (given, &context.config().backup_freq) {
+        (Some(cron), _) => Ok(cron.clone()),
+        (None, Some(cron)) => Ok(cron.value().clone()),
+        (None, None) => DEFAULT_BACKUP_FREQ.parse().map_err(|error: CronError| CliError::failed(error.to_string())),
+    }
+}
+
+/// When an expression runs: the fields of a record.
+fn times_of(cron: &Cron, count: usize) -> Map<String, Value> {
+    let next = cron.next_runs(&Local::now(), count);
+    let next = next.iter().map(|run| run.to_rfc3339_opts(SecondsFormat::Secs, false)).collect::<Vec<_>>();
+    let mut fields = Map::new();
+    fields.insert("cron".into(), json!(cron.to_string()));
+    fields.insert("description".into(), json!(cron.words()));
+    if let Some(gap) = cron.longest_gap() {
+        fields.insert("longest_gap_seconds".into(), json!(gap.as_secs()));
+    }
+    fields.insert("next_runs".into(), json!(next));
+    fields
+}
+
 /// The variables that change what kvmb does and for which 'kvmb backup' has no flag.
-fn environment(place: ScheduleLocation) -> Result<Vec<(String, String)>, CliError> {
+pub(super) fn environment(place: ScheduleLocation) -> Result<Vec<(String, String)>, CliError> {
     let mut variables = Vec::new();
     // cron gives it to everybody, systemd to no service of the system: keys for SSH and the like are below it.
     if place == ScheduleLocation::Systemd {
         variables.extend(variable("HOME").map(|home| ("HOME".to_owned(), home)));
     }
-    for name in ["KVMB_RUNTIME_DIR", "KVMB_SCRATCH"] {
+    // A user's folders may come from variables of the session.
+    for name in ["KVMB_RUNTIME_DIR", "KVMB_SCRATCH", "KVMB_DATA_DIR", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
         if let Some(folder) = variable(name) {
             variables.push((name.to_owned(), text(&absolute(Path::new(&folder))?)?));
         }
-    }
-    // A user's data folder may come from a variable of the session.
-    if ["KVMB_DATA_DIR", "XDG_DATA_HOME"].iter().any(|name| variable(name).is_some()) {
-        variables.push(("KVMB_DATA_DIR".into(), text(&absolute(&data_folder::data_folder()?)?)?));
     }
     Ok(variables)
 }
 
 /// This program by its full path; by that on `$PATH`, if it is the same, for that one stays when a new version comes.
-fn own_path() -> Result<PathBuf, CliError> {
+pub(super) fn own_path() -> Result<PathBuf, CliError> {
     let own = std::env::current_exe().map_err(|error| CliError::failed(format!("where is kvmb? {error}")))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let same = |found: &PathBuf| found.is_absolute() && found.canonicalize().is_ok_and(|found| found == own);
     Ok(std::env::split_paths(&path).map(|folder| folder.join("kvmb")).find(same).unwrap_or(own))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
 }
 
-fn text(path: &Path) -> Result<String, CliError> {
+pub(super) fn text(path: &Path) -> Result<String, CliError> {
     path.to_str().map(str::to_owned).ok_or_else(|| CliError::usage(format!("{} is no text", path.display())))
 }

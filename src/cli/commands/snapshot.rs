@@ -69,7 +69,7 @@ impl SnapshotArgs {
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;
                 let machine = hypervisor.machine(&selection.machine)?;
                 about = About::machine(hypervisor.uri(), machine.name());
-                let request = self.capture.request(selection.disks.clone())?;
+                let request = self.capture.request(context, &selection)?;
                 if is_without_disks(&machine, &request)? {
                     let (connect, uuid) = (hypervisor.uri(), machine.uuid());
                     let extra =

@@ -58,7 +58,7 @@ fn percent(text: &str) -> Result<f64, String> {
 const ALL: &str = "--all";
 
 /// A repository that was opened for a command, with its lock held.
-struct Open {
+struct OpenRepository {
     repo: Repository,
     index: Arc<Index>,
     points: Vec<PointRef>,
@@ -67,11 +67,13 @@ struct Open {
     _lock: Option<RepoLock>,
 }
 
-fn open(context: &Context, repo: Repository) -> Result<Open, CliError> {
+fn open(context: &Context, repo: Repository) -> Result<OpenRepository, CliError> {
     let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
-    let (index, damaged_indexes) = repo.load_index_with_damage()?;
+    let (index, damaged_indexes) = repo.reload_index_with_damage()?;
+    // It is the repository that is verified.
+    let repo = repo.uncached();
     let (points, damaged) = points::list(&repo)?;
-    Ok(Open { repo, index, points, damaged, damaged_indexes, _lock: lock })
+    Ok(OpenRepository { repo, index, points, damaged, damaged_indexes, _lock: lock })
 }
 
 impl VerifyArgs {
@@ -124,7 +126,7 @@ impl VerifyArgs {
     fn verify_records(
         &self,
         context: &Context,
-        open: &Open,
+        open: &OpenRepository,
         records: Vec<Point>,
         session: &mut Session,
     ) -> Result<(), CliError> {
@@ -149,7 +151,7 @@ impl VerifyArgs {
     fn verify_points(
         &self,
         context: &Context,
-        open: &Open,
+        open: &OpenRepository,
         selection: &str,
         points: Vec<VerifyItem>,
         are_all: bool,
@@ -173,7 +175,7 @@ impl VerifyArgs {
 type VerifyItem = (PointRef, Option<Point>);
 
 /// Every point of a repository that can be named; what cannot be is reported.
-fn all_points(open: &Open, session: &mut Session) -> Vec<VerifyItem> {
+fn all_points(open: &OpenRepository, session: &mut Session) -> Vec<VerifyItem> {
     for DamagedSnapshot { id, error } in &open.damaged {
         let message = format!("snapshot {id} cannot be read: {error}");
         session.fail(About::default(), CliError::new(Code::Damage, message));
@@ -233,7 +235,7 @@ struct VerifyTotals {
 /// Verifies points, one after the other, and notes what that came to.
 fn verify_each(
     context: &Context,
-    open: &Open,
+    open: &OpenRepository,
     depth: VerifyDepth,
     points: Vec<VerifyItem>,
     show: Show,
@@ -242,16 +244,21 @@ fn verify_each(
     let mut verifier = Verifier::new(&open.repo, &open.index, depth)?;
     let history = HistoryRecorder::of(context, &open.repo.url());
     let mut all = VerifyTotals { damaged: 0, is_complete: true };
-    for (point, came) in points {
+    let count = points.len();
+    context.monitor.expect("points", count);
+    for (done, (point, came)) in points.into_iter().enumerate() {
         let checked = match verifier.verify(&point, &context.monitor, &context.stop) {
             Ok(checked) => checked,
-            Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
+            Err(error @ crate::ops::Error::Interrupted) => {
+                return Err(CliError::from(error).hint(what_was_verified(done, count, depth)));
+            }
             Err(error) => {
                 session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
                 all.is_complete = false;
                 continue;
             }
         };
+        context.monitor.one_done();
         history.verification(&checked, depth);
         all.damaged += usize::from(!checked.damage.is_empty());
         show_verified(checked, came, show, session);
@@ -261,6 +268,15 @@ fn verify_each(
         }
     }
     Ok(all)
+}
+
+/// What an interrupted verification came to.
+fn what_was_verified(done: usize, count: usize, depth: VerifyDepth) -> String {
+    let next = match depth {
+        VerifyDepth::Sample(_) => "the next run takes the same sample",
+        VerifyDepth::Full | VerifyDepth::Quick => "run the command again to verify the others",
+    };
+    format!("{done} of {count} points verified; {next}")
 }
 
 fn show_verified(checked: Point, came: Option<Point>, show: Show, session: &mut Session) {

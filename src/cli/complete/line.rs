@@ -52,7 +52,6 @@ impl CompletionLine {
         Some(CompletionLine { matches, settings })
     }
 
-    /// The configuration.
     pub(crate) fn settings(&self) -> Settings {
         self.settings.clone()
     }

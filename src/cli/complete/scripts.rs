@@ -13,10 +13,8 @@ pub(crate) struct ScriptedShell<S> {
     script: &'static str,
 }
 
-/// Completes in bash.
 pub(crate) const BASH: ScriptedShell<env::Bash> = ScriptedShell { shell: env::Bash, script: BASH_SCRIPT };
 
-/// Completes in zsh.
 pub(crate) const ZSH: ScriptedShell<env::Zsh> = ScriptedShell { shell: env::Zsh, script: ZSH_SCRIPT };
 
 const BASH_SCRIPT: &str = r#"_NAME() {

@@ -11,8 +11,8 @@ pub(crate) fn way_out(error: &Error) -> Option<String> {
             let (machine, disk) = (quoted(machine)?, quoted(disk)?);
             Some(match job.waits_for_pivot() {
                 true => format!(
-                    "end it: 'virsh blockjob {machine} {disk} --pivot' goes over to what it made, 'virsh blockjob \
-                     {machine} {disk} --abort' stays with what is"
+                    "end it: 'virsh blockjob {machine} {disk} --pivot' switches to the new image, 'virsh blockjob \
+                     {machine} {disk} --abort' keeps the present one"
                 ),
                 false => format!(
                     "wait until it is done ('virsh blockjob {machine} {disk} --info'), or end it: virsh blockjob \
@@ -20,6 +20,7 @@ pub(crate) fn way_out(error: &Error) -> Option<String> {
                 ),
             })
         }
+        Error::LiveRestore { machine, .. } => Some(format!("kvmb restore --continue {}", quoted(machine)?)),
         Error::SavedMemory { machine } => {
             let machine = quoted(machine)?;
             Some(format!(

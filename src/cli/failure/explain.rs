@@ -8,12 +8,14 @@ use std::path::Path;
 use crate::capture::{self, LibvirtErrorKind};
 use crate::cli::failure::capture_hints;
 use crate::cli::failure::code::Code;
+use crate::confined::parent::ConfinedError;
+use crate::filesystems::FsError;
 use crate::nbd;
 use crate::ops;
 use crate::repo;
 use crate::schedule;
 use crate::storage::sftp::{self, SftpAddress};
-use crate::storage::{self, FileAction};
+use crate::storage::{self, FileAction, http};
 use crate::units::in_units;
 
 /// A failure's code, and its hint.
@@ -30,7 +32,36 @@ fn quoted(text: &str) -> Option<String> {
 /// `ENOSPC`, as NBD has it too.
 const NO_SPACE: u32 = 28;
 
-/// Of a workflow.
+/// Of a guest's files.
+fn of_guest_file(error: &FsError) -> Explanation {
+    match error {
+        FsError::Unreadable(_) => (Code::Disk, None),
+        FsError::Damaged(_) => (Code::Failed, hint("an older point may have it: kvmb points MACHINE")),
+        FsError::Unsupported(_) => {
+            (Code::Unsupported, hint("run 'kvmb serve POINT', and read the disk with guestfish (package guestfish)"))
+        }
+        FsError::NotFound { .. } => (
+            Code::NotFound,
+            hint("run 'kvmb files ls POINT' to list the file systems, 'kvmb files ls POINT /' the files"),
+        ),
+        FsError::BadPath(_) => (Code::Usage, hint("run 'kvmb files ls POINT' to list the file systems")),
+    }
+}
+
+/// Of the process that reads file systems.
+fn of_confined(error: &ConfinedError) -> Explanation {
+    match error {
+        ConfinedError::Stopped => (Code::Interrupted, None),
+        ConfinedError::NotConfined(_) => {
+            (Code::Unsupported, hint("run 'kvmb serve POINT', and read the disk with another program"))
+        }
+        ConfinedError::Ended(_) | ConfinedError::Silent | ConfinedError::Protocol(_) => {
+            (Code::Failed, hint("the file system may be damaged or made to harm; an older point may be intact"))
+        }
+        ConfinedError::Start(_) => (Code::Failed, None),
+    }
+}
+
 pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
     use ops::Error;
     match error {
@@ -58,8 +89,8 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             Code::NotFound,
             path.to_str().and_then(quoted).map(|path| {
                 format!(
-                    "check that its file system is mounted; create it with 'mkdir -p {path}', or choose another \
-                    folder with --into DIR"
+                    "check that its file system is mounted, choose another folder with --into DIR, or create it: \
+                     mkdir -p {path}"
                 )
                 .into()
             }),
@@ -68,6 +99,9 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::ServerStuck { pid, .. } => {
             (Code::Timeout, hint(format!("look at what it waits for, or end it: kill -9 {pid}")))
         }
+        Error::Mount { program: "guestmount", .. } => (Code::Failed, hint("mount the disks as files instead: --disks")),
+        Error::Mount { .. } => (Code::Failed, hint("check that FUSE is available: ls -l /dev/fuse")),
+        Error::NotEmpty { .. } => (Code::Exists, hint("choose an empty folder: mktemp -d")),
         Error::NoDeviceOfFile { .. } => {
             (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
         }
@@ -79,6 +113,12 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::DiskTooLarge { .. } => {
             (Code::Disk, hint("leave it out with --exclude-disk, or split it into smaller disks"))
         }
+        Error::GuestFile { source, .. } => of_guest_file(source),
+        Error::IncompleteCopies { .. } => (
+            Code::Unsupported,
+            hint("copy to a file system that can store it, as root; or run 'kvmb files tar POINT' to write an archive"),
+        ),
+        Error::Confined(error) => of_confined(error),
         Error::NotCaptured { .. } => {
             (Code::NotCaptured, hint("run 'kvmb snapshot' first: kvmb snapshot VM | kvmb push -r REPO"))
         }
@@ -158,14 +198,32 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::KeyNotTaken { line, .. } => {
             (Code::Login, hint(format!("ask the administrator to add this line to authorized_keys: {line}")))
         }
+        Error::NotLive { solve, .. } => (Code::Unsupported, hint(*solve)),
+        Error::ForbiddenBy { command, .. } => (Code::Permission, hint(command.clone())),
+        Error::NotServed { point, .. } => (Code::Failed, hint(format!("kvmb serve {point}"))),
+        Error::LiveRestoreUnfinished { machine } | Error::LiveRestoreStopped { machine } => {
+            (Code::Busy, continue_or_abort(machine))
+        }
+        Error::LiveRestoreBusy { .. } => (Code::Busy, hint("wait for it to end")),
+        Error::NoLiveRestore { .. } => (Code::NotFound, hint("run 'kvmb status' to list unfinished restores")),
+        Error::LiveRestoreUndone { machine } => {
+            (Code::Failed, quoted(machine).map(|machine| format!("kvmb restore {machine} --live").into()))
+        }
+        Error::PullFailed { machine, .. } => (Code::Disk, continue_or_abort(machine)),
         Error::BadTarget { .. } => (Code::Failed, hint("choose another destination with --into DIR or --to DISK=PATH")),
     }
+}
+
+fn continue_or_abort(machine: &str) -> Option<Cow<'static, str>> {
+    let machine = quoted(machine)?;
+    let words = format!("'kvmb restore --continue {machine}' goes on; 'kvmb restore --abort {machine}' gives it up");
+    Some(words.into())
 }
 
 fn of_io(error: &io::Error) -> Explanation {
     use io::ErrorKind;
     match error.kind() {
-        ErrorKind::NotFound => (Code::NotFound, None),
+        ErrorKind::NotFound => (Code::NotFound, hint("check the path, and that its file system is mounted")),
         // EPERM for root: no permission is missing.
         ErrorKind::PermissionDenied
             if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
@@ -206,8 +264,8 @@ fn of_capture(error: &capture::Error) -> Explanation {
             LibvirtErrorKind::NoConnection => (
                 Code::Connection,
                 hint(
-                    "check that libvirtd is running, or choose another connection with -c URI ('virsh uri' shows the \
-                     default)",
+                    "check that libvirtd is running, or choose another connection: -c qemu:///system for KVM machines \
+                     of this host",
                 ),
             ),
             LibvirtErrorKind::AgentSilent | LibvirtErrorKind::AgentFailed => {
@@ -233,6 +291,7 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::ForeignJob { .. }
         | Error::OtherJob { .. }
         | Error::BlockJob { .. }
+        | Error::LiveRestore { .. }
         | Error::SavedMemory { .. }
         | Error::ImageHeld { .. } => (Code::Busy, capture_hints::way_out(error).map(Cow::from)),
         Error::StartedMeanwhile { .. } => (Code::Changed, hint("back it up again now that it is running")),
@@ -382,13 +441,24 @@ fn of_storage(error: &storage::Error) -> Explanation {
         Error::Io { action: FileAction::List, source, .. } if source.kind() == io::ErrorKind::NotFound => {
             (Code::Damage, hint("a part of the repository is missing; check that it was mounted or copied completely"))
         }
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
+            (Code::Usage, hint("give a folder as the repository, for example -r /srv/backup/kvmb"))
+        }
+        // The server refuses the user of the login; who kvmb runs as does not matter.
+        Error::Io { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied && source.raw_os_error().is_none() =>
+        {
+            (Code::Permission, hint("give the user of the login access to this folder on the server"))
+        }
         Error::Io { source, .. } => of_io(source),
         Error::TooShort { .. } | Error::TooLong { .. } => {
             (Code::Damage, hint("run 'kvmb verify --all' to see which points are affected"))
         }
         Error::Server { url, source } => of_server(url, source),
+        Error::Http { source, .. } => of_http(source),
         Error::GaveUp { source, .. } => match &**source {
             Error::Server { url, source } => of_server(url, source),
+            Error::Http { source, .. } => of_http(source),
             Error::BadUrl { .. }
             | Error::NotFound { .. }
             | Error::Exists { .. }
@@ -421,7 +491,6 @@ fn make_repository(url: &str) -> Cow<'static, str> {
     }
 }
 
-/// Of a schedule.
 pub(crate) fn of_schedule(error: &schedule::Error) -> Explanation {
     use schedule::Error;
     match error {
@@ -485,7 +554,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
             Code::Login,
             quoted(url).map(|url| {
                 format!(
-                    "let a key of this host in with 'kvmb remote setup -r {url}', or give the password with \
+                    "add a key of this host with 'kvmb remote setup -r {url}', or give the password with \
                      --ssh-password-file FILE"
                 )
                 .into()
@@ -494,6 +563,68 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
         Error::NoSftp { .. } => {
             (Code::Unsupported, hint("add this line to sshd_config on the server: Subsystem sftp internal-sftp"))
         }
+    }
+}
+
+/// Of a server that speaks HTTP.
+fn of_http(error: &http::Error) -> Explanation {
+    use http::Error;
+    match error {
+        Error::Secret(_) => (Code::Usage, None),
+        Error::File { source, .. } => of_io(source),
+        Error::BadFile { .. } => (Code::Usage, hint("give a file in PEM format")),
+        Error::Resolve { .. } => (Code::Unreachable, hint("check the host name in the address of the repository")),
+        Error::Unreachable { .. } | Error::Silent { .. } => {
+            (Code::Unreachable, hint("check that the server is up, the port is right and no firewall blocks it"))
+        }
+        Error::Lost { .. } => {
+            (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
+        }
+        Error::Certificate { .. } => (
+            Code::HostKey,
+            hint("if the server uses a certificate authority of your own, give its certificate with --cacert FILE"),
+        ),
+        Error::ClientCertificate { .. } => {
+            (Code::Login, hint("give a certificate that the server accepts, with its key: --tls-client-cert FILE"))
+        }
+        Error::Tls { .. } => {
+            (Code::Unreachable, hint("check the port, and whether the address begins with http or https"))
+        }
+        Error::Protocol { .. } => {
+            (Code::Unsupported, hint("check the address: the server may be of another kind, or the path wrong"))
+        }
+        Error::Login { .. } => (
+            Code::Login,
+            hint(
+                "set RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD, or http.user and http.password_file in the \
+                 configuration",
+            ),
+        ),
+        Error::Keys { .. } => (
+            Code::Login,
+            hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.credentials_file in the configuration"),
+        ),
+        Error::Clock { .. } => (Code::Login, hint("synchronize both clocks (NTP)")),
+        Error::NoObjectLock { .. } => (
+            Code::Unsupported,
+            hint(
+                "enable versioning and Object Lock for the bucket, or choose a bucket that does not exist yet: \
+                 'kvmb init --lock-for' creates it with Object Lock",
+            ),
+        ),
+        Error::Denied { .. } => (
+            Code::Permission,
+            hint(
+                "an append-only server permits new files only; remove old points on the server, or use another account",
+            ),
+        ),
+        Error::Refused { status: 404, .. } => {
+            (Code::NoRepository, hint("check the address, or create a repository there with 'kvmb init -r REPO'"))
+        }
+        Error::Refused { .. } if error.is_transient() => {
+            (Code::Unreachable, hint("check the log of the server, and run the command again"))
+        }
+        Error::Refused { .. } => (Code::Failed, hint("check the log of the server")),
     }
 }
 

@@ -12,12 +12,14 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// The options that a hint repeats: their names in the parser, and how they are written.
-const REPEATED: [(&str, &str); 5] = [
+const REPEATED: [(&str, &str); 7] = [
     ("config", "--config"),
     ("connect", "-c"),
     ("repo", "-r"),
     ("password_file", "--password-file"),
     ("ssh_password_file", "--ssh-password-file"),
+    ("cacert", "--cacert"),
+    ("tls_client_cert", "--tls-client-cert"),
 ];
 
 /// What stands for a machine's name.
@@ -183,9 +185,14 @@ fn replace_word(text: &str, word: &str, by: &str) -> String {
     text.split(' ').map(|part| if part == word { by } else { part }).collect::<Vec<_>>().join(" ")
 }
 
-/// A word for a shell. One with a zero byte cannot come from a command line.
+/// A word for a shell, in double quotes where it needs some and they keep it as it is: commands in hints stand in
+/// single quotes. One with a zero byte cannot come from a command line.
 fn quoted(word: &str) -> Cow<'_, str> {
-    shlex::try_quote(word).unwrap_or(Cow::Borrowed(word))
+    match shlex::try_quote(word) {
+        Ok(Cow::Owned(_)) if !word.contains(['"', '$', '`', '\\', '!']) => Cow::Owned(format!("\"{word}\"")),
+        Ok(quoted) => quoted,
+        Err(_) => Cow::Borrowed(word),
+    }
 }
 
 #[cfg(test)]
@@ -202,9 +209,12 @@ mod tests {
         let line = ["kvmb", "-c", "qemu:///session", "points", "-r", "/my backups", "--config", "/c.json"];
         assert_eq!(
             completed(&line, "run 'kvmb verify --all' to see, or 'kvmb points -r REPO'; see kvmb"),
-            "run 'kvmb verify --config /c.json -c qemu:///session -r '/my backups' --all' to see, or 'kvmb points \
-             --config /c.json -c qemu:///session -r '/my backups''; see kvmb"
+            "run 'kvmb verify --config /c.json -c qemu:///session -r \"/my backups\" --all' to see, or 'kvmb points \
+             --config /c.json -c qemu:///session -r \"/my backups\"'; see kvmb"
         );
+        // What a shell would read otherwise.
+        let dollar = completed(&["kvmb", "points", "-r", "/my $HOME"], "kvmb points");
+        assert_eq!(dollar, "kvmb points -r '/my $HOME'");
         assert_eq!(completed(&line, "kvmb points -r /other").matches("-r").count(), 1);
         // One that has no repository.
         let disks = completed(&line, "run 'kvmb disks MACHINE' to see");

@@ -39,7 +39,6 @@ impl CliError {
         CliError { code, message, hint: hint.map(Cow::into_owned) }
     }
 
-    /// Wrong usage.
     pub(crate) fn usage(message: impl Into<String>) -> CliError {
         CliError::new(Code::Usage, message)
     }

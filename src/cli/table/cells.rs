@@ -1,12 +1,12 @@
 //! What stands in a cell: sizes, ages, moments and names, as people read them.
 
-use crate::record::{Action, Record, Source, Time, steers_terminal};
+use crate::record::{Action, Check, Record, Source, Time, steers_terminal};
 use crate::units::in_units;
 use std::time::Duration;
 
 /// What a record is in a table: records of one kind that follow each other share a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RecordKind<'r> {
+pub(super) enum TableKind<'r> {
     /// A check of the backups of a machine, by `status`.
     MachineStatus,
     /// A point that `prune` keeps or removes.
@@ -17,20 +17,23 @@ pub(super) enum RecordKind<'r> {
     Schedule,
     /// What happened to a schedule, which is a sentence.
     ScheduleChange,
+    /// A file of a point.
+    GuestFile,
     /// Any other, by its type.
     Other(&'r str),
 }
 
-pub(super) fn kind(record: &Record) -> RecordKind<'_> {
+pub(super) fn kind(record: &Record) -> TableKind<'_> {
     match record {
-        Record::Check(check) if check.check == "backup" => RecordKind::MachineStatus,
-        Record::Action(action) if action.action == "forget" => RecordKind::Forget,
-        Record::Action(action) if action.action == "prune" => RecordKind::PruneResult,
+        Record::Check(check) if check.check == "backup" => TableKind::MachineStatus,
+        Record::Action(action) if action.action == "forget" => TableKind::Forget,
+        Record::Action(action) if action.action == "prune" => TableKind::PruneResult,
         Record::Action(action) if action.action == "schedule" => match action.extra.contains_key("machines") {
-            true => RecordKind::Schedule,
-            false => RecordKind::ScheduleChange,
+            true => TableKind::Schedule,
+            false => TableKind::ScheduleChange,
         },
-        other => RecordKind::Other(other.kind()),
+        Record::File(file) if file.machine.is_some() => TableKind::GuestFile,
+        other => TableKind::Other(other.kind()),
     }
 }
 
@@ -39,6 +42,11 @@ pub(super) fn as_action(record: &Record) -> Option<&Action> {
         Record::Action(action) => Some(action),
         _ => None,
     }
+}
+
+/// Whether the machine that a check of `status` is about is being backed up.
+pub(super) fn is_running(check: &Check) -> bool {
+    check.extra.contains_key("running_pid")
 }
 
 /// The first eight digits of an id; other text as it is.

@@ -1,6 +1,6 @@
 //! Checks as people want them: problems first, what is well as a number, and a line that sums up.
 
-use super::cells::{RecordKind, kind};
+use super::cells::{TableKind, is_running, kind};
 use super::layout::TableOptions;
 use super::render;
 use crate::record::{Check, Record, Status, Time};
@@ -32,12 +32,11 @@ fn as_check(record: &Record) -> Option<&Check> {
 
 /// Whether there is nothing to show: a check that is well and about nothing that goes on just now.
 fn is_ok(record: &Record) -> bool {
-    let is_running = |check: &Check| check.extra.contains_key("running_pid");
     as_check(record).is_some_and(|check| check.status == Status::Ok.as_str() && !is_running(check))
 }
 
 fn is_of_machine(record: &Record) -> bool {
-    kind(record) != RecordKind::MachineStatus
+    kind(record) != TableKind::MachineStatus
 }
 
 fn severity(record: &Record) -> usize {
@@ -66,13 +65,16 @@ fn summary(records: &[Record], with_ok: bool) -> Option<String> {
     .into_iter()
     .flatten()
     .collect();
+    let running = checks.iter().filter(|record| as_check(record).is_some_and(is_running)).count();
     let (machines, others): (Vec<&&Record>, Vec<&&Record>) =
-        checks.iter().filter(|record| is_ok(record)).partition(|record| kind(record) == RecordKind::MachineStatus);
+        checks.iter().filter(|record| is_ok(record)).partition(|record| kind(record) == TableKind::MachineStatus);
     let well: Vec<String> = [number(machines.len(), "machine", "machines"), number(others.len(), "check", "checks")]
         .into_iter()
         .flatten()
         .collect();
-    let problems = if problems.is_empty() { "no problems".to_owned() } else { problems.join(", ") };
+    let mut problems = if problems.is_empty() { "no problems".to_owned() } else { problems.join(", ") };
+    let running = number(running, "machine is being backed up", "machines are being backed up");
+    problems.extend(running.map(|running| format!("; {running}")));
     Some(match (well.is_empty(), with_ok) {
         (true, _) => problems,
         (false, true) => format!("{problems}; {} ok", well.join(" and ")),

@@ -4,6 +4,8 @@
 //! words, with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its
 //! row and is never wrapped: it may be a command to copy.
 
+use unicode_width::UnicodeWidthStr;
+
 /// What a table of points is about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum View {
@@ -34,7 +36,6 @@ const LEAST_LAST: usize = 24;
 /// The indent of what stands below its row.
 const INDENT: usize = 4;
 
-/// A column.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Column {
     head: &'static str,
@@ -60,7 +61,6 @@ impl Column {
     }
 }
 
-/// A row.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     cells: Vec<String>,
@@ -85,16 +85,14 @@ impl Row {
     }
 }
 
-/// A table.
 #[derive(Debug)]
-pub(crate) struct Layout {
-    /// Its columns.
+pub(crate) struct TableLayout {
     pub(crate) columns: Vec<Column>,
     /// Its rows, each with a cell for every column.
     pub(crate) rows: Vec<Row>,
 }
 
-impl Layout {
+impl TableLayout {
     /// The text of the table.
     pub(crate) fn render(mut self, options: TableOptions) -> String {
         while options.width.is_some_and(|width| self.natural_width() > width) && self.leave_out() {}
@@ -205,7 +203,7 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
 }
 
 fn length(text: &str) -> usize {
-    text.chars().count()
+    text.width()
 }
 
 const RESET: &str = "\u{1b}[0m";
@@ -229,7 +227,7 @@ fn color_of(cell: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn table() -> Layout {
+    fn table() -> TableLayout {
         let columns = vec![Column::text("NAME"), Column::number("SIZE").optional(1), Column::text("NOTE")];
         let row = |cells: [&str; 3]| Row::new(cells.map(str::to_owned).to_vec());
         let rows = vec![
@@ -240,7 +238,7 @@ mod tests {
                 ),
             ),
         ];
-        Layout { columns, rows }
+        TableLayout { columns, rows }
     }
 
     #[test]

@@ -15,8 +15,8 @@ mod rows;
 mod schedules;
 
 use crate::record::{Action, Record, Time};
-use cells::{RecordKind, as_action, kind};
-use layout::Layout;
+use cells::{TableKind, as_action, kind};
+use layout::TableLayout;
 
 pub(crate) use cells::{age, bytes, duration, moment, printable};
 pub(crate) use checks::render_checks;
@@ -32,17 +32,17 @@ pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
             text.push('\n');
         }
         match (kind(run[0]), run) {
-            (RecordKind::PruneResult, run) => {
+            (TableKind::PruneResult, run) => {
                 let results = run.iter().filter_map(|record| as_action(record));
                 text.extend(results.map(|action| printable(&prune_result(action)) + "\n"));
             }
-            (RecordKind::ScheduleChange, run) => {
+            (TableKind::ScheduleChange, run) => {
                 let changes = run.iter().filter_map(|record| as_action(record));
                 text.extend(changes.map(|action| schedules::sentence(action, now)));
             }
             _ => {
                 let (columns, rows) = rows::of(run, options.view, now);
-                text.push_str(&Layout { columns, rows }.render(options));
+                text.push_str(&TableLayout { columns, rows }.render(options));
             }
         }
     }

@@ -1,27 +1,27 @@
 //! Which columns a record has, and what is in them.
 
 use super::cells::{
-    RecordKind, address, age, as_action, bytes, consistency, duration, kind, moment, printable, short_id,
+    TableKind, address, age, as_action, bytes, consistency, duration, is_running, kind, moment, printable, short_id,
 };
 use super::layout::{Column, Row, View};
 use super::schedules;
-use crate::record::{Action, Check, Disk, Job, Point, Record, Status, Time};
+use crate::record::{Action, Check, Disk, File, Job, Point, Record, Status, Time, Usage};
 use std::time::Duration;
 
 /// The columns and rows of records of one kind.
 pub(super) fn of(records: &[&Record], view: View, now: Time) -> (Vec<Column>, Vec<Row>) {
     let with_host = are_of_several_hosts(records);
     let mut rows: Vec<Row> = match kind(records[0]) {
-        RecordKind::Forget => forgets(records, now),
-        RecordKind::Other("point") if view == View::Backup => return backups(records),
-        RecordKind::Schedule => records.iter().map(|record| schedules::row(record, now)).collect(),
+        TableKind::Forget => forgets(records, now),
+        TableKind::Other("point") if view == View::Backup => return backups(records),
+        TableKind::Schedule => records.iter().map(|record| schedules::row(record, now)).collect(),
         _ => records.iter().map(|record| row(record, now, with_host)).collect(),
     };
     rows.iter_mut().for_each(|row| row.make_printable(printable));
     (columns(records[0], with_host), rows)
 }
 
-/// Whether these are points of more than one host.
+/// Whether a column names the host: for points of more than one host, and for the machines of 'status --all-hosts'.
 fn are_of_several_hosts(records: &[&Record]) -> bool {
     let mut hosts = records.iter().filter_map(|record| match record {
         Record::Point(point) => Some(&point.host),
@@ -29,6 +29,12 @@ fn are_of_several_hosts(records: &[&Record]) -> bool {
     });
     let first = hosts.next();
     hosts.any(|host| Some(host) != first)
+        || records.iter().any(|record| matches!(record, Record::Check(check) if is_of_all_hosts(check)))
+}
+
+/// Whether a check of a machine is one by 'status --all-hosts'.
+fn is_of_all_hosts(check: &Check) -> bool {
+    check.extra.get("standing").is_some_and(|standing| standing == "stored")
 }
 
 /// A number says how early a column is left out where the terminal is too narrow: 1 goes first.
@@ -51,6 +57,22 @@ fn columns(record: &Record, with_host: bool) -> Vec<Column> {
             number("ON HOST").optional(1),
             text("SOURCE").optional(3),
             text("NOTE"),
+        ],
+        Record::File(_) if kind(record) == TableKind::GuestFile => vec![
+            text("MODE").optional(3),
+            text("OWNER").optional(2),
+            number("SIZE"),
+            text("MODIFIED").optional(1),
+            text("PATH"),
+        ],
+        Record::Filesystem(_) => vec![
+            text("FILE SYSTEM"),
+            text("FORMAT"),
+            number("SIZE").optional(3),
+            text("LABEL").optional(2),
+            text("MOUNT POINT"),
+            text("SYSTEM").optional(4),
+            text("NOTE").optional(1),
         ],
         Record::File(_) => vec![text("SHA-256"), number("SIZE").optional(1), text("FILE")],
         Record::Point(_) => {
@@ -78,17 +100,23 @@ fn columns(record: &Record, with_host: bool) -> Vec<Column> {
             text("ACTION"),
             text("REASON"),
         ],
-        Record::Action(_) if kind(record) == RecordKind::Schedule => schedules::columns(),
+        Record::Action(_) if kind(record) == TableKind::Schedule => schedules::columns(),
         Record::Action(_) => vec![text("ACTION"), text("TARGET"), text("CHANGED"), text("REASON")],
-        Record::Check(_) if kind(record) == RecordKind::MachineStatus => vec![
-            text("MACHINE"),
-            text("STATUS"),
-            text("NEWEST POINT"),
-            text("LAST RUN").optional(3),
-            text("VERIFIED").optional(2),
-            text("NEXT RUN").optional(1),
-            text("NOTE"),
-        ],
+        Record::Check(_) if kind(record) == TableKind::MachineStatus => {
+            let mut columns = vec![
+                text("MACHINE"),
+                text("STATUS"),
+                text("NEWEST POINT"),
+                text("LAST RUN").optional(3),
+                text("VERIFIED").optional(2),
+                text("NEXT RUN").optional(1),
+                text("NOTE"),
+            ];
+            if with_host {
+                columns.insert(1, text("HOST"));
+            }
+            columns
+        }
         Record::Check(_) => vec![text("CHECK"), text("TARGET"), text("STATUS"), text("DETAIL")],
         Record::Setting(_) => vec![text("KEY"), text("VALUE"), text("SOURCE"), text("FROM").optional(1)],
         Record::Job(_) => vec![
@@ -101,6 +129,17 @@ fn columns(record: &Record, with_host: bool) -> Vec<Column> {
             text("USER").optional(1),
             text("FROM").optional(2),
             text("ERROR").optional(6),
+        ],
+        Record::Log(_) => vec![text("TIME"), text("LEVEL"), text("RUN"), text("MESSAGE")],
+        Record::Usage(_) => vec![
+            text("MACHINE"),
+            text("HOST").optional(3),
+            number("POINTS").optional(1),
+            number("SIZE").optional(2),
+            number("STORED"),
+            number("OWN"),
+            number("SHARED").optional(4),
+            number("GROWTH"),
         ],
         Record::Failure(_) => vec![],
         Record::Other(_) => vec![text("RECORD")],
@@ -127,7 +166,17 @@ fn row(record: &Record, now: Time, with_host: bool) -> Row {
             d.path.clone().unwrap_or_else(|| address(&d.source)),
             disk_note(d),
         ]),
-        Record::File(f) => Row::new(vec![f.sha256.clone(), bytes(f.size_bytes), f.path.clone()]),
+        Record::File(f) if kind(record) == TableKind::GuestFile => Row::new(guest_file_cells(f)),
+        Record::Filesystem(f) => Row::new(vec![
+            f.filesystem.clone(),
+            f.format.clone(),
+            bytes(f.size_bytes),
+            f.label.clone().unwrap_or_default(),
+            f.mount_point.clone().unwrap_or_default(),
+            f.system.clone().unwrap_or_default(),
+            f.error.clone().unwrap_or_else(|| if f.readable { String::new() } else { "cannot be read".into() }),
+        ]),
+        Record::File(f) => Row::new(vec![f.sha256.clone().unwrap_or_default(), bytes(f.size_bytes), f.path.clone()]),
         Record::Point(point) => {
             let mut cells = point_cells(point, now);
             if with_host {
@@ -145,7 +194,7 @@ fn row(record: &Record, now: Time, with_host: bool) -> Row {
             },
             a.reason.clone(),
         ]),
-        Record::Check(c) if kind(record) == RecordKind::MachineStatus => status_of_machine(c, now),
+        Record::Check(c) if kind(record) == TableKind::MachineStatus => status_of_machine(c, now, with_host),
         Record::Check(c) => {
             Row::new(vec![c.check.clone(), c.target.clone(), c.status.clone(), c.detail.clone()]).note(c.hint.clone())
         }
@@ -166,6 +215,10 @@ fn row(record: &Record, now: Time, with_host: bool) -> Row {
             job.origin.clone(),
             job.error.clone().unwrap_or_else(|| "-".into()),
         ]),
+        Record::Log(line) => {
+            Row::new(vec![moment(line.logged_at), line.level.clone(), line.run.clone(), line.message.clone()])
+        }
+        Record::Usage(usage) => usage_row(usage),
         Record::Failure(_) => Row::new(vec![]),
         Record::Other(_) => Row::new(vec![record.to_line()]),
     }
@@ -221,6 +274,28 @@ fn read_mode(point: &Point) -> String {
     }
 }
 
+/// What a machine, or the repository, takes.
+fn usage_row(usage: &Usage) -> Row {
+    let size = |size: Option<u64>| size.map(bytes).unwrap_or_default();
+    let growth = usage.growth_bytes_per_day.map(|growth| format!("{} a day", bytes(growth as u64)));
+    let (name, hosts) = match &usage.machine {
+        Some(machine) => (machine.clone(), usage.hosts.join(" ")),
+        None => ("(all)".to_owned(), usage.hosts.len().to_string()),
+    };
+    let unused = usage.unused_bytes.filter(|unused| *unused > 0);
+    Row::new(vec![
+        name,
+        hosts,
+        usage.points.to_string(),
+        bytes(usage.capacity_bytes),
+        bytes(usage.stored_bytes),
+        size(usage.own_bytes),
+        size(usage.shared_bytes),
+        growth.unwrap_or_default(),
+    ])
+    .note(unused.map(|unused| format!("{} unused; 'kvmb prune' frees unused space", bytes(unused))))
+}
+
 /// How far a job has come.
 fn progress(job: &Job) -> String {
     match (job.status.as_str(), job.total_bytes) {
@@ -256,6 +331,54 @@ fn forgets(records: &[&Record], now: Time) -> Vec<Row> {
     actions.into_iter().map(row).collect()
 }
 
+/// As 'ls -l' shows a file.
+fn guest_file_cells(file: &File) -> Vec<String> {
+    let owner = match (file.uid, file.gid) {
+        (Some(uid), Some(gid)) => format!("{uid}:{gid}"),
+        _ => String::new(),
+    };
+    let kind = file.kind.as_deref().unwrap_or_default();
+    let letter = match kind {
+        "directory" => 'd',
+        "symlink" => 'l',
+        "char_device" => 'c',
+        "block_device" => 'b',
+        "fifo" => 'p',
+        "socket" => 's',
+        _ => '-',
+    };
+    let mode = file.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok());
+    let mode = mode.map(|mode| format!("{letter}{}", permissions(mode))).unwrap_or_else(|| letter.to_string());
+    let path = match &file.target {
+        Some(target) => format!("{} -> {target}", file.path),
+        None => file.path.clone(),
+    };
+    vec![
+        mode,
+        owner,
+        if kind == "directory" { String::new() } else { bytes(file.size_bytes) },
+        file.modified_at.map(moment).unwrap_or_default(),
+        path,
+    ]
+}
+
+/// `rwxr-xr-x`, with setuid, setgid and sticky.
+fn permissions(mode: u32) -> String {
+    let letters = |shift: u32, special: bool, word: char| {
+        let bits = mode >> shift;
+        let execute = match (bits & 1 != 0, special) {
+            (true, true) => word,
+            (false, true) => word.to_ascii_uppercase(),
+            (true, false) => 'x',
+            (false, false) => '-',
+        };
+        [if bits & 4 != 0 { 'r' } else { '-' }, if bits & 2 != 0 { 'w' } else { '-' }, execute]
+    };
+    let parts =
+        [letters(6, mode & 0o4000 != 0, 's'), letters(3, mode & 0o2000 != 0, 's'), letters(0, mode & 0o1000 != 0, 't')];
+    parts.concat().into_iter().collect()
+}
+
 fn point_cells(point: &Point, now: Time) -> Vec<String> {
     vec![
         short_id(&point.point).to_owned(),
@@ -282,25 +405,37 @@ fn verified(point: &Point, now: Time) -> String {
     }
 }
 
-fn status_of_machine(check: &Check, now: Time) -> Row {
+fn status_of_machine(check: &Check, now: Time, with_host: bool) -> Row {
     let text = |key: &str| check.extra.get(key).and_then(|value| value.as_str());
     let time = |key: &str| text(key)?.parse::<Time>().ok();
     let ago = |key: &str| time(key).map(|then| age(now, then));
-    let is_well = check.status == Status::Ok.as_str() && text("standing") == Some("selected");
-    let status = if is_well { check.status.clone() } else { check.status.to_uppercase() };
+    let is_well = check.status == Status::Ok.as_str() && matches!(text("standing"), Some("selected" | "stored"));
+    let status = match is_well {
+        true if is_running(check) => "running".to_owned(),
+        true => check.status.clone(),
+        false => check.status.to_uppercase(),
+    };
+    let note = match is_well {
+        true if is_running(check) => check.detail.rsplit("; ").next().unwrap_or_default().to_owned(),
+        true => "-".into(),
+        false => check.detail.clone(),
+    };
     let join = |a: Option<&str>, b: Option<String>| match (a, b) {
         (Some(a), Some(b)) => format!("{a}, {b} ago"),
         _ => "-".into(),
     };
-    let cells = vec![
+    let mut cells = vec![
         check.target.clone(),
         if text("standing") == Some("gone") || text("standing") == Some("left_out") { "-".into() } else { status },
         time("captured_at").map_or_else(|| "none".into(), |then| format!("{} old", age(now, then.min(now)))),
         join(text("last_result"), ago("last_run_at")),
         join(text("verified_depth"), ago("verified_at")),
         time("next_run_at").map_or_else(|| "-".into(), |next| short_moment(now, next)),
-        if is_well { "-".into() } else { check.detail.clone() },
+        note,
     ];
+    if with_host {
+        cells.insert(1, text("host").unwrap_or_default().to_owned());
+    }
     Row::new(cells).note(if is_well { None } else { check.hint.clone() })
 }
 

@@ -26,13 +26,14 @@ pub(super) fn row(record: &Record, now: Time) -> Row {
         }
         _ => text("machines"),
     };
+    let command = if action.extra.contains_key("drill_command") { "drill_command" } else { "backup_command" };
     Row::new(vec![
         next.map(moment).unwrap_or_default(),
         next.map(|next| left(now, next)).unwrap_or_default(),
         action.target.clone(),
         machines,
         text("repo"),
-        text("backup_command"),
+        text(command),
     ])
 }
 
@@ -43,14 +44,29 @@ pub(super) fn sentence(action: &Action, now: Time) -> String {
         let entry = action.extra.get("entry").and_then(|entry| entry.as_str()).unwrap_or_default();
         text.extend(entry.trim_end().lines().map(|line| format!("{}\n", printable(line))));
     }
-    if let Some(next) = next_run(action) {
+    // An expression that is not installed anywhere: its runs are what was asked for.
+    let shown = if action.extra.contains_key("entry") { 1 } else { usize::MAX };
+    for next in next_runs(action).take(shown) {
         text.push_str(&format!("next run: {}, in {}\n", moment(next), left(now, next)));
+    }
+    let drill = action.extra.get("drill").and_then(|drill| drill.get("next_runs"));
+    if let Some(next) = times(drill).next() {
+        text.push_str(&format!("next drill: {}, in {}\n", moment(next), left(now, next)));
     }
     text
 }
 
+fn next_runs(action: &Action) -> impl Iterator<Item = Time> {
+    times(action.extra.get("next_runs"))
+}
+
+fn times(runs: Option<&serde_json::Value>) -> impl Iterator<Item = Time> {
+    let runs = runs.and_then(|runs| runs.as_array());
+    runs.into_iter().flatten().filter_map(|run| run.as_str()?.parse().ok())
+}
+
 fn next_run(action: &Action) -> Option<Time> {
-    action.extra.get("next_runs")?.as_array()?.first()?.as_str()?.parse().ok()
+    next_runs(action).next()
 }
 
 /// The time that is left, in its largest unit.

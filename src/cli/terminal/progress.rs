@@ -1,14 +1,15 @@
 //! Progress: bars on a terminal, records for programs, and the sums for `kvmb jobs`.
 
+use super::progress_lines::{Overall, Shape, WorkView, lines};
+use super::{live_lines, screen};
 use crate::cli::terminal::stderr;
 use crate::log::TOLD;
 use crate::ops::{Monitor, Progress};
 use crate::record::{self, JobStep};
 use clap::ValueEnum;
-use indicatif::{MultiProgress, ProgressBar};
-use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How progress is shown on standard error.
@@ -23,28 +24,8 @@ pub(crate) enum ProgressStyle {
     None,
 }
 
-/// From this width on there is room for a bar.
-const WIDE: u16 = 110;
-
-/// The message takes what is left of the line, also after the window was resized.
-const WIDE_TEMPLATE: &str =
-    "{wide_msg} {bar:24} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
-
-/// The same without a bar.
-const NARROW_TEMPLATE: &str =
-    "{wide_msg} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
-
-/// How many columns the terminal of standard error has.
-fn terminal_width() -> u16 {
-    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| size.ws_col)
-}
-
-/// Whether the locale can show more than ASCII.
-fn is_utf8() -> bool {
-    let variables = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter();
-    let locale = variables.filter_map(|name| std::env::var(name).ok()).find(|value| !value.is_empty());
-    locale.is_some_and(|locale| locale.to_lowercase().replace('-', "").contains("utf8"))
-}
+/// How often the lines are drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The pieces of work in hand, and what was done before them.
 #[derive(Debug, Default)]
@@ -60,6 +41,18 @@ struct Works {
     in_hand: Vec<Arc<Work>>,
     ended_done_bytes: u64,
     ended_total_bytes: u64,
+    /// What the run is about, if that is several things.
+    plan: Option<Plan>,
+    /// Counts all of it.
+    all: Counter,
+}
+
+/// Several things of a run.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    noun: &'static str,
+    done: usize,
+    all: usize,
 }
 
 /// One piece of work.
@@ -67,14 +60,71 @@ struct Works {
 struct Work {
     verb: String,
     label: String,
-    total_bytes: u64,
-    done_bytes: AtomicU64,
+    /// What there is to do becomes less with what needs no work.
+    counter: Counter,
     began: Instant,
 }
 
-impl Work {
+/// Counts bytes and estimates the present rate. The bar itself is never drawn: [`live_lines`] draws all of them, in the
+/// form that the terminal has room for at that moment.
+#[derive(Debug)]
+struct Counter(ProgressBar);
+
+impl Default for Counter {
+    fn default() -> Counter {
+        Counter::new(0)
+    }
+}
+
+impl Counter {
+    fn new(total_bytes: u64) -> Counter {
+        Counter(ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden()))
+    }
+
     fn done_bytes(&self) -> u64 {
-        self.done_bytes.load(Ordering::Relaxed)
+        self.0.position()
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.0.length().unwrap_or_default().max(self.done_bytes())
+    }
+
+    /// None before anything was done.
+    fn bytes_per_second(&self) -> Option<f64> {
+        self.0.tick();
+        Some(self.0.per_sec()).filter(|rate| *rate > 0.0)
+    }
+}
+
+impl Work {
+    fn view(&self) -> WorkView {
+        let Work { verb, label, counter, .. } = self;
+        WorkView {
+            label: format!("{verb} {label}"),
+            done_bytes: counter.done_bytes(),
+            total_bytes: counter.total_bytes(),
+            bytes_per_second: counter.bytes_per_second(),
+        }
+    }
+}
+
+impl Works {
+    fn done_bytes(&self) -> u64 {
+        self.in_hand.iter().map(|work| work.counter.done_bytes()).sum::<u64>() + self.ended_done_bytes
+    }
+
+    /// What the terminal shows of them.
+    fn lines(&mut self) -> Vec<String> {
+        let works: Vec<WorkView> = self.in_hand.iter().map(|work| work.view()).collect();
+        let done_bytes = self.done_bytes();
+        self.all.0.set_position(done_bytes);
+        let bytes_per_second = self.all.bytes_per_second();
+        let overall = self.plan.map(|plan| {
+            let Plan { noun, done, all } = plan;
+            Overall { noun, done, all, done_bytes, bytes_per_second }
+        });
+        let (columns, rows) = screen::stderr_size();
+        lines(&works, overall.as_ref(), Shape { columns, rows, is_utf8: screen::is_utf8() })
     }
 }
 
@@ -91,8 +141,8 @@ impl ProgressBoard {
     /// What has been done so far, and what is known that there is to do.
     pub(crate) fn sums(&self) -> (u64, u64) {
         let works = self.works();
-        let done = works.in_hand.iter().map(|work| work.done_bytes()).sum::<u64>() + works.ended_done_bytes;
-        let total = works.in_hand.iter().map(|work| work.total_bytes).sum::<u64>() + works.ended_total_bytes;
+        let done = works.done_bytes();
+        let total = works.in_hand.iter().map(|work| work.counter.total_bytes()).sum::<u64>() + works.ended_total_bytes;
         (done, total.max(done))
     }
 
@@ -101,8 +151,8 @@ impl ProgressBoard {
         let step = |work: &Arc<Work>| JobStep {
             verb: work.verb.clone(),
             label: work.label.clone(),
-            done_bytes: work.done_bytes(),
-            total_bytes: work.total_bytes,
+            done_bytes: work.counter.done_bytes(),
+            total_bytes: work.counter.total_bytes(),
         };
         self.works().in_hand.iter().map(step).collect()
     }
@@ -115,13 +165,13 @@ impl ProgressBoard {
 
     fn show_one(&self, work: &Work, ended: bool) {
         if self.shown {
-            let done_bytes = work.done_bytes();
+            let done_bytes = work.counter.done_bytes();
             let progress = record::Progress {
                 job: self.job.clone(),
                 verb: work.verb.clone(),
                 label: work.label.clone(),
                 done_bytes,
-                total_bytes: work.total_bytes,
+                total_bytes: work.counter.total_bytes(),
                 bytes_per_second: (done_bytes as f64 / work.began.elapsed().as_secs_f64().max(0.001)).round(),
                 ended,
             };
@@ -131,7 +181,7 @@ impl ProgressBoard {
 
     fn begin(self: &Arc<Self>, verb: &str, label: &str, total_bytes: u64) -> Arc<Work> {
         let (verb, label, began) = (verb.to_owned(), label.to_owned(), Instant::now());
-        let work = Arc::new(Work { verb, label, total_bytes, done_bytes: AtomicU64::new(0), began });
+        let work = Arc::new(Work { verb, label, counter: Counter::new(total_bytes), began });
         self.works().in_hand.push(Arc::clone(&work));
         work
     }
@@ -139,8 +189,11 @@ impl ProgressBoard {
     fn end(&self, work: &Arc<Work>) {
         let mut works = self.works();
         works.in_hand.retain(|other| !Arc::ptr_eq(other, work));
-        works.ended_done_bytes += work.done_bytes();
-        works.ended_total_bytes += work.total_bytes;
+        works.ended_done_bytes += work.counter.done_bytes();
+        works.ended_total_bytes += work.counter.total_bytes();
+        if works.in_hand.is_empty() {
+            live_lines::erase();
+        }
         drop(works);
         self.show_one(work, true);
     }
@@ -149,18 +202,50 @@ impl ProgressBoard {
 /// Shows each piece of work in hand as was asked for, and counts it for `kvmb jobs`.
 #[derive(Debug)]
 pub(crate) struct Bars {
-    bars: Option<MultiProgress>,
     board: Arc<ProgressBoard>,
+    /// Draws them, from the first one on; none where nothing is drawn.
+    painter: Option<Mutex<Option<Painter>>>,
     quiet: bool,
+}
+
+/// A thread that draws; ends when this is dropped.
+#[derive(Debug)]
+struct Painter(Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>);
+
+impl Painter {
+    fn start(board: &Arc<ProgressBoard>) -> Painter {
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        let board = Arc::clone(board);
+        let draw = move || {
+            while stopped.recv_timeout(DRAW_INTERVAL) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                // Whoever ends a piece of work waits meanwhile: nothing is drawn after the last one was erased.
+                let mut works = board.works();
+                if !works.in_hand.is_empty() && screen::is_in_foreground() {
+                    live_lines::draw(works.lines(), screen::stderr_size().0);
+                }
+            }
+        };
+        // Without the thread nothing is drawn, and all goes on.
+        Painter(thread::Builder::new().name("progress".into()).spawn(draw).ok().map(|thread| (stop, thread)))
+    }
+}
+
+impl Drop for Painter {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.0.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Bars {
     /// Progress of the run `job`. With `quiet`, nothing is shown unless it was asked for.
     pub(crate) fn new(quiet: bool, style: ProgressStyle, job: &str) -> Bars {
-        let draws = style == ProgressStyle::Auto && !quiet && std::io::stderr().is_terminal();
+        let draws = style == ProgressStyle::Auto && !quiet && screen::can_draw();
         let shown = style == ProgressStyle::Jsonl;
         let board = Arc::new(ProgressBoard { job: job.to_owned(), shown, works: Mutex::default() });
-        Bars { bars: draws.then(MultiProgress::new), board, quiet }
+        Bars { board, painter: draws.then(Mutex::default), quiet }
     }
 
     /// The pieces of work in hand.
@@ -168,58 +253,54 @@ impl Bars {
         &self.board
     }
 
-    fn bar(&self, verb: &str, label: &str, total_bytes: u64) -> Option<ProgressBar> {
-        use indicatif::ProgressStyle;
-        let bars = self.bars.as_ref()?;
-        // The templates are constant and right; should one ever be wrong, a plain bar serves.
-        let template = if terminal_width() < WIDE { NARROW_TEMPLATE } else { WIDE_TEMPLATE };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let style = if is_utf8() { style } else { style.progress_chars("##-") };
-        let bar = bars.add(ProgressBar::new(total_bytes).with_style(style));
-        bar.set_message(format!("{verb} {}", crate::cli::table::printable(label)));
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Some(bar)
+    /// Has a line show how many of so many things are done, if there are several; `noun` names them.
+    pub(crate) fn expect(&self, noun: &'static str, all: usize) {
+        self.board.works().plan = (all > 1).then_some(Plan { noun, done: 0, all });
+    }
+
+    /// One of the things that are expected is done.
+    pub(crate) fn one_done(&self) {
+        if let Some(plan) = &mut self.board.works().plan {
+            plan.done += 1;
+        }
     }
 }
 
 impl Monitor for Bars {
     fn start(&self, verb: &str, label: &str, total_bytes: u64) -> Box<dyn Progress> {
         let work = self.board.begin(verb, label, total_bytes);
-        Box::new(WorkProgress { bar: self.bar(verb, label, total_bytes), board: Arc::clone(&self.board), work })
+        if let Some(painter) = &self.painter {
+            let mut painter = painter.lock().unwrap_or_else(PoisonError::into_inner);
+            painter.get_or_insert_with(|| Painter::start(&self.board));
+        }
+        Box::new(WorkProgress { board: Arc::clone(&self.board), work })
     }
 
     fn warn(&self, message: &str) {
         tracing::warn!(target: TOLD, "{message}");
-        if self.quiet || stderr::in_journal() {
-            return;
-        }
-        match &self.bars {
-            Some(bars) => bars.suspend(|| stderr::warning(message)),
-            None => stderr::warning(message),
+        if !self.quiet && !stderr::in_journal() {
+            stderr::warning(message);
         }
     }
 }
 
 struct WorkProgress {
-    bar: Option<ProgressBar>,
     board: Arc<ProgressBoard>,
     work: Arc<Work>,
 }
 
 impl Progress for WorkProgress {
     fn advance(&self, bytes: u64) {
-        self.work.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(bar) = &self.bar {
-            bar.inc(bytes);
-        }
+        self.work.counter.0.inc(bytes);
+    }
+
+    fn skip(&self, bytes: u64) {
+        self.work.counter.0.dec_length(bytes);
     }
 }
 
 impl Drop for WorkProgress {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
         self.board.end(&self.work);
     }
 }

@@ -4,8 +4,9 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::table::printable;
 use crate::cli::terminal::interrupt;
+use crate::cli::terminal::line_editor::read_line;
 use crate::cli::terminal::stderr::say;
-use dialoguer::{Confirm, FuzzySelect, Input, Password};
+use dialoguer::{FuzzySelect, Password};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,12 +66,27 @@ pub(crate) fn select(question: &str, items: &[String]) -> Result<usize, CliError
     ask(|| FuzzySelect::new().with_prompt(question).items(items).default(0).interact())
 }
 
-/// Asks for a line of text.
-pub(crate) fn text(question: &str, default: &str) -> Result<String, CliError> {
-    ask(|| Input::new().with_prompt(question).with_initial_text(default).interact_text())
+/// Asks for a line of text, which begins as `initial` and can be edited, until `check` has nothing against it: what it
+/// says is shown, and the question asked again.
+pub(crate) fn text(
+    question: &str,
+    initial: &str,
+    check: &dyn Fn(&str) -> Result<(), String>,
+) -> Result<String, CliError> {
+    let question = printable(question);
+    let check = |text: &str| check(text).map_err(|why| printable(&why));
+    ask(|| read_line(&question, initial, &check).map_err(Into::into))
 }
 
-/// Asks yes or no; the default is no.
-pub(crate) fn confirm(question: &str) -> Result<bool, CliError> {
-    ask(|| Confirm::new().with_prompt(question).default(false).interact())
+/// Asks yes or no. Enter alone is the answer `default`.
+pub(crate) fn confirm(question: &str, default: bool) -> Result<bool, CliError> {
+    let question = format!("{question} [{}]", if default { "Y/n" } else { "y/N" });
+    let answer = |text: &str| match text.trim().to_lowercase().as_str() {
+        "" => Some(default),
+        "y" | "yes" => Some(true),
+        "n" | "no" => Some(false),
+        _ => None,
+    };
+    let check = |text: &str| answer(text).map(|_| ()).ok_or_else(|| "type y for yes or n for no".to_owned());
+    Ok(answer(&text(&question, "", &check)?).unwrap_or(default))
 }

@@ -2,7 +2,7 @@
 
 use crate::cli::failure::hint::pasteable;
 use crate::cli::table::printable;
-use crate::cli::terminal::color;
+use crate::cli::terminal::{color, live_lines};
 use crate::log::TOLD;
 use std::io::Write;
 use std::sync::OnceLock;
@@ -54,7 +54,6 @@ pub(crate) fn styled(text: &str) {
     let _ = write!(std::io::stderr(), "{text}");
 }
 
-/// Warns people.
 pub(crate) fn warning(message: &str) {
     write(&format!("kvmb: {} {}", painted("warning:", YELLOW), printable(message)));
 }
@@ -72,5 +71,5 @@ pub(crate) fn say(line: &str) {
 }
 
 fn write(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = live_lines::above(|| writeln!(std::io::stderr(), "{line}"));
 }

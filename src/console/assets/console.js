@@ -24,11 +24,14 @@
   };
   addCopyButtons(document);
 
-  // One stream, closed while nobody sees the page. What has the focus or a selection in it is replaced later.
+  // One stream, closed while nobody sees the page. What has the focus, a pressed pointer or a selection in it is replaced later.
   const page = document.body.dataset.live;
   let stream = null;
   const waiting = new Map();
-  const isBusy = (part) => part.contains(document.activeElement) ||
+  let pressed = null;
+  addEventListener("pointerdown", (event) => { pressed = event.target; }, true);
+  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => { pressed = null; }), true);
+  const isBusy = (part) => part.contains(document.activeElement) || part.contains(pressed) ||
     (!getSelection().isCollapsed && part.contains(getSelection().anchorNode));
   const place = (id, html) => {
     const part = document.getElementById(id);

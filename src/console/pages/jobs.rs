@@ -1,33 +1,41 @@
-//! Running and past jobs of this host, and one of them.
+//! Running and past jobs of this host.
 
-use crate::console::answers::{not_found, redirect, refused};
+pub(super) use super::launch::start;
+
+use super::job_progress::{origin, panel, progress_words};
+use super::paging::paging;
+use super::{job, log};
 use crate::console::html;
-use crate::console::visit::Visit;
-use crate::record::{Job, Record};
+use crate::console::visit::{Fields, Visit};
+use crate::record::Job;
 use axum::Extension;
-use axum::extract::Path;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::Html;
 use maud::{Markup, html};
+use std::time::Duration;
 
-/// So many past jobs are listed.
-const MOST_PAST: usize = 100;
+/// So many past jobs stand on a page.
+const PAGE: usize = 50;
 
-/// `GET /jobs`
+/// How old the lines of an open log may be.
+const LIVE_LOG: Duration = Duration::from_secs(2);
+
+/// The states of past jobs, as a filter offers them.
+const STATES: [&str; 7] = ["done", "partial", "failed", "damage", "busy", "interrupted", "lost"];
+
+/// `GET /jobs?q=&state=`
 pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
-    let (jobs, language) = (visit.console.toolbox.jobs().await, visit.language);
-    let past: Vec<&Job> = jobs.iter().filter(|job| job.status != "running").take(MOST_PAST).collect();
-    let row = |job: &&Job| {
-        vec![
-            html! {
-                a href={"/jobs/" (html::segment(&job.job))} { (language.moment(job.began_at)) }
-                span class="two" { (language.duration(job.duration_seconds)) }
-            },
-            html! { code class="brk" { (html::job_line(job)) } },
-            html! { (job.user) span class="two" { (origin(&visit, &job.origin)) } },
-            html! { (html::state(language, &job.status)) },
-            html! { span class="brk" { (job.error.as_deref().unwrap_or("-")) } },
-        ]
+    let jobs = visit.console.toolbox.jobs().await;
+    let filter = visit.query.get("q").unwrap_or_default().to_lowercase();
+    let state = visit.query.get("state").unwrap_or_default();
+    let is_shown = |job: &&Job| {
+        let text = format!("{} {} {} {}", html::job_line(job), job.user, job.origin, job.job).to_lowercase();
+        let has_words = filter.split_whitespace().all(|word| text.contains(word));
+        job.status != "running" && has_words && (state.is_empty() || job.status == state)
     };
+    let past: Vec<&Job> = jobs.iter().filter(is_shown).collect();
+    let pages = past.len().div_ceil(PAGE).max(1);
+    let page = visit.query.get("page").and_then(|page| page.parse().ok()).unwrap_or(1usize).clamp(1, pages);
+    let shown = past.iter().skip((page - 1) * PAGE).take(PAGE);
     let heads = [
         visit.say("Started", "Début"),
         visit.say("Job", "Tâche"),
@@ -40,7 +48,7 @@ pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
             visit.say("Jobs", "Tâches"),
             visit.say(
                 "Running and past jobs of this host: those of the console, of cron, of systemd and of shells.",
-                "Les tâches en cours et passées de cet hôte : de la console, de cron, de systemd et des shells.",
+                "Les tâches en cours et passées de cet hôte\u{a0}: de la console, de cron, de systemd et des shells.",
             ),
         ))
         section class="sec" {
@@ -48,22 +56,54 @@ pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
             (running_panels(&visit, &jobs))
         }
         section class="sec" {
-            h2 { (visit.say("Past", "Passées")) }
-            @if past.is_empty() { p { (visit.say("None yet.", "Aucune.")) } }
-            @else { (html::table(visit.say("Past jobs, newest first", "Tâches passées, les plus récentes d’abord"),
-                &heads, past.iter().map(row).collect())) }
+            div class="sechead" { h2 { (visit.say("Past", "Passées")) } (filter_form(&visit)) }
+            @if past.is_empty() { p { (visit.say("None.", "Aucune.")) } }
+            @else {
+                (html::table(visit.say("Past jobs, newest first", "Tâches passées, les plus récentes d’abord"), &heads,
+                    shown.map(|job| row(&visit, job)).collect()))
+                (paging(&visit, page, pages))
+            }
         }
+        p { a href="/log" { (visit.say("The log of all runs", "Le journal de toutes les exécutions")) } }
         (html::command(&visit, &["jobs"]))
     };
     html::page(&visit, visit.say("Jobs", "Tâches"), true, body).await
 }
 
-fn origin(visit: &Visit, origin: &str) -> String {
-    match origin {
-        "console" => visit.say("console", "console").to_owned(),
-        "shell" => visit.say("shell", "shell").to_owned(),
-        other => other.to_owned(),
+fn filter_form(visit: &Visit) -> Markup {
+    let state = visit.query.get("state").unwrap_or_default();
+    html! {
+        form method="get" class="filter row" role="search" aria-label=(visit.say("Filter", "Filtre")) {
+            div class="field" {
+                label for="q" { (visit.say("Filter", "Filtre")) }
+                input type="search" id="q" name="q" value=(visit.query.get("q").unwrap_or_default());
+            }
+            div class="field" {
+                label for="state" { (visit.say("Result", "Résultat")) }
+                select id="state" name="state" {
+                    option value="" { (visit.say("all", "tous")) }
+                    @for known in STATES {
+                        option value=(known) selected[known == state] { (visit.language.state(known)) }
+                    }
+                }
+            }
+            button type="submit" { (visit.say("Apply", "Appliquer")) }
+        }
     }
+}
+
+fn row(visit: &Visit, job: &Job) -> Vec<Markup> {
+    let language = visit.language;
+    vec![
+        html! {
+            a href={"/jobs/" (html::segment(&job.job))} { (language.moment(job.began_at)) }
+            span class="two" { (language.duration(job.duration_seconds)) }
+        },
+        html! { code class="brk" { (html::job_line(job)) } },
+        html! { span class="brk" { (job.user) } span class="two" { (origin(visit, &job.origin)) } },
+        html! { (html::state(language, &job.status)) },
+        html! { span class="brk" { (job.error.as_deref().unwrap_or("-")) } },
+    ]
 }
 
 fn running_panels(visit: &Visit, jobs: &[Job]) -> Markup {
@@ -76,7 +116,7 @@ fn running_panels(visit: &Visit, jobs: &[Job]) -> Markup {
     }
 }
 
-/// What the overview says of running jobs.
+/// What other pages say of running jobs.
 pub(super) async fn running_note(visit: &Visit) -> Markup {
     note(visit, &visit.console.toolbox.jobs().await)
 }
@@ -87,7 +127,7 @@ fn note(visit: &Visit, jobs: &[Job]) -> Markup {
             @for job in jobs.iter().filter(|job| job.status == "running") {
                 p class="note run" {
                     (html::icon("run"))
-                    span {
+                    span class="brk" {
                         a href={"/jobs/" (html::segment(&job.job))} { (html::job_line(job)) } ": "
                         (progress_words(visit, job))
                     }
@@ -97,184 +137,22 @@ fn note(visit: &Visit, jobs: &[Job]) -> Markup {
     }
 }
 
-/// How far a job has come, in words.
-fn progress_words(visit: &Visit, job: &Job) -> String {
-    let language = visit.language;
-    if job.total_bytes == 0 {
-        return visit.say("preparing", "préparation").to_owned();
-    }
-    let percent = html::percent(job.done_bytes, job.total_bytes);
-    let (done, total) = (language.bytes(job.done_bytes), language.bytes(job.total_bytes));
-    let mut words = language.tell(
-        format!("{} of {total} ({done} done)", language.percent(percent)),
-        format!("{} de {total} ({done} faits)", language.percent(percent)),
-    );
-    if let Some(rate) = job.bytes_per_second.filter(|rate| *rate >= 1.0) {
-        words += &format!(", {}/s", language.bytes(rate as u64));
-    }
-    if let Some(left) = job.left_seconds {
-        let left = language.duration(left);
-        words += &language.tell(format!(", about {left} left"), format!(", encore environ {left}"));
-    }
-    words
-}
-
-fn panel(visit: &Visit, job: &Job) -> Markup {
-    let language = visit.language;
-    let percent = html::percent(job.done_bytes, job.total_bytes).to_string();
-    html! {
-        div class="panel" {
-            div class="jobline" {
-                div {
-                    h3 { (html::icon("run")) " " a href={"/jobs/" (html::segment(&job.job))} { (html::job_line(job)) } }
-                    p class="sub" {
-                        (progress_words(visit, job)) ". "
-                        (language.tell(
-                            format!("Started {} by {} ({}).", language.moment(job.began_at), job.user, job.origin),
-                            format!("Lancée {} par {} ({}).", language.moment(job.began_at), job.user, job.origin),
-                        ))
-                    }
-                }
-                @if visit.may_change() {
-                    form method="post" action={"/jobs/" (html::segment(&job.job)) "/cancel"} {
-                        (html::form_token(visit))
-                        button type="submit" { (visit.say("Cancel", "Annuler")) }
-                    }
-                }
-            }
-            progress max="100" value=(percent) aria-label=(visit.say("Progress", "Progression")) { (percent) " %" }
-            @if !job.steps.is_empty() {
-                (html::table(visit.say("In hand", "En ce moment"), &[
-                    visit.say("What", "Quoi"), visit.say("Progress", "Progression"), visit.say("Done", "Fait"),
-                ], job.steps.iter().map(|step| {
-                    let percent = html::percent(step.done_bytes, step.total_bytes).to_string();
-                    vec![
-                        html! { (step.verb) " " (step.label) },
-                        html! { progress max="100" value=(percent) aria-label=(step.label) { (percent) " %" } },
-                        html! { (language.bytes(step.done_bytes)) " / " (language.bytes(step.total_bytes)) },
-                    ]
-                }).collect()))
-            }
-            p class="help" {
-                (visit.say(
-                    "Cancel does what Ctrl-C does: the job cleans up and ends.",
-                    "Annuler fait ce que fait Ctrl-C : la tâche range et s’arrête.",
-                ))
-            }
-            (html::command(visit, &["jobs", "cancel", &job.job]))
-        }
-    }
-}
-
-/// `GET /jobs/ID`
-pub(super) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    match one(&visit, &id).await {
-        Some((job, part)) => {
-            let is_running = job.status == "running";
-            let title = visit.language.tell(format!("Job {}", job.job), format!("Tâche {}", job.job));
-            let body = html! {
-                nav class="crumbs" aria-label=(visit.say("Breadcrumb", "Fil d’Ariane")) {
-                    ol {
-                        li { a href="/jobs" { (visit.say("Jobs", "Tâches")) } }
-                        li aria-current="page" { (job.job) }
-                    }
-                }
-                (part)
-            };
-            html::page(&visit, &title, is_running, body).await.into_response()
-        }
-        None => not_found(&visit).await,
-    }
-}
-
-/// A job, and the part of its page that changes.
-async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
-    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let answer = visit.console.toolbox.look_up(&["jobs", "show", id], false).await;
-    let (first, printed) = answer.records.split_first()?;
-    let Record::Job(job) = first else { return None };
-    let (language, is_running) = (visit.language, job.status == "running");
-    let part = html! {
-        div id="live-job" class="sec" {
-            div class="head" {
-                div {
-                    h1 class="brk" { (html::job_line(job)) }
-                    p class="sub" role="status" { (html::state(language, &job.status)) }
-                }
-            }
-            @if is_running { (panel(visit, job)) }
-            @else {
-                dl class="facts" {
-                    dt { (visit.say("Started", "Début")) } dd { (language.moment(job.began_at)) }
-                    dt { (visit.say("Took", "Durée")) } dd { (language.duration(job.duration_seconds)) }
-                    dt { (visit.say("Read", "Lu")) } dd { (language.bytes(job.done_bytes)) }
-                    dt { (visit.say("Started by", "Lancée par")) } dd { (job.user) ", " (origin(visit, &job.origin)) }
-                    @if let Some(code) = job.exit_code {
-                        dt { (visit.say("Exit code", "Code de retour")) } dd { (code) }
-                    }
-                }
-                @if job.status == "lost" {
-                    div class="note warn" {
-                        (html::icon("warn"))
-                        p { (visit.say(
-                            "The process is gone and left no result. The next run cleans up after it.",
-                            "Le processus a disparu sans résultat. La prochaine exécution rangera après lui.",
-                        )) }
-                    }
-                }
-            }
-            @if !printed.is_empty() {
-                h2 { (visit.say("Results", "Résultats")) }
-                (html::records(visit, printed))
-            }
-        }
-    };
-    Some((job.clone(), part))
-}
-
-/// `POST /jobs/ID/cancel`
-pub(super) async fn cancel(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let to = format!("/jobs/{}", html::segment(&id));
-    if one(&visit, &id).await.is_none() {
-        return not_found(&visit).await;
-    }
-    let words = ["jobs", "cancel", &id].map(str::to_owned);
-    let answer = visit.console.toolbox.act(&words).await;
-    match answer.failures().next() {
-        Some(failure) => refused(&visit, visit.say("Not cancelled", "Non annulée"), &failure.error, &to).await,
-        None => redirect(&to),
-    }
-}
-
-/// The parts of a page that change while it is open: their ids and their HTML.
+/// The parts of a page that change while it is open: their ids and their HTML. `page` is its path, with its query.
 pub(in crate::console) async fn live_parts(visit: &Visit, page: &str) -> Vec<(String, String)> {
-    let part = |id: &str, html: Markup| (id.to_owned(), html.into_string());
-    match page.strip_prefix("/jobs/") {
-        Some(id) => one(visit, id).await.map(|(_, markup)| part("live-job", markup)).into_iter().collect(),
-        None if page == "/jobs" => {
-            vec![part("live-jobs", running_panels(visit, &visit.console.toolbox.jobs().await))]
-        }
-        None if page == "/" => vec![part("live-note", running_note(visit).await)],
-        None => Vec::new(),
+    let part = |id: &str, html: Markup| vec![(id.to_owned(), html.into_string())];
+    let (path, query) = page.split_once('?').unwrap_or((page, ""));
+    if let Some(id) = path.strip_prefix("/jobs/") {
+        return job::one(visit, id).await.map(|(_, markup)| part("live-job", markup)).unwrap_or_default();
     }
-}
-
-/// Starts a command that becomes a job, and goes to its page.
-pub(super) async fn start(visit: &Visit, words: &[String], back: &str) -> Response {
-    match visit.console.toolbox.start(words).await {
-        Ok(job) => redirect(&format!("/jobs/{}", html::segment(&job))),
-        Err(answer) => {
-            let title = visit.say("Not started", "Non lancée");
-            let body = html! {
-                (html::head(title, ""))
-                (html::records(visit, &answer.records))
-                (html::line(&visit.console.toolbox.command_line(words)))
-                p { a href=(back) { (visit.say("Back", "Retour")) } }
-            };
-            let page = html::page(visit, title, false, body).await;
-            (axum::http::StatusCode::UNPROCESSABLE_ENTITY, page).into_response()
+    match path {
+        "/jobs" => part("live-jobs", running_panels(visit, &visit.console.toolbox.jobs().await)),
+        "/log" => {
+            let visit = Visit { query: Fields::parse(query), ..visit.clone() };
+            part("live-log", log::lines(&visit, LIVE_LOG).await)
         }
+        path if path == "/" || path == "/machines" || path.starts_with("/machines/") => {
+            part("live-note", running_note(visit).await)
+        }
+        _ => Vec::new(),
     }
 }

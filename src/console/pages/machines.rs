@@ -1,57 +1,55 @@
-//! The machines of this host: which are backed up, and back up now; and one machine with its points.
+//! The machines of this host: which are backed up and why, and back up now.
 
+use super::backup_form;
+use super::fields::{FieldErrors, Form};
 use super::overview::{MachineStatus, filter_form, machines};
-use crate::console::answers::{not_found, refused};
+use super::rules::{Rules, rules_section};
 use crate::console::html;
 use crate::console::pages::jobs;
 use crate::console::visit::Visit;
-use crate::record::{Disk, Point, Record};
+use crate::record::{Disk, Machine, Record};
 use axum::Extension;
-use axum::extract::Path;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::Html;
 use maud::{Markup, html};
 
 /// `GET /machines`
 pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
+    show(&visit, &FieldErrors::default()).await
+}
+
+/// The page, with what is wrong with a form of it.
+pub(super) async fn show(visit: &Visit, errors: &FieldErrors) -> Html<String> {
     let again = visit.query.is_set("again");
     let toolbox = &visit.console.toolbox;
-    let (vms, disks, status) = tokio::join!(
+    let (vms, disks, status, rules) = tokio::join!(
         toolbox.look_up(&["vms"], again),
-        toolbox.look_up(&["disks"], again),
-        toolbox.look_up(&["status"], again)
+        // Without names, it would wait for records.
+        toolbox.look_up(&["disks", "*"], again),
+        toolbox.look_up(&["status"], again),
+        Rules::of(visit, true),
     );
     let known = machines(&status.records);
+    let all: Vec<&Machine> = machines_of(&vms.records).collect();
+    let names: Vec<&str> = all.iter().map(|machine| machine.machine.as_str()).collect();
+    let taken = all.iter().filter(|machine| is_taken(&known, &machine.machine)).count();
     let filter = visit.query.get("q").unwrap_or_default().to_lowercase();
-    let disks: Vec<&Disk> = disks_of(&disks.records).collect();
-    let mut rows = Vec::new();
-    for record in vms.records.iter() {
-        let Record::Machine(machine) = record else { continue };
-        if !machine.machine.to_lowercase().contains(&filter) {
-            continue;
-        }
-        let own = disks.iter().filter(|disk| disk.machine == machine.machine);
-        let standing = known.iter().find(|known| known.name() == machine.machine);
-        let name = machine.machine.as_str();
-        rows.push(vec![
-            html! {
-                @if visit.may_change() {
-                    label class="check" { input type="checkbox" name="m" value=(name); span class="vh" { (name) } } " "
-                }
-                a class="brk" href={"/machines/" (html::segment(name))} { (name) }
-                span class="two" { (machine.state) }
-            },
-            html! { (selected(&visit, standing)) },
-            html! { ul { @for disk in own { (disk_line(&visit, disk)) } } },
-            html! { (machine.agent) },
-        ]);
-    }
+    let shown = all.iter().filter(|machine| machine.machine.to_lowercase().contains(&filter));
+    let rows: Vec<Vec<Markup>> = shown
+        .map(|machine| {
+            let own = disks_of(&disks.records).filter(|disk| disk.machine == machine.machine).collect();
+            row(visit, machine, own, &known, &rules)
+        })
+        .collect();
     let heads = [
         visit.say("Machine", "Machine"),
         visit.say("Backed up", "Sauvegardée"),
         visit.say("Disks", "Disques"),
-        visit.say("Guest agent", "Agent invité"),
+        visit.say("Newest point", "Point le plus récent"),
     ];
-    let none = visit.say("libvirt knows no machine.", "libvirt ne connaît aucune machine.");
+    let caption = visit.language.tell(
+        format!("{}, {taken} backed up", visit.language.machines(all.len())),
+        format!("{}, sauvegardées\u{a0}: {taken}", visit.language.machines(all.len())),
+    );
     let body = html! {
         (html::head(
             visit.say("Machines", "Machines"),
@@ -60,42 +58,72 @@ pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
                 "Quelles machines et quels disques sont sauvegardés, et pourquoi un ne l’est pas.",
             ),
         ))
-        (filter_form(&visit, "all-machines"))
-        (html::failures(&visit, &vms))
+        (jobs::running_note(visit).await)
+        (errors.above(&backup_form::FIELDS.map(|(field, _)| (field, "")).into_iter().chain([("pattern", "")])
+            .collect::<Vec<_>>()))
+        (filter_form(visit, "all-machines"))
+        (html::failures(visit, &vms))
+        @if !all.is_empty() { (html::failures(visit, &disks)) }
         form method="post" action="/backup" class="sec" {
-            (html::form_token(&visit))
-            @if rows.is_empty() { p { (none) } }
-            @else {
-                div id="all-machines" {
-                    (html::table(visit.say("All machines", "Toutes les machines"), &heads, rows))
-                }
+            (html::form_token(visit))
+            @if rows.is_empty() && filter.is_empty() {
+                p { (visit.say("libvirt knows no machine.", "libvirt ne connaît aucune machine.")) }
+            } @else if rows.is_empty() {
+                p { (visit.say("No machine matches the filter.", "Aucune machine ne correspond au filtre.")) }
+            } @else {
+                div id="all-machines" { (html::table(&caption, &heads, rows)) }
+                @if visit.may_change() { (end_of_form(visit, errors)) }
             }
-            @if visit.may_change() { (end_of_form(&visit)) }
         }
-        (html::age(&visit, &vms))
-        (html::command(&visit, &["disks"]))
+        (rules_section(visit, &rules, &names, errors))
+        (html::age(visit, &vms))
+        (html::command(visit, &["vms"]))
+        (html::command(visit, &["disks", "*"]))
     };
-    html::page(&visit, visit.say("Machines", "Machines"), false, body).await
+    html::page(visit, visit.say("Machines", "Machines"), true, body).await
+}
+
+fn row(visit: &Visit, machine: &Machine, disks: Vec<&Disk>, known: &[MachineStatus<'_>], rules: &Rules) -> Vec<Markup> {
+    let (language, name) = (visit.language, machine.machine.as_str());
+    let standing = known.iter().find(|known| known.name() == name);
+    let is_ticked = visit.form.all("m").any(|ticked| ticked == name);
+    vec![
+        html! {
+            @if visit.may_change() {
+                label class="check" {
+                    input type="checkbox" name="m" value=(name) checked[is_ticked];
+                    span class="vh" { (visit.say("Select ", "Choisir ")) (name) }
+                } " "
+            }
+            a class="brk" href={"/machines/" (html::segment(name))} { (name) }
+            span class="two" { (language.machine_state(&machine.state)) ", " (language.agent(&machine.agent)) }
+        },
+        html! {
+            @if is_taken(known, name) { span class="st ok" { (html::icon("ok")) (visit.say("yes", "oui")) } }
+            @else { span class="st quiet" { (html::icon("off")) (visit.say("no", "non")) } }
+            span class="two brk" { (rules.reason(visit, name)) }
+        },
+        html! { ul { @for disk in disks { (disk_line(visit, disk)) } } },
+        html! {
+            @match standing.and_then(|standing| standing.time("captured_at")) {
+                Some(at) => { (language.moment(at)) span class="two" { (language.ago(at)) } },
+                None => (visit.say("none", "aucun")),
+            }
+        },
+    ]
+}
+
+/// Whether backups take a machine, as `status` sees it.
+pub(super) fn is_taken(known: &[MachineStatus<'_>], name: &str) -> bool {
+    known.iter().any(|known| known.name() == name && known.counts())
 }
 
 /// The buttons below the list: back up, select, leave out.
-fn end_of_form(visit: &Visit) -> Markup {
+fn end_of_form(visit: &Visit, errors: &FieldErrors) -> Markup {
     html! {
         div class="formend" {
             h2 { (visit.say("The ticked machines", "Les machines cochées")) }
-            div class="row" {
-                label class="check" {
-                    input type="checkbox" name="full" value="1"; span { (visit.say("Read in full", "Lire en entier")) }
-                }
-                label class="check" {
-                    input type="checkbox" name="verify" value="1";
-                    span { (visit.say("Verify the new points", "Vérifier les nouveaux points")) }
-                }
-                div class="field" {
-                    label for="limit" { (visit.say("Read limit per second", "Limite de lecture par seconde")) }
-                    input id="limit" name="limit_read" class="w-s" placeholder="50M";
-                }
-            }
+            (backup_form::options(visit, &Form { typed: &visit.form, errors }))
             div class="row" {
                 button type="submit" class="pri" { (visit.say("Back up now", "Sauvegarder maintenant")) }
                 button type="submit" formaction="/selection" name="set" value="true" {
@@ -105,33 +133,21 @@ fn end_of_form(visit: &Visit) -> Markup {
                     (visit.say("Leave out", "Laisser de côté"))
                 }
             }
-        }
-        div class="formend" {
-            h2 { (visit.say("A pattern", "Un motif")) }
-            div class="row" {
-                div class="field" {
-                    label for="pattern" { (visit.say("Names, with * and ?", "Noms, avec * et ?")) }
-                    input id="pattern" name="pattern" class="w-m mono" placeholder="web*";
-                }
-                button type="submit" formaction="/selection" name="set" value="true" {
-                    (visit.say("Select for backups", "Choisir pour les sauvegardes"))
-                }
-            }
+            (html::command(visit, &["backup", "--", "NAME"]))
+            (html::command(visit, &["config", "set", "selected_vms.NAME=true"]))
         }
     }
 }
 
-fn selected(visit: &Visit, status: Option<&MachineStatus<'_>>) -> Markup {
-    match status {
-        Some(status) if status.counts() => html! {
-            span class="st ok" { (html::icon("ok")) (visit.say("yes", "oui")) }
-            span class="two brk" { (status.0.detail) }
-        },
-        _ => html! { span class="st quiet" { (html::icon("off")) (visit.say("no", "non")) } },
-    }
+fn machines_of(records: &[Record]) -> impl Iterator<Item = &Machine> {
+    records.iter().filter_map(|record| match record {
+        Record::Machine(machine) => Some(machine),
+        _ => None,
+    })
 }
 
-fn disks_of(records: &[Record]) -> impl Iterator<Item = &Disk> {
+/// The disks among records.
+pub(super) fn disks_of(records: &[Record]) -> impl Iterator<Item = &Disk> {
     records.iter().filter_map(|record| match record {
         Record::Disk(disk) => Some(disk),
         _ => None,
@@ -139,88 +155,13 @@ fn disks_of(records: &[Record]) -> impl Iterator<Item = &Disk> {
 }
 
 fn disk_line(visit: &Visit, disk: &Disk) -> Markup {
-    let size = disk.capacity_bytes.map(|bytes| visit.language.bytes(bytes)).unwrap_or_else(|| "?".into());
+    let size = disk.capacity_bytes.map_or_else(|| "?".to_owned(), |bytes| visit.language.bytes(bytes));
     html! {
         li {
             (disk.disk) " " (size)
             @if let Some(reason) = &disk.skip_reason {
-                span class="quiet brk" { " " (visit.say("left out: ", "laissé de côté : ")) (reason) }
+                span class="quiet brk" { " " (visit.say("left out: ", "laissé de côté\u{a0}: ")) (reason) }
             }
         }
     }
-}
-
-/// `POST /backup`
-pub(super) async fn back_up(Extension(visit): Extension<Visit>) -> Response {
-    let names: Vec<String> = visit.form.all("m").filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    if names.is_empty() {
-        let message = visit.say("Tick at least one machine.", "Cochez au moins une machine.");
-        return refused(&visit, visit.say("Nothing to back up", "Rien à sauvegarder"), message, "/machines").await;
-    }
-    let mut words = vec!["backup".to_owned()];
-    for (field, flag) in [("full", "--full"), ("verify", "--verify")] {
-        words.extend(visit.form.is_set(field).then(|| flag.to_owned()));
-    }
-    words.extend(visit.form.get("limit_read").map(|limit| format!("--limit-read={limit}")));
-    words.push("--".into());
-    words.extend(names);
-    jobs::start(&visit, &words, "/machines").await
-}
-
-/// `GET /machines/NAME`
-pub(super) async fn one(Extension(visit): Extension<Visit>, Path(name): Path<String>) -> Response {
-    let again = visit.query.is_set("again");
-    let toolbox = &visit.console.toolbox;
-    let (disks, status, points) = tokio::join!(
-        toolbox.look_up(&["disks"], again),
-        toolbox.look_up(&["status"], again),
-        toolbox.look_up(&["points"], again)
-    );
-    let known = machines(&status.records);
-    let machine = known.iter().find(|machine| machine.name() == name);
-    let own: Vec<&Disk> = disks_of(&disks.records).filter(|disk| disk.machine == name).collect();
-    let points_of: Vec<&Point> = points
-        .records
-        .iter()
-        .rev()
-        .filter_map(|record| match record {
-            Record::Point(point) if point.machine == name => Some(point),
-            _ => None,
-        })
-        .collect();
-    if machine.is_none() && own.is_empty() && points_of.is_empty() {
-        return not_found(&visit).await;
-    }
-    let body = html! {
-        nav class="crumbs" aria-label=(visit.say("Breadcrumb", "Fil d’Ariane")) {
-            ol { li { a href="/machines" { (visit.say("Machines", "Machines")) } } li aria-current="page" { (name) } }
-        }
-        (html::head(&name, ""))
-        @if let Some(machine) = machine { (html::checks(&visit, [machine.0].into_iter())) }
-        section class="sec" {
-            h2 { (visit.say("Back up", "Sauvegarder")) }
-            (html::action(
-                &visit,
-                "/backup",
-                &[("m", &name)],
-                visit.say("Back up now", "Sauvegarder maintenant"),
-                &["backup", "--", &name],
-            ))
-        }
-        @if !own.is_empty() {
-            section class="sec" {
-                h2 { (visit.say("Disks", "Disques")) }
-                ul { @for disk in &own { (disk_line(&visit, disk)) } }
-            }
-        }
-        section class="sec" {
-            h2 { (visit.say("Restore points", "Points de restauration")) }
-            @if points_of.is_empty() { p { (visit.say("None yet.", "Aucun.")) } }
-            @else { (html::points(&visit, points_of.iter().copied())) }
-            (html::failures(&visit, &points))
-        }
-        (html::age(&visit, &points))
-        (html::command(&visit, &["points", "--", &name]))
-    };
-    html::page(&visit, &name, false, body).await.into_response()
 }

@@ -1,6 +1,7 @@
 //! The configuration: every key as a field, the change as a diff before it is written.
 
 use super::results;
+use super::setting_words::{GROUPS, words};
 use crate::console::answers::redirect;
 use crate::console::html;
 use crate::console::toolbox::Answer;
@@ -22,7 +23,7 @@ const BEFORE: &str = "b.";
 fn is_fixed(key: &str) -> bool {
     key.starts_with("hooks.")
         || key.ends_with("password_command")
-        || ["$schema", "hooks", "selected_vms", "ssh"].contains(&key)
+        || ["$schema", "hooks", "selected_vms", "excluded_disks", "ssh", "drill.check", "drill.expect"].contains(&key)
 }
 
 /// The settings of an answer of `config show`.
@@ -34,23 +35,31 @@ pub(super) fn settings_of(answer: &Answer) -> Vec<Setting> {
     settings.collect()
 }
 
+/// What stands in a field for a text that is set and empty; an empty field is a key that is not set.
+const EMPTY: &str = "\"\"";
+
 /// A value as it stands in a field.
 fn text_of(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
+        Value::String(text) if text.is_empty() => EMPTY.to_owned(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
 }
+
+/// An error, and the key at whose field it stands.
+pub(super) type FieldError = (String, String);
 
 /// `GET /settings`
 pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
     show(&visit, &[]).await
 }
 
-async fn show(visit: &Visit, errors: &[(String, String)]) -> Html<String> {
+async fn show(visit: &Visit, errors: &[FieldError]) -> Html<String> {
     let answer = visit.console.toolbox.look_up(&["config", "show"], true).await;
     let settings = settings_of(&answer);
+    let file = settings.iter().find(|setting| setting.source == "file").and_then(|setting| setting.origin.clone());
     let body = html! {
         (html::head(
             visit.say("Configuration", "Configuration"),
@@ -59,70 +68,173 @@ async fn show(visit: &Visit, errors: &[(String, String)]) -> Html<String> {
                 "Une option l’emporte sur une variable, celle-ci sur le fichier, et lui sur la valeur par défaut.",
             ),
         ))
+        @if let Some(file) = file { p class="sub brk" { code { (file) } } }
         (html::failures(visit, &answer))
-        @for (key, error) in errors.iter().filter(|(key, _)| !settings.iter().any(|setting| setting.key == *key)) {
-            div class="note crit" role="alert" { (html::icon("crit")) p class="brk" { (key) ": " (error) } }
-        }
-        (form(visit, &settings, &[], errors))
-        (html::command(visit, &["config", "show"]))
-    };
-    html::page(visit, visit.say("Configuration", "Configuration"), false, body).await
-}
-
-/// The form for these keys, or all.
-pub(super) fn form(visit: &Visit, settings: &[Setting], only: &[&str], errors: &[(String, String)]) -> Markup {
-    let shown: Vec<&Setting> =
-        settings.iter().filter(|setting| only.is_empty() || only.contains(&setting.key.as_str())).collect();
-    let group = |setting: &&Setting| setting.key.split_once('.').map_or("", |(group, _)| group).to_owned();
-    html! {
+        (error_list(visit, &settings, errors))
         form method="post" action="/settings/review" class="sec" {
             (html::form_token(visit))
-            @for run in shown.chunk_by(|a, b| group(a) == group(b)) {
-                @let name = group(&run[0]);
-                fieldset class="panel" id=[(!name.is_empty()).then_some(name.as_str())] {
-                    legend { @if name.is_empty() { (visit.say("General", "Général")) } @else { (name) } }
-                    div class="fields" { @for setting in run { (field(visit, setting, errors)) } }
+            @for group in GROUPS {
+                @let keys = group.keys.iter().map(|words| words.key);
+                @let shown: Vec<&Setting> = keys.filter_map(|key| find(&settings, key)).collect();
+                @if !shown.is_empty() {
+                    fieldset class="panel" id=(group.id) {
+                        legend { (visit.language.say(group.english, group.french)) }
+                        div class="fields" { @for setting in shown { (field(visit, setting, errors)) } }
+                    }
+                }
+            }
+            // Keys that this page does not know yet.
+            @let others: Vec<&Setting> = settings.iter()
+                .filter(|setting| words(&setting.key).is_none() && setting.key != "$schema").collect();
+            @if !others.is_empty() {
+                fieldset class="panel" id="others" {
+                    legend { (visit.say("More", "Autres")) }
+                    div class="fields" { @for setting in others { (field(visit, setting, errors)) } }
                 }
             }
             @if visit.may_change() {
                 div class="row" {
                     button type="submit" class="pri" { (visit.say("Review the change", "Voir le changement")) }
+                    a class="btn" href="/settings" { (visit.say("Discard", "Abandonner")) }
+                    span class="sub" {
+                        (visit.say(
+                            "Nothing is written before you have seen the change.",
+                            "Rien n’est écrit avant que vous ayez vu le changement.",
+                        ))
+                    }
+                }
+            }
+        }
+        (html::command(visit, &["config", "show", "--all"]))
+    };
+    html::page(visit, visit.say("Configuration", "Configuration"), false, body).await
+}
+
+/// The setting with this key.
+pub(super) fn find<'s>(settings: &'s [Setting], key: &str) -> Option<&'s Setting> {
+    settings.iter().find(|setting| setting.key == key)
+}
+
+/// The errors, each with a link to its field.
+fn error_list(visit: &Visit, settings: &[Setting], errors: &[FieldError]) -> Markup {
+    html! {
+        @if !errors.is_empty() {
+            div class="note crit" role="alert" {
+                (html::icon("crit"))
+                div {
+                    p { b { (visit.say("Nothing was written.", "Rien n’a été écrit.")) } }
+                    ul class="errs" {
+                        @for (key, error) in errors {
+                            li class="brk" {
+                                @if find(settings, key).is_some() { a href={"#f-" (key)} { (key) } ": " (error) }
+                                @else { (error) }
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-fn field(visit: &Visit, setting: &Setting, errors: &[(String, String)]) -> Markup {
+/// The field of a key: its names, where its value comes from, what it does, and what is wrong with it.
+pub(super) fn field(visit: &Visit, setting: &Setting, errors: &[FieldError]) -> Markup {
     let (key, is_fixed) = (setting.key.as_str(), is_fixed(&setting.key) || !visit.may_change());
     let error = errors.iter().find(|(known, _)| known == key).map(|(_, error)| error.as_str());
-    let typed = visit.form.get(&format!("{FIELD}{key}")).map(str::to_owned);
+    let typed = visit.form.all(&format!("{FIELD}{key}")).next().map(str::to_owned);
     // A default is shown as what would be there, not as a value.
     let current = if setting.source == "default" { String::new() } else { text_of(&setting.value) };
-    let id = format!("f-{key}");
+    let shown = typed.unwrap_or_else(|| current.clone());
+    let (known, id) = (words(key), format!("f-{key}"));
+    let english = setting.schema.get("description").and_then(Value::as_str).unwrap_or_default();
+    let help = known.and_then(|words| words.help(visit.language)).unwrap_or(english);
+    let (choices, name) = (choices(&setting.schema), format!("{FIELD}{key}"));
+    let described = match error {
+        Some(_) => format!("{id}-h {id}-e"),
+        None => format!("{id}-h"),
+    };
+    let invalid = error.map(|_| "true");
     html! {
         div class="field" {
-            label for=(id) { code { (key) } " " span class="tag" { (source(visit, &setting.source)) } }
+            @let label = known.map_or(key, |words| words.name(visit.language));
+            @if is_fixed { span class="lbl" { (label) } } @else { label for=(id) { (label) } }
+            span class="help" { code { (key) } " " span class="tag" { (source(visit, setting)) } }
             @if is_fixed { code class="brk" id=(id) { (text_of(&setting.value)) } }
             @else {
                 input type="hidden" name={(BEFORE) (key)} value=(current);
-                input id=(id) name={(FIELD) (key)} class="mono" value=(typed.unwrap_or(current.clone()))
-                    placeholder=(text_of(&setting.value)) aria-invalid=[error.map(|_| "true")]
-                    aria-describedby=[error.map(|_| format!("{id}-e"))];
-                @if let Some(error) = error {
-                    p class="err" id={(id) "-e"} { (html::icon("crit")) span { (error) } }
+                @if choices.is_empty() {
+                    input id=(id) name=(name) type="text" class={"mono" @if is_number(&setting.schema) { " w-s" }}
+                        value=(shown) placeholder=(text_of(&setting.value)) autocomplete="off" spellcheck="false"
+                        inputmode=[is_number(&setting.schema).then_some("numeric")]
+                        aria-invalid=[invalid] aria-describedby=(described);
+                } @else {
+                    select id=(id) name=(name) class="w-m" aria-invalid=[invalid] aria-describedby=(described) {
+                        option value="" selected[shown.is_empty()] {
+                            (visit.say("default", "par défaut"))
+                            @if setting.source == "default" && !setting.value.is_null() {
+                                " (" (choice(visit, &text_of(&setting.value))) ")"
+                            }
+                        }
+                        @for value in &choices {
+                            option value=(value) selected[shown == *value] { (choice(visit, value)) }
+                        }
+                    }
                 }
+            }
+            span class="help" id={(id) "-h"} { (help) }
+            @if let Some(error) = error {
+                p class="err" id={(id) "-e"} { (html::icon("crit")) span class="brk" { (error) } }
             }
         }
     }
 }
 
-fn source(visit: &Visit, word: &str) -> String {
-    match word {
+/// The values of a key that has only a few.
+fn choices(schema: &Value) -> Vec<String> {
+    let has_type = |wanted: &str| match schema.get("type") {
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == wanted),
+        kind => kind.is_some_and(|kind| kind == wanted),
+    };
+    if has_type("boolean") {
+        return vec!["true".into(), "false".into()];
+    }
+    let parts = ["anyOf", "oneOf"].iter().filter_map(|kind| schema.get(kind)?.as_array()).flatten();
+    let mut values = Vec::new();
+    for part in parts {
+        match part.get("const").and_then(Value::as_str) {
+            Some(value) => values.push(value.to_owned()),
+            None if part.get("type").is_some_and(|kind| kind == "null") => {}
+            None if part.get("oneOf").is_some() => values.extend(choices(part)),
+            // Something that must be typed.
+            None => return Vec::new(),
+        }
+    }
+    values
+}
+
+fn is_number(schema: &Value) -> bool {
+    let is = |schema: &Value| match schema.get("type") {
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == "integer"),
+        kind => kind.is_some_and(|kind| kind == "integer"),
+    };
+    is(schema) || schema.get("anyOf").and_then(Value::as_array).is_some_and(|parts| parts.iter().any(is))
+}
+
+fn choice(visit: &Visit, value: &str) -> String {
+    match value {
+        "true" => visit.say("yes", "oui").to_owned(),
+        "false" => visit.say("no", "non").to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn source(visit: &Visit, setting: &Setting) -> String {
+    let origin = setting.origin.as_deref().unwrap_or_default();
+    match setting.source.as_str() {
         "file" => visit.say("file", "fichier").to_owned(),
         "default" => visit.say("default", "par défaut").to_owned(),
-        "flag" => visit.say("option", "option").to_owned(),
-        "environment" => visit.say("variable", "variable").to_owned(),
+        "flag" => format!("{} {origin}", visit.say("option", "option")),
+        "environment" => format!("{} {origin}", visit.say("variable", "variable")),
         other => other.to_owned(),
     }
 }
@@ -136,34 +248,32 @@ fn changes(visit: &Visit) -> Vec<String> {
         match value.trim() {
             same if same == before => {}
             "" => words.push(format!("--unset={key}")),
+            EMPTY => words.push(format!("{key}=")),
             new => words.push(format!("{key}={new}")),
         }
     }
     words
 }
 
+/// The page that a form came from.
+fn back_of(visit: &Visit) -> &str {
+    let known = ["/machines", "/server", "/retention", "/schedule"];
+    let is_known = |back: &&str| known.contains(back) || back.starts_with("/machines/");
+    visit.form.get("back").filter(is_known).unwrap_or("/settings")
+}
+
 /// `POST /settings/review`
 pub(super) async fn review(Extension(visit): Extension<Visit>) -> Response {
     let changes = changes(&visit);
+    let back = back_of(&visit);
     if changes.is_empty() {
-        return redirect("/settings");
+        return redirect(back);
     }
-    review_of(&visit, &changes, "/settings").await
-}
-
-/// `POST /selection`
-pub(super) async fn select(Extension(visit): Extension<Visit>) -> Response {
-    let value = if visit.form.get("set") == Some("true") { "true" } else { "false" };
-    let names = visit.form.all("m").chain(visit.form.get("pattern")).filter(|name| !name.is_empty());
-    let changes: Vec<String> = names.map(|name| format!("selected_vms.{name}={value}")).collect();
-    if changes.is_empty() {
-        return redirect("/machines");
-    }
-    review_of(&visit, &changes, "/machines").await
+    review_of(&visit, &changes, back).await
 }
 
 /// Shows the difference that changes make; nothing is written yet.
-async fn review_of(visit: &Visit, changes: &[String], back: &str) -> Response {
+pub(super) async fn review_of(visit: &Visit, changes: &[String], back: &str) -> Response {
     let (unset, set): (Vec<String>, Vec<String>) =
         changes.iter().cloned().partition(|word| word.starts_with("--unset="));
     let mut words = vec!["config".to_owned(), "set".to_owned()];
@@ -181,7 +291,7 @@ async fn review_of(visit: &Visit, changes: &[String], back: &str) -> Response {
     });
     let Some(action) = action else {
         // The error stands at the field that it names.
-        let errors: Vec<(String, String)> = answer
+        let errors: Vec<FieldError> = answer
             .failures()
             .map(|failure| {
                 let key = failure.error.split('"').nth(1).unwrap_or_default().to_owned();
@@ -192,8 +302,13 @@ async fn review_of(visit: &Visit, changes: &[String], back: &str) -> Response {
     };
     let text = |key: &str| action.extra.get(key).and_then(|value| value.as_str()).unwrap_or_default();
     let title = visit.say("Review the change", "Vérifier le changement");
+    let count = changes.len();
+    let sub = visit.language.tell(
+        format!("{count} {} of {}", if count == 1 { "key" } else { "keys" }, action.target),
+        format!("{count} {} de {}", if count == 1 { "clé" } else { "clés" }, action.target),
+    );
     let body = html! {
-        (html::head(title, &action.target))
+        (html::head(title, &sub))
         @if action.changed { (html::diff(visit, text("diff"))) }
         @else { p { (visit.say("The file already says so.", "Le fichier dit déjà cela.")) } }
         @if action.changed && visit.may_change() {
@@ -205,6 +320,14 @@ async fn review_of(visit: &Visit, changes: &[String], back: &str) -> Response {
                 div class="row" {
                     button type="submit" class="pri" { (visit.say("Write the file", "Écrire le fichier")) }
                     a class="btn" href=(back) { (visit.say("Back", "Retour")) }
+                }
+                p class="help" {
+                    (visit.say(
+                        "The file is replaced as a whole. If somebody has changed it since this page was made, \
+                         nothing is written.",
+                        "Le fichier est remplacé d’un coup. Si quelqu’un l’a changé depuis cette page, rien n’est \
+                         écrit.",
+                    ))
                 }
             }
         } @else { p { a class="btn" href=(back) { (visit.say("Back", "Retour")) } } }
@@ -228,6 +351,5 @@ pub(super) async fn write(Extension(visit): Extension<Visit>) -> Response {
     let mut words = vec!["config".to_owned(), "set".to_owned(), format!("--if-sha256={sum}")];
     words.extend(given);
     let answer = visit.console.toolbox.act(&words).await;
-    let back = if visit.form.get("back") == Some("/machines") { "/machines" } else { "/settings" };
-    results::show(&visit, visit.say("Configuration", "Configuration"), &words, &answer, back).await
+    results::show(&visit, visit.say("Configuration", "Configuration"), &words, &answer, back_of(&visit)).await
 }

@@ -211,6 +211,36 @@ proptest! {
     }
 
     #[test]
+    fn chunks_that_are_dirty_in_a_part_say_in_which(
+        disk in disk(),
+        chunk in 1u32..50,
+        piece in 1u32..20,
+        cuts in proptest::collection::vec(0usize..300, 0..10),
+    ) {
+        let mut cutter = ChunkCutter::new(disk.len() as u64, chunk).with_pieces(Some(piece));
+        for extent in extents_of(&disk, &cuts) {
+            cutter.push(extent).unwrap();
+        }
+        cutter.finish().unwrap();
+        let states: Vec<ChunkState> =
+            cutter.take_runs().flat_map(|run| std::iter::repeat_n(run.state, run.count as usize)).collect();
+        let expected: Vec<ChunkState> = disk.chunks(chunk as usize).map(|bytes| {
+            let is_dirty = |piece: &[Byte]| piece.iter().any(|byte| byte.1 != Some(false));
+            let is_clean_zeros = |piece: &[Byte]| piece.iter().all(|byte| byte.0 && byte.1 == Some(false));
+            let bits = |holds: &dyn Fn(&[Byte]) -> bool| {
+                bytes.chunks(piece as usize).enumerate().map(|(number, piece)| u64::from(holds(piece)) << number).sum()
+            };
+            match naive_state(bytes) {
+                ChunkState::Data if !bytes.chunks(piece as usize).all(is_dirty) => {
+                    ChunkState::Mixed { dirty: bits(&is_dirty), clean_zeros: bits(&is_clean_zeros) }
+                }
+                state => state,
+            }
+        }).collect();
+        prop_assert_eq!(states, expected);
+    }
+
+    #[test]
     fn chunks_are_what_all_of_their_bytes_are(
         disk in disk(),
         chunk in 1u32..50,

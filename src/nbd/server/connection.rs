@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::super::link::Link;
+use super::super::link::NbdStream;
 use super::super::wire::{
     CMD_FLAG_DF, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_REQ_ONE, EINVAL, EIO, ENOSPC, EOVERFLOW, EPERM,
     MAX_REQUEST_BYTES, Violation,
 };
 use super::super::{Error, Result};
-use super::export::{Change, Exports, Piece};
+use super::export::{ExportWrite, Exports, Piece};
 use super::handshake::{self, ALLOCATION_CONTEXT, Agreed};
 use super::message::{
     Position, Request, encode_block_status, encode_data_header, encode_end, encode_error, encode_error_at, encode_hole,
@@ -63,10 +63,10 @@ type Received = (Request, Vec<u8>);
 pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool>) -> Result<()> {
     let failed = |source| Error::Io { action: "share the connection of", source };
     let (ours, replies) = (stream.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
-    let mut link = Link::new(stream, HANDSHAKE_LIMIT, Arc::clone(stop))?;
+    let mut link = NbdStream::new(stream, HANDSHAKE_LIMIT, Arc::clone(stop))?;
     let Some(agreed) = handshake::negotiate(&mut link, exports)? else { return Ok(()) };
-    let replies = Link::new(replies, TRANSFER_LIMIT, Arc::clone(stop))?;
-    let connection = Connection { agreed, replies: Mutex::new(replies), whole: Mutex::default() };
+    let replies = NbdStream::new(replies, TRANSFER_LIMIT, Arc::clone(stop))?;
+    let connection = ClientConnection { agreed, replies: Mutex::new(replies), whole: Mutex::default() };
     let (sender, receiver) = bounded::<Received>(QUEUE);
     let is_broken = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -101,7 +101,7 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
 }
 
 /// Receives requests until the client says that it leaves.
-fn receive(link: &mut Link, stop: &Arc<AtomicBool>, mut take: impl FnMut(Received)) -> Result<()> {
+fn receive(link: &mut NbdStream, stop: &Arc<AtomicBool>, mut take: impl FnMut(Received)) -> Result<()> {
     loop {
         link.reconfigure(IDLE_LIMIT, Arc::clone(stop));
         let request = match link.receive_array() {
@@ -128,15 +128,15 @@ fn receive(link: &mut Link, stop: &Arc<AtomicBool>, mut take: impl FnMut(Receive
 /// Why a request is answered with an error: its number and a sentence.
 type Refusal = (u32, &'static str);
 
-struct Connection {
+struct ClientConnection {
     agreed: Agreed,
     /// Held for one message at a time.
-    replies: Mutex<Link>,
+    replies: Mutex<NbdStream>,
     /// For replies that must not be cut: one at a time, so that a client cannot have us hold many.
     whole: Mutex<Vec<u8>>,
 }
 
-impl Connection {
+impl ClientConnection {
     fn answer(&self, request: &Request, data: &[u8]) -> Result<()> {
         if let Err((error, message)) = self.check(request) {
             return self.fail(request, error, message);
@@ -146,8 +146,8 @@ impl Connection {
             CMD_READ if request.flags & CMD_FLAG_DF != 0 => self.read_whole(request),
             CMD_READ => self.read_in_pieces(request),
             CMD_BLOCK_STATUS => self.block_status(request),
-            CMD_WRITE => self.write(request, Change::Data(data)),
-            CMD_TRIM | CMD_WRITE_ZEROES => self.write(request, Change::Zeros(request.length.into())),
+            CMD_WRITE => self.write(request, ExportWrite::Data(data)),
+            CMD_TRIM | CMD_WRITE_ZEROES => self.write(request, ExportWrite::Zeros(request.length.into())),
             // Nothing survives the server, and the cache is its own affair.
             _ => self.send(&[&encode_simple_reply(request.cookie, 0)]),
         }
@@ -275,7 +275,7 @@ impl Connection {
         self.send(&[&encode_block_status(request.cookie, ALLOCATION_CONTEXT, &extents)])
     }
 
-    fn write(&self, request: &Request, change: Change<'_>) -> Result<()> {
+    fn write(&self, request: &Request, change: ExportWrite<'_>) -> Result<()> {
         let error = match self.agreed.export.write(request.offset, change) {
             Ok(()) => 0,
             Err(error) if error.kind() == io::ErrorKind::StorageFull => ENOSPC,

@@ -35,18 +35,17 @@ impl Piece<'_> {
 
 /// What is written to an export.
 #[derive(Debug, Clone, Copy)]
-pub enum Change<'a> {
+pub enum ExportWrite<'a> {
     /// Bytes.
     Data(&'a [u8]),
-    /// So many zeros.
     Zeros(u64),
 }
 
-impl Change<'_> {
+impl ExportWrite<'_> {
     pub(super) fn length_bytes(&self) -> u64 {
         match self {
-            Change::Data(bytes) => bytes.len() as u64,
-            Change::Zeros(length) => *length,
+            ExportWrite::Data(bytes) => bytes.len() as u64,
+            ExportWrite::Zeros(length) => *length,
         }
     }
 }
@@ -74,7 +73,7 @@ pub trait Export: Send + Sync {
     }
 
     /// Writes; every later read sees it.
-    fn write(&self, _offset: u64, _change: Change<'_>) -> io::Result<()> {
+    fn write(&self, _offset: u64, _change: ExportWrite<'_>) -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 }

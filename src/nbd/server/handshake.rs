@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::super::link::Link;
+use super::super::link::NbdStream;
 use super::super::wire::{
     self, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME,
     MessageReader, OPTION_MAGIC, REP_ACK, REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
@@ -53,7 +53,7 @@ struct Settled {
 }
 
 /// Answers options until an export is chosen; nothing when the client left before.
-pub(super) fn negotiate(link: &mut Link, exports: &Exports) -> Result<Option<Agreed>> {
+pub(super) fn negotiate(link: &mut NbdStream, exports: &Exports) -> Result<Option<Agreed>> {
     let mut settled = Settled { no_zeroes: greet(link)?, ..Settled::default() };
     for _ in 0..MAX_OPTIONS {
         let Some((option, data)) = receive_option(link)? else { return Ok(None) };
@@ -85,7 +85,7 @@ pub(super) fn negotiate(link: &mut Link, exports: &Exports) -> Result<Option<Agr
 }
 
 /// The greeting; whether the 124 zero bytes are to be left out.
-fn greet(link: &mut Link) -> Result<bool> {
+fn greet(link: &mut NbdStream) -> Result<bool> {
     let mut greeting = wire::GREETING_MAGIC.to_be_bytes().to_vec();
     greeting.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
     greeting.extend_from_slice(&(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
@@ -98,7 +98,7 @@ fn greet(link: &mut Link) -> Result<bool> {
 }
 
 /// The next option and its data; nothing when the client has gone.
-fn receive_option(link: &mut Link) -> Result<Option<(u32, Vec<u8>)>> {
+fn receive_option(link: &mut NbdStream) -> Result<Option<(u32, Vec<u8>)>> {
     let header: [u8; 16] = match link.receive_array() {
         Err(Error::Disconnected) => return Ok(None),
         header => header?,
@@ -117,17 +117,17 @@ fn receive_option(link: &mut Link) -> Result<Option<(u32, Vec<u8>)>> {
     Ok(Some((option, data)))
 }
 
-fn reply(link: &mut Link, option: u32, kind: u32, payload: &[u8]) -> Result<()> {
+fn reply(link: &mut NbdStream, option: u32, kind: u32, payload: &[u8]) -> Result<()> {
     link.send(&encode_option_reply(option, kind, payload))
 }
 
 /// An option that settles nothing.
-fn refuse(link: &mut Link, option: u32, kind: u32, message: &str) -> Result<Option<Agreed>> {
+fn refuse(link: &mut NbdStream, option: u32, kind: u32, message: &str) -> Result<Option<Agreed>> {
     reply(link, option, kind, message.as_bytes())?;
     Ok(None)
 }
 
-fn list(link: &mut Link, exports: &Exports, data: &[u8]) -> Result<Option<Agreed>> {
+fn list(link: &mut NbdStream, exports: &Exports, data: &[u8]) -> Result<Option<Agreed>> {
     if !data.is_empty() {
         return refuse(link, wire::OPT_LIST, REP_ERR_INVALID, "this option has no data");
     }
@@ -142,7 +142,7 @@ fn list(link: &mut Link, exports: &Exports, data: &[u8]) -> Result<Option<Agreed
 }
 
 fn meta_context(
-    link: &mut Link,
+    link: &mut NbdStream,
     exports: &Exports,
     settled: &mut Settled,
     option: u32,
@@ -180,7 +180,7 @@ fn meta_context(
     Ok(None)
 }
 
-fn go(link: &mut Link, exports: &Exports, settled: &Settled, option: u32, data: &[u8]) -> Result<Option<Agreed>> {
+fn go(link: &mut NbdStream, exports: &Exports, settled: &Settled, option: u32, data: &[u8]) -> Result<Option<Agreed>> {
     let Ok((name, wanted)) = decode_go(data) else {
         return refuse(link, option, REP_ERR_INVALID, "");
     };
@@ -207,7 +207,7 @@ fn go(link: &mut Link, exports: &Exports, settled: &Settled, option: u32, data: 
     Ok((option == wire::OPT_GO).then(|| agree(export, name, settled)))
 }
 
-fn export_name(link: &mut Link, exports: &Exports, settled: &Settled, data: &[u8]) -> Result<Option<Agreed>> {
+fn export_name(link: &mut NbdStream, exports: &Exports, settled: &Settled, data: &[u8]) -> Result<Option<Agreed>> {
     let Some((name, export)) = std::str::from_utf8(data).ok().and_then(|name| exports.get(name)) else {
         // There is no other way to say no.
         return Ok(None);

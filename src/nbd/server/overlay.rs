@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::super::StatusExtent;
-use super::export::{Change, Export, Piece, zero_flags};
+use super::export::{Export, ExportWrite, Piece, zero_flags};
 
 /// The file is read through a buffer of this size.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -178,15 +178,15 @@ impl Export for Overlay {
         true
     }
 
-    fn write(&self, offset: u64, change: Change<'_>) -> io::Result<()> {
+    fn write(&self, offset: u64, change: ExportWrite<'_>) -> io::Result<()> {
         let end = offset + change.length_bytes();
         // Where zeros were, or will be, the file may have anything: the ranges say what counts.
         let written = match change {
-            Change::Data(bytes) => {
+            ExportWrite::Data(bytes) => {
                 self.file.write_all_at(bytes, offset)?;
                 Written::Data
             }
-            Change::Zeros(_) => Written::Zeros,
+            ExportWrite::Zeros(_) => Written::Zeros,
         };
         self.ranges.write().unwrap_or_else(PoisonError::into_inner).insert(offset, end, written);
         Ok(())
@@ -201,9 +201,9 @@ mod tests {
     const SIZE: u64 = 64;
 
     /// A base whose bytes are `!`, but for zeros in its second quarter.
-    struct Base;
+    struct TestBase;
 
-    impl Export for Base {
+    impl Export for TestBase {
         fn size_bytes(&self) -> u64 {
             SIZE
         }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn overlay() -> Overlay {
-        Overlay::new(Arc::new(Base), tempfile::tempfile().unwrap())
+        Overlay::new(Arc::new(TestBase), tempfile::tempfile().unwrap())
     }
 
     fn read_all(export: &dyn Export) -> Vec<u8> {
@@ -257,11 +257,11 @@ mod tests {
         fn what_was_written_is_read_back(
             writes in proptest::collection::vec((0..SIZE, 1..SIZE, proptest::option::of(1u8..)), 0..20),
         ) {
-            let (overlay, mut model) = (overlay(), read_all(&Base));
+            let (overlay, mut model) = (overlay(), read_all(&TestBase));
             for (offset, length, byte) in writes {
                 let length = length.min(SIZE - offset);
                 let bytes = vec![byte.unwrap_or(0); length as usize];
-                let change = if byte.is_some() { Change::Data(&bytes) } else { Change::Zeros(length) };
+                let change = if byte.is_some() { ExportWrite::Data(&bytes) } else { ExportWrite::Zeros(length) };
                 overlay.write(offset, change).unwrap();
                 model[offset as usize..(offset + length) as usize].copy_from_slice(&bytes);
                 prop_assert_eq!(&read_all(&overlay), &model);

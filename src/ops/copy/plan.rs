@@ -14,7 +14,6 @@ use std::collections::{HashMap, HashSet};
 /// The points of a second repository.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Copies {
-    /// Oldest first.
     points: Vec<PointRef>,
     /// By what they are a copy of, and by their own id.
     by_id: HashMap<Id, Vec<PointRef>>,
@@ -26,7 +25,6 @@ impl Copies {
         Ok(Copies::of(points::list(second)?.0))
     }
 
-    /// These, oldest first.
     pub(crate) fn of(points: impl IntoIterator<Item = PointRef>) -> Copies {
         let mut copies = Copies::default();
         points.into_iter().for_each(|point| copies.add(point));

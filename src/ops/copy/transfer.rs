@@ -20,7 +20,8 @@ use crate::ops::verify::damage_of;
 use crate::ops::{Error, Monitor, Result, Stop, threads};
 use crate::record;
 use crate::repo::{
-    self, BlobKind, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions, copy_blobs, read_tree,
+    self, BlobKind, Compression, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions,
+    copy_blobs, read_tree,
 };
 use crate::retention::Policy;
 use std::cell::OnceCell;
@@ -46,7 +47,7 @@ pub struct Copier {
 
 /// The blobs that a point needs and the target lacks.
 #[derive(Debug, Default)]
-struct Missing {
+struct MissingBlobs {
     data: Vec<Id>,
     trees: Vec<Id>,
     bytes: u64,
@@ -56,7 +57,13 @@ struct Missing {
 
 impl Copier {
     /// Locks both repositories, then loads what they know.
-    pub fn open(source: &Repository, target: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Copier> {
+    pub fn open(
+        source: &Repository,
+        target: &Repository,
+        compression: Compression,
+        monitor: &dyn Monitor,
+        stop: &Stop,
+    ) -> Result<Copier> {
         let source_lock = lock_for_reading(source, monitor, stop)?;
         let index = points::load_index_for_reading(source, monitor)?;
         let (points, damaged) = points::list(source)?;
@@ -65,8 +72,8 @@ impl Copier {
         }
         let target = LockedRepo::shared(target, stop)?;
         let there = Copies::of(target.view.points()?.iter().cloned());
-        let writer =
-            Writer::new(&target.view.repo, Arc::clone(&target.view.index), WriterOptions::default(), &target.permit);
+        let options = WriterOptions { compression, ..WriterOptions::default() };
+        let writer = Writer::new(&target.view.repo, Arc::clone(&target.view.index), options, &target.permit);
         failpoint::hit(Failpoint::CopyBegun);
         Ok(Copier {
             source: source.clone(),
@@ -145,7 +152,9 @@ impl Copier {
         let missing = self.missing(point, stop)?;
         self.transfer(point, missing, monitor, stop)?;
         failpoint::hit(Failpoint::CopyTransferred);
-        let snapshot = Snapshot { parent: None, original: Some(persistent_id(point)), ..point.snapshot.clone() };
+        let mut snapshot = Snapshot { parent: None, original: Some(persistent_id(point)), ..point.snapshot.clone() };
+        // The machine runs on the other one.
+        snapshot.tags.retain(|tag| !points::is_restoring(tag));
         let id = self.target.view.repo.save_snapshot(&snapshot, &self.target.permit)?;
         failpoint::hit(Failpoint::CopyStored);
         let after = self.writer.summary();
@@ -157,8 +166,8 @@ impl Copier {
     }
 
     /// What the target lacks, from the trees alone.
-    fn missing(&self, point: &PointRef, stop: &Stop) -> Result<Missing> {
-        let mut missing = Missing::default();
+    fn missing(&self, point: &PointRef, stop: &Stop) -> Result<MissingBlobs> {
+        let mut missing = MissingBlobs::default();
         let (mut ahead, mut known) = (vec![point.snapshot.tree], HashSet::new());
         while let Some(tree) = ahead.pop() {
             stop.check()?;
@@ -197,7 +206,7 @@ impl Copier {
     }
 
     /// Brings the missing blobs over; when it returns they are durable, and may be referred to.
-    fn transfer(&mut self, point: &PointRef, missing: Missing, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
+    fn transfer(&mut self, point: &PointRef, missing: MissingBlobs, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
         let label = format!("{}@{}", point.machine(), point.id.short());
         let progress = monitor.start("copying", &label, missing.bytes);
         let broken = Mutex::new(BTreeMap::new());

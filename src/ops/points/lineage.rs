@@ -11,7 +11,7 @@
 //! ```
 //! In the third picture the images were copied with their bitmaps, and both machines went on: two machines, of which
 //! neither may cost the other a point. The links are in the manifests: `parent`, and `earlier_hosts`, which names
-//! the move and of its time when the points that were its proof are gone. Where a proof is lost all the same, there are
+//! the move and its time when the points that showed it are gone. Where that evidence is lost all the same, there are
 //! two machines, and retention keeps more than it would.
 
 use crate::ops::manifest::{EarlierHost, Manifest};
@@ -23,7 +23,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// What a point says of the machine that it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// The machine's UUID.
     pub(crate) uuid: String,
     /// The host that it was on.
     pub(crate) host: String,
@@ -57,7 +56,6 @@ impl Origin {
 /// The hosts on which a machine was when it was backed up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lineage {
-    /// The machine's UUID.
     pub(crate) uuid: String,
     pub(crate) hosts: BTreeSet<String>,
 }
@@ -69,7 +67,7 @@ impl Lineage {
     }
 }
 
-/// The machines that these points are of; each point is of exactly one. For the proofs all points that there are must
+/// The machines that these points are of; each point is of exactly one. As evidence, all points that there are must
 /// be among them, of whatever name.
 pub(crate) fn lineages<'a>(points: impl IntoIterator<Item = (&'a PointRef, &'a Origin)>) -> Vec<Lineage> {
     let mut machines: BTreeMap<&str, Vec<&Origin>> = BTreeMap::new();
@@ -125,7 +123,7 @@ mod tests {
     use super::*;
     use crate::repo::Snapshot;
 
-    type Point = (&'static str, u32, Option<usize>, &'static [(&'static str, u32)]);
+    type TestPoint = (&'static str, u32, Option<usize>, &'static [(&'static str, u32)]);
 
     fn day(day: u32) -> Time {
         format!("2026-11-{day:02}T02:00:00Z").parse().unwrap()
@@ -133,9 +131,9 @@ mod tests {
 
     /// Points as «host, day, the parent's number, the hosts before with the day of the move»; the machines as their
     /// hosts.
-    fn machines(points: &[Point]) -> Vec<String> {
+    fn machines(points: &[TestPoint]) -> Vec<String> {
         let id = |number: usize| Id::hash(&number.to_be_bytes());
-        let one = |(number, (host, at, parent, earlier)): (usize, &Point)| {
+        let one = |(number, (host, at, parent, earlier)): (usize, &TestPoint)| {
             let earlier = earlier.iter().map(|(host, at)| EarlierHost { host: (*host).into(), left_at: day(*at) });
             let origin =
                 Origin { earlier_hosts: earlier.collect(), parent: parent.map(id), ..Origin::new("u", host, day(*at)) };
@@ -163,7 +161,7 @@ mod tests {
             ("c", 5, Some(3), &[("a", 5), ("b", 3)]),
         ];
         assert_eq!(machines(&there_and_back), ["a b c"]);
-        // The proof was pruned, and the manifest remembers.
+        // The evidence was pruned, and the manifest remembers.
         assert_eq!(machines(&[("a", 1, None, &[]), ("b", 3, None, &[("a", 2)])]), ["a b"]);
     }
 

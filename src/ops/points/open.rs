@@ -5,6 +5,7 @@ use super::point_ref::{PINNED_TAG, PointRef};
 use crate::capture::{self, Definition};
 use crate::ops::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use crate::ops::manifest::{DEFINITION, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk};
+use crate::ops::pieces::ranges_of_text;
 use crate::ops::{Error, Monitor, Result};
 use crate::record;
 use crate::repo::{self, Content, Id, Index, NodeKind, Repository, Snapshot, read_tree};
@@ -17,14 +18,15 @@ const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
 /// A point that was opened: its description and the contents of its disks.
 #[derive(Debug)]
 pub(crate) struct OpenPoint {
-    /// Which one.
     pub(crate) id: Id,
-    /// The snapshot file.
     pub(crate) snapshot: Snapshot,
     /// `point.json`.
     pub(crate) manifest: Manifest,
-    /// Every file of the point's folder and of its disks' folders: the path within the point, the size, the content.
+    /// Every file of the point's folder and of the folders in it, without the disks: the path within the point, the
+    /// size, the content.
     pub(crate) files: BTreeMap<String, (u64, Content)>,
+    /// The chunks of the disks.
+    maps: BTreeMap<String, (Geometry, ChunkMap)>,
     /// The tree of each disk's folder, for a later point that changes nothing in it.
     pub(crate) disk_trees: BTreeMap<String, Id>,
     /// Disks whose content cannot be known any more, and why; only [`open_with_damage`] lets such a point through.
@@ -33,7 +35,15 @@ pub(crate) struct OpenPoint {
 
 /// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
 pub(crate) fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
-    let (index, damaged) = repo.load_index_with_damage()?;
+    with_warnings(repo.load_index_with_damage()?, monitor)
+}
+
+/// The same of all index files, with nothing from a copy on this host: for whoever goes through every blob.
+pub(crate) fn load_whole_index(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
+    with_warnings(repo.reload_index_with_damage()?, monitor)
+}
+
+fn with_warnings((index, damaged): repo::IndexWithDamage, monitor: &dyn Monitor) -> Result<Arc<Index>> {
     for (_, error) in damaged {
         monitor.warn(&error.to_string());
     }
@@ -42,7 +52,17 @@ pub(crate) fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -
 
 /// Reads a point's manifest, and nothing else of it.
 pub(crate) fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
-    Ok(describe(repo, index, point)?.manifest)
+    if let Some(known) = known_manifest(repo, point) {
+        return Ok(known);
+    }
+    let (description, json) = read_description(repo, index, point)?;
+    repo.keep_note(point.id, json);
+    Ok(description.manifest)
+}
+
+/// A point's manifest, if this host has a copy of it.
+pub(crate) fn known_manifest(repo: &Repository, point: &PointRef) -> Option<Manifest> {
+    Manifest::parse(&repo.note_of(&point.id)?).ok()
 }
 
 /// What a point says of its machine; none where the point is damaged, which verify reports.
@@ -108,11 +128,16 @@ fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
 
 /// Reads a point's manifest. What is missing or does not fit is [`Error::BadPoint`].
 pub(crate) fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<Description> {
+    Ok(read_description(repo, index, point)?.0)
+}
+
+/// The same, with the manifest as it is stored.
+fn read_description(repo: &Repository, index: &Index, point: &PointRef) -> Result<(Description, Vec<u8>)> {
     let bad = bad(point);
     let top = read_top(repo, index, point)?;
     let json = read_small(repo, index, &top.files, MANIFEST, bad)?;
     let manifest = Manifest::parse(&json).map_err(|error| bad(error.to_string()))?;
-    Ok(Description { manifest, top })
+    Ok((Description { manifest, top }, json))
 }
 
 /// Opens a point that was described: reads the folders of its disks.
@@ -132,13 +157,20 @@ pub(crate) fn open_with_damage(repo: &Repository, index: &Index, point: &PointRe
 
 fn open_described(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
     let Description { manifest, top: Top { mut files, folders } } = described;
-    let (mut disk_trees, mut broken) = (BTreeMap::new(), BTreeMap::new());
+    let (mut disk_trees, mut maps, mut broken) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, subtree) in folders {
         match read_tree(repo, index, &subtree) {
             Ok(folder) => {
                 for file in folder.nodes {
-                    if let NodeKind::File { size_bytes, content } = file.kind {
-                        files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
+                    let NodeKind::File { size_bytes, content } = file.kind else { continue };
+                    let path = format!("{name}/{}", file.name.to_string_lossy());
+                    // The list of a disk is long: it is not kept twice.
+                    match manifest.disks.iter().find(|disk| disk_file(&disk.disk) == path) {
+                        Some(disk) => match map_of(disk, size_bytes, &content) {
+                            Ok(map) => drop(maps.insert(disk.disk.clone(), map)),
+                            Err(reason) => drop(broken.insert(disk.disk.clone(), reason)),
+                        },
+                        None => drop(files.insert(path, (size_bytes, content))),
                     }
                 }
                 disk_trees.insert(name, subtree);
@@ -147,13 +179,27 @@ fn open_described(repo: &Repository, index: &Index, point: &PointRef, described:
             Err(error) => drop(broken.insert(name.clone(), format!("the folder of {name}: {error}"))),
         }
     }
-    let mut opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees, broken };
-    for disk in &opened.manifest.disks {
-        if let Err(Error::BadPoint { reason, .. }) = opened.chunk_map(disk) {
-            opened.broken.insert(disk.disk.clone(), reason);
-        }
+    for disk in manifest.disks.iter().map(|disk| &disk.disk).filter(|disk| !maps.contains_key(*disk)) {
+        broken.entry(disk.clone()).or_insert_with(|| format!("{} is missing", disk_file(disk)));
     }
-    Ok(opened)
+    Ok(OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, maps, disk_trees, broken })
+}
+
+/// The chunks of a disk whose file has this size and these blobs, or what does not fit.
+fn map_of(
+    disk: &ManifestDisk,
+    size_bytes: u64,
+    content: &Content,
+) -> std::result::Result<(Geometry, ChunkMap), String> {
+    let name = disk_file(&disk.disk);
+    if size_bytes != disk.capacity_bytes {
+        return Err(format!("{name} has {size_bytes} bytes and the manifest says {}", disk.capacity_bytes));
+    }
+    let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
+    let split = ranges_of_text(&disk.split_chunks, geometry.chunks())
+        .ok_or_else(|| format!("the list of split chunks of {} is not valid", disk.disk))?;
+    let map = ChunkMap::from_content(content, geometry, ZeroIds::of(geometry), &split);
+    Ok((geometry, map.map_err(|error| format!("{name}: {error}"))?))
 }
 
 fn read_small(
@@ -192,7 +238,6 @@ impl OpenPoint {
         read_small(repo, index, &self.files, name, bad)
     }
 
-    /// The machine's definition.
     pub(crate) fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
         String::from_utf8(self.read_file(repo, index, DEFINITION)?)
             .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
@@ -218,18 +263,28 @@ impl OpenPoint {
 
     /// The chunks of one of the manifest's disks.
     pub(crate) fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
-        let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
-        if let Some(reason) = self.broken.get(&disk.disk) {
-            return Err(bad(reason.clone()));
-        }
-        let name = disk_file(&disk.disk);
-        let (size, content) = self.files.get(&name).ok_or_else(|| bad(format!("{name} is missing")))?;
-        if *size != disk.capacity_bytes {
-            return Err(bad(format!("{name} has {size} bytes and the manifest says {}", disk.capacity_bytes)));
-        }
-        let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
-        ChunkMap::from_content(content, geometry, ZeroIds::of(geometry))
-            .map_err(|error| bad(format!("{name}: {error}")))
+        let reason = match (self.broken.get(&disk.disk), self.map_of(&disk.disk)) {
+            (None, Some((_, map))) => return Ok(map.clone()),
+            (reason, _) => reason.cloned().unwrap_or_else(|| format!("{} is missing", disk_file(&disk.disk))),
+        };
+        Err(Error::BadPoint { point: self.id.to_string(), reason })
+    }
+
+    /// How a disk is cut, and its chunks, if they are known.
+    pub(crate) fn map_of(&self, disk: &str) -> Option<(Geometry, &ChunkMap)> {
+        self.maps.get(disk).map(|(geometry, map)| (*geometry, map))
+    }
+
+    /// The blobs of a disk; equal neighbours come once.
+    pub(crate) fn blobs_of_disk(&self, disk: &str) -> Option<impl Iterator<Item = Id> + '_> {
+        let (geometry, map) = self.map_of(disk)?;
+        Some(map.blobs(geometry, ZeroIds::of(geometry)).map(|(id, _)| id))
+    }
+
+    /// The blobs of all files and disks; equal neighbours come once.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = Id> + '_ {
+        let of_files = self.files.values().flat_map(|(_, content)| content.runs().map(|(id, _)| id));
+        of_files.chain(self.maps.keys().filter_map(|disk| self.blobs_of_disk(disk)).flatten())
     }
 
     /// The point as a record.

@@ -12,12 +12,15 @@ pub(crate) const MACHINE_TAG: &str = "machine=";
 /// The tag that keeps a point whatever the retention says; restic's `forget --keep-tag pinned` keeps it too.
 pub(crate) const PINNED_TAG: &str = "pinned";
 
+/// The tag of a point that machines run on, until their live restores have ended. Each restore adds one of its own:
+/// `restoring=<id>`.
+pub(crate) const RESTORING_TAG: &str = "restoring";
+
 /// A snapshot that kvmb made.
 #[derive(Debug, Clone)]
 pub struct PointRef {
     /// The snapshot's id, which is the point's.
     pub(crate) id: Id,
-    /// The snapshot file.
     pub(crate) snapshot: Snapshot,
 }
 
@@ -32,11 +35,21 @@ impl PointRef {
         self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG)
     }
 
+    /// Whether a machine runs on it, so that it must stay.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.snapshot.tags.iter().any(|tag| is_restoring(tag))
+    }
+
     /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id,
     /// and so does copying it to another repository.
     pub(crate) fn is_or_was(&self, id: &Id) -> bool {
         self.id == *id || self.snapshot.original == Some(*id)
     }
+}
+
+/// Whether a tag is one of those that live restores set.
+pub(crate) fn is_restoring(tag: &str) -> bool {
+    tag.strip_prefix(RESTORING_TAG).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
 /// All points of a repository, oldest first, and what could not be read.

@@ -49,10 +49,8 @@ impl ExamineStep {
     ];
 }
 
-/// What was found.
 #[derive(Debug, Clone)]
 pub(crate) enum ExamineFinding {
-    /// It answers.
     Reached {
         address: Option<SocketAddr>,
         /// How long it took until the encrypted connection was there.
@@ -60,7 +58,6 @@ pub(crate) enum ExamineFinding {
     },
     /// Its key is known.
     HostKey {
-        /// The key's type.
         algorithm: String,
         /// Its SHA-256.
         fingerprint: String,
@@ -69,10 +66,8 @@ pub(crate) enum ExamineFinding {
     LoggedIn {
         /// `user@host`.
         account: String,
-        /// How.
         by: Login,
     },
-    /// The folder.
     Path {
         /// Its absolute path there.
         path: String,
@@ -84,11 +79,14 @@ pub(crate) enum ExamineFinding {
         beside: Option<String>,
     },
     /// The room; none if the server cannot tell.
-    Space { free_bytes: Option<u64> },
-    /// The rates.
+    Space {
+        free_bytes: Option<u64>,
+    },
     Speed(Speed),
     /// By how much the server's clock is ahead of ours; negative where it is behind.
-    Clock { ahead_seconds: i64 },
+    Clock {
+        ahead_seconds: i64,
+    },
 }
 
 /// What the repository's folder is.
@@ -105,7 +103,6 @@ pub(crate) enum FolderKind {
 /// What is looked at, and how closely.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExamineTarget<'a> {
-    /// The repository's address.
     pub(crate) target: &'a SftpAddress,
     /// The repository's folder in the target, should that hold other things.
     pub(crate) below: Option<&'a str>,

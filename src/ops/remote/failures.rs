@@ -14,6 +14,28 @@ pub(super) fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> 
     }
 }
 
+/// A host key that was not accepted.
+pub(crate) struct RefusedKey<'a> {
+    /// `unknown`, `changed` or `revoked`.
+    pub(crate) state: &'static str,
+    pub(crate) algorithm: &'a str,
+    /// Its SHA-256.
+    pub(crate) fingerprint: &'a str,
+}
+
+/// The host key that a failure is about.
+pub(crate) fn refused_key(error: &Error) -> Option<RefusedKey<'_>> {
+    let Error::Repo(error) = error else { return None };
+    let repo::Error::Storage(storage::Error::Server { source, .. }) = &**error else { return None };
+    let (state, algorithm, fingerprint) = match &**source {
+        sftp::Error::HostKeyUnknown { algorithm, fingerprint, .. } => ("unknown", algorithm, fingerprint),
+        sftp::Error::HostKeyChanged { algorithm, fingerprint, .. } => ("changed", algorithm, fingerprint),
+        sftp::Error::HostKeyRevoked { algorithm, fingerprint, .. } => ("revoked", algorithm, fingerprint),
+        _ => return None,
+    };
+    Some(RefusedKey { state, algorithm, fingerprint })
+}
+
 /// A failure with a file there.
 pub(super) fn failed(target: &SftpAddress, action: FileAction, path: &str) -> impl Fn(SftpFault) -> Error {
     let path = path.to_owned();

@@ -6,5 +6,6 @@ mod setup;
 mod speed;
 
 pub(crate) use examine::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
+pub(crate) use failures::refused_key;
 pub(crate) use setup::{SetupChange, setup};
 pub(crate) use speed::Speed;

@@ -23,10 +23,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What a step of the setup found or did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SetupChange {
-    /// The server's key.
     HostKey {
         server: String,
-        /// The key's type.
         algorithm: String,
         /// Its SHA-256.
         fingerprint: String,
@@ -35,7 +33,6 @@ pub(crate) enum SetupChange {
     },
     /// This host's own key.
     OwnKey {
-        /// Its file.
         path: PathBuf,
         /// The line for the account's list; unknown in a rehearsal that would make the key.
         line: Option<String>,

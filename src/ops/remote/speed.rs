@@ -22,7 +22,6 @@ pub(crate) struct Speed {
     pub(crate) connections: usize,
     /// To the server, until the data was on its disk.
     pub(crate) upload: u64,
-    /// From the server.
     pub(crate) download: u64,
 }
 

@@ -4,7 +4,7 @@
 //! what solves it.
 
 use super::planned::PlannedDisk;
-use crate::capture::domain_xml::references::{Reference, references};
+use crate::capture::domain_xml::references::{MachineType, Reference, references};
 use crate::capture::domain_xml::source::SecretName;
 use crate::capture::pools::VolumePlace;
 use crate::capture::{self, Hypervisor};
@@ -39,7 +39,7 @@ pub(super) fn missing(
     if !hypervisor.is_local() {
         return Ok(Vec::new());
     }
-    let host = Host { machine, point, written, hypervisor };
+    let host = HostParts { machine, point, written, hypervisor };
     let is_restored = |reference: &Reference| match reference {
         Reference::Disk { disk, .. } | Reference::Volume { disk, .. } => disks.iter().any(|known| known.disk == *disk),
         _ => false,
@@ -54,14 +54,14 @@ pub(super) fn missing(
     Ok(missing)
 }
 
-struct Host<'a> {
+struct HostParts<'a> {
     machine: &'a str,
     point: &'a OpenPoint,
     written: &'a BTreeSet<PathBuf>,
     hypervisor: &'a Hypervisor,
 }
 
-impl Host<'_> {
+impl HostParts<'_> {
     /// How to get a file that QEMU or libvirt reads.
     fn provide_file(&self, path: &Path, is_firmware: bool) -> String {
         let provide = match is_firmware {
@@ -81,13 +81,14 @@ impl Host<'_> {
         Ok(match reference {
             Reference::Emulator(path) if lacks(path) => Some(Missing {
                 what: format!("the emulator {}", path.display()),
-                solve:
-                    "install it (Debian, Ubuntu: qemu-system-x86 or that of the machine's architecture), or write the \
-                        definition to a file with --no-define and change it"
-                        .into(),
+                solve: match self.hypervisor.own_emulator()? {
+                    Some(own) => format!("choose that of this host: --emulator {}", own.display()),
+                    None => "install it (Debian, Ubuntu: qemu-system-x86 or that of the machine's architecture)".into(),
+                },
                 medium_of: None,
                 prevents_definition: true,
             }),
+            Reference::MachineType(kind) => self.machine_type(kind)?,
             Reference::Medium { disk, path } if lacks(path) => Some(Missing {
                 what: format!("the medium {} of drive {disk}", path.display()),
                 solve: "provide it, or use --drop-missing-media".into(),
@@ -161,6 +162,30 @@ impl Host<'_> {
             ),
             _ => None,
         })
+    }
+
+    fn machine_type(&self, kind: &MachineType) -> Result<Option<Missing>> {
+        // An emulator that is not there is named already.
+        if kind.emulator.as_ref().is_some_and(|path| !path.exists()) || self.hypervisor.runs(kind)? {
+            return Ok(None);
+        }
+        let family = match kind.family() {
+            Some(family) if self.hypervisor.runs(&MachineType { name: family.into(), ..kind.clone() })? => Some(family),
+            _ => None,
+        };
+        let (what, solve) = match family {
+            Some(family) => (
+                format!("the machine type {}", kind.name),
+                format!("choose that of this host: --machine-type {family}"),
+            ),
+            None => (
+                format!("a QEMU that runs the machine type {} with '{}'", kind.name, kind.virt_type),
+                "choose another machine type (--machine-type TYPE; 'virsh capabilities' lists them), or write the \
+                 definition to a file with --no-define and change it"
+                    .into(),
+            ),
+        };
+        Ok(Some(Missing { what, solve, medium_of: None, prevents_definition: true }))
     }
 
     fn volume(&self, disk: &str, is_medium: bool, pool: &str, volume: &str) -> Result<Option<Missing>> {

@@ -6,6 +6,7 @@
 
 mod host;
 mod image_file;
+pub(crate) mod live;
 mod notes;
 mod place;
 pub(crate) mod plan;
@@ -13,20 +14,22 @@ mod planned;
 mod preconditions;
 mod qcow2;
 mod request;
+mod settle;
 mod small_file;
 mod small_files;
 pub(crate) mod target;
 mod trust;
 
-use super::chunk_map::{ChunkMap, Geometry, MappedChunk};
+use super::chunk_map::{ChunkMap, Geometry};
 use super::points::OpenPoint;
 use super::{Error, Monitor, Progress, Result, Stop, threads};
-use crate::capture::{self, Hypervisor, Machine};
+use crate::capture::{self, Hypervisor};
 use crate::failpoint::{self, Failpoint};
-use crate::record::{self, Damage, RestoredDisk, RestoredTo};
+use crate::record::{self, Damage, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
 use plan::RestorePlan;
 use planned::{PlannedDisk, TargetKind};
+use settle::{refresh_pools, settle};
 use small_file::{NewFolders, SmallFile};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -94,11 +97,13 @@ pub(crate) fn restore(
         machine: None,
         uuid: None,
         definition: plan.definition_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
-        disks: plan.disks.iter().map(restored_disk).collect(),
+        disks: plan.disks.iter().map(PlannedDisk::to_record).collect(),
         started: false,
+        live: None,
     };
     if let Some((defined, hypervisor)) = &machine {
-        settle(defined, hypervisor, plan, monitor);
+        settle(defined, plan.autostart, monitor);
+        refresh_pools(hypervisor, &plan.disks, monitor);
         restored.machine = Some(defined.name().to_owned());
         restored.uuid = Some(defined.uuid().to_owned());
         if plan.start {
@@ -112,40 +117,6 @@ pub(crate) fn restore(
     let mut record = point.to_record(repo);
     record.restored_to = Some(restored);
     Ok(record)
-}
-
-/// What libvirt keeps beside a definition. The machine is whole already: what fails here is a warning.
-fn settle(defined: &Machine, hypervisor: &Hypervisor, plan: &RestorePlan, monitor: &dyn Monitor) {
-    let name = defined.name();
-    // A backup that finds no bitmap behind a checkpoint reads everything.
-    match plan::drop_checkpoints(defined) {
-        Ok(others) => {
-            for other in others {
-                monitor.warn(&format!(
-                    "{name} has the checkpoint {other} of another program, which no longer matches its images: virsh \
-                     checkpoint-delete {name} {other} --metadata"
-                ));
-            }
-        }
-        Err(error) => monitor.warn(&format!("{name}: {error}; the next backup reads all data")),
-    }
-    let snapshots = defined.snapshots().unwrap_or_default();
-    if !snapshots.is_empty() {
-        let names = snapshots.join(", ");
-        monitor.warn(&format!(
-            "{name} has snapshots that its images no longer contain ({names}): virsh snapshot-delete {name} NAME \
-             --metadata"
-        ));
-    }
-    for volume in plan.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
-        if let Err(error) = hypervisor.refresh_pool(&volume.pool) {
-            monitor.warn(&error.to_string());
-        }
-    }
-    let autostart = plan.autostart.filter(|wanted| defined.autostart().ok() != Some(*wanted));
-    if let Some(error) = autostart.and_then(|wanted| defined.set_autostart(wanted).err()) {
-        monitor.warn(&error.to_string());
-    }
 }
 
 /// Volumes that libvirt made for this restore. Dropped, they are removed.
@@ -184,15 +155,6 @@ impl Drop for NewVolumes<'_> {
                 tracing::warn!("{error}");
             }
         }
-    }
-}
-
-fn restored_disk(disk: &PlannedDisk) -> RestoredDisk {
-    RestoredDisk {
-        disk: disk.disk.clone(),
-        path: disk.path.to_string_lossy().into_owned(),
-        format: disk.format.name().to_owned(),
-        capacity_bytes: disk.capacity_bytes,
     }
 }
 
@@ -270,9 +232,9 @@ fn write_disk(
     let verb = if target.is_some() { "restoring" } else { "verifying" };
     let progress = monitor.start(verb, &label, geometry.capacity_bytes);
     let (mut places, zero_bytes) = places(&disk.map, geometry, target)?;
-    progress.advance(zero_bytes);
+    progress.skip(zero_bytes);
     places.sort_unstable();
-    let mut ids: Vec<Id> = places.iter().map(|(id, _)| *id).collect();
+    let mut ids: Vec<Id> = places.iter().map(|(id, ..)| *id).collect();
     ids.dedup();
 
     let trouble = Mutex::new((Vec::new(), None));
@@ -303,58 +265,57 @@ fn write_disk(
     Err(Error::Damaged { point: point.id.to_string(), damage })
 }
 
-/// Where each blob goes, as (id, chunk index); the zeros are dealt with on the spot. Also how many bytes those were.
-fn places(map: &ChunkMap, geometry: Geometry, target: Option<&TargetDisk>) -> Result<(Vec<(Id, u64)>, u64)> {
+/// A blob, where it goes, and how long it is to be.
+type DiskPlace = (Id, u64, u32);
+
+/// Where each blob goes; the zeros are dealt with on the spot. Also how many bytes those were.
+fn places(map: &ChunkMap, geometry: Geometry, target: Option<&TargetDisk>) -> Result<(Vec<DiskPlace>, u64)> {
     let (mut places, mut zero_bytes) = (Vec::new(), 0);
-    for (first, chunk, count) in map.runs() {
-        match chunk {
-            MappedChunk::Blob(id) => places.extend((first..first + count).map(|index| (id, index))),
-            MappedChunk::Zero => {
-                let offset = geometry.offset(first);
-                let length = geometry.offset(first + count).min(geometry.capacity_bytes) - offset;
+    for run in map.blob_runs(geometry) {
+        match run.id {
+            Some(id) => places.extend(run.places().map(|(offset, length)| (id, offset, length as u32))),
+            None => {
                 if let Some(target) = target {
-                    target.write_zeros(offset, length)?;
+                    target.write_zeros(run.offset, run.length)?;
                 }
-                zero_bytes += length;
+                zero_bytes += run.length;
             }
         }
     }
     Ok((places, zero_bytes))
 }
 
-fn places_of<'a>(id: &'a Id, places: &'a [(Id, u64)]) -> impl Iterator<Item = u64> + 'a {
-    let start = places.partition_point(|(other, _)| other < id);
-    places[start..].iter().take_while(move |(other, _)| other == id).map(|(_, index)| *index)
+fn places_of<'a>(id: &'a Id, places: &'a [DiskPlace]) -> impl Iterator<Item = (u64, u32)> + 'a {
+    let start = places.partition_point(|(other, ..)| other < id);
+    places[start..].iter().take_while(move |(other, ..)| other == id).map(|(_, offset, length)| (*offset, *length))
 }
 
 fn write_chunk(
     id: &Id,
     bytes: &[u8],
-    places: &[(Id, u64)],
+    places: &[DiskPlace],
     disk: &PlannedDisk,
     target: Option<&TargetDisk>,
     progress: &dyn Progress,
 ) -> Result<Vec<Damage>> {
-    let geometry = disk.geometry();
-    if places_of(id, places).any(|index| geometry.length(index) != bytes.len() as u64) {
+    if places_of(id, places).any(|(_, length)| length as usize != bytes.len()) {
         return Ok(damage(id, &format!("chunk {} has the wrong length", id.short()), places, disk));
     }
-    for index in places_of(id, places) {
+    for (offset, _) in places_of(id, places) {
         if let Some(target) = target {
-            target.write(geometry.offset(index), bytes)?;
+            target.write(offset, bytes)?;
         }
         progress.advance(bytes.len() as u64);
     }
     Ok(Vec::new())
 }
 
-fn damage(id: &Id, error: &str, places: &[(Id, u64)], disk: &PlannedDisk) -> Vec<Damage> {
-    let geometry = disk.geometry();
+fn damage(id: &Id, error: &str, places: &[DiskPlace], disk: &PlannedDisk) -> Vec<Damage> {
     places_of(id, places)
-        .map(|index| Damage {
+        .map(|(offset, length)| Damage {
             disk: Some(disk.disk.clone()),
-            offset_bytes: Some(geometry.offset(index)),
-            length_bytes: Some(geometry.length(index)),
+            offset_bytes: Some(offset),
+            length_bytes: Some(length.into()),
             file: None,
             error: error.to_owned(),
         })

@@ -23,11 +23,14 @@ pub(super) fn of_images(point: &OpenPoint, definition: &Definition, disks: &[Pla
                  qcow2 -o encrypt.format=luks,encrypt.key-secret=s {path} NEW"
             ));
         }
-        if described.data_file.is_some() {
+        let is_data_file = |layer: &&serde_json::Value| layer["is_data_file"] == true;
+        let data_files = stored.map_or(0, |disk| disk.layers.iter().filter(is_data_file).count());
+        let has_data_file = described.data_file.is_some() || data_files > 0;
+        if has_data_file {
             notes.push(format!("disk {name} had an external data file and is restored as one image"));
         }
         let layers = stored.map_or(0, |disk| disk.layers.len()).max(described.backing.len() + 1);
-        if layers > 1 && described.data_file.is_none() {
+        if layers > 1 && !has_data_file {
             notes.push(format!("disk {name} had a backing chain of {layers} images and is restored as one image"));
         }
     }

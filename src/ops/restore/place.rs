@@ -8,7 +8,7 @@
 //! | network storage | nowhere |
 //! | a slice of a file or device | nowhere: the rest of it may belong to others |
 
-use super::planned::{TargetKind, Volume};
+use super::planned::{PlannedVolume, TargetKind};
 use super::preconditions::refuse_without_folder;
 use super::request::{ImageFormat, RestoreRequest};
 use crate::capture::pools::VolumePlace;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 /// The place of one disk.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct DiskPlace {
     /// The file or device as it is named.
     pub(crate) path: PathBuf,
     /// The same, links followed.
@@ -30,7 +30,7 @@ pub(super) struct Place {
     /// Whether that is the place that the definition has for it.
     pub(crate) is_unmoved: bool,
     /// The volume that it is.
-    pub(crate) volume: Option<Volume>,
+    pub(crate) volume: Option<PlannedVolume>,
 }
 
 /// What decides on the place of a disk.
@@ -48,7 +48,7 @@ pub(super) struct Placing<'a> {
 
 impl Placing<'_> {
     /// The file or device that the disk goes to.
-    pub(crate) fn place(&self) -> Result<Place> {
+    pub(crate) fn place(&self) -> Result<DiskPlace> {
         let source = self.described.map(|disk| &disk.source);
         match (self.request.to.get(self.disk), &self.request.into, source) {
             (Some(path), ..) => self.named(std::path::absolute(path).map_err(Error::io("find", path))?, false),
@@ -72,7 +72,7 @@ impl Placing<'_> {
         Error::BadTarget { disk: self.disk.to_owned(), path: PathBuf::new(), reason: reason.into() }
     }
 
-    fn named(&self, path: PathBuf, must_be_device: bool) -> Result<Place> {
+    fn named(&self, path: PathBuf, must_be_device: bool) -> Result<DiskPlace> {
         let real_path = resolved(&path);
         let bad = |reason: &str| Error::BadTarget { disk: self.disk.into(), path: path.clone(), reason: reason.into() };
         let is_device = match fs::metadata(&real_path) {
@@ -90,10 +90,10 @@ impl Placing<'_> {
         refuse_without_folder(&real_path)?;
         let kind = if is_device { TargetKind::Device } else { TargetKind::File };
         let is_unmoved = self.described.and_then(DefinedDisk::path) == Some(&path);
-        Ok(Place { path, real_path, kind, is_unmoved, volume: None })
+        Ok(DiskPlace { path, real_path, kind, is_unmoved, volume: None })
     }
 
-    fn volume(&self, pool: &str, volume: &str) -> Result<Place> {
+    fn volume(&self, pool: &str, volume: &str) -> Result<DiskPlace> {
         let refused = |reason: &str, solve: &str| Error::NoVolume {
             disk: self.disk.to_owned(),
             volume: format!("{pool}/{volume}"),
@@ -104,7 +104,7 @@ impl Placing<'_> {
             return Err(refused("only libvirt knows the location of the volume", "omit --no-define"));
         };
         let place = hypervisor.volume_place(pool, volume)?;
-        let made = |is_new_device| Volume { pool: pool.to_owned(), volume: volume.to_owned(), is_new_device };
+        let made = |is_new_device| PlannedVolume { pool: pool.to_owned(), volume: volume.to_owned(), is_new_device };
         let (path, is_new_device) = match place {
             VolumePlace::There(path) | VolumePlace::NewFile(path) => (path, false),
             VolumePlace::NewDevice(path) => (path, true),
@@ -122,10 +122,10 @@ impl Placing<'_> {
         if is_new_device {
             let volume = Some(made(true));
             let (real_path, kind) = (path.clone(), TargetKind::Device);
-            return Ok(Place { path, real_path, kind, is_unmoved: true, volume });
+            return Ok(DiskPlace { path, real_path, kind, is_unmoved: true, volume });
         }
         let place = self.named(path, false)?;
-        Ok(Place { is_unmoved: true, volume: Some(made(false)), ..place })
+        Ok(DiskPlace { is_unmoved: true, volume: Some(made(false)), ..place })
     }
 }
 

@@ -29,7 +29,6 @@ pub(crate) struct RestorePlan {
     /// Its UUID from now on.
     pub(crate) uuid: String,
     pub(crate) disks: Vec<PlannedDisk>,
-    /// The small files.
     pub(crate) files: Vec<PlannedFile>,
     /// The definition as it will be.
     pub(crate) definition: String,
@@ -120,6 +119,8 @@ pub(crate) fn plan(
         own_resources: request.as_name.is_some(),
         disks: disks.iter().map(new_disk).collect(),
         unmoved: disks.iter().filter(|disk| disk.is_unmoved).map(|disk| disk.disk.clone()).collect(),
+        emulator: request.emulator.clone(),
+        machine_type: request.machine_type.clone(),
         networks: request.networks.clone(),
         bridges: request.bridges.clone(),
         ..moved
@@ -319,7 +320,7 @@ pub(super) fn discard_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) 
     Ok(())
 }
 
-fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
+pub(super) fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
     match hypervisor.machine(name) {
         Ok(machine) => Ok(Some(machine)),
         Err(capture::Error::NoSuchMachine { .. }) => Ok(None),

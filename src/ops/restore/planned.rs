@@ -5,12 +5,12 @@ use super::request::ImageFormat;
 use crate::capture::DiskSource;
 use crate::capture::images::ImageOwner;
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
+use crate::record::RestoredDisk;
 use std::path::PathBuf;
 
 /// Whether a disk goes to a file or to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TargetKind {
-    /// A new file.
     File,
     /// A block device, written in place.
     Device,
@@ -19,7 +19,6 @@ pub(crate) enum TargetKind {
 /// One disk of the plan.
 #[derive(Debug)]
 pub(crate) struct PlannedDisk {
-    /// Its target name.
     pub(crate) disk: String,
     /// The file or device, as the definition names it.
     pub(crate) path: PathBuf,
@@ -30,14 +29,13 @@ pub(crate) struct PlannedDisk {
     /// Whether that is the place that the definition has for it.
     pub(crate) is_unmoved: bool,
     /// The volume of a storage pool that it is.
-    pub(crate) volume: Option<Volume>,
+    pub(crate) volume: Option<PlannedVolume>,
     /// The format that is written.
     pub(crate) format: ImageFormat,
     /// The size that the guest sees.
     pub(crate) capacity_bytes: u64,
     /// The size of chunks.
     pub(crate) chunk_bytes: u32,
-    /// The chunks.
     pub(crate) map: ChunkMap,
     /// Whether what is there may be replaced.
     pub(crate) overwrite: bool,
@@ -73,6 +71,16 @@ impl PlannedDisk {
         }
     }
 
+    /// Where it is restored to, as a record.
+    pub(super) fn to_record(&self) -> RestoredDisk {
+        RestoredDisk {
+            disk: self.disk.clone(),
+            path: self.path.to_string_lossy().into_owned(),
+            format: self.format.name().to_owned(),
+            capacity_bytes: self.capacity_bytes,
+        }
+    }
+
     /// What it will take on the host, about.
     pub(crate) fn data_bytes(&self) -> u64 {
         self.data_ranges().map(|(_, length)| length).sum()
@@ -81,7 +89,7 @@ impl PlannedDisk {
 
 /// A volume of a storage pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Volume {
+pub(crate) struct PlannedVolume {
     pub(crate) pool: String,
     pub(crate) volume: String,
     /// Whether libvirt has to make it: a device that is not there.
@@ -93,7 +101,6 @@ pub(crate) struct Volume {
 pub(crate) struct PlannedFile {
     /// Its name in the point.
     pub(crate) name: String,
-    /// Where it goes.
     pub(crate) path: PathBuf,
     /// The folder above it that the user of the command named, if it is below one.
     pub(crate) below: Option<PathBuf>,

@@ -9,10 +9,14 @@
 //!
 //! Chunks are whole clusters and lie in one piece, so a chunk is written with one call, from any thread, as into a raw
 //! file. Chunks of zeros are not allocated. Every cluster of the file is used exactly once: all reference counts are 1.
+//!
+//! An image on top of another ([`Layout::overlay`]) has no data, and its chunks of zeros say that they are: QEMU does
+//! not look below for them.
 
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 
 /// The size of clusters: QEMU's default.
 const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
@@ -23,14 +27,19 @@ const L2_ENTRIES: u64 = CLUSTER_BYTES / 8;
 const BLOCK_ENTRIES: u64 = CLUSTER_BYTES / 2;
 /// In L1 and L2 entries: exactly one reference, so that writing needs no copy («OFLAG_COPIED»).
 const COPIED: u64 = 1 << 63;
+/// In L2 entries: the cluster reads as zeros, whatever lies below («OFLAG_ZERO»).
+const ZEROS: u64 = 1;
 /// The header of version 3, without extensions.
 const HEADER_BYTES: u32 = 104;
+/// The header extension that says which format the image below has.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
 
 /// Where everything of an image is.
 #[derive(Debug)]
 pub(crate) struct Layout {
     geometry: Geometry,
-    /// Runs of allocated chunks: the first one's index, how many, and the cluster in the file where they begin.
+    content: LayoutContent,
+    /// Runs of chunks with L2 entries: the first one's index, how many, and the cluster in the file where they begin.
     runs: Vec<(u64, u64, u64)>,
     table_clusters: u64,
     block_clusters: u64,
@@ -40,14 +49,32 @@ pub(crate) struct Layout {
     clusters: u64,
 }
 
+/// Which chunks have L2 entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LayoutContent {
+    /// Those with data, which is in the file.
+    Data,
+    /// Those of zeros, which need no place in the file.
+    Zeros,
+}
+
 impl Layout {
     /// The image of a disk with these chunks. They are whole clusters: a multiple of 512 KiB, as everywhere in kvmb.
     pub(crate) fn new(geometry: Geometry, map: &ChunkMap) -> Layout {
+        Layout::of(geometry, map, LayoutContent::Data)
+    }
+
+    /// An image that lies on one with these chunks, has no data of its own, and knows which of them are zeros.
+    pub(crate) fn overlay(geometry: Geometry, map: &ChunkMap) -> Layout {
+        Layout::of(geometry, map, LayoutContent::Zeros)
+    }
+
+    fn of(geometry: Geometry, map: &ChunkMap, content: LayoutContent) -> Layout {
         let guest_clusters = geometry.capacity_bytes.div_ceil(CLUSTER_BYTES);
         let per_chunk = u64::from(geometry.chunk_bytes) / CLUSTER_BYTES;
         let (mut runs, mut l2_tables, mut data) = (Vec::<(u64, u64, u64)>::new(), Vec::new(), 0);
         for (first, chunk, count) in map.runs() {
-            if chunk == MappedChunk::Zero {
+            if (chunk == MappedChunk::Zero) != (content == LayoutContent::Zeros) {
                 continue;
             }
             let begin = first * per_chunk;
@@ -56,7 +83,7 @@ impl Layout {
                 Some((from, length, _)) if *from + *length == first => *length += count,
                 _ => runs.push((first, count, data)),
             }
-            data += end - begin;
+            data += if content == LayoutContent::Data { end - begin } else { 0 };
             for table in begin / L2_ENTRIES..=(end - 1) / L2_ENTRIES {
                 if l2_tables.last() != Some(&table) {
                     l2_tables.push(table);
@@ -75,7 +102,16 @@ impl Layout {
             if (table, blocks) == (table_clusters, block_clusters) {
                 let first_data = clusters - data;
                 runs.iter_mut().for_each(|(_, _, cluster)| *cluster += first_data);
-                return Layout { geometry, runs, table_clusters, block_clusters, l1_entries, l2_tables, clusters };
+                return Layout {
+                    geometry,
+                    content,
+                    runs,
+                    table_clusters,
+                    block_clusters,
+                    l1_entries,
+                    l2_tables,
+                    clusters,
+                };
             }
             (table_clusters, block_clusters) = (table, blocks);
         }
@@ -130,11 +166,31 @@ impl Layout {
             let entries = (table * L2_ENTRIES..(table + 1) * L2_ENTRIES).map(|cluster| {
                 let offset = cluster * CLUSTER_BYTES;
                 let inside = offset < self.geometry.capacity_bytes;
-                self.file_offset(offset).filter(|_| inside).map_or(0, |at| COPIED | at)
+                self.file_offset(offset).filter(|_| inside).map_or(0, |at| match self.content {
+                    LayoutContent::Data => COPIED | at,
+                    LayoutContent::Zeros => ZEROS,
+                })
             });
             write_table(&mut out, 1, entries)?;
         }
         out.flush()
+    }
+
+    /// Has the image lie on a raw one: what it does not hold itself reads as that one. Metadata is written before.
+    pub(crate) fn write_backing(&self, file: &File, name: &str) -> io::Result<()> {
+        let mut extensions = BACKING_FORMAT.to_be_bytes().to_vec();
+        extensions.extend(3_u32.to_be_bytes());
+        // Padded to 8 bytes; then the end of the extensions.
+        extensions.extend(b"raw\0\0\0\0\0");
+        extensions.extend([0; 8]);
+        let at = u64::from(HEADER_BYTES) + extensions.len() as u64;
+        if at + name.len() as u64 > CLUSTER_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the name of the image below is too long"));
+        }
+        extensions.extend(name.as_bytes());
+        file.write_all_at(&extensions, u64::from(HEADER_BYTES))?;
+        file.write_all_at(&at.to_be_bytes(), 8)?;
+        file.write_all_at(&(name.len() as u32).to_be_bytes(), 16)
     }
 
     fn l1_clusters(&self) -> u64 {
@@ -195,7 +251,6 @@ mod tests {
     use super::*;
     use crate::repo::Id;
     use proptest::prelude::*;
-    use std::os::unix::fs::FileExt;
     use std::path::Path;
     use std::process::Command;
 
@@ -270,6 +325,27 @@ mod tests {
             Layout::new(geometry, &map).write_metadata(&File::create_new(&image).unwrap()).unwrap();
             qemu_img(&["check", "-q", "-f", "qcow2"], &[&image]);
         }
+    }
+
+    #[test]
+    fn an_image_on_top_of_another_reads_as_that_one() {
+        let geometry = Geometry { capacity_bytes: 5 << 20, chunk_bytes: 1 << 20 };
+        let mut map = ChunkMap::default();
+        map.push(MappedChunk::Blob(Id::hash(b"x")), 2);
+        map.push(MappedChunk::Zero, 2);
+        map.push(MappedChunk::Blob(Id::hash(b"x")), 1);
+        let folder = tempfile::tempdir().unwrap();
+        let (image, raw, expected) =
+            (folder.path().join("image"), folder.path().join("raw"), folder.path().join("expected"));
+        // The zeros are the image's own: here the one below has none.
+        std::fs::write(&raw, vec![7; 5 << 20]).unwrap();
+        std::fs::write(&expected, [vec![7; 2 << 20], vec![0; 2 << 20], vec![7; 1 << 20]].concat()).unwrap();
+        let (layout, file) = (Layout::overlay(geometry, &map), File::create_new(&image).unwrap());
+        layout.write_metadata(&file).unwrap();
+        layout.write_backing(&file, raw.to_str().unwrap()).unwrap();
+        qemu_img(&["check", "-q", "-f", "qcow2"], &[&image]);
+        qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2"], &[&expected, &image]);
+        assert!(layout.write_backing(&file, &"x".repeat(65536)).is_err());
     }
 
     #[test]

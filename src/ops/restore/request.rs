@@ -8,7 +8,6 @@ use std::path::PathBuf;
 pub(crate) enum ImageFormat {
     /// The bytes as the guest sees them.
     Raw,
-    /// QEMU's own.
     Qcow2,
 }
 
@@ -49,6 +48,10 @@ pub(crate) struct RestoreRequest {
     pub(crate) drop_missing_media: bool,
     /// The folder for the files that the definition mentions; none leaves them where they are.
     pub(crate) with_files: Option<PathBuf>,
+    /// The QEMU that runs the machine here; none keeps that of the definition.
+    pub(crate) emulator: Option<PathBuf>,
+    /// The machine type here; none keeps that of the definition.
+    pub(crate) machine_type: Option<String>,
     /// What networks of the definition are called here.
     pub(crate) networks: BTreeMap<String, String>,
     /// What bridges and network devices of the definition are called here.

@@ -130,7 +130,6 @@ impl NewFolders {
         Ok(made)
     }
 
-    /// They stay.
     pub(super) fn keep(mut self) {
         self.0.clear();
     }

@@ -70,12 +70,12 @@ pub(crate) struct TargetDisk {
     overwrite: bool,
     temporary: Option<PartialFile>,
     file: ImageFile,
-    form: Form,
+    form: DiskForm,
 }
 
 /// How the bytes of the disk lie.
 #[derive(Debug)]
-enum Form {
+enum DiskForm {
     /// As the guest sees them, in a new file that is all zeros.
     Raw,
     /// As the guest sees them, over whatever the device holds.
@@ -143,6 +143,19 @@ impl PartialFile {
         &mut self.file
     }
 
+    /// Takes the place of the image at `path`, if there is one; that gets the name `aside` in the same folder. At no
+    /// moment there is nothing.
+    pub(super) fn replace_keeping(self, path: &Path, aside: &Path) -> Result<()> {
+        self.file.sync_all().map_err(Error::io("sync", path))?;
+        if let Some(old) = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file) {
+            self.look_like(&old, &Destination::new(path))?;
+            fs::hard_link(path, aside).map_err(Error::io("keep", path))?;
+        }
+        self.path.persist(path).map_err(|error| Error::io("create", path)(error.error))?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        atomic_file::sync_folder(folder).map_err(Error::io("sync the folder of", path))
+    }
+
     /// Gives it the owner, mode, ACL, label and user attributes of the file that it replaces.
     fn look_like(&self, old: &fs::Metadata, at: &Destination) -> Result<()> {
         self.give_to(ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, &at.path)?;
@@ -166,7 +179,7 @@ impl PartialFile {
     }
 
     /// Gives it this owner and mode.
-    fn give_to(&self, owner: ImageOwner, path: &Path) -> Result<()> {
+    pub(super) fn give_to(&self, owner: ImageOwner, path: &Path) -> Result<()> {
         self.file
             .set_permissions(fs::Permissions::from_mode(owner.mode & 0o777))
             .map_err(Error::io("set the mode of", path))?;
@@ -227,17 +240,17 @@ impl TargetDisk {
             _ => file.reserve(at, length).map_err(Error::io("write", &path)),
         };
         let form = match (disk.format, disk.kind) {
-            (ImageFormat::Raw, TargetKind::Device) => Form::Device,
+            (ImageFormat::Raw, TargetKind::Device) => DiskForm::Device,
             (ImageFormat::Raw, TargetKind::File) => {
                 file.file().set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
                 disk.data_ranges().try_for_each(reserve)?;
-                Form::Raw
+                DiskForm::Raw
             }
             (ImageFormat::Qcow2, _) => {
                 let layout = Layout::new(disk.geometry(), &disk.map);
                 reserve(layout.data())?;
                 layout.write_metadata(file.file()).map_err(Error::io("write", &path))?;
-                Form::Qcow2(layout)
+                DiskForm::Qcow2(layout)
             }
         };
         let overwrite = disk.overwrite || disk.kind == TargetKind::Device;
@@ -247,8 +260,8 @@ impl TargetDisk {
     /// Writes data; from several threads at once.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = match &self.form {
-            Form::Raw | Form::Device => offset,
-            Form::Qcow2(layout) => layout.file_offset(offset).ok_or_else(|| {
+            DiskForm::Raw | DiskForm::Device => offset,
+            DiskForm::Qcow2(layout) => layout.file_offset(offset).ok_or_else(|| {
                 let reason = format!("byte {offset} has no place in the image");
                 Error::DiskMap { disk: self.disk.clone(), reason }
             })?,
@@ -258,7 +271,7 @@ impl TargetDisk {
 
     /// Makes a range read as zeros. In a new image it does already.
     pub(crate) fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
-        let (Form::Device, file) = (&self.form, self.file.file()) else {
+        let (DiskForm::Device, file) = (&self.form, self.file.file()) else {
             return Ok(());
         };
         let flags = rustix::fs::FallocateFlags::ZERO_RANGE | rustix::fs::FallocateFlags::KEEP_SIZE;

@@ -192,10 +192,10 @@ mod tests {
         };
         assert_eq!(misfit_of(NVRAM, &["vda"], another), None);
         assert!(misfit_of(NVRAM, &[], another).is_some());
-        type Change<'a> = &'a dyn Fn(&mut Value);
+        type ManifestChange<'a> = &'a dyn Fn(&mut Value);
         let put = |at: usize, file: Value| move |m: &mut Value| m["files"][at] = file.clone();
         let tpm = |path: &str| put(2, file("tpm", "tpm/tpm2-00.permall", path));
-        let cases: [(Change, &str); 13] = [
+        let cases: [(ManifestChange, &str); 13] = [
             (&|m| m["uuid"] = "not one".into(), "is not a UUID"),
             (&|m| m["uuid"] = UUID.replace('c', "d").into(), "in the definition"),
             (&|m| m["machine"] = "vm2".into(), "in the definition"),

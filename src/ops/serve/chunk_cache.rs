@@ -33,7 +33,6 @@ pub(super) enum Unavailable {
     Damaged(Arc<str>),
     /// The repository cannot be reached now.
     Unreachable(String),
-    /// The server ends.
     Stopping,
 }
 

@@ -20,12 +20,12 @@ use super::manifest::ManifestDisk;
 use super::points::OpenPoint;
 use super::{Error, Result, Stop};
 use crate::capture::RuntimeDirs;
-use crate::capture::runtime::nbd_uri;
+use crate::capture::runtime::{SERVED_SOCKET, nbd_uri};
 use crate::nbd::{Export, Exports, Overlay, Server};
 use crate::record::{self, Damage};
 use crate::repo::{Index, Repository};
 use chunk_cache::ChunkCache;
-use point_disk::{DamageLog, PointDisk};
+use point_disk::{DamageLog, ServedDisk};
 use socket::PrivateSocket;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -47,6 +47,43 @@ pub(crate) struct ServeRequest<'a> {
     pub(crate) overlays: Option<&'a Path>,
 }
 
+/// Disks of a point whose bytes can be read, verified, in this process.
+pub(in crate::ops) struct PointDisks {
+    /// Each with its name.
+    pub(in crate::ops) disks: Vec<(String, Arc<dyn Export>)>,
+    damage: Arc<DamageLog>,
+}
+
+impl PointDisks {
+    /// Prepares disks of a point, which share a cache. A disk whose list of chunks is lost is an error.
+    pub(in crate::ops) fn open(
+        repo: &Repository,
+        index: Arc<Index>,
+        point: &OpenPoint,
+        wanted: &[&ManifestDisk],
+        stop: &Stop,
+    ) -> Result<PointDisks> {
+        let cache = Arc::new(ChunkCache::new(repo.clone(), index, stop.clone()));
+        let damage = Arc::<DamageLog>::default();
+        let mut disks = Vec::new();
+        for disk in wanted {
+            let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
+            let map = point.chunk_map(disk)?;
+            let name = &disk.disk;
+            let description =
+                format!("{name} of {}, {}", point.manifest.machine, point.manifest.captured_at.to_rfc3339());
+            let export = ServedDisk::new(name, description, geometry, &map, (&cache, &damage));
+            disks.push((name.clone(), Arc::new(export) as Arc<dyn Export>));
+        }
+        Ok(PointDisks { disks, damage })
+    }
+
+    /// The damage that was met since the last time.
+    pub(in crate::ops) fn take_damage(&self) -> Vec<Damage> {
+        self.damage.take()
+    }
+}
+
 impl ServedPoint {
     /// Prepares disks of a point. A disk whose list of chunks is lost is an error.
     pub(crate) fn new(
@@ -56,21 +93,13 @@ impl ServedPoint {
         request: ServeRequest<'_>,
         stop: &Stop,
     ) -> Result<ServedPoint> {
-        let cache = Arc::new(ChunkCache::new(repo.clone(), index, stop.clone()));
-        let damage = Arc::<DamageLog>::default();
+        let PointDisks { disks, damage } = PointDisks::open(repo, index, point, request.disks, stop)?;
         let mut exports = Exports::default();
-        for disk in request.disks {
-            let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
-            let map = point.chunk_map(disk)?;
-            let name = &disk.disk;
-            let description =
-                format!("{name} of {}, {}", point.manifest.machine, point.manifest.captured_at.to_rfc3339());
-            let mut export: Arc<dyn Export> =
-                Arc::new(PointDisk::new(name, description, geometry, &map, (&cache, &damage)));
+        for (name, mut export) in disks {
             if let Some(folder) = request.overlays {
                 export = Arc::new(Overlay::new(export, overlay_file(folder)?));
             }
-            exports.insert(name, export);
+            exports.insert(&name, export);
         }
         Ok(ServedPoint { server: Server::new(exports, stop.flag()), damage })
     }
@@ -109,9 +138,21 @@ impl Drop for SocketFolder {
 
 /// Makes a folder for the socket of one server, which everybody can pass: the socket itself is private.
 pub(crate) fn new_socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<SocketFolder> {
+    clear_abandoned(runtime);
     let folder = runtime.socket_folder().join(id);
     fs::DirBuilder::new().mode(0o711).create(&folder).map_err(Error::io("create", &folder))?;
     Ok(SocketFolder(folder))
+}
+
+/// Removes the socket folders of servers that were killed: nobody listens there any more.
+pub(crate) fn clear_abandoned(runtime: &RuntimeDirs) {
+    let entries = fs::read_dir(runtime.socket_folder()).into_iter().flatten().flatten();
+    for folder in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("s-")) {
+        // One that has no socket yet is being made.
+        if socket::is_abandoned(&folder.path().join(SERVED_SOCKET)) {
+            let _ = fs::remove_dir_all(folder.path());
+        }
+    }
 }
 
 /// The record of a served disk.
@@ -121,30 +162,16 @@ pub(crate) fn to_record(point: &OpenPoint, disk: &ManifestDisk, socket: &Path, s
         connect: manifest.connect.clone(),
         machine: manifest.machine.clone(),
         uuid: manifest.uuid.clone(),
-        state: String::new(),
         disk: disk.disk.clone(),
         source: disk.source.clone(),
-        path: None,
         format: "raw".to_owned(),
-        bus: None,
         capacity_bytes: Some(disk.capacity_bytes),
-        allocated_bytes: None,
         included: true,
-        skip_reason: None,
-        capture: None,
-        capture_disks: None,
-        batch: None,
-        batch_machines: None,
         point: Some(point.id.to_string()),
         served: served.map(str::to_owned),
         nbd: Some(nbd_uri(socket, &disk.disk)),
         captured_at: Some(manifest.captured_at),
         consistency: Some(manifest.consistency.clone()),
-        checkpoint: None,
-        parent: None,
-        read_mode: None,
-        read_mode_reason: None,
-        sha256: None,
-        extra: Default::default(),
+        ..record::Disk::default()
     }
 }

@@ -1,6 +1,6 @@
 //! One disk of a point, as an NBD export.
 
-use super::super::chunk_map::{ChunkMap, Geometry, MappedChunk};
+use super::super::chunk_map::{BlobRun, ChunkMap, Geometry};
 use super::chunk_cache::{ChunkCache, Unavailable};
 use crate::nbd::{Export, Piece, StatusExtent, zero_flags};
 use crate::record::Damage;
@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// So many chunks are read ahead of somebody who reads one after the other.
-const AHEAD: u64 = 8;
+/// So much is read ahead of somebody who reads one blob after the other.
+const AHEAD_BYTES: u64 = 8 << 20;
 
 /// So many readers of one disk are distinguished: the connections of `nbdcopy`, say.
 const STREAMS: usize = 16;
@@ -45,24 +45,24 @@ impl DamageLog {
 /// Where the readers of a disk are, so that one that goes on is distinguished from one that jumps.
 #[derive(Debug, Default)]
 struct Streams {
-    chunks: [Option<u64>; STREAMS],
+    /// Where the blob that was read last begins and ends.
+    blobs: [Option<(u64, u64)>; STREAMS],
     next: usize,
 }
 
 impl Streams {
-    /// Whether this chunk follows one that was read last.
-    fn goes_on_to(&mut self, chunk: u64) -> bool {
-        if self.chunks.contains(&Some(chunk)) {
+    /// Whether the blob from one byte to another follows one that was read last.
+    fn goes_on_to(&mut self, start: u64, end: u64) -> bool {
+        if self.blobs.contains(&Some((start, end))) {
             return false;
         }
-        let before = chunk.checked_sub(1);
-        match self.chunks.iter().position(|at| before.is_some() && *at == before) {
+        match self.blobs.iter().position(|blob| blob.is_some_and(|(_, before)| before == start)) {
             Some(stream) => {
-                self.chunks[stream] = Some(chunk);
+                self.blobs[stream] = Some((start, end));
                 true
             }
             None => {
-                self.chunks[self.next] = Some(chunk);
+                self.blobs[self.next] = Some((start, end));
                 self.next = (self.next + 1) % STREAMS;
                 false
             }
@@ -71,84 +71,73 @@ impl Streams {
 }
 
 /// A disk of a point.
-pub(super) struct PointDisk {
-    /// Its target name.
+pub(super) struct ServedDisk {
     pub(super) disk: String,
     pub(super) description: String,
     pub(super) geometry: Geometry,
-    runs: Vec<(u64, MappedChunk)>,
+    runs: Vec<BlobRun>,
     pub(super) cache: Arc<ChunkCache>,
     pub(super) damage: Arc<DamageLog>,
     streams: Mutex<Streams>,
 }
 
-impl PointDisk {
+impl ServedDisk {
     pub(super) fn new(
         disk: &str,
         description: String,
         geometry: Geometry,
         map: &ChunkMap,
         (cache, damage): (&Arc<ChunkCache>, &Arc<DamageLog>),
-    ) -> PointDisk {
-        PointDisk {
+    ) -> ServedDisk {
+        ServedDisk {
             disk: disk.to_owned(),
             description,
             geometry,
-            runs: map.runs().map(|(first, chunk, _)| (first, chunk)).collect(),
+            runs: map.blob_runs(geometry).collect(),
             cache: Arc::clone(cache),
             damage: Arc::clone(damage),
             streams: Mutex::default(),
         }
     }
 
-    /// What a chunk is, and where the run of equal ones that it belongs to ends.
-    fn run_at(&self, chunk: u64) -> (MappedChunk, u64) {
-        let after = self.runs.partition_point(|(first, _)| *first <= chunk);
-        let end = self.runs.get(after).map_or(self.geometry.chunks(), |(first, _)| *first);
-        let here = after.checked_sub(1).and_then(|at| self.runs.get(at));
-        (here.map_or(MappedChunk::Zero, |(_, chunk)| *chunk), end)
+    /// The run that a byte of the disk is in.
+    fn run_at(&self, offset: u64) -> Option<&BlobRun> {
+        let after = self.runs.partition_point(|run| run.offset <= offset);
+        self.runs.get(after.checked_sub(1)?)
     }
 
-    fn end_of_chunk(&self, chunk: u64) -> u64 {
-        self.geometry.offset(chunk) + self.geometry.length(chunk)
-    }
-
-    fn chunk_of(&self, offset: u64) -> u64 {
-        offset / u64::from(self.geometry.chunk_bytes)
-    }
-
-    fn read_ahead_of(&self, chunk: u64) {
-        if !self.streams.lock().unwrap_or_else(PoisonError::into_inner).goes_on_to(chunk) {
+    /// Has what follows a blob read, if its reader goes on.
+    fn read_ahead_of(&self, (start, end): (u64, u64)) {
+        if !self.streams.lock().unwrap_or_else(PoisonError::into_inner).goes_on_to(start, end) {
             return;
         }
-        let last = (chunk + AHEAD).min(self.geometry.chunks().saturating_sub(1));
-        let ids: Vec<Id> = (chunk + 1..=last)
-            .filter_map(|ahead| match self.run_at(ahead).0 {
-                MappedChunk::Blob(id) => Some(id),
-                MappedChunk::Zero => None,
-            })
-            .collect();
+        let limit = end.saturating_add(AHEAD_BYTES);
+        let first = self.runs.partition_point(|run| run.end() <= end);
+        let mut ids: Vec<Id> = Vec::new();
+        for run in self.runs[first..].iter().take_while(|run| run.offset < limit) {
+            // Equal blobs are read once.
+            ids.extend(run.id);
+        }
         // Half of them at a time: neighbours in a pack are read together.
         if ids.get(ids.len() / 2).is_some_and(|middle| !self.cache.is_known(middle)) {
             self.cache.read_ahead(ids);
         }
     }
 
-    /// The part of a chunk's bytes that is asked for, or why it cannot be had.
-    fn read_chunk(
+    /// The part of a blob's bytes that is asked for, or why it cannot be had.
+    fn read_blob(
         &self,
-        chunk: u64,
         id: &Id,
+        (first, blob_end): (u64, u64),
         (offset, end): (u64, u64),
         deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
-        let length = self.geometry.length(chunk);
+        let length = blob_end - first;
         let read = match self.cache.get(id) {
             Ok(bytes) if bytes.len() as u64 == length => Ok(bytes),
             Ok(_) => Err(Unavailable::Damaged(format!("chunk {} has the wrong length", id.short()).into())),
             Err(why) => Err(why),
         };
-        let first = self.geometry.offset(chunk);
         let length_bytes = (end - offset) as u32;
         match read {
             Ok(bytes) => deliver(Piece::Data(&bytes[(offset - first) as usize..(end - first) as usize])),
@@ -168,7 +157,7 @@ impl PointDisk {
     }
 }
 
-impl Export for PointDisk {
+impl Export for ServedDisk {
     fn size_bytes(&self) -> u64 {
         self.geometry.capacity_bytes
     }
@@ -179,21 +168,21 @@ impl Export for PointDisk {
 
     fn read(&self, offset: u64, length: u32, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
         let (mut at, end) = (offset, offset + u64::from(length));
-        while at < end {
-            let chunk = self.chunk_of(at);
-            match self.run_at(chunk) {
-                (MappedChunk::Zero, run_end) => {
-                    let until = self.end_of_chunk(run_end - 1).min(end);
-                    deliver(Piece::Zeros((until - at) as u32))?;
-                    at = until;
-                }
-                (MappedChunk::Blob(id), _) => {
-                    let until = self.end_of_chunk(chunk).min(end);
-                    self.read_ahead_of(chunk);
-                    self.read_chunk(chunk, &id, (at, until), deliver)?;
-                    at = until;
-                }
-            }
+        while at < end
+            && let Some(run) = self.run_at(at)
+        {
+            let Some(id) = run.id else {
+                let until = run.end().min(end);
+                deliver(Piece::Zeros((until - at) as u32))?;
+                at = until;
+                continue;
+            };
+            let start = at - (at - run.offset) % run.blob_bytes;
+            let blob = (start, (start + run.blob_bytes).min(run.end()));
+            let until = blob.1.min(end);
+            self.read_ahead_of(blob);
+            self.read_blob(&id, blob, (at, until), deliver)?;
+            at = until;
         }
         Ok(())
     }
@@ -201,10 +190,11 @@ impl Export for PointDisk {
     fn extents(&self, offset: u64, length: u32, limit: usize) -> Vec<StatusExtent> {
         let (mut at, end) = (offset, offset + u64::from(length));
         let mut extents: Vec<StatusExtent> = Vec::new();
-        while at < end {
-            let (chunk, run_end) = self.run_at(self.chunk_of(at));
-            let until = self.end_of_chunk(run_end - 1).min(end);
-            let (length, flags) = ((until - at) as u32, zero_flags(chunk == MappedChunk::Zero));
+        while at < end
+            && let Some(run) = self.run_at(at)
+        {
+            let until = run.end().min(end);
+            let (length, flags) = ((until - at) as u32, zero_flags(run.id.is_none()));
             let is_full = extents.len() == limit;
             match extents.last_mut() {
                 Some(last) if last.flags == flags => last.length += length,
@@ -224,7 +214,7 @@ mod tests {
     #[test]
     fn a_reader_that_goes_on_is_distinguished_from_one_that_jumps() {
         let mut streams = Streams::default();
-        let seen = [5, 5, 6, 100, 7, 101, 3, 8].map(|chunk| streams.goes_on_to(chunk));
+        let seen = [5, 5, 6, 100, 7, 101, 3, 8].map(|blob| streams.goes_on_to(10 * blob, 10 * blob + 10));
         assert_eq!(seen, [false, false, true, false, true, true, false, true]);
     }
 

@@ -4,6 +4,7 @@ use super::super::{Error, Result};
 use crate::atomic_file;
 use crate::capture::RuntimeDirs;
 use crate::capture::process::ServerProcess;
+use crate::capture::runtime::is_of_live_restore;
 use crate::record::Time;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -24,10 +25,8 @@ pub(crate) struct ServedState {
     pub(crate) id: String,
     pub(crate) machine: String,
     pub(crate) point: String,
-    /// The repository.
     pub(crate) repo: String,
     pub(crate) socket: PathBuf,
-    /// The server.
     pub(crate) process: ServerProcess,
     /// When it ends if nobody is connected.
     pub(crate) lease_ends_at: Time,
@@ -59,9 +58,15 @@ impl ServedState {
         Ok(found)
     }
 
-    /// Those that a name means: an id, or a machine.
-    pub(crate) fn named(runtime: &RuntimeDirs, name: &str) -> Result<Vec<ServedState>> {
+    /// Those that `release` may end: a machine runs on the point of a live restore, which ends its server itself.
+    pub(crate) fn releasable(runtime: &RuntimeDirs) -> Result<Vec<ServedState>> {
         let all = ServedState::list(runtime)?;
+        Ok(all.into_iter().filter(|state| !is_of_live_restore(&state.socket)).collect())
+    }
+
+    /// Those of them that a name means: an id, or a machine.
+    pub(crate) fn named(runtime: &RuntimeDirs, name: &str) -> Result<Vec<ServedState>> {
+        let all = ServedState::releasable(runtime)?;
         Ok(all.into_iter().filter(|state| state.id == name || state.machine == name).collect())
     }
 

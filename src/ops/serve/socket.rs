@@ -40,6 +40,11 @@ impl PrivateSocket {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Where clients are accepted.
+    pub(in crate::ops) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
 }
 
 impl Drop for PrivateSocket {
@@ -49,10 +54,14 @@ impl Drop for PrivateSocket {
     }
 }
 
+/// Whether this is a socket on which nobody listens.
+pub(super) fn is_abandoned(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
 fn remove_abandoned(path: &Path) -> Result<()> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let is_abandoned = || UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    if is_socket && is_abandoned() {
+    if is_abandoned(path) {
         std::fs::remove_file(path).map_err(Error::io("remove", path))?;
     }
     Ok(())

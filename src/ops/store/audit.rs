@@ -10,10 +10,12 @@
 use super::task::{Base, DiskTask, StoreOutcome, StoredDisk};
 use crate::nbd::{ChunkState, Client, ClientOptions, chunk_runs, extents};
 use crate::ops::chunk_map::{Geometry, MappedChunk, is_zero};
+use crate::ops::pieces::Pieces;
 use crate::ops::{Error, Result, Stop};
 use crate::repo::Id;
 use rand::Rng;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Reads single chunks over a connection of its own, opened at the first.
 pub(super) struct ChunkReader<'a> {
@@ -31,6 +33,11 @@ impl<'a> ChunkReader<'a> {
 
     /// The bytes of a chunk.
     pub(crate) fn read(&mut self, index: u64) -> Result<&[u8]> {
+        self.read_part(index, 0..self.geometry.length(index) as usize)
+    }
+
+    /// The bytes of a part of a chunk.
+    pub(crate) fn read_part(&mut self, index: u64, part: Range<usize>) -> Result<&[u8]> {
         self.stop.check()?;
         let failed = Error::disk(self.task.disk);
         let client = match &mut self.client {
@@ -40,9 +47,9 @@ impl<'a> ChunkReader<'a> {
                 none.insert(Client::connect(self.task.uri, &options).map_err(&failed)?)
             }
         };
-        self.buffer.resize(self.geometry.length(index) as usize, 0);
+        self.buffer.resize(part.len(), 0);
         self.task.keep_pace(self.buffer.len(), self.stop);
-        client.read(self.geometry.offset(index), &mut self.buffer).map_err(&failed)?;
+        client.read(self.geometry.offset(index) + part.start as u64, &mut self.buffer).map_err(&failed)?;
         Ok(&self.buffer)
     }
 }
@@ -65,6 +72,7 @@ pub(super) fn sample(
         let is_same = match expected {
             MappedChunk::Zero => is_zero(bytes),
             MappedChunk::Blob(id) => Id::hash(bytes) == id,
+            MappedChunk::Split(digest) => Pieces::of(bytes).digest() == digest,
         };
         if !is_same {
             bitmap_mismatches.push((index, 1));
@@ -124,7 +132,6 @@ pub(super) fn compare_all(
     if !client.has_context(base.bitmap) {
         return Ok(StoreOutcome::Stored(stored));
     }
-    let (mut then, mut now) = (base.map.cursor(), stored.map.cursor());
     let known = base.comparable(geometry);
     let mut is_unchanged = true;
     for run in chunk_runs(extents(&mut client, Some(base.bitmap)), geometry.capacity_bytes, geometry.chunk_bytes) {
@@ -135,17 +142,20 @@ pub(super) fn compare_all(
         if !is_clean || count == 0 {
             continue;
         }
-        if let (Some(then), Some(now)) = (then.take(run.first, count), now.take(run.first, count)) {
-            stored.bitmap_mismatches.extend(differences(run.first, &then, &now));
-        }
+        let range = run.first..run.first + count;
+        let found = differences(run.first, base.map.runs_in(range.clone()), stored.map.runs_in(range));
+        stored.bitmap_mismatches.extend(found);
     }
     stored.is_unchanged = is_unchanged;
     Ok(StoreOutcome::Stored(stored))
 }
 
 /// Where two lists of runs differ, as (first, count).
-fn differences(first: u64, then: &[(MappedChunk, u64)], now: &[(MappedChunk, u64)]) -> Vec<(u64, u64)> {
-    let (mut then, mut now) = (then.iter().copied(), now.iter().copied());
+fn differences(
+    first: u64,
+    mut then: impl Iterator<Item = (MappedChunk, u64)>,
+    mut now: impl Iterator<Item = (MappedChunk, u64)>,
+) -> Vec<(u64, u64)> {
     let (mut a, mut b) = (then.next(), now.next());
     let (mut index, mut found) = (first, Vec::<(u64, u64)>::new());
     while let (Some((old, left)), Some((new, right))) = (a, b) {
@@ -180,6 +190,7 @@ mod tests {
         let blob = |n: u8| MappedChunk::Blob(Id::hash(&[n]));
         let then = [(MappedChunk::Zero, 4), (blob(1), 4)];
         let now = [(MappedChunk::Zero, 3), (blob(1), 2), (blob(2), 3)];
+        let differences = |first, then: &[_], now: &[_]| differences(first, then.iter().copied(), now.iter().copied());
         assert_eq!(differences(100, &then, &now), [(103, 1), (105, 3)]);
         assert_eq!(differences(0, &then, &then), []);
     }

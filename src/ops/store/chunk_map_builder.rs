@@ -1,14 +1,17 @@
 //! Puts the pieces of a disk that the workers finish in any order into one chunk map.
 
 use super::task::{Base, StoredDisk};
-use crate::ops::chunk_map::{ChunkCursor, Geometry, MappedChunk};
+use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
+use crate::ops::pieces::Pieces;
 use std::collections::BTreeMap;
 
 /// What a run of chunks turned out to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RunKind {
     /// All of them this.
     Chunk(MappedChunk),
+    /// One, in pieces.
+    Split(Pieces),
     /// As in the parent, says the bitmap.
     Clean {
         /// They read as zeros now.
@@ -18,7 +21,7 @@ pub(super) enum RunKind {
 
 /// A run of chunks, dealt with.
 #[derive(Debug)]
-pub(super) struct Piece {
+pub(super) struct SlotRun {
     pub(crate) first: u64,
     pub(crate) count: u64,
     pub(crate) what: RunKind,
@@ -27,10 +30,10 @@ pub(super) struct Piece {
     pub(crate) stored_bytes: u64,
 }
 
-impl Piece {
+impl SlotRun {
     /// A run that cost nothing so far.
-    pub(crate) fn new(first: u64, count: u64, what: RunKind) -> Piece {
-        Piece { first, count, what, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
+    pub(crate) fn new(first: u64, count: u64, what: RunKind) -> SlotRun {
+        SlotRun { first, count, what, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
     }
 }
 
@@ -39,7 +42,6 @@ impl Piece {
 pub(super) enum Assembled {
     /// Every chunk came once.
     Whole {
-        /// The disk.
         stored: StoredDisk,
         /// The runs that were taken from the parent and are not zero now, as (first, count).
         clean: Vec<(u64, u64)>,
@@ -56,8 +58,8 @@ pub(super) struct ChunkMapBuilder<'a> {
     geometry: Geometry,
     stored: StoredDisk,
     next: u64,
-    early: BTreeMap<u64, Piece>,
-    parent: Option<ChunkCursor<'a>>,
+    early: BTreeMap<u64, SlotRun>,
+    parent: Option<&'a ChunkMap>,
     clean: Vec<(u64, u64)>,
     vanished: Option<u64>,
     orphan: Option<u64>,
@@ -71,7 +73,7 @@ impl<'a> ChunkMapBuilder<'a> {
             stored: StoredDisk { is_unchanged: base.is_some(), ..StoredDisk::default() },
             next: 0,
             early: BTreeMap::new(),
-            parent: base.map(|base| base.map.cursor()),
+            parent: base.map(|base| base.map),
             clean: Vec::new(),
             vanished: None,
             orphan: None,
@@ -79,7 +81,7 @@ impl<'a> ChunkMapBuilder<'a> {
     }
 
     /// Adds a piece; those that come early wait for their turn.
-    pub(crate) fn add(&mut self, piece: Piece) {
+    pub(crate) fn add(&mut self, piece: SlotRun) {
         self.stored.read_bytes += piece.read_bytes;
         self.stored.new_bytes += piece.new_bytes;
         self.stored.stored_bytes += piece.stored_bytes;
@@ -90,26 +92,32 @@ impl<'a> ChunkMapBuilder<'a> {
         }
     }
 
-    fn append(&mut self, piece: &Piece) {
-        let zero = match piece.what {
+    fn append(&mut self, piece: &SlotRun) {
+        let map = &mut self.stored.map;
+        let zero = match &piece.what {
             RunKind::Chunk(chunk) => {
                 self.stored.is_unchanged = false;
-                return self.stored.map.push(chunk, piece.count);
+                return map.push(*chunk, piece.count);
             }
-            RunKind::Clean { zero } => zero,
+            RunKind::Split(pieces) => {
+                self.stored.is_unchanged = false;
+                return map.push_split(pieces.clone());
+            }
+            RunKind::Clean { zero } => *zero,
         };
-        let taken = self.parent.as_mut().and_then(|parent| parent.take(piece.first, piece.count));
-        let Some(taken) = taken else {
+        let range = piece.first..piece.first + piece.count;
+        let Some(parent) = self.parent.filter(|parent| map.extend_from(parent, range.clone())) else {
             self.orphan.get_or_insert(piece.first);
             return;
         };
-        let mut index = piece.first;
-        for (chunk, count) in taken {
-            if zero && chunk != MappedChunk::Zero {
-                self.vanished.get_or_insert(index);
+        if zero {
+            let mut index = piece.first;
+            for (chunk, count) in parent.runs_in(range) {
+                if chunk != MappedChunk::Zero {
+                    self.vanished.get_or_insert(index);
+                }
+                index += count;
             }
-            self.stored.map.push(chunk, count);
-            index += count;
         }
         match self.clean.last_mut() {
             _ if zero => {}
@@ -163,10 +171,10 @@ mod tests {
     fn pieces_in_any_order_give_one_map() {
         let parent = map(&[(MappedChunk::Zero, 3), (blob(1), 1), (blob(2), 4)]);
         let mut assembler = ChunkMapBuilder::new(geometry(8), base(&parent));
-        assembler.add(Piece::new(6, 2, RunKind::Clean { zero: false }));
-        assembler.add(Piece::new(5, 1, RunKind::Chunk(blob(9))));
-        assembler.add(Piece::new(2, 3, RunKind::Clean { zero: false }));
-        assembler.add(Piece::new(0, 2, RunKind::Chunk(blob(8))));
+        assembler.add(SlotRun::new(6, 2, RunKind::Clean { zero: false }));
+        assembler.add(SlotRun::new(5, 1, RunKind::Chunk(blob(9))));
+        assembler.add(SlotRun::new(2, 3, RunKind::Clean { zero: false }));
+        assembler.add(SlotRun::new(0, 2, RunKind::Chunk(blob(8))));
         let Assembled::Whole { stored, clean } = assembler.finish() else { panic!("it is whole") };
         let wanted =
             map(&[(blob(8), 2), (MappedChunk::Zero, 1), (blob(1), 1), (blob(2), 1), (blob(9), 1), (blob(2), 2)]);
@@ -178,12 +186,12 @@ mod tests {
     #[test]
     fn a_gap_or_a_short_parent_is_no_map() {
         let mut assembler = ChunkMapBuilder::new(geometry(4), None);
-        assembler.add(Piece::new(0, 1, RunKind::Chunk(MappedChunk::Zero)));
-        assembler.add(Piece::new(2, 2, RunKind::Chunk(MappedChunk::Zero)));
+        assembler.add(SlotRun::new(0, 1, RunKind::Chunk(MappedChunk::Zero)));
+        assembler.add(SlotRun::new(2, 2, RunKind::Chunk(MappedChunk::Zero)));
         assert!(matches!(assembler.finish(), Assembled::Incomplete(_)));
         let parent = map(&[(MappedChunk::Zero, 3)]);
         let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
-        assembler.add(Piece::new(0, 4, RunKind::Clean { zero: true }));
+        assembler.add(SlotRun::new(0, 4, RunKind::Clean { zero: true }));
         assert!(matches!(assembler.finish(), Assembled::Incomplete(_)));
     }
 
@@ -191,8 +199,8 @@ mod tests {
     fn clean_data_that_became_zero_is_noticed() {
         let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
         let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
-        assembler.add(Piece::new(0, 3, RunKind::Clean { zero: true }));
-        assembler.add(Piece::new(3, 1, RunKind::Clean { zero: false }));
+        assembler.add(SlotRun::new(0, 3, RunKind::Clean { zero: true }));
+        assembler.add(SlotRun::new(3, 1, RunKind::Clean { zero: false }));
         assert!(matches!(assembler.finish(), Assembled::Vanished(2)));
     }
 
@@ -200,8 +208,8 @@ mod tests {
     fn nothing_dirty_is_unchanged() {
         let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
         let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
-        assembler.add(Piece::new(0, 2, RunKind::Clean { zero: true }));
-        assembler.add(Piece::new(2, 2, RunKind::Clean { zero: false }));
+        assembler.add(SlotRun::new(0, 2, RunKind::Clean { zero: true }));
+        assembler.add(SlotRun::new(2, 2, RunKind::Clean { zero: false }));
         let Assembled::Whole { stored, .. } = assembler.finish() else { panic!("it is whole") };
         assert!(stored.is_unchanged && stored.map == parent);
     }

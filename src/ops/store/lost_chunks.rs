@@ -7,17 +7,42 @@
 use crate::ops::Result;
 use crate::ops::chunk_map::{ChunkMap, MappedChunk};
 use crate::ops::locked_repo::RepoView;
-use crate::ops::points::{OpenPoint, disk_file};
+use crate::ops::points::OpenPoint;
 use crate::record::DamagedPoint;
-use crate::repo::{BlobKind, Index, Writer};
+use crate::repo::{BlobKind, Id, Index, Writer};
+
+/// So many chunks are looked up together.
+const TOGETHER: usize = 1 << 18;
 
 /// The chunks of a map that the repository does not have, as (first, count), ascending.
 pub(crate) fn lost_chunks(map: &ChunkMap, writer: &Writer) -> Vec<(u64, u64)> {
-    let is_lost = |chunk: &MappedChunk| match chunk {
-        MappedChunk::Blob(id) => !writer.has(BlobKind::Data, id),
-        MappedChunk::Zero => false,
-    };
-    map.runs().filter(|(_, chunk, _)| is_lost(chunk)).map(|(first, _, count)| (first, count)).collect()
+    lost_runs(map, |id| writer.has(BlobKind::Data, id), TOGETHER)
+}
+
+fn lost_runs(map: &ChunkMap, is_known: impl Fn(&Id) -> bool, together: usize) -> Vec<(u64, u64)> {
+    let mut blobs = map.runs().flat_map(|(first, chunk, count)| {
+        let (whole, pieces) = match chunk {
+            MappedChunk::Blob(id) => (Some(id), None),
+            MappedChunk::Split(_) => (None, map.pieces(first)),
+            MappedChunk::Zero => (None, None),
+        };
+        let pieces = pieces.into_iter().flat_map(|pieces| pieces.ids().iter().copied());
+        whole.into_iter().chain(pieces).map(move |id| (id, first, count))
+    });
+    let mut lost = Vec::new();
+    loop {
+        let mut some: Vec<(Id, u64, u64)> = blobs.by_ref().take(together).collect();
+        if some.is_empty() {
+            break;
+        }
+        // An index that is not in memory is sorted, and has neighbours in one page.
+        some.sort_unstable();
+        lost.extend(some.iter().filter(|(id, ..)| !is_known(id)).map(|(_, first, count)| (*first, *count)));
+    }
+    lost.sort_unstable();
+    // A chunk of which several pieces are lost is one.
+    lost.dedup();
+    lost
 }
 
 /// A part of a run of clean chunks.
@@ -70,10 +95,8 @@ pub(crate) fn damaged_points(view: &RepoView) -> Result<Vec<DamagedPoint>> {
 
 /// The disks of a point of which the index does not know every chunk.
 fn lacking_disks(point: &OpenPoint, index: &Index) -> Vec<String> {
-    let is_whole = |disk: &str| {
-        let file = point.files.get(&disk_file(disk));
-        file.is_some_and(|(_, content)| content.runs().all(|(id, _)| index.contains(BlobKind::Data, &id)))
-    };
+    let is_known = |id: Id| index.contains(BlobKind::Data, &id);
+    let is_whole = |disk: &str| point.blobs_of_disk(disk).is_some_and(|mut blobs| blobs.all(is_known));
     point.manifest.disks.iter().map(|disk| disk.disk.clone()).filter(|disk| !is_whole(disk)).collect()
 }
 
@@ -81,6 +104,21 @@ fn lacking_disks(point: &OpenPoint, index: &Index) -> Vec<String> {
 mod tests {
     use super::*;
     use CleanPart::{Known, Lost};
+
+    #[test]
+    fn what_is_not_known_comes_in_order() {
+        let mut map = ChunkMap::default();
+        let id = |number: u8| Id::hash(&[number]);
+        for number in 0..100 {
+            map.push(MappedChunk::Blob(id(number)), 2);
+            map.push(MappedChunk::Zero, 1);
+        }
+        let known: Vec<Id> = (0..100).filter(|number| number % 7 != 3).map(id).collect();
+        let wanted: Vec<(u64, u64)> = (0..100).filter(|number| number % 7 == 3).map(|number| (number * 3, 2)).collect();
+        for together in [1, 9, 1000] {
+            assert_eq!(lost_runs(&map, |id| known.contains(id), together), wanted);
+        }
+    }
 
     #[test]
     fn a_clean_run_is_cut_where_chunks_are_lost() {

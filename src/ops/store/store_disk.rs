@@ -7,24 +7,28 @@
 //!                                    assembler: chunk map, in order
 //! ```
 //!
-//! Memory is bounded by the queue (8 MiB) and the packs in the making; the chunk map takes 40 bytes for
-//! each chunk that is not zero.
+//! A chunk that is dirty in a part is not read by the reader threads: a worker reads what it needs of it, which are the
+//! dirty pieces if the parent has the chunk in pieces ([`Pieces`]).
+//!
+//! Memory is bounded by the queue (8 MiB) and the packs in the making; the chunk map takes 32 bytes for each chunk that
+//! is not zero, unless the parent has it at the same place, and 32 bytes for each piece.
 
 use super::audit;
-use super::chunk_map_builder::{Assembled, ChunkMapBuilder, Piece, RunKind};
+use super::chunk_map_builder::{Assembled, ChunkMapBuilder, RunKind, SlotRun};
 use super::lost_chunks::{CleanPart, cut};
 use super::task::{Base, DiskTask, StoreOutcome, check_size};
 use crate::failpoint::{self, Failpoint};
 use crate::nbd::{self, DiskReader, ReadOptions};
 use crate::ops::chunk_map::{Geometry, MappedChunk, ZERO_BLOB_BYTES, is_zero};
-use crate::ops::{Error, Progress, Result, Stop, threads};
-use crate::repo::{self, BlobKind, Writer};
+use crate::ops::pieces::{self, PIECE_BYTES, Pieces};
+use crate::ops::{Error, Progress, Result, Stop};
+use crate::repo::{self, BlobKind, Id, Writer};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How much of a disk is being read, or waits for a worker.
+/// How much of the disks of all machines is being read, or waits for a worker.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
-/// Stores one disk.
 pub(crate) fn store_disk(
     task: &DiskTask,
     writer: &Writer,
@@ -34,8 +38,9 @@ pub(crate) fn store_disk(
     let skips = task.base.filter(|base| !base.read_all);
     let options = ReadOptions {
         chunk_bytes: task.chunk_bytes,
-        in_flight: (IN_FLIGHT_BYTES / task.chunk_bytes as usize).max(2),
+        in_flight: (task.parallelism.share(IN_FLIGHT_BYTES) / task.chunk_bytes as usize).max(2),
         bitmap_context: skips.map(|base| base.bitmap.to_owned()),
+        piece_bytes: skips.map(|_| PIECE_BYTES),
         stop: stop.flag(),
         ..ReadOptions::default()
     };
@@ -50,10 +55,15 @@ pub(crate) fn store_disk(
     let source = Mutex::new(Some(reader.chunks()));
     let assembler = Mutex::new(ChunkMapBuilder::new(geometry, skips));
     let failed = Mutex::new(None);
+    let known_split = task.earlier.map_or(0, |map| map.split_chunks().len() as u64);
+    let may_split =
+        AtomicU64::new(pieces::most_chunks(geometry.chunks(), geometry.chunk_bytes).saturating_sub(known_split));
     std::thread::scope(|scope| {
-        for _ in 0..threads::for_processors() {
+        for _ in 0..task.parallelism.threads {
             scope.spawn(|| {
-                let worker = StoreWorker { task, skips, geometry, writer, progress, assembler: &assembler, stop };
+                let assembler = &assembler;
+                let worker =
+                    StoreWorker { task, skips, geometry, writer, progress, assembler, may_split: &may_split, stop };
                 let next = || locked(&source).as_mut().and_then(Iterator::next);
                 if let Err(error) = worker.run(next) {
                     locked(&failed).get_or_insert(error);
@@ -90,6 +100,8 @@ struct StoreWorker<'a, 'base> {
     writer: &'a Writer,
     progress: &'a dyn Progress,
     assembler: &'a Mutex<ChunkMapBuilder<'base>>,
+    /// How many more chunks may be stored in pieces.
+    may_split: &'a AtomicU64,
     stop: &'a Stop,
 }
 
@@ -101,11 +113,14 @@ impl StoreWorker<'_, '_> {
             self.stop.check()?;
             match chunk.map_err(Error::disk(self.task.disk))? {
                 nbd::Chunk::Zero { first, count } => {
-                    self.add(Piece::new(first, count, RunKind::Chunk(MappedChunk::Zero)))
+                    self.add(SlotRun::new(first, count, RunKind::Chunk(MappedChunk::Zero)))
                 }
                 nbd::Chunk::Data { index, bytes, .. } => {
                     self.task.keep_pace(bytes.len(), self.stop);
                     self.store(index, &bytes)?;
+                }
+                nbd::Chunk::Mixed { index, dirty, clean_zeros } => {
+                    self.store_mixed(index, (dirty, clean_zeros), &mut second_look)?;
                 }
                 nbd::Chunk::Clean { first, count, zero } => {
                     let known = self.skips.map_or(0, |base| base.comparable(self.geometry));
@@ -115,7 +130,7 @@ impl StoreWorker<'_, '_> {
                     for part in cut(first, same, lost) {
                         match part {
                             CleanPart::Known(first, count) => {
-                                self.add(Piece::new(first, count, RunKind::Clean { zero }));
+                                self.add(SlotRun::new(first, count, RunKind::Clean { zero }));
                             }
                             CleanPart::Lost(first, count) => {
                                 for index in first..first + count {
@@ -126,7 +141,7 @@ impl StoreWorker<'_, '_> {
                     }
                     match count - same {
                         0 => {}
-                        rest if zero => self.add(Piece::new(first + same, rest, RunKind::Chunk(MappedChunk::Zero))),
+                        rest if zero => self.add(SlotRun::new(first + same, rest, RunKind::Chunk(MappedChunk::Zero))),
                         // The disk grew: what the parent did not have is new, whatever the bitmap says.
                         _ => {
                             for index in first + same..first + count {
@@ -140,23 +155,94 @@ impl StoreWorker<'_, '_> {
         Ok(())
     }
 
+    /// Stores a chunk that was read: in pieces if it was so and few of them changed.
     fn store(&self, index: u64, bytes: &[u8]) -> Result<()> {
-        let mut piece = Piece::new(index, 1, RunKind::Chunk(MappedChunk::Zero));
-        piece.read_bytes = bytes.len() as u64;
-        if !is_zero(bytes) {
-            let stored = self.writer.put(BlobKind::Data, bytes)?;
-            piece.what = RunKind::Chunk(MappedChunk::Blob(stored.id));
-            piece.new_bytes = if stored.new { bytes.len() as u64 } else { 0 };
-            piece.stored_bytes = stored.stored_bytes;
+        let earlier = self.task.earlier.and_then(|map| map.pieces(index));
+        if let Some(earlier) = earlier.filter(|_| !is_zero(bytes)) {
+            let now = Pieces::of(bytes);
+            let (total, same) = (now.ids().len(), now.ids().iter().zip(earlier.ids()).filter(|(a, b)| a == b).count());
+            if pieces::are_worth_it(total as u64, (total - same) as u64) {
+                return self.store_pieces(index, bytes);
+            }
         }
-        self.add(piece);
-        failpoint::hit(Failpoint::FirstChunk);
+        self.store_whole(index, bytes)
+    }
+
+    /// Stores a chunk of which only these pieces are dirty, and these are clean and zero. What is in pieces already is
+    /// read and stored only where it is dirty.
+    fn store_mixed(&self, index: u64, (dirty, clean_zeros): (u64, u64), reader: &mut audit::ChunkReader) -> Result<()> {
+        let total = pieces::count(self.geometry.length(index));
+        let is_part = pieces::are_worth_it(total, u64::from(dirty.count_ones()));
+        let known = self.skips.filter(|base| index < base.comparable(self.geometry));
+        let known = known.filter(|base| matches!(cut(index, 1, base.lost)[..], [CleanPart::Known(..)]));
+        let Some(base) = known.filter(|_| is_part) else {
+            return self.store_whole(index, reader.read(index)?);
+        };
+        let Some(before) = base.map.pieces(index).filter(|before| before.ids().len() as u64 == total) else {
+            let may_split = |left: u64| left.checked_sub(1);
+            let bytes = reader.read(index)?;
+            return match self.may_split.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may_split) {
+                Ok(_) if !is_zero(bytes) => self.store_pieces(index, bytes),
+                _ => self.store_whole(index, bytes),
+            };
+        };
+        if !before.are_zero_at(clean_zeros, self.geometry.length(index)) {
+            // The bitmap missed it, as with a whole chunk.
+            self.add(SlotRun::new(index, 1, RunKind::Clean { zero: true }));
+            return Ok(());
+        }
+        let mut ids = before.ids().to_vec();
+        let mut piece = SlotRun::new(index, 1, RunKind::Chunk(MappedChunk::Zero));
+        for (number, id) in ids.iter_mut().enumerate().filter(|(number, _)| dirty & (1 << number) != 0) {
+            let part = pieces::range(number, self.geometry.length(index) as usize);
+            *id = self.put(reader.read_part(index, part)?, &mut piece)?;
+        }
+        let now = Pieces::new(ids);
+        if !now.is_zero() {
+            piece.what = RunKind::Split(now);
+        }
+        self.add_stored(piece);
         Ok(())
     }
 
-    fn add(&self, piece: Piece) {
+    fn store_pieces(&self, index: u64, bytes: &[u8]) -> Result<()> {
+        let mut piece = SlotRun::new(index, 1, RunKind::Chunk(MappedChunk::Zero));
+        let parts = bytes.chunks(PIECE_BYTES as usize);
+        let ids = parts.map(|part| self.put(part, &mut piece)).collect::<Result<_>>()?;
+        piece.what = RunKind::Split(Pieces::new(ids));
+        self.add_stored(piece);
+        Ok(())
+    }
+
+    fn store_whole(&self, index: u64, bytes: &[u8]) -> Result<()> {
+        let mut piece = SlotRun::new(index, 1, RunKind::Chunk(MappedChunk::Zero));
+        if is_zero(bytes) {
+            piece.read_bytes = bytes.len() as u64;
+        } else {
+            piece.what = RunKind::Chunk(MappedChunk::Blob(self.put(bytes, &mut piece)?));
+        }
+        self.add_stored(piece);
+        Ok(())
+    }
+
+    fn add_stored(&self, piece: SlotRun) {
+        self.add(piece);
+        failpoint::hit(Failpoint::FirstChunk);
+    }
+
+    /// Stores a blob that was read, and counts it.
+    fn put(&self, bytes: &[u8], piece: &mut SlotRun) -> Result<Id> {
+        let stored = self.writer.put(BlobKind::Data, bytes)?;
+        piece.read_bytes += bytes.len() as u64;
+        piece.new_bytes += if stored.new { bytes.len() as u64 } else { 0 };
+        piece.stored_bytes += stored.stored_bytes;
+        Ok(stored.id)
+    }
+
+    fn add(&self, piece: SlotRun) {
         let end = self.geometry.offset(piece.first + piece.count).min(self.geometry.capacity_bytes);
-        self.progress.advance(end.saturating_sub(self.geometry.offset(piece.first)));
+        self.progress.advance(piece.read_bytes);
+        self.progress.skip(end.saturating_sub(self.geometry.offset(piece.first)).saturating_sub(piece.read_bytes));
         locked(self.assembler).add(piece);
     }
 }

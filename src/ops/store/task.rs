@@ -2,13 +2,13 @@
 
 use crate::nbd::NbdUri;
 use crate::ops::chunk_map::{ChunkMap, Geometry};
+use crate::ops::threads::Parallelism;
 use crate::ops::{Error, Result, Stop};
 use crate::rate_limiter::RateLimiter;
 
 /// What storing one disk came to.
 #[derive(Debug, Default)]
 pub(crate) struct StoredDisk {
-    /// The disk's chunks.
     pub(crate) map: ChunkMap,
     /// The disk's size as the capture has it.
     pub(crate) capacity_bytes: u64,
@@ -37,7 +37,7 @@ pub(crate) enum StoreOutcome {
 }
 
 impl StoreOutcome {
-    /// BitmapInvalid, without proof of a lie.
+    /// BitmapInvalid, without evidence of a lie.
     pub(super) fn untrusted(reason: impl Into<String>) -> StoreOutcome {
         StoreOutcome::BitmapInvalid { reason: reason.into(), bitmap_mismatches: Vec::new() }
     }
@@ -56,8 +56,12 @@ pub(crate) struct DiskTask<'a> {
     pub(crate) chunk_bytes: u32,
     /// What the disk continues; none reads everything.
     pub(crate) base: Option<Base<'a>>,
+    /// The chunks of an earlier point: those that are in pieces there stay so where they did not change.
+    pub(crate) earlier: Option<&'a ChunkMap>,
     /// How fast it may be read.
     pub(crate) rate_limit: Option<&'a RateLimiter>,
+    /// What its machine may use.
+    pub(crate) parallelism: Parallelism,
 }
 
 impl DiskTask<'_> {
@@ -74,7 +78,6 @@ impl DiskTask<'_> {
 pub(crate) struct Base<'a> {
     /// The meta context of the dirty bitmap.
     pub(crate) bitmap: &'a str,
-    /// The parent's chunks.
     pub(crate) map: &'a ChunkMap,
     /// Chunks of it that the repository has lost, as (first, count), ascending: they are read whatever the bitmap says.
     pub(crate) lost: &'a [(u64, u64)],

@@ -6,15 +6,9 @@ pub enum PruneEvent {
     /// The trees of one more snapshot are read.
     SnapshotMarked,
     /// A pack that no index names is gone.
-    UnnamedRemoved {
-        /// Its size.
-        bytes: u64,
-    },
+    UnnamedRemoved { bytes: u64 },
     /// So many bytes were copied into new packs.
-    Copied {
-        /// Sealed.
-        bytes: u64,
-    },
+    Copied { bytes: u64 },
     /// All that is to be copied is durable and has an index.
     AllCopied,
     /// The index without the packs that go is durable.
@@ -24,10 +18,7 @@ pub enum PruneEvent {
     /// No index names the packs that go any more.
     OldIndexGone,
     /// A pack is gone.
-    PackRemoved {
-        /// Its size.
-        bytes: u64,
-    },
+    PackRemoved { bytes: u64 },
 }
 
 /// Called with each [`PruneEvent`], from several threads.

@@ -16,7 +16,6 @@ pub enum MaxUnused {
 }
 
 impl Default for MaxUnused {
-    /// restic's.
     fn default() -> Self {
         MaxUnused::Share(0.05)
     }

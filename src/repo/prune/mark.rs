@@ -1,13 +1,14 @@
 //! What snapshots need: every tree and every blob that can be reached.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use crate::repo::{BlobKind, Error, Id, Index, NodeKind, Repository, Result, read_tree};
+use crate::repo::reachable::each_blob;
+use crate::repo::{BlobKind, Error, Id, Index, Repository, Result};
 
 /// The root trees of the snapshots that stay. One that cannot be read is an error: nobody knows what it needs.
 pub(super) fn needed_snapshots(repo: &Repository, forgotten: &HashSet<Id>) -> Result<Vec<Id>> {
-    let mut list = repo.snapshots()?;
+    let mut list = repo.uncached().snapshots()?;
     if !list.damaged.is_empty() {
         return Err(list.damaged.swap_remove(0).error);
     }
@@ -46,26 +47,6 @@ impl Marks {
 
     /// Marks all that a snapshot with this root tree needs.
     pub(super) fn snapshot(&mut self, repo: &Repository, index: &Index, root: &Id, stop: &AtomicBool) -> Result<()> {
-        let mut ahead = vec![*root];
-        while let Some(id) = ahead.pop() {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            if self.mark(index, BlobKind::Tree, &id)? {
-                continue;
-            }
-            for node in read_tree(repo, index, &id)?.nodes {
-                match node.kind {
-                    NodeKind::Dir { subtree } => ahead.push(subtree),
-                    NodeKind::File { content, .. } => {
-                        for (blob, _) in content.runs() {
-                            self.mark(index, BlobKind::Data, &blob)?;
-                        }
-                    }
-                    NodeKind::Other(_) => {}
-                }
-            }
-        }
-        Ok(())
+        each_blob(repo, index, root, stop, |kind, id| Ok(!self.mark(index, kind, id)?))
     }
 }

@@ -21,6 +21,8 @@
 //! unneeded in a damaged repository may be what a rescue needs. Blobs that are copied are verified first (their
 //! SHA-256); those that stay where they are, are not read, unless another copy of them goes ([`duplicates`]).
 //!
+//! **Locked packs** ([`locked`]) stay where they are, and no index names them any more: a later prune removes them.
+//!
 //! **restic's snapshots** count like kvmb's: all trees of all snapshots are read.
 //!
 //! **Memory.** The [`Index`] (48 bytes a blob), a byte a blob for the marks, about 200 bytes a pack, one tree at a time
@@ -30,6 +32,7 @@
 mod duplicates;
 mod event;
 mod limits;
+mod locked;
 mod mark;
 mod plan;
 mod repack;
@@ -41,6 +44,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
+
+use locked::LockedPacks;
 
 pub(crate) use event::{PruneEvent, PruneWatch};
 pub use limits::{MaxUnused, PruneLimits};
@@ -54,6 +59,8 @@ pub struct PrunePlan {
     /// Packs that no index names.
     unnamed: plan::Unnamed,
     packs: plan::Packs,
+    /// What cannot be removed yet.
+    locked: LockedPacks,
     summary: PruneSummary,
 }
 
@@ -76,11 +83,12 @@ impl PrunePlan {
             }
             watch(PruneEvent::SnapshotMarked);
         }
-        let (packs, unnamed, summary) = plan(repo, &index, marks, limits, stop)?;
+        let (packs, unnamed, mut summary) = plan(repo, &index, marks, limits, stop)?;
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        Ok(Some(PrunePlan { repo: repo.clone(), index, unnamed, packs, summary }))
+        let locked = LockedPacks::find(repo, &index, &packs, &unnamed, &mut summary)?;
+        Ok(Some(PrunePlan { repo: repo.clone(), index, unnamed, packs, locked, summary }))
     }
 
     /// What it comes to.
@@ -93,7 +101,8 @@ impl PrunePlan {
     pub fn remove_unnamed(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         permit.confirm()?;
         self.repo.storage().remove_leftovers()?;
-        self.remove(FileKind::Pack, &self.unnamed, permit, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
+        let unnamed = self.locked.without(&self.unnamed);
+        self.remove(FileKind::Pack, &unnamed, permit, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
     }
 
     /// Does the rest. The snapshots that the plan calls forgotten must be gone. `stop` ends it between two steps or
@@ -116,7 +125,7 @@ impl PrunePlan {
             return Ok(());
         }
         watch(PruneEvent::OldIndexGone);
-        let gone = self.packs.files_that_go(&self.index);
+        let gone = self.locked.without(&self.packs.files_that_go(&self.index));
         self.remove(FileKind::Pack, &gone, permit, stop, &|bytes| watch(PruneEvent::PackRemoved { bytes }))
     }
 
@@ -131,16 +140,16 @@ impl PrunePlan {
     ) -> Result<()> {
         permit.confirm()?;
         let failed = AtomicBool::new(false);
-        let results = self.repo.for_each(files, |(id, bytes)| -> Result<()> {
+        let storage = self.repo.storage();
+        let batches: Vec<&[(Id, u64)]> = files.chunks(storage.removal_batch().max(1)).collect();
+        let results = self.repo.for_each(&batches, |batch| -> Result<()> {
             if stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let result = permit.check().and_then(|()| match self.repo.storage().remove(kind, &id.to_string()) {
-                Err(error) if !error.is_not_found() => Err(Error::from(error)),
-                _ => Ok(()),
-            });
+            let names: Vec<String> = batch.iter().map(|(id, _)| id.to_string()).collect();
+            let result = permit.check().and_then(|()| storage.remove_many(kind, &names).map_err(Error::from));
             match &result {
-                Ok(()) => removed(*bytes),
+                Ok(()) => batch.iter().for_each(|(_, bytes)| removed(*bytes)),
                 Err(_) => failed.store(true, Ordering::Relaxed),
             }
             result

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::time::SystemTime;
 
 use super::PruneLimits;
 use crate::repo::index::{MAX_BLOBS_PER_FILE, SourceFile};
@@ -21,16 +22,19 @@ pub struct PruneSummary {
     pub unnamed_packs: u64,
     /// Packs that hold nothing needed, those that no index names among them.
     pub removed_packs: u64,
-    /// What they take.
     pub(crate) removed_bytes: u64,
     /// Packs that are copied in part and then removed.
     pub repacked_packs: u64,
-    /// What they take.
     pub(crate) repacked_bytes: u64,
     /// What is copied out of them.
     pub copied_bytes: u64,
     /// What stays although nobody needs it.
     pub unused_bytes: u64,
+    /// Packs that nothing needs any more and that are left, because the place locks them, with what they take.
+    pub(crate) locked_packs: u64,
+    pub(crate) locked_bytes: u64,
+    /// When the last of them can be removed.
+    pub(crate) locked_until: Option<SystemTime>,
     /// Index files that are written again or removed.
     pub(crate) old_index_files: u64,
     /// Whether more was to be copied than there is room for: once this much is done there is more.
@@ -41,6 +45,19 @@ impl PruneSummary {
     /// How much smaller the repository gets.
     pub fn freed_bytes(&self) -> u64 {
         (self.removed_bytes + self.repacked_bytes).saturating_sub(self.copied_bytes)
+    }
+
+    /// A pack stays that nothing needs.
+    pub(super) fn leave(&mut self, bytes: u64, until: SystemTime) {
+        self.locked_packs += 1;
+        self.locked_bytes += bytes;
+        self.locked_until = self.locked_until.max(Some(until));
+    }
+
+    /// It was counted as one that goes.
+    pub(super) fn leave_removed(&mut self, bytes: u64) {
+        self.removed_packs -= 1;
+        self.removed_bytes -= bytes;
     }
 
     /// Two prunes, one after the other, as one.
@@ -88,7 +105,6 @@ pub(super) struct Packs {
 struct Pack {
     /// Of the file; none where it is missing.
     size_bytes: Option<u64>,
-    /// All blobs, sealed.
     blob_bytes: u64,
     /// Those that are needed, also where they are in another pack as well.
     needed_bytes: u64,
@@ -276,6 +292,12 @@ impl Packs {
     pub(super) fn files_that_go(&self, index: &Index) -> Vec<(Id, u64)> {
         let gone = index.pack_ids().iter().zip(&self.packs).filter(|(_, pack)| pack.fate != Fate::Stay);
         gone.filter_map(|(id, pack)| pack.size_bytes.map(|bytes| (*id, bytes))).collect()
+    }
+
+    /// Those of them of which nothing is needed.
+    pub(super) fn unneeded_files<'i>(&self, index: &'i Index) -> HashSet<&'i Id> {
+        let unneeded = index.pack_ids().iter().zip(&self.packs).filter(|(_, pack)| pack.fate == Fate::Go);
+        unneeded.map(|(id, _)| id).collect()
     }
 
     /// The blobs to be copied, in the order in which they lie.

@@ -6,7 +6,7 @@
 //! never used again.
 
 use super::proxy::ProxyProcess;
-use super::{Error, Progress, Result, SshContext, SshTarget, SshTimeouts, known_hosts};
+use super::{Error, Result, SshContext, SshTarget, SshTimeouts, TransferProgress, known_hosts};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
 use ssh_key::PublicKey;
@@ -48,7 +48,7 @@ pub(crate) struct Connection {
     server: String,
     stop: Arc<AtomicBool>,
     timeouts: SshTimeouts,
-    progress: Progress,
+    progress: TransferProgress,
     /// Set by whoever gives a call up.
     broken: Cell<bool>,
 }
@@ -111,7 +111,7 @@ impl Connection {
             server: ssh_target.server(),
             stop: Arc::clone(&ssh_context.stop),
             timeouts: ssh_target.timeouts,
-            progress: Progress::default(),
+            progress: TransferProgress::default(),
             broken: Cell::new(false),
         })
     }

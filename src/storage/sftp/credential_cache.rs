@@ -13,7 +13,6 @@ pub(crate) struct CredentialCache {
 }
 
 impl CredentialCache {
-    /// Knows nothing yet.
     pub(crate) fn new(inner: Arc<dyn Credentials>) -> CredentialCache {
         CredentialCache { inner, answers: Mutex::default() }
     }

@@ -5,28 +5,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why a server cannot be used. `server` is always `host:port` as it was dialled.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `~/.ssh/config` or a file that it includes cannot be read.
     #[error("{}: {reason}", path.display())]
-    SshConfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    SshConfig { path: PathBuf, reason: String },
     /// The name has no address.
     #[error("cannot find the address of {host}: {source}")]
     Resolve {
-        /// The name.
         host: String,
         /// What the resolver said.
         source: io::Error,
     },
-    /// Nobody answers there.
     #[error("cannot connect to {server}: {source}")]
     Unreachable {
-        /// The server.
         server: String,
         /// Why, for the last of its addresses.
         source: io::Error,
@@ -34,51 +27,30 @@ pub enum Error {
     /// What answers speaks no SSH, or no common method was found.
     #[error("no SSH connection to {server}: {reason}")]
     Handshake {
-        /// The server.
         server: String,
         /// What the protocol said.
         reason: String,
     },
-    /// The connection broke.
     #[error("the connection to {server} was lost: {reason}")]
-    Lost {
-        /// The server.
-        server: String,
-        /// How.
-        reason: String,
-    },
+    Lost { server: String, reason: String },
     /// Nothing came for too long.
     #[error("{server} has not responded for {} s", after.as_secs())]
-    Silent {
-        /// The server.
-        server: String,
-        /// For how long.
-        after: Duration,
-    },
+    Silent { server: String, after: Duration },
     /// The server shows signs of life, but what was asked of it does not get on.
     #[error("{server} is connected but has made no progress for {} s", after.as_secs())]
-    Stuck {
-        /// The server.
-        server: String,
-        /// For how long.
-        after: Duration,
-    },
+    Stuck { server: String, after: Duration },
     /// A known_hosts file cannot be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     KnownHosts {
         /// "read" or "write".
         action: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// No known_hosts file has the server, and nobody said that its key is right.
     #[error("the host key of {server} is not known: {algorithm} {fingerprint}{}", authorities(*certified))]
     HostKeyUnknown {
-        /// The server.
         server: String,
-        /// The key's type.
         algorithm: String,
         /// Its SHA-256, as OpenSSH prints it.
         fingerprint: String,
@@ -92,7 +64,6 @@ pub enum Error {
         path.display()
     )]
     HostKeyChanged {
-        /// The server.
         server: String,
         /// The name that known_hosts has it under.
         name: String,
@@ -100,7 +71,6 @@ pub enum Error {
         algorithm: String,
         /// Its SHA-256.
         fingerprint: String,
-        /// The known_hosts file.
         path: PathBuf,
         /// The line of the key that was expected.
         line: usize,
@@ -109,15 +79,11 @@ pub enum Error {
     #[error("THE HOST KEY OF {server} IS REVOKED: {algorithm} {fingerprint} is marked @revoked in \
         {}:{line}", path.display())]
     HostKeyRevoked {
-        /// The server.
         server: String,
-        /// The key's type.
         algorithm: String,
         /// Its SHA-256.
         fingerprint: String,
-        /// The known_hosts file.
         path: PathBuf,
-        /// The line.
         line: usize,
     },
     /// A secret was to be had and could not be had.
@@ -126,9 +92,7 @@ pub enum Error {
     /// The server does not let us in.
     #[error("{server} refused the login of {user}; tried: {}; the server offers: {offered}", tried_list(tried))]
     Login {
-        /// The server.
         server: String,
-        /// The account.
         user: String,
         /// What was tried, in order, each with what became of it.
         tried: Vec<String>,
@@ -137,14 +101,7 @@ pub enum Error {
     },
     /// Logged in, but there is no SFTP.
     #[error("{server} accepted the login of {user} but does not offer SFTP: {reason}")]
-    NoSftp {
-        /// The server.
-        server: String,
-        /// The account.
-        user: String,
-        /// What it said.
-        reason: String,
-    },
+    NoSftp { server: String, user: String, reason: String },
 }
 
 impl Error {

@@ -19,7 +19,6 @@ pub(crate) enum SftpFault {
 pub(crate) enum SftpStatus {
     /// There is no such file or folder.
     NotFound,
-    /// Not permitted.
     Permission,
     /// The server does not know this call.
     Unsupported,

@@ -7,7 +7,7 @@
 //! | making a folder for good | open the one above, make it · sync |
 //! | listing a folder | open · read its entries, for a few hundred of them |
 
-use super::wire::{Field, Names, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
+use super::wire::{Field, ListedNames, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
 use super::{Connection, Login, Result, SftpFault, SftpStatus, SshContext, SshTarget, authenticate, connect};
 use crate::storage::Gate;
 use std::cell::Cell;
@@ -55,26 +55,26 @@ pub(crate) struct SftpClient {
     wire: SftpChannel,
     /// The question how much may be read and written at once, until its answer is wanted.
     asked: Cell<Option<Sent>>,
-    pieces: Cell<Pieces>,
+    pieces: Cell<RequestBytes>,
 }
 
 /// How much one request may read and write, in bytes.
 #[derive(Debug, Clone, Copy)]
-struct Pieces {
+struct RequestBytes {
     read: usize,
     write: usize,
 }
 
-impl Pieces {
+impl RequestBytes {
     /// What the server's limits allow: they are the longest packet, read and write. Nothing means that it does not say.
-    fn of_limits(body: &[u8]) -> Pieces {
+    fn of_limits(body: &[u8]) -> RequestBytes {
         let mut fields = PacketReader(body);
         let mut limit = || match fields.long() {
             None | Some(0) => PIECE_BYTES,
             Some(most) => usize::try_from(most).unwrap_or(usize::MAX).clamp(SHORTEST_PIECE_BYTES, LONG_PIECE_BYTES),
         };
         let (_, read, write) = (limit(), limit(), limit());
-        Pieces { read, write }
+        RequestBytes { read, write }
     }
 }
 
@@ -132,16 +132,16 @@ impl SftpClient {
     pub(crate) fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpClient> {
         let wire = SftpChannel::start(connection, ssh_target)?;
         let asked = wire.has(LIMITS).then(|| wire.send(PacketType::Extended, &[text(LIMITS)])).transpose()?;
-        let pieces = Pieces { read: PIECE_BYTES, write: PIECE_BYTES };
+        let pieces = RequestBytes { read: PIECE_BYTES, write: PIECE_BYTES };
         Ok(SftpClient { wire, asked: Cell::new(asked), pieces: Cell::new(pieces) })
     }
 
     /// How much may be read and written at once. The answer came while others were waited for.
-    fn pieces(&self) -> Result<Pieces> {
+    fn pieces(&self) -> Result<RequestBytes> {
         if let Some(asked) = self.asked.take()
             && let Reply::Extended(body) = self.wire.receive(asked)?
         {
-            self.pieces.set(Pieces::of_limits(&body));
+            self.pieces.set(RequestBytes::of_limits(&body));
         }
         Ok(self.pieces.get())
     }
@@ -195,7 +195,6 @@ impl SftpClient {
         made.and_then(|()| self.synced(synced))
     }
 
-    /// Removes a file.
     pub(crate) fn remove(&self, path: &str) -> SftpResult<()> {
         self.do_it(PacketType::Remove, &[text(path)])
     }
@@ -221,7 +220,7 @@ impl SftpClient {
                 .collect::<Result<_>>()?;
             for sent in sent {
                 match self.wire.receive(sent)? {
-                    Reply::Names(Names { entries: names, packet_bytes }) => {
+                    Reply::Names(ListedNames { entries: names, packet_bytes }) => {
                         listed_bytes += packet_bytes;
                         entries.extend(names.into_iter().map(|(name, stat)| RemoteEntry { name, stat }));
                     }
@@ -580,7 +579,7 @@ mod tests {
     fn no_limit_that_a_server_names_makes_requests_countless_or_too_long() {
         let pieces = |limits: &[u64]| {
             let body: Vec<u8> = limits.iter().flat_map(|limit| limit.to_be_bytes()).collect();
-            let Pieces { read, write } = Pieces::of_limits(&body);
+            let RequestBytes { read, write } = RequestBytes::of_limits(&body);
             (read, write)
         };
         assert_eq!(pieces(&[1 << 18, 1 << 16, 1 << 15, 0]), (1 << 16, 1 << 15));

@@ -55,24 +55,18 @@ struct KnownHostsLine {
 pub(crate) enum HostKeyStatus {
     /// It is the server's.
     Right,
-    /// Nothing.
     Unknown {
         /// Whether a certificate authority is trusted for the server.
         certified: bool,
     },
     /// The server has another one.
     Changed {
-        /// The file.
         path: PathBuf,
         /// The other key's line.
         line: usize,
     },
     /// It must not be trusted.
-    Revoked {
-        /// The file.
-        path: PathBuf,
-        line: usize,
-    },
+    Revoked { path: PathBuf, line: usize },
 }
 
 impl KnownKeys {
@@ -124,7 +118,7 @@ impl KnownKeys {
         }
     }
 
-    /// The methods to ask the server for: those that prove a known key first.
+    /// The methods to ask the server for: those that confirm a known key first.
     pub(crate) fn methods(&self) -> String {
         let is_known =
             |key_type: &str| self.lines.iter().any(|line| !line.revoked && line.key.algorithm().as_str() == key_type);

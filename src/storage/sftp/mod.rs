@@ -51,5 +51,5 @@ pub(super) use connection::Connection;
 pub(super) use fault::{SftpFault, SftpStatus};
 pub(super) use files::SftpClient;
 pub(super) use pool::Pool;
-pub(super) use progress::Progress;
+pub(super) use progress::TransferProgress;
 pub(super) use ssh_target::SshTarget;

@@ -56,7 +56,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// Connects nowhere yet.
     pub(crate) fn new(ssh_target: SshTarget, mut ssh_context: SshContext) -> Pool {
         let remember = Arc::new(CredentialCache::new(ssh_context.credentials));
         ssh_context.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;

@@ -21,12 +21,12 @@ const LONGEST_STEP: Duration = Duration::from_secs(1);
 
 /// The time that one connection has been waited for since its server made progress.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
+pub(crate) struct TransferProgress {
     waited: Cell<Duration>,
     moved_bytes: Cell<u64>,
 }
 
-impl Progress {
+impl TransferProgress {
     /// The server made progress, or something new is asked for.
     pub(crate) fn restart(&self) {
         self.waited.set(Duration::ZERO);
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn only_enough_bytes_are_progress() {
-        let progress = Progress::default();
+        let progress = TransferProgress::default();
         for _ in 0..1000 {
             progress.waited(Duration::from_millis(100));
             progress.moved(50, LIMIT);
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_program_that_slept_did_not_wait() {
-        let progress = Progress::default();
+        let progress = TransferProgress::default();
         progress.waited(Duration::from_secs(3600));
         assert_eq!(progress.stuck_for(), LONGEST_STEP);
     }

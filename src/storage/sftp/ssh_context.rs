@@ -91,7 +91,7 @@ impl Secret {
         Secret(Zeroizing::new(text))
     }
 
-    pub(super) fn reveal(&self) -> &str {
+    pub(in crate::storage) fn reveal(&self) -> &str {
         &self.0
     }
 }

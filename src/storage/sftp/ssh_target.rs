@@ -17,19 +17,16 @@ pub(crate) struct SshTarget {
     /// The name or address to connect to.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// The account.
     pub(crate) user: String,
     /// The name in known_hosts: `host`, or `[host]:port`.
     pub(crate) known_as: String,
     /// The user's known_hosts files; a new key is added to the first.
     pub(crate) user_known_hosts: Vec<PathBuf>,
-    /// The system's.
     pub(crate) system_known_hosts: Vec<PathBuf>,
     /// Key files, in the order in which they are tried.
     pub(crate) identities: Vec<PathBuf>,
     /// Whether only these keys may be used, and not the agent's others.
     pub(crate) identities_only: bool,
-    /// The agent's socket.
     pub(crate) agent_socket: Option<PathBuf>,
     /// Ways to log in that the user turned off: `publickey`, `password`, `keyboard-interactive`.
     pub(crate) forbidden: Vec<&'static str>,

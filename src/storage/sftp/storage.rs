@@ -9,6 +9,7 @@ use super::files::PIECE_BYTES;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,6 +32,8 @@ pub struct SftpStorage {
     /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes
     /// nothing.
     stale: Mutex<Vec<String>>,
+    /// Whether a write met the limit of the user's quota.
+    quota_was_met: AtomicBool,
 }
 
 impl SftpStorage {
@@ -38,7 +41,8 @@ impl SftpStorage {
     pub fn new(target: SftpAddress, ssh_context: &SshContext) -> super::Result<SftpStorage> {
         let ssh_target = SshTarget::find(&target, ssh_context)?;
         let pool = Pool::new(ssh_target, ssh_context.clone());
-        Ok(SftpStorage { target, pool, connections: ssh_context.connections.max(1), stale: Mutex::default() })
+        let connections = ssh_context.connections.max(1);
+        Ok(SftpStorage { target, pool, connections, stale: Mutex::default(), quota_was_met: AtomicBool::default() })
     }
 
     fn folder(&self, kind: FileKind, name: &str) -> String {
@@ -181,7 +185,11 @@ impl SftpStorage {
             Ok(Some(room)) if room.is_out_of_files || room.free_bytes < needed => {
                 SftpFault::Refused(SftpStatus::NoSpace)
             }
-            Ok(Some(_)) if nothing_fits_beside(files, temporary) => SftpFault::Refused(SftpStatus::Quota),
+            // Of several writes that failed at once, the first one to be removed makes room for the look of the others.
+            Ok(Some(_)) if nothing_fits_beside(files, temporary) || self.quota_was_met.load(Ordering::Relaxed) => {
+                self.quota_was_met.store(true, Ordering::Relaxed);
+                SftpFault::Refused(SftpStatus::Quota)
+            }
             _ => {
                 tracing::debug!("{temporary}: {words}");
                 SftpFault::Refused(SftpStatus::Other(words))

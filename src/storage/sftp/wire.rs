@@ -79,14 +79,13 @@ pub(crate) enum Reply {
     Done,
     /// The end of a file or folder.
     End,
-    /// No.
     Refused(SftpStatus),
     /// An open file or folder.
     Handle(Vec<u8>),
     /// Bytes of a file.
     Data(Vec<u8>),
     /// Some of a folder's entries, or the one name that was asked for.
-    Names(Names),
+    Names(ListedNames),
     /// What is known of a file.
     Stat(Stat),
     /// The answer to an extension, as that defines it.
@@ -95,7 +94,7 @@ pub(crate) enum Reply {
 
 /// Names, each with what is known of it.
 #[derive(Debug, Default)]
-pub(crate) struct Names {
+pub(crate) struct ListedNames {
     /// Those that are UTF-8.
     pub(crate) entries: Vec<(String, Stat)>,
     /// What all of them took in the packet.
@@ -406,7 +405,7 @@ impl Reply {
                     // Ours are hexadecimal: another name is no file of a repository.
                     entries.extend(name.ok().map(|name| (name, stat)));
                 }
-                Reply::Names(Names { entries, packet_bytes: packet.len() })
+                Reply::Names(ListedNames { entries, packet_bytes: packet.len() })
             }
             105 => Reply::Stat(fields.stat()?),
             201 => Reply::Extended(fields.0.to_vec()),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage};
 
@@ -36,7 +36,6 @@ pub enum Operation {
 /// A call as it was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedCall {
-    /// Which one.
     pub operation: Operation,
     /// On what kind of file, if on one.
     pub kind: Option<FileKind>,
@@ -294,8 +293,28 @@ impl Storage for FaultStorage {
         self.inner.remove_leftovers()
     }
 
+    fn sees_writes_at_once(&self) -> bool {
+        self.inner.sees_writes_at_once()
+    }
+
     fn parallel(&self) -> usize {
         self.inner.parallel()
+    }
+
+    fn lock_period(&self) -> Option<Duration> {
+        self.inner.lock_period()
+    }
+
+    fn can_lock(&self) -> Result<bool> {
+        self.inner.can_lock()
+    }
+
+    fn locked_until(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.inner.locked_until(kind, name)
+    }
+
+    fn extend_lock(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.inner.extend_lock(kind, name)
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

@@ -6,7 +6,7 @@ mod conformance;
 mod fault;
 mod memory;
 
-pub use conformance::{conformance, folder_conformance};
+pub use conformance::{conformance, conformance_without_overwriting, folder_conformance};
 #[cfg(test)]
 pub(crate) use fault::RecordedCall;
 pub use fault::{FaultEffect, FaultStorage, InjectedFault, Operation};

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::support::call::Running;
-use crate::support::{Env, wait_until};
+use crate::support::{Call, Env, wait_until};
 use serde_json::Value;
 
 /// How long an answer may take.
@@ -47,6 +47,13 @@ impl Page {
     #[track_caller]
     pub fn assert_has(self, words: &str) -> Page {
         assert!(self.body.contains(words), "no {words:?} in {}", self.body);
+        self
+    }
+
+    /// Fails if the page has these words.
+    #[track_caller]
+    pub fn assert_lacks(self, words: &str) -> Page {
+        assert!(!self.body.contains(words), "{words:?} is in {}", self.body);
         self
     }
 
@@ -95,29 +102,53 @@ pub struct Console {
 
 /// Starts a console; nobody has opened it yet.
 pub fn start(env: &Env, args: &[&str]) -> Console {
-    let call = env.kvmb(["ui", "--listen", "127.0.0.1:0"]).args(args).env("KVMB_REPO", env.repo());
+    start_with(env, args, &[])
+}
+
+/// The same with these variables.
+pub fn start_with(env: &Env, args: &[&str], variables: &[(&str, &str)]) -> Console {
+    let call = env.kvmb(["ui", "--no-open", "--listen", "127.0.0.1:0"]).args(args).env("KVMB_REPO", env.repo());
+    let call = variables.iter().fold(call, |call, (name, value)| call.env(name, value));
+    start_call(call)
+}
+
+/// The same for a call of its own.
+pub fn start_call(call: Call) -> Console {
     let running = call.limit(Duration::from_secs(280)).spawn();
-    let link = |running: &Running| -> Option<(u16, String)> {
+    let link = |running: &Running| {
         let said = running.stderr_so_far();
-        let link = said.lines().find_map(|line| line.strip_prefix("kvmb: open http://127.0.0.1:"))?;
-        let (port, token) = link.split_once("/login?token=")?;
-        Some((port.parse().ok()?, token.to_owned()))
+        parse_link(said.lines().find_map(|line| line.strip_prefix("kvmb: open "))?)
     };
     wait_until("it prints a link", LIMIT, || link(&running).is_some());
     let (port, token) = link(&running).unwrap();
     Console { running, port, token, cookie: String::new(), language: "en" }
 }
 
+/// The port and the token of a link.
+pub fn parse_link(link: &str) -> Option<(u16, String)> {
+    let (port, token) = link.strip_prefix("http://127.0.0.1:")?.split_once("/login?token=")?;
+    Some((port.parse().ok()?, token.trim().to_owned()))
+}
+
 /// Starts a console and opens it.
 pub fn open(env: &Env, args: &[&str]) -> Console {
-    let mut console = start(env, args);
-    let page = console.get(&format!("/login?token={}", console.token)).assert_status(303);
-    assert_eq!(page.header("location"), "/");
-    console.cookie = page.header("set-cookie").split(';').next().unwrap().to_owned();
-    console
+    open_with(env, args, &[])
+}
+
+/// The same with these variables.
+pub fn open_with(env: &Env, args: &[&str], variables: &[(&str, &str)]) -> Console {
+    start_with(env, args, variables).opened()
 }
 
 impl Console {
+    /// Opens it with its link.
+    pub fn opened(mut self) -> Console {
+        let page = self.get(&format!("/login?token={}", self.token)).assert_status(303);
+        assert_eq!(page.header("location"), "/");
+        self.cookie = page.header("set-cookie").split(';').next().unwrap().to_owned();
+        self
+    }
+
     /// The name that a browser would have for it.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
@@ -191,6 +222,14 @@ impl Console {
         assert!(text.contains("content-type: text/event-stream"), "{text}");
         let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
         data.map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Writes the change that a page shows for review.
+    pub fn write_reviewed(&self, review: &Page) -> Page {
+        let mut fields = vec![("sha256".to_owned(), review.field("sha256")), ("back".to_owned(), review.field("back"))];
+        fields.extend(review.fields("word").into_iter().map(|word| ("word".to_owned(), word)));
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.post("/settings/write", &fields).assert_status(200).assert_has("Done.")
     }
 
     /// Sends a form that starts a job, and waits until the job's page shows this state.

@@ -52,7 +52,7 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
     console.get(&format!("/restore?machine={VM}")).assert_status(200).assert_has(&id);
     console.get(&format!("/restore/{id}/where")).assert_status(200).assert_has("In its place");
     let review = console.get(&format!("/restore/{id}/review?where=place")).assert_status(200);
-    let review = review.assert_has("would be changed").assert_has("is lost").assert_has(&format!("Overwrite {VM}"));
+    let review = review.assert_has("is replaced").assert_has("is lost").assert_has(&format!("Overwrite {VM}"));
     assert!(review.body.contains(&machine.image("vda").display().to_string()), "{}", review.body);
     let start = format!("/restore/{id}/start");
     console.post(&start, &[("where", "place")]).assert_status(422).assert_has("not the name");
@@ -90,8 +90,8 @@ fn progress_is_shown_live_and_a_job_is_cancelled() {
     assert!(page.body.contains("data-live"), "{}", page.body);
     console.get("/").assert_has(&format!("kvmb backup --limit-read=128K {VM}"));
     let parts = console.events(&job, Duration::from_secs(4));
-    assert!(parts.iter().all(|part| part["id"] == "live-job"), "{parts:?}");
-    assert!(parts.len() >= 2, "the part changes as the job goes on: {parts:?}");
+    assert!(parts.iter().all(|part| part["id"] == "live-job" || part["id"] == "live-count"), "{parts:?}");
+    assert!(parts.len() >= 3, "the part changes as the job goes on: {parts:?}");
     console.post(&format!("{job}/cancel"), &[]).assert_status(303);
     wait_until("the job ends", LIMIT, || console.get(&job).body.contains("interrupted"));
     for path in ["/jobs/ffffffff", "/jobs/--help", "/jobs/..%2f..%2fx", "/points/none", "/machines/none"] {
@@ -124,4 +124,40 @@ fn the_console_speaks_french_and_errors_stand_at_their_fields() {
         console.post("/settings/write", &[("word", word), ("sha256", "")]).assert_status(303);
     }
     assert_eq!(std::fs::read_to_string(env.config_file()).unwrap(), "{}");
+}
+
+/// How often a child of a process was waited for is not counted, but the pages are that such children touched.
+fn faults_of_ended_children(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.split_whitespace().nth(8).unwrap().parse().unwrap()
+}
+
+#[test]
+fn ten_idle_tabs_start_no_process() {
+    let env = Env::new("idle");
+    env.machine(VM).disk(Disk::qcow2(MIB)).define();
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let console = open(&env, &[]);
+    console.get("/").assert_status(200);
+    console.get("/jobs").assert_status(200);
+    let pid = console.running.pid();
+    let before = faults_of_ended_children(pid);
+    assert!(before > 0, "pages have asked commands");
+    std::thread::scope(|scope| {
+        for tab in 0..10 {
+            let (console, page) = (&console, if tab % 2 == 0 { "/" } else { "/jobs" });
+            scope.spawn(move || assert!(!console.events(page, Duration::from_secs(5)).is_empty()));
+        }
+    });
+    assert_eq!(faults_of_ended_children(pid), before, "a command was started for an idle page");
+    // One that begins is seen all the same.
+    let events = std::thread::scope(|scope| {
+        let events = scope.spawn(|| console.events("/jobs", Duration::from_secs(6)));
+        env.kvmb(["backup", VM, "-r", &env.repo()]).run().assert_ok();
+        events.join().unwrap()
+    });
+    assert!(events.len() >= 2, "{events:?}");
+    console.running.interrupt();
+    console.running.wait().assert_ok();
+    env.assert_nothing_left();
 }

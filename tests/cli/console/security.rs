@@ -114,7 +114,16 @@ fn only_a_form_of_the_console_changes_anything() {
     let other = open(&env, &[]);
     other.post_raw("/selection", &body(&token), &format!("http://{}", other.host())).assert_status(403);
     // What changes something is no link, and other methods are none at all.
-    for path in ["/backup", "/settings/write", "/prune", "/jobs/5f0c2a9e/cancel", "/logout", "/schedule/install"] {
+    for path in [
+        "/backup",
+        "/settings/write",
+        "/prune",
+        "/drill",
+        "/live-restores/vm1/abort",
+        "/jobs/5f0c2a9e/cancel",
+        "/logout",
+        "/schedule/install",
+    ] {
         assert!([404, 405].contains(&console.get(path).status), "{path}");
     }
     for method in ["PUT", "DELETE", "TRACE", "CONNECT"] {
@@ -137,7 +146,13 @@ fn every_answer_has_its_headers_and_nothing_stands_inline() {
         .replace('>', "%3E")
         .replace('"', "%22")
         .replace(' ', "%20");
-    let mut pages = vec!["/nothing".to_owned(), format!("/machines/{name}"), "/style.css".into(), "/console.js".into()];
+    let mut pages = vec![
+        "/nothing".to_owned(),
+        format!("/machines/{name}"),
+        format!("/machines/{name}/drill"),
+        "/style.css".into(),
+        "/console.js".into(),
+    ];
     let menu = ["/", "/machines", "/restore", "/jobs", "/server", "/schedule", "/retention", "/settings", "/doctor"];
     pages.extend(menu.map(str::to_owned));
     for path in &pages {
@@ -224,9 +239,17 @@ fn a_read_only_console_shows_everything_and_changes_nothing() {
         let buttons = others.filter(|form| form.split("</form>").next().unwrap().contains("<button")).count();
         assert_eq!(buttons, 0, "{path}: {}", page.body);
     }
-    for path in
-        ["/backup", "/selection", "/settings/review", "/settings/write", "/prune", "/schedule/install", "/server/test"]
-    {
+    for path in [
+        "/backup",
+        "/selection",
+        "/settings/review",
+        "/settings/write",
+        "/prune",
+        "/drill",
+        "/live-restores/x/continue",
+        "/schedule/install",
+        "/server/test",
+    ] {
         console.post(path, &[("m", "kvmb-test-vm1"), ("set", "true")]).assert_status(403).assert_has("read-only");
     }
     assert_eq!(fs::read(env.config_file()).unwrap(), before);

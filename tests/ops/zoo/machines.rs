@@ -177,9 +177,18 @@ impl<'e> Zoo<'e> {
     #[track_caller]
     pub fn start(&self, names: &[&str]) {
         let commands: Vec<String> = names.iter().map(|name| format!("start --paused '{name}'")).collect();
-        let output = self.env.try_virsh(&[&commands.join("; ")]);
         // A command that fails does not keep the others from being tried.
-        assert!(output.code() == 0 && !output.stderr().contains("error:"), "{}", output.stderr());
+        let output = self.env.try_virsh(&[&commands.join("; ")]);
+        // libvirt starts QEMU as soon as the socket of swtpm is there, on a busy machine before swtpm listens on it.
+        let errors = output.stderr().lines().filter(|line| line.starts_with("error:"));
+        let (failed, reasons): (Vec<&str>, Vec<&str>) =
+            errors.partition(|line| line.starts_with("error: Failed to start domain '"));
+        let is_too_early = |reason: &&str| reason.contains("-swtpm.sock': Connection refused");
+        if !failed.is_empty() && failed.len() == reasons.len() && reasons.iter().all(is_too_early) {
+            let names: Vec<&str> = failed.iter().filter_map(|line| line.split('\'').nth(1)).collect();
+            return self.start(&names);
+        }
+        assert!(output.code() == 0 && reasons.is_empty(), "{}", output.stderr());
     }
 
     /// Writes to every disk of a machine that runs, as its guest would.

@@ -224,7 +224,7 @@ fn run(program: &str, args: &[&str], image: &Path) -> String {
 }
 
 /// A raw image with an empty ext4.
-fn make_ext4(image: &Path, size_bytes: u64) {
+pub fn make_ext4(image: &Path, size_bytes: u64) {
     parts::require(&["mkfs.ext4"]);
     fs::File::create(image).and_then(|file| file.set_len(size_bytes)).expect("cannot make the image");
     let output = Command::new(parts::find("mkfs.ext4").expect("mkfs.ext4"))
@@ -236,7 +236,7 @@ fn make_ext4(image: &Path, size_bytes: u64) {
 }
 
 /// The folder with `vmlinuz` and `initramfs`, made on first use.
-fn prepared_parts() -> PathBuf {
+pub fn prepared_parts() -> PathBuf {
     let folder = parts::cache_dir().join("guest");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/guest/build");
     let output = Command::new(&script).arg(&folder).output().expect("the build script");

@@ -22,6 +22,10 @@ pub struct Changes {
     pub drop_disks: BTreeSet<String>,
     /// Drives whose medium is taken out, by target.
     pub eject: BTreeSet<String>,
+    /// Another QEMU.
+    pub emulator: Option<PathBuf>,
+    /// Another machine type.
+    pub machine_type: Option<String>,
     /// What a network of the definition is called here.
     pub networks: BTreeMap<String, String>,
     /// What a bridge, or a network device of the host, is called here.

@@ -5,7 +5,7 @@ use roxmltree::Node;
 use super::changes::Changes;
 use super::splices::{Splices, children_named, path_text};
 use crate::capture::domain_xml::definition::{Result, child};
-use crate::capture::domain_xml::outside_files::{Mention, OutsideKind, Place, escaped, mentions};
+use crate::capture::domain_xml::outside_files::{Mention, MentionPlace, OutsideKind, escaped, mentions};
 use crate::capture::domain_xml::xml::escape;
 
 /// Points the definition to them.
@@ -14,13 +14,13 @@ pub(super) fn move_files(splices: &mut Splices, domain: Node, changes: &Changes)
         let Some(new) = changes.files.get(&path) else { continue };
         let new = path_text(new)?;
         match place {
-            Place::Text(node) => {
+            MentionPlace::Text(node) => {
                 let text = node.first_child().map_or(node.range(), |text| text.range());
                 splices.replace(text, escape(new));
             }
-            Place::Attribute(node, name) => splices.set_attribute(node, name, new),
-            Place::Argument(node, "") => splices.set_attribute(node, "value", new),
-            Place::Argument(node, key) => {
+            MentionPlace::Attribute(node, name) => splices.set_attribute(node, name, new),
+            MentionPlace::Argument(node, "") => splices.set_attribute(node, "value", new),
+            MentionPlace::Argument(node, key) => {
                 let value = node.attribute("value").unwrap_or_default();
                 let (old, new) = (escaped(path_text(&path)?), escaped(new));
                 splices.set_attribute(
@@ -30,7 +30,7 @@ pub(super) fn move_files(splices: &mut Splices, domain: Node, changes: &Changes)
                 );
             }
         }
-        if kind == OutsideKind::Loader && matches!(place, Place::Text(_)) {
+        if kind == OutsideKind::Loader && matches!(place, MentionPlace::Text(_)) {
             // libvirt would look for firmware of its own, and refuse another file.
             if let Some(os) = child(domain, "os").filter(|os| os.has_attribute("firmware")) {
                 splices.drop_attribute(os, "firmware");

@@ -9,17 +9,23 @@
 //! | [`changes`] | what is to be changed |
 //! | `copy` | what a copy must not share with the original |
 //! | `files` | files that the definition mentions and that are elsewhere now |
+//! | `hypervisor` | another QEMU or machine type |
+//! | [`isolated`] | a machine that is tried out beside everything else |
 //! | `live` | what only the definition of a running machine has |
 //! | `networks` | networks and bridges that have other names here |
 //! | `qemu_arguments` | arguments of QEMU's that a copy must not share |
+//! | [`served`] | disks that are overlays of a served point |
 //! | `splices` | replacing parts of an XML text |
 
 pub(crate) mod changes;
 mod copy;
 mod files;
+mod hypervisor;
+pub mod isolated;
 mod live;
 mod networks;
 mod qemu_arguments;
+pub(crate) mod served;
 mod splices;
 
 use roxmltree::Node;
@@ -62,6 +68,7 @@ pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
     if changes.new_macs {
         addresses(&mut splices, domain);
     }
+    hypervisor::replace(&mut splices, domain, changes)?;
     networks::rename(&mut splices, domain, changes);
     let notes = match changes.own_resources {
         true => copy::own_resources(&mut splices, domain, changes),

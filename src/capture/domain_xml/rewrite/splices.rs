@@ -77,6 +77,15 @@ impl<'x> Splices<'x> {
         self.replace(at..at, format!("{blank}{text}"));
     }
 
+    /// Inserts before an element's end tag.
+    pub(super) fn insert_last(&mut self, node: Node, text: &str) {
+        let range = node.range();
+        if let Some(at) = self.xml[range.clone()].rfind("</") {
+            let at = range.start + at;
+            self.replace(at..at, text.to_owned());
+        }
+    }
+
     /// Behind `<name`, where an attribute may begin.
     fn after_tag_name(&self, node: Node) -> usize {
         let start = node.range().start;

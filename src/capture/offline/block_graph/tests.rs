@@ -19,7 +19,7 @@ impl Images {
     }
 }
 
-impl Look for Images {
+impl ImageLookup for Images {
     fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
         Ok(match source {
             DiskSource::Volume { pool, volume } => DiskSource::File { path: format!("/pools/{pool}/{volume}").into() },
@@ -27,9 +27,9 @@ impl Look for Images {
         })
     }
 
-    fn header(&self, place: &Place, format: &str, _: Option<Slice>) -> Result<Header> {
+    fn header(&self, place: &LayerPlace, format: &str, _: Option<Slice>) -> Result<Header> {
         match place {
-            Place::Path(path) if format != "raw" => {
+            LayerPlace::Path(path) if format != "raw" => {
                 let missing = || Error::io("open", path)(io::ErrorKind::NotFound.into());
                 self.0.get(path).cloned().ok_or_else(missing)
             }

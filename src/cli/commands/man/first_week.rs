@@ -3,14 +3,14 @@
 use super::roff::Text;
 
 /// A step: its title, what it is for, and the commands.
-struct Step {
+struct WeekStep {
     title: &'static str,
     words: &'static str,
     commands: &'static [&'static str],
 }
 
-const STEPS: &[Step] = &[
-    Step {
+const STEPS: &[WeekStep] = &[
+    WeekStep {
         title: "Day 1: first backup",
         words: "Start on the host of the machines, as root. Nothing is changed until the first backup, which creates \
                 a repository in /var/lib/kvmb/repo. Keep a copy of its key elsewhere: without it, the backups are \
@@ -23,13 +23,13 @@ const STEPS: &[Step] = &[
             "kvmb key export /mnt/usb/kvmb.key",
         ],
     },
-    Step {
+    WeekStep {
         title: "Day 1: first restore",
         words: "Check that it can be restored, as a copy beside the original: the copy gets its own name, UUID and MAC \
                 addresses. Log in to it, then remove it with virsh.",
         commands: &["kvmb points", "kvmb restore vm1 --as vm1-copy --into /var/lib/libvirt/images --start"],
     },
-    Step {
+    WeekStep {
         title: "Day 2: scheduled backups",
         words: "Choose the machines and the rules in the configuration, and check it. Then install the schedule. Only \
                 changes are read from now on, if the dirty bitmaps of QEMU are reliable.",
@@ -39,7 +39,7 @@ const STEPS: &[Step] = &[
             "kvmb schedule install --cron '0 2 * * *' --all",
         ],
     },
-    Step {
+    WeekStep {
         title: "Day 3: a second copy on a backup server",
         words: "The server needs SSH with SFTP, and nothing else. The set-up asks for its host key and for the \
             password \
@@ -53,18 +53,18 @@ const STEPS: &[Step] = &[
              /root/kvmb.pass",
         ],
     },
-    Step {
+    WeekStep {
         title: "Day 5: retention",
         words: "Without rules no point is ever removed. Look first at what the rules would remove, then write them to \
                 the configuration. A pinned point always stays.",
         commands: &["kvmb prune --keep-daily 7 --keep-weekly 4 --dry-run", "kvmb pin vm1@latest"],
     },
-    Step {
+    WeekStep {
         title: "Day 7: verification and monitoring",
         words: "Let each run verify a share of the repository, and let your monitoring ask for the state.",
         commands: &["kvmb verify --all --sample 5%", "kvmb status", "kvmb status --nagios"],
     },
-    Step {
+    WeekStep {
         title: "Recovery",
         words: "On a new host, the repository and its password are enough. On a terminal, the restore asks for all \
             that \

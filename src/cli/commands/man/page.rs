@@ -17,7 +17,7 @@ const FILES: &[(&str, &str)] = &[
          describes its keys.",
     ),
     (
-        "/var/log/kvm_backup.log, ~/kvm_backup.log",
+        "/var/log/kvm_backup.log, ~/.local/state/kvmb/kvmb.log",
         "Log file, and next to it the rotated files (`.1` …). Under systemd, the journal is used.",
     ),
     (
@@ -41,7 +41,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// One manual page.
-pub(crate) struct Page {
+pub(crate) struct ManualPage {
     /// Its file: `kvmb-backup.1`.
     pub(crate) file: String,
     /// Its roff text.
@@ -49,7 +49,7 @@ pub(crate) struct Page {
 }
 
 /// Every page, that of kvmb itself first.
-pub(crate) fn pages(mut root: Command) -> Result<Vec<Page>, CliError> {
+pub(crate) fn pages(mut root: Command) -> Result<Vec<ManualPage>, CliError> {
     root.build();
     let mut commands = vec![&root];
     let mut at = 0;
@@ -65,7 +65,7 @@ fn name(command: &Command) -> &str {
     command.get_display_name().unwrap_or_else(|| command.get_name())
 }
 
-fn page(command: &Command) -> Result<Page, CliError> {
+fn page(command: &Command) -> Result<ManualPage, CliError> {
     let is_root = name(command) == "kvmb";
     let version = format!("kvmb {}", env!("CARGO_PKG_VERSION"));
     // What every command has is described once, in the page of kvmb itself.
@@ -110,7 +110,7 @@ fn page(command: &Command) -> Result<Page, CliError> {
     let others = "restic(1), virsh(1), qemu-storage-daemon(1)";
     text.paragraph(&if is_root { others.to_owned() } else { format!("kvmb(1), {others}") });
     parts.push(text.finish());
-    Ok(Page { file: format!("{}.1", name(command)), text: join(&parts) })
+    Ok(ManualPage { file: format!("{}.1", name(command)), text: join(&parts) })
 }
 
 fn examples(text: &mut Text, command: &Command) {

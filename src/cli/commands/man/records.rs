@@ -20,15 +20,17 @@ pub(crate) struct RecordField {
 }
 
 /// Every type of record, in the order of a backup.
-pub(crate) fn kinds() -> [Kind; 9] {
+pub(crate) fn kinds() -> [Kind; 11] {
     [
         Kind { name: "machine", schema: schema_for!(record::Machine) },
         Kind { name: "disk", schema: schema_for!(record::Disk) },
+        Kind { name: "filesystem", schema: schema_for!(record::Filesystem) },
         Kind { name: "file", schema: schema_for!(record::File) },
         Kind { name: "point", schema: schema_for!(record::Point) },
         Kind { name: "action", schema: schema_for!(record::Action) },
         Kind { name: "check", schema: schema_for!(record::Check) },
         Kind { name: "job", schema: schema_for!(record::Job) },
+        Kind { name: "log", schema: schema_for!(record::Log) },
         Kind { name: "progress", schema: schema_for!(record::Progress) },
         Kind { name: "failure", schema: schema_for!(record::Failure) },
     ]

@@ -21,7 +21,7 @@ pub(super) struct ServerArgs {
 }
 
 /// The server, and how to get there.
-pub(super) struct Server {
+pub(super) struct RemoteServer {
     pub(super) target: SftpAddress,
     pub(super) ssh_context: SshContext,
     /// The repository's folder in the target, should that hold other things.
@@ -29,26 +29,39 @@ pub(super) struct Server {
 }
 
 impl ServerArgs {
-    /// What is known of the server.
-    pub(super) fn open(&self, context: &Context) -> Result<Server, CliError> {
-        let configured = context.config().remote_url();
+    /// The repository, if its server speaks HTTP.
+    pub(super) fn over_http(&self, context: &Context) -> Result<Option<RepoArgs>, CliError> {
+        let url = self.url(context)?;
+        let is_http = ["rest:", "s3:"].iter().any(|scheme| url.starts_with(scheme));
+        Ok(is_http.then(|| RepoArgs { repo: Some(url), ..self.repo.clone() }))
+    }
+
+    /// The address that was named, or else that of the configuration.
+    fn url(&self, context: &Context) -> Result<String, CliError> {
+        let config = context.config();
         // Without -r and its variable, it is the configuration's first repository, which may be a folder.
-        let is_named = self.repo.is_named() && self.repo.repo != context.config().primary_repo();
-        let url = match configured.clone().filter(|_| !is_named) {
-            Some(configured) => configured,
-            None => self.repo.url()?,
-        };
+        let is_named = self.repo.is_named() && self.repo.repo != config.primary_repo();
+        match config.remote_url().or_else(|| config.second_repo()).filter(|_| !is_named) {
+            Some(configured) => Ok(configured),
+            None => self.repo.url(),
+        }
+    }
+
+    /// What is known of the server.
+    pub(super) fn open(&self, context: &Context) -> Result<RemoteServer, CliError> {
+        let configured = context.config().remote_url();
+        let url = self.url(context)?;
         if !url.starts_with("sftp:") {
             return Err(CliError::usage(format!("{url} is not a repository on a server"))
                 .hint("specify it with -r sftp://user@host//folder"));
         }
         // The storage knows what is no address, and does not repeat a password.
-        context.storage(&url, self.repo.ssh_password_file.as_deref())?;
+        context.storage(&url, &self.repo)?;
         let target = SftpAddress::parse(&url).map_err(CliError::usage)?;
         let ssh_context =
             ssh_access::ssh_context(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;
         let is_configured =
             configured.is_some_and(|configured| SftpAddress::parse(&configured).as_ref() == Ok(&target));
-        Ok(Server { target, ssh_context, below: is_configured.then_some(OWN_FOLDER) })
+        Ok(RemoteServer { target, ssh_context, below: is_configured.then_some(OWN_FOLDER) })
     }
 }

@@ -1,6 +1,7 @@
 //! `kvmb remote setup`
 
-use super::server::{Server, ServerArgs};
+use super::http_setup;
+use super::server::{RemoteServer, ServerArgs};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
@@ -14,11 +15,16 @@ use serde_json::{Map, Value, json};
 /// Asks you to compare the host key of the server and, once, for the password of the account (or uses any key that
 /// ssh would use). Creates a key for kvmb and adds it to authorized_keys of the account, restricted to SFTP. Can be
 /// run again: completed steps are skipped.
+///
+/// For a REST server or a bucket, takes the login from the variables (AWS_ACCESS_KEY_ID, RESTIC_REST_USERNAME and so
+/// on) or asks for it, tries it, and keeps it in a private file that the configuration then names, with --cacert and
+/// --tls-client-cert.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm
   kvmb remote setup -r sftp://kvm@backup//srv/kvm --accept-host-key SHA256:… --ssh-password-file F
-  kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --dry-run")]
+  kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --dry-run
+  kvmb remote setup -r rest:https://backup.example.com:8000/kvm/ --cacert /root/backup-ca.pem")]
 pub(crate) struct SetupArgs {
     /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
@@ -30,7 +36,10 @@ pub(crate) struct SetupArgs {
 
 impl SetupArgs {
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let Server { target, ssh_context, .. } = self.server.open(context)?;
+        if let Some(repo) = self.server.over_http(context)? {
+            return http_setup::setup(&repo, context, session, self.dry_run);
+        }
+        let RemoteServer { target, ssh_context, .. } = self.server.open(context)?;
         let comment = format!("kvmb@{}", host_name());
         setup(&target, &ssh_context, &comment, self.dry_run, &mut |change| {
             // Only all steps together make it done.

@@ -1,12 +1,14 @@
 //! `kvmb remote test`
 
-use super::server::{Server, ServerArgs};
+use super::http_test;
+use super::server::{RemoteServer, ServerArgs};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::cli::table::bytes;
-use crate::ops::remote::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, Speed, examine};
-use crate::record::{Check, Status};
+use crate::ops;
+use crate::ops::remote::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, Speed, examine, refused_key};
+use crate::record::{Check, Extra, Status};
 use crate::storage::sftp::authenticate::Login;
 use crate::units::Size;
 use serde_json::json;
@@ -16,11 +18,15 @@ use serde_json::json;
 /// Tests the connection, host key, login, folder, free space, speed and clock. Prints a 'check' record for each
 /// step. After a critical step, the remaining steps are skipped. The test writes and removes some files next to the
 /// repository. Exits with code 1 if a step is critical.
+///
+/// Of a REST server or a bucket, tests the connection, certificate, login and whether there is a repository. Nothing is
+/// written then.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm --accept-host-key SHA256:Xk…
   kvmb remote test -r sftp:backup:kvm --size 2G
+  kvmb remote test -r rest:https://backup.example.com:8000/kvm/
   kvmb remote test -r sftp:backup:kvm --json | jq -r 'select(.status != \"ok\") | .hint'")]
 pub(crate) struct TestArgs {
     #[command(flatten)]
@@ -41,7 +47,10 @@ const CLOCK_SECONDS: u64 = 60;
 
 impl TestArgs {
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let Server { target, ssh_context, below } = self.server.open(context)?;
+        if let Some(repo) = self.server.over_http(context)? {
+            return http_test::test(&repo, context, session);
+        }
+        let RemoteServer { target, ssh_context, below } = self.server.open(context)?;
         let url = target.to_string();
         let mut last = None;
         let subject = ExamineTarget { target: &target, below, speed_bytes: self.size.map(|size| size.0) };
@@ -49,11 +58,7 @@ impl TestArgs {
             last = Some((step, result.is_ok()));
             let check = match result {
                 Ok(finding) => judge(step, finding, &url),
-                Err(error) => {
-                    let error = CliError::from(error);
-                    let check = Check::new(word(step), url.clone(), Status::Critical, error.message);
-                    with_hint(check, error.hint)
-                }
+                Err(error) => refused(step, error, &url),
             };
             session.check(check);
         })?;
@@ -78,6 +83,20 @@ fn word(step: ExamineStep) -> &'static str {
     }
 }
 
+/// A step that failed; of a host key that was not accepted, which one it is.
+fn refused(step: ExamineStep, error: ops::Error, url: &str) -> Check {
+    let key = refused_key(&error).map(|key| host_key_fields(key.state, key.algorithm, key.fingerprint));
+    let error = CliError::from(error);
+    let mut check = Check::new(word(step), url, Status::Critical, error.message);
+    check.extra.extend(key.unwrap_or_default());
+    with_hint(check, error.hint)
+}
+
+fn host_key_fields(state: &str, algorithm: &str, fingerprint: &str) -> Extra {
+    let fields = json!({ "host_key_state": state, "algorithm": algorithm, "fingerprint": fingerprint });
+    fields.as_object().cloned().unwrap_or_default()
+}
+
 fn with_hint(check: Check, hint: Option<String>) -> Check {
     match hint {
         Some(hint) => check.hint(hint),
@@ -93,7 +112,11 @@ fn judge(step: ExamineStep, finding: ExamineFinding, url: &str) -> Check {
             ok(format!("{address} responds; connecting takes {} ms", took.as_millis()))
         }
         ExamineFinding::Reached { address: None, .. } => ok("the server responds".to_owned()),
-        ExamineFinding::HostKey { algorithm, fingerprint } => ok(format!("known: {algorithm} {fingerprint}")),
+        ExamineFinding::HostKey { algorithm, fingerprint } => {
+            let mut check = ok(format!("known: {algorithm} {fingerprint}"));
+            check.extra.extend(host_key_fields("known", &algorithm, &fingerprint));
+            check
+        }
         ExamineFinding::LoggedIn { account, by } => {
             let needs_somebody = matches!(by, Login::Password | Login::Questions | Login::Key(_, true));
             let how = match by {

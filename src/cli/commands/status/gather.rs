@@ -1,18 +1,20 @@
 //! Gathers what is known: from libvirt which machines there are, from the configuration or the schedule which of them
 //! are to be backed up, from the repositories their points, and from this host's history how the last runs went.
 
-use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
+use super::judge::{self, LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::repository;
+use super::running::running;
 use super::thresholds::{ThresholdArgs, Thresholds};
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::commands::installed_schedules::{self, Scheduled};
 use crate::cli::commands::key;
+use crate::cli::commands::restore_live;
 use crate::cli::context::Context;
-use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::folders::state_folder;
 use crate::config::Config;
 use crate::glob::is_glob;
-use crate::history::{History, Memory};
+use crate::history::{History, MachineMemory};
 use crate::ops::Monitor;
 use crate::ops::inventory::host_name;
 use crate::ops::latest_points::{LatestPoints, Newest};
@@ -27,11 +29,13 @@ pub(crate) type Asked = Result<Repository, CliError>;
 
 /// What is to be gathered.
 #[derive(Debug)]
-pub(crate) struct Request<'a> {
+pub(crate) struct StatusRequest<'a> {
     /// Names and globs of machines; none means all.
     pub(crate) names: &'a [String],
     /// How old is too old.
     pub(crate) thresholds: &'a ThresholdArgs,
+    /// How many past runs and sizes the checks have.
+    pub(crate) runs: usize,
     /// The first repository's address.
     pub(crate) repo: String,
     /// The repository itself.
@@ -42,7 +46,7 @@ pub(crate) struct Request<'a> {
 
 /// What was found.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub(crate) struct StatusReport {
     /// When.
     pub(crate) at: Time,
     /// The first repository.
@@ -61,6 +65,17 @@ pub(crate) struct Report {
     pub(crate) key_kept: Option<bool>,
     /// The checks of other things.
     pub(crate) others: Vec<Check>,
+    /// The hosts, for a look at all of them; else none.
+    pub(crate) hosts: Vec<HostFacts>,
+}
+
+/// A host whose machines have points.
+#[derive(Debug)]
+pub(crate) struct HostFacts {
+    pub(crate) host: String,
+    /// The newest point of any of its machines.
+    pub(crate) captured_at: Time,
+    pub(crate) status: Status,
 }
 
 /// Opens a repository in order to be asked. Wrong usage is an error; that it cannot be had is an answer.
@@ -72,7 +87,7 @@ pub(crate) fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError>
 }
 
 /// A machine that libvirt knows.
-struct Known {
+struct KnownMachine {
     name: String,
     uuid: String,
 }
@@ -144,9 +159,9 @@ impl<'a> SelectedMachines<'a> {
 }
 
 /// Gathers and judges.
-pub(crate) fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
+pub(crate) fn gather(context: &Context, request: StatusRequest) -> Result<StatusReport, CliError> {
     let at = Local::now().fixed_offset();
-    let Request { names, thresholds, repo, first, second } = request;
+    let StatusRequest { names, thresholds, runs, repo, first, second } = request;
     let schedules = installed_schedules::all(context);
     let gap = schedules.iter().filter_map(Scheduled::longest_gap).min();
     let configured = context.config().backup_freq.as_ref().and_then(|cron| cron.value().longest_gap());
@@ -154,7 +169,7 @@ pub(crate) fn gather(context: &Context, request: Request) -> Result<Report, CliE
     let mut others = Vec::new();
     let known = match context.hypervisor(None).and_then(|hypervisor| Ok(hypervisor.machines(&[])?)) {
         Ok(machines) => {
-            let known = |machine: &crate::capture::Machine| Known {
+            let known = |machine: &crate::capture::Machine| KnownMachine {
                 name: machine.name().to_owned(),
                 uuid: machine.uuid().to_owned(),
             };
@@ -170,8 +185,12 @@ pub(crate) fn gather(context: &Context, request: Request) -> Result<Report, CliE
     let selected = Selected::new(context.config());
     let wanted = SelectedMachines::new(&selected, names, &schedules);
     let memories = remembered(context, &repo);
+    let is_made_later = repository.as_ref().is_some_and(|error| is_made_later(error, &memories));
     let mut facts = subjects(known.as_deref(), &wanted, stored.as_mut(), &memories)?;
+    let running = running(context);
     for facts in &mut facts {
+        facts.is_repository_made = !is_made_later;
+        facts.running = running.iter().find(|running| running.is_of(&facts.machine, facts.uuid.as_deref())).cloned();
         if facts.standing == Standing::Selected {
             let is_configured = selected.takes(&facts.machine);
             let takes = schedules.iter().filter(|schedule| schedule.takes(&facts.machine, is_configured));
@@ -179,7 +198,11 @@ pub(crate) fn gather(context: &Context, request: Request) -> Result<Report, CliE
         }
     }
     let mut damaged = damaged_files(stored.as_ref());
-    others.push(repository_check(&repo, repository, damaged, &schedules));
+    let repository = match repository {
+        Some(error) if is_made_later => Check { hint: error.hint, ..not_made_yet(&repo) },
+        other => repository_check(&repo, other, damaged, &schedules),
+    };
+    others.push(repository::with_sizes(repository, context, &repo, runs));
     others.extend(repository::checks(context, &repo, first.as_ref().ok(), at));
     let second = match second {
         None => None,
@@ -191,20 +214,38 @@ pub(crate) fn gather(context: &Context, request: Request) -> Result<Report, CliE
             Some((url, copies))
         }
     };
+    if let Ok(runtime) = context.runtime() {
+        others.extend(restore_live::checks(&runtime));
+    }
     let key = key::kept_elsewhere()?;
     let key_kept = key.as_ref().map(|(kept, _)| *kept);
     others.extend(key.map(|(_, check)| check));
     let judged = |facts: MachineFacts| {
-        let check = judge(&facts, &thresholds, at, &repo);
+        let check = judge::with_runs(judge(&facts, &thresholds, at, &repo), &facts, runs);
         (facts, check)
     };
     let machines = facts.into_iter().map(judged).collect();
     let reachable = stored.is_some();
-    Ok(Report { at, reachable, damaged: damaged > 0, repo, thresholds, machines, second, key_kept, others })
+    Ok(StatusReport {
+        at,
+        reachable,
+        damaged: damaged > 0,
+        repo,
+        thresholds,
+        machines,
+        second,
+        key_kept,
+        others,
+        hosts: Vec::new(),
+    })
 }
 
 /// Looks into a repository; why it cannot be, where it cannot.
-fn look<'r>(context: &Context, url: &str, asked: &'r Asked) -> (Option<LatestPoints<'r>>, Option<CliError>) {
+pub(super) fn look<'r>(
+    context: &'r Context,
+    url: &str,
+    asked: &'r Asked,
+) -> (Option<LatestPoints<'r>>, Option<CliError>) {
     let looked = match asked {
         Ok(repo) => LatestPoints::look(repo, &context.monitor).map_err(CliError::from),
         Err(error) => Err(error.clone()),
@@ -218,7 +259,21 @@ fn look<'r>(context: &Context, url: &str, asked: &'r Asked) -> (Option<LatestPoi
     }
 }
 
-fn repository_check(url: &str, unreachable: Option<CliError>, damaged: usize, schedules: &[Scheduled]) -> Check {
+/// Whether a repository was never made: one that this host has used may be on a file system that is not mounted.
+fn is_made_later(error: &CliError, memories: &[MachineMemory]) -> bool {
+    error.code == Code::NoRepository && memories.iter().all(|memory| memory.newest_point.is_none())
+}
+
+fn not_made_yet(url: &str) -> Check {
+    Check::new("repository", url, Status::Critical, "no repository yet")
+}
+
+pub(super) fn repository_check(
+    url: &str,
+    unreachable: Option<CliError>,
+    damaged: usize,
+    schedules: &[Scheduled],
+) -> Check {
     if let Some(error) = unreachable {
         return Check { hint: error.hint, ..Check::new("repository", url, Status::Critical, error.message) };
     }
@@ -237,8 +292,8 @@ fn repository_check(url: &str, unreachable: Option<CliError>, damaged: usize, sc
     }
 }
 
-fn remembered(context: &Context, url: &str) -> Vec<Memory> {
-    let Ok(folder) = data_folder() else { return Vec::new() };
+fn remembered(context: &Context, url: &str) -> Vec<MachineMemory> {
+    let Ok(folder) = state_folder() else { return Vec::new() };
     let (memories, errors) = History::of(&folder, url).all();
     errors.iter().for_each(|error| context.monitor.warn(&error.to_string()));
     memories
@@ -246,10 +301,10 @@ fn remembered(context: &Context, url: &str) -> Vec<Memory> {
 
 /// The machines that a status is about, in the order of their names, with all that is known of each.
 fn subjects(
-    known: Option<&[Known]>,
+    known: Option<&[KnownMachine]>,
     wanted: &SelectedMachines,
     mut stored: Option<&mut LatestPoints>,
-    memories: &[Memory],
+    memories: &[MachineMemory],
 ) -> Result<Vec<MachineFacts>, CliError> {
     let memory_of = |uuid: &str| memories.iter().find(|memory| memory.uuid == uuid);
     let mut facts: Vec<MachineFacts> = Vec::new();
@@ -302,7 +357,9 @@ fn subjects(
     }
     for name in wanted.expected() {
         if !facts.iter().any(|facts| facts.machine == *name || facts.uuid.as_ref() == Some(name)) {
-            facts.push(of_machine(name, None, Standing::Missing, None));
+            // Nobody says that it is missing if nobody can be asked.
+            let standing = if known.is_some() { Standing::Missing } else { Standing::Selected };
+            facts.push(of_machine(name, None, standing, None));
         }
     }
     for facts in &mut facts {
@@ -322,21 +379,28 @@ fn subjects(
     Ok(facts)
 }
 
-fn of_machine(name: &str, uuid: Option<&String>, standing: Standing, newest: Option<Newest>) -> MachineFacts {
+pub(super) fn of_machine(
+    name: &str,
+    uuid: Option<&String>,
+    standing: Standing,
+    newest: Option<Newest>,
+) -> MachineFacts {
     MachineFacts {
         machine: name.to_owned(),
         uuid: uuid.cloned(),
         standing,
         newest,
         from_repository: true,
+        is_repository_made: true,
         memory: None,
         damaged: Vec::new(),
         next_run: None,
+        running: None,
     }
 }
 
 /// The newest point that this host remembers; whoever stored it, did so from here.
-fn of_memory(memory: &Memory) -> Option<Newest> {
+fn of_memory(memory: &MachineMemory) -> Option<Newest> {
     let point = memory.newest_point.as_ref()?;
     Some(Newest {
         machine: memory.machine.clone(),
@@ -349,7 +413,7 @@ fn of_memory(memory: &Memory) -> Option<Newest> {
 }
 
 /// How many snapshot files cannot be read.
-fn damaged_files(stored: Option<&LatestPoints>) -> usize {
+pub(super) fn damaged_files(stored: Option<&LatestPoints>) -> usize {
     stored.map_or(0, |stored| stored.damaged.len())
 }
 
@@ -375,9 +439,12 @@ fn copies(
         let captured_at = newest.map(|newest| newest.captured_at);
         copies.push(LatestCopy { machine: facts.machine.clone(), uuid: uuid.clone(), captured_at });
     }
-    let why = unreachable.as_ref().map(|error| error.message.as_str());
+    let why = unreachable.as_ref().map(|error| match is_made_later(error, &memories) {
+        true => "no repository yet".to_owned(),
+        false => format!("unreachable; showing what this host knows: {}", error.message),
+    });
     let damaged = damaged_files(stored.as_ref());
-    let mut check = judge_copies(&copies, why, damaged, thresholds, now, url);
+    let mut check = judge_copies(&copies, why.as_deref(), damaged, thresholds, now, url);
     check.hint = unreachable.and_then(|error| error.hint).or(check.hint);
     Ok((copies, damaged, check))
 }

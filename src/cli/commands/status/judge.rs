@@ -1,8 +1,9 @@
 //! What the facts about a machine mean: pure, so that every case can be tested.
 
+use super::running::RunningNow;
 use super::thresholds::Thresholds;
 use crate::cli::table::age;
-use crate::history::{MachineRun, Memory, RunOutcome};
+use crate::history::{MachineMemory, MachineRun, PastRun, RunOutcome};
 use crate::ops::latest_points::Newest;
 use crate::record::{Check, Extra, Status, Time, time_value};
 use chrono::TimeDelta;
@@ -22,6 +23,8 @@ pub(crate) enum Standing {
     Gone,
     /// It is of another host, and was asked for.
     Elsewhere,
+    /// It has points, and nobody was asked whether it still exists: a look at the repository alone.
+    Stored,
 }
 
 impl Standing {
@@ -33,12 +36,13 @@ impl Standing {
             Standing::LeftOut => "left_out",
             Standing::Gone => "gone",
             Standing::Elsewhere => "elsewhere",
+            Standing::Stored => "stored",
         }
     }
 
     /// Whether it should have a fresh point.
     pub(crate) fn counts(self) -> bool {
-        matches!(self, Standing::Selected | Standing::Missing | Standing::Elsewhere)
+        matches!(self, Standing::Selected | Standing::Missing | Standing::Elsewhere | Standing::Stored)
     }
 }
 
@@ -55,12 +59,16 @@ pub(crate) struct MachineFacts {
     pub(crate) newest: Option<Newest>,
     /// Whether the repository was asked; else the newest point is what this host remembers.
     pub(crate) from_repository: bool,
+    /// Whether there is a repository, or was one.
+    pub(crate) is_repository_made: bool,
     /// What this host remembers.
-    pub(crate) memory: Option<Memory>,
+    pub(crate) memory: Option<MachineMemory>,
     /// Ids of points that are known to be damaged.
     pub(crate) damaged: Vec<String>,
     /// When the next run takes it.
     pub(crate) next_run: Option<Time>,
+    /// Its backup that is running.
+    pub(crate) running: Option<RunningNow>,
 }
 
 impl MachineFacts {
@@ -96,6 +104,11 @@ pub(crate) fn rank(status: Status) -> u8 {
 pub(crate) fn status_of(check: &Check) -> Status {
     let all = [Status::Ok, Status::Unknown, Status::Warning, Status::Critical];
     all.into_iter().find(|status| status.as_str() == check.status).unwrap_or(Status::Unknown)
+}
+
+/// The host that a machine's newest point was taken on.
+pub(crate) fn host_of(check: &Check) -> Option<&str> {
+    check.extra.get("host")?.as_str()
 }
 
 /// What was found, the worst first.
@@ -134,7 +147,9 @@ pub(crate) fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, re
             freshness(&mut findings, facts, thresholds, now, &name);
             last_run(&mut findings, facts, now);
             verification(&mut findings, facts, thresholds, now, &name);
+            drill(&mut findings, facts, thresholds, now, &name);
         }
+        Standing::Stored => freshness(&mut findings, facts, thresholds, now, &name),
     }
     if !facts.damaged.is_empty() {
         let words = match facts.damaged.len() {
@@ -146,6 +161,9 @@ pub(crate) fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, re
             words,
             "run 'kvmb verify --all' to see what is affected; the next backup does not repair it",
         );
+    }
+    if let Some(running) = &facts.running {
+        findings.add(Status::Ok, running.words());
     }
     findings.check("backup", &facts.machine, extra(facts, thresholds, now, repo))
 }
@@ -163,16 +181,16 @@ fn freshness(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresho
         let words = match (facts.from_repository, had_points) {
             (true, true) => "its points are no longer in the repository",
             (true, false) => "never backed up",
+            (false, _) if !facts.is_repository_made => "never backed up",
             (false, _) => "the repository is unreachable; according to this host, never backed up",
         };
-        return findings.hint(Status::Critical, words, format!("kvmb backup {name}"));
+        return match facts.running {
+            Some(_) => findings.add(Status::Critical, words),
+            None => findings.hint(Status::Critical, words, format!("kvmb backup {name}")),
+        };
     };
     let old = facts.age(now).unwrap_or_default();
-    let status = match () {
-        () if old > thresholds.critical => Status::Critical,
-        () if old > thresholds.warning => Status::Warning,
-        () => Status::Ok,
-    };
+    let status = freshness_of(old, thresholds);
     let words = format!("the newest point is {} old", age(now, newest.captured_at.min(now)));
     match facts.from_repository {
         true if newest.captured_at > now + TimeDelta::minutes(5) => {
@@ -224,6 +242,25 @@ fn verification(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thre
     }
 }
 
+/// The last drill: one that failed is an alarm, and one that verified nothing is known to be that.
+fn drill(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds, now: Time, name: &str) {
+    let (Some(_), Some(memory)) = (&facts.newest, &facts.memory) else { return };
+    let last = memory.last_drill.as_ref();
+    if let Some(last) = last.filter(|last| last.status != Status::Ok.as_str()) {
+        let status = if last.status == Status::Critical.as_str() { Status::Critical } else { Status::Warning };
+        let words = format!("the last drill, {} ago: {}", age(now, last.ended_at.min(now)), last.detail);
+        findings.hint(status, words, format!("kvmb drill {name}"));
+    }
+    let since = last.map_or(memory.since, |last| last.ended_at);
+    if thresholds.drill_max_age.is_some_and(|limit| (now - since).to_std().unwrap_or_default() > limit) {
+        let words = match last {
+            Some(_) => format!("no drill in the last {}", age(now, since)),
+            None => "no point was ever booted".to_owned(),
+        };
+        findings.hint(Status::Warning, words, format!("kvmb drill {name}"));
+    }
+}
+
 fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -> Extra {
     let mut extra = Extra::new();
     let mut put = |key: &str, value: Option<Value>| {
@@ -237,6 +274,7 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
     put("standing", Some(json!(facts.standing.word())));
     put("known_from", Some(json!(if facts.from_repository { "repository" } else { "history" })));
     if let Some(newest) = &facts.newest {
+        put("host", Some(json!(newest.host)));
         put("newest_point", Some(json!(newest.point)));
         put("captured_at", Some(time_value(newest.captured_at)));
         put("age_seconds", facts.age(now).and_then(seconds));
@@ -262,15 +300,91 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
             put("verified_age_seconds", (now - verification.at).to_std().ok().and_then(seconds));
             put("verified_depth", Some(json!(verification.depth.word())));
         }
+        if let Some(drill) = &memory.last_drill {
+            put("drill_at", Some(time_value(drill.ended_at)));
+            put("drill_age_seconds", (now - drill.ended_at).to_std().ok().and_then(seconds));
+            put("drill_status", Some(json!(drill.status)));
+            put("drill_detail", Some(json!(drill.detail)));
+            put("drill_point", Some(json!(drill.point.point)));
+            put("drill_rung", drill.rung.as_ref().map(|rung| json!(rung)));
+            put("drill_rung_seconds", drill.rung_seconds.map(|seconds| json!(seconds)));
+            put("drill_log", drill.log.as_ref().map(|path| json!(path)));
+            put("drill_screenshot", drill.screenshot.as_ref().map(|path| json!(path)));
+        }
     }
     put("damaged_points", (!facts.damaged.is_empty()).then(|| json!(facts.damaged)));
     put("next_run_at", facts.next_run.map(time_value));
+    if let Some(running) = &facts.running {
+        put("running_pid", Some(json!(running.backup.pid)));
+        put("running_began_at", Some(time_value(running.backup.since)));
+        put("running_job", running.job.as_ref().map(|job| json!(job)));
+        put("running_done_bytes", Some(json!(running.done_bytes)));
+        put("running_total_bytes", Some(json!(running.total_bytes)));
+    }
     if facts.standing.counts() {
         put("warning_seconds", seconds(thresholds.warning));
         put("critical_seconds", seconds(thresholds.critical));
+    }
+    if facts.standing.counts() && facts.standing != Standing::Stored {
         put("verify_warning_seconds", seconds(thresholds.verify_warning));
+        put("drill_max_age_seconds", thresholds.drill_max_age.and_then(seconds));
     }
     extra
+}
+
+/// Adds the last runs of a machine to its check, the newest last.
+pub(crate) fn with_runs(mut check: Check, facts: &MachineFacts, most: usize) -> Check {
+    let runs = facts.memory.as_ref().map_or(&[][..], |memory| &memory.runs);
+    if most > 0 && !runs.is_empty() {
+        let newest = &runs[runs.len().saturating_sub(most)..];
+        let run = |run: &PastRun| {
+            let mut value = json!({
+                "run": run.run,
+                "began_at": time_value(run.began_at),
+                "ended_at": time_value(run.ended_at),
+                "result": run.result.word(),
+                "new_bytes": run.new_bytes,
+                "stored_bytes": run.stored_bytes,
+            });
+            if let Some(code) = &run.code {
+                value["code"] = json!(code);
+            }
+            value
+        };
+        check.extra.insert("runs".into(), newest.iter().map(run).collect());
+    }
+    check
+}
+
+/// The check of a host whose machines have points, by the newest of them: one without a new point is silent.
+pub(crate) fn judge_host(host: &str, newest: Time, machines: usize, thresholds: &Thresholds, now: Time) -> Check {
+    let old = (now - newest).to_std().unwrap_or_default();
+    let age = age(now, newest.min(now));
+    let status = freshness_of(old, thresholds);
+    let words = match status {
+        Status::Ok => format!("the newest point is {age} old"),
+        _ => format!("silent: no new point of any machine for {age}"),
+    };
+    let mut findings = Findings::default();
+    match status {
+        Status::Ok => findings.add(status, words),
+        _ => findings.hint(status, words, "run 'kvmb status' on that host"),
+    }
+    let extra = Extra::from_iter([
+        ("machines".to_owned(), json!(machines)),
+        ("captured_at".to_owned(), time_value(newest)),
+        ("age_seconds".to_owned(), json!(old.as_secs())),
+    ]);
+    findings.check("host", host, extra)
+}
+
+/// What the age of a newest point means.
+fn freshness_of(old: Duration, thresholds: &Thresholds) -> Status {
+    match () {
+        () if old > thresholds.critical => Status::Critical,
+        () if old > thresholds.warning => Status::Warning,
+        () => Status::Ok,
+    }
 }
 
 /// The newest copy of a machine in the second repository.
@@ -313,17 +427,13 @@ pub(crate) fn judge_copies(
     let oldest = copies.iter().filter_map(|copied| Some((copied.captured_at?, copied))).min_by_key(|(at, _)| *at);
     if let Some((at, copied)) = oldest {
         let old = (now - at).to_std().unwrap_or_default();
-        let status = match () {
-            () if old > thresholds.critical => Status::Critical,
-            () if old > thresholds.warning => Status::Warning,
-            () => Status::Ok,
-        };
+        let status = freshness_of(old, thresholds);
         findings.add(status, format!("the newest copy of {} is {} old", copied.machine, age(now, at.min(now))));
         extra.insert("captured_at".into(), time_value(at));
         extra.insert("age_seconds".into(), json!(old.as_secs()));
     }
     if let Some(why) = unreachable {
-        findings.add(Status::Unknown, format!("unreachable; showing what this host knows: {why}"));
+        findings.add(Status::Unknown, why);
     } else if copies.is_empty() {
         findings.add(Status::Ok, "nothing to copy yet");
     }
@@ -333,7 +443,7 @@ pub(crate) fn judge_copies(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{History, KnownPoint, Verification, VerifiedDepth};
+    use crate::history::{DrillRun, History, KnownPoint, Verification, VerifiedDepth};
 
     const UUID: &str = "6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11";
     const HOUR: Duration = Duration::from_secs(3600);
@@ -347,11 +457,11 @@ mod tests {
     }
 
     fn thresholds() -> Thresholds {
-        Thresholds { warning: 26 * HOUR, critical: 50 * HOUR, verify_warning: 720 * HOUR }
+        Thresholds { warning: 26 * HOUR, critical: 50 * HOUR, verify_warning: 720 * HOUR, drill_max_age: None }
     }
 
     /// What is remembered since so many hours.
-    fn memory(since: i64, change: impl FnOnce(&mut Memory)) -> Memory {
+    fn memory(since: i64, change: impl FnOnce(&mut MachineMemory)) -> MachineMemory {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");
         history.change("vm1", UUID, ago(since), change).unwrap();
@@ -389,6 +499,8 @@ mod tests {
             standing: Standing::Selected,
             newest: age_hours.map(newest),
             from_repository: true,
+            is_repository_made: true,
+            running: None,
             memory: None,
             damaged: Vec::new(),
             next_run: None,
@@ -440,7 +552,39 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_grows_old_and_damage_stays() {
+    fn a_drill_that_was_not_ok_is_reported_and_one_that_is_old_where_that_is_wanted() {
+        let drilled = |status: &str, hours| {
+            let drill = DrillRun {
+                run: "1".into(),
+                point: KnownPoint { point: "p".into(), captured_at: ago(hours) },
+                began_at: ago(hours),
+                ended_at: ago(hours),
+                status: status.into(),
+                detail: "no luck".into(),
+                rung: Some("agent".into()),
+                rung_seconds: Some(4.5),
+                log: None,
+                screenshot: None,
+            };
+            MachineFacts { memory: Some(memory(100, |m| m.note_drill(drill))), ..facts(Some(5)) }
+        };
+        assert_judged(&drilled("ok", 90), "ok", "5 h old");
+        assert_judged(&drilled("critical", 3), "critical", "the last drill, 3 h ago: no luck");
+        assert_judged(&drilled("unknown", 3), "warning", "the last drill, 3 h ago: no luck");
+        let check = judge(&drilled("ok", 90), &thresholds(), now(), "/backup");
+        assert_eq!(check.extra["drill_rung_seconds"], json!(4.5));
+        assert_eq!(check.extra["drill_age_seconds"], json!(90 * 3600));
+        let within = |hours| Thresholds { drill_max_age: Some(hours * HOUR), ..thresholds() };
+        let words = |facts: &MachineFacts, hours| judge(facts, &within(hours), now(), "/backup").detail;
+        assert!(words(&drilled("ok", 90), 80).contains("no drill in the last"));
+        assert!(!words(&drilled("ok", 90), 95).contains("drill"));
+        let never = MachineFacts { memory: Some(memory(100, |_| ())), ..facts(Some(5)) };
+        assert!(words(&never, 80).contains("no point was ever booted"));
+        assert!(!words(&never, 120).contains("booted"));
+    }
+
+    #[test]
+    fn a_verification_grows_old_and_damage_stays() {
         let verified_ago = |hours| {
             let at = ago(hours);
             let verification = Verification { point: "p".into(), at, depth: VerifiedDepth::Quick };

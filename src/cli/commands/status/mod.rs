@@ -1,10 +1,12 @@
 //! `kvmb status`
 
+mod fleet;
 mod gather;
 mod judge;
 mod nagios;
 mod prometheus;
 mod repository;
+mod running;
 mod thresholds;
 mod zabbix;
 
@@ -21,7 +23,8 @@ use crate::cli::session::Session;
 use crate::cli::table::bytes;
 use crate::record::{Action, Record};
 use clap::ValueEnum;
-use gather::{Report, Request, ask, gather};
+use fleet::gather_fleet;
+use gather::{StatusReport, StatusRequest, ask, gather};
 use serde_json::Map;
 use std::path::{Path, PathBuf};
 use thresholds::ThresholdArgs;
@@ -35,6 +38,9 @@ use thresholds::ThresholdArgs;
 /// was never backed up is critical. A machine that has points but no longer exists is shown without an alarm. The
 /// results of runs are known only on the host, and to the user, that ran them.
 ///
+/// With --all-hosts it reads the repository and nothing else: the age of the newest point of every machine of every
+/// host that has points there, and a 'host' check for each host.
+///
 /// Exits with code 1 if something is critical, 4 for damage. For metrics and Zabbix it fails only if nothing could be
 /// determined.
 #[derive(Debug, clap::Args)]
@@ -42,6 +48,7 @@ use thresholds::ThresholdArgs;
   kvmb status
   kvmb status 'web*' -r /backup/kvm --warning 26h --critical 50h
   kvmb status --json | jq -r 'select(.status != \"ok\") | [.target, .status, .detail] | @tsv'
+  kvmb status --all-hosts -r sftp://monitor@backup.example.com//backup/kvm
   kvmb status --nagios
   kvmb status --textfile /var/lib/prometheus/node-exporter/kvmb.prom
   command[check_kvmb]=sudo /usr/bin/kvmb status --nagios                         for NRPE
@@ -81,6 +88,18 @@ pub(crate) struct StatusArgs {
     /// Show all machines and checks, also those without a problem.
     #[arg(long)]
     all: bool,
+
+    /// Check the machines of all hosts, from the repository alone. Works on any host that can read the repository.
+    ///
+    /// Limits default to those of daily backups (26h and 50h). A machine that no longer exists is reported until its
+    /// points are removed ('kvmb prune --gone-machines' on its host). The second repository is not checked.
+    #[arg(long, conflicts_with = "runs")]
+    all_hosts: bool,
+
+    /// Add the last N runs of each machine to its record ('runs'), and the last N sizes of the repository to that of
+    /// the repository ('sizes').
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    runs: usize,
 
     #[command(flatten)]
     thresholds: ThresholdArgs,
@@ -130,16 +149,22 @@ impl StatusArgs {
         Ok(())
     }
 
-    fn report(&self, context: &Context) -> Result<Report, CliError> {
+    fn report(&self, context: &Context) -> Result<StatusReport, CliError> {
+        if self.all_hosts {
+            let repo = self.repo.in_a_hurry();
+            let url = repo.storage(context)?.url();
+            return gather_fleet(context, &self.names, &self.thresholds, url, &ask(context, &repo)?);
+        }
         let (first, second) = self.copy.tiers(context, &self.repo)?;
         let second = match second.as_ref().map(RepoArgs::in_a_hurry) {
             Some(second) => Some((second.storage(context)?.url(), ask(context, &second)?)),
             None => None,
         };
         let first = first.in_a_hurry();
-        let request = Request {
+        let request = StatusRequest {
             names: &self.names,
             thresholds: &self.thresholds,
+            runs: self.runs,
             repo: first.storage(context)?.url(),
             first: ask(context, &first)?,
             second,
@@ -149,7 +174,7 @@ impl StatusArgs {
 }
 
 /// What writing the metrics would come to.
-fn rehearsal(report: &Report, file: &Path) -> Record {
+fn rehearsal(report: &StatusReport, file: &Path) -> Record {
     Record::Action(Action {
         action: "status".into(),
         target: file.display().to_string(),
@@ -161,7 +186,7 @@ fn rehearsal(report: &Report, file: &Path) -> Record {
 }
 
 /// Prints the checks as records.
-fn tell(report: Report, session: &mut Session) {
+fn tell(report: StatusReport, session: &mut Session) {
     if report.damaged {
         session.damage();
     }

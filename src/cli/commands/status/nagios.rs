@@ -6,21 +6,21 @@
 //! [OK] db: the newest point is 6 h old
 //! ```
 
-use super::gather::Report;
-use super::judge::{rank, status_of};
+use super::gather::StatusReport;
+use super::judge::{MachineFacts, Standing, host_of, rank, status_of};
 use crate::cli::failure::exit_code::PluginState;
 use crate::cli::failure::hint::pasteable;
 use crate::record::{Check, Status};
 use std::fmt::Write;
 
 /// What a plugin prints, and what it exits with.
-pub(crate) fn text(report: &Report) -> (PluginState, String) {
+pub(crate) fn text(report: &StatusReport) -> (PluginState, String) {
     let checks: Vec<&Check> = report.machines.iter().map(|(_, check)| check).chain(&report.others).collect();
     let worst = checks.iter().map(|check| status_of(check)).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
     let bad: Vec<String> = checks
         .iter()
         .filter(|check| worst != Status::Ok && status_of(check) == worst)
-        .map(|check| format!("{}: {}", check.target, check.detail))
+        .map(|check| format!("{}: {}", subject(check), check.detail))
         .collect();
     let summary = if bad.is_empty() { all_well(report) } else { bad.join(", ") };
     let mut text = first_line(worst, &summary);
@@ -32,7 +32,7 @@ pub(crate) fn text(report: &Report) -> (PluginState, String) {
     text.push('\n');
     for check in checks {
         let hint = check.hint.as_ref().map(|hint| format!(" ({})", pasteable(hint, None))).unwrap_or_default();
-        let line = format!("[{}] {}: {}{hint}", word(status_of(check)), check.target, check.detail);
+        let line = format!("[{}] {}: {}{hint}", word(status_of(check)), subject(check), check.detail);
         text.push_str(&plain(&line));
         text.push('\n');
     }
@@ -48,7 +48,16 @@ fn first_line(status: Status, words: &str) -> String {
     plain(&format!("KVMB {} - {words}", word(status)))
 }
 
-fn all_well(report: &Report) -> String {
+/// What a check is about: a machine of one of many hosts with that.
+fn subject(check: &Check) -> String {
+    let is_of_all_hosts = check.extra.get("standing").is_some_and(|standing| standing == Standing::Stored.word());
+    match host_of(check).filter(|_| is_of_all_hosts) {
+        Some(host) => format!("{host}/{}", check.target),
+        None => check.target.clone(),
+    }
+}
+
+fn all_well(report: &StatusReport) -> String {
     let counted: Vec<_> = report.machines.iter().filter(|(facts, _)| facts.standing.counts()).collect();
     let oldest = counted.iter().filter_map(|(facts, _)| facts.newest.as_ref()).min_by_key(|newest| newest.captured_at);
     let machines = if counted.len() == 1 { "1 machine".to_owned() } else { format!("{} machines", counted.len()) };
@@ -81,11 +90,11 @@ pub(crate) fn state(status: Status) -> PluginState {
 }
 
 /// `'label'=value[unit];[warn];[crit];[min]` for each machine that should have fresh points.
-fn performance_data(report: &Report) -> Vec<String> {
+fn performance_data(report: &StatusReport) -> Vec<String> {
     let mut data = Vec::new();
     let (warning, critical) = (report.thresholds.warning.as_secs(), report.thresholds.critical.as_secs());
     for (facts, _) in report.machines.iter().filter(|(facts, _)| facts.standing.counts()) {
-        let name = &facts.machine;
+        let name = &name_in_data(facts);
         let mut age = label(name, "age");
         // U: it cannot be known.
         let _ = match facts.age(report.at) {
@@ -100,6 +109,14 @@ fn performance_data(report: &Report) -> Vec<String> {
         }
     }
     data
+}
+
+/// The machine's name, which the labels of one look begin with.
+fn name_in_data(facts: &MachineFacts) -> String {
+    match &facts.newest {
+        Some(newest) if facts.standing == Standing::Stored => format!("{}/{}", newest.host, facts.machine),
+        _ => facts.machine.clone(),
+    }
 }
 
 /// A label in quotes, and its `=`. It may hold anything but that sign and the bar; a quote is doubled.

@@ -1,16 +1,16 @@
 //! Metrics in the text format of Prometheus, <https://prometheus.io/docs/instrumenting/exposition_formats/>: gauges,
 //! times in seconds since 1970, sizes in bytes. What is not known has no sample.
 
-use super::gather::{Asked, Report, Request, gather};
-use super::judge::{MachineFacts, status_of};
+use super::gather::{Asked, HostFacts, StatusReport, StatusRequest, gather};
+use super::judge::{MachineFacts, Standing, status_of};
 use super::nagios::number;
 use super::thresholds::ThresholdArgs;
 use crate::atomic_file;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::history::{MachineRun, Memory, RunOutcome};
+use crate::history::{DrillRun, MachineMemory, MachineRun, RunOutcome};
 use crate::ops::{Error, Monitor};
-use crate::record::Time;
+use crate::record::{Status, Time};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ type Label<'a> = (&'static str, &'a str);
 type OfMachine = fn(&MachineFacts) -> Option<f64>;
 
 /// The metrics of a machine: name, what it says, its value.
-const OF_MACHINE: [(&str, &str, OfMachine); 14] = [
+const OF_MACHINE: [(&str, &str, OfMachine); 17] = [
     ("newest_point_timestamp_seconds", "When the newest restore point of the machine was taken.", |facts| {
         Some(seconds(facts.newest.as_ref()?.captured_at))
     }),
@@ -51,6 +51,13 @@ const OF_MACHINE: [(&str, &str, OfMachine); 14] = [
     ("last_verification_timestamp_seconds", "When a point of the machine was last found whole.", |facts| {
         Some(seconds(facts.memory.as_ref()?.verified.as_ref()?.at))
     }),
+    ("last_drill_timestamp_seconds", "When a point of the machine was last booted by 'kvmb drill'.", |facts| {
+        Some(seconds(last_drill(facts)?.ended_at))
+    }),
+    ("last_drill_success", "Whether it came as far as it should.", |facts| {
+        Some(f64::from(u8::from(last_drill(facts)?.status == Status::Ok.as_str())))
+    }),
+    ("last_drill_rung_seconds", "How long it took to come as far as it came.", |facts| last_drill(facts)?.rung_seconds),
     ("damaged_points", "How many points of the machine are known to be damaged.", |facts| {
         Some(facts.damaged.len() as f64)
     }),
@@ -67,8 +74,12 @@ fn last_run(facts: &MachineFacts) -> Option<&MachineRun> {
     facts.memory.as_ref()?.last_run.as_ref()
 }
 
+fn last_drill(facts: &MachineFacts) -> Option<&DrillRun> {
+    facts.memory.as_ref()?.last_drill.as_ref()
+}
+
 fn last_success(facts: &MachineFacts) -> Option<&MachineRun> {
-    facts.memory.as_ref().and_then(|memory: &Memory| memory.last_success.as_ref())
+    facts.memory.as_ref().and_then(|memory: &MachineMemory| memory.last_success.as_ref())
 }
 
 fn seconds(time: Time) -> f64 {
@@ -76,7 +87,7 @@ fn seconds(time: Time) -> f64 {
 }
 
 /// The metrics of a report.
-pub(crate) fn text(report: &Report) -> String {
+pub(crate) fn text(report: &StatusReport) -> String {
     let mut text = Exposition::default();
     let repo = ("repo", report.repo.as_str());
     text.metric("kvmb_build_info", "The version of kvmb.");
@@ -97,20 +108,20 @@ pub(crate) fn text(report: &Report) -> String {
         text.metric(name, help);
         text.sample(name, &[repo], length.as_secs_f64());
     }
-    let labels = |facts: &MachineFacts| (facts.machine.clone(), facts.uuid.clone().unwrap_or_default());
+    if !report.hosts.is_empty() {
+        hosts(&mut text, &report.hosts, repo);
+    }
     let name = "kvmb_machine_status";
     text.metric(name, "How the machine's backups stand: 0 well, 1 warning, 2 critical, 3 unknown.");
     for (facts, check) in &report.machines {
-        let (machine, uuid) = labels(facts);
-        text.sample(name, &[("machine", &machine), ("uuid", &uuid), repo], f64::from(number(status_of(check))));
+        text.sample(name, &labels(facts, repo), f64::from(number(status_of(check))));
     }
     for (short, help, value) in OF_MACHINE {
         let name = format!("kvmb_machine_{short}");
         text.metric(&name, help);
         for (facts, _) in &report.machines {
-            let (machine, uuid) = labels(facts);
             if let Some(value) = value(facts) {
-                text.sample(&name, &[("machine", &machine), ("uuid", &uuid), repo], value);
+                text.sample(&name, &labels(facts, repo), value);
             }
         }
     }
@@ -127,8 +138,31 @@ pub(crate) fn text(report: &Report) -> String {
     text.0
 }
 
+/// The labels of a machine's metrics; of all hosts the name of each, for two may have machines with one UUID.
+fn labels<'f>(facts: &'f MachineFacts, repo: Label<'f>) -> Vec<Label<'f>> {
+    let mut labels = vec![("machine", &*facts.machine), ("uuid", facts.uuid.as_deref().unwrap_or_default()), repo];
+    if facts.standing == Standing::Stored {
+        labels.insert(2, ("host", facts.newest.as_ref().map(|newest| &*newest.host).unwrap_or_default()));
+    }
+    labels
+}
+
+/// The metrics of all hosts.
+fn hosts(text: &mut Exposition, hosts: &[HostFacts], repo: Label) {
+    let name = "kvmb_host_status";
+    text.metric(name, "How old the newest point of the host is: 0 well, 1 warning, 2 critical.");
+    for host in hosts {
+        text.sample(name, &[("host", &host.host), repo], f64::from(number(host.status)));
+    }
+    let name = "kvmb_host_newest_point_timestamp_seconds";
+    text.metric(name, "When the newest restore point of any machine of the host was taken.");
+    for host in hosts {
+        text.sample(name, &[("host", &host.host), repo], seconds(host.captured_at));
+    }
+}
+
 /// Writes the metrics of a report to a file.
-pub(crate) fn write(report: &Report, file: &Path) -> Result<(), CliError> {
+pub(crate) fn write(report: &StatusReport, file: &Path) -> Result<(), CliError> {
     atomic_file::write(file, text(report).as_bytes(), MODE).map_err(Error::io("write", file))?;
     Ok(())
 }
@@ -139,8 +173,8 @@ pub(crate) fn write_textfile(context: &Context, repo: String, first: Asked, seco
     let status = &context.config().status;
     let Some(file) = &status.prometheus_textfile else { return };
     let file = &file.value().0;
-    let thresholds = ThresholdArgs::from_config(status);
-    let request = Request { names: &[], thresholds: &thresholds, repo, first, second };
+    let thresholds = ThresholdArgs::from_config(context.config());
+    let request = StatusRequest { names: &[], thresholds: &thresholds, runs: 0, repo, first, second };
     if let Err(error) = gather(context, request).and_then(|report| write(&report, file)) {
         context.monitor.warn(&format!("the metrics in {} are not up to date: {error}", file.display()));
     }

@@ -1,8 +1,9 @@
 //! What this host's history says of a repository as a whole: whether it is pruned, and how long its space will last.
 
 use crate::cli::context::Context;
-use crate::cli::data_folder::data_folder;
+use crate::cli::folders::state_folder;
 use crate::cli::table::{age, bytes};
+use crate::history::repo_memory::RepoSize;
 use crate::history::{History, RepoMemory, RunOutcome};
 use crate::ops::Monitor;
 use crate::record::{Check, Extra, Status, Time, time_value};
@@ -20,18 +21,31 @@ const SPACE_WARNING: Duration = Duration::from_secs(31 * 86_400);
 /// The checks of retention and of free space, each where there is something to judge. `repo` is the repository at
 /// `url`, if it could be opened.
 pub(crate) fn checks(context: &Context, url: &str, repo: Option<&Repository>, now: Time) -> Vec<Check> {
-    let memory = data_folder().ok().and_then(|folder| {
-        let known = History::of(&folder, url).of_repo();
-        known.unwrap_or_else(|error| {
-            context.monitor.warn(&error.to_string());
-            None
-        })
-    });
+    let memory = memory_of(context, url);
     let has_rules = !context.config().retention.of(url).is_empty();
     let free_bytes = repo.and_then(|repo| repo.storage().free_bytes().ok().flatten());
     let retention = has_rules.then(|| judge_prunes(url, memory.as_ref(), now));
     let space = memory.as_ref().and_then(|memory| judge_space(url, memory, free_bytes));
     retention.into_iter().chain(space).collect()
+}
+
+fn memory_of(context: &Context, url: &str) -> Option<RepoMemory> {
+    let known = History::of(&state_folder().ok()?, url).of_repo();
+    known.unwrap_or_else(|error| {
+        context.monitor.warn(&error.to_string());
+        None
+    })
+}
+
+/// Adds the last sizes of the repository at `url` to a check, the newest last.
+pub(crate) fn with_sizes(mut check: Check, context: &Context, url: &str, most: usize) -> Check {
+    let sizes = if most > 0 { memory_of(context, url).map(|memory| memory.sizes) } else { None };
+    if let Some(sizes) = sizes.filter(|sizes| !sizes.is_empty()) {
+        let newest = &sizes[sizes.len().saturating_sub(most)..];
+        let size = |size: &RepoSize| json!({ "at": time_value(size.at), "stored_bytes": size.stored_bytes });
+        check.extra.insert("sizes".into(), newest.iter().map(size).collect());
+    }
+    check
 }
 
 fn judge_prunes(url: &str, memory: Option<&RepoMemory>, now: Time) -> Check {

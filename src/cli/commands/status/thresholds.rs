@@ -1,7 +1,7 @@
 //! How old is too old.
 
 use crate::cli::failure::CliError;
-use crate::config::StatusConfig;
+use crate::config::Config;
 use crate::config::rules::{PositiveSpan, WithText};
 use crate::units::ShortDuration;
 use clap::Args;
@@ -38,6 +38,12 @@ pub(crate) struct ThresholdArgs {
     /// For a machine that was never verified, the time counts from its first backup.
     #[arg(long, value_name = "TIME", value_parser = span)]
     verify_warning: Option<Duration>,
+
+    /// Warn if no point of a machine was booted by 'kvmb drill' for this long (default: never).
+    ///
+    /// For a machine that was never booted, the time counts from its first backup.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    drill_max_age: Option<Duration>,
 }
 
 /// A length of time, which may be nothing.
@@ -54,16 +60,19 @@ pub(crate) struct Thresholds {
     pub(crate) critical: Duration,
     /// A verification that is older is a warning.
     pub(crate) verify_warning: Duration,
+    /// A drill that is older is a warning, if this is set.
+    pub(crate) drill_max_age: Option<Duration>,
 }
 
 impl ThresholdArgs {
     /// What the configuration says, for a command without these flags.
-    pub(crate) fn from_config(config: &StatusConfig) -> ThresholdArgs {
+    pub(crate) fn from_config(config: &Config) -> ThresholdArgs {
         let span = |span: &Option<WithText<PositiveSpan>>| span.as_ref().map(|span| span.value().0);
         ThresholdArgs {
-            warning: span(&config.warning),
-            critical: span(&config.critical),
-            verify_warning: span(&config.verify_warning),
+            warning: span(&config.status.warning),
+            critical: span(&config.status.critical),
+            verify_warning: span(&config.status.verify_warning),
+            drill_max_age: span(&config.drill.max_age),
         }
     }
 
@@ -79,7 +88,8 @@ impl ThresholdArgs {
             (None, Some(critical)) => (critical.min(gap + GRACE), critical),
             (None, None) => (gap + GRACE, 2 * gap + GRACE),
         };
-        Ok(Thresholds { warning, critical, verify_warning: self.verify_warning.unwrap_or(VERIFY_WARNING) })
+        let verify_warning = self.verify_warning.unwrap_or(VERIFY_WARNING);
+        Ok(Thresholds { warning, critical, verify_warning, drill_max_age: self.drill_max_age })
     }
 }
 
@@ -89,7 +99,12 @@ mod tests {
 
     fn hours(warning: Option<u64>, critical: Option<u64>, gap: Option<u64>) -> Option<(u64, u64)> {
         let span = |hours: Option<u64>| hours.map(|hours| Duration::from_secs(hours * 3600));
-        let args = ThresholdArgs { warning: span(warning), critical: span(critical), verify_warning: None };
+        let args = ThresholdArgs {
+            warning: span(warning),
+            critical: span(critical),
+            verify_warning: None,
+            drill_max_age: None,
+        };
         let found = args.thresholds(span(gap)).ok()?;
         Some((found.warning.as_secs() / 3600, found.critical.as_secs() / 3600))
     }

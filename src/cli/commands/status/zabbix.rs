@@ -2,20 +2,21 @@
 //!
 //! A machine is named by its `{#ID}`, its UUID, so that no name can break a JSONPath.
 
-use super::gather::Report;
-use super::judge::{MachineFacts, rank, status_of};
+use super::gather::StatusReport;
+use super::judge::{MachineFacts, Standing, rank, status_of};
 use super::nagios::number;
 use crate::record::{Check, Status, without_steering};
 use serde_json::{Map, Value, json};
 
 /// The machines, as low-level discovery wants them.
-pub(crate) fn discovery(report: &Report) -> String {
+pub(crate) fn discovery(report: &StatusReport) -> String {
     let one = |facts: &MachineFacts| {
         json!({
             "{#ID}": id(facts),
             "{#MACHINE}": facts.machine,
             "{#UUID}": facts.uuid.as_deref().unwrap_or_default(),
             "{#REPO}": report.repo,
+            "{#HOST}": facts.newest.as_ref().map(|newest| newest.host.as_str()).unwrap_or_default(),
             "{#STANDING}": facts.standing.word(),
         })
     };
@@ -23,7 +24,7 @@ pub(crate) fn discovery(report: &Report) -> String {
 }
 
 /// The values.
-pub(crate) fn values(report: &Report) -> String {
+pub(crate) fn values(report: &StatusReport) -> String {
     let all = report.machines.iter().map(|(_, check)| check).chain(&report.others);
     let worst = all.map(status_of).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
     let machines = report.machines.iter().map(|(facts, check)| (id(facts), value(check)));
@@ -52,8 +53,15 @@ fn value(check: &Check) -> Value {
 
 /// The UUID; what stands for it where nobody knows it, because no such machine was ever seen.
 fn id(facts: &MachineFacts) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    facts.uuid.clone().unwrap_or_else(|| facts.machine.chars().map(plain).collect())
+    let plain = |name: &str| -> String {
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
+    };
+    let id = facts.uuid.clone().unwrap_or_else(|| plain(&facts.machine));
+    match &facts.newest {
+        // Machines of two hosts may have one UUID.
+        Some(newest) if facts.standing == Standing::Stored => format!("{id}_{}", plain(&newest.host)),
+        _ => id,
+    }
 }
 
 fn line(value: Value) -> String {

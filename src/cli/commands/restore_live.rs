@@ -1,0 +1,208 @@
+//! `kvmb restore --live`: a machine that runs before its data is there, and what becomes of an interrupted one.
+
+use crate::capture::RuntimeDirs;
+use crate::cli::args::repo::RepoArgs;
+use crate::cli::args::value_parsers::rate;
+use crate::cli::commands::live_unit::LiveUnit;
+use crate::cli::context::Context;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::folders::state_folder;
+use crate::cli::session::{About, Session};
+use crate::cli::terminal::stderr::say;
+use crate::ops;
+use crate::ops::points::OpenPoint;
+use crate::ops::restore::live::state::{LiveFolder, LiveState, ServerAccess};
+use crate::ops::restore::live::{
+    LiveContext, LiveSource, abort_live, continue_live, is_served, is_supervised, restore_live,
+};
+use crate::ops::restore::plan::RestorePlan;
+use crate::record::{Action, Check, Point, Record, Status};
+use crate::repo::{Index, Permit, Repository};
+use serde_json::json;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+/// A restore while the machine runs.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Live restore")]
+pub(super) struct LiveArgs {
+    /// Start the machine at once, and copy its data to this host while it runs.
+    ///
+    /// The machine reads from the repository what has not been copied yet, so it needs the repository until the end.
+    /// Old images are kept until then. Images are qcow2 files. The password of the repository must come from a file, a
+    /// variable or the configuration: a server in the background needs it too.
+    #[arg(long, group = "live_restore", conflicts_with_all = ["no_define", "disk"])]
+    pub(super) live: bool,
+
+    /// Continue the unfinished live restore of a machine.
+    ///
+    /// Starts the server of the point if it does not run, and the machine if it is off.
+    #[arg(long = "continue", group = "live_restore", requires = "point")]
+    resume: bool,
+
+    /// Give up the unfinished live restore of a machine that is off.
+    ///
+    /// The images and the definition that it replaced come back. What the machine has written since is lost.
+    #[arg(long, group = "live_restore", requires = "point")]
+    abort: bool,
+
+    /// Limit the copying of a live restore, in bytes per second (example: 500K, 10M).
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "live_restore")]
+    limit_read: Option<NonZeroU32>,
+}
+
+impl LiveArgs {
+    /// Whether an unfinished restore is meant, and no point.
+    pub(super) fn is_about_unfinished(&self) -> bool {
+        self.resume || self.abort
+    }
+
+    /// Continues an unfinished restore, or gives it up.
+    pub(super) fn settle(&self, context: &Context, machine: &str, session: &mut Session) -> Result<(), CliError> {
+        let (folder, runtime) = (live_folder()?, context.runtime()?);
+        let unit = LiveUnit::new()?;
+        let live = self.context(context, &folder, &runtime, &unit);
+        let connect = |uri: &str| context.open_hypervisor(Some(uri));
+        let (done, reason) = match self.abort {
+            true => (abort_live(machine, &connect, &live), "the images and the definition before the restore are back"),
+            false => (continue_live(machine, &connect, &live), "all data is on the disks of this host"),
+        };
+        match done {
+            Ok(state) => session.done(action(&state, reason)),
+            Err(error) => {
+                session.fail(About { machine: Some(machine.to_owned()), ..About::default() }, with_way(error, machine))
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores a point while its machine runs.
+    pub(super) fn restore(
+        &self,
+        context: &Context,
+        repo_args: &RepoArgs,
+        (repo, permit, index, point): (&Repository, Option<Permit>, &Index, &OpenPoint),
+        plan: &RestorePlan,
+    ) -> Result<Point, CliError> {
+        if !repo_args.can_open_unasked(context) {
+            return Err(CliError::usage("a live restore needs the repository password from a file or a variable")
+                .hint("add --password-file FILE"));
+        }
+        let (folder, runtime) = (live_folder()?, context.runtime()?);
+        let access = ServerAccess {
+            repo: repo.url(),
+            password_file: absolute(repo_args.password_file.as_deref())?,
+            ssh_password_file: absolute(repo_args.ssh_password_file.as_deref())?,
+            cacert: absolute(repo_args.cacert.as_deref())?,
+            tls_client_cert: absolute(repo_args.tls_client_cert.as_deref())?,
+            config: absolute(context.global.config.as_deref())?,
+        };
+        let source = LiveSource { repo, index, point, access, permit, began: context.run.began };
+        let connect = || context.open_hypervisor(None);
+        let on_running = |seconds: f64| {
+            if !context.global.quiet {
+                say(&format!("kvmb: {} runs after {seconds:.1} s; its data is being copied", plan.machine));
+            }
+        };
+        let unit = LiveUnit::new()?;
+        let live = self.context(context, &folder, &runtime, &unit);
+        restore_live(&source, plan, &connect, &live, &on_running).map_err(|error| with_way(error, &plan.machine))
+    }
+
+    fn context<'a>(
+        &self,
+        context: &'a Context,
+        folder: &'a LiveFolder,
+        runtime: &'a RuntimeDirs,
+        service: &'a LiveUnit,
+    ) -> LiveContext<'a> {
+        let limit_read = self.limit_read.map(NonZeroU32::get);
+        LiveContext { folder, runtime, limit_read, service, monitor: &context.monitor, stop: &context.stop }
+    }
+}
+
+/// Refuses to write over a machine that still needs its point.
+pub(super) fn refuse_unfinished(plan: &RestorePlan) -> Result<(), CliError> {
+    match live_folder()?.find(&plan.uuid)? {
+        Some(state) if plan.define => Err(ops::Error::LiveRestoreUnfinished { machine: state.machine }.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The unfinished restores of this host, for `status` and `doctor`.
+pub(super) fn checks(runtime: &RuntimeDirs) -> Vec<Check> {
+    let found = live_folder().and_then(|folder| Ok((folder.all()?, folder)));
+    match found {
+        Ok((states, folder)) => {
+            states.iter().map(|state| check(state, runtime, is_supervised(&folder, state))).collect()
+        }
+        Err(error) => vec![Check::new("restore", "live restores", Status::Unknown, error.message)],
+    }
+}
+
+fn check(state: &LiveState, runtime: &RuntimeDirs, is_supervised: bool) -> Check {
+    let machine = &state.machine;
+    let since = state.began_at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M");
+    let (status, detail) = match (state.process.is_alive(), is_served(runtime, state)) {
+        (true, _) => (Status::Ok, format!("process {} copies its data since {since}", state.process.pid)),
+        (false, Ok(true)) if is_supervised => {
+            (Status::Warning, format!("its restore of {since} is not finished; it still reads from the repository"))
+        }
+        (false, Ok(true)) => (
+            Status::Warning,
+            format!(
+                "its restore of {since} is not finished; it still reads from the repository, and nothing starts the \
+                 server of its point again if that ends"
+            ),
+        ),
+        (false, Ok(false)) if is_supervised => (
+            Status::Warning,
+            format!("its restore of {since} is not finished; the server of its point is being started again"),
+        ),
+        (false, Ok(false)) => (
+            Status::Critical,
+            format!("its restore of {since} is not finished, and its point is not served: it waits or cannot start"),
+        ),
+        (false, Err(error)) => (Status::Unknown, error.to_string()),
+    };
+    let check = Check::new("restore", machine.clone(), status, detail);
+    match shlex::try_quote(machine) {
+        Ok(machine) if status != Status::Ok => check.hint(format!("kvmb restore --continue {machine}")),
+        _ => check,
+    }
+}
+
+/// An error of a restore that may have to be continued.
+fn with_way(error: ops::Error, machine: &str) -> CliError {
+    let is_unfinished = live_folder().ok().and_then(|folder| folder.find(machine).ok()).flatten().is_some();
+    let error = CliError::from(error);
+    match shlex::try_quote(machine) {
+        Ok(machine) if is_unfinished && error.code == Code::Interrupted => error.hint(format!(
+            "the machine goes on running and still reads from the repository; to copy the rest: kvmb restore \
+             --continue {machine}"
+        )),
+        _ => error,
+    }
+}
+
+fn action(state: &LiveState, reason: &str) -> Record {
+    let extra =
+        json!({ "machine": state.machine, "uuid": state.uuid, "point": state.point, "repo": state.access.repo });
+    Record::Action(Action {
+        action: "restore".into(),
+        target: state.machine.clone(),
+        changed: true,
+        reason: reason.into(),
+        dry_run: false,
+        extra: extra.as_object().cloned().unwrap_or_default(),
+    })
+}
+
+pub(super) fn live_folder() -> Result<LiveFolder, CliError> {
+    Ok(LiveFolder::below(&state_folder()?))
+}
+
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, CliError> {
+    let absolute = |path: &Path| std::path::absolute(path).map_err(ops::Error::io("find", path));
+    Ok(path.filter(|path| !path.as_os_str().is_empty()).map(absolute).transpose()?)
+}

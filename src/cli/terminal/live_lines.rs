@@ -1,0 +1,93 @@
+//! Lines at the bottom of the terminal that are drawn again and again, and what is printed above them.
+//!
+//! There is one terminal, so there is one set of these lines: whoever prints to standard output or standard error does
+//! it by [`above`], and nothing is printed into the middle of a bar.
+
+use super::screen;
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use unicode_width::UnicodeWidthStr;
+
+/// What is on the terminal now.
+static SHOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn shown() -> MutexGuard<'static, Vec<String>> {
+    SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Draws these lines in place of those that are shown.
+pub(super) fn draw(lines: Vec<String>, width: usize) {
+    let mut shown = shown();
+    write(&(erasing(&shown, width) + &text(&lines)));
+    *shown = lines;
+}
+
+pub(super) fn erase() {
+    draw(Vec::new(), screen::stderr_size().0);
+}
+
+/// Prints something above the lines.
+pub(crate) fn above<T>(print: impl FnOnce() -> T) -> T {
+    let shown = shown();
+    if shown.is_empty() {
+        return print();
+    }
+    write(&erasing(&shown, screen::stderr_size().0));
+    let printed = print();
+    write(&text(&shown));
+    printed
+}
+
+/// Standard error, above the lines.
+#[derive(Debug)]
+pub(crate) struct StderrAbove;
+
+impl Write for StderrAbove {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        above(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// The lines, with the cursor at the start of the last: what the terminal echoes, as ^C, makes no new line there.
+fn text(lines: &[String]) -> String {
+    if lines.is_empty() { String::new() } else { lines.join("\n") + "\r" }
+}
+
+/// Goes back to the start of the lines and clears the terminal from there. A terminal that has become narrower shows a
+/// line in several rows.
+fn erasing(lines: &[String], width: usize) -> String {
+    let rows = |line: &String| line.width().div_ceil(width.max(1)).max(1);
+    // The cursor is in the first row of the last line.
+    let above: usize = lines.iter().rev().skip(1).map(rows).sum();
+    match (lines.is_empty(), above) {
+        (true, _) => String::new(),
+        (false, 0) => "\r\u{1b}[J".into(),
+        (false, above) => format!("\r\u{1b}[{above}A\u{1b}[J"),
+    }
+}
+
+fn write(text: &str) {
+    if text.is_empty() {
+        return;
+    }
+    // A terminal that is gone needs no lines.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_wrapped_by_a_resize_is_erased_as_a_whole() {
+        let lines = ["a".repeat(70), "b".repeat(70), "c".repeat(70)];
+        assert_eq!(erasing(&lines, 80), "\r\u{1b}[2A\u{1b}[J");
+        assert_eq!(erasing(&lines, 30), "\r\u{1b}[6A\u{1b}[J");
+        assert_eq!(erasing(&lines[..1], 30), "\r\u{1b}[J");
+        assert_eq!(erasing(&[], 30), "");
+    }
+}

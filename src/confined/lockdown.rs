@@ -1,0 +1,122 @@
+//! How a process gives up what parsing does not need, for good.
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use std::collections::BTreeMap;
+
+/// `nobody` and its group, which own nothing, on every Linux.
+const NOBODY: u32 = 65_534;
+
+/// How much memory it may have, with the program itself.
+const MEMORY_BYTES: u64 = 1 << 30;
+
+/// How long it may compute.
+const PROCESSOR_SECONDS: u64 = 3600;
+
+/// The system calls that are left: those of reading and writing the socket, of memory, of time, of ending. `tgkill` is
+/// left as well, to itself.
+const ALLOWED: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_sched_yield,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_sigaltstack,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Why a process is not confined. Then it must end.
+#[derive(Debug, thiserror::Error)]
+pub enum LockdownError {
+    /// The system refused a step.
+    #[error("cannot {step}: {source}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The system calls cannot be limited.
+    #[error("cannot limit the system calls: {0}")]
+    Seccomp(String),
+}
+
+fn step<E: Into<std::io::Error>>(step: &'static str) -> impl Fn(E) -> LockdownError {
+    move |source| LockdownError::System { step, source: source.into() }
+}
+
+/// Confines this process, which has one thread. Whatever is open stays readable and writable: it must be only what may
+/// be used.
+pub fn confine() -> Result<(), LockdownError> {
+    let limit =
+        |resource, most| rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    for (resource, most) in [
+        (Resource::As, MEMORY_BYTES),
+        (Resource::Cpu, PROCESSOR_SECONDS),
+        (Resource::Fsize, 0),
+        (Resource::Nofile, 0),
+        (Resource::Nproc, 0),
+        (Resource::Core, 0),
+        (Resource::Memlock, 0),
+    ] {
+        limit(resource, most).map_err(step("limit resources"))?;
+    }
+    if rustix::process::geteuid().is_root() {
+        drop_privileges()?;
+    }
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::clear_ambient_capability_set().map_err(step("give up ambient capabilities"))?;
+    rustix::thread::set_capabilities(None, none).map_err(step("give up capabilities"))?;
+    rustix::thread::set_no_new_privs(true).map_err(step("refuse new privileges"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("refuse debuggers"))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(step("end with its parent"))?;
+    limit_system_calls()
+}
+
+/// As root: another user, for whom no capability can come back.
+fn drop_privileges() -> Result<(), LockdownError> {
+    for capability in CapabilitySet::all().iter() {
+        // One that this kernel does not know, or that was taken before, is not there either.
+        let _ = rustix::thread::remove_capability_from_bounding_set(capability);
+    }
+    rustix::thread::set_thread_groups(&[]).map_err(step("leave its groups"))?;
+    let (gid, uid) = (Gid::from_raw(NOBODY), Uid::from_raw(NOBODY));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(step("become group nogroup"))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(step("become user nobody"))
+}
+
+fn limit_system_calls() -> Result<(), LockdownError> {
+    let failed = |error: &dyn std::fmt::Display| LockdownError::Seccomp(error.to_string());
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    // What abort() calls; without this limit it would send signals to every process of the same user.
+    let itself = rustix::process::getpid().as_raw_nonzero().get();
+    let is_itself =
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(itself.cast_unsigned()));
+    let rule = is_itself.and_then(|condition| SeccompRule::new(vec![condition]));
+    rules.insert(libc::SYS_tgkill, vec![rule.map_err(|error| failed(&error))?]);
+    let arch = std::env::consts::ARCH.try_into().map_err(|error: seccompiler::BackendError| failed(&error))?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch);
+    let program: Result<BpfProgram, _> = filter.map_err(|error| failed(&error))?.try_into();
+    let program = program.map_err(|error: seccompiler::BackendError| failed(&error))?;
+    seccompiler::apply_filter(&program).map_err(|error| failed(&error))
+}

@@ -1,0 +1,14 @@
+//! Drills: the form that starts one, what the last one of a machine came to, and what it has shown.
+
+mod form;
+mod kept;
+mod last;
+mod outcome;
+mod overview;
+mod served;
+
+pub(super) use form::{Wish, form, start};
+pub(super) use last::page;
+pub(super) use outcome::{Drilled, line, of_job, panel};
+pub(super) use overview::{last_ones, section};
+pub(super) use served::{console_of_job, console_of_machine, screenshot_of_job, screenshot_of_machine};

@@ -1,0 +1,93 @@
+//! The serial console and the screen of a drill, served as they are. Which files are meant a record of this host says,
+//! never the address.
+
+use super::outcome::{Drilled, of_job};
+use crate::console::answers::not_found;
+use crate::console::pages::machine_status::machines;
+use crate::console::visit::Visit;
+use crate::record::Record;
+use axum::Extension;
+use axum::extract::Path;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+/// What a drill has kept.
+enum Piece {
+    Screenshot,
+    Console,
+}
+
+/// `GET /machines/NAME/drill/screenshot`
+pub(in crate::console) async fn screenshot_of_machine(
+    Extension(visit): Extension<Visit>,
+    Path(name): Path<String>,
+) -> Response {
+    serve(&visit, last_of(&visit, &name).await, Piece::Screenshot).await
+}
+
+/// `GET /machines/NAME/drill/console`
+pub(in crate::console) async fn console_of_machine(
+    Extension(visit): Extension<Visit>,
+    Path(name): Path<String>,
+) -> Response {
+    serve(&visit, last_of(&visit, &name).await, Piece::Console).await
+}
+
+/// `GET /jobs/ID/drills/NUMBER/screenshot`
+pub(in crate::console) async fn screenshot_of_job(
+    Extension(visit): Extension<Visit>,
+    Path((id, number)): Path<(String, usize)>,
+) -> Response {
+    serve(&visit, reported_by(&visit, &id, number).await, Piece::Screenshot).await
+}
+
+/// `GET /jobs/ID/drills/NUMBER/console`
+pub(in crate::console) async fn console_of_job(
+    Extension(visit): Extension<Visit>,
+    Path((id, number)): Path<(String, usize)>,
+) -> Response {
+    serve(&visit, reported_by(&visit, &id, number).await, Piece::Console).await
+}
+
+/// The last drill of a machine.
+pub(super) async fn last_of(visit: &Visit, name: &str) -> Option<Drilled> {
+    let status = visit.console.toolbox.look_up(&["status"], false).await;
+    machines(&status.records).iter().find(|machine| machine.name() == name).and_then(Drilled::last)
+}
+
+/// The drill with this number among those that a job has reported.
+async fn reported_by(visit: &Visit, id: &str, number: usize) -> Option<Drilled> {
+    if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let answer = visit.console.toolbox.look_up(&["jobs", "show", id], false).await;
+    let Some((Record::Job(job), printed)) = answer.records.split_first() else { return None };
+    of_job(printed, job.ended_at).into_iter().nth(number)
+}
+
+async fn serve(visit: &Visit, drilled: Option<Drilled>, piece: Piece) -> Response {
+    let bytes = match (&drilled, &piece) {
+        (None, _) => None,
+        (Some(drilled), Piece::Screenshot) => match drilled.kept_screenshot() {
+            Some(kept) => kept.picture().await,
+            None => None,
+        },
+        (Some(drilled), Piece::Console) => match drilled.kept_log() {
+            Some(kept) => kept.bytes().await,
+            None => None,
+        },
+    };
+    match (bytes, piece) {
+        (None, _) => not_found(visit).await,
+        (Some(bytes), Piece::Screenshot) => ([(header::CONTENT_TYPE, "image/png")], bytes).into_response(),
+        // The browser saves it and never shows it.
+        (Some(bytes), Piece::Console) => (
+            [
+                (header::CONTENT_TYPE, "application/octet-stream"),
+                (header::CONTENT_DISPOSITION, "attachment; filename=\"console.log\""),
+            ],
+            bytes,
+        )
+            .into_response(),
+    }
+}

@@ -1,0 +1,366 @@
+//! One job: how far it is, how it ended, what it printed and logged.
+
+use super::drills;
+use super::job_progress::{origin, panel};
+use super::launch::start;
+use super::{log, restore};
+use crate::console::answers::{not_found, redirect, refused};
+use crate::console::html;
+use crate::console::toolbox::Answer;
+use crate::console::visit::Visit;
+use crate::record::{Job, Log, Point, Record, RestoredTo};
+use axum::Extension;
+use axum::extract::Path;
+use axum::response::{IntoResponse, Response};
+use chrono::Local;
+use maud::{Markup, html};
+use std::time::Duration;
+
+/// So many lines of its log stand on the page of a job.
+const LOG_LINES: &str = "200";
+
+/// How old the lines and the results of a running job may be.
+const OF_RUNNING: Duration = Duration::from_secs(3);
+
+/// Answers about a job that are older than this were given after its end.
+const SETTLED_SECONDS: i64 = 60;
+
+/// Commands that can be run again without harm: they add points or only read.
+const HARMLESS: [&str; 4] = ["backup", "verify", "push", "drill"];
+
+/// `GET /jobs/ID`
+pub(super) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
+    match one(&visit, &id).await {
+        Some((job, part)) => {
+            let is_running = job.status == "running";
+            let title = visit.language.tell(format!("Job {}", job.job), format!("Tâche {}", job.job));
+            let body = html! {
+                nav class="crumbs" aria-label=(visit.say("Breadcrumb", "Fil d’Ariane")) {
+                    ol {
+                        li { a href="/jobs" { (visit.say("Jobs", "Tâches")) } }
+                        li aria-current="page" { (job.job) }
+                    }
+                }
+                (part)
+            };
+            html::page(&visit, &title, is_running, body).await.into_response()
+        }
+        None => not_found(&visit).await,
+    }
+}
+
+/// A job, and the part of its page that changes.
+pub(super) async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let toolbox = &visit.console.toolbox;
+    // While it runs, one command for all pages reports how far it is; what it printed may be a bit older.
+    let followed = toolbox.jobs().await.into_iter().find(|job| job.job == id && job.status == "running");
+    let words = ["jobs", "show", id];
+    let answer = match &followed {
+        Some(_) => toolbox.look_up_within(&words, OF_RUNNING).await,
+        None => toolbox.look_up(&words, false).await,
+    };
+    let (first, printed) = answer.records.split_first()?;
+    let Record::Job(shown) = first else { return None };
+    let is_running = shown.status == "running";
+    let job = followed.as_ref().filter(|_| is_running).unwrap_or(shown);
+    let words = ["log", &job.job, "--limit", LOG_LINES];
+    // What was known of a job while it ran does not have its last lines: this forgets it.
+    if !is_running {
+        toolbox.jobs().await;
+    }
+    let is_settled = job.ended_at.is_some_and(|at| (Local::now().fixed_offset() - at).num_seconds() > SETTLED_SECONDS);
+    let lines = match is_running {
+        true => toolbox.look_up_within(&words, OF_RUNNING).await,
+        false => toolbox.look_up(&words, !is_settled).await,
+    };
+    let part = html! {
+        div id="live-job" class="sec" {
+            div class="head" {
+                div {
+                    h1 class="brk" { (html::job_line(job)) }
+                    p class="sub" role="status" { (html::state(visit.language, &job.status)) }
+                }
+            }
+            @if is_running {
+                (panel(visit, job))
+                @if let Some(machine) = running_on_its_point(job) { (restore::if_it_stops(visit, machine)) }
+            } @else {
+                (how_it_ended(visit, job))
+                @if let Some(machine) = stopped(visit, job, printed).await {
+                    section class="sec" {
+                        h2 class="brk" {
+                            (visit.say("The restore is not finished", "La restauration n’est pas terminée"))
+                        }
+                        (restore::ways(visit, &machine))
+                    }
+                }
+            }
+            @for restored in restored(printed) { (next_step(visit, restored)) }
+            @for (number, drilled) in drills::of_job(printed, job.ended_at).iter().enumerate() {
+                section class="sec" {
+                    h2 class="brk" {
+                        (visit.say("Drill of ", "Essai de démarrage de "))
+                        a href={"/machines/" (html::segment(&drilled.machine)) "/drill"} { (drilled.machine) }
+                    }
+                    (drills::panel(visit, drilled, &format!("/jobs/{}/drills/{number}", job.job)).await)
+                }
+            }
+            @if !printed.is_empty() {
+                section class="sec" {
+                    h2 { (visit.say("Results", "Résultats")) }
+                    (html::records(visit, printed))
+                }
+            }
+            (messages(visit, job, &lines))
+            section class="sec" {
+                h2 { (visit.say("Command line", "Ligne de commande")) }
+                (html::line(&command_line(job)))
+                @if !is_running && can_run_again(job) && visit.may_change() {
+                    form method="post" action={"/jobs/" (html::segment(&job.job)) "/again"} {
+                        (html::form_token(visit))
+                        button type="submit" { (visit.say("Do it again", "Recommencer")) }
+                    }
+                }
+            }
+        }
+    };
+    Some((job.clone(), part))
+}
+
+/// The command line of a job, to be pasted into a shell.
+fn command_line(job: &Job) -> String {
+    let words = job.arguments.iter().map(String::as_str).filter(|word| *word != "--json");
+    shlex::try_join(["kvmb"].into_iter().chain(words)).unwrap_or_default()
+}
+
+/// What the end of a job means.
+fn end_in_words(visit: &Visit, job: &Job) -> &'static str {
+    match (job.status.as_str(), job.exit_code) {
+        ("lost", _) => visit.say(
+            "The process is gone and left no result. The next run cleans up after it.",
+            "Le processus a disparu sans résultat. La prochaine exécution rangera après lui.",
+        ),
+        (_, Some(0)) => visit.say("Everything was done.", "Tout a été fait."),
+        (_, Some(1)) => visit.say("It failed. What failed is named below.", "Échec. La cause est indiquée plus bas."),
+        (_, Some(2)) => visit.say(
+            "The command line or the configuration is wrong. Nothing was done.",
+            "La ligne de commande ou la configuration est fausse. Rien n’a été fait.",
+        ),
+        (_, Some(3)) => visit.say(
+            "It was done in part. What failed is named below; the rest is complete.",
+            "Fait en partie. Ce qui a échoué est indiqué plus bas\u{202f}; le reste est fait.",
+        ),
+        (_, Some(4)) => visit.say(
+            "Damage was found. The affected points are named below.",
+            "Des dommages ont été trouvés. Les points touchés sont indiqués plus bas.",
+        ),
+        (_, Some(5)) => visit.say(
+            "Another run was at work. Try again when it has ended.",
+            "Une autre exécution était au travail. Réessayez quand elle sera finie.",
+        ),
+        (_, Some(130 | 143)) if is_live_restore(job) => visit.say(
+            "It was interrupted. A machine that runs on its point goes on, and needs the repository.",
+            "Interrompue. Une machine qui tourne sur son point continue, et a besoin du dépôt.",
+        ),
+        (_, Some(130 | 143)) => visit.say(
+            "It was interrupted, and has cleaned up. What was stored is used by the next run.",
+            "Interrompue, et tout est rangé. Ce qui était stocké sert à la prochaine exécution.",
+        ),
+        _ => visit.say("It has ended.", "Elle est finie."),
+    }
+}
+
+fn how_it_ended(visit: &Visit, job: &Job) -> Markup {
+    let language = visit.language;
+    let (class, shape) = match job.status.as_str() {
+        "done" => ("note ok", "ok"),
+        "failed" | "damage" => ("note crit", "crit"),
+        _ => ("note warn", "warn"),
+    };
+    html! {
+        div class=(class) {
+            (html::icon(shape))
+            div {
+                p { (end_in_words(visit, job)) }
+                @if let Some(error) = job.error.as_ref().filter(|_| job.failures > 0) { p class="brk" { (error) } }
+            }
+        }
+        dl class="facts" {
+            dt { (visit.say("Started", "Début")) } dd { (language.moment(job.began_at)) }
+            @if let Some(at) = job.ended_at { dt { (visit.say("Ended", "Fin")) } dd { (language.moment(at)) } }
+            dt { (visit.say("Took", "Durée")) } dd { (language.duration(job.duration_seconds)) }
+            dt { (visit.say("Read", "Lu")) } dd { (language.bytes(job.done_bytes)) }
+            dt { (visit.say("Started by", "Lancée par")) } dd { (job.user) ", " (origin(visit, &job.origin)) }
+            @if let Some(code) = job.exit_code {
+                dt { (visit.say("Exit code", "Code de retour")) } dd { (code) }
+            }
+        }
+    }
+}
+
+fn is_live_restore(job: &Job) -> bool {
+    let is_live = |word: &String| word == "--live" || word == "--continue";
+    job.command == "restore" && job.arguments.iter().any(is_live)
+}
+
+/// The machine whose data a running live restore copies; none before it runs.
+fn running_on_its_point(job: &Job) -> Option<&str> {
+    let step = job.steps.first().filter(|_| is_live_restore(job))?;
+    step.label.rsplit_once('/').map(|(machine, _)| machine)
+}
+
+/// The machine whose live restore this job has not finished, and nobody else since.
+async fn stopped(visit: &Visit, job: &Job, printed: &[Record]) -> Option<String> {
+    let failed = printed.iter().find_map(|record| match record {
+        Record::Failure(failure) => failure.machine.as_deref(),
+        _ => None,
+    });
+    let machine = failed.filter(|_| is_live_restore(job))?;
+    restore::find(visit, machine, false).await.map(|check| check.target)
+}
+
+/// Where restored points are now.
+fn restored(printed: &[Record]) -> impl Iterator<Item = (&Point, &RestoredTo)> {
+    printed.iter().filter_map(|record| match record {
+        Record::Point(point) => Some((point, point.restored_to.as_ref()?)),
+        _ => None,
+    })
+}
+
+/// What was restored, and what to do next.
+fn next_step(visit: &Visit, (point, to): (&Point, &RestoredTo)) -> Markup {
+    let language = visit.language;
+    let row = |disk: &crate::record::RestoredDisk| {
+        vec![
+            html! { (disk.disk) },
+            html! { code class="brk" { (disk.path) } },
+            html! { (disk.format) },
+            html! { (language.bytes(disk.capacity_bytes)) },
+        ]
+    };
+    let heads = [
+        visit.say("Disk", "Disque"),
+        visit.say("Now in", "Maintenant dans"),
+        visit.say("Format", "Format"),
+        visit.say("Size", "Taille"),
+    ];
+    let virsh = |words: &[&str]| {
+        let words = ["virsh"].into_iter().chain(words.iter().copied());
+        html::line(&shlex::try_join(words).unwrap_or_default())
+    };
+    html! {
+        section class="sec" {
+            h2 { (visit.say("Restored", "Restauré")) }
+            @if !to.disks.is_empty() {
+                (html::table(visit.say("Restored disks", "Disques restaurés"), &heads,
+                    to.disks.iter().map(row).collect()))
+            }
+            @match (&to.machine, &to.definition) {
+                (Some(name), _) if to.started => p class="brk" {
+                    (language.tell(format!("{name} is running."), format!("{name} est en marche.")))
+                    @if let Some(live) = &to.live {
+                        @let ran = language.duration(live.running_seconds);
+                        @let done = language.duration(live.done_seconds);
+                        " " (language.tell(
+                            format!("It ran after {ran}, and all its data was on this host after {done}."),
+                            format!(
+                                "Elle tournait après {ran}, et toutes ses données étaient sur cet hôte après {done}."
+                            ),
+                        ))
+                    }
+                },
+                (Some(name), _) => {
+                    p { (visit.say("Next step: start the machine, and look at it.",
+                        "Étape suivante\u{a0}: démarrez la machine, et regardez-la.")) }
+                    (virsh(&["start", "--", name]))
+                    p { a class="brk" href={"/machines/" (html::segment(name))} { (name) } }
+                },
+                (None, Some(file)) => {
+                    p class="brk" { (language.tell(
+                        format!("The definition of {} is in {file}. Next step: define the machine.", point.machine),
+                        format!(
+                            "La définition de {} est dans {file}. Étape suivante\u{a0}: la définir.",
+                            point.machine
+                        ),
+                    )) }
+                    (virsh(&["define", "--", file]))
+                },
+                (None, None) => p { (visit.say(
+                    "The disks are restored. The definition of the machine is unchanged.",
+                    "Les disques sont restaurés. La définition de la machine est inchangée.",
+                )) },
+            }
+        }
+    }
+}
+
+/// What a job warned of, and all that it logged.
+fn messages(visit: &Visit, job: &Job, answer: &Answer) -> Markup {
+    let lines: Vec<&Log> = log::lines_of(answer).collect();
+    let warnings: Vec<&&Log> = lines.iter().filter(|line| line.level == "WARNING").collect();
+    html! {
+        @if !warnings.is_empty() {
+            section class="sec" {
+                h2 { (visit.say("Warnings", "Avertissements")) }
+                @for warning in warnings {
+                    div class="note warn" { (html::icon("warn")) p class="brk" { (warning.message) } }
+                }
+            }
+        }
+        section class="sec" {
+            h2 { (visit.say("Log", "Journal")) }
+            @if lines.is_empty() {
+                p { (visit.say(
+                    "The log has no line of this job. A run under systemd logs to the journal:",
+                    "Le journal n’a aucune ligne de cette tâche. Sous systemd, voir le journal du système\u{a0}:",
+                )) }
+                (html::line(&format!("journalctl -t kvmb RUN={}", job.job)))
+            } @else {
+                (log::list(visit, &lines, false))
+                p {
+                    a href={"/log?job=" (html::segment(&job.job))} {
+                        (visit.say("Filter these lines", "Filtrer ces lignes"))
+                    }
+                }
+            }
+            (html::command(visit, &["log", &job.job]))
+        }
+    }
+}
+
+/// Whether the same command can be run again: it does no harm, and the console can read its arguments.
+fn can_run_again(job: &Job) -> bool {
+    let is_hidden = |word: &String| word.contains("***") || word.contains("(hidden)");
+    // A drill may run a command on this host, which nobody starts from here.
+    let is_of_host = |word: &String| word.starts_with("--check-in");
+    HARMLESS.contains(&job.command.as_str()) && !job.arguments.iter().any(|word| is_hidden(word) || is_of_host(word))
+}
+
+/// `POST /jobs/ID/again`
+pub(super) async fn again(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
+    let Some((job, _)) = one(&visit, &id).await else { return not_found(&visit).await };
+    if !can_run_again(&job) {
+        return not_found(&visit).await;
+    }
+    // What the console gives every command stands there already.
+    let toolbox = &visit.console.toolbox;
+    let words: Vec<String> = job.arguments.iter().filter(|word| !toolbox.is_own_argument(word)).cloned().collect();
+    start(&visit, &words, &format!("/jobs/{}", html::segment(&job.job))).await
+}
+
+/// `POST /jobs/ID/cancel`
+pub(super) async fn cancel(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
+    let to = format!("/jobs/{}", html::segment(&id));
+    if one(&visit, &id).await.is_none() {
+        return not_found(&visit).await;
+    }
+    let words = ["jobs", "cancel", &id].map(str::to_owned);
+    let answer = visit.console.toolbox.act(&words).await;
+    match answer.failures().next() {
+        Some(failure) => refused(&visit, visit.say("Not cancelled", "Non annulée"), &failure.error, &to).await,
+        None => redirect(&to),
+    }
+}

@@ -1,0 +1,112 @@
+//! A running job: how far it is, and the button that cancels it.
+
+use crate::console::html;
+use crate::console::visit::Visit;
+use crate::record::Job;
+use maud::{Markup, html};
+
+/// Where a job was started.
+pub(super) fn origin(visit: &Visit, origin: &str) -> String {
+    match origin {
+        "console" => visit.say("in the console", "dans la console").to_owned(),
+        "shell" => visit.say("in a shell", "dans un shell").to_owned(),
+        "cron" => visit.say("by cron", "par cron").to_owned(),
+        "systemd" => visit.say("by systemd", "par systemd").to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// How far a job has come, in words.
+pub(super) fn progress_words(visit: &Visit, job: &Job) -> String {
+    let language = visit.language;
+    if job.command == "drill" {
+        return visit.say("booting", "démarrage").to_owned();
+    }
+    if job.total_bytes == 0 {
+        return visit.say("preparing", "préparation").to_owned();
+    }
+    let percent = html::percent(job.done_bytes, job.total_bytes);
+    let (done, total) = (language.bytes(job.done_bytes), language.bytes(job.total_bytes));
+    let mut words = language.tell(
+        format!("{} of {total} ({done} done)", language.percent(percent)),
+        format!("{} de {total} ({done} faits)", language.percent(percent)),
+    );
+    if let Some(rate) = job.bytes_per_second.filter(|rate| *rate >= 1.0) {
+        words += &format!(", {}/s", language.bytes(rate as u64));
+    }
+    if let Some(left) = job.left_seconds {
+        let left = language.duration(left);
+        words += &language.tell(format!(", about {left} left"), format!(", encore environ {left}"));
+    }
+    words
+}
+
+/// What a step does.
+fn verb(visit: &Visit, verb: &str) -> String {
+    let french = match verb {
+        "reading" => "lecture de",
+        "copying" => "copie de",
+        "restoring" => "restauration de",
+        "verifying" => "vérification de",
+        "pruning" => "nettoyage de",
+        "hashing" => "empreinte de",
+        other => other,
+    };
+    visit.language.tell(verb.to_owned(), french.to_owned())
+}
+
+/// A running job: how far it is, and the button that cancels it.
+pub(super) fn panel(visit: &Visit, job: &Job) -> Markup {
+    let language = visit.language;
+    let percent = html::percent(job.done_bytes, job.total_bytes).to_string();
+    let (began, user, from) = (language.moment(job.began_at), &job.user, origin(visit, &job.origin));
+    html! {
+        div class="panel" {
+            div class="jobline" {
+                div {
+                    h2 class="brk" {
+                        (html::icon("run")) " " a href={"/jobs/" (html::segment(&job.job))} { (html::job_line(job)) }
+                    }
+                    p class="sub" {
+                        (progress_words(visit, job)) ". "
+                        (language.tell(
+                            format!("Started {began} {from} by {user}."),
+                            format!("Lancée {began} {from} par {user}."),
+                        ))
+                    }
+                }
+                @if visit.may_change() {
+                    form method="post" action={"/jobs/" (html::segment(&job.job)) "/cancel"} {
+                        (html::form_token(visit))
+                        @let cancel = visit.say("Cancel", "Annuler");
+                        button type="submit" aria-label={(cancel) " " (html::job_line(job))} { (cancel) }
+                    }
+                }
+            }
+            progress max="100" value=(percent) aria-label=(visit.say("Progress", "Progression")) {
+                (language.percent(html::percent(job.done_bytes, job.total_bytes)))
+            }
+            @if !job.steps.is_empty() {
+                (html::table(visit.say("Running now", "En ce moment"), &[
+                    visit.say("What", "Quoi"), visit.say("Progress", "Progression"), visit.say("Done", "Fait"),
+                ], job.steps.iter().map(|step| {
+                    let percent = html::percent(step.done_bytes, step.total_bytes);
+                    vec![
+                        html! { span class="brk" { (verb(visit, &step.verb)) " " (step.label) } },
+                        html! {
+                            progress max="100" value=(percent) aria-label=(step.label) { (language.percent(percent)) }
+                        },
+                        html! { (language.bytes(step.done_bytes)) " / " (language.bytes(step.total_bytes)) },
+                    ]
+                }).collect()))
+            }
+            p class="help" {
+                (visit.say(
+                    "Cancel does what Ctrl-C does: the job cleans up and ends.",
+                    "Annuler fait ce que fait Ctrl-C\u{a0}: la tâche range et s’arrête.",
+                ))
+            }
+            (html::command(visit, &["jobs", "cancel", &job.job]))
+        }
+    }
+}

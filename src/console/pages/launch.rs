@@ -1,0 +1,26 @@
+//! Starts jobs.
+
+use crate::console::answers::redirect;
+use crate::console::html;
+use crate::console::visit::Visit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use maud::html;
+
+/// Starts a command that becomes a job, and goes to its page. If the same command runs already, that job's.
+pub(super) async fn start(visit: &Visit, words: &[String], back: &str) -> Response {
+    match visit.console.toolbox.start(words).await {
+        Ok(job) => redirect(&format!("/jobs/{}", html::segment(&job))),
+        Err(answer) => {
+            let title = visit.say("Not started", "Non lancée");
+            let body = html! {
+                (html::head(title, ""))
+                (html::records(visit, &answer.records))
+                (html::line(&visit.console.toolbox.command_line(words)))
+                p { a class="btn" href=(back) { (visit.say("Back", "Retour")) } }
+            };
+            let page = html::page(visit, title, false, body).await;
+            (StatusCode::UNPROCESSABLE_ENTITY, page).into_response()
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! When backups run: an editor with words and the next runs, what is installed, and the forms that install and remove.
+//!
+//! The editor is a form of its own, by GET: what is installed is what the page has shown.
+
+mod editor;
+
+use super::results;
+use super::setting_words::words;
+use crate::console::html;
+use crate::console::toolbox::Answer;
+use crate::console::visit::{Fields, Visit};
+use crate::record::{Action, Record, Time};
+use axum::Extension;
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Response};
+use maud::{Markup, html};
+
+/// Two hours of grace after the longest time between two runs: what `status` allows.
+const GRACE_SECONDS: f64 = 7200.0;
+
+const DAY_SECONDS: f64 = 86_400.0;
+
+/// A place for a schedule: the flag, the names, and the target of its records.
+struct SchedulePlace {
+    flag: &'static str,
+    english: &'static str,
+    french: &'static str,
+    english_help: &'static str,
+    french_help: &'static str,
+    target: &'static str,
+}
+
+const PLACES: [SchedulePlace; 3] = [
+    SchedulePlace {
+        flag: "--systemd",
+        english: "systemd timer",
+        french: "timer systemd",
+        english_help: "kvmb.timer; missed runs are made up for",
+        french_help: "kvmb.timer\u{202f}; les exécutions manquées sont rattrapées",
+        target: "/etc/systemd/system/kvmb.timer",
+    },
+    SchedulePlace {
+        flag: "--system",
+        english: "/etc/cron.d/kvmb",
+        french: "/etc/cron.d/kvmb",
+        english_help: "crontab of the system",
+        french_help: "crontab du système",
+        target: "/etc/cron.d/kvmb",
+    },
+    SchedulePlace {
+        flag: "",
+        english: "crontab of this user",
+        french: "crontab de cet utilisateur",
+        english_help: "between two marker lines",
+        french_help: "entre deux lignes de repère",
+        target: "crontab",
+    },
+];
+
+/// `GET /schedule`
+pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
+    show(&visit, &Fields::default(), None).await
+}
+
+/// The first action of an answer.
+fn action(answer: &Answer) -> Option<&Action> {
+    answer.records.iter().find_map(|record| match record {
+        Record::Action(action) => Some(action),
+        _ => None,
+    })
+}
+
+fn text<'a>(action: &'a Action, key: &str) -> Option<&'a str> {
+    action.extra.get(key).and_then(|value| value.as_str())
+}
+
+/// The page; `form` and `failed` are those of an installation that came to nothing.
+async fn show(visit: &Visit, form: &Fields, failed: Option<&Answer>) -> Html<String> {
+    let toolbox = &visit.console.toolbox;
+    let again = visit.query.is_set("again");
+    let installed = toolbox.look_up(&["schedule", "show"], again).await;
+    let expression_of = |is_drill: bool| {
+        installed.records.iter().find_map(|record| match record {
+            Record::Action(action) if text(action, "drill_command").is_some() == is_drill => text(action, "cron"),
+            _ => None,
+        })
+    };
+    let (at_work, drill) = (expression_of(false), expression_of(true));
+    let wanted = form.get("cron").map(str::to_owned).or_else(|| editor::expression(&visit.query));
+    let wanted = wanted.or_else(|| at_work.map(str::to_owned));
+    let described = match &wanted {
+        Some(cron) => toolbox.look_up(&["schedule", "describe", "--", cron], false).await,
+        None => toolbox.look_up(&["schedule", "describe"], false).await,
+    };
+    let meant = action(&described);
+    let cron = meant.map(|action| action.target.clone()).or(wanted).unwrap_or_default();
+    let title = visit.say("Schedule", "Planification");
+    let body = html! {
+        (html::head(title, visit.say("When backups run.", "Quand les sauvegardes ont lieu.")))
+        (html::failures(visit, &installed))
+        @if let Some(failed) = failed { (html::failures(visit, failed)) }
+        div class="split wide-l" {
+            section class="sec" {
+                h2 { (visit.say("When", "Quand")) }
+                (editor::form(visit, &cron, &described))
+                @match meant {
+                    Some(meant) => (meaning(visit, meant)),
+                    None => {}
+                }
+            }
+            section class="sec" {
+                h2 { (visit.say("Installed", "Installé")) }
+                @for record in installed.records.iter() {
+                    @if let Record::Action(action) = record { (at_place(visit, action)) }
+                }
+                (html::age(visit, &installed))
+                (html::command(visit, &["schedule", "show"]))
+            }
+        }
+        @if let Some(meant) = meant.filter(|_| visit.may_change()) { (install_form(visit, meant, drill, form, failed)) }
+    };
+    html::page(visit, title, false, body).await
+}
+
+/// What an expression means, and its next runs.
+fn meaning(visit: &Visit, action: &Action) -> Markup {
+    let gap = action.extra.get("longest_gap_seconds").and_then(|seconds| seconds.as_f64());
+    html! {
+        div class="panel" {
+            output class="words" { (description(visit, action)) }
+            p class="sub" {
+                code { (action.target) } " "
+                (visit.say("The next ten runs:", "Les dix prochaines exécutions\u{a0}:"))
+            }
+            (runs(visit, action))
+        }
+        @if let Some(gap) = gap.filter(|gap| *gap > DAY_SECONDS) {
+            @let (gap, overdue) = (visit.language.duration(gap), visit.language.duration(gap + GRACE_SECONDS));
+            div class="note warn" {
+                (html::icon("warn"))
+                p {
+                    (visit.language.tell(
+                        format!("The longest time between two runs is {gap}. A point counts as overdue after \
+                         {overdue}."),
+                        format!(
+                            "Le plus long temps entre deux exécutions est {gap}. Un point est en retard après \
+                             {overdue}."
+                        ),
+                    ))
+                }
+            }
+        }
+        (html::command(visit, &["schedule", "describe", &action.target]))
+    }
+}
+
+fn description(visit: &Visit, action: &Action) -> String {
+    let words = visit.language.of_command(text(action, "description").unwrap_or_default());
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn runs(visit: &Visit, action: &Action) -> Markup {
+    let runs = action.extra.get("next_runs").and_then(|runs| runs.as_array());
+    let runs = runs.into_iter().flatten().filter_map(|run| Some((run.as_str()?, run.as_str()?.parse::<Time>().ok()?)));
+    html! {
+        ol class="runs" { @for (text, run) in runs { li { time datetime=(text) { (visit.language.moment(run)) } } } }
+    }
+}
+
+/// A schedule that is installed, and how to remove it.
+fn at_place(visit: &Visit, action: &Action) -> Markup {
+    let machines = match action.extra.get("machines") {
+        Some(serde_json::Value::Array(names)) => {
+            names.iter().filter_map(|name| name.as_str()).collect::<Vec<_>>().join(" ")
+        }
+        other => other.and_then(|word| word.as_str()).unwrap_or_default().to_owned(),
+    };
+    let drill = text(action, "drill_command");
+    let place = PLACES.iter().find(|place| place.target == action.target);
+    let removal: Vec<&str> = ["schedule", "remove"]
+        .into_iter()
+        .chain(place.map(|place| place.flag).filter(|flag| !flag.is_empty()))
+        .collect();
+    html! {
+        div class="panel" {
+            p {
+                b class="brk" { (action.target) }
+                @if drill.is_some() { " · " (visit.say("Drills", "Essais de démarrage")) }
+            }
+            @if text(action, "cron").is_none() {
+                p class="sub brk" { (visit.language.of_command(&action.reason)) }
+            } @else {
+                p { (description(visit, action)) " " code { (text(action, "cron").unwrap_or_default()) } }
+                dl class="facts" {
+                    @if !machines.is_empty() {
+                        dt { (visit.say("Machines", "Machines")) }
+                        dd class="brk" { (which(visit, &machines)) }
+                    }
+                    @if let Some(repo) = text(action, "repo") {
+                        dt { (visit.say("Repository", "Dépôt")) }
+                        dd class="brk" { (repo) }
+                    }
+                    dt { (visit.say("Next runs", "Prochaines exécutions")) }
+                    dd { (runs(visit, action)) }
+                }
+                @if let Some(command) = text(action, "backup_command").or(drill) { (html::line(command)) }
+            }
+            @if let Some(place) = place.filter(|_| drill.is_none() && action.extra.contains_key("entry")) {
+                (html::action(
+                    visit,
+                    "/schedule/remove",
+                    &[("place", place.flag)],
+                    visit.say("Remove the schedule", "Retirer la planification"),
+                    &removal,
+                ))
+            }
+        }
+    }
+}
+
+fn which(visit: &Visit, machines: &str) -> String {
+    match machines {
+        "all" => visit.say("all", "toutes").to_owned(),
+        "selected_vms" => visit.say("those of selected_vms", "celles de selected_vms").to_owned(),
+        names => names.to_owned(),
+    }
+}
+
+fn install_form(visit: &Visit, meant: &Action, drill: Option<&str>, form: &Fields, failed: Option<&Answer>) -> Markup {
+    let is_new = failed.is_none();
+    let place = form.get("place").unwrap_or_else(|| if is_new { PLACES[0].flag } else { "" });
+    let error = |word: &str| {
+        let failures = failed.into_iter().flat_map(|answer| answer.failures());
+        failures.map(|failure| failure.error.clone()).find(|error| error.contains(word))
+    };
+    let (delay, sample, wrong_drill) = (error("--random-delay"), error("--verify-sample"), error("--drill"));
+    // A drill that is installed stays unless the field is emptied.
+    let drill = drill.filter(|_| is_new).or(form.get("drill")).unwrap_or_default();
+    let value = |name: &str| form.get(name).unwrap_or_default().to_owned();
+    let checked = |name: &str| form.is_set(name);
+    let name = |key: &str| words(key).map(|words| words.name(visit.language)).unwrap_or_default();
+    html! {
+        form method="post" action="/schedule/install" class="sec formend" {
+            (html::form_token(visit))
+            h2 { (visit.say("Install", "Installer")) ": " (description(visit, meant)) }
+            input type="hidden" name="cron" value=(meant.target);
+            div class="fields" {
+                fieldset class="opts" {
+                    legend { (visit.say("Where it is installed", "Où l’installer")) }
+                    @for of in &PLACES {
+                        label class="check" {
+                            input type="radio" name="place" value=(of.flag) checked[place == of.flag];
+                            span {
+                                (visit.language.say(of.english, of.french)) " "
+                                span class="help" { (visit.language.say(of.english_help, of.french_help)) }
+                            }
+                        }
+                    }
+                }
+                fieldset class="opts" {
+                    legend { (visit.say("Machines", "Machines")) }
+                    @for (value, english, french) in
+                        [("", "those of selected_vms", "celles de selected_vms"), ("all", "all", "toutes")] {
+                        label class="check" {
+                            input type="radio" name="machines" value=(value)
+                                checked[form.get("machines").unwrap_or_default() == value];
+                            span { (visit.language.say(english, french)) }
+                        }
+                    }
+                }
+                fieldset class="opts" {
+                    legend { (visit.say("After each backup", "Après chaque sauvegarde")) }
+                    label class="check" {
+                        input type="checkbox" name="verify" value="1" checked[checked("verify")];
+                        span { (name("verify")) " " span class="help" { "--verify" } }
+                    }
+                    label class="check" {
+                        input type="checkbox" name="prune" value="1" checked[checked("prune")];
+                        span {
+                            (visit.say("Remove old points by the rules", "Supprimer les vieux points selon les règles"))
+                            " " span class="help" { "--prune" }
+                        }
+                    }
+                }
+                (option_field(visit, "random_delay", &value("random_delay"), delay.as_deref(),
+                    visit.say("Random delay", "Délai aléatoire"),
+                    visit.say("spreads hosts that share a server, for example 15m",
+                        "répartit les hôtes d’un même serveur, par exemple 15m")))
+                (option_field(visit, "sample", &value("sample"), sample.as_deref(), name("verify_sample"),
+                    visit.say("share of the repository to read back, for example 5%",
+                        "part du dépôt à relire, par exemple 5%")))
+                (option_field(visit, "drill", drill, wrong_drill.as_deref(),
+                    visit.say("Drills", "Essais de démarrage"),
+                    visit.say("when three machines at a time are booted from their points, for example weekly",
+                        "quand trois machines à la fois sont démarrées depuis leurs points, par exemple weekly")))
+            }
+            div class="row" {
+                button type="submit" class="pri" { (visit.say("Install", "Installer")) }
+                button type="submit" name="dry" value="1" {
+                    (visit.say("Show what would be installed", "Montrer ce qui serait installé"))
+                }
+            }
+            (html::line(&visit.console.toolbox.command_line(&install_words(form, &meant.target, place, drill))))
+        }
+    }
+}
+
+fn option_field(visit: &Visit, name: &str, value: &str, error: Option<&str>, label: &str, help: &str) -> Markup {
+    html! {
+        div class="field" {
+            label for=(name) { (label) }
+            input id=(name) name=(name) type="text" class="w-s mono" value=(value) autocomplete="off"
+                aria-invalid=[error.map(|_| "true")]
+                aria-describedby={(name) "-h" @if error.is_some() { " " (name) "-e" }};
+            span class="help" id={(name) "-h"} { (help) }
+            @if let Some(error) = error {
+                p class="err" id={(name) "-e"} {
+                    (html::icon("crit")) span class="brk" { (visit.language.of_command(error)) }
+                }
+            }
+        }
+    }
+}
+
+/// The arguments that a form means.
+fn install_words(form: &Fields, cron: &str, place: &str, drill: &str) -> Vec<String> {
+    let mut words = vec!["schedule".to_owned(), "install".to_owned(), format!("--cron={cron}")];
+    words.extend(Some(place).filter(|place| !place.is_empty()).map(str::to_owned));
+    words.extend((form.get("machines") == Some("all")).then(|| "--all".to_owned()));
+    words.extend(form.get("random_delay").map(|delay| format!("--random-delay={}", delay.trim())));
+    words.extend(form.is_set("prune").then(|| "--prune".to_owned()));
+    words.extend((!drill.trim().is_empty()).then(|| format!("--drill={}", drill.trim())));
+    let sample = form.get("sample").map(|share| format!("--verify-sample={}", share.trim()));
+    let options: Vec<String> = form.is_set("verify").then(|| "--verify".to_owned()).into_iter().chain(sample).collect();
+    if !options.is_empty() {
+        words.push("--".into());
+        words.extend(options);
+    }
+    words
+}
+
+/// The flag of the place that a form names; nothing else gets through.
+fn place(visit: &Visit) -> &'static str {
+    let wanted = visit.form.get("place").unwrap_or_default();
+    PLACES.iter().find(|place| place.flag == wanted).map_or("", |place| place.flag)
+}
+
+/// `POST /schedule/install`
+pub(super) async fn install(Extension(visit): Extension<Visit>) -> Response {
+    let field = |name: &str| visit.form.get(name).unwrap_or_default().trim();
+    let mut words = install_words(&visit.form, field("cron"), place(&visit), field("drill"));
+    if visit.form.is_set("dry") {
+        words.insert(2, "--dry-run".into());
+    }
+    let answer = visit.console.toolbox.act(&words).await;
+    if answer.exit_code != Some(0) {
+        return (StatusCode::UNPROCESSABLE_ENTITY, show(&visit, &visit.form, Some(&answer)).await).into_response();
+    }
+    results::show(&visit, visit.say("Schedule", "Planification"), &words, &answer, "/schedule").await
+}
+
+/// `POST /schedule/remove`
+pub(super) async fn remove(Extension(visit): Extension<Visit>) -> Response {
+    let flag = Some(place(&visit)).filter(|flag| !flag.is_empty()).map(str::to_owned);
+    let words: Vec<String> = ["schedule".to_owned(), "remove".to_owned()].into_iter().chain(flag).collect();
+    let answer = visit.console.toolbox.act(&words).await;
+    results::show(&visit, visit.say("Schedule", "Planification"), &words, &answer, "/schedule").await
+}

@@ -1,0 +1,283 @@
+//! Bytes of a disk or of a partition of it.
+
+use super::{FsError, Result, damaged};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::rc::Rc;
+
+/// Something that has bytes.
+pub(crate) trait BlockSource {
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buffer` with those at `offset`. Beyond the end is an error.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+/// A shared source: a process that parses has one thread.
+pub(crate) type Blocks = Rc<dyn BlockSource>;
+
+/// A part of a source.
+pub(crate) struct BlocksSlice {
+    inner: Blocks,
+    start: u64,
+    size_bytes: u64,
+}
+
+impl BlocksSlice {
+    /// The `size_bytes` at `start`, as far as they are there.
+    pub(crate) fn of(inner: &Blocks, start: u64, size_bytes: u64) -> Blocks {
+        let available = inner.size_bytes().saturating_sub(start);
+        Rc::new(BlocksSlice { inner: Rc::clone(inner), start, size_bytes: size_bytes.min(available) })
+    }
+}
+
+fn check_bounds(size_bytes: u64, offset: u64, length: usize) -> Result<()> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= size_bytes => Ok(()),
+        _ => Err(damaged(format!("it refers to byte {offset}, beyond its end"))),
+    }
+}
+
+impl BlockSource for BlocksSlice {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        check_bounds(self.size_bytes, offset, buffer.len())?;
+        self.inner.read_at(self.start + offset, buffer)
+    }
+}
+
+/// The size of a page of the cache.
+const PAGE_BYTES: u64 = 64 << 10;
+
+/// So many pages are kept: 32 MiB.
+const PAGES: usize = 512;
+
+/// What was read last, so that small reads of one place cost one request.
+pub(crate) struct Cached<S> {
+    inner: S,
+    pages: RefCell<Pages>,
+}
+
+#[derive(Default)]
+struct Pages {
+    by_number: HashMap<u64, (u64, Rc<Vec<u8>>)>,
+    by_use: BTreeMap<u64, u64>,
+    uses: u64,
+}
+
+impl<S: BlockSource> Cached<S> {
+    pub(crate) fn new(inner: S) -> Cached<S> {
+        Cached { inner, pages: RefCell::default() }
+    }
+
+    fn page(&self, number: u64) -> Result<Rc<Vec<u8>>> {
+        let mut pages = self.pages.borrow_mut();
+        pages.uses += 1;
+        let now = pages.uses;
+        if let Some((last, page)) = pages.by_number.get_mut(&number) {
+            let (before, page) = (std::mem::replace(last, now), Rc::clone(page));
+            pages.by_use.remove(&before);
+            pages.by_use.insert(now, number);
+            return Ok(page);
+        }
+        let offset = number * PAGE_BYTES;
+        let length = PAGE_BYTES.min(self.inner.size_bytes().saturating_sub(offset));
+        let mut bytes = vec![0; length as usize];
+        self.inner.read_at(offset, &mut bytes)?;
+        if pages.by_number.len() >= PAGES
+            && let Some((_, oldest)) = pages.by_use.pop_first()
+        {
+            pages.by_number.remove(&oldest);
+        }
+        let page = Rc::new(bytes);
+        pages.by_number.insert(number, (now, Rc::clone(&page)));
+        pages.by_use.insert(now, number);
+        Ok(page)
+    }
+}
+
+impl<S: BlockSource> BlockSource for Cached<S> {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        check_bounds(self.inner.size_bytes(), offset, buffer.len())?;
+        // Long reads are a file's data: they would push out everything else.
+        if buffer.len() as u64 >= 2 * PAGE_BYTES {
+            return self.inner.read_at(offset, buffer);
+        }
+        let (mut at, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let page = self.page(at / PAGE_BYTES)?;
+            let begin = (at % PAGE_BYTES) as usize;
+            let length = rest.len().min(page.len() - begin);
+            let (now, later) = rest.split_at_mut(length);
+            now.copy_from_slice(&page[begin..begin + length]);
+            at += length as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes a crate may still read for what it was asked: a structure that leads back to itself ends there.
+pub(crate) type Allowance = Rc<Cell<u64>>;
+
+/// A source as a file, for crates that want one.
+pub(crate) struct Cursor {
+    blocks: Blocks,
+    position: u64,
+    allowance: Allowance,
+}
+
+impl Cursor {
+    pub(crate) fn new(blocks: &Blocks, allowance: &Allowance) -> Cursor {
+        Cursor { blocks: Rc::clone(blocks), position: 0, allowance: Rc::clone(allowance) }
+    }
+}
+
+impl io::Read for Cursor {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.blocks.size_bytes().saturating_sub(self.position);
+        let length = available.min(buffer.len() as u64) as usize;
+        let Some(left) = self.allowance.get().checked_sub(length as u64) else {
+            return Err(io::Error::other(damaged("its structures do not end")));
+        };
+        self.allowance.set(left);
+        self.blocks.read_at(self.position, &mut buffer[..length]).map_err(io::Error::other)?;
+        self.position += length as u64;
+        Ok(length)
+    }
+}
+
+impl io::Seek for Cursor {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            io::SeekFrom::Start(offset) => Some(offset),
+            io::SeekFrom::End(offset) => self.blocks.size_bytes().checked_add_signed(offset),
+            io::SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
+impl io::Write for Cursor {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What an error of a crate's reader means: that of ours, if it comes from there.
+pub(crate) fn of_io(error: &io::Error) -> FsError {
+    let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<FsError>());
+    ours.cloned().unwrap_or_else(|| damaged(error.to_string()))
+}
+
+/// Little-endian numbers of a structure; what lies beyond its end is zero.
+pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).and_then(|part| part.try_into().ok()).map_or(0, u16::from_le_bytes)
+}
+
+/// As [`le16`].
+pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|part| part.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+/// As [`le16`].
+pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    le16(bytes, at).swap_bytes()
+}
+
+/// As [`be16`].
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    le32(bytes, at).swap_bytes()
+}
+
+/// As [`be16`].
+pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
+    le64(bytes, at).swap_bytes()
+}
+
+/// Text that ends with the first zero byte.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).trim_end().to_owned()
+}
+
+/// A UUID as `blkid` prints it.
+pub(crate) fn uuid(bytes: &[u8]) -> Option<String> {
+    let bytes: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
+    (bytes != [0; 16]).then(|| uuid::Uuid::from_bytes(bytes).to_string())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Bytes in memory.
+    pub(crate) struct MemoryBlocks(pub(crate) Vec<u8>);
+
+    impl BlockSource for MemoryBlocks {
+        fn size_bytes(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            check_bounds(self.size_bytes(), offset, buffer.len())?;
+            buffer.copy_from_slice(&self.0[offset as usize..offset as usize + buffer.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_source_ends_with_its_allowance() {
+        use io::{Read, Seek};
+        let blocks: Blocks = Rc::new(MemoryBlocks(vec![7; 100]));
+        let allowance = Allowance::new(Cell::new(150));
+        let mut cursor = Cursor::new(&blocks, &allowance);
+        assert_eq!(cursor.read_to_end(&mut Vec::new()).unwrap(), 100);
+        cursor.rewind().unwrap();
+        let error = cursor.read_exact(&mut [0; 51]).unwrap_err();
+        assert_eq!(of_io(&error), damaged("its structures do not end"));
+        assert!(cursor.read_exact(&mut [0; 50]).is_ok());
+    }
+
+    #[test]
+    fn a_cache_reads_what_its_source_has_to_the_last_byte_and_not_beyond() {
+        let bytes: Vec<u8> = (0..200_001_u32).map(|number| (number / 7) as u8).collect();
+        let cached = Cached::new(MemoryBlocks(bytes.clone()));
+        for (offset, length) in [(0, 1), (65_530, 12), (0, 200_001), (131_000, 69_001), (200_000, 1), (65_536, 65_536)]
+        {
+            let mut read = vec![0; length];
+            cached.read_at(offset, &mut read).unwrap();
+            assert!(read == bytes[offset as usize..offset as usize + length], "{length} at {offset}");
+        }
+        assert!(cached.read_at(200_001, &mut [0]).is_err());
+        assert!(cached.read_at(u64::MAX, &mut [0]).is_err());
+    }
+
+    #[test]
+    fn a_slice_ends_where_it_ends() {
+        let disk: Blocks = Rc::new(MemoryBlocks((0..100).collect()));
+        let slice = BlocksSlice::of(&disk, 90, 50);
+        assert_eq!(slice.size_bytes(), 10);
+        let mut read = [0; 10];
+        slice.read_at(0, &mut read).unwrap();
+        assert_eq!(read, [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]);
+        assert!(slice.read_at(1, &mut read).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! Btrfs on one device, by the crate `lambutter`: the default subvolume, with the others as directories in it.
+//!
+//! What the crate does not read, `tree` does: times, device numbers, extended attributes, holes.
+
+mod tree;
+
+use super::blocks::{Blocks, text};
+use super::noted_reads::{NotedReads, ReadFailure};
+use super::{
+    DataRange, FsError, GuestFilesystem, InodeKind, InodeMetadata, Node, OpenedFilesystem, Result, Xattr, damaged,
+};
+use lambutter::{BlockRead, Btrfs, Inode, Path};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use tree::Trees;
+
+const SUPERBLOCK: u64 = 65_536;
+
+impl BlockRead for NotedReads {
+    type Error = FsError;
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), FsError> {
+        self.read(offset, buffer)
+    }
+}
+
+struct BtrfsVolume {
+    btrfs: Btrfs<NotedReads>,
+    trees: Trees,
+    failure: ReadFailure,
+    /// Every file that was seen, and under which path; a node is a place in it.
+    files: Vec<(Inode, Vec<u8>)>,
+    by_inode: HashMap<(u64, u64), usize>,
+}
+
+pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
+    let failure = ReadFailure::default();
+    let device = NotedReads::new(blocks, &failure);
+    let mut btrfs = Btrfs::open(device, blocks.size_bytes()).map_err(|error| of_btrfs(&error, &failure))?;
+    let root = Path::new(b"/").ok_or_else(|| damaged("it has no top directory"))?;
+    let root = btrfs.resolve(root).map_err(|error| of_btrfs(&error, &failure))?;
+    let mut superblock = vec![0; 4096];
+    blocks.read_at(SUPERBLOCK, &mut superblock)?;
+    let (label, uuid) = (text(&superblock[299..555]), super::blocks::uuid(&superblock[32..48]));
+    let trees = Trees::open(blocks)?;
+    let volume = BtrfsVolume { btrfs, trees, failure, files: vec![(root, b"/".to_vec())], by_inode: HashMap::new() };
+    Ok(OpenedFilesystem { filesystem: Box::new(volume), label, uuid })
+}
+
+fn of_btrfs(error: &lambutter::Error, failure: &RefCell<Option<FsError>>) -> FsError {
+    let io = failure.take();
+    match error {
+        lambutter::Error::Io { .. } => io.unwrap_or_else(|| damaged("it cannot be read")),
+        lambutter::Error::UnsupportedFeature(what)
+        | lambutter::Error::UnsupportedProfile(what)
+        | lambutter::Error::UnsupportedChecksum(what) => {
+            FsError::Unsupported(format!("Btrfs feature {what} is not supported"))
+        }
+        error => damaged(error.to_string()),
+    }
+}
+
+impl BtrfsVolume {
+    fn wrong(&self, error: &lambutter::Error) -> FsError {
+        of_btrfs(error, &self.failure)
+    }
+
+    fn key(&self, node: Node) -> Result<(u64, u64)> {
+        let inode = &self.file(node)?.0;
+        Ok((inode.subvolume(), inode.objectid()))
+    }
+
+    fn file(&self, node: Node) -> Result<&(Inode, Vec<u8>)> {
+        self.files.get(node.0 as usize).ok_or_else(|| damaged("a file is gone"))
+    }
+}
+
+impl GuestFilesystem for BtrfsVolume {
+    fn root(&self) -> Node {
+        Node(0)
+    }
+
+    fn metadata(&mut self, node: Node) -> Result<InodeMetadata> {
+        let inode = self.file(node)?.0;
+        let said = self.btrfs.metadata(&inode).map_err(|error| self.wrong(&error))?;
+        let kind = InodeKind::of_mode(said.mode).ok_or_else(|| damaged("an inode has no type"))?;
+        let times = self.trees.times((inode.subvolume(), inode.objectid()))?;
+        Ok(InodeMetadata {
+            kind,
+            size_bytes: said.size,
+            mode: Some(said.mode & 0o7777),
+            owner: Some((said.uid, said.gid)),
+            links: said.nlink,
+            modified: Some(times.modified),
+            accessed: Some(times.accessed),
+            device: matches!(kind, InodeKind::CharDevice | InodeKind::BlockDevice).then_some(times.device),
+        })
+    }
+
+    fn read_dir(&mut self, dir: Node) -> Result<Vec<(Vec<u8>, Node)>> {
+        let path = self.file(dir)?.1.clone();
+        let parsed = Path::new(&path).ok_or_else(|| damaged("a name has a zero byte"))?;
+        let entries = self.btrfs.read_dir(parsed).map_err(|error| self.wrong(&error))?;
+        let mut found = Vec::new();
+        for entry in entries {
+            let mut below = path.clone();
+            if !below.ends_with(b"/") {
+                below.push(b'/');
+            }
+            below.extend(&entry.name);
+            let files = &mut self.files;
+            let key = (entry.inode.subvolume(), entry.inode.objectid());
+            let number = *self.by_inode.entry(key).or_insert_with(|| {
+                files.push((entry.inode, below));
+                files.len() - 1
+            });
+            found.push((entry.name, Node(number as u64)));
+        }
+        Ok(found)
+    }
+
+    fn read_link(&mut self, node: Node) -> Result<Vec<u8>> {
+        let path = self.file(node)?.1.clone();
+        let parsed = Path::new(&path).ok_or_else(|| damaged("a name has a zero byte"))?;
+        self.btrfs.read_link(parsed).map_err(|error| self.wrong(&error))
+    }
+
+    fn xattrs(&mut self, node: Node) -> Result<Vec<Xattr>> {
+        let key = self.key(node)?;
+        self.trees.xattrs(key)
+    }
+
+    fn data_ranges(&mut self, node: Node) -> Result<Vec<DataRange>> {
+        let size_bytes = self.metadata(node)?.size_bytes;
+        let key = self.key(node)?;
+        self.trees.data_ranges(key, size_bytes)
+    }
+
+    fn read_at(&mut self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let inode = self.file(node)?.0;
+        let mut done = 0;
+        while done < buffer.len() {
+            let read = self.btrfs.read_file_at(&inode, offset + done as u64, &mut buffer[done..]);
+            match read.map_err(|error| self.wrong(&error))? {
+                0 => return Err(damaged("a file is shorter than it says")),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
+}

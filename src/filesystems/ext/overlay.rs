@@ -1,0 +1,80 @@
+//! Blocks of the journal that stand for blocks of the file system.
+
+use super::super::{Result, damaged};
+use crc::{CRC_32_ISCSI, Crc, Digest};
+use std::collections::BTreeMap;
+
+/// What every block of the journal's own begins with.
+pub(super) const JOURNAL_MAGIC: u32 = 0xc03b_3998;
+
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// A block of the journal that stands for one of the file system.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Replacement {
+    /// Where it is on the disk.
+    pub(super) block: u64,
+    /// Whether its first four bytes were taken out, because they look like a block of the journal's own.
+    pub(super) is_escaped: bool,
+    pub(super) sequence: u32,
+    pub(super) checksum: Option<TagChecksum>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TagChecksum {
+    pub(super) seed: u32,
+    pub(super) value: u32,
+    pub(super) mask: u32,
+}
+
+impl Replacement {
+    /// Makes of what is there what the file system is to have.
+    pub(super) fn finish(&self, buffer: &mut [u8]) -> Result<()> {
+        if let Some(checksum) = self.checksum {
+            let found = crc(checksum.seed, &[&self.sequence.to_be_bytes(), buffer]);
+            if found & checksum.mask != checksum.value {
+                return Err(damaged(format!("a block of the journal, {}, has a wrong checksum", self.block)));
+            }
+        }
+        if self.is_escaped {
+            buffer[..4].copy_from_slice(&JOURNAL_MAGIC.to_be_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// What the journal replaces.
+#[derive(Debug, Default)]
+pub(super) struct JournalOverlay(pub(super) BTreeMap<u64, Replacement>);
+
+impl JournalOverlay {
+    pub(super) fn get(&self, block: u64) -> Option<&Replacement> {
+        self.0.get(&block)
+    }
+
+    /// Whether it replaces any of the blocks from `first` to before `end`.
+    pub(super) fn has_any(&self, first: u64, end: u64) -> bool {
+        self.0.range(first..end).next().is_some()
+    }
+}
+
+/// CRC-32C as the kernel has it: without the last inversion, so that one can go on from another.
+pub(super) fn crc(seed: u32, parts: &[&[u8]]) -> u32 {
+    // The crate's initial value is in the order of its algorithm's bits, and inverted as its result is.
+    let mut digest: Digest<'_, u32> = CRC.digest_with_initial(seed.reverse_bits());
+    parts.iter().for_each(|part| digest.update(part));
+    !digest.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_kernels() {
+        // "123456789" by CRC-32C is e3069283 after the inversion that the kernel leaves out.
+        assert_eq!(crc(u32::MAX, &[b"123456789"]), !0xe306_9283);
+        assert_eq!(crc(u32::MAX, &[b"1234", b"56789"]), !0xe306_9283);
+        assert_eq!(crc(crc(u32::MAX, &[b"1234"]), &[b"56789"]), !0xe306_9283);
+    }
+}

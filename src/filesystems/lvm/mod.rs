@@ -1,0 +1,221 @@
+//! Logical volumes of LVM ("LVM2 metadata format"), linear and striped.
+//!
+//! ```text
+//! physical volume   label ─→ header ─→ metadata area ─→ text: which extents make which logical volume
+//!                   extents, from pe_start on
+//! ```
+
+mod text;
+
+use super::blocks::{BlockSource, Blocks, BlocksSlice, le32, le64};
+use super::{FsError, Result, damaged};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use text::Section;
+
+const SECTOR: u64 = 512;
+
+/// The label is in one of the first sectors.
+const LABEL_SECTORS: u64 = 4;
+
+/// The longest metadata that is read.
+const MOST_TEXT_BYTES: u64 = 16 << 20;
+
+/// So many areas of metadata, and stripes, are looked at.
+const MOST_PARTS: usize = 128;
+
+/// A volume that was found.
+pub(super) struct LogicalVolume {
+    /// As in `/dev/mapper`.
+    pub(super) name: String,
+    /// Its bytes, or why it has none.
+    pub(super) blocks: Result<Blocks>,
+}
+
+struct PhysicalVolume {
+    group: String,
+    metadata: Section,
+    seqno: u64,
+    id: String,
+}
+
+/// Finds the logical volumes on these physical volumes.
+pub(super) fn find(parts: &[Blocks]) -> Vec<LogicalVolume> {
+    let physical: Vec<Option<PhysicalVolume>> = parts.iter().map(|part| read(part).ok()).collect();
+    // "The metadata with the highest sequence number is the current one".
+    let mut groups: BTreeMap<&str, &PhysicalVolume> = BTreeMap::new();
+    for volume in physical.iter().flatten() {
+        let newest = groups.entry(&volume.group).or_insert(volume);
+        if newest.seqno < volume.seqno {
+            *newest = volume;
+        }
+    }
+    let devices: BTreeMap<&str, &Blocks> =
+        physical.iter().zip(parts).filter_map(|(volume, part)| Some((volume.as_ref()?.id.as_str(), part))).collect();
+    let volumes = groups.into_iter().filter_map(|(name, group)| volumes_of(name, &group.metadata, &devices));
+    volumes.flatten().collect()
+}
+
+/// The name of a logical volume in `/dev/mapper`: "hyphens are doubled, and one is between group and volume".
+pub(super) fn mapper_name(group: &str, volume: &str) -> String {
+    format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
+}
+
+/// A CRC of 32 bits as LVM has it: with a start of its own, and not inverted in the end.
+fn checksum(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0xf597_a6cf, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+    })
+}
+
+fn read(part: &Blocks) -> Result<PhysicalVolume> {
+    let mut sector = [0; SECTOR as usize];
+    for number in 0..LABEL_SECTORS {
+        part.read_at(number * SECTOR, &mut sector)?;
+        let header = le32(&sector, 20) as usize;
+        if &sector[..8] != b"LABELONE" || checksum(&sector[20..]) != le32(&sector, 16) || header > 400 {
+            continue;
+        }
+        let id = String::from_utf8_lossy(&sector[header..header + 32]).into_owned();
+        // Pairs of offset and size: areas of data, and behind a zero those of metadata.
+        let pairs = sector[header + 40..].chunks_exact(16).map(|pair| (le64(pair, 0), le64(pair, 8)));
+        let areas = pairs.skip_while(|(offset, _)| *offset != 0).skip(1).take_while(|(offset, _)| *offset != 0);
+        for (offset, _) in areas.take(MOST_PARTS) {
+            if let Ok(mut found) = read_metadata(part, offset) {
+                found.id = id;
+                return Ok(found);
+            }
+        }
+    }
+    Err(damaged("it has no metadata of LVM"))
+}
+
+/// "mda_header": checksum, magic, version, start, size, and where the text is: offset, size, checksum, flags.
+fn read_metadata(part: &Blocks, area: u64) -> Result<PhysicalVolume> {
+    let mut header = [0; SECTOR as usize];
+    part.read_at(area, &mut header)?;
+    let (start, size) = (le64(&header, 24), le64(&header, 32));
+    let (offset, length) = (le64(&header, 40), le64(&header, 48));
+    let is_within = offset >= SECTOR && offset < size && length > 0 && length < size - SECTOR;
+    if &header[4..20] != b" LVM2 x[5A%r0N*>" || checksum(&header[4..]) != le32(&header, 0) || start != area {
+        return Err(damaged("the metadata area has no header"));
+    }
+    if !is_within || length > MOST_TEXT_BYTES {
+        return Err(damaged("the metadata is not in its area"));
+    }
+    let area = BlocksSlice::of(part, area, size);
+    let mut bytes = vec![0; length as usize];
+    // The area is a ring, behind its header.
+    let first = length.min(size - offset) as usize;
+    area.read_at(offset, &mut bytes[..first])?;
+    area.read_at(SECTOR, &mut bytes[first..])?;
+    if checksum(&bytes) != le32(&header, 56) {
+        return Err(damaged("the checksum of the metadata is wrong"));
+    }
+    let document = text::parse(&bytes)?;
+    let (group, metadata) = document.sections().next().ok_or_else(|| damaged("the metadata has no volume group"))?;
+    let seqno = metadata.number("seqno").unwrap_or_default();
+    Ok(PhysicalVolume { group: group.to_owned(), metadata: metadata.clone(), seqno, id: String::new() })
+}
+
+/// The visible volumes of a group; none if the metadata makes no sense.
+fn volumes_of(name: &str, group: &Section, devices: &BTreeMap<&str, &Blocks>) -> Option<Vec<LogicalVolume>> {
+    let extent_bytes = group.number("extent_size").filter(|size| *size > 0)?.checked_mul(SECTOR)?;
+    let mut starts: BTreeMap<&str, Option<(&Blocks, u64)>> = BTreeMap::new();
+    for (key, physical) in group.section("physical_volumes")?.sections() {
+        let id = physical.text("id")?.replace('-', "");
+        let start = physical.number("pe_start")?.checked_mul(SECTOR)?;
+        starts.insert(key, devices.get(id.as_str()).map(|blocks| (*blocks, start)));
+    }
+    let Some(volumes) = group.section("logical_volumes") else { return Some(Vec::new()) };
+    let visible = volumes.sections().filter(|(_, volume)| volume.texts("status").any(|word| word == "VISIBLE"));
+    let found = visible.map(|(volume, about)| {
+        let unsupported = || Err(FsError::Unsupported("kvmb cannot read logical volumes of this kind".into()));
+        let blocks = mapped(about, extent_bytes, &starts).unwrap_or_else(unsupported);
+        LogicalVolume { name: mapper_name(name, volume), blocks }
+    });
+    Some(found.collect())
+}
+
+/// The bytes of a logical volume; none if it is of a kind that is not read here.
+fn mapped(
+    about: &Section,
+    extent_bytes: u64,
+    starts: &BTreeMap<&str, Option<(&Blocks, u64)>>,
+) -> Option<Result<Blocks>> {
+    let mut segments: Vec<Segment> = Vec::new();
+    for (_, segment) in about.sections() {
+        let list = segment.list("stripes").filter(|list| !list.is_empty() && list.len() <= 2 * MOST_PARTS)?;
+        if segment.text("type") != Some("striped") {
+            return None;
+        }
+        let mut stripes = Vec::new();
+        for pair in list.chunks(2) {
+            let [device, first] = pair else { return None };
+            let (device, first) = (device.text()?, first.number()?);
+            let Some((blocks, start)) = starts.get(device)? else {
+                let reason = format!("a part of it is on physical volume {device}, which is not on the disks");
+                return Some(Err(FsError::Unsupported(reason)));
+            };
+            stripes.push((Rc::clone(blocks), first.checked_mul(extent_bytes)?.checked_add(*start)?));
+        }
+        let length = segment.number("extent_count")?.checked_mul(extent_bytes)?;
+        let stripe_bytes = match stripes.len() {
+            1 => length,
+            _ => segment.number("stripe_size")?.checked_mul(SECTOR)?,
+        };
+        if length == 0 || stripe_bytes == 0 {
+            return None;
+        }
+        let start = segment.number("start_extent")?.checked_mul(extent_bytes)?;
+        segments.push(Segment { start, length, stripe_bytes, stripes });
+    }
+    segments.sort_by_key(|segment| segment.start);
+    let mut end = 0_u64;
+    for segment in &segments {
+        if segment.start != end {
+            return Some(Err(damaged("the segments of the logical volume do not follow one another")));
+        }
+        end = end.checked_add(segment.length)?;
+    }
+    Some(Ok(Rc::new(Mapped { segments, size_bytes: end })))
+}
+
+/// A stretch of a logical volume: on one device, or on several by turns.
+struct Segment {
+    start: u64,
+    length: u64,
+    stripe_bytes: u64,
+    stripes: Vec<(Blocks, u64)>,
+}
+
+struct Mapped {
+    segments: Vec<Segment>,
+    size_bytes: u64,
+}
+
+impl BlockSource for Mapped {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.size_bytes);
+        let end = end.ok_or_else(|| damaged(format!("it refers to byte {offset}, beyond its end")))?;
+        let mut at = offset;
+        while at < end {
+            let after = self.segments.partition_point(|segment| segment.start <= at);
+            let segment = &self.segments[after - 1];
+            let within = at - segment.start;
+            let (stripe, skipped) = (within / segment.stripe_bytes, within % segment.stripe_bytes);
+            let count = segment.stripes.len() as u64;
+            let (blocks, start) = &segment.stripes[(stripe % count) as usize];
+            let length = (segment.stripe_bytes - skipped).min(segment.length - within).min(end - at);
+            let place = &mut buffer[(at - offset) as usize..(at - offset + length) as usize];
+            let from = start.checked_add(stripe / count * segment.stripe_bytes + skipped);
+            blocks.read_at(from.ok_or_else(|| damaged("an extent is beyond all numbers"))?, place)?;
+            at += length;
+        }
+        Ok(())
+    }
+}

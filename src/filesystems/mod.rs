@@ -1,0 +1,203 @@
+//! The file systems of guests, read without the kernel.
+//!
+//! Everything here parses hostile bytes, so it runs in a confined process only (see the layer `confined`), allocates
+//! nothing because a guest says so, and bounds every loop. It reads through a [`blocks::BlockSource`] and writes
+//! nowhere.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`blocks`] | bytes of a disk or of a partition, cached |
+//! | `noted_reads` | the same for crates, and why a read failed |
+//! | [`partitions`] | GPT and MBR |
+//! | [`mod@format`], [`probe`] | what is on a partition, by its signature |
+//! | [`ext`] | ext2, ext3, ext4, with the journal replayed in memory |
+//! | [`fat`], [`ntfs`], [`xfs`], [`btrfs`] | the others, by crates |
+//! | `lvm` | logical volumes of LVM |
+//! | [`volumes`] | all file systems of a point's disks |
+//! | [`systems`] | operating systems: `os-release` and `fstab`, or `Windows\System32` |
+//! | [`namespace`] | paths, links and mounted file systems, as the guest sees them |
+
+pub(crate) mod blocks;
+pub(crate) mod btrfs;
+pub(crate) mod ext;
+pub(crate) mod fat;
+pub(crate) mod format;
+mod lvm;
+pub(crate) mod namespace;
+mod noted_reads;
+pub(crate) mod ntfs;
+pub(crate) mod partitions;
+pub(crate) mod probe;
+pub(crate) mod systems;
+pub(crate) mod volumes;
+pub(crate) mod xfs;
+
+use serde::{Deserialize, Serialize};
+
+/// The result of reading a guest's file system.
+pub(crate) type Result<T> = std::result::Result<T, FsError>;
+
+/// Why something of a guest's file system cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum FsError {
+    /// The repository does not have the bytes: it is damaged, or cannot be reached.
+    #[error("{0}")]
+    Unreadable(String),
+    /// What is there makes no sense.
+    #[error("the file system is damaged: {0}")]
+    Damaged(String),
+    /// It makes sense to somebody else.
+    #[error("{0}")]
+    Unsupported(String),
+    /// There is nothing by that name.
+    #[error("{path} does not exist{}", crate::suggest::suggestion(near))]
+    NotFound {
+        /// The part of the path that is not there.
+        path: String,
+        /// Names like it.
+        near: Vec<String>,
+    },
+    /// A path that means nothing here.
+    #[error("{0}")]
+    BadPath(String),
+}
+
+/// Makes an [`FsError::Damaged`].
+pub(crate) fn damaged(what: impl Into<String>) -> FsError {
+    FsError::Damaged(what.into())
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum InodeKind {
+    File,
+    Directory,
+    Symlink,
+    CharDevice,
+    BlockDevice,
+    Fifo,
+    Socket,
+}
+
+impl InodeKind {
+    /// By the type bits of a Unix mode.
+    pub(crate) fn of_mode(mode: u32) -> Option<InodeKind> {
+        Some(match mode & 0o170_000 {
+            0o100_000 => InodeKind::File,
+            0o040_000 => InodeKind::Directory,
+            0o120_000 => InodeKind::Symlink,
+            0o020_000 => InodeKind::CharDevice,
+            0o060_000 => InodeKind::BlockDevice,
+            0o010_000 => InodeKind::Fifo,
+            0o140_000 => InodeKind::Socket,
+            _ => return None,
+        })
+    }
+
+    /// The word in records.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            InodeKind::File => "file",
+            InodeKind::Directory => "directory",
+            InodeKind::Symlink => "symlink",
+            InodeKind::CharDevice => "char_device",
+            InodeKind::BlockDevice => "block_device",
+            InodeKind::Fifo => "fifo",
+            InodeKind::Socket => "socket",
+        }
+    }
+}
+
+/// A moment, in seconds since 1970 and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Timestamp {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
+}
+
+/// What a file system says of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InodeMetadata {
+    pub(crate) kind: InodeKind,
+    pub(crate) size_bytes: u64,
+    /// Permission bits with setuid, setgid and sticky; none where the file system has none.
+    pub(crate) mode: Option<u32>,
+    pub(crate) owner: Option<(u32, u32)>,
+    /// How many names it has; 1 where the file system does not say.
+    pub(crate) links: u32,
+    pub(crate) modified: Option<Timestamp>,
+    pub(crate) accessed: Option<Timestamp>,
+    /// Major and minor number of a device.
+    pub(crate) device: Option<(u32, u32)>,
+}
+
+/// A file of one file system, by a number that this has for it while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Node(pub(crate) u64);
+
+/// A stretch of a file that is not a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DataRange {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// An extended attribute: its name with the prefix, and its value.
+pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
+
+/// A file system that can be read. What it returns is what the guest wrote, unless a method says that it is checked.
+pub(crate) trait GuestFilesystem {
+    fn root(&self) -> Node;
+
+    /// What is said of a file.
+    fn metadata(&mut self, node: Node) -> Result<InodeMetadata>;
+
+    /// The names in a directory, without `.` and `..`, in no order.
+    fn read_dir(&mut self, dir: Node) -> Result<Vec<(Vec<u8>, Node)>>;
+
+    /// Whether names that differ in case alone are the same.
+    fn ignores_case(&self) -> bool {
+        false
+    }
+
+    /// What a symbolic link points to.
+    fn read_link(&mut self, node: Node) -> Result<Vec<u8>>;
+
+    fn xattrs(&mut self, _node: Node) -> Result<Vec<Xattr>> {
+        Ok(Vec::new())
+    }
+
+    /// Where a file has data, in order and without overlap, within its size; the rest are holes.
+    fn data_ranges(&mut self, node: Node) -> Result<Vec<DataRange>>;
+
+    /// Fills `buffer` with the bytes at `offset`, which lie within the file's size.
+    fn read_at(&mut self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+/// A file system that was opened: with its label and UUID, as `blkid` prints them.
+pub(crate) struct OpenedFilesystem {
+    pub(crate) filesystem: Box<dyn GuestFilesystem>,
+    pub(crate) label: String,
+    pub(crate) uuid: Option<String>,
+}
+
+/// The most stretches of data that one file may have.
+const MOST_RANGES: usize = 4 << 20;
+
+/// Adds a stretch, joined to the last one where it follows.
+pub(crate) fn push_range(ranges: &mut Vec<DataRange>, offset: u64, length: u64) -> Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let is_full = ranges.len() >= MOST_RANGES;
+    match ranges.last_mut() {
+        Some(last) if last.offset + last.length == offset => last.length += length,
+        Some(last) if last.offset + last.length > offset => return Err(damaged("a file's extents overlap")),
+        _ if is_full => {
+            return Err(FsError::Unsupported("the file has more than 4 million fragments".into()));
+        }
+        _ => ranges.push(DataRange { offset, length }),
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! A source for crates whose errors have no place for why a read failed: it is noted beside them.
+
+use super::blocks::Blocks;
+use super::{FsError, Result};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Why the last read failed, until somebody takes it.
+pub(super) type ReadFailure = Rc<RefCell<Option<FsError>>>;
+
+/// The bytes of a source.
+pub(super) struct NotedReads {
+    blocks: Blocks,
+    failure: ReadFailure,
+}
+
+impl NotedReads {
+    /// Reads from these blocks, and notes what fails there.
+    pub(super) fn new(blocks: &Blocks, failure: &ReadFailure) -> NotedReads {
+        NotedReads { blocks: Rc::clone(blocks), failure: Rc::clone(failure) }
+    }
+
+    /// Fills `buffer` with the bytes at `offset`.
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.blocks.read_at(offset, buffer).inspect_err(|error| {
+            self.failure.replace(Some(error.clone()));
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! All file systems of a point's disks.
+
+use super::blocks::{Blocks, BlocksSlice};
+use super::format::FilesystemFormat;
+use super::{FsError, GuestFilesystem, Result, lvm, partitions, probe};
+use serde::{Deserialize, Serialize};
+use std::rc::Rc;
+
+/// So many logical volumes are looked at.
+const MOST_LOGICAL: usize = 1024;
+
+/// A partition, or a whole disk without a partition table, and what is on it.
+pub(crate) struct Volume {
+    pub(crate) about: VolumeInfo,
+    opened: Option<Box<dyn GuestFilesystem>>,
+}
+
+/// What is said of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VolumeInfo {
+    /// `vda2`, or `vda` for a whole disk.
+    pub(crate) name: String,
+    pub(crate) disk: String,
+    /// The disk's place among the disks; none for a logical volume.
+    pub(crate) disk_number: Option<usize>,
+    /// The partition's number; none for a whole disk.
+    pub(crate) partition: Option<u32>,
+    pub(crate) partition_name: String,
+    pub(crate) partition_uuid: Option<String>,
+    pub(crate) offset_bytes: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) format: FilesystemFormat,
+    pub(crate) label: String,
+    pub(crate) uuid: Option<String>,
+    /// Why it cannot be read.
+    pub(crate) problem: Option<FsError>,
+    /// The operating system that it is the root of.
+    pub(crate) system: Option<String>,
+    /// Where the operating system that was found mounts it.
+    pub(crate) mount_point: Option<String>,
+}
+
+pub(crate) struct Volumes(pub(crate) Vec<Volume>);
+
+impl Volumes {
+    /// Looks at every disk; what cannot be read is a volume with a problem.
+    pub(crate) fn find(disks: &[(String, Blocks)]) -> Volumes {
+        let (mut found, mut parts) = (Vec::new(), Vec::new());
+        for (disk_number, (disk, blocks)) in disks.iter().enumerate() {
+            let whole = |problem| VolumeInfo {
+                name: disk.clone(),
+                disk: disk.clone(),
+                disk_number: Some(disk_number),
+                partition: None,
+                partition_name: String::new(),
+                partition_uuid: None,
+                offset_bytes: 0,
+                size_bytes: blocks.size_bytes(),
+                format: FilesystemFormat::Unknown,
+                label: String::new(),
+                uuid: None,
+                problem,
+                system: None,
+                mount_point: None,
+            };
+            // A file system on the whole disk may have what looks like a table in its boot sector.
+            let partitions = match probe::format_of(blocks) {
+                Err(error) => {
+                    found.push(Volume { about: whole(Some(error)), opened: None });
+                    continue;
+                }
+                Ok(FilesystemFormat::Unknown) => partitions::read(blocks),
+                Ok(_) => Ok(Vec::new()),
+            };
+            match partitions {
+                Err(error) => found.push(Volume { about: whole(Some(error)), opened: None }),
+                Ok(partitions) if partitions.is_empty() => {
+                    found.push(open(blocks, whole(None)));
+                    parts.push((found.len() - 1, Rc::clone(blocks)));
+                }
+                Ok(partitions) => partitions.into_iter().for_each(|partition| {
+                    let separator = if disk.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
+                    let about = VolumeInfo {
+                        name: format!("{disk}{separator}{}", partition.number),
+                        partition: Some(partition.number),
+                        partition_name: partition.name,
+                        partition_uuid: partition.uuid,
+                        offset_bytes: partition.start,
+                        size_bytes: partition.size_bytes,
+                        ..whole(None)
+                    };
+                    let blocks = BlocksSlice::of(blocks, partition.start, partition.size_bytes);
+                    found.push(open(&blocks, about));
+                    parts.push((found.len() - 1, blocks));
+                }),
+            }
+        }
+        add_logical(&mut found, parts);
+        Volumes(found)
+    }
+
+    /// The file system of a volume, if it can be read.
+    pub(crate) fn filesystem(&mut self, volume: usize) -> Result<&mut dyn GuestFilesystem> {
+        let volume = self.0.get_mut(volume).ok_or_else(|| super::damaged("no such volume"))?;
+        let about = &volume.about;
+        match (&mut volume.opened, &about.problem) {
+            (Some(opened), _) => Ok(opened.as_mut()),
+            (None, Some(problem)) => Err(problem.clone()),
+            (None, None) => Err(not_readable(about.format)),
+        }
+    }
+
+    /// Those that can be read.
+    pub(crate) fn readable(&self) -> Vec<usize> {
+        (0..self.0.len()).filter(|volume| self.0[*volume].opened.is_some()).collect()
+    }
+}
+
+/// Adds the logical volumes on those that are parts of LVM.
+fn add_logical(found: &mut Vec<Volume>, mut parts: Vec<(usize, Blocks)>) {
+    parts.retain(|(volume, _)| found[*volume].about.format == FilesystemFormat::Lvm);
+    let blocks: Vec<Blocks> = parts.into_iter().map(|(_, blocks)| blocks).collect();
+    for volume in lvm::find(&blocks).into_iter().take(MOST_LOGICAL) {
+        let about = VolumeInfo {
+            name: volume.name.clone(),
+            disk: volume.name,
+            disk_number: None,
+            partition: None,
+            partition_name: String::new(),
+            partition_uuid: None,
+            offset_bytes: 0,
+            size_bytes: volume.blocks.as_ref().map_or(0, |blocks| blocks.size_bytes()),
+            format: FilesystemFormat::Unknown,
+            label: String::new(),
+            uuid: None,
+            problem: None,
+            system: None,
+            mount_point: None,
+        };
+        found.push(match volume.blocks {
+            Ok(blocks) => open(&blocks, about),
+            Err(error) => Volume { about: VolumeInfo { problem: Some(error), ..about }, opened: None },
+        });
+    }
+}
+
+/// Why nobody reads a format.
+fn not_readable(format: FilesystemFormat) -> FsError {
+    FsError::Unsupported(match format {
+        FilesystemFormat::Unknown => "it holds no file system that kvmb knows".to_owned(),
+        FilesystemFormat::Lvm => "it is a part of logical volumes, which have names of their own".to_owned(),
+        format => format!("kvmb cannot read {}", format.word()),
+    })
+}
+
+fn open(blocks: &Blocks, mut about: VolumeInfo) -> Volume {
+    let mut opened = None;
+    match probe::format_of(blocks) {
+        Err(error) => about.problem = Some(error),
+        Ok(format) => {
+            about.format = format;
+            if format.is_readable() {
+                match probe::open(blocks, format) {
+                    Ok(found) => {
+                        (about.label, about.uuid) = (found.label, found.uuid);
+                        opened = Some(found.filesystem);
+                    }
+                    Err(error) => about.problem = Some(error),
+                }
+            }
+        }
+    }
+    Volume { about, opened }
+}

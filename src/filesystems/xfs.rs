@@ -1,0 +1,212 @@
+//! XFS, by the crate `lamxfs`, which replays the log in memory.
+//!
+//! The crate says what is in a file and how long it is, but not whose it is. Owner, times, links and device numbers are
+//! read here from the inode on the disk ("XFS Algorithms & Data Structures", 3rd edition). A log that was not emptied
+//! may hold a newer inode: where the size or the mode differs from the crate's, they are left out rather than wrong.
+//! Extended attributes are not read.
+
+use super::blocks::{Blocks, be16, be32, be64};
+use super::noted_reads::{NotedReads, ReadFailure};
+use super::{
+    DataRange, FsError, GuestFilesystem, InodeKind, InodeMetadata, Node, OpenedFilesystem, Result, Timestamp, damaged,
+    push_range,
+};
+use lamxfs::{BlockRead, Inode, Path, Xfs};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// `XFS_DIFLAG2_BIGTIME`: times are nanoseconds since 1901.
+const FLAG_BIGTIME: u64 = 8;
+
+impl BlockRead for NotedReads {
+    type Error = FsError;
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), FsError> {
+        self.read(offset, buffer)
+    }
+}
+
+struct XfsVolume {
+    xfs: Xfs<NotedReads>,
+    blocks: Blocks,
+    failure: ReadFailure,
+    geometry: XfsGeometry,
+    /// Under which path a file was seen: the crate reads directories and links by path.
+    paths: HashMap<u64, Vec<u8>>,
+}
+
+/// What finds an inode.
+struct XfsGeometry {
+    root: u64,
+    group_blocks: u64,
+    block_log: u32,
+    inode_bytes: usize,
+    inodes_per_block_log: u32,
+    group_blocks_log: u32,
+}
+
+pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
+    let failure = ReadFailure::default();
+    let device = NotedReads::new(blocks, &failure);
+    let xfs = Xfs::open(device, blocks.size_bytes()).map_err(|error| of_xfs(&error, &failure))?;
+    let mut superblock = [0; 512];
+    blocks.read_at(0, &mut superblock)?;
+    let geometry = XfsGeometry {
+        root: be64(&superblock, 56),
+        group_blocks: be32(&superblock, 84).into(),
+        block_log: superblock[120].into(),
+        inode_bytes: be16(&superblock, 104).into(),
+        inodes_per_block_log: superblock[123].into(),
+        group_blocks_log: superblock[124].into(),
+    };
+    let label = xfs.label().unwrap_or_default().to_owned();
+    let uuid = Some(uuid::Uuid::from_bytes(xfs.uuid()).to_string());
+    let paths = HashMap::from([(geometry.root, b"/".to_vec())]);
+    let volume = XfsVolume { xfs, blocks: Rc::clone(blocks), failure, geometry, paths };
+    Ok(OpenedFilesystem { filesystem: Box::new(volume), label, uuid })
+}
+
+fn of_xfs(error: &lamxfs::Error, failure: &RefCell<Option<FsError>>) -> FsError {
+    let io = failure.take();
+    match error {
+        lamxfs::Error::Io { .. } => io.unwrap_or_else(|| damaged("it cannot be read")),
+        lamxfs::Error::UnsupportedFeature(feature) => {
+            FsError::Unsupported(format!("XFS feature {feature} is not supported"))
+        }
+        error => damaged(format!("{error:?}")),
+    }
+}
+
+/// What the inode on the disk says.
+struct RawInode {
+    owner: (u32, u32),
+    links: u32,
+    modified: Timestamp,
+    accessed: Timestamp,
+    device: (u32, u32),
+    mode: u32,
+    size_bytes: u64,
+}
+
+impl XfsVolume {
+    fn wrong(&self, error: &lamxfs::Error) -> FsError {
+        of_xfs(error, &self.failure)
+    }
+
+    fn path(&self, node: Node) -> Result<Vec<u8>> {
+        self.paths.get(&node.0).cloned().ok_or_else(|| damaged("a file is gone"))
+    }
+
+    fn raw_inode(&self, number: u64) -> Result<Option<RawInode>> {
+        let geometry = &self.geometry;
+        let bits = geometry.group_blocks_log + geometry.inodes_per_block_log;
+        if bits >= 64 || geometry.block_log >= 32 || geometry.inode_bytes < 256 || geometry.inode_bytes > 2048 {
+            return Ok(None);
+        }
+        let (group, within) = (number >> bits, number & ((1 << bits) - 1));
+        let (block, index) =
+            (within >> geometry.inodes_per_block_log, within & ((1 << geometry.inodes_per_block_log) - 1));
+        let offset = group.checked_mul(geometry.group_blocks).and_then(|first| first.checked_add(block));
+        let offset = offset.and_then(|block| block.checked_mul(1 << geometry.block_log));
+        let Some(offset) = offset.and_then(|block| block.checked_add(index * geometry.inode_bytes as u64)) else {
+            return Ok(None);
+        };
+        let mut inode = vec![0; geometry.inode_bytes];
+        self.blocks.read_at(offset, &mut inode)?;
+        let version = inode[4];
+        if &inode[..2] != b"IN" || (version >= 3 && be64(&inode, 152) != number) {
+            return Ok(None);
+        }
+        let is_bigtime = version >= 3 && be64(&inode, 120) & FLAG_BIGTIME != 0;
+        let time = |at: usize| match is_bigtime {
+            true => {
+                let since_1901 = be64(&inode, at);
+                let seconds = (since_1901 / 1_000_000_000).cast_signed() - (1 << 31);
+                Timestamp { seconds, nanoseconds: (since_1901 % 1_000_000_000) as u32 }
+            }
+            false => Timestamp {
+                seconds: be32(&inode, at).cast_signed().into(),
+                nanoseconds: be32(&inode, at + 4).min(999_999_999),
+            },
+        };
+        let device = be32(&inode, if version >= 3 { 176 } else { 100 });
+        Ok(Some(RawInode {
+            owner: (be32(&inode, 8), be32(&inode, 12)),
+            links: be32(&inode, 16),
+            accessed: time(32),
+            modified: time(40),
+            device: (device >> 18, device & 0x3ffff),
+            mode: be16(&inode, 2).into(),
+            size_bytes: be64(&inode, 56),
+        }))
+    }
+}
+
+impl GuestFilesystem for XfsVolume {
+    fn root(&self) -> Node {
+        Node(self.geometry.root)
+    }
+
+    fn metadata(&mut self, node: Node) -> Result<InodeMetadata> {
+        let said = self.xfs.metadata(&Inode { ino: node.0 }).map_err(|error| self.wrong(&error))?;
+        let kind = InodeKind::of_mode(said.mode()).ok_or_else(|| damaged("an inode has no type"))?;
+        let raw = self.raw_inode(node.0)?;
+        let raw = raw.filter(|raw| raw.mode == said.mode() && raw.size_bytes == said.size());
+        let is_device = matches!(kind, InodeKind::CharDevice | InodeKind::BlockDevice);
+        Ok(InodeMetadata {
+            kind,
+            size_bytes: said.size(),
+            mode: Some(said.mode() & 0o7777),
+            owner: raw.as_ref().map(|raw| raw.owner),
+            links: raw.as_ref().map_or(1, |raw| raw.links),
+            modified: raw.as_ref().map(|raw| raw.modified),
+            accessed: raw.as_ref().map(|raw| raw.accessed),
+            device: raw.filter(|_| is_device).map(|raw| raw.device),
+        })
+    }
+
+    fn read_dir(&mut self, dir: Node) -> Result<Vec<(Vec<u8>, Node)>> {
+        let path = self.path(dir)?;
+        let entries = self.xfs.read_dir(Path::new(&path)).map_err(|error| self.wrong(&error))?;
+        let mut found = Vec::new();
+        for entry in entries {
+            if matches!(entry.name.as_slice(), b"." | b".." | b"") {
+                continue;
+            }
+            let mut below = path.clone();
+            if !below.ends_with(b"/") {
+                below.push(b'/');
+            }
+            below.extend(&entry.name);
+            self.paths.entry(entry.inode_number).or_insert(below);
+            found.push((entry.name, Node(entry.inode_number)));
+        }
+        Ok(found)
+    }
+
+    fn read_link(&mut self, node: Node) -> Result<Vec<u8>> {
+        let path = self.path(node)?;
+        self.xfs.read_link(Path::new(&path)).map_err(|error| self.wrong(&error))
+    }
+
+    fn data_ranges(&mut self, node: Node) -> Result<Vec<DataRange>> {
+        // The crate does not say where the holes are; zeros are left out when they are read.
+        let size_bytes = self.metadata(node)?.size_bytes;
+        let mut ranges = Vec::new();
+        push_range(&mut ranges, 0, size_bytes)?;
+        Ok(ranges)
+    }
+
+    fn read_at(&mut self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let read = self.xfs.read_file_at(&Inode { ino: node.0 }, offset + done as u64, &mut buffer[done..]);
+            match read.map_err(|error| self.wrong(&error))? {
+                0 => return Err(damaged("a file is shorter than it says")),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! Drills: a point is booted in isolation, and what becomes of it is watched.
+//!
+//! ```text
+//! point ─ served over NBD, writable, forgotten ──────────┐
+//!  └ definition ─ isolated, own name, UUID, MACs ─→ transient machine ─ started ─ console ─ agent ─ check
+//!                                                        └ ends with this process, and leaves nothing
+//! ```
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `definition.rs` | the isolated machine and its small files |
+//! | `result.rs` | what is asked, and what it came to |
+//! | `watch.rs` | the rungs, one after the other |
+//! | `verdict.rs` | what was seen, and what it means (pure) |
+//! | `console.rs` | what the guest writes |
+//! | `guest.rs` | what the agent is asked |
+//! | `leftovers.rs` | what a killed drill left |
+
+mod console;
+mod definition;
+mod guest;
+pub(crate) mod leftovers;
+mod result;
+mod verdict;
+mod watch;
+
+use super::points::OpenPoint;
+use super::serve::socket::PrivateSocket;
+use super::serve::{ServeRequest, ServedPoint};
+use super::{Error, Result, Stop};
+use crate::capture::process::ServerProcess;
+use crate::capture::{self, Definition, Hypervisor, RuntimeDirs};
+use crate::failpoint::{self, Failpoint};
+use crate::record::Damage;
+use crate::repo::{Index, Repository};
+use console::ConsoleText;
+use definition::{CONSOLE_SOCKET, DrillSource, FIRMWARE_SOCKET, NBD_SOCKET, Prepared};
+use leftovers::DrillState;
+pub(crate) use result::{DrillRequest, DrillResult};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+pub(crate) use verdict::Rung;
+
+/// How long a drill takes unless set otherwise, with the help of the processor and without it.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+const EMULATED_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Where a drill works, and with what.
+pub(crate) struct Drill<'a> {
+    pub(crate) hypervisor: &'a Hypervisor,
+    pub(crate) runtime: &'a RuntimeDirs,
+    pub(crate) repo: &'a Repository,
+    pub(crate) index: Arc<Index>,
+    pub(crate) stop: &'a Stop,
+}
+
+/// Removes what drills of this connection left whose process was killed.
+pub(crate) fn clear_abandoned(hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
+    for state in DrillState::abandoned(runtime)?.iter().filter(|state| state.connect == hypervisor.uri()) {
+        tracing::warn!(
+            machine = state.machine,
+            "removing what a drill left that was killed: {}",
+            state.drill_machine()
+        );
+        state.clear(hypervisor, runtime)?;
+    }
+    Ok(())
+}
+
+impl Drill<'_> {
+    /// Boots a point, and watches until it has come far enough, fails, or its time is over. Nothing of it remains.
+    pub(crate) fn run(&self, point: &OpenPoint, request: &DrillRequest) -> Result<DrillResult> {
+        let (xml, _) = point.definition_of_disks(self.repo, &self.index)?;
+        let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
+        let id = format!("{:08x}", rand::random::<u32>());
+        let folder = self.runtime.socket_folder().join(format!("drill-{id}"));
+        let mut state = DrillState {
+            id,
+            machine: point.manifest.machine.clone(),
+            connect: self.hypervisor.uri().to_owned(),
+            uuid: uuid::Uuid::new_v4().to_string(),
+            paths: vec![folder.clone()],
+            process: ServerProcess::this(),
+        };
+        let name = state.drill_machine();
+        state.paths.extend(definition::outside_paths(self.hypervisor, &definition, &name, &state.uuid));
+        let remains = Remains { state, runtime: self.runtime };
+        remains.state.save(self.runtime)?;
+        failpoint::hit(Failpoint::DrillNoted);
+        fs::DirBuilder::new().mode(0o711).create(&folder).map_err(Error::io("create", &folder))?;
+        let source = DrillSource {
+            repo: self.repo,
+            index: &self.index,
+            point,
+            hypervisor: self.hypervisor,
+            folder: &folder,
+            name: &name,
+            uuid: &remains.state.uuid,
+            memory_bytes: request.memory_bytes,
+            vcpus: request.vcpus,
+        };
+        let prepared = source.prepare()?;
+        failpoint::hit(Failpoint::DrillPrepared);
+        let limit = request.limit.unwrap_or(if prepared.is_accelerated { LIMIT } else { EMULATED_LIMIT });
+        if !prepared.is_accelerated {
+            tracing::info!(machine = remains.state.machine, "the drill runs without KVM: it may take {limit:?}");
+        }
+        let result = self.boot(point, request, &prepared, &folder, limit);
+        failpoint::hit(Failpoint::DrillEnded);
+        result
+    }
+
+    fn boot(
+        &self,
+        point: &OpenPoint,
+        request: &DrillRequest,
+        prepared: &Prepared,
+        folder: &Path,
+        limit: Duration,
+    ) -> Result<DrillResult> {
+        let disks: Vec<_> = prepared.disks.iter().collect();
+        let overlays = Some(self.runtime.scratch_folder());
+        let over = Stop::default();
+        let served = ServedPoint::new(
+            self.repo,
+            Arc::clone(&self.index),
+            point,
+            ServeRequest { disks: &disks, overlays },
+            &over,
+        )?;
+        let socket = |name: &str| PrivateSocket::bind(&folder.join(name), Some(prepared.owner));
+        let (nbd, console_socket, firmware_socket) =
+            (socket(NBD_SOCKET)?, socket(CONSOLE_SOCKET)?, socket(FIRMWARE_SOCKET)?);
+        let (console, firmware, damage) =
+            (ConsoleText::default(), ConsoleText::default(), Mutex::<Vec<Damage>>::default());
+        let is_over = AtomicBool::new(false);
+        thread::scope(|threads| {
+            let server = threads.spawn(|| {
+                served.run(&nbd, |met, _| {
+                    damage.lock().unwrap_or_else(PoisonError::into_inner).extend(met);
+                    !is_over.load(Ordering::Relaxed)
+                })
+            });
+            let readers = [(&console, &console_socket), (&firmware, &firmware_socket)]
+                .map(|(text, socket)| (socket, threads.spawn(|| text.collect(socket, &is_over))));
+            let watch = watch::DrillWatch {
+                hypervisor: self.hypervisor,
+                request,
+                prepared,
+                limit,
+                console: &console,
+                firmware: &firmware,
+                damage: &damage,
+                stop: self.stop,
+            };
+            let result = watch.run(|reached| self.monitor_rung(point, reached));
+            is_over.store(true, Ordering::Relaxed);
+            over.raise();
+            let served = server.join().unwrap_or(Ok(()));
+            for (socket, reader) in readers {
+                if let Ok(Err(error)) = reader.join() {
+                    return Err(Error::io("read", socket.path())(error));
+                }
+            }
+            // Why it failed, and not what that led to.
+            let result = result?;
+            served.map(|()| result)
+        })
+    }
+
+    fn monitor_rung(&self, point: &OpenPoint, rung: Rung) {
+        tracing::info!(machine = point.manifest.machine, "the drill reached '{}'", rung.word());
+    }
+}
+
+/// What there is of a drill. Dropped, it is gone.
+struct Remains<'a> {
+    state: DrillState,
+    runtime: &'a RuntimeDirs,
+}
+
+impl Drop for Remains<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.state.remove_files(self.runtime) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// Keeps what a drill has shown, and no more than that of the last one of this machine: the paths of the log and of the
+/// picture.
+pub(crate) fn keep(folder: &Path, machine_uuid: &str, result: &DrillResult) -> Result<(PathBuf, Option<PathBuf>)> {
+    let uuid = uuid::Uuid::parse_str(machine_uuid).unwrap_or_default();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::io("create", folder))?;
+    let write = |extension: &str, bytes: &[u8]| {
+        let path = folder.join(format!("{uuid}.{extension}"));
+        crate::atomic_file::write(&path, bytes, 0o600).map_err(Error::io("write", &path))?;
+        Ok::<_, Error>(path)
+    };
+    let log = write("log", &result.console)?;
+    let picture = match &result.screenshot {
+        None => None,
+        Some(picture) => {
+            let extension = if picture.mime_type == "image/png" { "png" } else { "ppm" };
+            Some(write(extension, &picture.bytes)?)
+        }
+    };
+    Ok((log, picture))
+}

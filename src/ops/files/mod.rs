@@ -1,0 +1,402 @@
+//! The files of a point: listed, printed, copied, without restoring a disk and without mounting anything.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | this | a confined process, the blocks that it asks for, and a check of all that it says |
+//! | `listing` | file systems and files as records |
+//! | `content` | the bytes of files, one after the other |
+//! | `copy` | files into a folder of this host |
+//! | `archive` | files as a tar archive |
+
+pub(crate) mod archive;
+pub(crate) mod content;
+pub(crate) mod copy;
+pub(crate) mod listing;
+
+use super::manifest::ManifestDisk;
+use super::points::OpenPoint;
+use super::serve::PointDisks;
+use super::{Error, Result, Stop};
+use crate::confined::parent::{Confined, Event};
+use crate::confined::protocol::{Bytes, ChildReply, ConfinedDisk, ParentRequest};
+pub(crate) use crate::confined::protocol::{Depth, Follow, Walk};
+use crate::filesystems::namespace::{Names, display};
+use crate::filesystems::volumes::VolumeInfo;
+use crate::filesystems::{DataRange, FsError, InodeMetadata};
+use crate::nbd::Piece;
+use crate::record::Damage;
+use crate::repo::{Index, Repository};
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// "A component of a pathname has at most 255 bytes".
+const MOST_NAME_BYTES: usize = 255;
+
+/// The longest target of a link that this host takes.
+const MOST_TARGET_BYTES: usize = 4095;
+
+/// A file as the guest says that it is; its names are safe to use, one by one.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestFile {
+    /// The names below the start of the walk; none for the start.
+    pub(crate) names: Names,
+    pub(crate) metadata: InodeMetadata,
+    pub(crate) target: Option<Vec<u8>>,
+    /// The names of the same file that came before.
+    pub(crate) same_as: Option<Names>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Where a walk began.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WalkStart {
+    /// The file system, `vda2`.
+    pub(crate) filesystem: String,
+    /// The names from its root, or from that of the operating system.
+    pub(crate) names: Names,
+}
+
+impl WalkStart {
+    /// The full path of a file of the walk, for people.
+    pub(crate) fn path(&self, names: &Names) -> String {
+        let all: Names = self.names.iter().chain(names).cloned().collect();
+        display(&all)
+    }
+}
+
+/// Takes what a walk brings: a file, where its data is, the data, and the end of it. An error ends the walk.
+pub(crate) trait FileSink {
+    fn start(&mut self, _start: &WalkStart) -> Result<()> {
+        Ok(())
+    }
+
+    fn file(&mut self, file: GuestFile) -> Result<()>;
+
+    /// Stretches of its data, in order; there may be more.
+    fn ranges(&mut self, _ranges: &[DataRange]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Bytes within one of the stretches, in order. What does not come is zeros.
+    fn data(&mut self, _offset: u64, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// All of the file has come.
+    fn end_of_file(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// A file that cannot be had; if some of it has come, no more does.
+    fn unreadable(&mut self, names: &Names, error: FsError) -> Result<()>;
+}
+
+/// The files of a point.
+pub(crate) struct PointFiles {
+    confined: Confined,
+    disks: PointDisks,
+    volumes: Vec<VolumeInfo>,
+}
+
+impl PointFiles {
+    /// Looks at the file systems of disks of a point.
+    pub(crate) fn open(
+        repo: &Repository,
+        index: Arc<Index>,
+        point: &OpenPoint,
+        wanted: &[&ManifestDisk],
+        stop: &Stop,
+    ) -> Result<PointFiles> {
+        let disks = PointDisks::open(repo, index, point, wanted, stop)?;
+        let mut files = PointFiles { confined: Confined::start(stop.flag())?, disks, volumes: Vec::new() };
+        let info = |(name, export): &(String, Arc<dyn crate::nbd::Export>)| ConfinedDisk {
+            name: name.clone(),
+            size_bytes: export.size_bytes(),
+        };
+        let request = ParentRequest::Open { disks: files.disks.disks.iter().map(info).collect() };
+        let (mut found, mut refused) = (Vec::new(), None);
+        files.ask(&request, &mut |event| {
+            match event {
+                Event::Reply(ChildReply::Volumes(volumes)) => found = volumes,
+                Event::Reply(ChildReply::Refused(error)) => refused = Some(error),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        })?;
+        match refused {
+            Some(source) => Err(Error::GuestFile { path: "the file systems".to_owned(), source }),
+            None => {
+                files.volumes = found;
+                Ok(files)
+            }
+        }
+    }
+
+    /// What is on the disks.
+    pub(crate) fn volumes(&self) -> &[VolumeInfo] {
+        &self.volumes
+    }
+
+    /// The damage of the repository that was met since the last time.
+    pub(crate) fn take_damage(&self) -> Vec<Damage> {
+        self.disks.take_damage()
+    }
+
+    /// Brings files to a sink.
+    pub(crate) fn walk(&mut self, walk: &Walk, sink: &mut dyn FileSink) -> Result<()> {
+        let mut checker = Checker { sink, open: None, refused: None };
+        let mut result = Ok(());
+        self.ask(&ParentRequest::Walk(walk.clone()), &mut |event| {
+            result = checker.take(event);
+            match result {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+        result?;
+        match checker.refused {
+            Some(source) => Err(Error::GuestFile { path: walk.path.clone(), source }),
+            None => Ok(()),
+        }
+    }
+
+    fn ask(&mut self, request: &ParentRequest, take: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>) -> Result<()> {
+        let disks = &self.disks.disks;
+        let mut read = |disk: usize, offset: u64, buffer: &mut [u8]| {
+            let (_, export) = disks.get(disk).ok_or("there is no such disk")?;
+            let length = buffer.len() as u32;
+            if offset.checked_add(length.into()).is_none_or(|end| end > export.size_bytes()) {
+                return Err("the disk ends before that".to_owned());
+            }
+            read_export(export.as_ref(), offset, buffer)
+        };
+        Ok(self.confined.ask(request, &mut read, take)?)
+    }
+}
+
+fn read_export(export: &dyn crate::nbd::Export, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), String> {
+    let (length, mut filled, mut missing) = (buffer.len() as u32, 0, None);
+    let read = export.read(offset, length, &mut |piece| {
+        let end = filled + piece.length_bytes() as usize;
+        let place = buffer.get_mut(filled..end).ok_or(io::ErrorKind::InvalidData)?;
+        match piece {
+            Piece::Zeros(_) => place.fill(0),
+            Piece::Data(bytes) => place.copy_from_slice(bytes),
+            Piece::Unreadable { reason, .. } => drop(missing.get_or_insert_with(|| reason.to_owned())),
+        }
+        filled = end;
+        Ok(())
+    });
+    match (missing, read) {
+        (Some(reason), _) => Err(reason),
+        (None, Err(error)) => Err(error.to_string()),
+        (None, Ok(())) if filled < buffer.len() => Err("not all of it came".to_owned()),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// Why a name cannot be one.
+fn name_fault(name: &[u8]) -> Option<&'static str> {
+    match name {
+        b"" | b"." | b".." => Some("its name means another folder"),
+        name if name.contains(&b'/') || name.contains(&0) => Some("its name has a slash or a zero byte in it"),
+        name if name.len() > MOST_NAME_BYTES => Some("its name is too long for this host"),
+        _ => None,
+    }
+}
+
+/// Checks what the confined process says before anybody uses it.
+struct Checker<'s> {
+    sink: &'s mut dyn FileSink,
+    /// The file whose data comes.
+    open: Option<OpenFile>,
+    refused: Option<FsError>,
+}
+
+struct OpenFile {
+    size_bytes: u64,
+    ranges: Vec<DataRange>,
+    /// The stretch that the data is in.
+    at: usize,
+    /// Data before this has come.
+    next: u64,
+}
+
+fn nonsense(what: &str) -> Error {
+    Error::GuestFile { path: "the guest".to_owned(), source: FsError::Damaged(what.to_owned()) }
+}
+
+impl Checker<'_> {
+    fn take(&mut self, event: Event<'_>) -> Result<()> {
+        match event {
+            Event::Data { offset, bytes } => self.data(offset, bytes),
+            Event::Reply(ChildReply::Start { volume, names }) => {
+                let names = plain(names);
+                match names.iter().find_map(|name| name_fault(name)) {
+                    Some(fault) => Err(nonsense(fault)),
+                    None => self.sink.start(&WalkStart { filesystem: volume, names }),
+                }
+            }
+            Event::Reply(ChildReply::Entry(entry)) => {
+                self.open = None;
+                let file = GuestFile {
+                    names: plain(entry.names),
+                    metadata: entry.metadata,
+                    target: entry.target.map(|target| target.0),
+                    same_as: entry.same_as.map(plain),
+                    xattrs: entry.xattrs.into_iter().map(|(name, value)| (name.0, value.0)).collect(),
+                };
+                self.file(file)
+            }
+            Event::Reply(ChildReply::Ranges(ranges)) => self.ranges(&ranges),
+            Event::Reply(ChildReply::EndOfFile) => match self.open.take() {
+                Some(_) => self.sink.end_of_file(),
+                None => Ok(()),
+            },
+            Event::Reply(ChildReply::Unreadable { names, error }) => {
+                self.open = None;
+                self.sink.unreadable(&plain(names), error)
+            }
+            Event::Reply(ChildReply::Refused(error)) => {
+                self.refused = Some(error);
+                Ok(())
+            }
+            Event::Reply(ChildReply::Done | ChildReply::Working) => Ok(()),
+            Event::Reply(ChildReply::Ready | ChildReply::Failed(_) | ChildReply::Volumes(_)) => {
+                Err(nonsense("the confined process answers what nobody asked"))
+            }
+        }
+    }
+
+    fn file(&mut self, file: GuestFile) -> Result<()> {
+        let names = file.names.iter().chain(file.same_as.iter().flatten());
+        let fault = names.into_iter().find_map(|name| name_fault(name));
+        let target = file.target.as_deref().unwrap_or_default();
+        let target_fault = match target {
+            target if target.contains(&0) => Some("its target has a zero byte in it"),
+            target if target.len() > MOST_TARGET_BYTES => Some("its target is too long for this host"),
+            _ => None,
+        };
+        if let Some(fault) = fault.or(target_fault) {
+            return self.sink.unreadable(&file.names, FsError::Unsupported(format!("it is refused: {fault}")));
+        }
+        let size_bytes = file.metadata.size_bytes;
+        self.open = Some(OpenFile { size_bytes, ranges: Vec::new(), at: 0, next: 0 });
+        self.sink.file(file)
+    }
+
+    fn ranges(&mut self, ranges: &[DataRange]) -> Result<()> {
+        // The data of a file that was refused is not wanted.
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let mut last = open.ranges.last().map_or(0, |range| range.offset + range.length);
+        for range in ranges {
+            let end = range.offset.checked_add(range.length).filter(|end| *end <= open.size_bytes);
+            match end {
+                Some(end) if range.offset >= last && range.length > 0 => last = end,
+                _ => return Err(nonsense("the data of a file is not where it can be")),
+            }
+        }
+        open.ranges.extend_from_slice(ranges);
+        self.sink.ranges(ranges)
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let end = offset.saturating_add(bytes.len() as u64);
+        while open.ranges.get(open.at).is_some_and(|range| range.offset + range.length <= offset) {
+            open.at += 1;
+        }
+        let range = open.ranges.get(open.at);
+        let is_within = range.is_some_and(|range| range.offset <= offset && end <= range.offset + range.length);
+        if offset < open.next || !is_within || bytes.is_empty() {
+            return Err(nonsense("data comes that is not part of its file"));
+        }
+        open.next = end;
+        self.sink.data(offset, bytes)
+    }
+}
+
+fn plain(names: Vec<Bytes>) -> Names {
+    names.into_iter().map(|name| name.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::confined::protocol::Entry;
+    use crate::filesystems::InodeKind;
+
+    #[derive(Default)]
+    struct Recorder(Vec<String>);
+
+    impl FileSink for Recorder {
+        fn file(&mut self, file: GuestFile) -> Result<()> {
+            self.0.push(display(&file.names));
+            Ok(())
+        }
+
+        fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+            self.0.push(format!("{} at {offset}", bytes.len()));
+            Ok(())
+        }
+
+        fn unreadable(&mut self, _: &Names, error: FsError) -> Result<()> {
+            self.0.push(error.to_string());
+            Ok(())
+        }
+    }
+
+    fn entry(names: &[&[u8]], size_bytes: u64) -> Event<'static> {
+        let metadata = InodeMetadata {
+            kind: InodeKind::File,
+            size_bytes,
+            mode: None,
+            owner: None,
+            links: 1,
+            modified: None,
+            accessed: None,
+            device: None,
+        };
+        let names = names.iter().map(|name| Bytes(name.to_vec())).collect();
+        Event::Reply(ChildReply::Entry(Entry { names, metadata, target: None, same_as: None, xattrs: Vec::new() }))
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused_and_the_rest_goes_on() {
+        let long = [b'x'; 256];
+        for wrong in [&b".."[..], b".", b"", b"a/b", b"a\0", &long] {
+            let mut sink = Recorder::default();
+            let mut checker = Checker { sink: &mut sink, open: None, refused: None };
+            checker.take(entry(&[b"a", wrong], 10)).unwrap();
+            // Its data goes nowhere.
+            checker.take(Event::Reply(ChildReply::Ranges(vec![DataRange { offset: 0, length: 10 }]))).unwrap();
+            checker.take(Event::Data { offset: 0, bytes: b"0123456789" }).unwrap();
+            checker.take(entry(&[b"good"], 0)).unwrap();
+            assert_eq!(sink.0.len(), 2, "{wrong:?}: {:?}", sink.0);
+            assert!(sink.0[0].contains("refused"), "{:?}", sink.0);
+            assert_eq!(sink.0[1], "/good");
+        }
+    }
+
+    #[test]
+    fn data_outside_of_its_file_ends_the_walk() {
+        let range = |offset, length| Event::Reply(ChildReply::Ranges(vec![DataRange { offset, length }]));
+        let data = |offset| Event::Data { offset, bytes: b"xx" };
+        for wrong in [
+            vec![range(0, 11)],
+            vec![range(u64::MAX, 2)],
+            vec![range(4, 4), range(2, 1)],
+            vec![range(4, 4), data(3)],
+            vec![range(4, 4), data(7)],
+            vec![range(4, 4), data(4), data(4)],
+            vec![data(0)],
+        ] {
+            let mut sink = Recorder::default();
+            let mut checker = Checker { sink: &mut sink, open: None, refused: None };
+            checker.take(entry(&[b"a"], 10)).unwrap();
+            let last = wrong.into_iter().map(|event| checker.take(event)).last();
+            assert!(last.is_some_and(|last| last.is_err()));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A chunk that is stored in pieces, so that the next change in it costs a piece.
+//!
+//! ```text
+//! first point     | one blob of 1 MiB                        |
+//! a part changed  | 64 KiB | 64 KiB | … 16 blobs             |   all of it is stored again, once
+//! and again       | as it was | 64 KiB, new | as it was …     |   and from now on only what changed
+//! more than half  | one blob of 1 MiB                        |
+//! ```
+
+use crate::repo::Id;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+/// The size of a piece: what a bit of QEMU's dirty bitmaps stands for, so that less could not be known to have changed.
+pub(crate) const PIECE_BYTES: u32 = 64 << 10;
+
+/// The blobs of a chunk that is stored in pieces, in order; the last may be shorter than the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    ids: Arc<[Id]>,
+}
+
+impl Pieces {
+    pub(crate) fn new(ids: Vec<Id>) -> Pieces {
+        Pieces { ids: ids.into() }
+    }
+
+    /// The pieces of these bytes.
+    pub(crate) fn of(bytes: &[u8]) -> Pieces {
+        Pieces::new(bytes.chunks(PIECE_BYTES as usize).map(Id::hash).collect())
+    }
+
+    pub(crate) fn ids(&self) -> &[Id] {
+        &self.ids
+    }
+
+    /// One name for all of them together.
+    pub(crate) fn digest(&self) -> Id {
+        Id::hash(&self.ids.iter().flat_map(|id| id.as_bytes().iter().copied()).collect::<Vec<u8>>())
+    }
+
+    /// Whether all of them are whole pieces of zeros.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.ids.iter().all(|id| *id == *ZERO_PIECE)
+    }
+
+    /// Whether those of these bits, the first one in the lowest, are zeros; of a chunk of this length.
+    pub(crate) fn are_zero_at(&self, bits: u64, chunk_length: u64) -> bool {
+        let is_zero = |number: usize, id: &Id| match range(number, chunk_length as usize).len() {
+            length if length == PIECE_BYTES as usize => *id == *ZERO_PIECE,
+            length => *id == Id::hash(&vec![0; length]),
+        };
+        self.ids.iter().enumerate().all(|(number, id)| bits & (1 << number) == 0 || is_zero(number, id))
+    }
+}
+
+static ZERO_PIECE: LazyLock<Id> = LazyLock::new(|| Id::hash(&[0; PIECE_BYTES as usize]));
+
+/// How many pieces so many bytes are.
+pub(crate) fn count(bytes: u64) -> u64 {
+    bytes.div_ceil(u64::from(PIECE_BYTES))
+}
+
+/// Where a piece is in its chunk of this length.
+pub(crate) fn range(piece: usize, chunk_length: usize) -> Range<usize> {
+    let start = piece * PIECE_BYTES as usize;
+    start..chunk_length.min(start + PIECE_BYTES as usize)
+}
+
+/// Whether a chunk of so many pieces, of which so many changed, is stored in pieces. One that changed for the most part
+/// is one that a file was written to from one end to the other.
+pub(crate) fn are_worth_it(pieces: u64, changed: u64) -> bool {
+    pieces > 1 && 2 * changed <= pieces
+}
+
+/// How many of a disk's chunks may be stored in pieces: each piece is one entry more in the list, which every point
+/// writes and which is in memory. Four times as many pieces as chunks make it at most five times as long; a small disk
+/// has a short list anyway, and that of a very large one must stay below the 4 GiB of a blob.
+pub(crate) fn most_chunks(chunks: u64, chunk_bytes: u32) -> u64 {
+    /// Those of a chunk of 1 MiB: of smaller chunks, no more are in pieces.
+    const LEAST_PIECES: u64 = 16;
+    let pieces = count(chunk_bytes.into()).max(LEAST_PIECES);
+    match chunks {
+        0..=0xff_ffff => (4 * chunks).clamp(1 << 14, 1 << 20) / pieces,
+        _ => 0,
+    }
+}
+
+/// Numbers of chunks as a text: `3,17-20,45`.
+pub(crate) fn ranges_to_text(numbers: impl Iterator<Item = u64>) -> String {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let word = |(first, last)| if first == last { format!("{first}") } else { format!("{first}-{last}") };
+    ranges.into_iter().map(word).collect::<Vec<_>>().join(",")
+}
+
+/// The ranges of such a text, ascending and below `end`; none if it is not such a text.
+pub(crate) fn ranges_of_text(text: &str, end: u64) -> Option<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for word in text.split(',').filter(|_| !text.is_empty()) {
+        let (first, last) = word.split_once('-').unwrap_or((word, word));
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        let least = ranges.last().map_or(0, |range| range.end);
+        if first < least || last < first || last >= end {
+            return None;
+        }
+        ranges.push(first..last + 1);
+    }
+    Some(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn numbers_survive_as_text(numbers in proptest::collection::btree_set(0u64..200, 0..60)) {
+            let text = ranges_to_text(numbers.iter().copied());
+            let ranges = ranges_of_text(&text, 200).expect("ranges");
+            prop_assert_eq!(ranges.into_iter().flatten().collect::<Vec<_>>(), numbers.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_of_ranges_is_refused() {
+        assert_eq!(ranges_of_text("", 0), Some(vec![]));
+        assert_eq!(ranges_of_text("3,17-20,45", 46), Some(vec![3..4, 17..21, 45..46]));
+        for wrong in ["x", "1,", ",1", "2,1", "1,1", "1-3,3", "5-4", "46", "1-46", "-1", "1-", "18446744073709551616"] {
+            assert_eq!(ranges_of_text(wrong, 46), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_list_of_chunks_grows_no_longer_than_five_times() {
+        for (chunk_bytes, pieces) in [(512 << 10, 8), (1 << 20, 16), (2 << 20, 32), (4 << 20, 64)] {
+            for chunks in [1 << 13, 1 << 16, 1 << 20, (1 << 24) - 1] {
+                let most = most_chunks(chunks, chunk_bytes);
+                assert!(most > 0 && most * pieces <= (4 * chunks).min(1 << 20), "{chunks} of {chunk_bytes}: {most}");
+            }
+            assert_eq!(most_chunks(1 << 24, chunk_bytes), 0);
+        }
+        assert_eq!((most_chunks(1, 1 << 20), most_chunks(8192, 1 << 20)), (1024, 2048));
+    }
+
+    #[test]
+    fn pieces_have_a_name_and_know_zeros() {
+        let (zero, other) = (Id::hash(&[0; PIECE_BYTES as usize]), Id::hash(b"x"));
+        assert!(Pieces::new(vec![zero; 16]).is_zero() && !Pieces::new(vec![zero, other]).is_zero());
+        let short = Id::hash(&[0; 5]);
+        let pieces = Pieces::new(vec![zero, other, zero, short]);
+        assert!(pieces.are_zero_at(0b1101, 3 * u64::from(PIECE_BYTES) + 5) && pieces.are_zero_at(0, 1));
+        assert!(!pieces.are_zero_at(0b0010, 3 * u64::from(PIECE_BYTES) + 5));
+        assert_ne!(Pieces::new(vec![zero, other]).digest(), Pieces::new(vec![other, zero]).digest());
+        assert_eq!(range(15, 1 << 20), (15 << 16)..(16 << 16));
+        assert_eq!(range(1, (64 << 10) + 5), (64 << 10)..(64 << 10) + 5);
+    }
+}

@@ -1,0 +1,105 @@
+//! Copying the data of a machine that runs on its point to its own disks, disk by disk.
+
+use super::server::PointServer;
+use super::state::LiveState;
+use crate::capture::domain_xml::rewrite::served::sockets_below;
+use crate::capture::machine::{MachineState, PausedReason, Which};
+use crate::capture::{self, LibvirtErrorKind, Machine};
+use crate::ops::{Error, Monitor, Progress, Result, Stop};
+use std::thread;
+use std::time::Duration;
+
+/// How often it is looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// So often a copy may fail without having come any further.
+const FRUITLESS_TRIES: u32 = 5;
+
+/// Copies all that the machine still needs the server for.
+pub(super) fn pull_all(
+    machine: &Machine,
+    state: &LiveState,
+    server: &PointServer,
+    limit_read: Option<u32>,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<()> {
+    for disk in &state.disks {
+        let label = format!("{}/{}", state.machine, disk.disk);
+        let progress = monitor.start("copying", &label, disk.capacity_bytes);
+        DiskPull { machine, state, server, disk: &disk.disk, limit_read, monitor, stop }.run(&*progress)?;
+    }
+    Ok(())
+}
+
+struct DiskPull<'a> {
+    machine: &'a Machine,
+    state: &'a LiveState,
+    server: &'a PointServer<'a>,
+    disk: &'a str,
+    limit_read: Option<u32>,
+    monitor: &'a dyn Monitor,
+    stop: &'a Stop,
+}
+
+impl DiskPull<'_> {
+    fn run(&self, progress: &dyn Progress) -> Result<()> {
+        let (mut shown, mut furthest, mut tries) = (0, 0, 0);
+        loop {
+            self.stop.check()?;
+            if self.server.ensure()? {
+                self.monitor
+                    .warn(&format!("the server of {}'s point had ended and was started again", self.machine.name()));
+            }
+            self.keep_running()?;
+            if let Some(job) = self.machine.pull_progress(self.disk)? {
+                if job.done_bytes > furthest {
+                    (furthest, tries) = (job.done_bytes, 0);
+                }
+                if job.done_bytes > shown {
+                    progress.advance(job.done_bytes - shown);
+                    shown = job.done_bytes;
+                }
+                thread::sleep(INTERVAL);
+                continue;
+            }
+            if !needs_server(self.machine, Which::Live, self.disk, self.state)?
+                && !needs_server(self.machine, Which::Inactive, self.disk, self.state)?
+            {
+                return Ok(());
+            }
+            tries += 1;
+            match self.machine.begin_pull(self.disk, self.limit_read) {
+                Ok(()) if tries > FRUITLESS_TRIES => {
+                    return Err(Error::PullFailed { machine: self.state.machine.clone(), disk: self.disk.to_owned() });
+                }
+                Ok(()) => {}
+                // Its job ends just now, or the machine does.
+                Err(error) if tries <= FRUITLESS_TRIES => tracing::debug!("{error}"),
+                Err(error) => return Err(error.into()),
+            }
+            thread::sleep(INTERVAL);
+        }
+    }
+
+    /// A machine that waits because its point was not served goes on.
+    fn keep_running(&self) -> Result<()> {
+        match self.machine.state()? {
+            MachineState::Off | MachineState::Crashed => {
+                Err(Error::LiveRestoreStopped { machine: self.state.machine.clone() })
+            }
+            MachineState::Paused(PausedReason::IoError) => match self.machine.resume() {
+                // It was resumed already, or waits again.
+                Err(error) if error.meaning() == LibvirtErrorKind::InvalidState => Ok(()),
+                resumed => Ok(resumed?),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a disk of the machine, as it runs or as it would start, needs the point.
+pub(super) fn needs_server(machine: &Machine, which: Which, disk: &str, state: &LiveState) -> capture::Result<bool> {
+    let definition = machine.definition(which)?;
+    Ok(sockets_below(&definition).any(|(name, socket)| name == disk && *socket == state.socket))
+}

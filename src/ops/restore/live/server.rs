@@ -1,0 +1,129 @@
+//! The server of the point that a machine runs on: `kvmb serve`, detached, on a socket that QEMU's user alone may open.
+
+use super::state::{LiveFolder, LiveState, ServerAccess};
+use crate::bounded::{self, Group};
+use crate::capture::RuntimeDirs;
+use crate::ops::guard;
+use crate::ops::serve::registry::ServedState;
+use crate::ops::{Error, Monitor, Result, Stop};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// How long the server may take to open the repository.
+const START_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long the repository may take to let go of the point.
+const RELEASE_LIMIT: Duration = Duration::from_secs(120);
+
+/// A server that nobody is connected to ends after this time.
+const LEASE: &str = "7d";
+
+/// What keeps the point served.
+pub(super) struct PointServer<'a> {
+    pub(super) folder: &'a LiveFolder,
+    pub(super) runtime: &'a RuntimeDirs,
+    pub(super) state: &'a LiveState,
+    pub(super) stop: &'a Stop,
+}
+
+impl PointServer<'_> {
+    /// Starts the server, unless it runs; true if it was started.
+    pub(super) fn ensure(&self) -> Result<bool> {
+        if running(self.runtime, self.state)?.is_some() {
+            return Ok(false);
+        }
+        let _alone = self.folder.lock_server(&self.state.uuid, &self.state.machine, self.stop)?;
+        // Another process may have started it meanwhile, or ended the restore.
+        if running(self.runtime, self.state)?.is_some() || self.folder.load(&self.state.uuid)?.is_none() {
+            return Ok(false);
+        }
+        let socket = &self.state.socket;
+        let folder = socket.parent().unwrap_or(Path::new("/"));
+        // Everybody can pass it, and open nothing in it: the socket is private.
+        match DirBuilder::new().mode(0o711).create(folder) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create", folder)(error)),
+            _ => {}
+        }
+        let not_started = |message: String| Error::NotServed { point: self.state.point.clone(), message };
+        let mut command = command("serve", &self.state.access, self.runtime).map_err(not_started)?;
+        let unknown = || not_started("the user that QEMU runs as is not known".to_owned());
+        let (user, group) = self.state.owner.ok_or_else(unknown)?;
+        command.args(["--detach", "--lease", LEASE, "--owner", &format!("+{user}:+{group}"), "--socket"]).arg(socket);
+        command.args(["--", &self.state.point]);
+        let output = bounded::output(command, Group::Own, START_LIMIT, &self.stop.flag());
+        self.stop.check()?;
+        let output = output.map_err(|source| Error::NotStarted { program: "kvmb serve", source })?;
+        failure_of(&output).map_or(Ok(true), |message| Err(not_started(message)))
+    }
+}
+
+/// A command of kvmb's that works with the repository of a live restore.
+fn command(name: &str, access: &ServerAccess, runtime: &RuntimeDirs) -> std::result::Result<Command, String> {
+    let mut command = plain_command(runtime).ok_or("its program is not known")?;
+    command.args([name, "--json", "--quiet", "--repo", &access.repo]);
+    for (flag, path) in [
+        ("--password-file", &access.password_file),
+        ("--ssh-password-file", &access.ssh_password_file),
+        ("--cacert", &access.cacert),
+        ("--tls-client-cert", &access.tls_client_cert),
+        ("--config", &access.config),
+    ] {
+        if let Some(path) = path {
+            command.arg(flag).arg(path);
+        }
+    }
+    command.stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// Any other command of kvmb's; none where its program is not known.
+pub(super) fn plain_command(runtime: &RuntimeDirs) -> Option<Command> {
+    let mut command = Command::new(guard::program()?);
+    command.env("KVMB_RUNTIME_DIR", runtime.state_folder()).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Some(command)
+}
+
+/// What a command that failed says of it.
+fn failure_of(output: &Output) -> Option<String> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = said.lines().next().unwrap_or_default();
+    (!output.status.success()).then(|| line.trim_start_matches("kvmb: error: ").to_owned())
+}
+
+/// Lets go of the point, which was kept for the restore. A repository that cannot be reached any more does not fail a
+/// restore whose data is here: then this is a warning.
+pub(super) fn release_point(runtime: &RuntimeDirs, state: &LiveState, monitor: &dyn Monitor) {
+    let released = command("pin", &state.access, runtime).and_then(|mut command| {
+        command.args(["--undo", "--restoring", &state.id]);
+        let output = bounded::output(command, Group::Own, RELEASE_LIMIT, &bounded::ending());
+        failure_of(&output.map_err(|error| error.to_string())?).map_or(Ok(()), Err)
+    });
+    if let Err(error) = released {
+        let (point, repo) = (&state.point, &state.access.repo);
+        monitor.warn(&format!(
+            "point {point} in {repo} stays protected from pruning until 'kvmb pin --undo {point} -r {repo}': {error}"
+        ));
+    }
+}
+
+/// The server of a live restore, if it runs.
+pub(super) fn running(runtime: &RuntimeDirs, state: &LiveState) -> Result<Option<ServedState>> {
+    Ok(ServedState::list(runtime)?.into_iter().find(|served| served.socket == state.socket))
+}
+
+/// Ends the server, and removes its socket and its folder.
+pub(super) fn end(runtime: &RuntimeDirs, state: &LiveState) -> Result<()> {
+    if let Some(served) = running(runtime, state)? {
+        served.end(runtime)?;
+    }
+    let folder = state.socket.parent().unwrap_or(Path::new("/"));
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", folder)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,215 @@
+//! What keeps the point of a machine served when the process that restores it has ended: a process of its own, and
+//! under systemd a unit, which starts with the host.
+//!
+//! ```text
+//!  the restore runs ───────────────────→ nothing to do
+//!     └ it has ended ┬ the server runs ─→ a machine that waits because of an I/O error goes on
+//!                    ├ it does not ─────→ the server is started, and the machine goes on
+//!                    ├ the host did ────→ `kvmb restore --continue`, once more until it succeeds
+//!                    └ all data is here → the supervisor ends
+//! ```
+//! It never opens libvirt itself: the embedded driver stays open until its process ends, and keeps all others away.
+
+use super::server::{self, PointServer};
+use super::state::{LiveFolder, LivePhase, LiveState, boot_id};
+use crate::capture::machine::{MachineState, PausedReason};
+use crate::capture::{self, Hypervisor, LibvirtErrorKind, RuntimeDirs};
+use crate::ops::{Error, Monitor, Result, Stop, guard};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often it is looked at.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often a machine is looked at that may wait because of an I/O error.
+const RESUME_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How long a machine must run before it counts as one that does not wait any more. What it asked for in vain may stop
+/// it once more.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// How long it is resumed again and again.
+const RESUME_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a supervisor that is asked to end may take.
+const ENDING_LIMIT: Duration = Duration::from_secs(10);
+
+/// What has the host start a supervisor: now, and with every start of the host until it is removed.
+pub(crate) trait HostService {
+    /// Starts the supervisor of this machine's restore; false where the host does not start services for it.
+    fn install(&self, machine: &str, uuid: &str, connect: &str) -> std::result::Result<bool, String>;
+
+    /// Ends it, if there is one.
+    fn remove(&self, uuid: &str) -> std::result::Result<(), String>;
+}
+
+/// Whose point is kept served.
+pub(super) struct Supervised<'a> {
+    pub(super) folder: &'a LiveFolder,
+    pub(super) runtime: &'a RuntimeDirs,
+    pub(super) state: &'a LiveState,
+    pub(super) service: &'a dyn HostService,
+}
+
+impl Supervised<'_> {
+    /// Starts the supervisor, unless there is one. Without it the restore goes on, and a person has to continue it.
+    pub(super) fn start(&self, monitor: &dyn Monitor) {
+        let Some(program) = guard::program() else { return };
+        if self.folder.supervisor(&self.state.uuid).is_some() {
+            return;
+        }
+        match self.service.install(&self.state.machine, &self.state.uuid, &self.state.connect) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => monitor.warn(&format!("the restore does not go on by itself after a reboot: {error}")),
+        }
+        let mut command = command(program, self.runtime, &self.state.uuid);
+        match command.spawn() {
+            // Somebody has to take the exit status, or it stays a zombie for as long as we run.
+            Ok(mut child) => drop(thread::spawn(move || child.wait())),
+            Err(source) => monitor.warn(&Error::NotStarted { program: "kvmb guard", source }.to_string()),
+        }
+    }
+
+    /// Ends it, and removes its unit. The restore is over.
+    pub(super) fn end(&self, monitor: &dyn Monitor) {
+        if let Err(error) = self.service.remove(&self.state.uuid) {
+            monitor.warn(&format!("the service of the restore is still there: {error}"));
+        }
+        let Some(process) = self.folder.supervisor(&self.state.uuid) else { return };
+        process.ask_to_end();
+        let deadline = Instant::now() + ENDING_LIMIT;
+        while process.is_alive() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn command(program: &Path, runtime: &RuntimeDirs, uuid: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args(["guard", "--live", uuid]).env("KVMB_RUNTIME_DIR", runtime.state_folder()).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// The life of a supervisor. It ends with the restore, and when there is another one.
+pub(crate) fn run(folder: &LiveFolder, runtime: &RuntimeDirs, uuid: &str, stop: &Stop) -> Result<()> {
+    let Some(_only_one) = folder.lock_supervisor(uuid)? else { return Ok(()) };
+    let now = Instant::now();
+    let mut supervisor = Supervisor { folder, runtime, stop, child: None, next_try: now, next_resume: now };
+    while !stop.requested() {
+        let Some(state) = folder.load(uuid)? else { return Ok(()) };
+        if let Err(error) = supervisor.look(&state)
+            && !stop.requested()
+        {
+            tracing::warn!("{}: {error}", state.machine);
+            supervisor.next_try = Instant::now() + RETRY;
+        }
+        thread::sleep(INTERVAL);
+    }
+    Ok(())
+}
+
+struct Supervisor<'a> {
+    folder: &'a LiveFolder,
+    runtime: &'a RuntimeDirs,
+    stop: &'a Stop,
+    /// What it has started last.
+    child: Option<Child>,
+    next_try: Instant,
+    next_resume: Instant,
+}
+
+impl Supervisor<'_> {
+    fn look(&mut self, state: &LiveState) -> Result<()> {
+        if let Some(child) = &mut self.child {
+            if matches!(child.try_wait(), Ok(None)) {
+                return Ok(());
+            }
+            self.child = None;
+        }
+        if state.process.is_alive() || state.phase != LivePhase::Pulling || Instant::now() < self.next_try {
+            return Ok(());
+        }
+        if state.boot != boot_id() {
+            self.next_try = Instant::now() + RESUME_INTERVAL;
+            return self.continue_restore(state);
+        }
+        let server = PointServer { folder: self.folder, runtime: self.runtime, state, stop: self.stop };
+        if server.ensure()? || Instant::now() >= self.next_resume {
+            self.next_resume = Instant::now() + RESUME_INTERVAL;
+            return self.resume(&state.uuid);
+        }
+        Ok(())
+    }
+
+    /// Has a child do it, which opens libvirt.
+    fn resume(&mut self, uuid: &str) -> Result<()> {
+        let Some(program) = guard::program() else { return Ok(()) };
+        let mut command = command(program, self.runtime, uuid);
+        command.arg("--resume");
+        self.child = Some(command.spawn().map_err(|source| Error::NotStarted { program: "kvmb guard", source })?);
+        Ok(())
+    }
+
+    fn continue_restore(&mut self, state: &LiveState) -> Result<()> {
+        let Some(mut command) = server::plain_command(self.runtime) else { return Ok(()) };
+        command.args(["restore", "--json", "--quiet"]);
+        if let Some(config) = &state.access.config {
+            command.arg("--config").arg(config);
+        }
+        // What goes wrong is in the journal.
+        command.args(["--continue", &state.uuid]).stderr(Stdio::inherit());
+        self.child = Some(command.spawn().map_err(|source| Error::NotStarted { program: "kvmb restore", source })?);
+        Ok(())
+    }
+}
+
+/// Lets a machine go on that waits because its point was not served.
+pub(crate) fn resume(
+    folder: &LiveFolder,
+    uuid: &str,
+    connect: &dyn Fn(&str) -> capture::Result<Hypervisor>,
+    stop: &Stop,
+) -> Result<()> {
+    let Some(state) = folder.load(uuid)? else { return Ok(()) };
+    let machine = connect(&state.connect)?.machine(uuid)?;
+    let deadline = Instant::now() + RESUME_LIMIT;
+    let mut running_since = None;
+    while Instant::now() < deadline {
+        stop.check()?;
+        match machine.state()? {
+            MachineState::Paused(PausedReason::IoError) => match machine.resume() {
+                Err(error) if error.meaning() != LibvirtErrorKind::InvalidState => return Err(error.into()),
+                // It was resumed already, or waits again.
+                _ => running_since = Some(Instant::now()),
+            },
+            // It has not waited, or not any more.
+            _ if running_since.is_none_or(|since| since.elapsed() >= SETTLED) => return Ok(()),
+            _ => {}
+        }
+        thread::sleep(INTERVAL);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_has_one_supervisor() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = LiveFolder::below(folder.path());
+        assert!(folder.supervisor("a").is_none());
+        drop(folder.lock("a", "vm").unwrap());
+        let only = folder.lock_supervisor("a").unwrap();
+        assert!(only.is_some() && folder.lock_supervisor("a").unwrap().is_none());
+        assert!(folder.supervisor("a").unwrap().is_alive());
+    }
+}

@@ -1,0 +1,165 @@
+//! What each machine takes in a repository.
+
+use super::points::lineage::{Lineage, Origin, lineages};
+use super::points::{self, PointRef};
+use super::{Error, Result, Stop};
+use crate::record::{self, Time};
+use crate::repo::{DamagedSnapshot, Id, Index, RepoUsage, Repository};
+use chrono::TimeDelta;
+use std::collections::{BTreeSet, HashSet};
+
+/// Growth is that of the points of this time.
+const GROWTH_PERIOD: TimeDelta = TimeDelta::days(30);
+
+/// Points that are closer together say nothing about a day.
+const SHORTEST_PERIOD: TimeDelta = TimeDelta::days(1);
+
+/// What a repository holds.
+pub(crate) struct Stats {
+    /// The machines, the one that takes most first.
+    pub(crate) machines: Vec<record::Usage>,
+    /// The repository as a whole.
+    pub(crate) total: record::Usage,
+    /// Snapshot files that cannot be read; what they need counts as unused.
+    pub(crate) damaged: Vec<DamagedSnapshot>,
+    /// Points whose description cannot be read, with the machine's name; what they need counts as unused.
+    pub(crate) unreadable: Vec<(String, Error)>,
+}
+
+/// What one point says of itself.
+struct Described {
+    point: PointRef,
+    origin: Origin,
+    capacity_bytes: u64,
+    stored_bytes: u64,
+}
+
+/// Looks at the snapshots, the points and every tree. Hold a lock since before the index was loaded.
+pub(crate) fn stats(repo: &Repository, index: &Index, stop: &Stop) -> Result<Stats> {
+    let (found, damaged) = points::list(repo)?;
+    let known: HashSet<Id> = found.iter().map(|point| point.id).collect();
+    let (described, unreadable) = describe(repo, index, found, stop)?;
+    let machines = lineages(described.iter().map(|described| (&described.point, &described.origin)));
+    let by_machine: Vec<Vec<&Described>> = machines
+        .iter()
+        .map(|machine| described.iter().filter(|described| machine.has(&described.origin)).collect())
+        .collect();
+    let mut groups: Vec<Vec<Id>> = by_machine
+        .iter()
+        .map(|points| points.iter().map(|described| described.point.snapshot.tree).collect())
+        .collect();
+    // What restic itself has backed up to the same repository may share blobs, and is not unused.
+    let foreign = repo.snapshots()?.snapshots.into_iter().filter(|stored| !known.contains(&stored.id));
+    groups.push(foreign.map(|stored| stored.snapshot.tree).collect());
+    let usage = RepoUsage::of(repo, index, &groups, &stop.flag())?;
+    stop.check()?;
+    let url = repo.url();
+    let mut records: Vec<record::Usage> = machines
+        .iter()
+        .zip(&by_machine)
+        .zip(&usage.groups)
+        .filter_map(|((machine, points), usage)| {
+            let mut record = of_machine(machine, points)?;
+            record.repo.clone_from(&url);
+            record.stored_bytes = usage.stored_bytes;
+            record.own_bytes = Some(usage.own_bytes);
+            record.shared_bytes = Some(usage.stored_bytes - usage.own_bytes);
+            Some(record)
+        })
+        .collect();
+    records.sort_by(|a, b| (b.stored_bytes, &a.machine, &a.hosts).cmp(&(a.stored_bytes, &b.machine, &b.hosts)));
+    let total = of_repository(url, &records, &usage);
+    Ok(Stats { machines: records, total, damaged, unreadable })
+}
+
+type Unreadable = Vec<(String, Error)>;
+
+/// Reads what each point says of itself.
+fn describe(
+    repo: &Repository,
+    index: &Index,
+    found: Vec<PointRef>,
+    stop: &Stop,
+) -> Result<(Vec<Described>, Unreadable)> {
+    let (mut described, mut unreadable) = (Vec::new(), Vec::new());
+    for point in found {
+        stop.check()?;
+        match points::read_manifest(repo, index, &point) {
+            Ok(manifest) => described.push(Described {
+                origin: Origin::of(&manifest),
+                capacity_bytes: manifest.disks.iter().map(|disk| disk.capacity_bytes).sum(),
+                stored_bytes: manifest.disks.iter().map(|disk| disk.stored_bytes).sum(),
+                point,
+            }),
+            Err(error @ Error::BadPoint { .. }) => unreadable.push((point.machine().to_owned(), error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((described, unreadable))
+}
+
+/// The record of a machine with these points, oldest first, without its sizes.
+fn of_machine(machine: &Lineage, points: &[&Described]) -> Option<record::Usage> {
+    let newest = points.last()?;
+    let stored: Vec<(Time, u64)> =
+        points.iter().map(|described| (described.point.snapshot.time, described.stored_bytes)).collect();
+    Some(record::Usage {
+        machine: Some(newest.point.machine().to_owned()),
+        uuid: Some(machine.uuid.clone()),
+        hosts: machine.hosts.iter().cloned().collect(),
+        points: points.len(),
+        captured_at: Some(newest.point.snapshot.time),
+        capacity_bytes: newest.capacity_bytes,
+        growth_bytes_per_day: growth(&stored),
+        ..record::Usage::default()
+    })
+}
+
+fn of_repository(repo: String, machines: &[record::Usage], usage: &RepoUsage) -> record::Usage {
+    let hosts: BTreeSet<&String> = machines.iter().flat_map(|machine| &machine.hosts).collect();
+    let growth: Vec<f64> = machines.iter().filter_map(|machine| machine.growth_bytes_per_day).collect();
+    record::Usage {
+        repo,
+        hosts: hosts.into_iter().cloned().collect(),
+        points: machines.iter().map(|machine| machine.points).sum(),
+        captured_at: machines.iter().filter_map(|machine| machine.captured_at).max(),
+        capacity_bytes: machines.iter().map(|machine| machine.capacity_bytes).sum(),
+        stored_bytes: usage.stored_bytes,
+        unused_bytes: Some(usage.unused_bytes),
+        growth_bytes_per_day: (!growth.is_empty()).then(|| growth.iter().sum()),
+        ..record::Usage::default()
+    }
+}
+
+/// What the points of the last weeks have added a day: given with their times, oldest first. The first of them does not
+/// count: what it added, it did before.
+fn growth(points: &[(Time, u64)]) -> Option<f64> {
+    let (newest, _) = points.last()?;
+    let first = points.iter().position(|(time, _)| *newest - *time <= GROWTH_PERIOD)?;
+    let ((begin, _), later) = points[first..].split_first()?;
+    let period = *newest - *begin;
+    if period < SHORTEST_PERIOD {
+        return None;
+    }
+    let added: u64 = later.iter().map(|(_, stored_bytes)| stored_bytes).sum();
+    Some((added as f64 / (period.num_seconds() as f64 / 86_400.0)).round())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_what_the_points_of_the_last_month_have_added_a_day() {
+        let at = |hours: i64| "2026-11-01T00:00:00Z".parse::<Time>().unwrap() + TimeDelta::hours(hours);
+        assert_eq!(growth(&[]), None);
+        assert_eq!(growth(&[(at(0), 1000)]), None);
+        assert_eq!(growth(&[(at(0), 1000), (at(23), 10)]), None);
+        assert_eq!(growth(&[(at(0), 1000), (at(24), 10)]), Some(10.0));
+        assert_eq!(growth(&[(at(0), 1000), (at(36), 10), (at(48), 30)]), Some(20.0));
+        // What is older than a month is not counted, and neither is the first one after it.
+        let old = [(at(-40 * 24), 5000), (at(0), 1000), (at(10 * 24), 100)];
+        assert_eq!(growth(&old), Some(10.0));
+        assert_eq!(growth(&[(at(0), 1000), (at(40 * 24), 100)]), None);
+    }
+}

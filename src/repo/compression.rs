@@ -1,0 +1,246 @@
+//! How hard blobs are compressed.
+//!
+//! | word | zstd's level | speed beside level 1 | size beside level 1 |
+//! | --- | --- | --- | --- |
+//! | `off` | - | as fast as hashing | 2.70 |
+//! | `fastest` | -3 | 1.4 | 1.27 |
+//! | `auto` | 1 to 9, by measurement | 1 to 0.11 | 1 to 0.85 |
+//! | `better` | 7 | 0.16 | 0.86 |
+//! | `max` | 12 | 0.08 | 0.85 |
+//!
+//! Measured on the files of a Debian system in chunks of 1 MiB. Level 15 is eight times slower than 12 for 0.3 % less.
+
+use super::{Error, Result};
+use std::io::Cursor;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// What trees are compressed with: half of their hexadecimal digits go at any level, the rest at none.
+pub(super) const TREE_LEVEL: i32 = 1;
+
+/// The levels of `auto`. Below the first, a tenth of the time of a backup costs an eighth more space for as long as the
+/// point is kept; above the last, half the speed gains less than a hundredth.
+const AUTO_LEVELS: [i32; 5] = [1, 3, 5, 7, 9];
+
+/// From this level on a sample is looked at first. Below, zstd notices data that does not compress as quickly itself.
+const PROBED_FROM_LEVEL: i32 = 5;
+
+/// The sample: so many pieces from all over the blob, each a block of most file systems.
+const SAMPLE_PIECES: usize = 8;
+const SAMPLE_PIECE_BYTES: usize = 4096;
+
+/// `auto` looks at the time that went into so many packs before it takes another level. The packs that are stored at
+/// the same time then count more than once, so that one slow pack alone changes nothing.
+const WINDOW_PACKS: u32 = 4;
+
+/// Shares of the time that went into waiting for the storage: above the one it is the bottleneck, and below the other
+/// it is not. In between the level stays.
+const WAITING_MUCH: f64 = 0.25;
+const WAITING_LITTLE: f64 = 0.05;
+
+/// How hard new data is compressed: restic's words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    Off,
+    /// As fast as it makes sense.
+    Fastest,
+    /// By what is the bottleneck: the storage or the processor.
+    #[default]
+    Auto,
+    /// Smaller, and slower.
+    Better,
+    /// As small as it makes sense.
+    Max,
+}
+
+/// Chooses the level of the next blob.
+#[derive(Debug)]
+pub(super) struct LevelChooser {
+    compression: Compression,
+    /// Where in [`AUTO_LEVELS`].
+    step: AtomicUsize,
+    window: Mutex<ChoiceWindow>,
+}
+
+/// What the time went into since the last choice.
+#[derive(Debug, Default)]
+struct ChoiceWindow {
+    packs: u32,
+    work: Duration,
+    waiting: Duration,
+}
+
+impl LevelChooser {
+    pub(super) fn new(compression: Compression) -> LevelChooser {
+        LevelChooser { compression, step: AtomicUsize::new(0), window: Mutex::default() }
+    }
+
+    /// The level for new data; none stores it as it is.
+    pub(super) fn level(&self) -> Option<i32> {
+        match self.compression {
+            Compression::Off => None,
+            Compression::Fastest => Some(-3),
+            Compression::Auto => AUTO_LEVELS.get(self.step.load(Ordering::Relaxed)).copied(),
+            Compression::Better => Some(7),
+            Compression::Max => Some(12),
+        }
+    }
+
+    /// The level for a blob of another repository; none leaves it as it is there. What is compressed already is
+    /// compressed again only at a level that is sure to gain something.
+    pub(super) fn level_for_copy(&self, is_compressed: bool) -> Option<i32> {
+        self.level().filter(|level| !is_compressed || *level > AUTO_LEVELS[0])
+    }
+
+    /// Counts the time that compressing and sealing a blob took.
+    pub(super) fn add_work(&self, time: Duration) {
+        if self.compression == Compression::Auto {
+            self.window.lock().unwrap_or_else(PoisonError::into_inner).work += time;
+        }
+    }
+
+    /// Counts the time that a pack waited until somebody could store it, and chooses again when it is time.
+    pub(super) fn add_pack(&self, waiting: Duration) {
+        if self.compression != Compression::Auto {
+            return;
+        }
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        window.packs += 1;
+        window.waiting += waiting;
+        if window.packs < WINDOW_PACKS {
+            return;
+        }
+        let ChoiceWindow { work, waiting, .. } = std::mem::take(&mut *window);
+        let share = waiting.as_secs_f64() / (waiting + work).as_secs_f64().max(f64::MIN_POSITIVE);
+        let before = self.step.load(Ordering::Relaxed);
+        let step = match share {
+            share if share > WAITING_MUCH => (before + 1).min(AUTO_LEVELS.len() - 1),
+            share if share < WAITING_LITTLE => before.saturating_sub(1),
+            _ => before,
+        };
+        if step != before {
+            self.step.store(step, Ordering::Relaxed);
+            tracing::debug!("compression level {}: {:.0} % of the time was waiting", AUTO_LEVELS[step], share * 100.0);
+        }
+    }
+}
+
+/// Compresses blobs, one after the other.
+pub(super) struct BlobCompressor {
+    zstd: zstd::bulk::Compressor<'static>,
+    sample: Vec<u8>,
+    probe: Vec<u8>,
+}
+
+impl BlobCompressor {
+    pub(super) fn new() -> Result<BlobCompressor> {
+        let zstd = zstd::bulk::Compressor::new(TREE_LEVEL).map_err(Error::Compress)?;
+        Ok(BlobCompressor { zstd, sample: Vec::new(), probe: Vec::new() })
+    }
+
+    /// Appends a blob to `target`, compressed, if that makes it smaller than `limit` bytes; else `target` stays as it
+    /// is.
+    pub(super) fn append(&mut self, plaintext: &[u8], level: i32, target: &mut Vec<u8>, limit: usize) -> Result<bool> {
+        let level = match level >= PROBED_FROM_LEVEL && !self.is_promising(plaintext)? {
+            // Whatever repeats itself over the whole blob is found at this level too, and the rest is passed quickly.
+            true => AUTO_LEVELS[0],
+            false => level,
+        };
+        let start = target.len();
+        target.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+        let length = {
+            let mut end = Cursor::new(&mut *target);
+            end.set_position(start as u64);
+            self.zstd.set_compression_level(level).map_err(Error::Compress)?;
+            self.zstd.compress_to_buffer(plaintext, &mut end).map_err(Error::Compress)?
+        };
+        let is_smaller = length < limit;
+        if !is_smaller {
+            target.truncate(start);
+        }
+        Ok(is_smaller)
+    }
+
+    /// Whether a sample of a blob gets smaller.
+    fn is_promising(&mut self, plaintext: &[u8]) -> Result<bool> {
+        if plaintext.len() < 2 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES {
+            return Ok(true);
+        }
+        self.sample.clear();
+        let pieces = plaintext.chunks(plaintext.len() / SAMPLE_PIECES).take(SAMPLE_PIECES);
+        pieces.for_each(|piece| self.sample.extend_from_slice(&piece[..SAMPLE_PIECE_BYTES]));
+        self.probe.clear();
+        self.probe.reserve(zstd::zstd_safe::compress_bound(self.sample.len()));
+        self.zstd.set_compression_level(AUTO_LEVELS[0]).map_err(Error::Compress)?;
+        let length = self.zstd.compress_to_buffer(&self.sample, &mut self.probe).map_err(Error::Compress)?;
+        Ok(length < self.sample.len() - self.sample.len() / 32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngCore, SeedableRng, rngs::StdRng};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn window(chooser: &LevelChooser, work: Duration, waiting: Duration) -> Option<i32> {
+        chooser.add_work(work);
+        (0..WINDOW_PACKS).for_each(|_| chooser.add_pack(waiting / WINDOW_PACKS));
+        chooser.level()
+    }
+
+    #[test]
+    fn auto_spends_more_while_the_storage_is_the_bottleneck_and_less_when_it_is_not() {
+        let chooser = LevelChooser::new(Compression::Auto);
+        assert_eq!(window(&chooser, 900 * MS, 10 * MS), Some(1));
+        let up: Vec<_> = (0..6).map(|_| window(&chooser, 400 * MS, 600 * MS)).collect();
+        assert_eq!(up, [3, 5, 7, 9, 9, 9].map(Some));
+        // In balance.
+        assert_eq!(window(&chooser, 900 * MS, 100 * MS), Some(9));
+        let down: Vec<_> = (0..6).map(|_| window(&chooser, 400 * MS, Duration::ZERO)).collect();
+        assert_eq!(down, [7, 5, 3, 1, 1, 1].map(Some));
+        assert_eq!(window(&chooser, Duration::ZERO, Duration::ZERO), Some(1));
+        for fixed in [Compression::Off, Compression::Fastest, Compression::Better, Compression::Max] {
+            let chooser = LevelChooser::new(fixed);
+            let level = chooser.level();
+            assert_eq!(window(&chooser, MS, 1000 * MS), level);
+        }
+    }
+
+    #[test]
+    fn a_copy_is_compressed_again_only_where_that_gains_something() {
+        let levels = |compression| {
+            let chooser = LevelChooser::new(compression);
+            (chooser.level_for_copy(false), chooser.level_for_copy(true))
+        };
+        assert_eq!(levels(Compression::Off), (None, None));
+        assert_eq!(levels(Compression::Fastest), (Some(-3), None));
+        assert_eq!(levels(Compression::Auto), (Some(1), None));
+        assert_eq!(levels(Compression::Max), (Some(12), Some(12)));
+        let slow = LevelChooser::new(Compression::Auto);
+        window(&slow, MS, 1000 * MS);
+        assert_eq!(slow.level_for_copy(true), Some(3));
+    }
+
+    #[test]
+    fn noise_is_passed_quickly_and_what_repeats_in_it_is_found() {
+        let mut compressor = BlobCompressor::new().expect("zstd");
+        let mut noise = vec![0; 1 << 18];
+        StdRng::seed_from_u64(1).fill_bytes(&mut noise);
+        assert!(!compressor.is_promising(&noise).expect("zstd"));
+        let text = b"a line of text, and another one\n".repeat(1 << 13);
+        assert!(compressor.is_promising(&text).expect("zstd"));
+        let mut target = b"before".to_vec();
+        assert!(!compressor.append(&noise, 12, &mut target, noise.len()).expect("zstd"));
+        assert_eq!(target, b"before");
+        // The sample is of noise only.
+        let twice = [&noise[..], &noise[..]].concat();
+        assert!(compressor.append(&twice, 12, &mut target, twice.len()).expect("zstd"));
+        assert!(target.starts_with(b"before") && target.len() < 6 + twice.len() / 2 + 4096, "{}", target.len());
+        assert_eq!(zstd::bulk::decompress(&target[6..], twice.len()).expect("zstd"), twice);
+    }
+}

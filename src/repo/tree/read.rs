@@ -1,0 +1,145 @@
+//! Reads trees.
+
+use std::io::{self, BufReader, Cursor, ErrorKind, Read};
+use std::thread;
+
+use crossbeam_channel::{Receiver, bounded};
+use sha2::{Digest, Sha256};
+
+use super::fixed_form;
+use super::json::TreeJson;
+use super::node::Tree;
+use crate::repo::{BlobKind, BlobLocation, Error, Flaw, Id, Index, Repository, Result, reader};
+
+/// From this size on a thread decompresses ahead.
+const READ_AHEAD_FROM: u64 = 4 << 20;
+/// What it hands over at once.
+const BLOCK_BYTES: usize = 256 << 10;
+/// How many of these may wait.
+const BLOCKS: usize = 4;
+
+/// Reads the tree of a folder. Its hash, its JSON and its names are checked before anything is returned.
+pub fn read_tree(repo: &Repository, index: &Index, id: &Id) -> Result<Tree> {
+    reader::from_any_location(index, BlobKind::Tree, id, |location| {
+        let opened = reader::fetch(repo, BlobKind::Tree, id, location)?;
+        parse_tree(opened.bytes(), id, location)
+    })
+}
+
+/// Parses what was fetched, perhaps compressed.
+pub(super) fn parse_tree(packed: &[u8], id: &Id, location: &BlobLocation) -> Result<Tree> {
+    let damaged = |flaw| reader::damaged(BlobKind::Tree, id, location, flaw);
+    let wanted_bytes = u64::from(location.raw_length);
+    let plain = || -> io::Result<Box<dyn Read + Send + '_>> {
+        Ok(match location.compressed {
+            true => Box::new(zstd::Decoder::with_buffer(packed)?),
+            false => Box::new(packed),
+        })
+    };
+    let undecompressable = |_| damaged(Flaw::NotDecompressable);
+    // One byte more than there should be, to see that there is more.
+    let mut source = plain().map_err(undecompressable)?.take(wanted_bytes + 1);
+    let read = match wanted_bytes >= READ_AHEAD_FROM {
+        true => read_ahead(source, parse_and_hash),
+        false => parse_and_hash(&mut source),
+    }
+    .map_err(undecompressable)?;
+    if read.length_bytes != wanted_bytes {
+        return Err(damaged(Flaw::WrongLength { wanted_bytes, actual_bytes: read.length_bytes }));
+    }
+    if read.hash != *id {
+        return Err(damaged(Flaw::NotItsName));
+    }
+    let tree = match read.tree {
+        Some(tree) => Ok(tree),
+        // It has another form; these are the bytes that were hashed.
+        None => TreeJson::read(BufReader::with_capacity(1 << 16, plain().map_err(undecompressable)?)),
+    };
+    tree.map_err(|e| e.to_string())
+        .and_then(|tree| tree.check().map_err(str::to_owned))
+        .map_err(|reason| Error::TreeMalformed { id: *id, reason })
+}
+
+/// What a source had.
+struct ReadTree {
+    /// The tree, if it has the fixed form.
+    tree: Option<TreeJson>,
+    length_bytes: u64,
+    hash: Id,
+}
+
+/// Reads to the end.
+fn parse_and_hash(source: &mut dyn Read) -> io::Result<ReadTree> {
+    let mut source = HashingReader { inner: source, hasher: Sha256::new(), count: 0, failed: false };
+    let tree = fixed_form::parse(&mut source);
+    io::copy(&mut source, &mut io::sink())?;
+    if source.failed {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    Ok(ReadTree { tree, length_bytes: source.count, hash: Id::from_bytes(source.hasher.finalize().into()) })
+}
+
+/// Whether this is the JSON of a tree that makes sense. Both parsers must agree where both can read it.
+#[cfg(any(test, feature = "testing"))]
+pub(in crate::repo) fn is_readable(json: &[u8]) -> bool {
+    let general = TreeJson::read(json).ok().map(TreeJson::check);
+    if let Some(fixed) = fixed_form::parse(json) {
+        assert_eq!(Some(fixed.check()), general, "the parsers disagree");
+    }
+    general.is_some_and(|tree| tree.is_ok())
+}
+
+struct HashingReader<R> {
+    inner: R,
+    hasher: Sha256,
+    count: u64,
+    /// Whether an error came; whoever parses may have taken it for another form.
+    failed: bool,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer).inspect_err(|_| self.failed = true)?;
+        self.hasher.update(&buffer[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+/// Has a thread read ahead of `work`.
+fn read_ahead<T>(mut source: impl Read + Send, work: impl FnOnce(&mut dyn Read) -> T) -> T {
+    let (ready, blocks) = bounded::<io::Result<Vec<u8>>>(BLOCKS);
+    let mut next = move || -> io::Result<Vec<u8>> {
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        (&mut source).take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+        Ok(block)
+    };
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            loop {
+                let block = next();
+                let is_last = block.as_ref().map_or(true, Vec::is_empty);
+                if ready.send(block).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        work(&mut BlocksAhead { blocks, current: Cursor::default() })
+    })
+}
+
+/// The other end: what was read ahead.
+struct BlocksAhead {
+    blocks: Receiver<io::Result<Vec<u8>>>,
+    current: Cursor<Vec<u8>>,
+}
+
+impl Read for BlocksAhead {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.current.position() == self.current.get_ref().len() as u64 {
+            // Whoever reads ahead ends with an empty block.
+            self.current = Cursor::new(self.blocks.recv().unwrap_or_else(|_| Ok(Vec::new()))?);
+        }
+        self.current.read(buffer)
+    }
+}

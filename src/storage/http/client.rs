@@ -1,0 +1,233 @@
+//! Requests and answers.
+//!
+//! Connections are kept and used again. No redirect is followed: a server that sends us elsewhere must not get our
+//! password there.
+
+use super::error::{Error, Result};
+use super::http_context::HttpContext;
+use super::socket::{ServerPlace, SocketConnector};
+use super::tls;
+use crate::storage::Gate;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use ureq::http::{HeaderMap, Request};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, NativeTlsConnector};
+use ureq::{Agent, Proxy, SendBody};
+
+/// What is written at once where a rate limit is kept.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// What is read of an error's explanation.
+const LONGEST_REASON_BYTES: u64 = 64 << 10;
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct HttpClient {
+    agent: Agent,
+    /// `host:port`, as messages name it.
+    server: String,
+    silence: std::time::Duration,
+    stop: Arc<AtomicBool>,
+    /// How many requests of each method were made, for servers that charge for them.
+    requests: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// What is asked. The headers hold a secret.
+pub(crate) struct Call<'a> {
+    pub(crate) method: &'static str,
+    pub(crate) url: &'a str,
+    pub(crate) headers: &'a [(&'static str, String)],
+    /// The longest body that is taken; of a longer one so much and one byte.
+    pub(crate) longest_bytes: u64,
+}
+
+/// What goes out with a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Upload<'a> {
+    pub(crate) contents: &'a [u8],
+    pub(crate) gate: Gate<'a>,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct HttpResponse {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl HttpResponse {
+    /// Whether it was done.
+    pub(crate) fn is_done(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// A header's value.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The length that the server gave, of a file that was not read.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.header("content-length")?.parse().ok()
+    }
+}
+
+impl HttpClient {
+    /// A client of the server at `place`, `server` in messages. Nothing is connected yet.
+    pub(crate) fn new(server: &str, place: ServerPlace, context: &HttpContext) -> Result<HttpClient> {
+        let timeouts = context.timeouts;
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(Some(timeouts.connect))
+            .timeout_connect(Some(timeouts.connect))
+            .max_idle_connections(context.connections)
+            .max_idle_connections_per_host(context.connections)
+            .user_agent(concat!("kvmb/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .proxy(context.proxy_variables.then(Proxy::try_from_env).flatten())
+            .tls_config(tls::tls_config(context)?)
+            .build();
+        let sockets = SocketConnector { place, timeouts, stop: Arc::clone(&context.stop) };
+        let connector = ().chain(ConnectProxyConnector::default()).chain(sockets).chain(NativeTlsConnector::default());
+        Ok(HttpClient {
+            agent: Agent::with_parts(config, connector, DefaultResolver::default()),
+            server: server.to_owned(),
+            silence: timeouts.silence,
+            stop: Arc::clone(&context.stop),
+            requests: Mutex::default(),
+        })
+    }
+
+    /// The server, as messages name it.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Whether the program shall end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Asks, and reads the answer. None where the gate said no.
+    pub(crate) fn call(&self, call: &Call, upload: Option<Upload>) -> Result<Option<HttpResponse>> {
+        *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(call.method).or_default() += 1;
+        let mut request = Request::builder().method(call.method).uri(call.url);
+        for (name, value) in call.headers {
+            request = request.header(*name, value);
+        }
+        let built = |error: ureq::http::Error| self.protocol(error.to_string());
+        let ran = match upload {
+            None => self.agent.run(request.body(()).map_err(built)?),
+            Some(Upload { contents, gate }) => {
+                let mut body = GatedBody { contents, sent: 0, gate, is_refused: false };
+                let request = request.header("content-length", contents.len());
+                let ran = self.agent.run(request.body(SendBody::from_reader(&mut body)).map_err(built)?);
+                if body.is_refused {
+                    return Ok(None);
+                }
+                ran
+            }
+        };
+        let mut response = ran.map_err(|error| self.fault(error))?;
+        let status = response.status().as_u16();
+        let longest = if status < 300 { call.longest_bytes } else { call.longest_bytes.max(LONGEST_REASON_BYTES) };
+        let mut body = Vec::new();
+        let mut reader = response.body_mut().with_config().limit(u64::MAX).reader().take(longest.saturating_add(1));
+        reader.read_to_end(&mut body).map_err(|error| self.fault(error.into()))?;
+        Ok(Some(HttpResponse { status, headers: response.headers().clone(), body }))
+    }
+
+    /// An answer that makes no sense.
+    pub(crate) fn protocol(&self, reason: impl Into<String>) -> Error {
+        Error::Protocol { server: self.server.clone(), reason: reason.into() }
+    }
+
+    /// What the library's error means.
+    fn fault(&self, error: ureq::Error) -> Error {
+        let server = self.server.clone();
+        match error {
+            ureq::Error::HostNotFound => Error::Resolve { server },
+            ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+                Error::Unreachable { server, source: ErrorKind::TimedOut.into() }
+            }
+            ureq::Error::Timeout(_) => Error::Silent { server, after: self.silence },
+            ureq::Error::NativeTls(error) => tls::explain(&server, &error.to_string()),
+            ureq::Error::Io(error) => self.io_fault(server, error),
+            ureq::Error::ConnectProxyFailed(reason) => {
+                Error::Unreachable { server, source: io::Error::other(format!("the proxy says: {reason}")) }
+            }
+            error @ (ureq::Error::ConnectionFailed | ureq::Error::Tls(_) | ureq::Error::TlsRequired) => {
+                Error::Tls { server, reason: error.to_string() }
+            }
+            other => self.protocol(other.to_string()),
+        }
+    }
+
+    fn io_fault(&self, server: String, error: io::Error) -> Error {
+        let words = error.to_string();
+        if words.contains("SSL routines") {
+            return match tls::explain(&server, &words) {
+                // What was encrypted before and cannot be decrypted was changed on the way.
+                Error::Tls { reason, .. } if !reason.contains("wrong version number") => Error::Lost { server, reason },
+                other => other,
+            };
+        }
+        if words.contains("lookup address") {
+            return Error::Resolve { server };
+        }
+        match error.kind() {
+            ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::AddrNotAvailable
+            | ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::TimedOut => Error::Unreachable { server, source: error },
+            _ => Error::Lost { server, reason: words },
+        }
+    }
+}
+
+impl Drop for HttpClient {
+    fn drop(&mut self) {
+        let requests = self.requests.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !requests.is_empty() {
+            let counted: Vec<_> = requests.iter().map(|(method, count)| format!("{count} {method}")).collect();
+            tracing::info!("requests to {}: {}", self.server, counted.join(", "));
+        }
+    }
+}
+
+/// What goes out, piece by piece as the gate lets it.
+struct GatedBody<'a> {
+    contents: &'a [u8],
+    sent: usize,
+    gate: Gate<'a>,
+    is_refused: bool,
+}
+
+impl Read for GatedBody<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = &self.contents[self.sent..];
+        let length = left.len().min(buffer.len()).min(PIECE_BYTES);
+        if length == 0 {
+            return Ok(0);
+        }
+        // Before the last piece it is asked about the whole: then the file gets its name.
+        let is_last = length == left.len();
+        if !(self.gate)(length) || (is_last && !(self.gate)(0)) {
+            self.is_refused = true;
+            return Err(io::Error::other("refused"));
+        }
+        buffer[..length].copy_from_slice(&left[..length]);
+        self.sent += length;
+        Ok(length)
+    }
+}

@@ -1,0 +1,106 @@
+//! What can go wrong on the way to a server that speaks HTTP, and what its refusals mean.
+
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a server cannot be used. `server` is `host:port` as it was dialled, or the path of a socket.
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A secret was to be had and could not be had.
+    #[error("{0}")]
+    Secret(String),
+    /// A file with certificates cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    /// A file has no certificate, or no key.
+    #[error("{}: {reason}", path.display())]
+    BadFile { path: PathBuf, reason: String },
+    /// The name has no address.
+    #[error("cannot find the address of {server}")]
+    Resolve { server: String },
+    /// Nobody answers there.
+    #[error("cannot connect to {server}: {source}")]
+    Unreachable {
+        server: String,
+        /// Why, for the last of its addresses.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to {server} was lost: {reason}")]
+    Lost { server: String, reason: String },
+    /// Nothing came for too long.
+    #[error("{server} has not responded for {} s", after.as_secs())]
+    Silent {
+        server: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// The server is not who it should be, or nobody vouches for it.
+    #[error("the certificate of {server} cannot be verified: {reason}")]
+    Certificate { server: String, reason: String },
+    /// The server wants a certificate, or another one.
+    #[error("{server} does not accept the certificate of this host: {reason}")]
+    ClientCertificate { server: String, reason: String },
+    /// No encrypted connection.
+    #[error("no TLS connection to {server}: {reason}")]
+    Tls { server: String, reason: String },
+    /// What answers does not speak the protocol.
+    #[error("{server} sent an invalid answer: {reason}")]
+    Protocol { server: String, reason: String },
+    /// The server does not let us in.
+    #[error("{server} refused the login: {reason}")]
+    Login { server: String, reason: String },
+    /// An object storage does not know the keys, or there are none.
+    #[error("{server} refused the access key: {reason}")]
+    Keys { server: String, reason: String },
+    /// A signature of another time is worth nothing.
+    #[error("the clock of this host and that of {server} differ by minutes")]
+    Clock { server: String },
+    /// What is written there cannot be locked.
+    #[error("the bucket {bucket} cannot lock objects: Object Lock is not enabled")]
+    NoObjectLock { bucket: String },
+    /// The server lets us in, and does not let us do this.
+    #[error("cannot {action} {path}: the server denies it ({reason})")]
+    Denied {
+        /// As "write".
+        action: String,
+        /// The address of the file.
+        path: String,
+        reason: String,
+    },
+    /// The server cannot or will not do it.
+    #[error("cannot {action} {path}: {reason}")]
+    Refused {
+        /// As "write".
+        action: String,
+        /// The address of the file.
+        path: String,
+        /// The HTTP status.
+        status: u16,
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the same may go well a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
+            Error::Lost { .. } | Error::Silent { .. } => true,
+            // Too busy, or behind a gateway that cannot reach it.
+            Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            _ => false,
+        }
+    }
+
+    /// Whether nothing is known of its files: the server was not reached, or does not let us in.
+    pub fn is_unreachable(&self) -> bool {
+        !matches!(self, Error::Denied { .. } | Error::Refused { .. } | Error::NoObjectLock { .. })
+            || self.is_transient()
+    }
+}
+
+/// The result of work with a server.
+pub(crate) type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,158 @@
+//! A TCP or Unix socket below HTTP and TLS, on which nothing waits for ever.
+//!
+//! Each wait ends after the time of [`HttpTimeouts::silence`], and soon once the program shall end: however long a body
+//! is and however slow the way, as long as something moves it goes on.
+
+use super::HttpTimeouts;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::io::{self, ErrorKind};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
+};
+use ureq::{Error, Timeout};
+
+/// Nobody waits longer than this without a look at the stop flag.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Where the server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ServerPlace {
+    /// At the host and port of the request's address.
+    Network,
+    /// On a socket of this host.
+    Unix(PathBuf),
+}
+
+/// Opens sockets.
+#[derive(Debug)]
+pub(super) struct SocketConnector {
+    pub(super) place: ServerPlace,
+    pub(super) timeouts: HttpTimeouts,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl<In: Transport> Connector<In> for SocketConnector {
+    type Out = Either<In, SocketTransport>;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
+        // That of a proxy.
+        if chained.is_some() {
+            return Ok(chained.map(Either::A));
+        }
+        let socket = match &self.place {
+            ServerPlace::Unix(path) => OwnedFd::from(UnixStream::connect(path)?),
+            ServerPlace::Network => OwnedFd::from(self.dial(details)?),
+        };
+        Ok(Some(Either::B(SocketTransport {
+            socket,
+            buffers: LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size()),
+            timeouts: self.timeouts,
+            stop: Arc::clone(&self.stop),
+        })))
+    }
+}
+
+impl SocketConnector {
+    /// The first of the server's addresses that answers.
+    fn dial(&self, details: &ConnectionDetails) -> Result<TcpStream, Error> {
+        let mut failed = io::Error::from(ErrorKind::AddrNotAvailable);
+        let share = self.timeouts.connect / u32::try_from(details.addrs.len().max(1)).unwrap_or(1);
+        for address in &details.addrs {
+            match TcpStream::connect_timeout(address, share) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Err(error) => failed = error,
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        Err(Error::Io(failed))
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct SocketTransport {
+    socket: OwnedFd,
+    buffers: LazyBuffers,
+    timeouts: HttpTimeouts,
+    stop: Arc<AtomicBool>,
+}
+
+impl SocketTransport {
+    /// Waits until the socket is ready, within the limits.
+    fn wait(&self, wanted: PollFlags, timeout: NextTimeout, reason: Timeout) -> Result<(), Error> {
+        let (begun, whole) = (Instant::now(), timeout.not_zero().map(|left| *left).unwrap_or(Duration::MAX));
+        loop {
+            match poll(&mut [PollFd::new(&self.socket, wanted)], Some(&TICK)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+            let waited = begun.elapsed();
+            let silence = match self.stop.load(Ordering::Relaxed) {
+                true => self.timeouts.ending,
+                false => self.timeouts.silence,
+            };
+            if waited >= silence {
+                return Err(Error::Timeout(reason));
+            }
+            if waited >= whole {
+                return Err(Error::Timeout(timeout.reason));
+            }
+        }
+    }
+}
+
+impl Transport for SocketTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let mut sent = 0;
+        while sent < amount {
+            self.wait(PollFlags::OUT, timeout, Timeout::PerWrite)?;
+            let left = &self.buffers.output()[sent..amount];
+            match send(&self.socket, left, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(passed) => sent += passed,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        loop {
+            self.wait(PollFlags::IN, timeout, Timeout::PerRead)?;
+            let buffer = self.buffers.input_append_buf();
+            match recv(&self.socket, buffer, RecvFlags::DONTWAIT) {
+                Ok((received, _)) => {
+                    self.buffers.input_appended(received);
+                    return Ok(received > 0);
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        // What a server says unasked is that it is about to close.
+        let peeked = recv(&self.socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(Errno::AGAIN))
+    }
+}

@@ -1,0 +1,70 @@
+//! Files that are sent in parts: no server takes more than 5 GiB at once, and many less.
+
+use super::{Bucket, BucketRequest, xml};
+use crate::storage::http::Upload;
+use crate::storage::{Error, FileAction, FileKind, Gate, Result};
+
+/// What is taken of an answer that names things.
+const LONGEST_ANSWER_BYTES: u64 = 1 << 20;
+
+/// Sends a file in parts; it has its name when the last request was answered. What was sent of one that failed is
+/// removed.
+pub(super) fn upload(bucket: &Bucket, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
+    let key = bucket.key(kind, name);
+    let refusal = |answer: &_| bucket.refusal(FileAction::Write, kind, name, answer);
+    let (headers, query) = (bucket.headers_of_upload(kind), [("uploads", String::new())]);
+    let nothing = Upload { contents: &[], gate: &|_| true };
+    let begin = BucketRequest {
+        method: "POST",
+        key: &key,
+        query: &query,
+        headers: &headers,
+        longest_bytes: LONGEST_ANSWER_BYTES,
+    };
+    let answer = bucket.call(begin, Some(nothing))?;
+    if !answer.is_done() {
+        return Err(refusal(&answer));
+    }
+    let id = xml::text_of(&answer.body, "UploadId").ok_or_else(|| bucket.protocol("it names no upload"))?;
+    let sent = send_parts(bucket, kind, name, &id, contents, gate);
+    if sent.is_err() {
+        // What stays takes room, but has no name: a rule of the bucket removes it some day.
+        let query = [("uploadId", id)];
+        let end = BucketRequest { method: "DELETE", key: &key, query: &query, headers: &[], longest_bytes: 0 };
+        let _ = bucket.call(end, None);
+    }
+    sent
+}
+
+fn send_parts(bucket: &Bucket, kind: FileKind, name: &str, id: &str, contents: &[u8], gate: Gate) -> Result<()> {
+    let key = bucket.key(kind, name);
+    let refusal = |answer: &_| bucket.refusal(FileAction::Write, kind, name, answer);
+    let mut list = String::from("<CompleteMultipartUpload>");
+    for (part, number) in contents.chunks(bucket.options.part_bytes.max(1)).zip(1..) {
+        let query = [("partNumber", number.to_string()), ("uploadId", id.to_owned())];
+        let put = BucketRequest { method: "PUT", key: &key, query: &query, headers: &[], longest_bytes: 0 };
+        let answer = bucket.call(put, Some(Upload { contents: part, gate }))?;
+        let tag = answer.header("etag").filter(|_| answer.is_done()).ok_or_else(|| refusal(&answer))?;
+        let tag = xml::escaped(tag);
+        list += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>");
+    }
+    list += "</CompleteMultipartUpload>";
+    if !gate(0) {
+        return Err(Error::Interrupted);
+    }
+    let query = [("uploadId", id.to_owned())];
+    let headers = [("content-type", "application/xml".to_owned())];
+    let end = BucketRequest {
+        method: "POST",
+        key: &key,
+        query: &query,
+        headers: &headers,
+        longest_bytes: LONGEST_ANSWER_BYTES,
+    };
+    let answer = bucket.call(end, Some(Upload { contents: list.as_bytes(), gate: &|_| true }))?;
+    // A server that begins to answer while it still works can only complain in the text.
+    match answer.is_done() && xml::complaint(&answer.body).is_none() {
+        true => Ok(()),
+        false => Err(refusal(&answer)),
+    }
+}

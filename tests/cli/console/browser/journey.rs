@@ -1,0 +1,63 @@
+//! From an empty repository to a restored machine, with mouse and keyboard.
+
+use super::{WATCH, desk, seen};
+use crate::support::browser::{DESKTOP, key};
+use crate::support::{Disk, Env};
+
+const MIB: u64 = 1 << 20;
+const VM: &str = "kvmb-test-vm1";
+
+#[test]
+fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
+    let env = Env::new("browse");
+    let machine = env.machine(VM).disk(Disk::qcow2(12 * MIB)).define();
+    machine.write("vda", MIB, 6 * MIB, 0x11);
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let desk = desk(&env, DESKTOP, &[]);
+    let browser = &desk.browser;
+
+    // Choose it: the change is shown before it is written.
+    browser.click("Machines");
+    browser.one(&format!("input[name=m][value='{VM}']")).click();
+    browser.click("Select for backups");
+    browser.wait_for(&format!("+    \"{VM}\": true"));
+    browser.click("Write the file");
+    browser.wait_for("Done.");
+
+    // Back it up, and watch the page change by itself.
+    desk.open("/machines");
+    browser.one(&format!("input[name=m][value='{VM}']")).click();
+    browser.one("#limit").fill("1M");
+    browser.click("Back up now");
+    browser.one("#live-job progress");
+    browser.script(WATCH);
+    desk.wait_for_job("done");
+    // A page that was loaded again would have forgotten it.
+    let seen = seen(browser);
+    assert!(seen.len() > 2 && seen.is_sorted(), "the progress moves: {seen:?}");
+
+    // Restore it in its place: what has been written since is gone.
+    let then = machine.models();
+    machine.write("vda", 0, 2 * MIB, 0x55);
+    browser.click("Restore");
+    browser.click("Show its points");
+    browser.one("td a, th a").click();
+    browser.click("In its place");
+    browser.click("Review what will be written");
+    browser.wait_for("is lost");
+    let overwrite = format!("Overwrite {VM}");
+    // The name has to be typed: first a wrong one, then, with the keyboard alone, the right one.
+    browser.one("#confirm").fill("vm1");
+    browser.click(&overwrite);
+    browser.wait_for("This is not the name of the machine.");
+    machine.assert_image_equals_model("vda");
+    browser.one("#confirm").click();
+    browser.type_text(VM);
+    browser.press(&[key::ENTER]);
+    desk.wait_for_job("done");
+    for (target, model) in &then {
+        model.assert_image_equals(machine.image(target), machine.format(target));
+    }
+    desk.end();
+    env.assert_nothing_left();
+}

@@ -1,0 +1,61 @@
+//! A live restore as a person does it: through the wizard, watched, cancelled, and continued until its end.
+
+use super::super::client::LIMIT;
+use super::{WATCH, desk, seen};
+use crate::support::backups::{MIB, backup, init, noise};
+use crate::support::browser::{DESKTOP, PHONE};
+use crate::support::{Disk, Env, wait_until};
+
+const VM: &str = "kvmb-test-vm1";
+
+#[test]
+fn a_machine_runs_at_once_and_its_data_follows() {
+    let env = Env::new("browser live");
+    let machine = env.machine(VM).disk(Disk::qcow2(24 * MIB)).define();
+    machine.write_bytes("vda", MIB, &noise(1, 16 * MIB));
+    init(&env);
+    backup(&machine);
+    let then = machine.models();
+    machine.write("vda", 0, 4 * MIB, 0x55);
+    let desk = desk(&env, DESKTOP, &[]);
+    let browser = &desk.browser;
+    desk.open(&format!("/restore?machine={VM}"));
+    browser.one("main td a, main th a").click();
+    browser.click("In its place, running at once");
+    // A machine that is slow has to be cancelled before all is copied.
+    browser.one("#f-limit_read").fill("256K");
+    browser.click("Review what will be written");
+    browser.wait_for("runs while its data is copied");
+    browser.one("#confirm").fill(VM);
+    browser.click(&format!("Overwrite and start {VM}"));
+    browser.one("#live-job progress");
+    browser.script(WATCH);
+    browser.wait_for(&format!("{VM} runs while its data is copied"));
+    assert!(machine.qemu_pid().is_some(), "it does not run");
+    wait_until("the progress moves", LIMIT, || seen(browser).len() > 2);
+    assert!(seen(browser).is_sorted(), "{:?}", seen(browser));
+    let mut faults = browser.accessibility_faults(false);
+    browser.click("Cancel");
+    browser.wait_for("Exit code");
+    assert_eq!(browser.one("#live-job [role=status]").text(), "interrupted");
+
+    // The overview and the page of the restore know it.
+    desk.open("/");
+    browser.wait_for("it still reads from the repository");
+    browser.click("Give up, or read what happens");
+    browser.wait_for("Give up the restore");
+    faults.extend(browser.accessibility_faults(false));
+    browser.set_look(PHONE);
+    faults.extend(browser.accessibility_faults(false));
+    assert!(browser.overflow() <= 0, "{} pixels too wide", browser.overflow());
+    assert!(faults.is_empty(), "{faults:#?}");
+    browser.set_look(DESKTOP);
+    browser.click("Continue the restore");
+    desk.wait_for_job("done");
+    browser.wait_for("all data is on the disks of this host");
+    assert!(machine.qemu_pid().is_some(), "it does not run");
+    machine.stop();
+    then["vda"].assert_image_equals(machine.image("vda"), machine.format("vda"));
+    desk.end();
+    env.assert_nothing_left();
+}

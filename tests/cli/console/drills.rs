@@ -1,0 +1,145 @@
+//! Drills in the console: of a point, a machine and the sample of the overview; what they came to and what they showed.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use super::client::{Console, encoded, open};
+use crate::support::backups::{backup, init, text};
+use crate::support::{Disk, Env};
+
+const MIB: u64 = 1 << 20;
+const VM: &str = "kvmb-test-vm1";
+
+/// What the last drill of the machine has kept.
+fn kept(env: &Env, field: &str) -> PathBuf {
+    let status = env.kvmb(["status", "-r", &env.repo(), "--json"]).run();
+    let checks = status.records_of("check");
+    let machine = checks.iter().find(|check| check["check"] == "backup" && check["target"] == VM).expect("a machine");
+    text(machine, field).into()
+}
+
+/// Where the drills of the console are shown, the newest last.
+fn jobs(env: &Env) -> Vec<String> {
+    let jobs = env.kvmb(["jobs", "--json"]).run().assert_ok().records_of("job");
+    let drills = jobs.iter().filter(|job| job["command"] == "drill" && job["origin"] == "console");
+    drills.map(|job| format!("/jobs/{}", text(job, "job"))).collect()
+}
+
+fn assert_screenshot(console: &Console, path: &str) {
+    let picture = console.get(path).assert_status(200);
+    assert_eq!((picture.header("content-type"), picture.header("x-content-type-options")), ("image/png", "nosniff"));
+    assert!(picture.body.starts_with("\u{fffd}PNG\r\n"), "{:?}", picture.body.get(..20));
+}
+
+#[test]
+fn a_machine_that_does_not_boot_is_shown_with_its_screen_and_its_console() {
+    let env = Env::new("console drill");
+    let console_xml = "<serial type='pty'><target port='0'/></serial>";
+    let machine = env.machine(VM).disk(Disk::qcow2(8 * MIB)).devices_xml(console_xml).define();
+    init(&env);
+    let id = text(&backup(&machine), "point").to_owned();
+    let mut console = open(&env, &[]);
+    let page = console.get("/").assert_status(200).assert_has("0 of 1 machines came as far as they should");
+    page.assert_has("kvmb drill --all --sample=3");
+    let address = format!("/machines/{VM}/drill");
+    console.get(&address).assert_status(200).assert_has("was ever booted");
+    for piece in ["screenshot", "console"] {
+        console.get(&format!("{address}/{piece}")).assert_status(404);
+    }
+    let line = format!("kvmb drill -r {} {id}", env.repo());
+    console.get(&format!("/points/{id}")).assert_status(200).assert_has(&line);
+
+    // Of the point, as far as QEMU runs it.
+    let fields = [("p", id.as_str()), ("until", "started"), ("memory", "512M"), ("timeout", "5m")];
+    let job = console.run_job("/drill", &fields, "started after").assert_has("st ok");
+    job.assert_has("drill --until=started --memory=512M --timeout=5m").assert_has("Do it again");
+    // Of the machine, as far as it comes: there is no boot loader.
+    let job = console.run_job("/drill", &[("m", VM)], "no disk has a boot loader");
+    let job = job.assert_has("st crit").assert_has("Recovery time");
+    let [earlier, of_job] = <[String; 2]>::try_from(jobs(&env)).expect("two drills");
+    assert_screenshot(&console, &format!("{of_job}/drills/0/screenshot"));
+    // The files of the earlier one are those of the later one now.
+    console.get(&earlier).assert_status(200).assert_has("There is no picture of the screen.");
+    console.get(&format!("{earlier}/drills/0/screenshot")).assert_status(404);
+    console.get(&format!("{of_job}/drills/1/screenshot")).assert_status(404);
+    assert!(job.body.contains(&format!("{of_job}/drills/0/screenshot\"")), "{}", job.body);
+
+    console.get("/?again=1").assert_status(200).assert_has(&address).assert_has("no disk has a boot loader");
+    let page = console.get(&format!("/machines/{VM}?again=1")).assert_status(200);
+    page.assert_has("Last drill: ").assert_has(&format!("kvmb drill -- {VM}"));
+    assert_screenshot(&console, &format!("{address}/screenshot"));
+    // Whatever a guest has written is text, and saved as a file.
+    let log = kept(&env, "drill_log");
+    fs::write(&log, b"\x1b[31m<script>alert(1)</script>\x07\xff\n").unwrap();
+    let picture = kept(&env, "drill_screenshot");
+    let drilled = fs::metadata(&picture).unwrap().modified().unwrap();
+    fs::File::options().write(true).open(&log).unwrap().set_modified(drilled).unwrap();
+    let page = console.get(&address).assert_status(200).assert_lacks("<script>alert").assert_lacks("\u{1b}");
+    page.assert_has("\n&lt;script&gt;alert(1)&lt;/script&gt;".trim_start()).assert_has("role=\"region\"");
+    let saved = console.get(&format!("{address}/console")).assert_status(200).assert_has("<script>alert(1)</script>");
+    assert_eq!(saved.header("content-type"), "application/octet-stream");
+    assert!(saved.header("content-disposition").starts_with("attachment"), "{saved:?}");
+    console.language = "fr";
+    let page = console.get(&address).assert_status(200).assert_has("aucun disque n’a de chargeur d’amorçage");
+    page.assert_has("Temps de reprise").assert_has("Console série").assert_lacks("Serial console");
+    console.language = "en";
+
+    // No other file is served: none that the address names, none that somebody has put there since.
+    for path in [
+        "/machines/..%2f..%2fetc%2fpasswd/drill/console",
+        "/machines/none/drill/screenshot",
+        "/jobs/ffffffff/drills/0/console",
+        "/jobs/..%2f..%2f/drills/0/console",
+        "/machines/none/drill",
+    ] {
+        console.get(path).assert_status(404);
+    }
+    console.get(&format!("{of_job}/drills/..%2f..%2fetc%2fpasswd/console")).assert_status(400);
+    let secret = env.path("secret");
+    fs::write(&secret, "\u{89}PNG\r\n\u{1a}\nsecret").unwrap();
+    fs::remove_file(&log).unwrap();
+    symlink(&secret, &log).unwrap();
+    console.get(&format!("{address}/console")).assert_status(404);
+    console.get(&address).assert_status(200).assert_lacks("secret");
+    console.running.interrupt();
+    console.running.wait().assert_ok();
+    env.assert_nothing_left();
+}
+
+#[test]
+fn only_what_is_there_is_booted_and_only_by_who_may() {
+    let env = Env::new("console drills");
+    let machine = env.machine(VM).disk(Disk::qcow2(MIB)).define();
+    init(&env);
+    backup(&machine);
+    let console = open(&env, &["--read-only"]);
+    for path in ["/".to_owned(), format!("/machines/{VM}"), format!("/machines/{VM}/drill")] {
+        let page = console.get(&path).assert_status(200).assert_lacks("action=\"/drill\"");
+        page.assert_has("kvmb drill ");
+    }
+    console.post("/drill", &[("m", VM)]).assert_status(403);
+    let token = console.get("/jobs").field("csrf");
+    console.running.interrupt();
+    console.running.wait().assert_ok();
+
+    let console = open(&env, &[]);
+    let origin = format!("http://{}", console.host());
+    console.post_raw("/drill", &format!("csrf={token}&m={VM}"), &origin).assert_status(403);
+    console.post_raw("/drill", &format!("m={VM}"), &origin).assert_status(403);
+    console.get("/drill").assert_status(405);
+    for (field, value) in [("m", "none"), ("m", "--all"), ("p", "ffffffff"), ("p", "--all"), ("x", "y")] {
+        console.post("/drill", &[(field, value)]).assert_status(404);
+    }
+    // What is no option stays a value.
+    let wrong = console.post("/drill", &[("m", VM), ("memory", "--all")]).assert_status(422);
+    wrong.assert_has("Not started").assert_has("--memory=--all");
+    assert!(
+        env.kvmb(["jobs", "--json"]).run().assert_ok().records_of("job").iter().all(|job| job["command"] != "drill")
+    );
+    let job = console.run_job("/drill", &[("sample", "9"), ("until", "started")], "started after");
+    job.assert_has("--all --sample=3").assert_lacks(&encoded("--sample=9"));
+    console.running.interrupt();
+    console.running.wait().assert_ok();
+    env.assert_nothing_left();
+}

@@ -1,0 +1,89 @@
+//! The page of the schedule, with the real crontab and systemd's files in a mount namespace.
+
+use std::fs;
+
+use super::client::{Console, start_call};
+use crate::support::Disk;
+use crate::support::host::Host;
+
+fn console(host: &Host) -> Console {
+    start_call(host.program(&["kvmb", "ui", "--no-open", "--listen", "127.0.0.1:0"])).opened()
+}
+
+#[test]
+fn a_rhythm_has_words_and_ten_runs_and_is_installed_and_removed() {
+    let host = Host::new("console schedule");
+    let env = &host.env;
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(1 << 20)).define();
+    let mut console = console(&host);
+    let page = console.get("/schedule").assert_status(200).assert_has("no schedule installed");
+    let page = page.assert_has("Every night at 02:00");
+    assert_eq!(page.body.matches("<li><time").count(), 10, "{}", page.body);
+    let page = console.get("/schedule?rhythm=working&time=02%3A30").assert_status(200);
+    let page = page.assert_has("Monday to Friday at 02:30").assert_has("3 d 0 h").assert_has("3 d 2 h");
+    assert_eq!(page.field("cron"), "30 2 * * 1-5");
+
+    // What is wrong stands at its field, in the language of the page, and cannot be installed.
+    let wrong = "/schedule?rhythm=cron&minute=60&hour=2&day=*&month=*&weekday=*";
+    let page = console.get(wrong).assert_status(200).assert_has("it goes from 0 to 59").assert_has("value=\"60\"");
+    assert!(
+        page.body.contains(
+            "id=\"minute\" name=\"minute\" type=\"text\" value=\"60\" placeholder=\"*\" \
+     autocomplete=\"off\" aria-invalid=\"true\""
+        ),
+        "{}",
+        page.body
+    );
+    assert!(!page.body.contains("action=\"/schedule/install\""), "{}", page.body);
+    console.language = "fr";
+    console.get(wrong).assert_has("minute «\u{202f}60\u{202f}» non valable").assert_has("de 0 à 59");
+    console.get("/schedule?cron=30%202%20*%20*%201-5").assert_has("Du lundi au vendredi à 02:30");
+    console.language = "en";
+
+    let cron = ("cron", "30 2 * * 1-5");
+    // Without machines to choose from, or with an option that is none.
+    console.post("/schedule/install", &[cron, ("place", "")]).assert_status(422).assert_has("no machines were given");
+    let page = console.post(
+        "/schedule/install",
+        &[cron, ("place", "--system"), ("machines", "all"), ("random_delay", "soon"), ("verify", "1")],
+    );
+    let page = page.assert_status(422).assert_has("id=\"random_delay-e\"").assert_has("value=\"soon\"");
+    assert!(page.body.contains("value=\"--system\" checked"), "{}", page.body);
+    assert_eq!(host.crontab(), "");
+    assert_eq!(fs::read_dir(env.path("cron.d")).unwrap().count(), 0);
+
+    let all = [cron, ("place", ""), ("machines", "all"), ("verify", "1"), ("sample", "5%")];
+    let dry: Vec<_> = all.iter().copied().chain([("dry", "1")]).collect();
+    console.post("/schedule/install", &dry).assert_status(200).assert_has("would be installed");
+    assert_eq!(host.crontab(), "");
+    console.post("/schedule/install", &all).assert_status(200).assert_has("installed");
+    let text = host.crontab();
+    assert!(text.contains("30 2 * * 1-5 ") && text.contains("--all") && text.contains("--verify"), "{text}");
+    let page =
+        console.get("/schedule?again=1").assert_has("Monday to Friday at 02:30").assert_has("kvmb schedule remove");
+    assert!(
+        page.body.contains(" --verify &#39;--verify-sample=5%&#39; --all")
+            || page.body.contains(" --verify '--verify-sample=5%' --all"),
+        "{}",
+        page.body
+    );
+    console.post("/schedule/install", &[cron, ("place", "--systemd"), ("machines", "all")]).assert_status(200);
+    assert!(env.path("units/kvmb.timer").exists());
+    console.post("/schedule/remove", &[("place", "--systemd")]).assert_status(200).assert_has("removed");
+    assert!(!env.path("units/kvmb.timer").exists());
+
+    // A drill beside it stays unless its field is emptied.
+    let with = |drill: &'static str| [cron, ("place", ""), ("machines", "all"), ("drill", drill)];
+    let page = console.post("/schedule/install", &with("often")).assert_status(422);
+    page.assert_has("id=\"drill-e\"").assert_has("value=\"often\"");
+    console.post("/schedule/install", &with("weekly")).assert_status(200);
+    assert!(host.crontab().contains("\n30 4 * * sun "), "{}", host.crontab());
+    let page = console.get("/schedule?again=1").assert_has("Every Sunday at 04:30").assert_has(" --sample 3");
+    let page = page.assert_has("value=\"30 4 * * sun\"");
+    assert_eq!(page.field("cron"), "30 2 * * 1-5");
+    assert_eq!(page.body.matches("action=\"/schedule/remove\"").count(), 1, "{}", page.body);
+    console.post("/schedule/install", &with("")).assert_status(200);
+    assert!(!host.crontab().contains(" drill "), "{}", host.crontab());
+    console.post("/schedule/remove", &[("place", "")]).assert_status(200);
+    assert_eq!(host.crontab(), "");
+}

@@ -1,0 +1,71 @@
+//! Where a new user's files are, and that files which exist stay where they are.
+
+use crate::support::Env;
+use crate::support::call::{Call, Output};
+use std::fs;
+
+/// A script as a user who is not root. The files of the test belong to that user.
+fn as_user(env: &Env, script: &str) -> Output {
+    let call: Call = env.program("unshare").args(["--user", "--map-user=1000", "--map-group=1000", "sh", "-c", script]);
+    let call = ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "KVMB_DATA_DIR", "KVMB_CONFIG", "KVMB_LOG_FILE"]
+        .into_iter()
+        .fold(call, Call::without_env);
+    call.env("R", env.repo()).env("HOME", env.path("home")).run()
+}
+
+#[test]
+fn a_new_users_files_are_where_the_specification_has_them() {
+    let env = Env::new("new user");
+    as_user(&env, "kvmb init -r $R && kvmb verify --all -r $R").assert_ok();
+    let home = |path: &str| env.path("home").join(path);
+    assert!(fs::read_dir(home(".local/state/kvmb/jobs")).unwrap().count() > 0);
+    assert!(!home(".local/share/kvmb/jobs").exists());
+    let jobs = as_user(&env, "kvmb jobs").assert_ok();
+    assert_eq!(jobs.record_of("job")["command"], "verify");
+    // The repository and its key are data.
+    let settings = as_user(&env, "kvmb config show --all").assert_ok().records_of("setting");
+    let repo = settings.iter().find(|setting| setting["key"] == "repo").unwrap();
+    assert_eq!(repo["value"], home(".local/share/kvmb/repo").to_str().unwrap());
+    // Variables of the specification; a relative one is ignored.
+    as_user(&env, "XDG_STATE_HOME=$HOME/state kvmb verify --all -r $R").assert_ok();
+    assert!(home("state/kvmb/jobs").exists());
+    as_user(&env, "XDG_STATE_HOME=relative kvmb verify --all -r $R").assert_ok();
+    assert!(!env.path("relative").exists());
+    assert_eq!(as_user(&env, "kvmb jobs").assert_ok().records_of("job").len(), 2);
+}
+
+#[test]
+fn a_history_that_exists_is_continued_where_it_is() {
+    let env = Env::new("old user");
+    fs::create_dir_all(env.path("home/.local/share/kvmb/history")).unwrap();
+    as_user(&env, "kvmb init -r $R && kvmb verify --all -r $R").assert_ok();
+    assert!(env.path("home/.local/share/kvmb/jobs").exists());
+    assert!(!env.path("home/.local/state").exists());
+}
+
+#[test]
+fn a_new_configuration_is_below_the_folder_of_configurations_and_an_old_one_stays() {
+    let env = Env::new("new configuration");
+    let home = |path: &str| env.path("home").join(path);
+    as_user(&env, "kvmb config set jobs=2").assert_ok();
+    assert_eq!(fs::read_to_string(home(".config/kvmb/config.json")).unwrap().matches("jobs").count(), 1);
+    as_user(&env, "XDG_CONFIG_HOME=$HOME/other kvmb config set jobs=3").assert_ok();
+    assert!(home("other/kvmb/config.json").exists());
+    // The place of kvm_backup wins where it is used.
+    fs::write(home(".kvm_backup_config.json"), "{}\n").unwrap();
+    as_user(&env, "kvmb config set jobs=4").assert_ok();
+    assert!(fs::read_to_string(home(".kvm_backup_config.json")).unwrap().contains("\"jobs\": 4"));
+    assert!(fs::read_to_string(home(".config/kvmb/config.json")).unwrap().contains("\"jobs\": 2"));
+}
+
+#[test]
+fn doctor_says_to_a_user_without_machines_where_those_of_the_host_are() {
+    let env = Env::new("doctor of a user");
+    let uri = env.uri();
+    let output = as_user(&env, &format!("kvmb -c '{uri}' doctor"));
+    let check =
+        output.records_of("check").into_iter().find(|check| check["check"] == "connection" && check["status"] != "ok");
+    let check = check.unwrap_or_else(|| panic!("{output}"));
+    assert!(check["detail"].as_str().unwrap().contains("kvmb does not run as root"), "{check}");
+    assert!(check["hint"].as_str().unwrap().contains("-c qemu:///system"), "{check}");
+}

@@ -1,0 +1,194 @@
+//! A repository that several hosts store in, looked at from one of them: how fresh each machine is, and what it takes.
+
+use crate::support::backups::noise;
+use crate::support::chains::*;
+use crate::support::{Disk, Env, Machine, Output, faketime, parts};
+use serde_json::Value;
+
+/// A machine of which 2 MiB are this noise.
+fn noisy<'e>(env: &'e Env, name: &str, seed: u64) -> Machine<'e> {
+    let image = env.disks().join(format!("{name}.raw"));
+    let mut bytes = vec![0; 8 * MIB as usize];
+    bytes[..2 * MIB as usize].copy_from_slice(&noise(seed, 2 * MIB));
+    std::fs::write(&image, bytes).expect("write");
+    env.machine(name).disk(Disk::existing(&image, "raw")).start_paused()
+}
+
+/// Backs a machine up on a host of that name, as long ago as `FAKETIME` says.
+#[track_caller]
+fn backup_on(env: &Env, host: &str, machine: &str, repo: &str, ago: &str) -> Value {
+    let call = env.kvmb_on(host, ["backup", machine, "-r", repo]);
+    let call = call.env("LD_PRELOAD", faketime::library()).env("FAKETIME", ago);
+    let point = call.run().assert_ok().record_of("point");
+    faketime::clear();
+    point
+}
+
+/// The record that is about this, of those with the words.
+#[track_caller]
+fn record<'r>(records: &'r [Value], fields: &[(&str, &str)]) -> &'r Value {
+    let is_meant = |record: &&Value| fields.iter().all(|(key, value)| record[*key] == *value);
+    records.iter().find(is_meant).unwrap_or_else(|| panic!("no {fields:?} in {records:#?}"))
+}
+
+#[test]
+fn every_host_and_machine_is_watched_from_the_repository_alone() {
+    parts::require(&["faketime"]);
+    let (a, b, watcher) = (Env::new("fleet a"), Env::new("fleet b"), Env::new("fleet watcher"));
+    let repo = init(&a);
+    let uuid = uuid::Uuid::new_v4().to_string();
+    let web = a.machine("web").uuid(&uuid).disk(Disk::qcow2(MIB)).define();
+    a.machine("db").disk(Disk::qcow2(MIB)).define();
+    // A copy of the definition, on a host that has been silent for days.
+    b.machine("web").uuid(&uuid).disk(Disk::qcow2(MIB)).define();
+    backup_on(&a, "host-a", "web", &repo, "-40h");
+    backup_on(&a, "host-a", "db", &repo, "-30h");
+    let stale = backup_on(&b, "host-b", "web", &repo, "-80h");
+    backup_on(&a, "host-a", web.name(), &repo, "-1h");
+
+    let call = |args: &[&str]| {
+        let call = watcher.kvmb_on("watcher", [&["status", "--all-hosts", "-r", &repo], args].concat());
+        // It must not even look for libvirt.
+        call.env("LIBVIRT_DEFAULT_URI", "qemu+unix:///system?socket=/none").run()
+    };
+    let output = call(&[]).assert_code(1);
+    let checks = output.records_of("check");
+    let machine = |host: &str, name: &str| record(&checks, &[("check", "backup"), ("host", host), ("target", name)]);
+    let status = |check: &Value| check["status"].as_str().expect("status").to_owned();
+    assert_eq!(status(machine("host-a", "web")), "ok");
+    assert_eq!(status(machine("host-a", "db")), "warning");
+    assert_eq!(status(machine("host-b", "web")), "critical");
+    assert_eq!(machine("host-a", "web")["points"], 2);
+    assert_eq!(machine("host-b", "web")["newest_point"], stale["point"]);
+    assert_eq!(machine("host-b", "web")["standing"], "stored");
+    let host = |name: &str| record(&checks, &[("check", "host"), ("target", name)]);
+    assert_eq!((status(host("host-a")), &host("host-a")["machines"]), ("ok".into(), &2.into()));
+    assert_eq!(status(host("host-b")), "critical");
+    assert!(host("host-b")["detail"].as_str().expect("detail").starts_with("silent"), "{output}");
+    assert_eq!(record(&checks, &[("check", "repository")])["status"], "ok");
+    assert_eq!(checks.len(), 6, "{output}");
+
+    // People see the host of each; names choose, and one that is nowhere was never backed up.
+    assert_has(&call(&["-o", "table"]).assert_code(1), &["HOST", "host-b", "silent"]);
+    call(&["db", "--warning", "48h"]).assert_ok();
+    call(&["web", "--warning", "5d"]).assert_ok();
+    assert_has(&call(&["nobody"]).assert_code(1), &["never backed up"]);
+
+    // Monitoring systems get names that tell the machines apart.
+    let nagios = call(&["--nagios"]).assert_code(2);
+    assert_has(&nagios, &["CRITICAL - ", "'host-b/web_age'=", "host-b: silent"]);
+    let metrics = call(&["--prometheus"]).assert_ok();
+    let samples: Vec<&str> = metrics.stdout().lines().filter(|line| !line.starts_with('#')).collect();
+    let is_in =
+        |beginning: &str, end: &str| samples.iter().any(|line| line.starts_with(beginning) && line.ends_with(end));
+    for (host, status) in [("host-a", "0"), ("host-b", "2")] {
+        assert!(is_in(&format!("kvmb_host_status{{host=\"{host}\""), &format!(" {status}")), "{metrics}");
+        let web = format!("kvmb_machine_status{{machine=\"web\",uuid=\"{uuid}\",host=\"{host}\"");
+        assert!(is_in(&web, &format!(" {status}")), "{metrics}");
+    }
+    let series: std::collections::BTreeSet<&str> =
+        samples.iter().filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect();
+    assert_eq!(series.len(), samples.len(), "a series is there twice: {metrics}");
+    let values = call(&["--zabbix", "values"]).assert_ok();
+    assert!(values.stdout().contains(&format!("\"{uuid}_host-b\"")), "{values}");
+
+    // A repository that cannot be had is no silence.
+    let output = watcher.kvmb(["status", "--all-hosts", "-r", &watcher.repo()]).run().assert_code(1);
+    assert_eq!(record(&output.records_of("check"), &[("check", "repository")])["status"], "critical");
+    for env in [&a, &b, &watcher] {
+        env.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_machine_that_moved_is_watched_where_it_is_now() {
+    let env = Env::new("fleet moved");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
+    let backup = |host: &str| env.kvmb_on(host, ["backup", "vm", "-r", &repo]).run().assert_ok();
+    backup("old-host");
+    machine.write("vda", 0, MIB, 0x11);
+    // The same machine, with its bitmaps, on a host of another name.
+    let moved = backup("new-host").record_of("point");
+    assert_eq!(moved["disks"][0]["read_mode"], "changed", "{moved}");
+    let checks = env.kvmb(["status", "--all-hosts", "-r", &repo]).run().assert_ok().records_of("check");
+    let found = record(&checks, &[("check", "backup"), ("target", "vm")]);
+    assert_eq!((&found["host"], &found["points"]), (&"new-host".into(), &2.into()), "{found}");
+    assert_eq!(checks.iter().filter(|check| check["check"] == "host").count(), 1, "{checks:#?}");
+    let usage = env.kvmb(["stats", "-r", &repo]).run().assert_ok().records_of("usage");
+    assert_eq!(record(&usage, &[("machine", "vm")])["hosts"], serde_json::json!(["new-host", "old-host"]));
+}
+
+/// Fails unless standard output has these words.
+#[track_caller]
+fn assert_has(output: &Output, all: &[&str]) {
+    all.iter().for_each(|words| assert!(output.stdout().contains(words), "stdout does not say {words:?}: {output}"));
+}
+
+/// What restic says that the snapshots with these arguments take.
+fn restic_bytes(env: &Env, args: &[&str]) -> u64 {
+    let output =
+        env.restic(env.repo()).call([&["stats", "--mode", "raw-data", "--json"], args].concat()).run().assert_ok();
+    let stats: Value = serde_json::from_str(output.stdout()).expect("JSON");
+    stats["total_size"].as_u64().expect("total_size")
+}
+
+#[test]
+fn what_each_machine_takes_is_what_restic_counts() {
+    parts::require(&["faketime"]);
+    let (a, b) = (Env::new("stats a"), Env::new("stats b"));
+    let repo = init(&a);
+    // Two machines with the same 2 MiB on two hosts, and one that has nothing in common with them.
+    noisy(&a, "web", 1);
+    let db = noisy(&a, "db", 2);
+    noisy(&b, "web", 1);
+    backup_on(&a, "host-a", "db", &repo, "-48h");
+    db.write("vda", 4 * MIB, MIB, 0x33);
+    backup_on(&a, "host-a", "db", &repo, "-0h");
+    backup_on(&a, "host-a", "web", &repo, "-0h");
+    backup_on(&b, "host-b", "web", &repo, "-0h");
+    // Restic's own snapshots count for the whole, and for nobody.
+    std::fs::write(a.path("foreign"), noise(3, MIB)).expect("write");
+    a.restic(&repo).backup(&a.path("foreign"));
+
+    let stats = |args: &[&str]| -> Output { a.kvmb([&["stats", "-r", &repo], args].concat()).run() };
+    let usage = stats(&[]).assert_ok().records_of("usage");
+    let size = |record: &Value, key: &str| record[key].as_u64().unwrap_or_else(|| panic!("no {key} in {record}"));
+    let of = |name: &str, host: &str| {
+        let found = usage.iter().find(|usage| usage["machine"] == name && usage["hosts"][0] == host);
+        found.unwrap_or_else(|| panic!("no {name} of {host} in {usage:#?}"))
+    };
+    for (name, host) in [("web", "host-a"), ("db", "host-a"), ("web", "host-b")] {
+        let record = of(name, host);
+        let counted = restic_bytes(&a, &["--host", host, "--tag", &format!("machine={name}")]);
+        assert_eq!(size(record, "stored_bytes"), counted, "{record}");
+        assert_eq!(size(record, "own_bytes") + size(record, "shared_bytes"), counted, "{record}");
+    }
+    for host in ["host-a", "host-b"] {
+        let web = of("web", host);
+        assert!(size(web, "shared_bytes") >= 2 * MIB && size(web, "own_bytes") < MIB, "{web}");
+    }
+    let db = of("db", "host-a");
+    assert!(size(db, "own_bytes") >= 2 * MIB && size(db, "points") == 2, "{db}");
+    // The second point has added less than a MiB of one byte, in two days.
+    let growth = db["growth_bytes_per_day"].as_f64().expect("growth");
+    assert!(growth > 0.0 && growth < MIB as f64 / 2.0, "{db}");
+    let all = usage.iter().find(|usage| usage.get("machine").is_none()).expect("the repository");
+    assert_eq!(size(all, "stored_bytes"), restic_bytes(&a, &[]), "{all}");
+    assert_eq!((size(all, "points"), size(all, "unused_bytes")), (4, 0), "{all}");
+
+    // What only one needs is what its removal frees.
+    let freed = size(db, "own_bytes");
+    let left: Vec<Value> = a.restic(&repo).snapshots();
+    let ids = left.iter().filter(|snapshot| snapshot["tags"].to_string().contains("machine=db"));
+    for id in ids.map(|snapshot| snapshot["id"].as_str().expect("id")) {
+        a.restic(&repo).call(["forget", id]).run().assert_ok();
+    }
+    let after = stats(&[]).assert_ok().records_of("usage");
+    let all = after.iter().find(|usage| usage.get("machine").is_none()).expect("the repository");
+    assert_eq!(size(all, "unused_bytes"), freed, "{all}");
+    assert_has(&stats(&["-o", "table"]).assert_ok(), &["unused", "(all)"]);
+    // One name is one machine of each host; one that is nowhere is an error with what was meant.
+    assert_eq!(stats(&["web"]).assert_ok().records_of("usage").len(), 2);
+    stats(&["wed"]).assert_code(1).assert_stderr_has("web");
+}

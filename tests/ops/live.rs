@@ -1,0 +1,453 @@
+//! Live restores: the machine runs at once on its served point, its data follows, and nothing that goes wrong meanwhile
+//! loses a byte that the guest has written - or the images that the restore replaced.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::support::backups::{MIB, backup, init, names_in, noise, stopped_at, text};
+use crate::support::call::{Call, Running};
+use crate::support::guest::Ext4;
+use crate::support::{Disk, DiskModel, Env, FreezeMode, Machine, Output, process, wait_until};
+use kvmb::failpoint::Failpoint;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A machine that is off, with data on two qcow2 disks, one of which has an error policy of its own, and a point of it.
+fn machine_with_a_point(env: &Env) -> Machine<'_> {
+    let machine = env
+        .machine("vm1")
+        .disk(Disk::qcow2(24 * MIB).driver("error_policy='enospace'"))
+        .disk(Disk::qcow2(8 * MIB))
+        .define();
+    machine.write_bytes("vda", MIB, &noise(1, 16 * MIB));
+    machine.write_bytes("vdb", 512, &noise(2, 4 * MIB));
+    init(env);
+    backup(&machine);
+    machine
+}
+
+fn live(env: &Env, args: &[&str]) -> Call {
+    env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite", "--live"]).args(args)
+}
+
+fn resume(env: &Env) -> Call {
+    env.kvmb(["restore", "--continue", "vm1"])
+}
+
+/// A live restore whose machine runs, and whose data comes slowly.
+fn slow(env: &Env) -> Running {
+    running(live(env, &["--limit-read", "1M"]))
+}
+
+fn running(call: Call) -> Running {
+    let mut running = call.spawn();
+    wait_until("the machine runs", LIMIT, || {
+        assert!(!running.has_ended(), "{}", running.stderr_so_far());
+        running.stderr_so_far().contains("runs after")
+    });
+    running
+}
+
+/// The process that serves the point.
+fn server(env: &Env) -> i32 {
+    let states = names_in(&env.runtime_dir()).into_iter().filter(|name| name.starts_with("served-"));
+    let paths: Vec<PathBuf> = states.map(|name| env.runtime_dir().join(name)).collect();
+    assert_eq!(paths.len(), 1, "{paths:?}");
+    let state: Value = serde_json::from_slice(&fs::read(&paths[0]).expect("read")).expect("JSON");
+    i32::try_from(state["process"]["pid"].as_i64().expect("a pid")).expect("a pid")
+}
+
+/// The process that sees to the server when the restore has ended.
+fn supervisor(machine: &Machine) -> i32 {
+    let name = format!("data/live-restores/{}.supervisor.lock", machine.uuid());
+    let process = || serde_json::from_slice::<Value>(&fs::read(machine.env().path(&name)).ok()?).ok();
+    wait_until("there is a supervisor", LIMIT, || process().is_some());
+    i32::try_from(process().expect("a process")["pid"].as_i64().expect("a pid")).expect("a pid")
+}
+
+/// Ends everything at once, as the end of the host does.
+fn lose_all(machine: &Machine, restore: Running) {
+    let env = machine.env();
+    process::kill(supervisor(machine));
+    restore.kill();
+    restore.wait();
+    process::kill(server(env));
+    machine.kill();
+    for folder in [env.runtime_dir(), env.path("run/kvmb-nbd")] {
+        fs::remove_dir_all(folder).expect("remove");
+    }
+}
+
+/// What `status` or `doctor` says of the restore.
+#[track_caller]
+fn restore_check(output: &Output) -> Value {
+    output.records_of("check").into_iter().find(|check| check["check"] == "restore").expect("a check")
+}
+
+fn is_served(env: &Env) -> bool {
+    names_in(&env.runtime_dir()).iter().any(|name| name.starts_with("served-"))
+}
+
+fn inodes(machine: &Machine) -> BTreeMap<String, u64> {
+    machine.targets().into_iter().map(|t| (t.clone(), fs::metadata(machine.image(&t)).expect("stat").ino())).collect()
+}
+
+/// Fails unless the restore is over: nothing of it is left, and the disks hold exactly this.
+#[track_caller]
+fn assert_done(machine: &Machine, definition: &str, disks: &BTreeMap<String, DiskModel>) {
+    let env = machine.env();
+    assert_eq!(env.virsh(&["dumpxml", "--inactive", machine.uuid()]), definition);
+    let live = env.virsh(&["dumpxml", machine.uuid()]);
+    assert!(!live.contains("nbd"), "{live}");
+    assert!(machine.qemu_pid().is_some(), "it does not run");
+    machine.stop();
+    for (target, model) in disks {
+        model.assert_image_equals(machine.image(target), machine.format(target));
+    }
+    assert_nothing_left(env);
+}
+
+#[track_caller]
+fn assert_nothing_left(env: &Env) {
+    env.assert_nothing_left();
+    let hidden: Vec<String> = names_in(&env.disks()).into_iter().filter(|name| name.starts_with('.')).collect();
+    assert_eq!(hidden, [""; 0]);
+    let states = env.path("data/live-restores");
+    let left: Vec<String> = names_in(&states).into_iter().filter(|name| !name.ends_with(".lock")).collect();
+    assert_eq!(left, [""; 0]);
+}
+
+#[test]
+fn the_machine_runs_at_once_and_nothing_of_the_server_is_left() {
+    let env = Env::new("live");
+    let machine = machine_with_a_point(&env);
+    let (then, definition, old) = (machine.models(), machine.definition(), inodes(&machine));
+    let record = live(&env, &[]).run().assert_ok().record_of("point");
+    let restored = &record["restored_to"];
+    assert_eq!((&restored["machine"], &restored["started"]), (&"vm1".into(), &true.into()));
+    let seconds = |field: &str| restored["live"][field].as_f64().expect("seconds");
+    println!("running after {:.1} s, done after {:.1} s", seconds("running_seconds"), seconds("done_seconds"));
+    assert!(seconds("running_seconds") <= seconds("done_seconds"));
+    assert!(old.iter().all(|(target, inode)| inodes(&machine)[target] != *inode), "an old image was written to");
+    assert_done(&machine, &definition, &then);
+    // The chain goes on with one full read.
+    machine.start_paused();
+    let read_modes = |point: &Value| {
+        let disks = point["disks"].as_array().expect("disks").clone();
+        disks.iter().map(|disk| text(disk, "read_mode").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(read_modes(&backup(&machine)), ["full", "full"]);
+    machine.write("vda", 0, MIB, 0x44);
+    assert_eq!(read_modes(&backup(&machine)), ["changed", "changed"]);
+}
+
+#[test]
+fn a_killed_restore_is_shown_and_continued() {
+    let env = Env::new("livekilled");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = slow(&env);
+    // Its first writes, to what is copied already and to what is not.
+    machine.reconnect();
+    machine.write("vda", 0, 2 * MIB, 0x11);
+    machine.write("vda", 12 * MIB + 4096, MIB, 0x22);
+    restore.kill();
+    restore.wait();
+    assert!(is_served(&env), "the server ended with the restore");
+    machine.write("vdb", MIB, MIB, 0x33);
+    machine.disconnect();
+
+    let check = restore_check(&env.kvmb(["status", "-r", &env.repo()]).run());
+    assert_eq!(text(&check, "status"), "warning");
+    assert!(text(&check, "hint").ends_with(" --continue vm1"), "{check:#}");
+    let busy = env.kvmb(["backup", "vm1", "-r", &env.repo()]).run().assert_code(5).record_of("failure");
+    assert_eq!(text(&busy, "code"), "busy");
+    let again = live(&env, &[]).run().record_of("failure");
+    assert_eq!(text(&again, "code"), "running");
+    // What ends servers leaves this one alone.
+    env.kvmb(["release", "--all"]).run().assert_ok();
+    env.kvmb(["release", "vm1"]).run().assert_ok();
+    assert!(is_served(&env));
+
+    let action = resume(&env).run().assert_ok().record_of("action");
+    assert_eq!((text(&action, "action"), text(&action, "target")), ("restore", "vm1"));
+    assert_done(&machine, &definition, &machine.models());
+    assert_eq!(resume(&env).run().assert_code(1).record_of("failure")["code"], "not_found");
+}
+
+#[test]
+fn a_killed_server_is_started_again() {
+    let env = Env::new("liveserver");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = slow(&env);
+    machine.reconnect();
+    let first = server(&env);
+    process::kill(first);
+    wait_until("another server runs", LIMIT, || is_served(&env) && server(&env) != first);
+    machine.write("vda", 8 * MIB, 4 * MIB, 0x55);
+    machine.disconnect();
+    // Without the limit it is done sooner.
+    restore.interrupt();
+    let interrupted = restore.wait().assert_code(130);
+    interrupted.assert_stderr_has("--continue vm1");
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
+fn after_a_reboot_the_machine_does_not_start_without_its_point() {
+    let env = Env::new("livereboot");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = slow(&env);
+    machine.reconnect();
+    machine.write("vda", 3 * MIB, 2 * MIB, 0x66);
+    machine.flush("vda");
+    lose_all(&machine, restore);
+    let check = restore_check(&env.kvmb(["doctor"]).run());
+    assert_eq!(text(&check, "status"), "critical");
+    assert!(text(&check, "hint").ends_with(" --continue vm1"), "{check:#}");
+    assert_ne!(env.try_virsh(&["start", machine.uuid()]).code(), 0, "it started without its point");
+    assert_eq!(
+        env.kvmb(["backup", "vm1", "-r", &env.repo()]).run().assert_code(5).record_of("failure")["code"],
+        "busy"
+    );
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
+fn without_a_restore_the_server_is_started_again_and_the_machine_goes_on() {
+    let env = Env::new("liveunwatched");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = slow(&env);
+    machine.reconnect();
+    let first = server(&env);
+    supervisor(&machine);
+    restore.kill();
+    restore.wait();
+    process::kill(first);
+    // It reads what has not been copied yet: the write waits for its point.
+    machine.write("vdb", MIB, 512, 0x11);
+    assert_ne!(server(&env), first);
+    machine.disconnect();
+    let check = restore_check(&env.kvmb(["status", "-r", &env.repo()]).run());
+    let said = (text(&check, "status"), text(&check, "detail").ends_with("it still reads from the repository"));
+    assert_eq!(said, ("warning", true), "{check:#}");
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
+fn after_a_reboot_the_supervisor_finishes_the_restore() {
+    let env = Env::new("livebooted");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = slow(&env);
+    machine.reconnect();
+    machine.write("vda", 3 * MIB, 2 * MIB, 0x66);
+    machine.flush("vda");
+    lose_all(&machine, restore);
+    // The kernel says that the host was started again, and systemd starts what its unit says.
+    let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
+    state["boot"] = "another".into();
+    state["limit_read"] = Value::Null;
+    fs::write(&path, state.to_string()).expect("write");
+    env.kvmb(["guard", "--live", machine.uuid()]).run().assert_ok();
+    assert!(!path.exists(), "the restore is not finished");
+    assert_done(&machine, &definition, &machine.models());
+}
+
+/// What the snapshots of the points are tagged with, beside the machine's name.
+fn tags(env: &Env) -> Vec<Vec<String>> {
+    let listed = env.restic(env.repo()).call(["snapshots", "--json"]).run().assert_ok();
+    let snapshots: Vec<Value> = serde_json::from_str(listed.stdout()).expect("JSON");
+    let words = |snapshot: &Value| -> Vec<String> {
+        let tags = snapshot["tags"].as_array().expect("tags").iter().map(|tag| tag.as_str().expect("a tag").to_owned());
+        tags.filter(|tag| tag != "kvmb" && !tag.starts_with("machine=")).collect()
+    };
+    snapshots.iter().map(words).collect()
+}
+
+#[test]
+fn a_point_that_a_machine_runs_on_is_not_pruned() {
+    let env = Env::new("livepruned");
+    let machine = machine_with_a_point(&env);
+    let (then, definition) = (machine.models(), machine.definition());
+    let first = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().record_of("point");
+    machine.write_bytes("vda", MIB, &noise(3, 2 * MIB));
+    backup(&machine);
+    let restore = ["restore", text(&first, "point"), "-r", &env.repo(), "--overwrite", "--live", "--limit-read", "1M"];
+    let restore = running(env.kvmb(restore));
+    restore.kill();
+    restore.wait();
+    process::kill(server(&env));
+    assert!(tags(&env)[0].iter().any(|tag| tag == "restoring"), "{:?}", tags(&env));
+    let verdicts = || {
+        let pruned = env.kvmb(["prune", "-r", &env.repo(), "--keep-last", "1"]).run().assert_ok();
+        let forgotten = pruned.records_of("action").into_iter().filter(|action| action["action"] == "forget");
+        forgotten.map(|action| action["rules"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(verdicts(), [serde_json::json!(["restoring"]), serde_json::json!(["last"])]);
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &then);
+    assert_eq!(tags(&env), [[""; 0]; 2]);
+    assert!(verdicts().contains(&serde_json::json!(["expired"])), "it is still kept");
+}
+
+#[test]
+fn giving_up_brings_the_old_images_and_the_old_definition_back() {
+    let env = Env::new("liveabort");
+    let machine = machine_with_a_point(&env);
+    machine.write("vda", 0, 4 * MIB, 0x77);
+    let changed = machine.definition().replace("<vcpu placement='static'>1<", "<vcpu placement='static'>2<");
+    fs::write(env.path("changed.xml"), changed).expect("write");
+    env.virsh(&["define", &env.path("changed.xml").display().to_string()]);
+    let (before, old, definition) = (machine.models(), inodes(&machine), machine.definition());
+    let restore = slow(&env);
+    restore.interrupt();
+    restore.wait().assert_code(130);
+    let abort = || env.kvmb(["restore", "--abort", "vm1"]);
+    assert_eq!(abort().run().assert_code(1).record_of("failure")["code"], "running");
+    assert_ne!(machine.definition(), definition);
+    machine.stop();
+    let refused = live(&env, &[]).run().record_of("failure");
+    assert_eq!(text(&refused, "code"), "busy", "{refused:#}");
+    assert_eq!(tags(&env)[0].len(), 2);
+    abort().run().assert_ok();
+    assert_eq!(tags(&env), [[""; 0]]);
+    assert_eq!((machine.definition(), inodes(&machine)), (definition, old));
+    for (target, model) in &before {
+        model.assert_image_equals(machine.image(target), machine.format(target));
+    }
+    assert_nothing_left(&env);
+}
+
+#[test]
+fn before_the_machine_runs_a_killed_restore_is_undone() {
+    for step in [Failpoint::RestorePlacedFirst, Failpoint::RestoreDefined] {
+        let env = Env::new("liveundone");
+        let machine = machine_with_a_point(&env);
+        let (then, old, definition) = (machine.models(), inodes(&machine), machine.definition());
+        let stopped = stopped_at(live(&env, &[]), step);
+        stopped.kill();
+        stopped.wait();
+        assert_ne!(inodes(&machine), old);
+        let undone = resume(&env).run().assert_code(1).record_of("failure");
+        assert_eq!(text(&undone, "hint"), "kvmb restore vm1 --live");
+        assert_eq!((machine.definition(), inodes(&machine)), (definition, old), "{step:?}");
+        for (target, model) in &then {
+            model.assert_image_equals(machine.image(target), machine.format(target));
+        }
+        assert_nothing_left(&env);
+    }
+}
+
+#[test]
+fn another_machine_is_made_of_a_point_and_given_up() {
+    let env = Env::new("liveas");
+    let machine = machine_with_a_point(&env);
+    let folder = env.path("copies");
+    fs::create_dir(&folder).expect("mkdir");
+    let restore = |args: &[&str]| {
+        let call = env.kvmb(["restore", "vm1", "-r", &env.repo(), "--live", "--as", "vm2", "--into"]);
+        call.arg(&folder).args(args)
+    };
+    let restored = restore(&[]).run().assert_ok().record_of("point");
+    let images = crate::support::backups::images_of(&restored);
+    let destroy = "qemu-monitor-command vm2 --hmp 'info status'; destroy vm2";
+    env.virsh(&[&format!("{destroy}; undefine vm2")]);
+    images.iter().for_each(|(target, image)| machine.model(target).assert_image_equals(image, "qcow2"));
+    images.values().for_each(|image| fs::remove_file(image).expect("remove"));
+    let interrupted = running(restore(&["--limit-read", "1M"]));
+    interrupted.interrupt();
+    interrupted.wait().assert_code(130);
+    env.virsh(&[destroy]);
+    env.kvmb(["restore", "--abort", "vm2"]).run().assert_ok();
+    assert_eq!(names_in(&folder), [""; 0]);
+    assert_ne!(env.try_virsh(&["dominfo vm2"]).code(), 0, "its definition is still there");
+    assert_nothing_left(&env);
+}
+
+#[test]
+fn what_cannot_run_on_a_point_is_refused_before_anything_is_touched() {
+    let env = Env::new("liverefused");
+    let machine = env.machine("vm1").disk(Disk::raw(4 * MIB)).define();
+    init(&env);
+    backup(&machine);
+    let old = inodes(&machine);
+    let refused = live(&env, &[]).run().assert_code(1).record_of("failure");
+    assert_eq!((text(&refused, "code"), text(&refused, "hint")), ("unsupported", "add --format qcow2"));
+    let dry = live(&env, &["--dry-run"]).run().assert_code(1).record_of("failure");
+    assert_eq!(text(&dry, "code"), "unsupported");
+    live(&env, &["--dry-run", "--format", "qcow2"]).run().assert_ok();
+    let unasked = live(&env, &["--format", "qcow2"]).without_env("KVMB_PASSWORD_FILE").run();
+    assert_ne!(unasked.code(), 0);
+    assert_eq!(inodes(&machine), old);
+    for wrong in [&["vm1", "--live", "--no-define"][..], &["vm1", "--limit-read", "1M"], &["--continue"]] {
+        env.kvmb(["restore", "-r", &env.repo()]).args(wrong).run().assert_code(2);
+    }
+    assert_eq!(env.kvmb(["restore", "--abort", "vm1"]).run().assert_code(1).record_of("failure")["code"], "not_found");
+    live(&env, &["--format", "qcow2"]).run().assert_ok();
+    machine.stop();
+    machine.model("vda").assert_image_equals(machine.image("vda"), "qcow2");
+}
+
+#[test]
+fn a_guest_loses_no_acknowledged_write_whatever_is_killed() {
+    let env = Env::new("liveguest");
+    init(&env);
+    let guest = env.linux_guest_on_qcow2("vm1", FreezeMode::Normal);
+    guest.wait_for_more(5);
+    let before = guest.synced();
+    backup(&guest);
+    guest.stop();
+    let began = Instant::now();
+    let restore = running(live(&env, &["--limit-read", "100K"]));
+    let to_running = began.elapsed();
+    // Its log begins again with its start.
+    let limit = Duration::from_secs(120);
+    wait_until("it writes its first file", limit, || (1..before).contains(&guest.synced()));
+    println!("running after {to_running:.1?}, its first file after {:.1?}", began.elapsed());
+    process::kill(server(&env));
+    guest.wait_for_more(5);
+    restore.kill();
+    restore.wait();
+    guest.wait_for_more(5);
+    process::kill(server(&env));
+    resume(&env).run().assert_ok();
+    guest.wait_for_more(2);
+    let live = env.virsh(&["dumpxml", guest.uuid()]);
+    assert!(!live.contains("nbd"), "{live}");
+    let synced = guest.synced();
+    guest.stop();
+    let raw = env.path("after.raw");
+    env.program("qemu-img").args(["convert", "-O", "raw"]).arg(guest.image("vda")).arg(&raw).run().assert_ok();
+    Ext4::open(&raw).assert_has_files(synced.max(before));
+    assert_nothing_left(&env);
+}
+
+#[test]
+fn the_empty_parts_of_a_disk_are_not_copied() {
+    let env = Env::new("live sparse");
+    // Copied piece by piece, a disk of this size would take many minutes.
+    const SIZE: u64 = 1 << 40;
+    let machine = env.machine("vm1").disk(Disk::qcow2(SIZE)).define();
+    machine.write_bytes("vda", SIZE / 4 * 3, &noise(1, 4 * MIB));
+    init(&env);
+    backup(&machine);
+    live(&env, &[]).limit(Duration::from_secs(120)).run().assert_ok();
+    machine.stop();
+    let expected = env.path("expected");
+    let file = fs::File::create_new(&expected).expect("create");
+    file.set_len(SIZE).and_then(|()| file.write_all_at(&noise(1, 4 * MIB), SIZE / 4 * 3)).expect("write");
+    let compare = env.program("qemu-img").args(["compare", "-f", "raw", "-F", "qcow2"]);
+    compare.arg(&expected).arg(machine.image("vda")).run().assert_ok();
+}

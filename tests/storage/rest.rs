@@ -1,0 +1,282 @@
+//! Repositories on real REST servers: the promises of the storage, logins, TLS, and what servers refuse.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::Env;
+use crate::support::http_server::{Certificates, HttpServer, has_rest_server};
+use crate::support::proxy::{Proxy, Trouble};
+use kvmb::storage::http::{self, HttpContext, HttpCredentials};
+use kvmb::storage::rest::{RestAddress, RestStorage};
+use kvmb::storage::sftp::Secret;
+use kvmb::storage::testing::{FaultStorage, conformance_without_overwriting};
+use kvmb::storage::{Error, FileKind, RetryPolicy, RetryStorage, Storage};
+
+const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+
+fn at(url: &str, context: &HttpContext) -> RestStorage {
+    RestStorage::new(RestAddress::parse(url).unwrap(), context).unwrap()
+}
+
+fn plain(url: &str) -> RestStorage {
+    at(url, &HttpContext::default())
+}
+
+/// One account.
+#[derive(Debug)]
+struct Account(&'static str, &'static str);
+
+impl HttpCredentials for Account {
+    fn login(&self, user: Option<&str>) -> Result<Option<(String, Secret)>, String> {
+        Ok(Some((user.unwrap_or(self.0).to_owned(), Secret::new(self.1.to_owned()))))
+    }
+}
+
+#[track_caller]
+fn server_error<T: std::fmt::Debug>(result: kvmb::storage::Result<T>) -> http::Error {
+    match result {
+        Err(Error::Http { source, .. }) => *source,
+        other => panic!("not an error of the server: {other:?}"),
+    }
+}
+
+#[test]
+fn a_server_that_overwrites_conforms() {
+    let env = Env::new("rest-rclone");
+    let server = HttpServer::rclone(&env, "server", [""; 0]);
+    // Both at once, for each creation waits a second.
+    std::thread::scope(|scope| {
+        scope.spawn(|| conformance_without_overwriting(&plain(&server.rest_url("plain"))));
+        let below: Arc<dyn Storage> = Arc::new(plain(&server.rest_url("decorated")));
+        let faults = Arc::new(FaultStorage::new(below));
+        conformance_without_overwriting(&RetryStorage::new(faults, RetryPolicy::default(), Arc::default()));
+    });
+}
+
+#[test]
+fn a_server_that_never_overwrites_conforms() {
+    let env = Env::new("rest-server");
+    if !has_rest_server() {
+        // Debian 12 has none; there a server that overwrites, told not to, is as near as it gets.
+        return refuses_overwriting(&env, HttpServer::rclone(&env, "server", ["--append-only"]));
+    }
+    let server = HttpServer::rest_server(&env, "server", ["--no-auth", "--no-verify-upload"]);
+    conformance_without_overwriting(&plain(&server.rest_url("plain")));
+    let below: Arc<dyn Storage> = Arc::new(plain(&server.rest_url("decorated")));
+    conformance_without_overwriting(&RetryStorage::new(below, RetryPolicy::default(), Arc::default()));
+    refuses_overwriting(&env, HttpServer::rest_server(&env, "protected", ["--no-auth", "--append-only"]));
+}
+
+/// An append-only server: what is there stays, but for locks; the same once more is no error.
+fn refuses_overwriting(_env: &Env, server: HttpServer) {
+    let storage = plain(&server.rest_url("repo"));
+    storage.create_layout().unwrap();
+    storage.create(FileKind::Config, "", b"first").unwrap();
+    assert!(matches!(storage.create(FileKind::Config, "", b"second"), Err(Error::Exists { .. })));
+    storage.write(FileKind::Config, "", b"first").unwrap();
+    for denied in [storage.write(FileKind::Config, "", b"second"), storage.remove(FileKind::Config, "")] {
+        let error = server_error(denied);
+        assert!(matches!(error, http::Error::Denied { .. }) && !error.is_transient(), "{error:?}");
+    }
+    assert_eq!(storage.read(FileKind::Config, "").unwrap(), b"first");
+    // The SHA-256 of its contents, which restic's server compares.
+    let lock = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    storage.write(FileKind::Lock, lock, b"x").unwrap();
+    storage.remove(FileKind::Lock, lock).unwrap();
+}
+
+#[test]
+fn only_the_right_password_opens_a_server() {
+    let env = Env::new("rest-login");
+    let server = HttpServer::rclone(&env, "server", ["--user", "keeper", "--pass", "swordfish"]);
+    let url = server.rest_url("repo");
+    let with = |url: &str, account: Account| {
+        at(url, &HttpContext { credentials: Arc::new(account), ..HttpContext::default() }).create_layout()
+    };
+    with(&url, Account("keeper", "swordfish")).unwrap();
+    with(&url.replace("127.0.0.1", "keeper@127.0.0.1"), Account("nobody", "swordfish")).unwrap();
+    for refused in [plain(&url).create_layout(), with(&url, Account("keeper", "herring"))] {
+        let error = server_error(refused);
+        assert!(matches!(error, http::Error::Login { .. }) && !error.is_transient(), "{error:?}");
+        assert!(!error.to_string().contains("herring"), "{error}");
+    }
+}
+
+#[test]
+fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
+    let env = Env::new("rest-tls");
+    let certificates = Certificates::make(&env);
+    let file = |name: &str| certificates.file(name).display().to_string();
+    let [certificate, key, authority] = ["server.pem", "server.key", "ca.pem"].map(file);
+    let tls = ["--cert", &certificate, "--key", &key];
+    let server = HttpServer::rclone(&env, "server", tls);
+    let url = server.rest_url("repo").replace("http:", "https:");
+    let error = server_error(plain(&url).create_layout());
+    assert!(matches!(error, http::Error::Certificate { .. }) && !error.is_transient(), "{error:?}");
+    let context = HttpContext { ca_file: Some(certificates.file("ca.pem")), ..HttpContext::default() };
+    at(&url, &context).create_layout().unwrap();
+    // Another name than the certificate has.
+    let error = server_error(at(&url.replace("127.0.0.1", "localhost"), &context).create_layout());
+    assert!(matches!(error, http::Error::Certificate { .. }), "{error:?}");
+    // What is not encrypted is no TLS.
+    let open = HttpServer::rclone(&env, "open", [""; 0]);
+    let error = server_error(at(&open.rest_url("repo").replace("http:", "https:"), &context).create_layout());
+    assert!(matches!(error, http::Error::Tls { .. }), "{error:?}");
+
+    let strict = HttpServer::rclone(&env, "strict", tls.into_iter().chain(["--client-ca", &authority]));
+    let url = strict.rest_url("repo").replace("http:", "https:");
+    let error = server_error(at(&url, &context).create_layout());
+    assert!(matches!(error, http::Error::ClientCertificate { .. }), "{error:?}");
+    let context = HttpContext { client_certificate: Some(certificates.file("both.pem")), ..context };
+    at(&url, &context).create_layout().unwrap();
+    // A file without what it should have is named.
+    let broken = HttpContext { client_certificate: Some(certificates.file("ca.pem")), ..HttpContext::default() };
+    let error = RestStorage::new(RestAddress::parse(&url).unwrap(), &broken).unwrap_err();
+    assert!(error.to_string().ends_with("ca.pem: no private key in it"), "{error}");
+}
+
+#[test]
+fn a_socket_of_this_host_is_a_server_too() {
+    let env = Env::new("rest-unix");
+    let server = HttpServer::rclone(&env, "server", [""; 0]);
+    // A socket that leads to the port.
+    let socket = env.path("rest.socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let port = server.port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let upstream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let (mut up, mut down) = (upstream.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || drop(std::io::copy(&mut &client, &mut up)));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut &upstream, &mut down);
+                let _ = down.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    let storage = plain(&format!("rest:http+unix://{}:/repo/", socket.display()));
+    storage.create_layout().unwrap();
+    storage.write(FileKind::Pack, NAME, &[5; 300_000]).unwrap();
+    assert_eq!(plain(&server.rest_url("repo")).read(FileKind::Pack, NAME).unwrap(), [5; 300_000]);
+    assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 1);
+    let gone = plain(&format!("rest:http+unix://{}:/repo/", env.path("none.socket").display()));
+    assert!(matches!(server_error(gone.create_layout()), http::Error::Unreachable { .. }));
+}
+
+#[test]
+fn what_the_gate_refuses_is_not_stored() {
+    let env = Env::new("rest-gate");
+    let server = HttpServer::rclone(&env, "server", [""; 0]);
+    let storage = plain(&server.rest_url("repo"));
+    storage.create_layout().unwrap();
+    let contents = vec![7; 3 << 20];
+    let passed = AtomicU64::new(0);
+    let gate = |bytes: usize| {
+        assert!(bytes <= 256 << 10, "{bytes} at once");
+        passed.fetch_add(bytes as u64, Ordering::Relaxed);
+        true
+    };
+    storage.write_gated(FileKind::Index, NAME, &contents, &gate).unwrap();
+    assert_eq!(passed.load(Ordering::Relaxed), contents.len() as u64);
+    // The last question is about nothing: whether the file may have its name.
+    let stopped = storage.write_gated(FileKind::Snapshot, NAME, &contents, &|bytes| bytes > 0);
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    // rclone keeps the beginning of an upload that was given up, but says so by its size.
+    match storage.size(FileKind::Snapshot, NAME) {
+        Ok(size) => assert!(size < contents.len() as u64, "{size}"),
+        Err(error) => assert!(error.is_not_found(), "{error:?}"),
+    }
+    assert!(storage.read(FileKind::Index, NAME).unwrap() == contents);
+}
+
+#[test]
+fn a_server_that_falls_silent_is_not_waited_for_and_a_cut_is_tried_again() {
+    let env = Env::new("rest-trouble");
+    let server = HttpServer::rclone(&env, "server", [""; 0]);
+    let proxy = Proxy::start(server.port(), Duration::ZERO);
+    let url = format!("rest:http://127.0.0.1:{}/repo/", proxy.port());
+    let mut context = HttpContext::default();
+    context.timeouts.silence = Duration::from_secs(2);
+    let storage = at(&url, &context);
+    storage.create_layout().unwrap();
+    let contents = vec![3; 2 << 20];
+    proxy.order(&[Trouble::Stall], 1000..(1 << 20), 1);
+    let error = server_error(storage.write(FileKind::Pack, NAME, &contents));
+    assert!(matches!(error, http::Error::Silent { .. }) && error.is_transient(), "{error:?}");
+
+    // One that shall end waits less.
+    let stop = Arc::new(AtomicBool::new(true));
+    let mut context = HttpContext { stop, ..HttpContext::default() };
+    context.timeouts.ending = Duration::from_millis(200);
+    proxy.order(&[Trouble::Stall], 1000..(1 << 20), 2);
+    let begun = Instant::now();
+    let stopped = at(&url, &context).write(FileKind::Pack, NAME, &contents);
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+
+    let patient = RetryStorage::new(Arc::new(storage), RetryPolicy::default(), Arc::default());
+    proxy.order(&[Trouble::Cut, Trouble::Stall, Trouble::Cut], 1000..(1 << 20), 3);
+    patient.write(FileKind::Pack, NAME, &contents).unwrap();
+    proxy.order(&[Trouble::Cut, Trouble::Stall, Trouble::Cut], 1000..(1 << 20), 4);
+    assert_eq!(patient.read(FileKind::Pack, NAME).unwrap(), contents);
+    assert_eq!(patient.read_range(FileKind::Pack, NAME, 5, 1 << 20).unwrap(), contents[5..(1 << 20) + 5]);
+    assert!(proxy.happened() >= 4, "{}", proxy.happened());
+}
+
+/// Answers every request by its first line; one request for a connection.
+fn answering(answer: impl Fn(&str) -> String + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok);
+            let first = lines.next().unwrap_or_default();
+            lines.find(|line| line.is_empty());
+            let _ = client.write_all(answer(&first).as_bytes());
+        }
+    });
+    format!("rest:http://127.0.0.1:{port}/")
+}
+
+#[test]
+fn a_listing_of_version_1_is_understood() {
+    let storage = plain(&answering(|request| match request {
+        "GET /keys/ HTTP/1.1" => {
+            "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.x.restic.rest.v1\r\nContent-Length: 20\r\n\
+             Connection: close\r\n\r\n[\"one\",\"two\",\"gone\"]"
+                .to_owned()
+        }
+        "HEAD /keys/one HTTP/1.1" => "HTTP/1.1 200 OK\r\nContent-Length: 11\r\nConnection: close\r\n\r\n".to_owned(),
+        "HEAD /keys/two HTTP/1.1" => "HTTP/1.1 200 OK\r\nContent-Length: 22\r\nConnection: close\r\n\r\n".to_owned(),
+        _ => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(),
+    }));
+    let mut found = storage.list(FileKind::Key).unwrap();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    let found: Vec<_> = found.iter().map(|file| (file.name.as_str(), file.size_bytes)).collect();
+    assert_eq!(found, [("one", 11), ("two", 22)]);
+}
+
+#[test]
+fn a_server_that_sends_nonsense_or_elsewhere_is_no_repository() {
+    let close = "Connection: close\r\n\r\n";
+    let cases = [
+        (format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n{close}<ht>"), false),
+        ("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), false),
+        (format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n{close}"), false),
+        (format!("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n{close}"), true),
+        // The answer ends early.
+        (format!("HTTP/1.1 200 OK\r\nContent-Length: 40\r\n{close}[]"), true),
+    ];
+    for (answer, is_transient) in cases {
+        let text = answer.clone();
+        let error = server_error(plain(&answering(move |_| text.clone())).list(FileKind::Key));
+        assert_eq!(error.is_transient(), is_transient, "{answer:?}: {error:?}");
+    }
+    // More than any file of its kind has is not read to its end.
+    let endless = format!("HTTP/1.1 200 OK\r\n{close}{}", "x".repeat(1 << 20));
+    let read = plain(&answering(move |_| endless.clone())).read(FileKind::Key, NAME);
+    assert!(matches!(read, Err(Error::TooLong { .. })), "{read:?}");
+}

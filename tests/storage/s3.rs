@@ -1,0 +1,241 @@
+//! Repositories in object storages: the promises of the storage on `rclone serve s3`, which overwrites whatever it is
+//! asked, and on moto, which honours conditions.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use crate::support::Env;
+use crate::support::http_server::HttpServer;
+use crate::support::proxy::{Proxy, Trouble};
+use kvmb::storage::http::{self, HttpContext, HttpCredentials, S3Keys};
+use kvmb::storage::s3::{BucketLookup, S3Address, S3Options, S3Storage, ServerSideEncryption};
+use kvmb::storage::sftp::Secret;
+use kvmb::storage::testing::{FaultStorage, conformance, conformance_without_overwriting};
+use kvmb::storage::{Error, FileKind, RetryPolicy, RetryStorage, Storage};
+
+/// The keys that the servers are started with.
+#[derive(Debug)]
+struct Keys(&'static str, &'static str);
+
+const RIGHT: Keys = Keys("keeper-key", "swordfish-secret");
+
+impl HttpCredentials for Keys {
+    fn login(&self, _user: Option<&str>) -> Result<Option<(String, Secret)>, String> {
+        Ok(None)
+    }
+
+    fn s3_keys(&self) -> Result<Option<S3Keys>, String> {
+        let (access_key, secret_key) = (self.0.to_owned(), Secret::new(self.1.to_owned()));
+        Ok(Some(S3Keys { access_key, secret_key, session_token: None }))
+    }
+}
+
+fn with(url: &str, keys: Keys, options: &S3Options) -> S3Storage {
+    let context = HttpContext { credentials: Arc::new(keys), ..HttpContext::default() };
+    S3Storage::new(S3Address::parse(url).unwrap(), options, &context).unwrap()
+}
+
+fn at(url: &str) -> S3Storage {
+    with(url, RIGHT, &S3Options::default())
+}
+
+/// 64 hexadecimal digits, with different first bytes.
+fn name(number: usize) -> String {
+    format!("{:02x}{number:062x}", number % 256)
+}
+
+#[track_caller]
+fn server_error<T: std::fmt::Debug>(result: kvmb::storage::Result<T>) -> http::Error {
+    match result {
+        Err(Error::Http { source, .. }) => *source,
+        other => panic!("not an error of the server: {other:?}"),
+    }
+}
+
+#[test]
+fn a_server_that_ignores_conditions_conforms() {
+    let env = Env::new("s3-rclone");
+    let server = HttpServer::rclone_s3(&env, "server");
+    // Both at once, for each creation waits a second.
+    std::thread::scope(|scope| {
+        scope.spawn(|| conformance_without_overwriting(&at(&server.s3_url("bucket/plain"))));
+        let faults = Arc::new(FaultStorage::new(Arc::new(at(&server.s3_url("other-bucket")))));
+        conformance_without_overwriting(&RetryStorage::new(faults, RetryPolicy::default(), Arc::default()));
+    });
+}
+
+#[test]
+fn a_server_that_honours_conditions_conforms() {
+    let env = Env::new("s3-moto");
+    let server = HttpServer::moto(&env, "server");
+    // It fails now and then, with status 500, where the same object is written twice at a moment.
+    let below = Arc::new(at(&server.s3_url("bucket/deep/er")));
+    conformance(&RetryStorage::new(below, RetryPolicy::default(), Arc::default()));
+    // Of one region, while another is configured; and what is asked of each object.
+    let elsewhere = S3Options { region: Some("eu-central-1".to_owned()), ..S3Options::default() };
+    let storage = with(&server.s3_url("far-bucket"), RIGHT, &elsewhere);
+    storage.create_layout().unwrap();
+    storage.create(FileKind::Config, "", b"there").unwrap();
+    assert!(matches!(storage.create(FileKind::Config, "", b"again"), Err(Error::Exists { .. })));
+    let options = S3Options {
+        storage_class: Some("STANDARD_IA".to_owned()),
+        encryption: Some(ServerSideEncryption::Kms(Some("a-key".to_owned()))),
+        lookup: BucketLookup::Path,
+        ..S3Options::default()
+    };
+    let storage = with(&server.s3_url("far-bucket"), RIGHT, &options);
+    storage.write(FileKind::Pack, &name(1), b"pack").unwrap();
+    assert_eq!(storage.read(FileKind::Pack, &name(1)).unwrap(), b"pack");
+}
+
+#[test]
+fn a_long_file_goes_out_in_parts() {
+    let env = Env::new("s3-parts");
+    let server = HttpServer::moto(&env, "server");
+    let options = S3Options { part_bytes: 5 << 20, ..S3Options::default() };
+    let storage = with(&server.s3_url("bucket/repo"), RIGHT, &options);
+    storage.create_layout().unwrap();
+    let long: Vec<u8> = (0..(12u32 << 20)).map(|at| (at / 1000) as u8).collect();
+    storage.write(FileKind::Pack, &name(1), &long).unwrap();
+    assert!(storage.read(FileKind::Pack, &name(1)).unwrap() == long);
+    assert!(storage.read_range(FileKind::Pack, &name(1), 5 << 20, 3 << 20).unwrap() == long[5 << 20..8 << 20]);
+    // One that is stopped leaves nothing under its name.
+    let stopped = storage.write_gated(FileKind::Pack, &name(2), &long, &|bytes| bytes > 0);
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    assert!(storage.size(FileKind::Pack, &name(2)).unwrap_err().is_not_found());
+    storage.remove(FileKind::Pack, &name(1)).unwrap();
+}
+
+#[test]
+fn a_long_listing_comes_in_pages() {
+    let env = Env::new("s3-pages");
+    let server = HttpServer::rclone_s3(&env, "server");
+    // More than a page has, as if a thousand packs had been written.
+    let mut wanted: Vec<String> = (0..1100).map(name).collect();
+    let data = server.folder().join("bucket/repo/data");
+    for name in &wanted {
+        let folder = data.join(&name[..2]);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), "x").unwrap();
+    }
+    // What is none of a repository's files is not listed.
+    fs::create_dir_all(data.join("zz/deeper")).unwrap();
+    fs::write(data.join("zz/deeper/file"), "x").unwrap();
+    fs::write(data.join("zz/file"), "x").unwrap();
+    let found = at(&server.s3_url("bucket/repo")).list(FileKind::Pack).unwrap();
+    let mut found: Vec<String> = found.into_iter().map(|file| file.name).collect();
+    found.sort();
+    wanted.sort();
+    assert_eq!(found, wanted);
+    // They go by two requests; what is gone already is no error.
+    let storage = at(&server.s3_url("bucket/repo"));
+    assert!(storage.removal_batch() > 1);
+    storage.remove_many(FileKind::Pack, &found).unwrap();
+    storage.remove_many(FileKind::Pack, &found[..2]).unwrap();
+    assert_eq!(storage.list(FileKind::Pack).unwrap(), []);
+    assert!(data.join("zz/file").exists(), "nothing else goes");
+}
+
+/// A server that answers each request with a status and a text; what was asked comes by the channel.
+fn answering(answer: fn(&str) -> (u16, &'static str)) -> (u16, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (asked, requests) = mpsc::channel();
+    // Whoever stops asking ends it with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut first, mut length) = (String::new(), 0);
+            stream.read_line(&mut first).unwrap();
+            let mut line = String::new();
+            while stream.read_line(&mut line).unwrap() > 2 {
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            stream.read_exact(&mut vec![0; length]).unwrap();
+            let (status, text) = answer(&first);
+            let head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", text.len());
+            stream.get_mut().write_all((head + text).as_bytes()).unwrap();
+            if asked.send(first).is_err() {
+                return;
+            }
+        }
+    });
+    (port, requests)
+}
+
+#[test]
+fn a_server_that_cannot_remove_many_files_at_once_is_asked_for_it_once() {
+    let (port, requests) = answering(|first| if first.starts_with("POST") { (501, "") } else { (204, "") });
+    let storage = at(&format!("s3:http://127.0.0.1:{port}/bucket"));
+    let names: Vec<String> = (0..9).map(name).collect();
+    storage.remove_many(FileKind::Pack, &names).unwrap();
+    assert_eq!(storage.removal_batch(), 1);
+    storage.remove_many(FileKind::Pack, &names[..1]).unwrap();
+    let asked: Vec<String> = requests.try_iter().collect();
+    let of = |method: &str| asked.iter().filter(|first| first.starts_with(method)).count();
+    assert_eq!((of("POST"), of("DELETE")), (1, 10), "{asked:#?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_among_many_is_named() {
+    let (port, _requests) = answering(|_| {
+        (
+            200,
+            "<DeleteResult><Error><Key>data/ab/abcd</Key><Code>NoSuchKey</Code></Error><Error><Key>data/ef/ef01</Key>\
+             <Code>AccessDenied</Code><Message>not you</Message></Error></DeleteResult>",
+        )
+    });
+    let storage = at(&format!("s3:http://127.0.0.1:{port}/bucket"));
+    let error = server_error(storage.remove_many(FileKind::Pack, &[name(1), name(2)]));
+    assert!(matches!(error, http::Error::Denied { .. }), "{error:?}");
+    assert!(error.to_string().contains("ef01") && error.to_string().contains("not you"), "{error}");
+    assert!(storage.removal_batch() > 1, "it can");
+}
+
+#[test]
+fn only_the_right_keys_open_a_bucket() {
+    let env = Env::new("s3-keys");
+    let server = HttpServer::rclone_s3(&env, "server");
+    let url = server.s3_url("bucket");
+    at(&url).create_layout().unwrap();
+    for wrong in [Keys("keeper-key", "herring"), Keys("nobody", "swordfish-secret")] {
+        let error = server_error(with(&url, wrong, &S3Options::default()).list(FileKind::Key));
+        assert!(!error.is_transient() && !error.to_string().contains("herring"), "{error:?}");
+        assert!(matches!(error, http::Error::Keys { .. } | http::Error::Denied { .. }), "{error:?}");
+    }
+    let nobody = S3Storage::new(S3Address::parse(&url).unwrap(), &S3Options::default(), &HttpContext::default());
+    let error = server_error(nobody.unwrap().list(FileKind::Key));
+    assert!(matches!(error, http::Error::Keys { .. }), "{error:?}");
+    // A bucket that is not there is not an empty one.
+    let missing = server_error(at(&server.s3_url("no-such-bucket")).list(FileKind::Key));
+    assert!(matches!(missing, http::Error::Refused { status: 404, .. }) && !missing.is_transient(), "{missing:?}");
+}
+
+#[test]
+fn what_is_cut_is_sent_again_and_what_arrives_changed_is_refused() {
+    let env = Env::new("s3-trouble");
+    let server = HttpServer::rclone_s3(&env, "server");
+    let proxy = Proxy::start(server.port(), Duration::ZERO);
+    // The signature names the port that was dialled.
+    let url = format!("s3:http://127.0.0.1:{}/bucket/repo", proxy.port());
+    let storage = at(&url);
+    storage.create_layout().unwrap();
+    let contents = vec![3; 2 << 20];
+    let patient = RetryStorage::new(Arc::new(storage), RetryPolicy::default(), Arc::default());
+    proxy.order(&[Trouble::Cut, Trouble::Cut], 1000..(1 << 20), 3);
+    patient.write(FileKind::Pack, &name(1), &contents).unwrap();
+    assert!(patient.read(FileKind::Pack, &name(1)).unwrap() == contents);
+    assert!(proxy.happened() >= 1, "{}", proxy.happened());
+    // Well within the body: the signature is one of the body's SHA-256 too.
+    proxy.order(&[Trouble::Flip], (1 << 20)..(1 << 20) + 1000, 4);
+    let changed = at(&url).write(FileKind::Pack, &name(2), &contents);
+    assert!(changed.is_err(), "a bit was changed on the way");
+}
