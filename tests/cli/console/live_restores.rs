@@ -41,7 +41,11 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
     restore.wait();
     let page = console.get("/?again=1").assert_status(200).assert_has("Continue the restore").assert_has(&address);
     page.assert_has("it still reads from the repository");
-    console.get(&format!("/machines/{VM}")).assert_status(200).assert_has("Continue the restore").assert_has(&address);
+    console
+        .get(&format!("/machines/{VM}?again=1"))
+        .assert_status(200)
+        .assert_has("Continue the restore")
+        .assert_has(&address);
     let page = console.get(&address).assert_status(200).assert_has("Give up the restore");
     page.assert_has(&format!("kvmb restore --abort -- {VM}"));
     let abort = format!("{address}/abort");
