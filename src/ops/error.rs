@@ -196,6 +196,13 @@ pub enum Error {
         /// The other machine's UUID.
         uuid: String,
     },
+    /// The machine of the point has another name by now.
+    #[error("machine {machine} is now called {present}")]
+    Renamed {
+        /// Its name when the point was captured, or the one that was asked for.
+        machine: String,
+        present: String,
+    },
     /// A running machine is never written over.
     #[error("machine {machine} is running")]
     MachineRunning { machine: String },
@@ -300,6 +307,9 @@ pub enum Error {
     /// QEMU ends the copy again and again.
     #[error("the data of {machine}'s disk {disk} cannot be copied from the point")]
     PullFailed { machine: String, disk: String },
+    /// Nobody says where the disk shall go.
+    #[error("disk {disk} has no destination: {reason}")]
+    NoDestination { disk: String, reason: String },
     /// The disk cannot be restored where the user wants it.
     #[error("disk {disk} cannot be restored to {}: {reason}", path.display())]
     BadTarget {

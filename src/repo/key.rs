@@ -139,9 +139,14 @@ impl KeyFile {
         KeyInfo { id, username: self.username, hostname: self.hostname, created: self.created, current }
     }
 
+    /// What deriving one part of the key takes of memory, in bytes.
+    fn memory(&self) -> u64 {
+        self.n.saturating_mul(u64::from(self.r)).saturating_mul(128).max(1)
+    }
+
     fn parameters(&self) -> Option<scrypt::Params> {
-        let memory = self.n.checked_mul(u64::from(self.r))?.checked_mul(128)?;
-        let is_sane = self.kdf == "scrypt" && self.n.is_power_of_two() && memory <= MEMORY_LIMIT && self.p <= P_LIMIT;
+        let is_sane =
+            self.kdf == "scrypt" && self.n.is_power_of_two() && self.memory() <= MEMORY_LIMIT && self.p <= P_LIMIT;
         if !is_sane {
             return None;
         }
@@ -152,9 +157,8 @@ impl KeyFile {
     /// The key of a password. Its `p` parts do not depend on each other, and take a thread each as far as memory goes.
     fn derive(&self, password: &Password) -> Result<Zeroizing<[u8; 64]>> {
         let parameters = self.parameters().ok_or(Error::KeyDerivation)?;
-        let memory = self.n.saturating_mul(u64::from(self.r)).saturating_mul(128).max(1);
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        let most = usize::try_from(PARALLEL_MEMORY / memory).unwrap_or(usize::MAX).min(self.p as usize);
+        let most = usize::try_from(PARALLEL_MEMORY / self.memory()).unwrap_or(usize::MAX).min(self.p as usize);
         // A pool of its own, which ends with it: other work of a program has no use for one.
         let pool = ThreadPoolBuilder::new().num_threads(processors.min(most).max(1)).build();
         let pool = pool.map_err(|_| Error::WorkerGone)?;

@@ -199,3 +199,33 @@ fn a_machine_that_was_renamed_while_it_was_off_keeps_its_chain() {
     env.kvmb(["verify", "vm1", "vm2", "-r", &repo]).run().assert_ok();
     env.assert_nothing_left();
 }
+
+#[test]
+fn a_point_of_a_machine_that_was_renamed_comes_back_under_the_present_name() {
+    let env = Env::new("renamed back");
+    let repo = init(&env);
+    let machine = env.machine("vm1").disk(Disk::qcow2(8 * MIB)).define();
+    machine.write("vda", 0, 4 * MIB, 0x11);
+    let first = text(&backup(&machine), "point").to_owned();
+    let then = machine.models();
+    machine.redefine(|xml| xml.replace("<name>vm1</name>", "<name>vm2</name>"));
+    let uuid = env.virsh(&["domuuid", "vm2"]);
+    machine.write("vda", 0, MIB, 0x22);
+    let since = machine.models();
+
+    // Under its old name it would be a second machine with the same UUID: refused, in a dry run as well.
+    for dry in [&["--overwrite"][..], &["--overwrite", "--dry-run"]] {
+        let refused = env.kvmb(["restore", &first, "-r", &repo]).args(dry).run().assert_code(1);
+        let refused = refused.assert_stderr_has("vm1 is now called vm2").assert_stderr_has("--as vm2 --overwrite");
+        assert_eq!(refused.record_of("failure")["code"], "exists");
+    }
+    since["vda"].assert_image_equals(machine.image("vda"), machine.format("vda"));
+
+    env.kvmb(["restore", &first, "-r", &repo, "--as", "vm2"]).run().assert_code(1).assert_stderr_has("already exists");
+    env.kvmb(["restore", &first, "-r", &repo, "--as", "vm2", "--overwrite"]).run().assert_ok();
+    then["vda"].assert_image_equals(machine.image("vda"), machine.format("vda"));
+    assert_eq!(env.virsh(&["domuuid", "vm2"]), uuid);
+    let definition = env.virsh(&["dumpxml", "--inactive", "vm2"]);
+    assert!(definition.contains("<name>vm2</name>"), "{definition}");
+    env.assert_nothing_left();
+}

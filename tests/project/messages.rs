@@ -247,6 +247,8 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::Exists { path: image() },
         Error::MachineExists { machine: machine() },
         Error::NameTaken { machine: machine(), uuid: "c7a5fdbd-edaf-9455-926a-d65c16db1809".into() },
+        Error::Renamed { machine: machine(), present: "web2".into() },
+        Error::NoDestination { disk: disk(), reason: "its image was not a file or device of this host".into() },
         Error::MachineRunning { machine: machine() },
         Error::ImageInUse { disk: disk(), path: image() },
         Error::NoRoom { path: "/srv/images".into(), free_bytes: 1 << 30, wanted_bytes: 20 << 30 },

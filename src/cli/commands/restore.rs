@@ -44,7 +44,8 @@ pub(crate) struct RestoreArgs {
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
     point: Option<String>,
 
-    /// Restore as a new machine with this name, a new UUID and new MAC addresses.
+    /// Restore as a new machine with this name, a new UUID and new MAC addresses. If the machine of the point was
+    /// renamed, its present name restores it under that name.
     #[arg(long = "as", value_name = "NAME")]
     as_name: Option<String>,
 

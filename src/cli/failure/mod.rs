@@ -6,10 +6,12 @@ pub(crate) mod capture_hints;
 pub(crate) mod code;
 pub mod exit_code;
 pub(crate) mod explain;
+pub(crate) mod explain_storage;
+pub(crate) mod explanation;
 pub mod hint;
 
 use crate::capture;
-use crate::cli::failure::explain::Explanation;
+use crate::cli::failure::explanation::Explanation;
 use crate::config;
 use crate::ops;
 use crate::record::{DamagedPoint, Failure, Point};

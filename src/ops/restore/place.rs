@@ -69,7 +69,7 @@ impl Placing<'_> {
     }
 
     fn nowhere(&self, reason: &str) -> Error {
-        Error::BadTarget { disk: self.disk.to_owned(), path: PathBuf::new(), reason: reason.into() }
+        Error::NoDestination { disk: self.disk.to_owned(), reason: reason.into() }
     }
 
     fn named(&self, path: PathBuf, must_be_device: bool) -> Result<DiskPlace> {
@@ -166,7 +166,7 @@ mod tests {
         };
         for overwrite in [false, true] {
             let request = RestoreRequest { overwrite, ..RestoreRequest::default() };
-            assert!(matches!(place(&request), Err(Error::BadTarget { .. })), "overwrite: {overwrite}");
+            assert!(matches!(place(&request), Err(Error::NoDestination { .. })), "overwrite: {overwrite}");
         }
         let folder = tempfile::tempdir().unwrap();
         let into = Some(folder.path().to_owned());

@@ -69,11 +69,15 @@ pub(crate) fn plan(
     let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
     let with_files = request.with_files.as_ref();
     let with_files = with_files.map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
-    let request = &RestoreRequest { into: into.transpose()?, with_files: with_files.transpose()?, ..request.clone() };
+    let renamed = present_name(point, request, hypervisor)?;
+    let as_name = request.as_name.clone().filter(|_| renamed.is_none());
+    let request =
+        &RestoreRequest { into: into.transpose()?, with_files: with_files.transpose()?, as_name, ..request.clone() };
     let (xml, is_live) = point.definition_of_disks(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
     trust::check(point, &xml, &definition, request)?;
-    let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
+    let name = renamed.or_else(|| request.as_name.clone());
+    let machine = name.clone().unwrap_or_else(|| point.manifest.machine.clone());
     let subject = format!("point {}", point.id.short());
     for disk in request.only_disks.iter().chain(request.to.keys()) {
         if !point.manifest.disks.iter().any(|known| known.disk == *disk) {
@@ -113,7 +117,7 @@ pub(crate) fn plan(
     }
 
     let changes = Changes {
-        name: request.as_name.clone(),
+        name,
         uuid: request.as_name.as_ref().map(|_| uuid.clone()),
         new_macs: request.as_name.is_some(),
         own_resources: request.as_name.is_some(),
@@ -161,6 +165,18 @@ pub(crate) fn plan(
         notes,
         missing,
     })
+}
+
+/// The name that the machine of the point has by now, if that is the one which was asked for: to restore it under this
+/// name makes no copy.
+fn present_name(
+    point: &OpenPoint,
+    request: &RestoreRequest,
+    hypervisor: Option<&Hypervisor>,
+) -> Result<Option<String>> {
+    let (Some(hypervisor), Some(name)) = (hypervisor, &request.as_name) else { return Ok(None) };
+    let is_same = |found: &Machine| found.name() == name && found.uuid().eq_ignore_ascii_case(&point.manifest.uuid);
+    Ok(existing(hypervisor, name)?.filter(is_same).map(|_| name.clone()))
 }
 
 /// Where one disk goes, and as what.
@@ -258,6 +274,10 @@ pub(crate) fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Res
         let Some(found) = existing(hypervisor, name)? else { continue };
         if !found.uuid().eq_ignore_ascii_case(&plan.uuid) {
             return Err(Error::NameTaken { machine: found.name().to_owned(), uuid: found.uuid().to_owned() });
+        }
+        if found.name() != plan.machine {
+            let present = found.name().to_owned();
+            return Err(Error::Renamed { machine: plan.machine.clone(), present });
         }
         if found.is_running()? {
             return Err(Error::MachineRunning { machine: found.name().to_owned() });

@@ -1,0 +1,189 @@
+//! What failures of a repository's storage mean, and what can be done about them.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::Path;
+
+use crate::cli::failure::code::Code;
+use crate::cli::failure::explanation::{Explanation, hint, of_io, quoted};
+use crate::storage::sftp::{self, SftpAddress};
+use crate::storage::{self, FileAction, http};
+
+pub(super) fn of_storage(error: &storage::Error) -> Explanation {
+    use storage::Error;
+    match error {
+        Error::NoSpace { .. } => {
+            (Code::NoSpace, hint("free some space for the repository; existing points are intact"))
+        }
+        Error::Io { action: FileAction::Find, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            (Code::NotFound, hint("the folder of the repository is missing; check that its file system is mounted"))
+        }
+        // A folder that every repository has.
+        Error::Io { action: FileAction::List, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            (Code::Damage, hint("a part of the repository is missing; check that it was mounted or copied completely"))
+        }
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
+            (Code::Usage, hint("give a folder as the repository, for example -r /srv/backup/kvmb"))
+        }
+        // The server refuses the user of the login; who kvmb runs as does not matter.
+        Error::Io { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied && source.raw_os_error().is_none() =>
+        {
+            (Code::Permission, hint("give the user of the login access to this folder on the server"))
+        }
+        Error::Io { source, .. } => of_io(source),
+        Error::TooShort { .. } | Error::TooLong { .. } => {
+            (Code::Damage, hint("run 'kvmb verify --all' to see which points are affected"))
+        }
+        Error::Server { url, source } => of_server(url, source),
+        Error::Http { source, .. } => of_http(source),
+        Error::GaveUp { source, .. } => match &**source {
+            Error::Server { url, source } => of_server(url, source),
+            Error::Http { source, .. } => of_http(source),
+            Error::BadUrl { .. }
+            | Error::NotFound { .. }
+            | Error::Exists { .. }
+            | Error::TooShort { .. }
+            | Error::TooLong { .. }
+            | Error::NoSpace { .. }
+            | Error::Io { .. }
+            | Error::GaveUp { .. }
+            | Error::Interrupted => (
+                Code::Failed,
+                hint("run the command again when the connection is back; data that was stored is not sent again"),
+            ),
+        },
+        Error::BadUrl { .. } | Error::NotFound { .. } | Error::Exists { .. } | Error::Interrupted => {
+            (Code::Failed, None)
+        }
+    }
+}
+
+/// What makes the repository that is missing there.
+pub(super) fn make_repository(url: &str) -> Cow<'static, str> {
+    let Some(quoted) = quoted(url) else { return "check the address".into() };
+    let create = format!("check the address, or create a repository there with 'kvmb init -r {quoted}'");
+    match SftpAddress::parse(url).ok().filter(SftpAddress::is_relative) {
+        Some(_) => format!(
+            "{create}; this path is relative to the login folder, and one from the root begins with two slashes: \
+             sftp://user@host//folder"
+        )
+        .into(),
+        None => create.into(),
+    }
+}
+
+fn of_server(url: &str, error: &sftp::Error) -> Explanation {
+    use sftp::Error;
+    match error {
+        Error::SshConfig { .. } => (Code::Usage, None),
+        Error::Resolve { .. } => {
+            (Code::Unreachable, hint("check the host name; aliases from ~/.ssh/config can be used"))
+        }
+        Error::Unreachable { .. } | Error::Silent { .. } => {
+            (Code::Unreachable, hint("check that the server is up, the SSH port is right and no firewall blocks it"))
+        }
+        Error::Stuck { .. } => (
+            Code::Unreachable,
+            hint("check the disks of the server; ssh.progress_timeout in the configuration sets how long to wait"),
+        ),
+        Error::Handshake { .. } => (Code::Unreachable, hint("check that an SSH server listens on this port")),
+        Error::Lost { .. } => {
+            (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
+        }
+        Error::KnownHosts { source, .. } => of_io(source),
+        Error::HostKeyUnknown { fingerprint, .. } => (
+            Code::HostKey,
+            quoted(url).map(|url| {
+                format!(
+                    "compare it with the server's own ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if \
+                     it is the same: kvmb remote test -r {url} --accept-host-key {fingerprint}"
+                )
+                .into()
+            }),
+        ),
+        Error::HostKeyChanged { name, path, .. } => (Code::HostKey, remove_key(name, path)),
+        Error::HostKeyRevoked { .. } => (Code::HostKey, hint("do not connect; ask the administrator of the server")),
+        Error::Secret(_) => (Code::Usage, None),
+        Error::Login { .. } => (
+            Code::Login,
+            quoted(url).map(|url| {
+                format!(
+                    "add a key of this host with 'kvmb remote setup -r {url}', or give the password with \
+                     --ssh-password-file FILE"
+                )
+                .into()
+            }),
+        ),
+        Error::NoSftp { .. } => {
+            (Code::Unsupported, hint("add this line to sshd_config on the server: Subsystem sftp internal-sftp"))
+        }
+    }
+}
+
+/// Of a server that speaks HTTP.
+fn of_http(error: &http::Error) -> Explanation {
+    use http::Error;
+    match error {
+        Error::Secret(_) => (Code::Usage, None),
+        Error::File { source, .. } => of_io(source),
+        Error::BadFile { .. } => (Code::Usage, hint("give a file in PEM format")),
+        Error::Resolve { .. } => (Code::Unreachable, hint("check the host name in the address of the repository")),
+        Error::Unreachable { .. } | Error::Silent { .. } => {
+            (Code::Unreachable, hint("check that the server is up, the port is right and no firewall blocks it"))
+        }
+        Error::Lost { .. } => {
+            (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
+        }
+        Error::Certificate { .. } => (
+            Code::HostKey,
+            hint("if the server uses a certificate authority of your own, give its certificate with --cacert FILE"),
+        ),
+        Error::ClientCertificate { .. } => {
+            (Code::Login, hint("give a certificate that the server accepts, with its key: --tls-client-cert FILE"))
+        }
+        Error::Tls { .. } => {
+            (Code::Unreachable, hint("check the port, and whether the address begins with http or https"))
+        }
+        Error::Protocol { .. } => {
+            (Code::Unsupported, hint("check the address: the server may be of another kind, or the path wrong"))
+        }
+        Error::Login { .. } => (
+            Code::Login,
+            hint(
+                "set RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD, or http.user and http.password_file in the \
+                 configuration",
+            ),
+        ),
+        Error::Keys { .. } => (
+            Code::Login,
+            hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.credentials_file in the configuration"),
+        ),
+        Error::Clock { .. } => (Code::Login, hint("synchronize both clocks (NTP)")),
+        Error::NoObjectLock { .. } => (
+            Code::Unsupported,
+            hint(
+                "enable versioning and Object Lock for the bucket, or choose a bucket that does not exist yet: \
+                 'kvmb init --lock-for' creates it with Object Lock",
+            ),
+        ),
+        Error::Denied { .. } => (
+            Code::Permission,
+            hint(
+                "an append-only server permits new files only; remove old points on the server, or use another account",
+            ),
+        ),
+        Error::Refused { status: 404, .. } => {
+            (Code::NoRepository, hint("check the address, or create a repository there with 'kvmb init -r REPO'"))
+        }
+        Error::Refused { .. } if error.is_transient() => {
+            (Code::Unreachable, hint("check the log of the server, and run the command again"))
+        }
+        Error::Refused { .. } => (Code::Failed, hint("check the log of the server")),
+    }
+}
+
+fn remove_key(name: &str, known_hosts: &Path) -> Option<Cow<'static, str>> {
+    let (name, path) = (quoted(name)?, quoted(&known_hosts.to_string_lossy())?);
+    hint(format!("ask the administrator of the server; only if the change is expected: ssh-keygen -R {name} -f {path}"))
+}

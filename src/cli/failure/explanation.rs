@@ -1,0 +1,44 @@
+//! What a failure means to a program and to a person: its code, and what can be done about it.
+
+use std::borrow::Cow;
+use std::io;
+
+use crate::cli::failure::code::Code;
+
+/// A failure's code, and its hint.
+pub(crate) type Explanation = (Code, Option<Cow<'static, str>>);
+
+/// A hint, which there always is.
+pub(super) fn hint(text: impl Into<Cow<'static, str>>) -> Option<Cow<'static, str>> {
+    Some(text.into())
+}
+
+/// As a shell takes it; none for what no shell can be given.
+pub(super) fn quoted(text: &str) -> Option<String> {
+    shlex::try_quote(text).ok().map(Cow::into_owned)
+}
+
+/// What the system refused, whatever it was about.
+pub(super) fn of_io(error: &io::Error) -> Explanation {
+    use io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound => (Code::NotFound, hint("check the path, and that its file system is mounted")),
+        // EPERM for root: no permission is missing.
+        ErrorKind::PermissionDenied
+            if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
+                && rustix::process::geteuid().is_root() =>
+        {
+            (
+                Code::Permission,
+                hint("check whether the file is immutable: 'lsattr FILE' shows it, 'chattr -i FILE' changes it"),
+            )
+        }
+        ErrorKind::PermissionDenied => (Code::Permission, hint("run kvmb as root, or give your user access")),
+        ErrorKind::ReadOnlyFilesystem => (Code::Permission, hint("the file system is mounted read-only")),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            (Code::NoSpace, hint("free some space and try again; no partial data was kept"))
+        }
+        // The system has many more, and gains others.
+        _ => (Code::Failed, None),
+    }
+}
