@@ -245,6 +245,10 @@ impl Client {
     /// Asks for `length` bytes from `offset`, both aligned. The buffer comes back with exactly these; what it holds now
     /// does not matter, and is reused as it is so that a recycled one need not be cleared.
     pub(super) fn submit_read(&mut self, offset: u64, mut buffer: Vec<u8>, length: usize) -> Result<Ticket> {
+        // Zeros of a new allocation cost nothing.
+        if buffer.capacity() < length {
+            buffer = vec![0; length];
+        }
         buffer.resize(length, 0);
         let ticket = self.next_id;
         self.next_id += 1;
