@@ -176,7 +176,10 @@ mod tests {
             let kind = if *is_tree { "tree" } else { "data" };
             json!({"id": id("blob", *number), "type": kind, "offset": offset, "length": 100})
         };
-        let pack = |(number, blobs): &(u8, Vec<TestBlob>)| json!({"id": id("pack", *number), "blobs": blobs.iter().map(blob).collect::<Vec<_>>()});
+        let pack = |(number, blobs): &(u8, Vec<TestBlob>)| {
+            let blobs: Vec<_> = blobs.iter().map(blob).collect();
+            json!({"id": id("pack", *number), "blobs": blobs})
+        };
         let packs: Vec<_> = packs.iter().map(pack).collect();
         serde_json::from_value(json!({"supersedes": supersedes, "packs": packs})).unwrap()
     }

@@ -54,7 +54,7 @@ pub(super) fn keep_whole_copies(
     }
 }
 
-/// Reads and verifies the blobs at these places, which are in the order in which they lie; the results stand in it, too.
+/// Reads and verifies the blobs at these places, in the order in which they lie; the results stand in the same order.
 fn open_all(repo: &Repository, index: &Index, places: &[Place], stop: &AtomicBool) -> Vec<Result<()>> {
     let kinds: Vec<BlobKind> = places.iter().map(|(kind, _)| *kind).collect();
     let blobs: Vec<BlobRequest> = places.iter().map(|place| plan::request(index, *place)).collect();

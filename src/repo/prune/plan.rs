@@ -182,8 +182,8 @@ impl Packs {
         (Packs { packs, places: PlaceSet::new(index) }, unnamed)
     }
 
-    /// Chooses one place for each needed blob, which is marked at the first of its places: a blob that is in two packs is needed from the one with less waste, so
-    /// that after an interrupted prune the copies win.
+    /// Chooses one place for each needed blob, which is marked at the first of its places: a blob that is in two packs
+    /// is needed from the one with less waste, so that after an interrupted prune the copies win.
     pub(super) fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &PlaceSet) -> Result<()> {
         let table = index.table(kind);
         let mut is_needed = false;
