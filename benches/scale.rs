@@ -34,6 +34,10 @@ fn password() -> Password {
     Password::new("bench".to_owned())
 }
 
+fn create(folder: &Path) {
+    Repository::create(Arc::new(LocalStorage::new(folder.join("repo"))), &password()).expect("create");
+}
+
 fn open(folder: &Path) -> Repository {
     Repository::open(Arc::new(LocalStorage::new(folder.join("repo"))), &password()).expect("open the repository")
 }
@@ -179,6 +183,7 @@ fn main() {
         let folder = Path::new(folder);
         let number = rest.first().and_then(|word| word.parse().ok()).unwrap_or_default();
         return match step.as_str() {
+            "create" => create(folder),
             "write" => write(folder, &rest[0]),
             "read" => read(folder, &rest[0]),
             "fill" => fill(folder, number),
@@ -194,7 +199,7 @@ fn main() {
     let home = tempfile::tempdir().expect("a folder");
     let [lists, points] = ["lists", "points"].map(|name| home.path().join(name));
     for folder in [&lists, &points] {
-        Repository::create(Arc::new(LocalStorage::new(folder.join("repo"))), &password()).expect("create");
+        create(folder);
     }
     println!("{:<40} {:>10} {:>10} {:>14}", "", "wall", "processor", "memory");
     let step = |folder: &Path, words: &[&str]| {

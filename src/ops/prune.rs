@@ -24,7 +24,7 @@ use crate::repo::{
     Repository, is_no_space,
 };
 use crate::retention::{Candidate, Policy, Reason, RetentionDecision, judge};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// What is known of the machines of this host.
@@ -287,9 +287,14 @@ impl MachinePoints {
         let machines = lineages(points.iter().map(|(point, _)| point).zip(&origins));
         let mut groups: Vec<MachinePoints> =
             machines.into_iter().map(|machine| MachinePoints { machine, points: Vec::new() }).collect();
+        let group_of = |number: usize, machine: &Lineage| {
+            Vec::from_iter(machine.hosts.iter().map(|host| ((machine.uuid.clone(), host.clone()), number)))
+        };
+        let numbers = groups.iter().enumerate().flat_map(|(number, group)| group_of(number, &group.machine));
+        let numbers: HashMap<(String, String), usize> = numbers.collect();
         for (point, origin) in points.into_iter().zip(origins) {
-            if let Some(group) = groups.iter_mut().find(|group| group.machine.has(&origin)) {
-                group.points.push(point);
+            if let Some(number) = numbers.get(&(origin.uuid, origin.host)) {
+                groups[*number].points.push(point);
             }
         }
         groups

@@ -6,9 +6,9 @@ use super::points::{self, OpenPoint, PointRef};
 use super::verify_sampling::Sector;
 use super::{Error, Monitor, Result, Stop, threads};
 use crate::record::{self, Damage};
-use crate::repo::{self, BlobKind, Id, Index, Repository, read_blobs};
+use crate::repo::{self, BlobKind, Id, Index, PlaceSet, Repository, read_blobs};
 use crate::storage::FileKind;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 
@@ -54,7 +54,8 @@ pub(crate) struct Verifier<'a> {
     index: &'a Index,
     depth: VerifyDepth,
     pack_sizes: HashMap<Id, u64>,
-    intact: HashSet<Id>,
+    /// The chunks that were read and are whole; those that the index has from a copy on this host are not remembered.
+    intact: PlaceSet,
     broken: BTreeMap<Id, String>,
 }
 
@@ -64,7 +65,7 @@ impl<'a> Verifier<'a> {
         let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
         let pack_sizes =
             packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
-        Ok(Verifier { repo, index, depth, pack_sizes, intact: HashSet::new(), broken: BTreeMap::new() })
+        Ok(Verifier { repo, index, depth, pack_sizes, intact: PlaceSet::new(index), broken: BTreeMap::new() })
     }
 
     /// Verifies one point. Damage is no error: it is in the record, and `verified` is false.
@@ -138,7 +139,8 @@ impl<'a> Verifier<'a> {
 
     /// The distinct blobs of a point that nobody has looked at yet.
     fn wanted(&self, opened: &OpenPoint) -> Vec<Id> {
-        let is_new = |id: &Id| !self.intact.contains(id) && !self.broken.contains_key(id);
+        let is_intact = |id: &Id| self.intact.contains_blob(self.index, BlobKind::Data, id);
+        let is_new = |id: &Id| !is_intact(id) && !self.broken.contains_key(id);
         let mut wanted: Vec<Id> = opened.blobs().filter(is_new).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -180,7 +182,9 @@ impl<'a> Verifier<'a> {
         })?;
         stop.check()?;
         let (intact, broken) = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.intact.extend(intact);
+        for id in intact {
+            self.intact.insert_blob(self.index, BlobKind::Data, &id);
+        }
         self.broken.extend(broken);
         Ok(())
     }

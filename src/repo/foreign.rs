@@ -2,7 +2,7 @@
 //! be. Nobody can write it who has no key, but bits can be wrong before they are sealed, and other versions and
 //! programs write too.
 
-use super::{index, pack, tree};
+use super::{index_builder, pack, tree};
 
 /// The header of a pack.
 pub(crate) fn pack_header(bytes: &[u8]) -> bool {
@@ -11,7 +11,7 @@ pub(crate) fn pack_header(bytes: &[u8]) -> bool {
 
 /// The JSON of an index file.
 pub(crate) fn index_json(bytes: &[u8]) -> bool {
-    index::is_readable(bytes)
+    index_builder::is_readable(bytes)
 }
 
 /// The JSON of a tree.

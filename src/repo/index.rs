@@ -1,22 +1,19 @@
 //! Which blob lies where.
 //!
 //! In memory: one sorted table for each kind of blob with 50 bytes a blob, and the packs' names apart. In the
-//! repository: JSON, at most 50,000 blobs a file. On this host there may be a copy ([`super::cached_index`]), which
-//! stays in its file; then only what is newer is in memory.
+//! repository: JSON ([`super::index_file`]). On this host there may be a copy ([`super::cached_index`]), which stays in
+//! its file; then only what is newer is in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, OnceLock};
-
-use serde::{Deserialize, Serialize};
 
 use super::cache_folder::CacheFolder;
 use super::cached_index::{CachedIndex, CachedSource};
 use super::crypto::{OVERHEAD, SealKey};
+use super::index_builder::{AddedFiles, IndexBuilder, SourceFile};
 use super::index_table::{IndexEntry, IndexTable};
-use super::pack::{self, PackEntry};
-use super::{BlobKind, Error, Flaw, Id, Permit, Repository, Result};
-use crate::storage::FileKind;
+use super::{BlobKind, Id, Result, pack};
 
 /// Where one blob is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,158 +108,17 @@ impl IndexEntry {
     }
 }
 
-/// An index file, and what of it is in the tables.
-#[derive(Debug, Clone)]
-pub(super) struct SourceFile {
-    pub(super) id: Id,
-    /// The numbers of the packs that it names.
-    pub(super) packs: Vec<u32>,
-    pub(super) blobs: usize,
-}
-
-/// The JSON of an index file.
-#[derive(Serialize, Deserialize)]
-pub(super) struct IndexFile {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    supersedes: Vec<Id>,
-    pub(super) packs: Vec<PackJson>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct PackJson {
-    pub(super) id: Id,
-    pub(super) blobs: Vec<BlobJson>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct BlobJson {
-    id: Id,
-    #[serde(rename = "type")]
-    kind: KindJson,
-    offset: u32,
-    length: u32,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    uncompressed_length: u32,
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum KindJson {
-    Data,
-    Tree,
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-/// The packs that the next index file will name.
-#[derive(Default)]
-pub(super) struct PendingIndex {
-    packs: Vec<PackJson>,
-    blobs: usize,
-}
-
-/// restic begins a new index file at this number.
-pub(super) const MAX_BLOBS_PER_FILE: usize = 50_000;
-
-impl PendingIndex {
-    /// Names a pack that is durable.
-    pub(super) fn add<'a>(&mut self, pack: Id, entries: impl Iterator<Item = (BlobKind, &'a PackEntry)>) {
-        let blobs = entries.map(|(kind, entry)| BlobJson {
-            id: entry.id,
-            kind: match kind {
-                BlobKind::Data => KindJson::Data,
-                BlobKind::Tree => KindJson::Tree,
-            },
-            offset: entry.offset,
-            length: entry.length,
-            uncompressed_length: entry.raw_length.unwrap_or(0),
-        });
-        self.add_again(PackJson { id: pack, blobs: blobs.collect() });
-    }
-
-    /// Names a pack as another index file did.
-    pub(super) fn add_again(&mut self, pack: PackJson) {
-        self.blobs += pack.blobs.len();
-        self.packs.push(pack);
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.packs.is_empty()
-    }
-
-    /// Whether a pack with this many blobs would make the file too large.
-    pub(super) fn is_full_with(&self, blobs: usize) -> bool {
-        !self.is_empty() && self.blobs + blobs > MAX_BLOBS_PER_FILE
-    }
-
-    pub(super) fn save(self, repo: &Repository, permit: &Permit) -> Result<Id> {
-        let file = IndexFile { supersedes: Vec::new(), packs: self.packs };
-        permit.store(repo, FileKind::Index, &file)
-    }
-}
-
-/// One index file, already in the form of the table.
-pub(super) struct LoadedFile {
-    pub(super) supersedes: Vec<Id>,
-    packs: Vec<Id>,
-    data: Vec<IndexEntry>,
-    trees: Vec<IndexEntry>,
-}
-
-impl LoadedFile {
-    pub(super) fn load(repo: &Repository, id: &Id) -> Result<Self> {
-        LoadedFile::of(repo.load_unpacked(FileKind::Index, id)?, id)
-    }
-
-    fn of(file: IndexFile, id: &Id) -> Result<Self> {
-        let mut loaded = LoadedFile {
-            supersedes: file.supersedes,
-            packs: Vec::with_capacity(file.packs.len()),
-            data: Vec::new(),
-            trees: Vec::new(),
-        };
-        for pack in file.packs {
-            let number = loaded.packs.len() as u32;
-            loaded.packs.push(pack.id);
-            for blob in pack.blobs {
-                let end = blob.offset.checked_add(blob.length);
-                if end.is_none() || (blob.length as usize) < OVERHEAD {
-                    let reason = format!("the place of blob {} makes no sense", blob.id);
-                    return Err(Error::damaged(FileKind::Index, id, Flaw::NotJson(reason)));
-                }
-                let entry = IndexEntry {
-                    id: blob.id,
-                    pack: number,
-                    offset: blob.offset,
-                    length: blob.length,
-                    raw_length: blob.uncompressed_length,
-                };
-                match blob.kind {
-                    KindJson::Data => loaded.data.push(entry),
-                    KindJson::Tree => loaded.trees.push(entry),
-                }
-            }
-        }
-        Ok(loaded)
-    }
-}
-
-/// Whether this is the JSON of an index file whose places make sense.
-#[cfg(any(test, feature = "testing"))]
-pub(super) fn is_readable(json: &[u8]) -> bool {
-    let id = Id::hash(json);
-    let loaded = serde_json::from_slice::<IndexFile>(json).ok().and_then(|file| LoadedFile::of(file, &id).ok());
-    loaded.map(|file| Index::of(vec![(id, file)])).is_some()
+fn sorted(mut entries: Vec<IndexEntry>) -> Vec<IndexEntry> {
+    entries.sort_unstable();
+    entries
 }
 
 /// All of two sorted lists, sorted; what is in both comes once.
 fn merged(
     known: impl Iterator<Item = io::Result<IndexEntry>>,
-    new: Vec<IndexEntry>,
+    new: impl Iterator<Item = IndexEntry>,
 ) -> impl Iterator<Item = io::Result<IndexEntry>> {
-    let (mut known, mut new) = (known.peekable(), new.into_iter().peekable());
+    let (mut known, mut new) = (known.peekable(), new.peekable());
     std::iter::from_fn(move || match (known.peek(), new.peek()) {
         (Some(Ok(one)), Some(other)) if one > other => new.next().map(Ok),
         (Some(Ok(one)), Some(other)) => {
@@ -277,51 +133,22 @@ fn merged(
 }
 
 impl Index {
-    /// What these index files name, but those that another one says to replace.
-    pub(super) fn of(files: Vec<(Id, LoadedFile)>) -> Index {
-        let superseded: HashSet<Id> = files.iter().flat_map(|(_, file)| file.supersedes.iter().copied()).collect();
-        let (gone, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(id, _)| superseded.contains(id));
-        let mut index = Index::extended(&Index::default(), files);
-        index.superseded = gone.into_iter().map(|(id, _)| id).collect();
-        index.has_replacements = !superseded.is_empty();
-        index
+    /// What index files name.
+    pub(super) fn of(files: IndexBuilder) -> Index {
+        Index::extended(&Index::default(), files)
     }
 
-    /// What `known` has and what these index files name, which are new and replace none.
-    pub(super) fn extended(known: &Index, files: Vec<(Id, LoadedFile)>) -> Index {
-        let total = |part: fn(&LoadedFile) -> &Vec<IndexEntry>| files.iter().map(|(_, file)| part(file).len()).sum();
-        let mut packs = known.packs.clone();
-        let mut data = Vec::with_capacity(total(|file| &file.data));
-        let mut trees = Vec::with_capacity(total(|file| &file.trees));
-        let mut sources = known.files.clone();
-        let mut numbers: HashMap<Id, u32> = packs.iter().copied().zip(0..).collect();
-        for (id, file) in files {
-            let of_pack: Vec<u32> = file
-                .packs
-                .iter()
-                .map(|pack| {
-                    *numbers.entry(*pack).or_insert_with(|| {
-                        packs.push(*pack);
-                        packs.len() as u32 - 1
-                    })
-                })
-                .collect();
-            let renumber = |mut entry: IndexEntry| {
-                entry.pack = of_pack[entry.pack as usize];
-                entry
-            };
-            let blobs = file.data.len() + file.trees.len();
-            data.extend(file.data.into_iter().map(renumber));
-            trees.extend(file.trees.into_iter().map(renumber));
-            sources.push(SourceFile { id, packs: of_pack, blobs });
-        }
+    /// What `known` has and what these index files name, which are new.
+    pub(super) fn extended(known: &Index, files: IndexBuilder) -> Index {
+        let has_replacements = known.has_replacements || files.has_replacements();
+        let AddedFiles { packs, data, trees, files, superseded } = files.finish(&known.packs);
         Index {
             packs,
             data: IndexTable::merged(known.data.entries(), data),
             trees: IndexTable::merged(known.trees.entries(), trees),
-            files: sources,
-            superseded: known.superseded.clone(),
-            has_replacements: known.has_replacements,
+            files: [known.files.as_slice(), &files].concat(),
+            superseded: [known.superseded.as_slice(), &superseded].concat(),
+            has_replacements,
             base: known.base.clone(),
             copied: known.copied,
         }
@@ -371,8 +198,12 @@ impl Index {
             .collect();
         let entries = |kind| {
             let renumber = |entry: &IndexEntry| IndexEntry { pack: new_numbers[entry.pack as usize], ..*entry };
-            let mut new: Vec<IndexEntry> = self.table_of(kind).entries().iter().map(renumber).collect();
-            new.sort_unstable();
+            let new = self.table_of(kind).entries().iter().map(renumber);
+            // Without an older copy no number changes, and what is sorted stays so.
+            let new: Box<dyn Iterator<Item = IndexEntry>> = match copy {
+                None => Box::new(new),
+                Some(_) => Box::new(sorted(new.collect()).into_iter()),
+            };
             merged(copy.into_iter().flat_map(move |copy| copy.entries(kind)), new)
         };
         let source = |file: &SourceFile| CachedSource {

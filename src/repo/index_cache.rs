@@ -10,10 +10,11 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cached_index::CachedIndex;
-use super::index::LoadedFile;
+use super::index_builder::IndexBuilder;
+use super::index_file::IndexFile;
 use super::{Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
@@ -22,9 +23,6 @@ pub(crate) type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
 
 /// The sizes of index files.
 type FileSizes = HashMap<Id, u64>;
-
-/// Index files that were read.
-type LoadedFiles = Vec<(Id, LoadedFile)>;
 
 impl Repository {
     /// What the index files name. Do it after locking. Only those are read that are new since this process read them
@@ -62,9 +60,7 @@ impl Repository {
                 return Ok((known, Vec::new()));
             }
             Some((new, known)) => match read(self, &new) {
-                (files, damaged) if files.iter().all(|(_, file)| file.supersedes.is_empty()) => {
-                    (Index::extended(&known, files), damaged)
-                }
+                (files, damaged) if !files.has_replacements() => (Index::extended(&known, files), damaged),
                 _ => read_all(self, &names),
             },
             None => {
@@ -153,18 +149,17 @@ fn new_since(known: &Index, names: &[Id]) -> Option<Vec<Id>> {
     (files.is_subset(&there) && can_grow).then_some(new)
 }
 
-/// Reads index files; those that cannot be read come apart.
-fn read(repo: &Repository, names: &[Id]) -> (LoadedFiles, Vec<(Id, Error)>) {
+/// Reads index files, each in memory only until its entries are taken; those that cannot be read come apart.
+fn read(repo: &Repository, names: &[Id]) -> (IndexBuilder, Vec<(Id, Error)>) {
     tracing::debug!(files = names.len(), repo = repo.url(), "reading index files");
-    let (mut files, mut damaged) = (Vec::new(), Vec::new());
-    let results = repo.for_each(names, |id| LoadedFile::load(repo, id));
-    for (id, result) in names.iter().zip(results) {
-        match result {
-            Ok(file) => files.push((*id, file)),
-            Err(error) => damaged.push((*id, error)),
-        }
-    }
-    (files, damaged)
+    let files = Mutex::new(IndexBuilder::default());
+    let results = repo.for_each(names, |id| {
+        let file = IndexFile::load(repo, id)?;
+        files.lock().unwrap_or_else(PoisonError::into_inner).add(*id, file);
+        Ok(())
+    });
+    let damaged = names.iter().zip(results).filter_map(|(id, result)| Some((*id, result.err()?))).collect();
+    (files.into_inner().unwrap_or_else(PoisonError::into_inner), damaged)
 }
 
 /// Reads all of these index files, whatever was read before.

@@ -52,6 +52,7 @@ impl IndexTable {
             }
         };
         entries.dedup();
+        entries.shrink_to_fit();
         IndexTable::of_sorted(entries)
     }
 

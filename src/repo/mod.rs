@@ -20,7 +20,7 @@
 //! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
 //! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
 //! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
-//! | [`PrunePlan`] | the index, a byte a blob, 200 bytes a pack, one tree at a time |
+//! | [`PrunePlan`] | the index, 2 bits a blob, 200 bytes a pack, 16 bytes a blob that is copied, one tree at a time |
 //! | [`RepoUsage`] | the index, 8 bytes a blob, one tree at a time |
 //! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |
 
@@ -40,7 +40,9 @@ pub(crate) mod foreign;
 mod host;
 mod id;
 mod index;
+mod index_builder;
 mod index_cache;
+mod index_file;
 mod index_table;
 mod kept_records;
 mod key;
@@ -51,6 +53,7 @@ mod lock_info;
 mod object_lock;
 mod orphaned_packs;
 mod pack;
+mod place_set;
 mod polynomial;
 mod prune;
 mod reachable;
@@ -82,6 +85,7 @@ pub(crate) use lock::PendingLock;
 pub use lock::{LockMode, LockTiming, Permit, RepoLock};
 pub use lock_info::LockInfo;
 pub(crate) use object_lock::extend_locks;
+pub(crate) use place_set::PlaceSet;
 pub use prune::{MaxUnused, PruneLimits, PrunePlan, PruneSummary};
 pub(crate) use prune::{PruneEvent, is_no_space};
 pub use reader::read_blobs;

@@ -38,7 +38,7 @@ use std::sync::{MutexGuard, PoisonError};
 use rustix::fs::{FlockOperation, flock};
 
 use super::crypto::OVERHEAD;
-use super::index::PendingIndex;
+use super::index_file::PendingIndex;
 use super::pack::{self, PackEntry};
 use super::{BlobKind, Error, Flaw, Id, Index, Permit, RepoCacheDir, Repository, Result};
 use crate::atomic_file;

@@ -202,7 +202,7 @@ impl BlobSource<'_> {
         wanted.sort_unstable_by_key(|blob| (blob.location.pack, blob.location.offset));
         let job = ReadJob {
             source: self,
-            ranges: ranges(&wanted),
+            ranges: ranges(wanted.iter().map(|blob| blob.location)),
             wanted,
             next: AtomicUsize::new(0),
             stop,
@@ -223,23 +223,24 @@ impl BlobSource<'_> {
     }
 }
 
-/// Which blobs are read together: neighbours in one pack.
-pub(super) fn ranges(wanted: &[BlobRequest]) -> Vec<Range<usize>> {
+/// Which blobs, of these in the order in which they lie, are read together: neighbours in one pack.
+pub(super) fn ranges(wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
-    for (position, blob) in wanted.iter().enumerate() {
-        let fits = ranges.last().is_some_and(|range| {
-            let first = &wanted[range.start].location;
-            let last = &wanted[range.end - 1].location;
+    // The first and the last blob of the last range.
+    let mut ends: Option<(BlobLocation, BlobLocation)> = None;
+    for (position, blob) in wanted.enumerate() {
+        let first = ends.filter(|(first, last)| {
             let last_end = u64::from(last.offset) + u64::from(last.length);
-            let end = u64::from(blob.location.offset) + u64::from(blob.location.length);
-            first.pack == blob.location.pack
-                && u64::from(blob.location.offset) <= last_end + GAP_BYTES
+            let end = u64::from(blob.offset) + u64::from(blob.length);
+            first.pack == blob.pack
+                && u64::from(blob.offset) <= last_end + GAP_BYTES
                 && end - u64::from(first.offset) <= RANGE_BYTES
         });
-        match ranges.last_mut() {
-            Some(range) if fits => range.end = position + 1,
+        match (ranges.last_mut(), first) {
+            (Some(range), Some(_)) => range.end = position + 1,
             _ => ranges.push(position..position + 1),
         }
+        ends = Some((first.map_or(blob, |(first, _)| first), blob));
     }
     ranges
 }

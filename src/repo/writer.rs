@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 
 use super::compression::{BlobCompressor, LevelChooser, TREE_LEVEL};
 use super::crypto::{IV_LENGTH, OVERHEAD};
-use super::index::PendingIndex;
+use super::index_file::PendingIndex;
 use super::orphaned_packs::Notes;
 use super::pack::{FinishedPack, PackBuilder};
 use super::reader::VerifiedBlob;
@@ -298,12 +298,10 @@ impl Writer {
         self.shared.guard(|| self.store_stream(kind, id, raw_length, compressed.map_err(Error::Compress)?))
     }
 
-    /// Stores a blob of another pack as it is there: sealed, and verified by the caller.
+    /// Stores a blob of another pack as it is there: sealed, and verified by the caller, who hands in each blob once.
+    /// Whether it is known is not asked and not remembered.
     pub(super) fn put_sealed(&self, kind: BlobKind, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
         self.shared.check()?;
-        if !self.claim(kind, id) {
-            return Ok(());
-        }
         self.shared.guard(|| self.append(kind, id, sealed, raw_length))?;
         self.shared.count(u64::from(raw_length.unwrap_or(0)), sealed.len() as u64);
         Ok(())

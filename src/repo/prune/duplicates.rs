@@ -6,12 +6,13 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::plan::Packs;
+use super::plan::{self, Packs, Place};
+use crate::repo::place_set::PlaceSet;
 use crate::repo::reader::{self, BlobRequest};
-use crate::repo::{BlobKind, Error, Index, Repository, Result};
+use crate::repo::{BlobKind, Index, Repository, Result};
 
-/// Places in the index: kind and position.
-type Places = HashSet<(BlobKind, usize)>;
+/// So many copies are opened before their results are looked at: 400 bytes each.
+const BATCH: usize = 50_000;
 
 /// Opens copies and chooses others until every blob of which a copy goes has one that stays and can be opened. `decide`
 /// says what becomes of the packs, each time that a choice was changed. Ends early, undone, when `stop` is set.
@@ -22,28 +23,30 @@ pub(super) fn keep_whole_copies(
     stop: &AtomicBool,
     mut decide: impl FnMut(&mut Packs),
 ) -> Result<()> {
-    let (mut whole, mut damaged) = (Places::new(), Places::new());
+    let (mut whole, mut damaged) = (PlaceSet::new(index), HashSet::new());
     loop {
         decide(packs);
         let mut doubtful = packs.last_copies(index);
-        doubtful.retain(|place| !whole.contains(place));
+        doubtful.retain(|(kind, position)| !whole.contains(*kind, *position));
         if doubtful.is_empty() || stop.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let opened = open_all(repo, index, &doubtful, stop);
-        if stop.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        for (place, opened) in doubtful.into_iter().zip(opened) {
-            match opened {
-                Ok(()) => drop(whole.insert(place)),
-                Err(error) if error.is_unreachable() => return Err(error),
-                Err(error) => {
-                    damaged.insert(place);
-                    let (kind, position) = place;
-                    tracing::warn!(%error, "another copy of a blob is kept");
-                    if !packs.choose_other(index, kind, position, &damaged) {
-                        return Err(error);
+        plan::sort_as_they_lie(index, &mut doubtful);
+        for batch in doubtful.chunks(BATCH) {
+            let opened = open_all(repo, index, batch, stop);
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            for ((kind, position), opened) in batch.iter().copied().zip(opened) {
+                match opened {
+                    Ok(()) => drop(whole.insert(kind, position)),
+                    Err(error) if error.is_unreachable() => return Err(error),
+                    Err(error) => {
+                        damaged.insert((kind, position));
+                        tracing::warn!(%error, "another copy of a blob is kept");
+                        if !packs.choose_other(index, kind, position, &damaged) {
+                            return Err(error);
+                        }
                     }
                 }
             }
@@ -51,33 +54,14 @@ pub(super) fn keep_whole_copies(
     }
 }
 
-/// Reads and verifies the blobs at these places; the results stand in their order.
-fn open_all(repo: &Repository, index: &Index, places: &[(BlobKind, usize)], stop: &AtomicBool) -> Vec<Result<()>> {
-    let mut wanted: Vec<(usize, BlobKind, BlobRequest)> = Vec::with_capacity(places.len());
-    for (number, (kind, position)) in places.iter().enumerate() {
-        let entry = &index.table(*kind)[*position];
-        wanted.push((number, *kind, BlobRequest { id: entry.id, location: index.location(entry) }));
-    }
-    wanted.sort_unstable_by_key(|(_, _, blob)| (blob.location.pack, blob.location.offset));
-    let mut blobs = Vec::with_capacity(wanted.len());
-    let mut numbers = Vec::with_capacity(wanted.len());
-    for (number, kind, blob) in wanted {
-        numbers.push((number, kind));
-        blobs.push(blob);
-    }
-    let ranges = reader::ranges(&blobs);
+/// Reads and verifies the blobs at these places, in the order in which they lie; the results stand in the same order.
+fn open_all(repo: &Repository, index: &Index, places: &[Place], stop: &AtomicBool) -> Vec<Result<()>> {
+    let kinds: Vec<BlobKind> = places.iter().map(|(kind, _)| *kind).collect();
+    let blobs: Vec<BlobRequest> = places.iter().map(|place| plan::request(index, *place)).collect();
+    let ranges = reader::ranges(blobs.iter().map(|blob| blob.location));
     let results = repo.for_each(&ranges, |range| match stop.load(Ordering::Relaxed) {
         true => Vec::new(),
-        false => {
-            let kinds: Vec<BlobKind> = numbers[range.clone()].iter().map(|(_, kind)| *kind).collect();
-            reader::verify_together(repo, &kinds, &blobs[range.clone()])
-        }
+        false => reader::verify_together(repo, &kinds[range.clone()], &blobs[range.clone()]),
     });
-    let mut opened: Vec<Result<()>> = places.iter().map(|_| Err(Error::WorkerGone)).collect();
-    for (range, results) in ranges.into_iter().zip(results) {
-        for ((number, _), result) in numbers[range].iter().zip(results) {
-            opened[*number] = result;
-        }
-    }
-    opened
+    results.into_iter().flatten().collect()
 }

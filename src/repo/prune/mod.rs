@@ -25,9 +25,9 @@
 //!
 //! **restic's snapshots** count like kvmb's: all trees of all snapshots are read.
 //!
-//! **Memory.** The [`Index`] (48 bytes a blob), a byte a blob for the marks, about 200 bytes a pack, one tree at a time
-//! (32 bytes a chunk of the largest disk), and while copying a [`Writer`](super::Writer), 8 MiB a reading thread and 90
-//! bytes a copied blob. For 10 TiB in chunks of 1 MiB: about 0.7 GiB.
+//! **Memory.** The [`Index`] (50 bytes a blob), two bits a blob for the marks, about 200 bytes a pack, one tree at a
+//! time (32 bytes a chunk of the largest disk), and while copying a [`Writer`](super::Writer), 8 MiB a reading thread
+//! and 16 bytes a copied blob. For 10 TiB in chunks of 1 MiB: about 0.7 GiB.
 
 mod duplicates;
 mod event;
@@ -42,6 +42,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::place_set::PlaceSet;
 use super::{Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
 
@@ -75,9 +76,9 @@ impl PrunePlan {
         watch: PruneWatch,
         stop: &AtomicBool,
     ) -> Result<Option<PrunePlan>> {
-        let mut marks = mark::Marks::new(&index);
+        let mut marks = PlaceSet::new(&index);
         for snapshot in mark::needed_snapshots(repo, forgotten)? {
-            marks.snapshot(repo, &index, &snapshot, stop)?;
+            mark::mark_snapshot(&mut marks, repo, &index, &snapshot, stop)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
@@ -162,7 +163,7 @@ impl PrunePlan {
 fn plan(
     repo: &Repository,
     index: &Index,
-    marks: mark::Marks,
+    marks: PlaceSet,
     limits: PruneLimits,
     stop: &AtomicBool,
 ) -> Result<(plan::Packs, plan::Unnamed, PruneSummary)> {
@@ -170,7 +171,7 @@ fn plan(
     let files = repo.storage().list(FileKind::Pack)?;
     let (mut packs, unnamed) = plan::Packs::find(index, files, &mut found);
     for kind in plan::KINDS {
-        packs.choose_places(index, kind, marks.of(kind))?;
+        packs.choose_places(index, kind, &marks)?;
     }
     drop(marks);
     let mut summary = found;

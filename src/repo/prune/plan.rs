@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::time::SystemTime;
 
 use super::PruneLimits;
-use crate::repo::index::{MAX_BLOBS_PER_FILE, SourceFile};
+use crate::repo::index_builder::SourceFile;
+use crate::repo::index_file::MAX_BLOBS_PER_FILE;
 use crate::repo::index_table::IndexEntry;
+use crate::repo::place_set::PlaceSet;
 use crate::repo::reader::BlobRequest;
 use crate::repo::{BlobKind, Error, Id, Index, Result};
 use crate::storage::FileInfo;
@@ -96,9 +98,8 @@ const SMALL_FILE_BLOBS: usize = MAX_BLOBS_PER_FILE / 2;
 #[derive(Debug)]
 pub(super) struct Packs {
     packs: Vec<Pack>,
-    /// The places that needed blobs are read from: one for each blob, by position in the index.
-    data: Vec<bool>,
-    trees: Vec<bool>,
+    /// The places that needed blobs are read from: one for each blob.
+    places: PlaceSet,
 }
 
 #[derive(Debug, Clone)]
@@ -124,6 +125,23 @@ impl Pack {
 pub(super) type Unnamed = Vec<(Id, u64)>;
 
 pub(super) const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
+
+/// A place in the index: kind and position.
+pub(super) type Place = (BlobKind, usize);
+
+/// Sorts places so that neighbours in a pack follow each other.
+pub(super) fn sort_as_they_lie(index: &Index, places: &mut [Place]) {
+    places.sort_unstable_by_key(|(kind, position)| {
+        let entry = &index.table(*kind)[*position];
+        (entry.pack, entry.offset)
+    });
+}
+
+/// The blob at a place, to be read from there.
+pub(super) fn request(index: &Index, (kind, position): Place) -> BlobRequest {
+    let entry = &index.table(kind)[position];
+    BlobRequest { id: entry.id, location: index.location(entry) }
+}
 
 /// The positions of all places of the blob that this place is one of.
 fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
@@ -161,31 +179,23 @@ impl Packs {
                 }
             }
         }
-        let none = |kind| vec![false; index.table(kind).len()];
-        (Packs { packs, data: none(BlobKind::Data), trees: none(BlobKind::Tree) }, unnamed)
+        (Packs { packs, places: PlaceSet::new(index) }, unnamed)
     }
 
-    fn places(&mut self, kind: BlobKind) -> &mut Vec<bool> {
-        match kind {
-            BlobKind::Data => &mut self.data,
-            BlobKind::Tree => &mut self.trees,
-        }
-    }
-
-    /// Chooses one place for each needed blob: a blob that is in two packs is needed from the one with less waste, so
-    /// that after an interrupted prune the copies win.
-    pub(super) fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &[bool]) -> Result<()> {
+    /// Chooses one place for each needed blob, which is marked at the first of its places: a blob that is in two packs
+    /// is needed from the one with less waste, so that after an interrupted prune the copies win.
+    pub(super) fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &PlaceSet) -> Result<()> {
         let table = index.table(kind);
         let mut is_needed = false;
         for (position, entry) in table.iter().enumerate() {
             let is_first = position == 0 || table[position - 1].id != entry.id;
-            is_needed = if is_first { marks[position] } else { is_needed };
+            is_needed = if is_first { marks.contains(kind, position) } else { is_needed };
             let pack = &mut self.packs[entry.pack as usize];
             pack.blob_bytes += u64::from(entry.length);
             pack.needed_bytes += if is_needed { u64::from(entry.length) } else { 0 };
             pack.has_trees |= kind == BlobKind::Tree;
         }
-        for (first, _) in marks.iter().enumerate().filter(|(_, marked)| **marked) {
+        for first in marks.positions(kind) {
             let id = table[first].id;
             let places = table[first..].iter().take_while(|entry| entry.id == id).enumerate();
             let whole = places.filter(|(_, entry)| self.packs[entry.pack as usize].holds(entry));
@@ -198,22 +208,22 @@ impl Packs {
                 return Err(Error::PackLost { id: pack, blob: id, kind });
             };
             self.packs[entry.pack as usize].used_bytes += u64::from(entry.length);
-            self.places(kind)[first + offset] = true;
+            self.places.insert(kind, first + offset);
         }
         Ok(())
     }
 
-    /// The chosen places of needed blobs that stay while another copy, which is there as well, goes: kind and position.
-    pub(super) fn last_copies(&self, index: &Index) -> Vec<(BlobKind, usize)> {
+    /// The chosen places of needed blobs that stay while another copy, which is there as well, goes.
+    pub(super) fn last_copies(&self, index: &Index) -> Vec<Place> {
         let mut last = Vec::new();
-        for (kind, places) in [(BlobKind::Data, &self.data), (BlobKind::Tree, &self.trees)] {
+        for kind in KINDS {
             let table = index.table(kind);
-            for (position, entry) in table.iter().enumerate().filter(|(position, _)| places[*position]) {
+            for position in self.places.positions(kind) {
                 let goes = |number: usize| {
                     let pack = &self.packs[table[number].pack as usize];
                     number != position && pack.fate != Fate::Stay && pack.holds(&table[number])
                 };
-                if self.stays(entry.pack) && copies(table, position).any(goes) {
+                if self.stays(table[position].pack) && copies(table, position).any(goes) {
                     last.push((kind, position));
                 }
             }
@@ -228,22 +238,17 @@ impl Packs {
         index: &Index,
         kind: BlobKind,
         position: usize,
-        damaged: &HashSet<(BlobKind, usize)>,
+        damaged: &HashSet<Place>,
     ) -> bool {
         let table = index.table(kind);
         let is_candidate = |other: &usize| {
             !damaged.contains(&(kind, *other)) && self.packs[table[*other].pack as usize].holds(&table[*other])
         };
         let Some(other) = copies(table, position).find(is_candidate) else { return false };
-        for (place, used) in [(position, false), (other, true)] {
-            let entry = &table[place];
-            let pack = &mut self.packs[entry.pack as usize];
-            match used {
-                true => pack.used_bytes += u64::from(entry.length),
-                false => pack.used_bytes -= u64::from(entry.length),
-            }
-            self.places(kind)[place] = used;
-        }
+        self.packs[table[position].pack as usize].used_bytes -= u64::from(table[position].length);
+        self.places.remove(kind, position);
+        self.packs[table[other].pack as usize].used_bytes += u64::from(table[other].length);
+        self.places.insert(kind, other);
         true
     }
 
@@ -300,15 +305,15 @@ impl Packs {
         unneeded.map(|(id, _)| id).collect()
     }
 
-    /// The blobs to be copied, in the order in which they lie.
-    pub(super) fn to_copy(&self, index: &Index) -> Vec<(BlobKind, BlobRequest)> {
+    /// The places of the blobs to be copied, one for each blob, in the order in which they lie.
+    pub(super) fn to_copy(&self, index: &Index) -> Vec<Place> {
         let mut wanted = Vec::new();
-        for (kind, places) in [(BlobKind::Data, &self.data), (BlobKind::Tree, &self.trees)] {
-            let places = index.table(kind).iter().zip(places);
-            let copied = places.filter(|(e, used)| **used && self.packs[e.pack as usize].fate == Fate::Copy);
-            wanted.extend(copied.map(|(e, _)| (kind, BlobRequest { id: e.id, location: index.location(e) })));
+        for kind in KINDS {
+            let pack = |position: &usize| &self.packs[index.table(kind)[*position].pack as usize];
+            let copied = self.places.positions(kind).filter(|position| pack(position).fate == Fate::Copy);
+            wanted.extend(copied.map(|position| (kind, position)));
         }
-        wanted.sort_unstable_by_key(|(_, blob)| (blob.location.pack, blob.location.offset));
+        sort_as_they_lie(index, &mut wanted);
         wanted
     }
 

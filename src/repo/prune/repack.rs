@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use super::plan::Packs;
+use super::plan::{self, Packs, Place};
 use super::{PruneEvent, PruneWatch};
-use crate::repo::reader::{self, BlobRequest};
-use crate::repo::{BlobKind, Error, Index, Permit, Repository, Result, Writer, WriterOptions};
+use crate::repo::reader;
+use crate::repo::{Error, Index, Permit, Repository, Result, Writer, WriterOptions};
 use crate::storage::FileKind;
 
 /// Copies what the plan says into new packs, and stores their index.
@@ -26,8 +26,7 @@ pub(super) fn copy(
     }
     // The writer must not find the blobs in the index: they are to be stored once more.
     let writer = Writer::new(repo, Arc::new(Index::default()), WriterOptions::default(), permit);
-    let (kinds, blobs): (Vec<BlobKind>, Vec<BlobRequest>) = wanted.into_iter().unzip();
-    let ranges = reader::ranges(&blobs);
+    let ranges = reader::ranges(wanted.iter().map(|place| plan::request(index, *place).location));
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let work = || -> Result<()> {
@@ -35,8 +34,7 @@ pub(super) fn copy(
             let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) else {
                 return Ok(());
             };
-            let copied = copy_range(repo, index, &writer, &kinds[range.clone()], &blobs[range.clone()]);
-            match copied {
+            match copy_range(repo, index, &writer, &wanted[range.clone()]) {
                 Ok(bytes) => watch(PruneEvent::Copied { bytes }),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
@@ -60,39 +58,35 @@ pub(super) fn copy(
 }
 
 /// Copies blobs that lie together in one pack; returns their size.
-fn copy_range(
-    repo: &Repository,
-    index: &Index,
-    writer: &Writer,
-    kinds: &[BlobKind],
-    blobs: &[BlobRequest],
-) -> Result<u64> {
-    let (Some(first), Some(last)) = (blobs.first(), blobs.last()) else {
+fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[Place]) -> Result<u64> {
+    let (Some(first), Some(last)) = (places.first(), places.last()) else {
         return Ok(0);
     };
+    let (first, last) = (plan::request(index, *first), plan::request(index, *last));
     let start = u64::from(first.location.offset);
     let end = u64::from(last.location.offset) + u64::from(last.location.length);
     let pack = first.location.pack.to_string();
     let bytes = repo.storage().read_range(FileKind::Pack, &pack, start, (end - start) as usize)?;
     let (mut plain, mut total_bytes) = (Vec::new(), 0);
-    for (kind, blob) in kinds.iter().zip(blobs) {
+    for place in places {
+        let (kind, blob) = (place.0, plan::request(index, *place));
         let location = &blob.location;
         let at = (u64::from(location.offset) - start) as usize;
         let sealed = &bytes[at..at + location.length as usize];
         let mut opened = sealed.to_vec();
-        let damaged = |flaw| reader::damaged(*kind, &blob.id, location, flaw);
+        let damaged = |flaw| reader::damaged(kind, &blob.id, location, flaw);
         let verified = repo
             .key()
             .open_in_place(&mut opened)
             .map_err(|error| damaged(error.into()))
-            .and_then(|opened| reader::verify_blobs(*kind, &blob.id, location, opened, &mut plain).map(drop));
+            .and_then(|opened| reader::verify_blobs(kind, &blob.id, location, opened, &mut plain).map(drop));
         match verified {
             Ok(()) => {
                 let raw_length = location.compressed.then_some(location.raw_length);
-                writer.put_sealed(*kind, blob.id, sealed, raw_length)?;
+                writer.put_sealed(kind, blob.id, sealed, raw_length)?;
             }
             // Another place of it may be whole.
-            Err(_) => drop(writer.put(*kind, &reader::read_blob(repo, index, *kind, &blob.id)?)?),
+            Err(_) => drop(writer.put(kind, &reader::read_blob(repo, index, kind, &blob.id)?)?),
         }
         total_bytes += u64::from(location.length);
     }

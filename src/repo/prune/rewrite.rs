@@ -6,7 +6,8 @@
 use std::collections::HashSet;
 
 use super::plan::Packs;
-use crate::repo::index::{IndexFile, PendingIndex, SourceFile};
+use crate::repo::index_builder::SourceFile;
+use crate::repo::index_file::{IndexFile, PendingIndex};
 use crate::repo::{Id, Index, Permit, Repository, Result};
 use crate::storage::FileKind;
 
