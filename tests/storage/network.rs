@@ -4,6 +4,7 @@
 // A test stops at what it does not expect.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::BOUND;
@@ -12,6 +13,7 @@ use crate::support::chains::{MIB, assert_restores, id_of};
 use crate::support::proxy::{Proxy, Trouble};
 use crate::support::sshd::{Sshd, USER};
 use crate::support::{Call, Disk, Env, Machine, wait_until};
+use kvmb::repo::{LockMode, Password, Repository};
 use kvmb::storage::sftp::{CONNECTIONS, SftpAddress, SftpStorage, SshContext};
 use kvmb::storage::{FileKind, Storage};
 use serde_json::Value;
@@ -304,4 +306,41 @@ fn over_a_distance_a_file_takes_few_round_trips() {
     turns("remove", 2, &|name| storage.remove(FileKind::Pack, name).unwrap());
     storage.remove(FileKind::Pack, NAME).unwrap();
     assert!(storage.read_range(FileKind::Pack, NAME, 0, 1).unwrap_err().is_not_found());
+}
+
+#[test]
+fn over_a_distance_a_repository_that_did_not_change_is_open_after_few_round_trips() {
+    let env = Env::new("network-opening");
+    let (_sshd, proxy, storage) = far_away(&env, Duration::from_millis(100));
+    let address = storage.url();
+    let (password, cache) = (Password::new("swordfish".to_owned()), env.path("cache"));
+    Repository::create(Arc::new(storage), &password).unwrap();
+    let run = || {
+        let mut ssh_context = SshContext::new("root");
+        (ssh_context.home, ssh_context.connections) = (Some(env.path("home")), 1);
+        let storage = SftpStorage::new(SftpAddress::parse(&address).unwrap(), &ssh_context).unwrap();
+        // Logs in.
+        storage.size(FileKind::Config, "").unwrap();
+        let mut before = proxy.turns();
+        let mut turns = || {
+            let now = proxy.turns();
+            now - std::mem::replace(&mut before, now)
+        };
+        let repo = Repository::open_with(Arc::new(storage), &password, None, Some(&cache)).unwrap();
+        let repo = repo.cached_in(&cache);
+        let open = turns();
+        let lock = repo.lock(LockMode::Shared, Duration::ZERO).unwrap();
+        let lock_turns = turns();
+        repo.storage().list_several(&[FileKind::Index, FileKind::Snapshot]).unwrap();
+        let lists = turns();
+        lock.release().unwrap();
+        [open, lock_turns, lists, turns()]
+    };
+    // What the first one reads the others have.
+    run();
+    let runs = [(); 3].map(|()| run());
+    // As above: a busy host counts more, and never fewer.
+    let fewest: Vec<u64> = (0..4).map(|stage| runs.iter().map(|run| run[stage]).min().unwrap()).collect();
+    // The config with the lists of keys and locks; the lock, and the look at others; index and snapshots; the end.
+    assert_eq!(fewest, [2, 4, 2, 1], "{runs:?}");
 }
