@@ -66,7 +66,9 @@ impl PendingRepo {
             PendingOrSettled::Pending(lock) => lock.settle(),
         };
         match settled {
-            Ok((lock, index_files)) => Ok(LockedRepo { view: view.as_of(&index_files)?, permit: lock.permit() }),
+            Ok((lock, index_files)) => {
+                Ok(LockedRepo { view: view.checked_against(&index_files)?, permit: lock.permit() })
+            }
             Err(repo::Error::Locked { holder, .. }) => {
                 tracing::debug!("the repository was locked at the same moment {holder}");
                 LockedRepo::shared(&view.repo, stop)
@@ -113,7 +115,7 @@ impl RepoView {
     }
 
     /// The same, unless index files that it was made of are not among these any more: then what there is now.
-    fn as_of(self, index_files: &[Id]) -> Result<RepoView> {
+    fn checked_against(self, index_files: &[Id]) -> Result<RepoView> {
         if are_all_there(&self.index, index_files) {
             return Ok(self);
         }
@@ -175,12 +177,12 @@ mod tests {
         let its_files = names();
         let stays = store(b"stays");
         let has = |view: &RepoView| [goes, stays].map(|id| view.index.contains(BlobKind::Data, &id));
-        let view = RepoView::load(&repo).expect("load").as_of(&names()).expect("look");
+        let view = RepoView::load(&repo).expect("load").checked_against(&names()).expect("look");
         assert_eq!(has(&view), [true, true], "nothing is gone");
         for file in its_files {
             repo.storage().remove(FileKind::Index, &file.to_string()).expect("remove");
         }
-        let view = view.as_of(&names()).expect("look");
+        let view = view.checked_against(&names()).expect("look");
         assert_eq!(has(&view), [false, true]);
     }
 }
