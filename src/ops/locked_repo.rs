@@ -4,7 +4,7 @@ use super::manifest::Manifest;
 use super::points::{self, Description, OpenPoint, PointRef};
 use super::repo_lock::{lock, patiently};
 use super::{Result, Stop};
-use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, Repository};
+use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, Repository, are_all_there};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
@@ -27,7 +27,7 @@ pub(crate) struct PendingRepo {
 
 #[derive(Debug)]
 enum PendingOrSettled {
-    Pending(PendingLock),
+    Pending(PendingLock<Vec<Id>>),
     Settled(Permit),
 }
 
@@ -62,11 +62,13 @@ impl PendingRepo {
     pub(crate) fn settle(self, stop: &Stop) -> Result<LockedRepo> {
         let PendingRepo { view, lock } = self;
         let settled = match lock {
-            PendingOrSettled::Settled(permit) => Ok(permit),
-            PendingOrSettled::Pending(lock) => lock.settle().map(|lock| lock.permit()),
+            PendingOrSettled::Settled(permit) => return Ok(LockedRepo { view, permit }),
+            PendingOrSettled::Pending(lock) => lock.settle(),
         };
         match settled {
-            Ok(permit) => Ok(LockedRepo { view, permit }),
+            Ok((lock, index_files)) => {
+                Ok(LockedRepo { view: view.checked_against(&index_files)?, permit: lock.permit() })
+            }
             Err(repo::Error::Locked { holder, .. }) => {
                 tracing::debug!("the repository was locked at the same moment {holder}");
                 LockedRepo::shared(&view.repo, stop)
@@ -102,11 +104,23 @@ impl RepoView {
     fn load(repo: &Repository) -> Result<RepoView> {
         // Together, for a server is far away. Points that cannot be listed are a matter for who asks for them.
         let (index, points) = thread::scope(|scope| {
-            let points = scope.spawn(|| points::list(repo).ok());
-            (repo.load_index(), points.join().ok().flatten())
+            let mut reading = None;
+            let index = repo.load_index_and_list_snapshots(|files| {
+                reading = Some(scope.spawn(|| points::of_snapshots(repo.snapshots_in(files))));
+            });
+            (index, reading.and_then(|reading| reading.join().ok()))
         });
         let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
         Ok(RepoView { repo: repo.clone(), index: index?, points, described: Mutex::default() })
+    }
+
+    /// The same, unless index files that it was made of are not among these any more: then what there is now.
+    fn checked_against(self, index_files: &[Id]) -> Result<RepoView> {
+        if are_all_there(&self.index, index_files) {
+            return Ok(self);
+        }
+        tracing::debug!("the repository was pruned at the same moment");
+        RepoView::load(&self.repo)
     }
 
     /// Its points, oldest first, as of the moment it was locked: since then none can be gone.
@@ -133,5 +147,42 @@ impl RepoView {
             _ => points::describe(&self.repo, &self.index, point)?,
         };
         points::open(&self.repo, &self.index, point, described)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{BlobKind, Password, Writer, WriterOptions};
+    use crate::storage::FileKind;
+    use crate::storage::testing::MemoryStorage;
+    use std::time::Duration;
+
+    #[test]
+    fn what_a_prune_removed_before_the_lock_was_certain_is_not_in_the_index() {
+        let password = Password::new("test".to_owned());
+        let repo = Repository::create(Arc::new(MemoryStorage::new()), &password).expect("create");
+        let permit = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();
+        let names = || -> Vec<Id> {
+            let files = repo.storage().list(FileKind::Index).expect("list");
+            files.iter().map(|file| file.name.parse().expect("an id")).collect()
+        };
+        let store = |bytes: &[u8]| {
+            let writer = Writer::new(&repo, Arc::new(Index::default()), WriterOptions::default(), &permit);
+            let id = writer.put(BlobKind::Data, bytes).expect("put").id;
+            writer.finish().expect("finish");
+            id
+        };
+        let goes = store(b"goes");
+        let its_files = names();
+        let stays = store(b"stays");
+        let has = |view: &RepoView| [goes, stays].map(|id| view.index.contains(BlobKind::Data, &id));
+        let view = RepoView::load(&repo).expect("load").checked_against(&names()).expect("look");
+        assert_eq!(has(&view), [true, true], "nothing is gone");
+        for file in its_files {
+            repo.storage().remove(FileKind::Index, &file.to_string()).expect("remove");
+        }
+        let view = view.checked_against(&names()).expect("look");
+        assert_eq!(has(&view), [false, true]);
     }
 }

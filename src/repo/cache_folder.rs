@@ -3,14 +3,16 @@
 //! ```text
 //! /var/cache/kvmb                 0700, of the user who runs kvmb
 //! ├── CACHEDIR.TAG                has programs that make archives pass over it
-//! └── <the repository's id>       0700
-//!     ├── index                   see [`super::cached_index`]
-//!     └── records                 see [`super::kept_records`]
+//! ├── <the repository's id>       0700
+//! │   ├── index                   see [`super::cached_index`]
+//! │   └── records                 see [`super::kept_records`]
+//! └── <the hash of its address>   0700
+//!     └── key                     see [`super::kept_key`]
 //! ```
 //!
 //! It may be removed at any time. Nothing in it is believed because it is there: each file is sealed with the key of
-//! its repository, and is used as far as the repository lists what it is a copy of. A folder that belongs to someone
-//! else or that others may write to is not used, and no link is followed.
+//! its repository, or has the hash that the repository lists, and is used as far as the repository lists what it is a
+//! copy of. A folder that belongs to someone else or that others may write to is not used, and no link is followed.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -35,7 +37,7 @@ pub(super) struct CacheFolder {
 }
 
 impl CacheFolder {
-    /// Opens the folder of a repository below `base`; both are made if need be.
+    /// Opens the folder of a repository, or of its address, below `base`; both are made if need be.
     pub(super) fn open(base: &Path, repository: Id) -> io::Result<CacheFolder> {
         DirBuilder::new().recursive(true).mode(0o700).create(base)?;
         let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32;

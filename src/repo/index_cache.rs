@@ -48,9 +48,26 @@ impl Repository {
     /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for rescuing what is
     /// left. Several who ask at the same moment read it once.
     pub(crate) fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
+        self.load_listed(|| self.list_with_sizes(FileKind::Index))
+    }
+
+    /// As [`Repository::load_index`], and lists the snapshots on the way: over a distance that takes no time. `listed`
+    /// gets their list before index files are read, unless it cannot be had.
+    pub(crate) fn load_index_and_list_snapshots(&self, listed: impl FnOnce(Vec<(Id, u64)>)) -> Result<Arc<Index>> {
+        first_damage(self.load_listed(|| match self.list_both_with_sizes([FileKind::Index, FileKind::Snapshot]) {
+            Ok([index, snapshots]) => {
+                listed(snapshots);
+                Ok(index)
+            }
+            Err(error) if error.is_unreachable() => Err(error),
+            Err(_) => self.list_with_sizes(FileKind::Index),
+        })?)
+    }
+
+    fn load_listed(&self, list: impl FnOnce() -> Result<Vec<(Id, u64)>>) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
         // Listed while nobody else loads: what is new has been named before the caller asked.
-        let sizes = self.list_with_sizes(FileKind::Index)?.into_iter().collect();
+        let sizes = list()?.into_iter().collect();
         let names = names_of(&sizes);
         let known = last.clone().and_then(|last| last.downcast::<Index>().ok());
         let known = known.or_else(|| self.cached_index(&sizes));
@@ -142,11 +159,20 @@ fn first_damage((index, mut damaged): IndexWithDamage) -> Result<Arc<Index>> {
 
 /// The names that an index does not know; none if it knows files that are gone, or that replace others.
 fn new_since(known: &Index, names: &[Id]) -> Option<Vec<Id>> {
-    let there: HashSet<&Id> = names.iter().collect();
-    let files: HashSet<&Id> = known.sources().iter().map(|file| &file.id).chain(known.superseded()).collect();
+    let files: HashSet<&Id> = files_of(known).collect();
     let new: Vec<Id> = names.iter().filter(|name| !files.contains(name)).copied().collect();
     let can_grow = new.is_empty() || !known.has_replacements();
-    (files.is_subset(&there) && can_grow).then_some(new)
+    (are_all_there(known, names) && can_grow).then_some(new)
+}
+
+/// Whether all index files that an index was made of are among these.
+pub(crate) fn are_all_there(known: &Index, names: &[Id]) -> bool {
+    let there: HashSet<&Id> = names.iter().collect();
+    files_of(known).all(|file| there.contains(file))
+}
+
+fn files_of(index: &Index) -> impl Iterator<Item = &Id> {
+    index.sources().iter().map(|file| &file.id).chain(index.superseded())
 }
 
 /// Reads index files, each in memory only until its entries are taken; those that cannot be read come apart.

@@ -101,12 +101,21 @@ impl KeyFile {
     }
 
     pub(super) fn read(storage: &dyn Storage, id: &Id) -> Result<Self> {
-        let bytes = storage.read(FileKind::Key, &id.to_string()).map_err(Error::unread)?;
+        KeyFile::parse(id, &KeyFile::contents(storage, id)?)
+    }
+
+    /// What the key file of this name holds.
+    pub(super) fn contents(storage: &dyn Storage, id: &Id) -> Result<Vec<u8>> {
+        storage.read(FileKind::Key, &id.to_string()).map_err(Error::unread)
+    }
+
+    /// The key file of this name, from what it holds.
+    pub(super) fn parse(id: &Id, bytes: &[u8]) -> Result<Self> {
         let damaged = |flaw| Error::damaged(FileKind::Key, id, flaw);
-        if Id::hash(&bytes) != *id {
+        if Id::hash(bytes) != *id {
             return Err(damaged(Flaw::NotItsName));
         }
-        let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| damaged(Flaw::NotJson(e.to_string())))?;
+        let file: KeyFile = serde_json::from_slice(bytes).map_err(|e| damaged(Flaw::NotJson(e.to_string())))?;
         if file.parameters().is_none() {
             let reason = "the key derivation is not one that kvmb knows".to_owned();
             return Err(damaged(Flaw::NotJson(reason)));

@@ -11,6 +11,11 @@ impl Repository {
         KeyFile::add(&**self.storage(), self.key(), password)
     }
 
+    /// Reads the key file that opened the repository: for whoever looks for damage a copy on this host is not enough.
+    pub(crate) fn check_key(&self) -> Result<()> {
+        KeyFile::read(&**self.storage(), self.key_id()).map(drop)
+    }
+
     /// The keys, by time; damaged ones are left out with a warning.
     pub fn keys(&self) -> Result<Vec<KeyInfo>> {
         let mut keys = Vec::new();

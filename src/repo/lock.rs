@@ -37,7 +37,7 @@ use rand::Rng;
 use serde::Serialize;
 
 use super::{Error, Id, LockInfo, Repository, Result, host, time};
-use crate::storage::{self, FileKind};
+use crate::storage::{self, FileInfo, FileKind};
 
 /// How others may use the repository meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +158,8 @@ impl RepoLock {
     pub(super) fn acquire(repo: Repository, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<Self> {
         let deadline = Instant::now() + wait;
         loop {
-            let taken = PendingLock::begin(repo.clone(), mode, timing).and_then(PendingLock::settle);
+            let taken = PendingLock::begin(repo.clone(), mode, timing, |_| Ok(())).and_then(PendingLock::settle);
+            let taken = taken.map(|(lock, ())| lock);
             let conflict = match taken {
                 Err(conflict @ (Error::Locked { .. } | Error::Damaged { kind: FileKind::Lock, .. })) => conflict,
                 other => return other,
@@ -388,19 +389,29 @@ fn survive_hangups() {
 }
 
 /// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way.
-/// It looks by itself when it is time. What is read meanwhile is read under the lock; what cannot be undone must wait
-/// for
+/// It looks by itself when it is time, and at something more when it is certain.
+///
+/// What is read before that may be of no use: a prune that looked before our lock was there, and has ended since, may
+/// have removed it. So it is compared with what is there once the lock is certain. What cannot be undone must wait for
 /// [`PendingLock::settle`]: only a settled lock gives a [`Permit`].
 #[derive(Debug)]
-pub(crate) struct PendingLock {
+pub(crate) struct PendingLock<T> {
     /// Until it is settled.
-    looking: Option<JoinHandle<Result<RepoLock>>>,
+    looking: Option<JoinHandle<Result<(RepoLock, T)>>>,
 }
 
-impl PendingLock {
-    pub(super) fn begin(repo: Repository, mode: LockMode, timing: LockTiming) -> Result<Self> {
+impl<T: Send + 'static> PendingLock<T> {
+    pub(super) fn begin(
+        repo: Repository,
+        mode: LockMode,
+        timing: LockTiming,
+        when_certain: impl FnOnce(&Repository) -> Result<T> + Send + 'static,
+    ) -> Result<Self> {
         survive_hangups();
-        if let Some(conflict) = find_conflict(&repo, mode, &timing, None)? {
+        // A courtesy: who sees that somebody is there does not disturb him. What counts is the look after our own file
+        // is there, so a list that is not quite new will do.
+        let locks = repo.take_locks_at_opening().map_or_else(|| repo.storage().list(FileKind::Lock), Ok)?;
+        if let Some(conflict) = find_conflict(&repo, mode, &timing, None, locks)? {
             return Err(conflict);
         }
         let (file, refreshed) = write(&repo, mode)?;
@@ -409,8 +420,12 @@ impl PendingLock {
             let repo = repo.clone();
             move || {
                 thread::sleep(settle.saturating_sub(refreshed.steady.elapsed()));
-                match find_conflict(&repo, mode, &timing, Some(file)) {
-                    Ok(None) => RepoLock::hold(repo, mode, timing, file, refreshed),
+                let locks = repo.storage().list(FileKind::Lock).map_err(Error::from);
+                match locks.and_then(|locks| find_conflict(&repo, mode, &timing, Some(file), locks)) {
+                    Ok(None) => {
+                        let lock = RepoLock::hold(repo.clone(), mode, timing, file, refreshed)?;
+                        when_certain(&repo).map(|found| (lock, found))
+                    }
                     Ok(Some(error)) | Err(error) => {
                         remove_or_warn(&repo, &file);
                         Err(error)
@@ -427,14 +442,14 @@ impl PendingLock {
         }
     }
 
-    /// The lock, when it is certain; fails with [`Error::Locked`] if somebody else is there.
-    pub(crate) fn settle(mut self) -> Result<RepoLock> {
+    /// The lock, when it is certain, and what was found then; fails with [`Error::Locked`] if somebody else is there.
+    pub(crate) fn settle(mut self) -> Result<(RepoLock, T)> {
         let looked = self.looking.take().map(JoinHandle::join);
         looked.and_then(std::result::Result::ok).unwrap_or(Err(Error::WorkerGone))
     }
 }
 
-impl Drop for PendingLock {
+impl<T> Drop for PendingLock<T> {
     fn drop(&mut self) {
         // The lock that comes of it is dropped as well, and removed.
         let _ = self.looking.take().map(JoinHandle::join);
@@ -447,10 +462,15 @@ fn remove_or_warn(repo: &Repository, file: &Id) {
     }
 }
 
-/// Another lock that does not go with ours; stale ones are removed on the way.
-fn find_conflict(repo: &Repository, mode: LockMode, timing: &LockTiming, own: Option<Id>) -> Result<Option<Error>> {
-    let files = repo.storage().list(FileKind::Lock)?;
-    for file in files {
+/// One of these locks that does not go with ours; stale ones are removed on the way.
+fn find_conflict(
+    repo: &Repository,
+    mode: LockMode,
+    timing: &LockTiming,
+    own: Option<Id>,
+    locks: Vec<FileInfo>,
+) -> Result<Option<Error>> {
+    for file in locks {
         let Ok(id) = file.name.parse::<Id>() else {
             continue;
         };
@@ -513,9 +533,9 @@ impl Repository {
         self.lock_with(mode, wait, LockTiming::default())
     }
 
-    /// Makes the repository's lock, which has yet to settle.
-    pub(crate) fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
-        PendingLock::begin(self.clone(), mode, LockTiming::default())
+    /// Makes the repository's lock, which has yet to settle; then it comes with the names of the index files.
+    pub(crate) fn begin_lock(&self, mode: LockMode) -> Result<PendingLock<Vec<Id>>> {
+        PendingLock::begin(self.clone(), mode, LockTiming::default(), |repo| repo.list(FileKind::Index))
     }
 
     /// As [`Repository::lock`], with other times than restic's; for tests.

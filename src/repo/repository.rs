@@ -4,17 +4,19 @@ use std::any::Any;
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::cache_folder::CacheFolder;
 use super::config::RepoConfig;
 use super::creation::{self, Created};
 use super::crypto::{self, SealKey};
+use super::kept_key::KeptKey;
 use super::kept_records::KeptRecords;
 use super::key::KeyFile;
 use super::key_cache::KeyCache;
 use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result};
-use crate::storage::{FileKind, Storage};
+use crate::storage::{self, FileInfo, FileKind, Storage};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
 const ENCODING_ZSTD: u8 = 2;
@@ -22,6 +24,8 @@ const ENCODING_ZSTD: u8 = 2;
 const UNPACKED_LEVEL: i32 = 3;
 /// An index of 50,000 blobs has some 10 MB of JSON; nothing that is read whole may claim more than this.
 const UNPACKED_LIMIT: u64 = 1 << 30;
+/// So long after it was opened the list of locks is good enough to see whether there is any use in asking for one.
+const RECENT: Duration = Duration::from_secs(30);
 /// Small files are read and removed by this many threads at once, which hides the latency of a remote storage.
 const SMALL_FILE_THREADS: usize = 8;
 
@@ -48,14 +52,23 @@ struct Inner {
     config: RepoConfig,
     /// The index as it was last read; the index keeps it here, and knows its type.
     last_index: LastIndex,
+    /// The locks as they were listed when it was opened, and when that was; none where that would have taken time.
+    locks_at_opening: Mutex<Option<ListedLocks>>,
 }
+
+/// Locks, and when they were listed.
+type ListedLocks = (Instant, Vec<FileInfo>);
 
 /// Something that all clones of a repository share.
 pub(super) type LastIndex = Mutex<Option<Arc<dyn Any + Send + Sync>>>;
 
+/// What opens a repository: a key file, the key in it, and the config that it opens.
+type Unlocked = (Id, SealKey, RepoConfig);
+
 impl Inner {
-    fn new(storage: Arc<dyn Storage>, url: String, (key_id, key, config): (Id, SealKey, RepoConfig)) -> Arc<Inner> {
-        Arc::new(Inner { storage, url, key, key_id, config, last_index: LastIndex::default() })
+    fn new(storage: Arc<dyn Storage>, url: String, (key_id, key, config): Unlocked) -> Arc<Inner> {
+        let (last_index, locks_at_opening) = (LastIndex::default(), Mutex::default());
+        Arc::new(Inner { storage, url, key, key_id, config, last_index, locks_at_opening })
     }
 }
 
@@ -90,18 +103,24 @@ impl Repository {
     /// Opens a repository with the first key that the password fits. One that is being created is waited for, up to ten
     /// seconds.
     pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
-        Repository::open_with(storage, password, None)
+        Repository::open_with(storage, password, None, None)
     }
 
-    /// The same with a cache of the keys that are derived from passwords.
+    /// The same with a cache of the keys that are derived from passwords, and with the copy of a key file that is kept
+    /// below `cache`, as [`Repository::cached_in`] keeps others.
     pub fn open_with(
         storage: Arc<dyn Storage>,
         password: &Password,
         key_cache: Option<&KeyCache>,
+        cache: Option<&Path>,
     ) -> Result<Repository> {
         let url = storage.url();
-        let opened = creation::wait_for_creator(&*storage, || open_config(&*storage, &url, password, key_cache))?;
-        Ok(Repository { inner: Inner::new(storage, url, opened), host_folder: None, cache: None })
+        let kept_key = cache.map(|base| KeptKey::open(base, &url));
+        let caches = (key_cache, kept_key.as_ref());
+        let (opened, locks) = creation::wait_for_creator(&*storage, || open_config(&*storage, &url, password, caches))?;
+        let inner = Inner::new(storage, url, opened);
+        *inner.locks_at_opening.lock().unwrap_or_else(PoisonError::into_inner) = locks;
+        Ok(Repository { inner, host_folder: None, cache: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
@@ -169,6 +188,12 @@ impl Repository {
         &self.inner.storage
     }
 
+    /// The locks as they were listed when the repository was opened, if that was not long ago; once.
+    pub(super) fn take_locks_at_opening(&self) -> Option<Vec<FileInfo>> {
+        let (at, files) = self.inner.locks_at_opening.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (at.elapsed() < RECENT).then_some(files)
+    }
+
     pub(super) fn last_index(&self) -> &LastIndex {
         &self.inner.last_index
     }
@@ -183,12 +208,18 @@ impl Repository {
 
     /// The ids of all files of a kind, sorted; what has no id for a name is none of ours.
     pub(super) fn list(&self, kind: FileKind) -> Result<Vec<Id>> {
-        Ok(list(&*self.inner.storage, kind)?)
+        Ok(self.list_with_sizes(kind)?.into_iter().map(|(id, _)| id).collect())
     }
 
     /// The same, with the sizes of the files.
     pub(super) fn list_with_sizes(&self, kind: FileKind) -> Result<Vec<(Id, u64)>> {
-        Ok(list_with_sizes(&*self.inner.storage, kind)?)
+        Ok(with_sizes(kind, self.storage().list(kind)?))
+    }
+
+    /// The same for two kinds at once, none of them packs.
+    pub(super) fn list_both_with_sizes(&self, kinds: [FileKind; 2]) -> Result<[Vec<(Id, u64)>; 2]> {
+        let mut lists = self.storage().list_several(&kinds)?.into_iter();
+        Ok(kinds.map(|kind| with_sizes(kind, lists.next().unwrap_or_default())))
     }
 
     /// Seals and stores an index, snapshot or lock.
@@ -256,13 +287,10 @@ impl Repository {
     }
 }
 
-fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>> {
-    Ok(list_with_sizes(storage, kind)?.into_iter().map(|(id, _)| id).collect())
-}
-
-fn list_with_sizes(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<(Id, u64)>> {
+/// The files of a kind that have an id for a name, sorted.
+fn with_sizes(kind: FileKind, files: Vec<FileInfo>) -> Vec<(Id, u64)> {
     let mut ids = Vec::new();
-    for file in storage.list(kind)? {
+    for file in files {
         match file.name.parse() {
             Ok(id) => ids.push((id, file.size_bytes)),
             // A copy of ours, made by a program that synchronises folders.
@@ -274,7 +302,7 @@ fn list_with_sizes(storage: &dyn Storage, kind: FileKind) -> crate::storage::Res
         }
     }
     ids.sort_unstable();
-    Ok(ids)
+    ids
 }
 
 /// Whether a name begins like an id.
@@ -282,17 +310,34 @@ fn looks_like_id(name: &str) -> bool {
     name.bytes().take_while(u8::is_ascii_hexdigit).count() >= 8
 }
 
-/// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave
-/// way.
+/// The config with the lists of keys and, where that takes no time, of locks.
+fn read_config_and_list(storage: &dyn Storage) -> storage::Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
+    if storage.lists_several_at_once() {
+        match storage.read_config_and_list(&[FileKind::Key, FileKind::Lock]) {
+            // Who may not see the locks may see the rest.
+            Err(storage::Error::Io { .. }) => {}
+            other => return other,
+        }
+    }
+    storage.read_config_and_list(&[FileKind::Key])
+}
+
+/// The config, and the key that opens it; with them come the locks, if they were listed. A key that fits the password
+/// but not the config is that of a creator who gave way.
 fn open_config(
     storage: &dyn Storage,
     url: &str,
     password: &Password,
-    key_cache: Option<&KeyCache>,
-) -> Result<(Id, SealKey, RepoConfig)> {
+    (key_cache, kept_key): (Option<&KeyCache>, Option<&KeptKey>),
+) -> Result<(Unlocked, Option<ListedLocks>)> {
     let url = url.to_owned();
-    let sealed = match storage.read(FileKind::Config, "") {
-        Ok(bytes) => bytes,
+    let begun = Instant::now();
+    let (sealed, mut keys, locks) = match read_config_and_list(storage) {
+        Ok((sealed, lists)) => {
+            let mut lists = lists.into_iter();
+            let keys = with_sizes(FileKind::Key, lists.next().unwrap_or_default());
+            (sealed, keys, lists.next().map(|locks| (begun, locks)))
+        }
         Err(e) if e.is_not_found() => {
             let keys = storage.list(FileKind::Key).unwrap_or_default();
             return Err(match keys.is_empty() {
@@ -302,24 +347,32 @@ fn open_config(
         }
         Err(e) => return Err(Error::unread(e)),
     };
-    // To make a key of a password takes as long as a connection, and the index is read by several threads.
-    storage.warm_up(2);
-    let mut keys = list(storage, FileKind::Key)?;
-    if let Some(cache) = key_cache {
-        // Before another key costs its time.
-        keys.sort_by_key(|id| !cache.has(id));
-    }
+    let kept = |id: &Id, size_bytes: u64| {
+        let contents = kept_key.and_then(|kept| kept.contents(id));
+        contents.filter(|contents| contents.len() as u64 == size_bytes)
+    };
+    // Before another key costs its time.
+    keys.sort_by_cached_key(|(id, size_bytes)| {
+        (!key_cache.is_some_and(|cache| cache.has(id)), kept(id, *size_bytes).is_none())
+    });
     if keys.is_empty() && creation::is_unfinished(storage)? {
         return Err(Error::Unfinished { url });
     }
     let (mut damaged, mut tried, mut unfit) = (Vec::new(), false, None);
-    for id in keys {
-        match KeyFile::read(storage, &id) {
-            Ok(file) => {
+    for (id, size_bytes) in keys {
+        let read = match kept(&id, size_bytes) {
+            Some(kept) => Ok(kept.to_vec()),
+            None => KeyFile::contents(storage, &id),
+        };
+        match read.and_then(|contents| Ok((KeyFile::parse(&id, &contents)?, contents))) {
+            Ok((file, contents)) => {
                 tried = true;
                 let Some(key) = file.unlock(&id, password, key_cache)? else { continue };
                 match RepoConfig::open(&sealed, &key, &url) {
-                    Ok(config) => return Ok((id, key, config)),
+                    Ok(config) => {
+                        kept_key.into_iter().for_each(|kept| kept.keep(&id, &contents));
+                        return Ok(((id, key, config), locks));
+                    }
                     Err(error) => unfit = Some(error),
                 }
             }

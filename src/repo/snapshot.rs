@@ -96,8 +96,8 @@ impl Snapshot {
 }
 
 impl SnapshotList {
-    pub(super) fn load(repo: &Repository) -> Result<Self> {
-        let files = repo.list_with_sizes(FileKind::Snapshot)?;
+    /// Those in files that were listed with their sizes.
+    fn load(repo: &Repository, files: Vec<(Id, u64)>) -> Self {
         let mut list = SnapshotList::default();
         let mut unknown = Vec::new();
         for (id, size_bytes) in files.iter().copied() {
@@ -124,7 +124,7 @@ impl SnapshotList {
             records.retain(&files.into_iter().map(|(id, _)| id).collect());
         }
         list.snapshots.sort_by_key(|stored| (stored.snapshot.time, stored.id));
-        Ok(list)
+        list
     }
 }
 
@@ -153,7 +153,12 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::resu
 impl Repository {
     /// All snapshots, oldest first; those that cannot be read are listed apart.
     pub fn snapshots(&self) -> Result<SnapshotList> {
-        SnapshotList::load(self)
+        Ok(self.snapshots_in(self.list_with_sizes(FileKind::Snapshot)?))
+    }
+
+    /// The same of files that were listed a moment ago, with their sizes.
+    pub(crate) fn snapshots_in(&self, files: Vec<(Id, u64)>) -> SnapshotList {
+        SnapshotList::load(self, files)
     }
 
     /// What was kept for a snapshot on this host, which says it as long as the snapshot is there.

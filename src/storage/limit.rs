@@ -39,6 +39,18 @@ impl Storage for LimitStorage {
         self.inner.list(kind)
     }
 
+    fn lists_several_at_once(&self) -> bool {
+        self.inner.lists_several_at_once()
+    }
+
+    fn list_several(&self, kinds: &[FileKind]) -> Result<Vec<Vec<FileInfo>>> {
+        self.inner.list_several(kinds)
+    }
+
+    fn read_config_and_list(&self, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
+        self.inner.read_config_and_list(kinds)
+    }
+
     fn modified_at(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
         self.inner.modified_at(kind, name)
     }

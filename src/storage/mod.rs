@@ -268,6 +268,21 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// repositories leave out when it is empty, then counts as empty.
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>>;
 
+    /// Whether [`Storage::list_several`] takes no longer than one list.
+    fn lists_several_at_once(&self) -> bool {
+        false
+    }
+
+    /// As [`Storage::list`] for several kinds, none of them packs.
+    fn list_several(&self, kinds: &[FileKind]) -> Result<Vec<Vec<FileInfo>>> {
+        kinds.iter().map(|kind| self.list(*kind)).collect()
+    }
+
+    /// The config, and such lists beside it. What is wrong with the config comes first.
+    fn read_config_and_list(&self, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
+        Ok((self.read(FileKind::Config, "")?, self.list_several(kinds)?))
+    }
+
     /// The size of one file, or [`Error::NotFound`].
     fn size(&self, kind: FileKind, name: &str) -> Result<u64>;
 

@@ -256,7 +256,8 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
             let text = fs::read_to_string(&log).unwrap();
             text.lines().filter(|line| line.starts_with(word)).count()
         };
-        // Nobody waits for the last one.
+        // The last one is closed with the next request, and nobody waits for that.
+        assert!(storage.size(FileKind::Config, "").unwrap_err().is_not_found());
         wait_until(&format!("all is closed with {refused} refused"), Duration::from_secs(10), || {
             count("close ") + count("closedir ") == count("open ") + count("opendir ")
         });

@@ -281,7 +281,7 @@ impl RepoArgs {
 
     fn open_with(&self, storage: Arc<dyn Storage>, password: &Password) -> repo::Result<Repository> {
         let key_cache = self.key_cache.map(KeyCache::new);
-        Repository::open_with(storage, password, key_cache.as_ref())
+        Repository::open_with(storage, password, key_cache.as_ref(), self.cache_base().as_deref())
     }
 
     /// Opens the repository if a person must type its password, so that this happens now and not hours later. A
@@ -309,7 +309,12 @@ impl RepoArgs {
             return Err(repo::Error::NoRepository { url: storage.url() }.into());
         }
         match self.given_password(context)? {
-            Some(password) => self.open_with(storage, &password).map(|_| Reached::Opened).map_err(CliError::from),
+            Some(password) => {
+                let key_cache = self.key_cache.map(KeyCache::new);
+                // What is to be known is what is there, not what this host has kept.
+                Repository::open_with(storage, &password, key_cache.as_ref(), None)?;
+                Ok(Reached::Opened)
+            }
             None => Ok(Reached::WithoutPassword),
         }
     }
@@ -414,11 +419,16 @@ impl RepoArgs {
             Ok(folder) => repo.remembered_in(&folder),
             Err(_) => repo,
         };
-        let folder = self.cache_dir.clone().filter(|folder| !folder.as_os_str().is_empty()).or_else(cache_folder);
-        match folder.filter(|_| !self.no_cache) {
+        match self.cache_base() {
             Some(folder) => repo.cached_in(&folder),
             None => repo,
         }
+    }
+
+    /// Where copies of repositories are kept, if anywhere.
+    fn cache_base(&self) -> Option<PathBuf> {
+        let named = self.cache_dir.clone().filter(|folder| !folder.as_os_str().is_empty());
+        named.or_else(cache_folder).filter(|_| !self.no_cache)
     }
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {

@@ -69,6 +69,7 @@ struct OpenRepository {
 
 fn open(context: &Context, repo: Repository) -> Result<OpenRepository, CliError> {
     let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+    repo.check_key()?;
     let (index, damaged_indexes) = repo.reload_index_with_damage()?;
     // It is the repository that is verified.
     let repo = repo.uncached();

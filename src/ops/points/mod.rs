@@ -10,4 +10,4 @@ pub(crate) use open::{
     Description, OpenPoint, describe, known_manifest, load_index_for_reading, load_whole_index, open, open_with_damage,
     read_manifest, read_origin, to_record,
 };
-pub(crate) use point_ref::{MACHINE_TAG, PINNED_TAG, PointRef, RESTORING_TAG, TAG, is_restoring, list};
+pub(crate) use point_ref::{MACHINE_TAG, PINNED_TAG, PointRef, RESTORING_TAG, TAG, is_restoring, list, of_snapshots};

@@ -1,7 +1,7 @@
 //! The points of a repository: the snapshots that kvmb made.
 
 use crate::ops::Result;
-use crate::repo::{DamagedSnapshot, Id, Repository, Snapshot};
+use crate::repo::{DamagedSnapshot, Id, Repository, Snapshot, SnapshotList};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
 pub(crate) const TAG: &str = "kvmb";
@@ -54,7 +54,11 @@ pub(crate) fn is_restoring(tag: &str) -> bool {
 
 /// All points of a repository, oldest first, and what could not be read.
 pub(crate) fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
-    let list = repo.snapshots()?;
+    Ok(of_snapshots(repo.snapshots()?))
+}
+
+/// The points among snapshots, oldest first, and what could not be read.
+pub(crate) fn of_snapshots(list: SnapshotList) -> (Vec<PointRef>, Vec<DamagedSnapshot>) {
     let mut points: Vec<PointRef> = list
         .snapshots
         .into_iter()
@@ -62,5 +66,5 @@ pub(crate) fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnaps
         .map(|stored| PointRef { id: stored.id, snapshot: stored.snapshot })
         .collect();
     points.sort_by_key(|point| (point.snapshot.time, point.id));
-    Ok((points, list.damaged))
+    (points, list.damaged)
 }

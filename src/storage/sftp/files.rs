@@ -3,11 +3,12 @@
 //! | what | round trips |
 //! | --- | --- |
 //! | storing a file ([`SftpClient::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
+//! | the same for a file that counts only when it is whole | open it and its folder · all the rest |
 //! | reading a part of one, or a short one | open · read, however much it is |
 //! | making a folder for good | open the one above, make it · sync |
-//! | listing a folder | open · read its entries, for a few hundred of them |
+//! | listing folders, and reading a short file beside ([`SftpClient::look`]) | open them · read, for a few hundred entries of each |
 
-use super::wire::{Field, ListedNames, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
+use super::wire::{Field, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
 use super::{Connection, Login, Result, SftpFault, SftpStatus, SshContext, SshTarget, authenticate, connect};
 use crate::storage::Gate;
 use std::cell::Cell;
@@ -25,13 +26,7 @@ const LONG_PIECE_BYTES: usize = 255 << 10;
 const SHORTEST_PIECE_BYTES: usize = 1 << 10;
 
 /// More than any pack: so much is asked for only when the file is known to have it.
-const PLAUSIBLE_BYTES: usize = 64 << 20;
-
-/// So many requests for a folder's entries are on the way at once; a server answers each with a hundred of them or so.
-const LISTING_REQUESTS: usize = 8;
-
-/// No folder's listing is longer: room for the names of half a million files.
-const LONGEST_LISTING_BYTES: usize = 96 << 20;
+pub(super) const PLAUSIBLE_BYTES: usize = 64 << 20;
 
 const SYNC: &str = "fsync@openssh.com";
 const REPLACE: &str = "posix-rename@openssh.com";
@@ -39,7 +34,7 @@ const ROOM: &str = "statvfs@openssh.com";
 const LIMITS: &str = "limits@openssh.com";
 
 /// Flags of [`PacketType::Open`].
-mod flags {
+pub(super) mod flags {
     pub(crate) const READ: u32 = 1;
     pub(crate) const WRITE: u32 = 2;
     pub(crate) const APPEND: u32 = 4;
@@ -48,11 +43,11 @@ mod flags {
 }
 
 /// The answer to a call.
-type SftpResult<T> = std::result::Result<T, SftpFault>;
+pub(super) type SftpResult<T> = std::result::Result<T, SftpFault>;
 
 /// SFTP on a connection that is logged in. It is used by one thread at a time.
 pub(crate) struct SftpClient {
-    wire: SftpChannel,
+    pub(super) wire: SftpChannel,
     /// The question how much may be read and written at once, until its answer is wanted.
     asked: Cell<Option<Sent>>,
     pieces: Cell<RequestBytes>,
@@ -84,14 +79,6 @@ impl std::fmt::Debug for SftpClient {
     }
 }
 
-/// What a folder holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RemoteEntry {
-    pub(crate) name: String,
-    /// What is known of it.
-    pub(crate) stat: Stat,
-}
-
 /// What a file system has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RemoteSpace {
@@ -104,15 +91,15 @@ pub(crate) struct RemoteSpace {
 }
 
 /// An open file or folder of the server's.
-struct Handle(Vec<u8>);
+pub(super) struct Handle(Vec<u8>);
 
 impl Handle {
-    fn part(&self) -> Field<'_> {
+    pub(super) fn part(&self) -> Field<'_> {
         Field::Text(&self.0)
     }
 }
 
-fn text(text: &str) -> Field<'_> {
+pub(super) fn text(text: &str) -> Field<'_> {
     Field::Text(text.as_bytes())
 }
 
@@ -209,35 +196,6 @@ impl SftpClient {
         self.done(removed).and_then(|()| self.synced(synced))
     }
 
-    /// What a folder holds, without `.` and `..`. A server that finds no end is cut off.
-    pub(crate) fn list(&self, path: &str) -> SftpResult<Vec<RemoteEntry>> {
-        let sent = self.wire.send(PacketType::OpenFolder, &[text(path)])?;
-        let folder = self.handle(sent)?;
-        let (mut entries, mut at_end, mut refused, mut listed_bytes) = (Vec::new(), false, None, 0);
-        while !at_end {
-            let sent: Vec<Sent> = (0..LISTING_REQUESTS)
-                .map(|_| self.wire.send(PacketType::ReadFolder, &[folder.part()]))
-                .collect::<Result<_>>()?;
-            for sent in sent {
-                match self.wire.receive(sent)? {
-                    Reply::Names(ListedNames { entries: names, packet_bytes }) => {
-                        listed_bytes += packet_bytes;
-                        entries.extend(names.into_iter().map(|(name, stat)| RemoteEntry { name, stat }));
-                    }
-                    Reply::End => at_end = true,
-                    Reply::Refused(refusal) => (at_end, refused) = (true, Some(refusal)),
-                    _ => return Err(self.wire.protocol_error().into()),
-                }
-            }
-            if listed_bytes > LONGEST_LISTING_BYTES {
-                return Err(self.wire.connection().lost("it lists a folder without end").into());
-            }
-        }
-        self.leave(&folder)?;
-        entries.retain(|entry| ![".", ".."].contains(&entry.name.as_str()));
-        refused.map_or(Ok(entries), |refusal| Err(SftpFault::Refused(refusal)))
-    }
-
     /// Writes a file that does not exist yet, and has the server put it on its disk, where the server can do that.
     pub(crate) fn write_new(&self, path: &str, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
@@ -265,14 +223,7 @@ impl SftpClient {
         contents: &[u8],
         gate: Gate,
     ) -> SftpResult<()> {
-        let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
-        let folder = self.send_open_folder_to_sync(folder)?;
-        // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
-        let file = match self.handle(file) {
-            Err(SftpFault::Server(error)) => return Err(error.into()),
-            file => file,
-        };
-        let folder = self.opened_folder(folder)?;
+        let (file, folder) = self.open_to_store(temporary, folder)?;
         let written = file.and_then(|file| self.write_through(&file, 0, contents, gate));
         // That took its time too.
         let written = written.and_then(|()| match gate(0) {
@@ -281,15 +232,12 @@ impl SftpClient {
         });
         if let Err(fault) = written {
             if let (Some(folder), SftpFault::Refused(_)) = (&folder, &fault) {
-                self.leave(folder)?;
+                self.leave(folder);
             }
             return Err(fault);
         }
         // Not before all of it is there: nobody may ever see a part under this name.
-        let named = match self.wire.has(REPLACE) {
-            true => self.wire.send(PacketType::Extended, &[text(REPLACE), text(temporary), text(path)])?,
-            false => self.wire.send(PacketType::Rename, &[text(temporary), text(path)])?,
-        };
+        let named = self.send_rename(temporary, path)?;
         let synced = self.sync_and_close(folder)?;
         let named = match self.done(named) {
             // SFTP's own rename refuses a name that is taken. The contents are the same, and the new file is complete.
@@ -300,6 +248,39 @@ impl SftpClient {
             named => named,
         };
         named.and_then(|()| self.synced(synced))
+    }
+
+    /// As [`SftpClient::store`] in a round trip less, for a file that counts only when it is whole: it gets its name
+    /// before it is known that all of it is there. (A server treats requests about one file in their order: section 3
+    /// of draft-ietf-secsh-filexfer-02.) What is refused may leave either name behind.
+    pub(crate) fn store_at_once(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<()> {
+        let (file, folder) = self.open_to_store(temporary, folder)?;
+        let file = file.inspect_err(|_| folder.iter().for_each(|folder| self.leave(folder)))?;
+        let (written, _) = self.send_through(&file, 0, contents, &|_| true)?;
+        let named = self.send_rename(temporary, path)?;
+        let synced = self.sync_and_close(folder)?;
+        // Each is answered, whatever the others come to.
+        let (written, named, synced) = (self.all_done(written), self.done(named), self.synced(synced));
+        written.and(named).and(synced)
+    }
+
+    /// A new file, and its folder where that can be synced. A refusal of the file comes when the folder is open.
+    fn open_to_store(&self, temporary: &str, folder: &str) -> Result<(SftpResult<Handle>, Option<Handle>)> {
+        let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
+        let folder = self.send_open_folder_to_sync(folder)?;
+        // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
+        let file = match self.handle(file) {
+            Err(SftpFault::Server(error)) => return Err(error),
+            file => file,
+        };
+        Ok((file, self.opened_folder(folder)?))
+    }
+
+    fn send_rename(&self, from: &str, to: &str) -> Result<Sent> {
+        match self.wire.has(REPLACE) {
+            true => self.wire.send(PacketType::Extended, &[text(REPLACE), text(from), text(to)]),
+            false => self.wire.send(PacketType::Rename, &[text(from), text(to)]),
+        }
     }
 
     /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has
@@ -339,42 +320,6 @@ impl SftpClient {
         let folder = self.opened_folder(folder)?;
         let synced = self.sync_and_close(folder)?;
         self.synced(synced)
-    }
-
-    /// A whole file; none when the server says that it is longer than `most_bytes`.
-    pub(crate) fn read(&self, path: &str, most_bytes: u64) -> SftpResult<Option<Vec<u8>>> {
-        self.reading(path, |file| {
-            // Most files are short: their content comes along with their size.
-            let head =
-                self.wire.send(PacketType::Read, &[file.part(), Field::Long(0), Field::Number(PIECE_BYTES as u32)])?;
-            // A refusal may wait until the other answer is read; nothing more comes on a connection that is gone.
-            let size_bytes = match self.size(file) {
-                Err(SftpFault::Server(error)) => return Err(error.into()),
-                Ok(size) if size > most_bytes => {
-                    self.wire.forget(head);
-                    return Ok(None);
-                }
-                size => size,
-            };
-            let mut bytes = match self.wire.answer(head)? {
-                Reply::Data(data) if data.len() <= PIECE_BYTES => data,
-                Reply::End => Vec::new(),
-                _ => return Err(self.wire.protocol_error().into()),
-            };
-            let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
-            // A server can say any size: room is made for what it is about to prove.
-            while bytes.len() < size {
-                let known = bytes.len();
-                bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);
-                let read = self.fill(file, known as u64, &mut bytes[known..])?;
-                let is_short = known + read < bytes.len();
-                bytes.truncate(known + read);
-                if is_short {
-                    break;
-                }
-            }
-            Ok(Some(bytes))
-        })
     }
 
     /// `length` bytes from `offset`; none when the file ends before.
@@ -425,7 +370,14 @@ impl SftpClient {
     }
 
     /// Writes from `offset` on, syncs and closes without waiting in between.
-    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], gate: Gate) -> SftpResult<()> {
+    fn write_through(&self, file: &Handle, offset: u64, contents: &[u8], gate: Gate) -> SftpResult<()> {
+        let (sent, stopped) = self.send_through(file, offset, contents, gate)?;
+        let answer = self.all_done(sent);
+        if stopped { answer.and(Err(SftpFault::Refused(SftpStatus::Stopped))) } else { answer }
+    }
+
+    /// The requests for that, and whether the gate stopped it.
+    fn send_through(&self, file: &Handle, mut offset: u64, contents: &[u8], gate: Gate) -> Result<(Vec<Sent>, bool)> {
         let (mut sent, mut stopped) = (Vec::new(), false);
         for piece in contents.chunks(self.pieces()?.write) {
             if !gate(piece.len()) {
@@ -439,10 +391,13 @@ impl SftpClient {
             sent.push(self.wire.send(PacketType::Extended, &[text(SYNC), file.part()])?);
         }
         sent.push(self.wire.send(PacketType::Close, &[file.part()])?);
-        // All of them are answered, and the first refusal is the cause of the others.
+        Ok((sent, stopped))
+    }
+
+    /// All of them are answered, and the first refusal is the cause of the others.
+    fn all_done(&self, sent: Vec<Sent>) -> SftpResult<()> {
         let answers: Vec<SftpResult<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
-        let answer: SftpResult<()> = answers.into_iter().collect();
-        if stopped { answer.and(Err(SftpFault::Refused(SftpStatus::Stopped))) } else { answer }
+        answers.into_iter().collect()
     }
 
     /// Reads what is opened for that, and closes it however that went.
@@ -450,13 +405,11 @@ impl SftpClient {
         let sent = self.send_open(path, flags::READ)?;
         let file = self.handle(sent)?;
         let answer = work(&file);
-        let left = self.leave(&file);
-        let answer = answer?;
-        left?;
-        Ok(answer)
+        self.leave(&file);
+        answer
     }
 
-    fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> SftpResult<usize> {
+    pub(super) fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> SftpResult<usize> {
         let piece_bytes = self.pieces()?.read;
         let (mut end, mut refused) = (bytes.len(), None);
         let mut wanted: Vec<Range<usize>> = iter::once(0..bytes.len()).collect();
@@ -493,7 +446,11 @@ impl SftpClient {
     }
 
     fn size(&self, file: &Handle) -> SftpResult<u64> {
-        match self.wire.ask(PacketType::StatOpened, &[file.part()])? {
+        self.size_of(self.wire.ask(PacketType::StatOpened, &[file.part()])?)
+    }
+
+    pub(super) fn size_of(&self, reply: Reply) -> SftpResult<u64> {
+        match reply {
             Reply::Stat(stat) => Ok(stat.size_bytes),
             _ => Err(self.wire.protocol_error().into()),
         }
@@ -504,12 +461,12 @@ impl SftpClient {
         self.wire.send(PacketType::MakeFolder, &[&[text(path)][..], &permissions].concat())
     }
 
-    fn send_open(&self, path: &str, flags: u32) -> Result<Sent> {
+    pub(super) fn send_open(&self, path: &str, flags: u32) -> Result<Sent> {
         let permissions = [Field::Number(4), Field::Number(0o600)];
         self.wire.send(PacketType::Open, &[&[text(path), Field::Number(flags)][..], &permissions].concat())
     }
 
-    fn handle(&self, sent: Sent) -> SftpResult<Handle> {
+    pub(super) fn handle(&self, sent: Sent) -> SftpResult<Handle> {
         match self.wire.answer(sent)? {
             Reply::Handle(handle) => Ok(Handle(handle)),
             _ => Err(self.wire.protocol_error().into()),
@@ -538,7 +495,7 @@ impl SftpClient {
             return Ok(None);
         };
         let synced = self.wire.send(PacketType::Extended, &[text(SYNC), folder.part()])?;
-        self.leave(&folder)?;
+        self.leave(&folder);
         Ok(Some(synced))
     }
 
@@ -551,11 +508,10 @@ impl SftpClient {
         }
     }
 
-    /// Closes what was only read: nobody waits for that.
-    fn leave(&self, handle: &Handle) -> Result<()> {
-        let sent = self.wire.send(PacketType::Close, &[handle.part()])?;
-        self.wire.forget(sent);
-        Ok(())
+    /// Closes what was only read, with the next request: nobody waits for that. What is open at the end ends with the
+    /// connection.
+    pub(super) fn leave(&self, handle: &Handle) {
+        self.wire.defer(PacketType::Close, &[handle.part()]);
     }
 
     fn do_it(&self, call: PacketType, parts: &[Field<'_>]) -> SftpResult<()> {

@@ -16,6 +16,7 @@
 //! | [`wire`] | SFTP on it: requests and replies |
 //! | [`fault`] | what the server's no means |
 //! | [`files`] | the calls that a repository needs, in few round trips |
+//! | [`look`] | those that read folders and whole files |
 //! | [`pool`] | several of them |
 //! | [`storage`] | the repository |
 
@@ -27,6 +28,7 @@ pub(crate) mod error;
 pub(crate) mod fault;
 pub(crate) mod files;
 pub(crate) mod known_hosts;
+pub(crate) mod look;
 pub(crate) mod own_key;
 pub(crate) mod pool;
 pub(crate) mod progress;

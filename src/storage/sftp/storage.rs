@@ -6,6 +6,7 @@
 //! mount point of a disk that the server has not mounted.
 
 use super::files::PIECE_BYTES;
+use super::look::RemoteEntry;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use std::io::ErrorKind;
@@ -156,6 +157,17 @@ impl SftpStorage {
     ) -> std::result::Result<(), SftpFault> {
         let (folder, path) = (self.folder(kind, name), self.path(kind, name));
         let temporary = temporary_beside(&path);
+        if kind == FileKind::Lock && gate(contents.len()) {
+            // Nobody respects a lock that is not whole.
+            match files.store_at_once(&folder, &temporary, &path, contents) {
+                // The long way finds out what is wrong.
+                Err(SftpFault::Refused(_)) => {
+                    let _ = files.remove(&path);
+                    let _ = files.remove(&temporary);
+                }
+                done => return done,
+            }
+        }
         let stored = match files.store(&folder, &temporary, &path, contents, gate) {
             Err(fault) if fault.is_not_found() => {
                 self.make_missing_folder(files, kind, &folder)?;
@@ -208,8 +220,49 @@ impl SftpStorage {
 
     /// The files of one folder.
     fn list_folder(&self, folder: &str) -> Result<Vec<FileInfo>> {
-        let entries =
-            self.pool.with(|files| files.list(folder)).map_err(|fault| self.fault(FileAction::List, folder, fault))?;
+        self.files_in(folder, self.pool.with(|files| files.list(folder)))
+    }
+
+    /// A file, if one is named, and the files of several kinds, none of them packs.
+    fn look(
+        &self,
+        file: Option<(FileKind, &str)>,
+        kinds: &[FileKind],
+    ) -> Result<(Option<Vec<u8>>, Vec<Vec<FileInfo>>)> {
+        let path = file.map(|(kind, name)| (self.path(kind, name), kind.longest_bytes()));
+        let folders: Vec<String> = kinds.iter().map(|kind| self.folder(*kind, "")).collect();
+        let looked = self.pool.with(|files| {
+            let file = path.as_ref().map(|(path, most_bytes)| (path.as_str(), *most_bytes));
+            Ok(files.look(file, &folders)?)
+        });
+        let look = looked.map_err(|fault| self.fault(FileAction::List, &self.target.path, fault))?;
+        let contents = match (file, path, look.contents) {
+            (Some((kind, name)), Some((path, _)), Some(read)) => Some(self.contents_of(kind, name, &path, read)?),
+            _ => None,
+        };
+        let lists = kinds.iter().zip(&folders).zip(look.lists);
+        let lists = lists.map(|((kind, folder), list)| lenient(*kind, self.files_in(folder, list)));
+        Ok((contents, lists.collect::<Result<_>>()?))
+    }
+
+    fn contents_of(
+        &self,
+        kind: FileKind,
+        name: &str,
+        path: &str,
+        read: std::result::Result<Option<Vec<u8>>, SftpFault>,
+    ) -> Result<Vec<u8>> {
+        let read = read.map_err(|fault| self.error(FileAction::Read, kind, name, path, fault))?;
+        read.ok_or_else(|| Error::too_long(self.url(), kind, name))
+    }
+
+    /// Those of a folder's entries that are files of a repository; notes which are leftovers.
+    fn files_in(
+        &self,
+        folder: &str,
+        entries: std::result::Result<Vec<RemoteEntry>, SftpFault>,
+    ) -> Result<Vec<FileInfo>> {
+        let entries = entries.map_err(|fault| self.fault(FileAction::List, folder, fault))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut found = Vec::with_capacity(entries.len());
         for entry in entries.into_iter().filter(|entry| !entry.stat.is_folder) {
@@ -286,12 +339,21 @@ impl Storage for SftpStorage {
                 Err(fault) => Err(self.fault(FileAction::Read, &path, fault)),
             },
             FileKind::Pack => self.list_packs(),
-            FileKind::Lock => match self.list_folder(&path) {
-                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-                other => other,
-            },
-            _ => self.list_folder(&path),
+            _ => lenient(kind, self.list_folder(&path)),
         }
+    }
+
+    fn lists_several_at_once(&self) -> bool {
+        true
+    }
+
+    fn list_several(&self, kinds: &[FileKind]) -> Result<Vec<Vec<FileInfo>>> {
+        self.look(None, kinds).map(|(_, lists)| lists)
+    }
+
+    fn read_config_and_list(&self, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
+        let (contents, lists) = self.look(Some((FileKind::Config, "")), kinds)?;
+        Ok((contents.unwrap_or_default(), lists))
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
@@ -302,9 +364,7 @@ impl Storage for SftpStorage {
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
-        let read = self.pool.with(|files| files.read(&path, kind.longest_bytes()));
-        let read = read.map_err(|fault| self.error(FileAction::Read, kind, name, &path, fault))?;
-        read.ok_or_else(|| Error::too_long(self.url(), kind, name))
+        self.contents_of(kind, name, &path, self.pool.with(|files| files.read(&path, kind.longest_bytes())))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -414,6 +474,16 @@ impl Storage for SftpStorage {
     fn free_bytes(&self) -> Result<Option<u64>> {
         let root = &self.target.path;
         self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault(FileAction::Examine, root, fault))
+    }
+}
+
+/// Tools that copy repositories leave the folder of locks out when it is empty.
+fn lenient(kind: FileKind, list: Result<Vec<FileInfo>>) -> Result<Vec<FileInfo>> {
+    match list {
+        Err(Error::Io { source, .. }) if kind == FileKind::Lock && source.kind() == ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        other => other,
     }
 }
 

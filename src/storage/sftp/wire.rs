@@ -9,7 +9,8 @@
 //! | request | length, [`PacketType`], number, [`Field`]s |
 //! | reply | length, kind, number of the request, what [`Reply`] holds |
 //!
-//! A server may answer in any order; here every reply finds its request.
+//! A server may answer in any order; here every reply finds its request. Requests are collected until somebody waits
+//! for a reply, and go out together: what does not depend on each other takes one round trip.
 
 use super::connection::Connection;
 use super::{Error, Result, SftpFault, SftpStatus, SshTarget};
@@ -50,6 +51,9 @@ const WINDOW_BYTES: u32 = 4 << 20;
 
 /// A last part that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
 const LONG_TEXT_BYTES: usize = 64 << 10;
+
+/// So many bytes of requests are not held back until somebody waits for a reply.
+const FULL_FLIGHT_BYTES: usize = 16 << 10;
 
 /// As much of an SSH packet as every implementation takes.
 const SSH_PACKET_BYTES: u32 = 32 << 10;
@@ -126,8 +130,10 @@ pub(crate) struct SftpChannel {
 struct ChannelState {
     /// The number of the next request.
     next: u32,
-    /// The request that is being sent.
-    packet: Vec<u8>,
+    /// Requests that have not gone out yet.
+    outgoing: Vec<u8>,
+    /// Requests that nobody waits for: they go out with the next one that somebody does.
+    deferred: Vec<u8>,
     /// Requests that are not answered yet, and whether anybody wants the reply.
     unanswered: HashMap<u32, bool>,
     /// Replies that came before they were asked for.
@@ -186,19 +192,34 @@ impl SftpChannel {
         &self.connection
     }
 
-    /// Sends a request; the reply is to be received later.
+    /// Sends a request; the reply is to be received later. It goes out at once only if it writes, for that is to happen
+    /// when it may; all others go out when a reply is waited for.
     pub(crate) fn send(&self, call: PacketType, parts: &[Field<'_>]) -> Result<Sent> {
         let state = &mut *self.state.borrow_mut();
-        let number = state.next;
-        state.next = number.wrapping_add(1);
-        let packet = &mut state.packet;
-        let tail = encode(packet, call, number, parts);
-        state.unanswered.insert(number, true);
+        let number = state.number(true);
+        state.outgoing.append(&mut state.deferred);
+        let tail = encode(&mut state.outgoing, call, number, parts);
         // Asking again and again for single bytes is no progress.
         let is_progress = call == PacketType::Write;
-        self.write(packet, is_progress)?;
-        self.write(tail, is_progress)?;
+        if is_progress || !tail.is_empty() || state.outgoing.len() >= FULL_FLIGHT_BYTES {
+            self.flush(&mut state.outgoing, is_progress)?;
+            self.write(tail, is_progress)?;
+        }
         Ok(Sent(number))
+    }
+
+    /// Sends a request that nobody waits for with the next one that somebody waits for.
+    pub(crate) fn defer(&self, call: PacketType, parts: &[Field<'_>]) {
+        let state = &mut *self.state.borrow_mut();
+        let number = state.number(false);
+        let tail = encode(&mut state.deferred, call, number, parts);
+        state.deferred.extend_from_slice(tail);
+    }
+
+    fn flush(&self, outgoing: &mut Vec<u8>, is_progress: bool) -> Result<()> {
+        let written = self.write(outgoing, is_progress);
+        outgoing.clear();
+        written
     }
 
     /// The reply to a request. The outer error means that the connection is gone.
@@ -208,6 +229,7 @@ impl SftpChannel {
             if let Some(reply) = self.state.borrow_mut().take_early(number) {
                 return Ok(reply);
             }
+            self.flush(&mut self.state.borrow_mut().outgoing, false)?;
             let packet = self.read_packet()?;
             let (of, reply) = Reply::parse(packet).ok_or_else(|| self.protocol_error())?;
             // Bytes of a file and names of a folder can be handed out one by one.
@@ -227,14 +249,6 @@ impl SftpChannel {
                 }
                 state.early.insert(of, reply);
             }
-        }
-    }
-
-    /// Nobody waits for the reply to this.
-    pub(crate) fn forget(&self, sent: Sent) {
-        let state = &mut *self.state.borrow_mut();
-        if state.take_early(sent.0).is_none() {
-            state.unanswered.insert(sent.0, false);
         }
     }
 
@@ -328,31 +342,31 @@ impl SftpChannel {
     }
 }
 
-/// Puts a request into `packet`, all but a long text at its end: that is returned, to be sent from where it is.
-fn encode<'a>(packet: &mut Vec<u8>, call: PacketType, number: u32, parts: &[Field<'a>]) -> &'a [u8] {
+/// Appends a request, all but a long text at its end: that is returned, to be sent from where it is.
+fn encode<'a>(packets: &mut Vec<u8>, call: PacketType, number: u32, parts: &[Field<'a>]) -> &'a [u8] {
     let (copied, tail) = match parts.split_last() {
         Some((Field::Text(text), before)) if text.len() > LONG_TEXT_BYTES => (before, *text),
         _ => (parts, &[][..]),
     };
-    packet.clear();
-    packet.extend_from_slice(&[0; 4]);
-    packet.push(call as u8);
-    packet.extend_from_slice(&number.to_be_bytes());
+    let start = packets.len();
+    packets.extend_from_slice(&[0; 4]);
+    packets.push(call as u8);
+    packets.extend_from_slice(&number.to_be_bytes());
     for part in copied {
         match part {
-            Field::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
-            Field::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Field::Number(number) => packets.extend_from_slice(&number.to_be_bytes()),
+            Field::Long(number) => packets.extend_from_slice(&number.to_be_bytes()),
             Field::Text(text) => {
-                packet.extend_from_slice(&length_of(text));
-                packet.extend_from_slice(text);
+                packets.extend_from_slice(&length_of(text));
+                packets.extend_from_slice(text);
             }
         }
     }
     if !tail.is_empty() {
-        packet.extend_from_slice(&length_of(tail));
+        packets.extend_from_slice(&length_of(tail));
     }
-    let length = u32::try_from(packet.len() - 4 + tail.len()).unwrap_or(u32::MAX);
-    packet[..4].copy_from_slice(&length.to_be_bytes());
+    let length = u32::try_from(packets.len() - start - 4 + tail.len()).unwrap_or(u32::MAX);
+    packets[start..start + 4].copy_from_slice(&length.to_be_bytes());
     tail
 }
 
@@ -361,6 +375,14 @@ fn length_of(bytes: &[u8]) -> [u8; 4] {
 }
 
 impl ChannelState {
+    /// The number of a new request.
+    fn number(&mut self, is_wanted: bool) -> u32 {
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        self.unanswered.insert(number, is_wanted);
+        number
+    }
+
     fn take_early(&mut self, number: u32) -> Option<Reply> {
         let reply = self.early.remove(&number)?;
         self.early_bytes -= reply.data_bytes();
@@ -485,11 +507,13 @@ mod tests {
         let middle = [Field::Text(b"handle"), Field::Text(&long), Field::Long(1)];
         let last = [Field::Long(1), Field::Text(b"handle"), Field::Text(&long)];
         for (parts, uncopied) in [(middle, 0), (last, long.len())] {
-            let mut packet = b"of the request before".to_vec();
-            let tail = encode(&mut packet, PacketType::Write, 5, &parts);
+            let before = b"the request before";
+            let mut packets = before.to_vec();
+            let tail = encode(&mut packets, PacketType::Write, 5, &parts);
             assert_eq!(tail.len(), uncopied);
-            packet.extend_from_slice(tail);
-            let mut fields = PacketReader(&packet);
+            packets.extend_from_slice(tail);
+            let packet = packets.strip_prefix(before).expect("what was collected before");
+            let mut fields = PacketReader(packet);
             assert_eq!(fields.number().unwrap() as usize, packet.len() - 4);
             assert_eq!((fields.byte(), fields.number()), (Some(PacketType::Write as u8), Some(5)));
             for part in parts {
