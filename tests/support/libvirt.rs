@@ -34,8 +34,8 @@ pub fn bring_capabilities(root: &Path) {
     copy_files(&probed(), &capabilities(root));
 }
 
-/// Remembers what libvirt has found out for the next test, of each QEMU that is installed: it asks all of them as soon as
-/// somebody wants to know what a kind of machine can do.
+/// Remembers what libvirt has found out for the next test, of each QEMU that is installed: it asks all of them as soon
+/// as somebody wants to know what a kind of machine can do.
 pub fn keep_capabilities(root: &Path) {
     copy_files(&capabilities(root), &probed());
 }
