@@ -165,7 +165,7 @@ mod tests {
     type TestFile = (Id, Vec<Id>, Vec<(u8, Vec<TestBlob>)>);
     type TestBlob = (u8, bool, u32);
     /// Blob, pack, offset.
-    type Found = (Id, Id, u32);
+    type FoundPlace = (Id, Id, u32);
 
     fn id(what: &str, number: u8) -> Id {
         Id::hash(format!("{what} {number}").as_bytes())
@@ -191,13 +191,13 @@ mod tests {
     }
 
     /// All places of a kind.
-    fn places(index: &Index, is_tree: bool) -> BTreeSet<Found> {
+    fn places(index: &Index, is_tree: bool) -> BTreeSet<FoundPlace> {
         let kind = if is_tree { BlobKind::Tree } else { BlobKind::Data };
         index.blobs(kind).map(|(blob, found)| (blob, found.pack, found.offset)).collect()
     }
 
     /// All that an index says, with the packs by their names.
-    type Answers = ([BTreeSet<Found>; 2], Vec<Id>, BTreeMap<Id, (Vec<Id>, usize)>, Vec<Id>, bool);
+    type Answers = ([BTreeSet<FoundPlace>; 2], Vec<Id>, BTreeMap<Id, (Vec<Id>, usize)>, Vec<Id>, bool);
 
     fn answers(index: &Index) -> Answers {
         let source = |file: &SourceFile| {

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::plan::{self, Packs, Place};
+use super::plan::{self, Packs, TablePlace};
 use crate::repo::place_set::PlaceSet;
 use crate::repo::reader::{self, BlobRequest};
 use crate::repo::{BlobKind, Index, Repository, Result};
@@ -55,7 +55,7 @@ pub(super) fn keep_whole_copies(
 }
 
 /// Reads and verifies the blobs at these places, in the order in which they lie; the results stand in the same order.
-fn open_all(repo: &Repository, index: &Index, places: &[Place], stop: &AtomicBool) -> Vec<Result<()>> {
+fn open_all(repo: &Repository, index: &Index, places: &[TablePlace], stop: &AtomicBool) -> Vec<Result<()>> {
     let kinds: Vec<BlobKind> = places.iter().map(|(kind, _)| *kind).collect();
     let blobs: Vec<BlobRequest> = places.iter().map(|place| plan::request(index, *place)).collect();
     let ranges = reader::ranges(blobs.iter().map(|blob| blob.location));

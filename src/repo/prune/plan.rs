@@ -127,10 +127,10 @@ pub(super) type Unnamed = Vec<(Id, u64)>;
 pub(super) const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
 
 /// A place in the index: kind and position.
-pub(super) type Place = (BlobKind, usize);
+pub(super) type TablePlace = (BlobKind, usize);
 
 /// Sorts places so that neighbours in a pack follow each other.
-pub(super) fn sort_as_they_lie(index: &Index, places: &mut [Place]) {
+pub(super) fn sort_as_they_lie(index: &Index, places: &mut [TablePlace]) {
     places.sort_unstable_by_key(|(kind, position)| {
         let entry = &index.table(*kind)[*position];
         (entry.pack, entry.offset)
@@ -138,7 +138,7 @@ pub(super) fn sort_as_they_lie(index: &Index, places: &mut [Place]) {
 }
 
 /// The blob at a place, to be read from there.
-pub(super) fn request(index: &Index, (kind, position): Place) -> BlobRequest {
+pub(super) fn request(index: &Index, (kind, position): TablePlace) -> BlobRequest {
     let entry = &index.table(kind)[position];
     BlobRequest { id: entry.id, location: index.location(entry) }
 }
@@ -214,7 +214,7 @@ impl Packs {
     }
 
     /// The chosen places of needed blobs that stay while another copy, which is there as well, goes.
-    pub(super) fn last_copies(&self, index: &Index) -> Vec<Place> {
+    pub(super) fn last_copies(&self, index: &Index) -> Vec<TablePlace> {
         let mut last = Vec::new();
         for kind in KINDS {
             let table = index.table(kind);
@@ -238,7 +238,7 @@ impl Packs {
         index: &Index,
         kind: BlobKind,
         position: usize,
-        damaged: &HashSet<Place>,
+        damaged: &HashSet<TablePlace>,
     ) -> bool {
         let table = index.table(kind);
         let is_candidate = |other: &usize| {
@@ -306,7 +306,7 @@ impl Packs {
     }
 
     /// The places of the blobs to be copied, one for each blob, in the order in which they lie.
-    pub(super) fn to_copy(&self, index: &Index) -> Vec<Place> {
+    pub(super) fn to_copy(&self, index: &Index) -> Vec<TablePlace> {
         let mut wanted = Vec::new();
         for kind in KINDS {
             let pack = |position: &usize| &self.packs[index.table(kind)[*position].pack as usize];

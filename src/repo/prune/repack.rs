@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use super::plan::{self, Packs, Place};
+use super::plan::{self, Packs, TablePlace};
 use super::{PruneEvent, PruneWatch};
 use crate::repo::reader;
 use crate::repo::{Error, Index, Permit, Repository, Result, Writer, WriterOptions};
@@ -58,7 +58,7 @@ pub(super) fn copy(
 }
 
 /// Copies blobs that lie together in one pack; returns their size.
-fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[Place]) -> Result<u64> {
+fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[TablePlace]) -> Result<u64> {
     let (Some(first), Some(last)) = (places.first(), places.last()) else {
         return Ok(0);
     };
