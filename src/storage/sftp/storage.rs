@@ -223,12 +223,8 @@ impl SftpStorage {
         self.files_in(folder, self.pool.with(|files| files.list(folder)))
     }
 
-    /// A file, if one is named, and the files of several kinds, none of them packs.
-    fn look(
-        &self,
-        file: Option<(FileKind, &str)>,
-        kinds: &[FileKind],
-    ) -> Result<(Option<Vec<u8>>, Vec<Vec<FileInfo>>)> {
+    /// What a file holds, if one is named, and the files of several kinds, none of them packs.
+    fn look(&self, file: Option<(FileKind, &str)>, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
         let path = file.map(|(kind, name)| (self.path(kind, name), kind.longest_bytes()));
         let folders: Vec<String> = kinds.iter().map(|kind| self.folder(*kind, "")).collect();
         let looked = self.pool.with(|files| {
@@ -237,8 +233,8 @@ impl SftpStorage {
         });
         let look = looked.map_err(|fault| self.fault(FileAction::List, &self.target.path, fault))?;
         let contents = match (file, path, look.contents) {
-            (Some((kind, name)), Some((path, _)), Some(read)) => Some(self.contents_of(kind, name, &path, read)?),
-            _ => None,
+            (Some((kind, name)), Some((path, _)), Some(read)) => self.contents_of(kind, name, &path, read)?,
+            _ => Vec::new(),
         };
         let lists = kinds.iter().zip(&folders).zip(look.lists);
         let lists = lists.map(|((kind, folder), list)| lenient(*kind, self.files_in(folder, list)));
@@ -352,8 +348,7 @@ impl Storage for SftpStorage {
     }
 
     fn read_config_and_list(&self, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
-        let (contents, lists) = self.look(Some((FileKind::Config, "")), kinds)?;
-        Ok((contents.unwrap_or_default(), lists))
+        self.look(Some((FileKind::Config, "")), kinds)
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
