@@ -25,6 +25,7 @@ use crate::capture::RuntimeDirs;
 use crate::confined::parent::{Confined, Event};
 use crate::confined::protocol::{Bytes, ChildReply, ConfinedDisk, ParentRequest};
 pub(crate) use crate::confined::protocol::{Depth, Follow, Walk};
+use crate::filesystems::format::FilesystemFormat;
 use crate::filesystems::namespace::{Names, display};
 use crate::filesystems::volumes::VolumeInfo;
 use crate::filesystems::{DataRange, FsError, InodeMetadata};
@@ -33,6 +34,7 @@ use crate::record::Damage;
 use crate::repo::{Index, Repository};
 pub(crate) use opened::AskPassphrase;
 use opened::OpenedDevices;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -136,19 +138,28 @@ impl PointFiles {
         if !self.volumes.iter().any(opened::is_closed) {
             return Ok(());
         }
+        // Nobody wants to wait for a question: the passphrases that are needed first come before the machine.
+        let mut passphrases = BTreeMap::new();
+        for volume in self.volumes.iter().filter(|volume| volume.format == FilesystemFormat::Luks) {
+            passphrases.insert(volume.name.clone(), ask(&volume.name)?);
+        }
+        let mut ask = |volume: &str| match passphrases.remove(volume) {
+            Some(known) => Ok(known),
+            None => ask(volume),
+        };
         let started = {
             let _progress = monitor.start("starting", "guestfish", 0);
             OpenedDevices::start(&self.disks.disks, runtime, &self.stop)?
         };
         let opened = self.opened.insert(started);
         // What is in a volume that was opened may be closed as well: logical volumes on LUKS on RAID.
-        let mut has_more = opened.open(&self.volumes, ask)?;
+        let mut has_more = opened.open(&self.volumes, &mut ask)?;
         while has_more {
             // It forgets what it has read, and knows the new devices.
             self.confined = Confined::start(self.stop.flag())?;
             self.find_volumes()?;
             has_more = match &mut self.opened {
-                Some(opened) => opened.open(&self.volumes, ask)?,
+                Some(opened) => opened.open(&self.volumes, &mut ask)?,
                 None => false,
             };
         }
