@@ -135,9 +135,9 @@ struct PointArgs {
     #[arg(long)]
     guestfish: bool,
 
-    /// File with the passphrase of a LUKS volume, as VOLUME=FILE (repeatable); implies --guestfish.
+    /// File with the passphrase of a LUKS volume, as VOLUME=FILE (repeatable).
     ///
-    /// The first line of the file is the passphrase. Example: vda5=/root/vda5.key.
+    /// Implies --guestfish. The first line of the file is the passphrase. Example: vda5=/root/vda5.key.
     #[arg(long, value_name = "VOLUME=FILE", value_parser = volume_file)]
     luks_key_file: Vec<(String, PathBuf)>,
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::files::logical::make_logical_volumes;
 use crate::files::{assert_same, backed_up, files, sh, tree};
 use crate::support::backups::{new_folder, text};
 use crate::support::guestfish::{LIMIT, variables, with_kernel};
@@ -36,9 +35,9 @@ fn encrypt(env: &Env, plain: &str, disk: &str) {
 }
 
 /// Makes the images `part1` and `part2`, a mirror that is called `data` and holds the image `mirrored`, and `pool`, a
-/// volume group with a thin volume that holds the image `thin`.
+/// volume group with a thin volume that holds the image `thin`, and `lvm`, one with the volume `root` for that image.
 fn assemble(env: &Env) {
-    sh(env, "truncate -s 48M part1 part2; truncate -s 96M pool");
+    sh(env, "truncate -s 48M part1 part2; truncate -s 96M pool; truncate -s 64M lvm");
     let commands = "run
         md-create data \"/dev/sda /dev/sdb\" level:raid1
         upload mirrored /dev/md/data
@@ -46,9 +45,13 @@ fn assemble(env: &Env) {
         vgcreate pool /dev/sdc
         debug sh \"lvcreate -y -T -L 48M -V 24M -n thin pool/thins\"
         upload thin /dev/pool/thin
+        pvcreate /dev/sdd
+        vgcreate my-vg /dev/sdd
+        lvcreate root my-vg 40
+        upload root /dev/my-vg/root
         list-filesystems
         vg-activate-all false";
-    let call = with_kernel(env.sh("cd \"$0\"; exec guestfish --format=raw -a part1 -a part2 -a pool"));
+    let call = with_kernel(env.sh("cd \"$0\"; exec guestfish --format=raw -a part1 -a part2 -a pool -a lvm"));
     let output = call.arg(env.path("")).stdin(commands).run().assert_ok();
     assert!(output.stdout().contains("/dev/pool/thin: ext4"), "{output}");
 }
@@ -66,9 +69,8 @@ fn a_system_on_luks_raid_and_thin_volumes_is_copied_as_it_is() {
         find tree/etc/fstab tree/srv data thin.d inside -exec touch -h -d '2001-02-03 04:05:06' {} +
         mkfs.ext4 -q -d tree root 40M; mkfs.ext4 -q -d data mirrored 32M; mkfs.ext4 -q -d inside thin 16M";
     sh(&env, script);
-    make_logical_volumes(&env);
-    encrypt(&env, "lvm", "disk");
     assemble(&env);
+    encrypt(&env, "lvm", "disk");
     // What is expected: the systems's tree with the mirror in it, and beside it the folder of the thin volume.
     sh(&env, "cp -a data/. tree/srv/; mkdir -m 0700 tree/srv/lost+found; cp -a inside/inside tree/");
     backed_up(

@@ -7,7 +7,7 @@ use crate::support::{Env, parts};
 /// Makes the volume group `my-vg` on the image `lvm`, with the file system in `root` on its volume `root`, which is in
 /// two parts behind another volume. No device of this host is made: the extents are written where LVM says that they
 /// are.
-pub(super) fn make_logical_volumes(env: &Env) {
+fn make_logical_volumes(env: &Env) {
     let script = r#"size=$(($(stat -c %s root) >> 20)); truncate -s $((size + 40))M lvm
         loop=$(losetup --find --show lvm); trap 'losetup -d $loop' EXIT
         devices="scan=[\"/dev\"] filter=[\"a|^$loop\$|\",\"r|.*|\"] use_devicesfile=0 obtain_device_list_from_udev=0"
