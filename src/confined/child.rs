@@ -5,10 +5,10 @@ use super::protocol::{
     BLOCKS, Bytes, ChildReply, ConfinedDisk, DATA, Depth, Entry, Follow, MOST_DATA_BYTES, MOST_MESSAGE_BYTES,
     NO_BLOCKS, ParentRequest, RANGES_PER_MESSAGE, REPLY, REQUEST, WANT_BLOCKS, Walk,
 };
-use crate::filesystems::blocks::{BlockSource, Blocks, Cached};
+use crate::filesystems::blocks::{BlockSource, Cached};
 use crate::filesystems::namespace::{Names, Namespace, Place};
 use crate::filesystems::systems::{self, System, parse_path};
-use crate::filesystems::volumes::Volumes;
+use crate::filesystems::volumes::{SourceDisk, Volumes};
 use crate::filesystems::{FsError, InodeKind, InodeMetadata, Result, damaged};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -159,12 +159,12 @@ impl OpenedDisks {
     }
 
     fn open(&mut self, disks: &[ConfinedDisk]) -> std::result::Result<(), Ended> {
-        let disks: Vec<(String, Blocks)> = disks
+        let disks: Vec<SourceDisk> = disks
             .iter()
             .zip(0..)
             .map(|(disk, number)| {
                 let remote = RemoteDisk { number, size_bytes: disk.size_bytes };
-                (disk.name.clone(), Rc::new(Cached::new(remote)) as Blocks)
+                SourceDisk { name: disk.name.clone(), blocks: Rc::new(Cached::new(remote)), number: disk.number }
             })
             .collect();
         self.volumes = Volumes::find(&disks);

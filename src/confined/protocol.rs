@@ -52,6 +52,8 @@ impl<'de> Deserialize<'de> for Bytes {
 pub(crate) struct ConfinedDisk {
     pub(crate) name: String,
     pub(crate) size_bytes: u64,
+    /// Its place among the machine's disks; none for a device that was made of them.
+    pub(crate) number: Option<usize>,
 }
 
 /// What the parent asks.

@@ -49,6 +49,9 @@ pub enum FsError {
     /// It makes sense to somebody else.
     #[error("{0}")]
     Unsupported(String),
+    /// What is there is encrypted, or a part of something, and can be opened by another program.
+    #[error("{0}")]
+    Closed(String),
     /// There is nothing by that name.
     #[error("{path} does not exist{}", crate::suggest::suggestion(near))]
     NotFound {

@@ -42,15 +42,23 @@ pub(crate) struct VolumeInfo {
 
 pub(crate) struct Volumes(pub(crate) Vec<Volume>);
 
+/// Where volumes are looked for.
+pub(crate) struct SourceDisk {
+    pub(crate) name: String,
+    pub(crate) blocks: Blocks,
+    /// Its place among the machine's disks; none for a device that was made of them.
+    pub(crate) number: Option<usize>,
+}
+
 impl Volumes {
     /// Looks at every disk; what cannot be read is a volume with a problem.
-    pub(crate) fn find(disks: &[(String, Blocks)]) -> Volumes {
+    pub(crate) fn find(disks: &[SourceDisk]) -> Volumes {
         let (mut found, mut parts) = (Vec::new(), Vec::new());
-        for (disk_number, (disk, blocks)) in disks.iter().enumerate() {
+        for SourceDisk { name: disk, blocks, number } in disks {
             let whole = |problem| VolumeInfo {
                 name: disk.clone(),
                 disk: disk.clone(),
-                disk_number: Some(disk_number),
+                disk_number: *number,
                 partition: None,
                 partition_name: String::new(),
                 partition_uuid: None,
@@ -121,6 +129,10 @@ fn add_logical(found: &mut Vec<Volume>, mut parts: Vec<(usize, Blocks)>) {
     parts.retain(|(volume, _)| found[*volume].about.format == FilesystemFormat::Lvm);
     let blocks: Vec<Blocks> = parts.into_iter().map(|(_, blocks)| blocks).collect();
     for volume in lvm::find(&blocks).into_iter().take(MOST_LOGICAL) {
+        // It is one of the disks already, where somebody else has put it together.
+        if found.iter().any(|known| known.about.name == volume.name) {
+            continue;
+        }
         let about = VolumeInfo {
             name: volume.name.clone(),
             disk: volume.name,
@@ -146,11 +158,16 @@ fn add_logical(found: &mut Vec<Volume>, mut parts: Vec<(usize, Blocks)>) {
 
 /// Why nobody reads a format.
 fn not_readable(format: FilesystemFormat) -> FsError {
-    FsError::Unsupported(match format {
-        FilesystemFormat::Unknown => "it holds no file system that kvmb knows".to_owned(),
-        FilesystemFormat::Lvm => "it is a part of logical volumes, which have names of their own".to_owned(),
-        format => format!("kvmb cannot read {}", format.word()),
-    })
+    match format {
+        FilesystemFormat::Unknown => FsError::Unsupported("it holds no file system that kvmb knows".to_owned()),
+        FilesystemFormat::Lvm => {
+            FsError::Unsupported("it is a part of logical volumes, which have names of their own".to_owned())
+        }
+        format @ (FilesystemFormat::Luks | FilesystemFormat::Raid) => {
+            FsError::Closed(format!("kvmb cannot read {}", format.word()))
+        }
+        format => FsError::Unsupported(format!("kvmb cannot read {}", format.word())),
+    }
 }
 
 fn open(blocks: &Blocks, mut about: VolumeInfo) -> Volume {

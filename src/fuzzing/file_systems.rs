@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Once;
 
 use crate::filesystems::blocks::{BlockSource, Blocks, Cached};
-use crate::filesystems::volumes::Volumes;
+use crate::filesystems::volumes::{SourceDisk, Volumes};
 use crate::filesystems::{DataRange, FsError, GuestFilesystem, InodeKind, Result, systems};
 
 const SECTOR: usize = 512;
@@ -105,7 +105,7 @@ pub(super) fn read(bytes: &[u8]) -> usize {
     let files = Cell::new(0);
     contained(|| {
         let blocks: Blocks = Rc::<Counted>::clone(&disk);
-        let mut volumes = Volumes::find(&[("vda".to_owned(), blocks)]);
+        let mut volumes = Volumes::find(&[SourceDisk { name: "vda".to_owned(), blocks, number: Some(0) }]);
         disk.reads_left.set(MOST_READS);
         systems::find(&mut volumes);
         for volume in volumes.readable().into_iter().take(MOST_VOLUMES) {

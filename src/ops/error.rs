@@ -108,6 +108,20 @@ pub enum Error {
         /// Why it lacks that.
         source: std::io::Error,
     },
+    /// The program that opens LUKS, RAID and logical volumes.
+    #[error("guestfish: {message}")]
+    Guestfish {
+        /// What it said.
+        message: String,
+    },
+    /// A passphrase does not open a LUKS volume.
+    #[error("the passphrase does not open {volume}: {message}")]
+    WrongPassphrase {
+        /// Its name, `vda5`.
+        volume: String,
+        /// What cryptsetup said.
+        message: String,
+    },
     /// The process that reads file systems of guests.
     #[error(transparent)]
     Confined(ConfinedError),

@@ -2,6 +2,7 @@
 //! lies harms nobody.
 
 mod confinement;
+mod guestfish;
 mod guests;
 mod hostile;
 mod journals;

@@ -25,7 +25,7 @@ use Way::{After, Not, UntilCtrlC};
 
 /// The lines that do not simply run: a whole line, or a part of it with `…` for the rest. All that fits is done, in
 /// this order.
-const WAYS: [(&str, Way); 45] = [
+const WAYS: [(&str, Way); 47] = [
     ("make …", Not("builds kvmb; tests/project/packaging.rs installs it and makes its package")),
     ("cargo …", Not("builds the benchmarks of kvmb")),
     ("git checkout …", Not("is for a checkout of the sources")),
@@ -38,7 +38,9 @@ const WAYS: [(&str, Way); 45] = [
     ("… 5f0c2a9e", Not("the id of an example; tests/cli/jobs.rs has real ones")),
     ("kvmb ui install", Not("needs systemd; tests/cli/console has its units")),
     ("…--systemd…", Not("needs systemd; tests/schedule has its units")),
-    ("guestfish …", Not("guestfish is not among the parts of the tests")),
+    ("guestfish …", Not("boots the machine of libguestfs; tests/ops/files has it")),
+    ("… --luks-key-file …", Not("needs a LUKS volume; tests/ops/files has them")),
+    ("apt-get …", Not("installs packages; tests/project/packaging.rs does that on a clean system")),
     ("kvmb restore --continue vm1", Not("needs a restore that was interrupted; tests/ops/live.rs has them")),
     ("kvmb restore --abort vm1", Not("needs a restore that was interrupted; tests/ops/live.rs has them")),
     ("kvmb ui", UntilCtrlC),

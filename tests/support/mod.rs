@@ -11,6 +11,7 @@
 //! | [`Env::machine`] | a QEMU machine without an operating system; patterns are written through its live block layer |
 //! | [`model::DiskModel`] | what a disk must hold, kept in memory and compared byte for byte |
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
+//! | [`guestfish`] | libguestfs, with the kernel of that Linux |
 //! | [`Env::restic`] | restic's opinion of a repository |
 //! | [`Env::sshd`] | an SSH server with accounts of its own |
 //! | [`Sshd::behind`] | the same behind a network that delays, cuts, swallows and corrupts |
@@ -34,6 +35,7 @@ pub mod chains;
 pub mod change;
 pub mod faketime;
 pub mod guest;
+pub mod guestfish;
 pub mod host;
 pub mod hostile_sftp;
 pub mod http_server;

@@ -103,17 +103,17 @@ impl Pty {
     }
 
     /// Waits for the end; the screen is the output's stdout.
-    pub fn wait(mut self) -> Output {
+    pub fn wait(self) -> Output {
+        self.wait_within(Duration::from_secs(120))
+    }
+
+    /// The same for what takes longer.
+    pub fn wait_within(mut self, limit: Duration) -> Output {
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 break status;
             }
-            assert!(
-                self.started.elapsed() < Duration::from_secs(120),
-                "{} does not end; the screen:\n{}",
-                self.shown,
-                self.screen()
-            );
+            assert!(self.started.elapsed() < limit, "{} does not end; the screen:\n{}", self.shown, self.screen());
             thread::sleep(Duration::from_millis(5));
         };
         if let Some(reader) = self.reader.take() {

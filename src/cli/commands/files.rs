@@ -6,6 +6,7 @@ use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::session::{About, Session};
+use crate::cli::terminal::{prompt, secret};
 use crate::glob;
 use crate::ops::files::archive::{self, Archive};
 use crate::ops::files::content::FileContent;
@@ -17,10 +18,11 @@ use crate::ops::points::{self, OpenPoint, PointName};
 use crate::ops::repo_lock::lock_for_reading;
 use crate::ops::{self, Error};
 use crate::record::{Action, File, Record, Time};
-use crate::repo::RepoLock;
+use crate::repo::{Password, RepoLock};
 use crate::units::{ShortDuration, Size};
 use chrono::{Local, NaiveDate, NaiveDateTime, NaiveTime, TimeZone};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// List, print and copy files of a restore point, without restoring it.
@@ -126,8 +128,27 @@ struct PointArgs {
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<String>,
 
+    /// Open LUKS, RAID and all kinds of logical volumes with guestfish (libguestfs).
+    ///
+    /// Starts a small virtual machine, which takes some seconds, without KVM up to a minute. Asks for the passphrase of
+    /// each LUKS volume on a terminal.
+    #[arg(long)]
+    guestfish: bool,
+
+    /// File with the passphrase of a LUKS volume, as VOLUME=FILE (repeatable).
+    ///
+    /// Implies --guestfish. The first line of the file is the passphrase. Example: vda5=/root/vda5.key.
+    #[arg(long, value_name = "VOLUME=FILE", value_parser = volume_file)]
+    luks_key_file: Vec<(String, PathBuf)>,
+
     #[command(flatten)]
     repo: RepoArgs,
+}
+
+fn volume_file(text: &str) -> Result<(String, PathBuf), String> {
+    let parts = text.split_once('=').filter(|(volume, file)| !volume.is_empty() && !file.is_empty());
+    let (volume, file) = parts.ok_or_else(|| "a volume and a file, as vda5=/root/vda5.key".to_owned())?;
+    Ok((volume.to_owned(), PathBuf::from(file)))
 }
 
 #[derive(Debug, clap::Args)]
@@ -241,8 +262,45 @@ impl PointArgs {
                 }
             }
         }
-        let files = PointFiles::open(&repo, index, &point, &disks, &context.stop)?;
+        let mut files = PointFiles::open(&repo, index, &point, &disks, &context.stop)?;
+        if self.guestfish || !self.luks_key_file.is_empty() {
+            self.open_closed(context, &mut files)?;
+        }
         Ok(OpenFiles { point, files, _lock: lock })
+    }
+
+    /// Opens what needs another program. The passphrases come from files, or from whoever is at the terminal.
+    fn open_closed(&self, context: &Context, files: &mut PointFiles) -> Result<(), CliError> {
+        let limit = context.password_limit();
+        let keys = self.luks_key_file.iter().map(|(volume, file)| Ok((volume, secret::line_from_file(file, limit)?)));
+        let mut keys = keys.collect::<Result<BTreeMap<&String, Password>, CliError>>()?;
+        let mut unanswered = None;
+        let mut ask = |volume: &str| {
+            if let Some(key) = keys.remove(&volume.to_owned()) {
+                return Ok(Some(key));
+            }
+            if !self.guestfish || !prompt::possible(context) {
+                return Ok(None);
+            }
+            match prompt::passphrase(&format!("Passphrase of {volume} (empty: leave it closed)")) {
+                Ok(text) if text.is_empty() => Ok(None),
+                Ok(text) => Ok(Some(Password::new(text))),
+                Err(error) => {
+                    unanswered = Some(error);
+                    Err(Error::Interrupted)
+                }
+            }
+        };
+        let opened = files.open_closed(&context.runtime()?, &context.monitor, &mut ask);
+        if let Some(error) = unanswered {
+            return Err(error);
+        }
+        opened?;
+        match keys.keys().next() {
+            Some(volume) => Err(CliError::new(Code::NotFound, format!("{volume} is not a LUKS volume of the point"))
+                .hint("run 'kvmb files ls POINT' to list the volumes")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Code {
         (Code::Timeout, "timeout", "libvirt, QEMU or a password command did not answer in time"),
         (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
         (Code::NoRepository, "no_repository", "there is no repository"),
-        (Code::WrongPassword, "wrong_password", "no key of the repository matches the password"),
+        (Code::WrongPassword, "wrong_password", "no key of the repository or of a LUKS volume matches the password"),
         (Code::Unreachable, "unreachable", "the backup server cannot be reached"),
         (Code::HostKey, "host_key", "the host key of the backup server is unknown, changed or revoked"),
         (Code::Login, "login", "the backup server refused the login"),

@@ -30,6 +30,7 @@ fn of_guest_file(error: &FsError) -> Explanation {
         FsError::Unsupported(_) => {
             (Code::Unsupported, hint("run 'kvmb serve POINT', and read the disk with guestfish (package guestfish)"))
         }
+        FsError::Closed(_) => (Code::Unsupported, hint("open it with --guestfish, or --luks-key-file VOLUME=FILE")),
         FsError::NotFound { .. } => (
             Code::NotFound,
             hint("run 'kvmb files ls POINT' to list the file systems, 'kvmb files ls POINT /' the files"),
@@ -107,6 +108,13 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::IncompleteCopies { .. } => (
             Code::Unsupported,
             hint("copy to a file system that can store it, as root; or run 'kvmb files tar POINT' to write an archive"),
+        ),
+        Error::Guestfish { .. } => {
+            (Code::Failed, hint("check that guestfish works on this host: libguestfs-test-tool"))
+        }
+        Error::WrongPassphrase { .. } => (
+            Code::WrongPassword,
+            hint("type it again, or check the file of --luks-key-file; 'kvmb files ls POINT' lists the volumes"),
         ),
         Error::Confined(error) => of_confined(error),
         Error::NotCaptured { .. } => {
@@ -440,6 +448,7 @@ fn missing_program(program: &str) -> String {
         }
         "qemu-storage-daemon" => "qemu-utils or qemu-system-common (Debian, Ubuntu), qemu-img (Fedora, RHEL)",
         "setsid" | "timeout" | "sh" => "util-linux, coreutils",
+        "guestfish" => return "install it: apt-get install guestfish (Debian, Ubuntu)".to_owned(),
         "ssh" | "ssh-keygen" | "ssh-copy-id" => "openssh-client (Debian, Ubuntu), openssh-clients (Fedora, RHEL)",
         _ => return format!("install {program}, or add its folder to PATH"),
     };

@@ -130,7 +130,7 @@ fn volumes_of(name: &str, group: &Section, devices: &BTreeMap<&str, &Blocks>) ->
     let Some(volumes) = group.section("logical_volumes") else { return Some(Vec::new()) };
     let visible = volumes.sections().filter(|(_, volume)| volume.texts("status").any(|word| word == "VISIBLE"));
     let found = visible.map(|(volume, about)| {
-        let unsupported = || Err(FsError::Unsupported("kvmb cannot read logical volumes of this kind".into()));
+        let unsupported = || Err(FsError::Closed("kvmb cannot read logical volumes of this kind".into()));
         let blocks = mapped(about, extent_bytes, &starts).unwrap_or_else(unsupported);
         LogicalVolume { name: mapper_name(name, volume), blocks }
     });

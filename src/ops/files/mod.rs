@@ -7,25 +7,34 @@
 //! | `content` | the bytes of files, one after the other |
 //! | `copy` | files into a folder of this host |
 //! | `archive` | files as a tar archive |
+//! | `guestfish` | a session of `guestfish`, which reads devices in a virtual machine |
+//! | `opened` | LUKS, RAID and logical volumes that it opens |
 
 pub(crate) mod archive;
 pub(crate) mod content;
 pub(crate) mod copy;
+mod guestfish;
 pub(crate) mod listing;
+mod opened;
 
 use super::manifest::ManifestDisk;
 use super::points::OpenPoint;
 use super::serve::PointDisks;
-use super::{Error, Result, Stop};
+use super::{Error, Monitor, Result, Stop};
+use crate::capture::RuntimeDirs;
 use crate::confined::parent::{Confined, Event};
 use crate::confined::protocol::{Bytes, ChildReply, ConfinedDisk, ParentRequest};
 pub(crate) use crate::confined::protocol::{Depth, Follow, Walk};
+use crate::filesystems::format::FilesystemFormat;
 use crate::filesystems::namespace::{Names, display};
 use crate::filesystems::volumes::VolumeInfo;
 use crate::filesystems::{DataRange, FsError, InodeMetadata};
 use crate::nbd::Piece;
 use crate::record::Damage;
 use crate::repo::{Index, Repository};
+pub(crate) use opened::AskPassphrase;
+use opened::OpenedDevices;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -96,7 +105,10 @@ pub(crate) trait FileSink {
 pub(crate) struct PointFiles {
     confined: Confined,
     disks: PointDisks,
+    /// What was made of the disks by another program.
+    opened: Option<OpenedDevices>,
     volumes: Vec<VolumeInfo>,
+    stop: Stop,
 }
 
 impl PointFiles {
@@ -109,14 +121,66 @@ impl PointFiles {
         stop: &Stop,
     ) -> Result<PointFiles> {
         let disks = PointDisks::open(repo, index, point, wanted, stop)?;
-        let mut files = PointFiles { confined: Confined::start(stop.flag())?, disks, volumes: Vec::new() };
-        let info = |(name, export): &(String, Arc<dyn crate::nbd::Export>)| ConfinedDisk {
+        let confined = Confined::start(stop.flag())?;
+        let mut files = PointFiles { confined, disks, opened: None, volumes: Vec::new(), stop: stop.clone() };
+        files.find_volumes()?;
+        Ok(files)
+    }
+
+    /// Opens what its own readers cannot - LUKS, RAID, other kinds of logical volumes - with `guestfish`, if there is
+    /// any.
+    pub(crate) fn open_closed(
+        &mut self,
+        runtime: &RuntimeDirs,
+        monitor: &dyn Monitor,
+        ask: AskPassphrase<'_>,
+    ) -> Result<()> {
+        if !self.volumes.iter().any(opened::is_closed) {
+            return Ok(());
+        }
+        // Nobody wants to wait for a question: the passphrases that are needed first come before the machine.
+        let mut passphrases = BTreeMap::new();
+        for volume in self.volumes.iter().filter(|volume| volume.format == FilesystemFormat::Luks) {
+            passphrases.insert(volume.name.clone(), ask(&volume.name)?);
+        }
+        let mut ask = |volume: &str| match passphrases.remove(volume) {
+            Some(known) => Ok(known),
+            None => ask(volume),
+        };
+        let started = {
+            let _progress = monitor.start("starting", "guestfish", 0);
+            OpenedDevices::start(&self.disks.disks, runtime, &self.stop)?
+        };
+        let opened = self.opened.insert(started);
+        // What is in a volume that was opened may be closed as well: logical volumes on LUKS on RAID.
+        let mut has_more = opened.open(&self.volumes, &mut ask)?;
+        while has_more {
+            // It forgets what it has read, and knows the new devices.
+            self.confined = Confined::start(self.stop.flag())?;
+            self.find_volumes()?;
+            has_more = match &mut self.opened {
+                Some(opened) => opened.open(&self.volumes, &mut ask)?,
+                None => false,
+            };
+        }
+        Ok(())
+    }
+
+    /// Asks which file systems and operating systems there are.
+    fn find_volumes(&mut self) -> Result<()> {
+        let disks = self.disks.disks.iter().zip(0..).map(|((name, export), number)| ConfinedDisk {
             name: name.clone(),
             size_bytes: export.size_bytes(),
-        };
-        let request = ParentRequest::Open { disks: files.disks.disks.iter().map(info).collect() };
+            number: Some(number),
+        });
+        let devices = self.opened.iter().flat_map(OpenedDevices::devices).map(|device| ConfinedDisk {
+            name: device.name.clone(),
+            size_bytes: device.size_bytes,
+            number: None,
+        });
+        let request = ParentRequest::Open { disks: disks.chain(devices).collect() };
         let (mut found, mut refused) = (Vec::new(), None);
-        files.ask(&request, &mut |event| {
+        self.ask(&request, &mut |event| {
             match event {
                 Event::Reply(ChildReply::Volumes(volumes)) => found = volumes,
                 Event::Reply(ChildReply::Refused(error)) => refused = Some(error),
@@ -127,8 +191,8 @@ impl PointFiles {
         match refused {
             Some(source) => Err(Error::GuestFile { path: "the file systems".to_owned(), source }),
             None => {
-                files.volumes = found;
-                Ok(files)
+                self.volumes = found;
+                Ok(())
             }
         }
     }
@@ -162,8 +226,11 @@ impl PointFiles {
     }
 
     fn ask(&mut self, request: &ParentRequest, take: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>) -> Result<()> {
-        let disks = &self.disks.disks;
+        let (disks, opened) = (&self.disks.disks, &mut self.opened);
         let mut read = |disk: usize, offset: u64, buffer: &mut [u8]| {
+            if let (Some(device), Some(opened)) = (disk.checked_sub(disks.len()), opened.as_mut()) {
+                return opened.read(device, offset, buffer);
+            }
             let (_, export) = disks.get(disk).ok_or("there is no such disk")?;
             let length = buffer.len() as u32;
             if offset.checked_add(length.into()).is_none_or(|end| end > export.size_bytes()) {

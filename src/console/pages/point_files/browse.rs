@@ -370,6 +370,11 @@ fn overview_table(visit: &Visit, point: &Point, known: &Filesystems<'_>) -> Mark
                 @else {
                     (visit.say("no", "non"))
                     @if let Some(error) = &filesystem.error { span class="two brk" { (error) } }
+                    @else if matches!(filesystem.format.as_str(), "crypto_LUKS" | "linux_raid_member") {
+                        span class="two brk" {
+                            (visit.say("on the host:", "sur l’hôte :")) " " code { "kvmb files ls --guestfish" }
+                        }
+                    }
                 }
             },
         ]

@@ -1,0 +1,272 @@
+//! A session of `guestfish`, which has a small virtual machine that opens what kvmb's own readers cannot: LUKS, RAID,
+//! every kind of logical volume.
+//!
+//! ```text
+//!  kvmb ── commands ──→ guestfish ──→ virtual machine ── NBD, read-only ──→ kvmb
+//!       ←─ bytes, a mark ──┘
+//! ```
+//! Only bytes of devices come from it, as many as were asked for; the file systems on them are parsed by the confined
+//! process, like those of every disk. The host's kernel parses nothing of a guest.
+
+use crate::bounded::StopFlag;
+use crate::capture::offline::storage_daemon::is_on_path;
+use crate::ops::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+const PROGRAM: &str = "guestfish";
+
+/// How long its machine may take to start: a few seconds, without KVM half a minute, on a busy host some minutes.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(900);
+
+/// How long any other command may take: the key of a LUKS volume is meant to be slow.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long it may take to end its machine.
+const END_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether the program is to stop.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// The memory of its machine. LUKS2 may need 1 GiB to derive a key.
+const MEMORY_MIB: u32 = 2048;
+
+/// The longest answer that is not bytes of a device.
+const MOST_ANSWER_BYTES: usize = 1 << 20;
+
+/// So much of what it says on standard error is looked at for one command.
+const MOST_MESSAGE_BYTES: u64 = 64 << 10;
+
+/// What stands before each of its errors.
+const ERROR: &str = "libguestfs: error: ";
+
+/// A program that has started, ended when this is dropped.
+pub(super) struct Guestfish {
+    child: Child,
+    /// Closed, it ends.
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+    /// Its standard error.
+    messages: File,
+    /// What of that has been read.
+    messages_read: u64,
+    /// It prints this line after each answer. No guest can know it.
+    mark: Vec<u8>,
+    stop: StopFlag,
+}
+
+impl Guestfish {
+    /// Starts it, without its machine.
+    pub(super) fn start(stop: StopFlag) -> Result<Guestfish> {
+        let failed = |source: io::Error| Error::NotStarted { program: PROGRAM, source };
+        if !is_on_path(PROGRAM) {
+            return Err(failed(ErrorKind::NotFound.into()));
+        }
+        let messages = tempfile::tempfile().map_err(failed)?;
+        // It ends its machine, and removes its files, when its input ends, however kvmb does. So it must survive that
+        // nobody takes its output, and the signal that hurries the machine: QEMU sets its own handler.
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM PIPE; exec guestfish --keys-from-stdin"]).env("LC_ALL", "C");
+        if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
+            command.env("LIBGUESTFS_BACKEND", "direct");
+        }
+        let mut child = command
+            .process_group(0)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(messages.try_clone().map_err(failed)?)
+            .spawn()
+            .map_err(failed)?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(ErrorKind::BrokenPipe.into()));
+        };
+        let mark = format!("kvmb-{:032x}\n", rand::random::<u128>()).into_bytes();
+        Ok(Guestfish { child, stdin: Some(stdin), stdout, messages, messages_read: 0, mark, stop })
+    }
+
+    /// Starts its machine, with the exports of a socket as its disks: the first is `/dev/sda`.
+    pub(super) fn launch(&mut self, socket: &Path, exports: &[String]) -> Result<()> {
+        let socket = socket
+            .to_str()
+            .filter(|path| !path.contains(['"', '\\', '\n']))
+            .ok_or_else(|| Error::Guestfish { message: format!("it cannot connect to {}", socket.display()) })?;
+        self.ask(&format!("memsize {MEMORY_MIB}"))?;
+        for export in exports {
+            let drive = format!("add-drive {export} format:raw readonly:true protocol:nbd");
+            self.ask(&format!("{drive} \"server:unix:{socket}\""))?;
+        }
+        self.command("run", None, LAUNCH_LIMIT, MOST_ANSWER_BYTES)?.text()?;
+        Ok(())
+    }
+
+    /// Opens a LUKS volume as `/dev/mapper/NAME`. Without success it says why.
+    pub(super) fn open_luks(
+        &mut self,
+        device: &str,
+        name: &str,
+        key: &[u8],
+    ) -> Result<std::result::Result<(), String>> {
+        if key.iter().any(|byte| matches!(byte, b'\n' | 0)) {
+            return Ok(Err("the passphrase has a line end or a zero byte in it".to_owned()));
+        }
+        let line = Zeroizing::new([key, b"\n"].concat());
+        let command = format!("cryptsetup-open {device} {name} readonly:true");
+        Ok(match self.command(&command, Some(&line), COMMAND_LIMIT, MOST_ANSWER_BYTES)?.error {
+            Some(message) => Err(message),
+            None => Ok(()),
+        })
+    }
+
+    /// What a command answers; that it fails is an error.
+    pub(super) fn ask(&mut self, command: &str) -> Result<String> {
+        self.command(command, None, COMMAND_LIMIT, MOST_ANSWER_BYTES)?.text()
+    }
+
+    /// What a command answers, if it does not fail.
+    pub(super) fn try_ask(&mut self, command: &str) -> Result<Option<String>> {
+        Ok(self.command(command, None, COMMAND_LIMIT, MOST_ANSWER_BYTES)?.text().ok())
+    }
+
+    /// So many bytes of a device.
+    pub(super) fn read(&mut self, device: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let answer = self.command(&format!("pread-device {device} {length} {offset}"), None, COMMAND_LIMIT, length)?;
+        match answer.error {
+            Some(message) => Err(Error::Guestfish { message }),
+            None if answer.bytes.len() == length => Ok(answer.bytes),
+            None => Err(Error::Guestfish { message: format!("{device} ends before byte {offset}") }),
+        }
+    }
+
+    fn command(&mut self, command: &str, more: Option<&[u8]>, limit: Duration, most: usize) -> Result<Answer> {
+        // A command that fails does not end the session if there is a minus before it.
+        let mut input = Zeroizing::new(format!("-{command}\n").into_bytes());
+        input.extend_from_slice(more.unwrap_or_default());
+        input.extend_from_slice(b"echo ");
+        input.extend_from_slice(&self.mark);
+        let sent = match &mut self.stdin {
+            Some(stdin) => stdin.write_all(&input),
+            None => Err(ErrorKind::BrokenPipe.into()),
+        };
+        if sent.is_err() {
+            return Err(self.ended());
+        }
+        let bytes = self.receive(limit, most)?;
+        Ok(Answer { bytes, error: self.last_error() })
+    }
+
+    /// What comes before the mark.
+    fn receive(&mut self, limit: Duration, most: usize) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + limit;
+        let (mut received, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
+        while !received.ends_with(&self.mark) {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Guestfish { message: format!("no answer within {} s", limit.as_secs()) });
+            }
+            match poll(&mut [PollFd::new(&self.stdout, PollFlags::IN)], Some(&TICK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(error) => return Err(Error::Guestfish { message: error.to_string() }),
+            }
+            match self.stdout.read(&mut buffer) {
+                Ok(0) => return Err(self.ended()),
+                Ok(read) => received.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::Guestfish { message: error.to_string() }),
+            }
+            if received.len() > most + self.mark.len() {
+                return Err(Error::Guestfish { message: "the answer is longer than was asked for".to_owned() });
+            }
+        }
+        received.truncate(received.len() - self.mark.len());
+        Ok(received)
+    }
+
+    /// The first error that it reported since the last time.
+    fn last_error(&mut self) -> Option<String> {
+        let mut text = Vec::new();
+        let begun = self.messages.seek(SeekFrom::Start(self.messages_read));
+        let read = begun.and_then(|_| (&self.messages).take(MOST_MESSAGE_BYTES).read_to_end(&mut text));
+        let end = self.messages.seek(SeekFrom::End(0));
+        if let (Ok(_), Ok(end)) = (read, end) {
+            self.messages_read = end;
+        }
+        let text = String::from_utf8_lossy(&text);
+        tracing::debug!("{PROGRAM}: {}", text.trim());
+        error_in(&text)
+    }
+
+    fn ended(&mut self) -> Error {
+        let message = self.last_error().unwrap_or_else(|| "it ended".to_owned());
+        Error::Guestfish { message }
+    }
+}
+
+/// What was answered.
+struct Answer {
+    bytes: Vec<u8>,
+    error: Option<String>,
+}
+
+impl Answer {
+    fn text(self) -> Result<String> {
+        match self.error {
+            Some(message) => Err(Error::Guestfish { message }),
+            None => Ok(String::from_utf8_lossy(&self.bytes).into_owned()),
+        }
+    }
+}
+
+/// The first error of a text, without control characters: a guest may have a part in it.
+fn error_in(text: &str) -> Option<String> {
+    let message = text.lines().find_map(|line| line.split_once(ERROR).map(|(_, message)| message))?;
+    Some(message.chars().filter(|character| !character.is_control()).take(300).collect())
+}
+
+impl Drop for Guestfish {
+    fn drop(&mut self) {
+        self.stdin = None;
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let signal = |signal: Signal| {
+            // It has not been waited for: the number is its own.
+            if let Some(group) = group {
+                let _ = kill_process_group(group, signal);
+            }
+        };
+        let deadline = Instant::now() + END_LIMIT;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                signal(Signal::KILL);
+                let _ = self.child.wait();
+                break;
+            }
+            // Its machine has nothing to write; without it every command ends.
+            signal(Signal::TERM);
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_the_text_after_its_origin() {
+        let said = "warning: x\n*stdin*:12: libguestfs: error: cryptsetup_open: No key\u{1b}[1m available\nmore\n";
+        assert_eq!(error_in(said).as_deref(), Some("cryptsetup_open: No key[1m available"));
+        assert_eq!(error_in("a warning\n"), None);
+    }
+}

@@ -1,0 +1,306 @@
+//! What `guestfish` opens of a point: LUKS, RAID, logical volumes of every kind. Each becomes a device whose bytes can
+//! be read like those of a disk.
+//!
+//! | what | its name |
+//! | --- | --- |
+//! | LUKS on `vda5` | `vda5_crypt`, as Debian's installer calls it |
+//! | RAID | `md0`, `md-data`: as the machine names it |
+//! | a logical volume | `vg0-root`, as in `/dev/mapper` |
+
+use super::guestfish::Guestfish;
+use crate::capture::RuntimeDirs;
+use crate::capture::runtime::SERVED_SOCKET;
+use crate::filesystems::FsError;
+use crate::filesystems::format::FilesystemFormat;
+use crate::filesystems::volumes::VolumeInfo;
+use crate::nbd::{Export, Exports, Server};
+use crate::ops::serve::new_socket_folder;
+use crate::ops::serve::socket::PrivateSocket;
+use crate::ops::{Error, Result, Stop};
+use crate::repo::Password;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// Bytes are read in pieces of this size, since each request costs the same.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// So many pieces are kept.
+const PIECES: usize = 16;
+
+/// The most devices that are opened.
+const MOST_DEVICES: usize = 256;
+
+/// The passphrase of a LUKS volume, by its name; none leaves it closed.
+pub(crate) type AskPassphrase<'a> = &'a mut dyn FnMut(&str) -> Result<Option<Password>>;
+
+/// A device in the machine of `guestfish`.
+#[derive(Debug, Clone)]
+pub(super) struct OpenedDevice {
+    pub(super) name: String,
+    pub(super) size_bytes: u64,
+    path: String,
+}
+
+/// The devices that were opened.
+pub(super) struct OpenedDevices {
+    devices: Vec<OpenedDevice>,
+    /// The names of the machine's disks, in the order in which they were added.
+    disks: Vec<String>,
+    /// The volumes that it was tried with.
+    tried: BTreeSet<String>,
+    pieces: VecDeque<Piece>,
+    guestfish: Guestfish,
+    // Ended last: the machine reads from it.
+    _server: DiskServer,
+}
+
+/// Bytes that were read.
+struct Piece {
+    device: usize,
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+/// Whether a volume can be opened.
+pub(super) fn is_closed(volume: &VolumeInfo) -> bool {
+    matches!(volume.format, FilesystemFormat::Luks | FilesystemFormat::Raid)
+        || matches!(volume.problem, Some(FsError::Closed(_)))
+}
+
+impl OpenedDevices {
+    /// Starts the machine, with these disks.
+    pub(super) fn start(
+        disks: &[(String, Arc<dyn Export>)],
+        runtime: &RuntimeDirs,
+        stop: &Stop,
+    ) -> Result<OpenedDevices> {
+        let mut guestfish = Guestfish::start(stop.flag())?;
+        // Removed when the machine has started: it is connected then, and nobody else shall be.
+        let folder = new_socket_folder(runtime, &format!("s-{:08x}", rand::random::<u32>()))?;
+        let socket = folder.path().join(SERVED_SOCKET);
+        let names: Vec<String> = (0..disks.len()).map(|number| format!("disk{number}")).collect();
+        let server = DiskServer::start(PrivateSocket::bind(&socket, None)?, &names, disks)?;
+        guestfish.launch(&socket, &names)?;
+        guestfish.ask("lvm-scan true")?;
+        Ok(OpenedDevices {
+            devices: Vec::new(),
+            disks: disks.iter().map(|(name, _)| name.clone()).collect(),
+            tried: BTreeSet::new(),
+            pieces: VecDeque::new(),
+            guestfish,
+            _server: server,
+        })
+    }
+
+    pub(super) fn devices(&self) -> &[OpenedDevice] {
+        &self.devices
+    }
+
+    /// Opens what is closed of these volumes, and returns whether there are new devices.
+    pub(super) fn open(&mut self, volumes: &[VolumeInfo], ask: AskPassphrase<'_>) -> Result<bool> {
+        let known = self.devices.len();
+        let closed: Vec<&VolumeInfo> = volumes.iter().filter(|volume| is_closed(volume)).collect();
+        for volume in closed.iter().filter(|volume| volume.format == FilesystemFormat::Luks) {
+            self.open_luks(volume, ask)?;
+        }
+        if closed.iter().any(|volume| volume.format == FilesystemFormat::Raid) {
+            self.add_arrays()?;
+        }
+        for volume in closed.iter().filter(|volume| volume.problem.is_some() && is_mapper_name(&volume.name)) {
+            if self.tried.insert(volume.name.clone()) {
+                self.add(volume.name.clone(), format!("/dev/mapper/{}", volume.name))?;
+            }
+        }
+        Ok(self.devices.len() > known)
+    }
+
+    fn open_luks(&mut self, volume: &VolumeInfo, ask: AskPassphrase<'_>) -> Result<()> {
+        let Some(device) = self.path_of(volume) else { return Ok(()) };
+        if !self.tried.insert(volume.name.clone()) {
+            return Ok(());
+        }
+        let Some(key) = ask(&volume.name)? else { return Ok(()) };
+        let mapped = format!("crypt{}", self.tried.len());
+        if let Err(message) = self.guestfish.open_luks(&device, &mapped, key.as_bytes())? {
+            return Err(Error::WrongPassphrase { volume: volume.name.clone(), message });
+        }
+        self.add(format!("{}_crypt", volume.name), format!("/dev/mapper/{mapped}"))?;
+        // Logical volumes that have a part on it.
+        self.guestfish.ask("lvm-scan true")?;
+        Ok(())
+    }
+
+    /// Adds the arrays that the machine has assembled.
+    fn add_arrays(&mut self) -> Result<()> {
+        let list = self.guestfish.ask("list-md-devices")?;
+        for path in list.lines().filter(|path| path.strip_prefix("/dev/").is_some_and(is_mapper_name)) {
+            if !self.tried.insert(path.to_owned()) {
+                continue;
+            }
+            let details = self.guestfish.try_ask(&format!("md-detail {path}"))?.unwrap_or_default();
+            let name = array_name(&details).unwrap_or_else(|| path.trim_start_matches("/dev/").to_owned());
+            self.add(name, path.to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// Adds a device if it is there.
+    fn add(&mut self, mut name: String, path: String) -> Result<()> {
+        let size = self.guestfish.try_ask(&format!("blockdev-getsize64 {path}"))?;
+        let Some(size_bytes) = size.and_then(|size| size.trim().parse().ok()) else { return Ok(()) };
+        let is_taken =
+            |name: &String| self.devices.iter().any(|device| device.name == *name) || self.disks.contains(name);
+        if self.devices.len() >= MOST_DEVICES {
+            return Ok(());
+        }
+        while is_taken(&name) {
+            name.push('_');
+        }
+        self.devices.push(OpenedDevice { name, size_bytes, path });
+        Ok(())
+    }
+
+    /// Where a volume is in the machine; none for a partition of what was opened, which has no device there.
+    fn path_of(&self, volume: &VolumeInfo) -> Option<String> {
+        let disk = self.disks.iter().position(|name| *name == volume.disk).map(drive_path);
+        let device = || Some(self.devices.iter().find(|device| device.name == volume.disk)?.path.clone());
+        match volume.partition {
+            Some(partition) => disk.map(|disk| format!("{disk}{partition}")),
+            None => disk.or_else(device).or_else(|| {
+                // A logical volume.
+                is_mapper_name(&volume.name).then(|| format!("/dev/mapper/{}", volume.name))
+            }),
+        }
+    }
+
+    /// Fills a buffer with bytes of a device.
+    pub(super) fn read(&mut self, device: usize, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), String> {
+        let size = self.devices.get(device).ok_or("there is no such device")?.size_bytes;
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > size) {
+            return Err("the device ends before that".to_owned());
+        }
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let at = offset + filled as u64;
+            let begin = (at % PIECE_BYTES) as usize;
+            let bytes = self.piece(device, at / PIECE_BYTES).map_err(|error| error.to_string())?;
+            let length = (bytes.len() - begin).min(buffer.len() - filled);
+            buffer[filled..filled + length].copy_from_slice(&bytes[begin..begin + length]);
+            filled += length;
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, device: usize, number: u64) -> Result<&[u8]> {
+        let known = self.pieces.iter().position(|piece| piece.device == device && piece.number == number);
+        let piece = match known.and_then(|known| self.pieces.remove(known)) {
+            Some(piece) => piece,
+            None => {
+                let OpenedDevice { path, size_bytes, .. } = &self.devices[device];
+                let offset = number * PIECE_BYTES;
+                let length = PIECE_BYTES.min(size_bytes - offset) as usize;
+                Piece { device, number, bytes: self.guestfish.read(path, offset, length)? }
+            }
+        };
+        self.pieces.truncate(PIECES - 1);
+        self.pieces.push_front(piece);
+        Ok(&self.pieces[0].bytes)
+    }
+}
+
+/// The name of a disk by its number, as Linux counts: `sda` to `sdz`, then `sdaa`.
+fn drive_path(number: usize) -> String {
+    let (mut letters, mut rest) = (Vec::new(), number + 1);
+    while rest > 0 {
+        letters.push(b'a' + ((rest - 1) % 26) as u8);
+        rest = (rest - 1) / 26;
+    }
+    letters.reverse();
+    format!("/dev/sd{}", String::from_utf8_lossy(&letters))
+}
+
+/// Whether a name can be one in `/dev/mapper`, and means nothing else in a command.
+fn is_mapper_name(name: &str) -> bool {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "+_.-".contains(character);
+    !name.is_empty() && name.len() <= 255 && name != "control" && !name.starts_with('.') && name.chars().all(is_plain)
+}
+
+/// The name of an array by what `mdadm` says of it, "name:HOST:NAME": `/dev/md0` for a number, else `/dev/md/NAME`.
+fn array_name(details: &str) -> Option<String> {
+    let name = details.lines().find_map(|line| line.strip_prefix("name:"))?.trim();
+    let name = name.rsplit_once(':').map_or(name, |(_, name)| name);
+    if !is_mapper_name(name) {
+        return None;
+    }
+    let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
+    Some(if is_number { format!("md{name}") } else { format!("md-{}", name.replace('-', "--")) })
+}
+
+/// The disks of a point on a socket, in a thread.
+struct DiskServer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DiskServer {
+    fn start(socket: PrivateSocket, names: &[String], disks: &[(String, Arc<dyn Export>)]) -> Result<DiskServer> {
+        let mut exports = Exports::default();
+        for (name, (_, export)) in names.iter().zip(disks) {
+            exports.insert(name, Arc::clone(export));
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let server = Server::new(exports, Arc::clone(&stop));
+        let path = socket.path().to_owned();
+        let run = move || {
+            if let Err(error) = server.run(socket.listener(), || true) {
+                tracing::warn!("the disks of the point are not served: {error}");
+            }
+        };
+        let thread = thread::Builder::new().name("guestfish-disks".to_owned()).spawn(run);
+        let thread = thread.map_err(Error::io("listen on", &path))?;
+        Ok(DiskServer { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for DiskServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was reported there.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drives_are_counted_as_linux_does() {
+        for (number, path) in
+            [(0, "/dev/sda"), (25, "/dev/sdz"), (26, "/dev/sdaa"), (701, "/dev/sdzz"), (702, "/dev/sdaaa")]
+        {
+            assert_eq!(drive_path(number), path);
+        }
+    }
+
+    #[test]
+    fn an_array_has_the_name_that_its_machine_gave_it() {
+        assert_eq!(array_name("level: raid1\nname: host:0\n").as_deref(), Some("md0"));
+        assert_eq!(array_name("name: (none):my-data\ndevname: x\n").as_deref(), Some("md-my--data"));
+        for wrong in ["", "level: raid1\n", "name: host:a b\n", "name: host:../x\n", "name: host:\n"] {
+            assert_eq!(array_name(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_a_guest_is_no_command() {
+        for wrong in ["", "a b", "a;b", "a\nb", "../sda", "a/b", "\"", "control", "|x", &"x".repeat(256)] {
+            assert!(!is_mapper_name(wrong), "{wrong}");
+        }
+        assert!(is_mapper_name("my--vg-root_1+x.y"));
+    }
+}
