@@ -130,9 +130,11 @@ pub(crate) fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Fin
     findings
 }
 
-/// Judges what a security module must permit for live restores. Backups do without.
-pub(crate) fn judge_live_restores(missing: Option<MissingRule>) -> Option<Finding> {
-    missing.map(|rule| of_host(Status::Warning, CheckSubject::LiveRestore(rule)))
+/// Judges what a security module must permit for live restores. Backups do without, and so do most hosts: it is a
+/// problem only where a live restore is not finished.
+pub(crate) fn judge_live_restores(missing: Option<MissingRule>, is_unfinished: bool) -> Option<Finding> {
+    let status = if is_unfinished { Status::Warning } else { Status::Ok };
+    missing.map(|rule| of_host(status, CheckSubject::LiveRestore(rule)))
 }
 
 /// Judges a machine; `scratch` is the folder of scratch files and its free bytes, where these are known.
@@ -316,11 +318,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_live_restores_need_is_a_warning() {
+    fn a_rule_that_live_restores_need_is_a_warning_where_one_is_not_finished() {
         let rule = || MissingRule { module: "AppArmor".into(), rule: "/run/nbd rw,".into(), command: "true".into() };
-        let found = bad(judge_live_restores(Some(rule())).into_iter().collect());
-        assert_eq!(found, [(Status::Warning, CheckSubject::LiveRestore(rule()))]);
-        assert_eq!(judge_live_restores(None), None);
+        for (is_unfinished, status) in [(true, Status::Warning), (false, Status::Ok)] {
+            let found = judge_live_restores(Some(rule()), is_unfinished);
+            assert_eq!(found, Some(of_host(status, CheckSubject::LiveRestore(rule()))));
+            assert_eq!(judge_live_restores(None, is_unfinished), None);
+        }
     }
 
     #[test]

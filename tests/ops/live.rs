@@ -245,6 +245,34 @@ fn without_a_restore_the_server_is_started_again_and_the_machine_goes_on() {
 }
 
 #[test]
+fn the_supervisor_copies_the_rest_after_a_crash_but_not_after_a_person_has_stopped_it() {
+    let env = Env::with_libvirtd("livegoeson");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
+    let state = || serde_json::from_slice::<Value>(&fs::read(&path).expect("read")).expect("JSON");
+    // A host with systemd starts no unit for what has a secret in a variable.
+    let restore = running(live(&env, &["--limit-read", "1M"]).env("AWS_SECRET_ACCESS_KEY", "x"));
+    supervisor(&machine);
+    restore.interrupt();
+    restore.wait().assert_code(130);
+    assert_eq!(state()["held"], Value::Bool(true));
+    // Asked as its supervisor does, it is left alone.
+    env.kvmb(["restore", "--continue", "vm1", "--unattended"]).run().assert_code(5);
+    assert_eq!(state()["held"], Value::Bool(true));
+
+    let continued = resume(&env).spawn();
+    let pid = i64::from(continued.pid());
+    wait_until("a person continues it", LIMIT, || state()["process"]["pid"] == pid);
+    assert_eq!(state()["held"], Value::Bool(false));
+    continued.kill();
+    continued.wait();
+    wait_until("the restore is over", Duration::from_secs(120), || !path.exists());
+    wait_until("kvmb has ended", LIMIT, || !process::of(&env.path("")).iter().any(|process| process.is("kvmb")));
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
 fn after_a_reboot_the_supervisor_finishes_the_restore() {
     let env = Env::new("livebooted");
     let machine = machine_with_a_point(&env);

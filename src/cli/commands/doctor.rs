@@ -76,7 +76,8 @@ impl DoctorArgs {
             }
         };
         if let (Some(module), Some(runtime)) = (&host.confined_by, &runtime) {
-            let finding = judge_live_restores(missing_rule(module, runtime));
+            let is_unfinished = !restore_live::checks(runtime).is_empty();
+            let finding = judge_live_restores(missing_rule(module, runtime), is_unfinished);
             checks.extend(finding.map(|finding| check(finding, context)));
         }
         let machines = match &self.names[..] {

@@ -13,7 +13,7 @@ use crate::ops;
 use crate::ops::points::OpenPoint;
 use crate::ops::restore::live::state::{LiveFolder, LiveState, ServerAccess};
 use crate::ops::restore::live::{
-    LiveContext, LiveSource, abort_live, continue_live, is_served, is_supervised, restore_live,
+    ContinuedBy, LiveContext, LiveSource, abort_live, continue_live, is_served, is_supervised, restore_live,
 };
 use crate::ops::restore::plan::RestorePlan;
 use crate::record::{Action, Check, Point, Record, Status};
@@ -40,6 +40,10 @@ pub(super) struct LiveArgs {
     #[arg(long = "continue", group = "live_restore", requires = "point")]
     resume: bool,
 
+    /// Continue it as its supervisor does: what a person has stopped stays stopped.
+    #[arg(long, hide = true, requires = "resume")]
+    unattended: bool,
+
     /// Give up the unfinished live restore of a machine that is off.
     ///
     /// The images and the definition that it replaced come back. What the machine has written since is lost.
@@ -63,9 +67,10 @@ impl LiveArgs {
         let unit = LiveUnit::new()?;
         let live = self.context(context, &folder, &runtime, &unit);
         let connect = |uri: &str| context.open_hypervisor(Some(uri));
+        let by = if self.unattended { ContinuedBy::Supervisor } else { ContinuedBy::Person };
         let (done, reason) = match self.abort {
             true => (abort_live(machine, &connect, &live), "the images and the definition before the restore are back"),
-            false => (continue_live(machine, &connect, &live), "all data is on the disks of this host"),
+            false => (continue_live(machine, by, &connect, &live), "all data is on the disks of this host"),
         };
         match done {
             Ok(state) => session.done(action(&state, reason)),

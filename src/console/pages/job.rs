@@ -1,7 +1,7 @@
 //! One job: how far it is, how it ended, what it printed and logged.
 
 use super::drills;
-use super::job_progress::{origin, panel};
+use super::job_progress::{is_live_restore, origin, panel, running_on_its_point};
 use super::launch::start;
 use super::{log, restore};
 use crate::console::answers::{not_found, redirect, refused};
@@ -199,17 +199,6 @@ fn how_it_ended(visit: &Visit, job: &Job) -> Markup {
             }
         }
     }
-}
-
-fn is_live_restore(job: &Job) -> bool {
-    let is_live = |word: &String| word == "--live" || word == "--continue";
-    job.command == "restore" && job.arguments.iter().any(is_live)
-}
-
-/// The machine whose data a running live restore copies; none before it runs.
-fn running_on_its_point(job: &Job) -> Option<&str> {
-    let step = job.steps.first().filter(|_| is_live_restore(job))?;
-    step.label.rsplit_once('/').map(|(machine, _)| machine)
 }
 
 /// The machine whose live restore this job has not finished, and nobody else since.

@@ -55,6 +55,46 @@ fn verb(visit: &Visit, verb: &str) -> String {
     visit.language.tell(verb.to_owned(), french.to_owned())
 }
 
+/// Whether a job restores a machine that runs, or is to run, before its data is there.
+pub(super) fn is_live_restore(job: &Job) -> bool {
+    let is_live = |word: &String| word == "--live" || word == "--continue";
+    job.command == "restore" && job.arguments.iter().any(is_live)
+}
+
+/// The machine whose data a running live restore copies; none before it runs.
+pub(super) fn running_on_its_point(job: &Job) -> Option<&str> {
+    let step = job.steps.first().filter(|_| is_live_restore(job))?;
+    step.label.rsplit_once('/').map(|(machine, _)| machine)
+}
+
+fn what_cancel_does(visit: &Visit, job: &Job) -> String {
+    let continues = job.arguments.iter().any(|word| word == "--continue");
+    match running_on_its_point(job) {
+        Some(machine) => visit.language.tell(
+            format!(
+                "Cancel stops only the copying: {machine} goes on and reads the rest from the repository. Afterwards, \
+                 continue the restore or give it up."
+            ),
+            format!(
+                "Annuler n’arrête que la copie\u{a0}: {machine} continue et lit le reste dans le dépôt. Ensuite, \
+                 continuez la restauration ou abandonnez-la."
+            ),
+        ),
+        None if is_live_restore(job) && !continues => visit.language.tell(
+            "Cancel before the machine runs brings the old images and the old definition back.".to_owned(),
+            "Annuler avant que la machine tourne remet les anciennes images et l’ancienne définition.".to_owned(),
+        ),
+        None if continues => visit.language.tell(
+            "Cancel leaves the restore as it is. Afterwards, continue it or give it up.".to_owned(),
+            "Annuler laisse la restauration telle quelle. Ensuite, continuez-la ou abandonnez-la.".to_owned(),
+        ),
+        None => visit.language.tell(
+            "Cancel does what Ctrl-C does: the job cleans up and ends.".to_owned(),
+            "Annuler fait ce que fait Ctrl-C\u{a0}: la tâche range et s’arrête.".to_owned(),
+        ),
+    }
+}
+
 /// A running job: how far it is, and the button that cancels it.
 pub(super) fn panel(visit: &Visit, job: &Job) -> Markup {
     let language = visit.language;
@@ -101,10 +141,7 @@ pub(super) fn panel(visit: &Visit, job: &Job) -> Markup {
                 }).collect()))
             }
             p class="help" {
-                (visit.say(
-                    "Cancel does what Ctrl-C does: the job cleans up and ends.",
-                    "Annuler fait ce que fait Ctrl-C\u{a0}: la tâche range et s’arrête.",
-                ))
+                (what_cancel_does(visit, job))
             }
             (html::command(visit, &["jobs", "cancel", &job.job]))
         }

@@ -47,6 +47,17 @@ impl<'r> MachineStatus<'r> {
         }
     }
 
+    /// Whether its most urgent problem is a drill: one that failed, or that is overdue.
+    pub(super) fn wants_drill(&self) -> bool {
+        self.0.hint.as_deref().is_some_and(|hint| hint.starts_with("kvmb drill "))
+    }
+
+    /// Whether a backup may solve one of its problems.
+    pub(super) fn wants_backup(&self) -> bool {
+        // Its state has a word of its own where something is wrong with its points or its last run.
+        !self.wants_drill() || self.word() != self.0.status
+    }
+
     /// The word that says most of its state.
     pub(super) fn word(&self) -> &'r str {
         let failed = self.text("last_result").filter(|result| *result != "done");

@@ -184,7 +184,10 @@ fn problem(visit: &Visit, check: &Check) -> Markup {
                 p class="sub brk" { (visit.language.of_command(&check.detail)) }
             }
             div class="fix" {
-                @if is_machine && MachineStatus(check).text("standing") == Some("selected") {
+                @let machine = MachineStatus(check);
+                @let wants_drill = is_machine && machine.wants_drill();
+                @if wants_drill { (drills::ways(visit, &machine)) }
+                @if is_machine && machine.text("standing") == Some("selected") && machine.wants_backup() {
                     @let name = check.target.as_str();
                     (html::action(
                         visit,
@@ -194,6 +197,7 @@ fn problem(visit: &Visit, check: &Check) -> Markup {
                         &["backup", "--", name],
                     ))
                 } @else if restore::is_unfinished(check) { (restore::ways(visit, &check.target)) }
+                @else if wants_drill {}
                 @else if let Some(hint) = &check.hint { (html::hint_of(&visit.language.of_command(hint))) }
             }
         }

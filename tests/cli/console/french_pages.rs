@@ -178,7 +178,7 @@ fn no_english_word_is_left_on_a_french_page() {
         .assert_has("Il faut un nom.");
     let page = assert_french(console.get(&format!("/restore/{id}/review?where=place")).assert_status(200));
     page.assert_has(&format!("Écraser {VM}"));
-    assert_french(console.get(&format!("/restore/{id}/review?where=live")).assert_status(200))
+    assert_french(console.get(&format!("/restore/{id}/review?where=live&format=qcow2")).assert_status(200))
         .assert_has(&format!("Écraser et démarrer {VM}"));
     let start = format!("/restore/{id}/start");
     assert_french(console.post(&start, &[("where", "place"), ("confirm", "x")]).assert_status(422));

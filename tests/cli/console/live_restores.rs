@@ -24,9 +24,12 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
     }
 
     // The wizard shows what it would do, and says what is wrong where it is.
-    let review = format!("/restore/{id}/review?where=live&start=1&format=raw");
+    let review = format!("/restore/{id}/review?where=live&start=1");
+    let page = console.get(&format!("{review}&format=raw")).assert_status(422).assert_has("only a qcow2 image can");
+    page.assert_has("qcow2, which a live restore needs").assert_has("Look again");
     let page = console.get(&format!("{review}&limit_read=1M")).assert_status(200);
-    let page = page.assert_has("--overwrite --live --format=qcow2 --limit-read=1M -r").assert_lacks("--start");
+    let page =
+        page.assert_has("--overwrite --live --limit-read=1M -r").assert_lacks("--start").assert_lacks("--format");
     let page = page.assert_has(&format!("Overwrite and start {VM}")).assert_has("is lost");
     page.assert_has(&format!("kvmb restore --continue -- {VM}")).assert_has("id=\"confirm\"");
     let page = console.get(&format!("{review}&limit_read=x")).assert_status(422);

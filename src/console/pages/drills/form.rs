@@ -90,6 +90,15 @@ pub(in crate::console) fn form(visit: &Visit, wish: &Wish<'_>) -> Markup {
                     (rungs(visit, &form))
                     button type="submit" { (wish.button(visit)) }
                 }
+                p class="help" {
+                    (visit.say(
+                        "A machine with a command in drill.check must pass it, whatever is chosen here. A text in \
+                         drill.expect must come too: ",
+                        "Une machine qui a une commande dans drill.check doit la réussir, quel que soit ce choix. Un \
+                         texte dans drill.expect doit venir aussi\u{a0}: ",
+                    ))
+                    a href="/settings" { (visit.say("Configuration", "Configuration")) } "."
+                }
                 (more(visit, &form))
             }
         }

@@ -10,5 +10,5 @@ mod served;
 pub(super) use form::{Wish, form, start};
 pub(super) use last::page;
 pub(super) use outcome::{Drilled, line, of_job, panel};
-pub(super) use overview::{last_ones, section};
+pub(super) use overview::{last_ones, section, ways};
 pub(super) use served::{console_of_job, console_of_machine, screenshot_of_job, screenshot_of_machine};

@@ -79,3 +79,25 @@ pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>
         }
     }
 }
+
+/// What can be done about a drill that failed, or is overdue: another one with one click, and what the last one showed.
+pub(in crate::console) fn ways(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
+    let (name, drilled) = (machine.name(), Drilled::last(machine).is_some());
+    let again = visit.say("Boot the point again", "Démarrer de nouveau le point");
+    html! {
+        (html::action(
+            visit,
+            "/drill",
+            &[("m", name)],
+            if drilled { again } else { visit.say("Boot the point", "Démarrer le point") },
+            &["drill", "--", name],
+        ))
+        @if drilled {
+            p {
+                a href={"/machines/" (html::segment(name)) "/drill"} {
+                    (visit.say("Look at its screen and its log", "Voir son écran et son journal"))
+                }
+            }
+        }
+    }
+}

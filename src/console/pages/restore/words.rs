@@ -53,9 +53,8 @@ pub(super) fn of_form(visit: &Visit, point: &Point, repos: &Repos, form: &Fields
             words.push("--overwrite".into());
             true
         }
-        // The machine runs at once on images that must be qcow2 files.
         Some("live") => {
-            words.extend(["--overwrite", "--live", "--format=qcow2"].map(str::to_owned));
+            words.extend(["--overwrite", "--live"].map(str::to_owned));
             let limit = form.get("limit_read").map(str::trim).filter(|limit| !limit.is_empty());
             words.extend(limit.map(|limit| format!("--limit-read={limit}")));
             true
@@ -90,9 +89,6 @@ pub(super) fn of_form(visit: &Visit, point: &Point, repos: &Repos, form: &Fields
     words.extend(is_set("drop_missing_media").then(|| "--drop-missing-media".to_owned()));
     words.extend((overwrites(form) && is_set("discard_saved_memory")).then(|| "--discard-saved-memory".to_owned()));
     for (field, option) in [("with_files", "--with-files"), ("format", "--format")] {
-        if is_live && field == "format" {
-            continue;
-        }
         words.extend(
             form.get(field).map(str::trim).filter(|value| !value.is_empty()).map(|value| format!("{option}={value}")),
         );
@@ -117,6 +113,7 @@ pub(super) struct Wanted {
     pub(super) bridges: Vec<String>,
     pub(super) drop_missing_media: bool,
     pub(super) with_files: bool,
+    pub(super) qcow2: bool,
     pub(super) discard_saved_memory: bool,
 }
 
@@ -129,6 +126,7 @@ impl Wanted {
             wanted.bridges.extend(old_names(hint, "--bridge "));
             wanted.drop_missing_media |= hint.contains("--drop-missing-media");
             wanted.with_files |= hint.contains("--with-files");
+            wanted.qcow2 |= hint.contains("--format qcow2");
             wanted.discard_saved_memory |= hint.contains("--discard-saved-memory");
         }
         for names in [&mut wanted.networks, &mut wanted.bridges] {
@@ -162,11 +160,12 @@ mod tests {
                 "choose another one: --bridge br0=NEW",
                 "provide it, or use --drop-missing-media",
                 "install it, or restore it from the point: --with-files DIR",
+                "add --format qcow2",
             ]
             .into_iter(),
         );
         assert_eq!((wanted.networks, wanted.bridges), (vec!["my net".to_owned()], vec!["br0".to_owned()]));
-        assert!(wanted.drop_missing_media && wanted.with_files && !wanted.discard_saved_memory);
+        assert!(wanted.drop_missing_media && wanted.with_files && wanted.qcow2 && !wanted.discard_saved_memory);
         assert!(Wanted::of(["run it as root"].into_iter()).is_nothing());
     }
 }

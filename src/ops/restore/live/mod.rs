@@ -183,6 +183,7 @@ fn new_state(
         phase: LivePhase::Placing,
         process: ServerProcess::this(),
         boot: boot_id(),
+        held: false,
         owner: None,
         limit_read: context.limit_read,
         disks: plan.disks.iter().map(disk).collect(),
@@ -314,7 +315,14 @@ fn finish(
     context: &LiveContext,
 ) -> Result<()> {
     let server = server(state, context);
-    pull::pull_all(machine, state, &server, state.limit_read, context.monitor, context.stop)?;
+    let pulled = pull::pull_all(machine, state, &server, state.limit_read, context.monitor, context.stop);
+    if let Err(error) = pulled {
+        if context.stop.requested() || matches!(error, Error::LiveRestoreStopped { .. }) {
+            let held = file.save(&LiveState { held: true, ..state.clone() });
+            held.unwrap_or_else(|error| context.monitor.warn(&error.to_string()));
+        }
+        return Err(error);
+    }
     let xml = machine.definition_xml(Which::Inactive, true)?;
     let back = with_settings(&xml, &state.settings).map_err(capture::Error::from)?;
     machine.redefine(&back)?;
@@ -332,6 +340,8 @@ fn finish(
 
 /// Ends what serves the point and forgets the restore.
 fn end(state: &LiveState, file: LiveFile, source: Option<&LiveSource>, context: &LiveContext) -> Result<()> {
+    // It takes a moment to end, and so does the server: both are waited for at once.
+    let supervisor = supervised(state, context).ask_to_end(context.monitor);
     // Nobody starts the server again between its end and that of the state file.
     let alone = context.folder.lock_server(&state.uuid, &state.machine, context.stop)?;
     server::end(context.runtime, state)?;
@@ -342,7 +352,7 @@ fn end(state: &LiveState, file: LiveFile, source: Option<&LiveSource>, context: 
     }
     file.remove(state)?;
     drop(alone);
-    supervised(state, context).end(context.monitor);
+    supervisor::wait_for_end(supervisor);
     Ok(())
 }
 
@@ -376,17 +386,31 @@ fn take(machine: &str, context: &LiveContext) -> Result<(LiveState, LiveFile)> {
     // It may have ended meanwhile.
     let state = file.load()?.ok_or_else(none)?;
     let limit_read = context.limit_read.or(state.limit_read);
-    Ok((LiveState { process: ServerProcess::this(), boot: boot_id(), limit_read, ..state }, file))
+    Ok((LiveState { limit_read, ..state }, file))
+}
+
+/// Who continues a live restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContinuedBy {
+    Person,
+    /// Its supervisor, which leaves alone what a person stopped, but for a reboot of the host.
+    Supervisor,
 }
 
 /// Goes on with a restore that a crash, a reboot or an error interrupted: its server is started again, and so is the
 /// machine if it is off. Returns what is known of it.
 pub(crate) fn continue_live(
     machine: &str,
+    by: ContinuedBy,
     connect: &dyn Fn(&str) -> capture::Result<Hypervisor>,
     context: &LiveContext,
 ) -> Result<LiveState> {
-    let (state, file) = take(machine, context)?;
+    let (found, file) = take(machine, context)?;
+    let may_start = by == ContinuedBy::Person || found.boot != boot_id();
+    if found.held && !may_start {
+        return Err(Error::LiveRestoreBusy { machine: found.machine });
+    }
+    let state = LiveState { process: ServerProcess::this(), boot: boot_id(), held: false, ..found };
     let hypervisor = connect(&state.connect)?;
     if state.phase == LivePhase::Placing && !has_begun(&hypervisor, &state)? {
         give_up(&hypervisor, &state, file, None, context)?;
@@ -396,7 +420,7 @@ pub(crate) fn continue_live(
     let state = LiveState { phase: LivePhase::Pulling, owner: Some(owner_of(&machine)?), ..state };
     file.save(&state)?;
     server(&state, context).ensure()?;
-    if !machine.is_running()? {
+    if may_start && !machine.is_running()? {
         machine.start()?;
     }
     supervised(&state, context).start(context.monitor);

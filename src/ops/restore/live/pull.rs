@@ -7,10 +7,11 @@ use crate::capture::machine::{MachineState, PausedReason, Which};
 use crate::capture::{self, LibvirtErrorKind, Machine};
 use crate::ops::{Error, Monitor, Progress, Result, Stop};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How often it is looked at.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// A copy is looked at often in the beginning, so that a small disk costs no wait, and then less often.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+const LONGEST_INTERVAL: Duration = Duration::from_millis(200);
 
 /// So often a copy may fail without having come any further.
 const FRUITLESS_TRIES: u32 = 5;
@@ -45,6 +46,8 @@ struct DiskPull<'a> {
 impl DiskPull<'_> {
     fn run(&self, progress: &dyn Progress) -> Result<()> {
         let (mut shown, mut furthest, mut tries) = (0, 0, 0);
+        let began = Instant::now();
+        let pause = || thread::sleep((began.elapsed() / 16).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL));
         loop {
             self.stop.check()?;
             if self.server.ensure()? {
@@ -60,7 +63,7 @@ impl DiskPull<'_> {
                     progress.advance(job.done_bytes - shown);
                     shown = job.done_bytes;
                 }
-                thread::sleep(INTERVAL);
+                pause();
                 continue;
             }
             if !needs_server(self.machine, Which::Live, self.disk, self.state)?
@@ -78,7 +81,8 @@ impl DiskPull<'_> {
                 Err(error) if tries <= FRUITLESS_TRIES => tracing::debug!("{error}"),
                 Err(error) => return Err(error.into()),
             }
-            thread::sleep(INTERVAL);
+            // What ends just now gets the time to.
+            if tries > 1 { thread::sleep(LONGEST_INTERVAL) } else { pause() }
         }
     }
 

@@ -67,6 +67,9 @@ pub(crate) struct LiveState {
     pub(crate) process: ServerProcess,
     /// Which start of the host it runs, or ran, in.
     pub(crate) boot: String,
+    /// Whether a person stopped the copying, or the machine: only a person continues it in this start of the host.
+    #[serde(default)]
+    pub(crate) held: bool,
     /// The user and group that QEMU runs as, once the machine is defined.
     pub(crate) owner: Option<(u32, u32)>,
     /// No more than so many bytes a second are copied.

@@ -3,16 +3,19 @@
 //!
 //! ```text
 //!  the restore runs ───────────────────→ nothing to do
-//!     └ it has ended ┬ the server runs ─→ a machine that waits because of an I/O error goes on
-//!                    ├ it does not ─────→ the server is started, and the machine goes on
-//!                    ├ the host did ────→ `kvmb restore --continue`, once more until it succeeds
-//!                    └ all data is here → the supervisor ends
+//!     └ it has ended ┬ the server does not run ─→ it is started
+//!                    ├ a person has ended it ───→ a machine that waits because of an I/O error goes on
+//!                    ├ it was killed or failed ─→ `kvmb restore --continue`, again until it succeeds
+//!                    ├ the host was started ────→ the same, and the machine is started
+//!                    └ all data is here ────────→ the supervisor ends
 //! ```
+//! Machines of the embedded driver belong to one program: there it continues the copying after a reboot only.
 //! It never opens libvirt itself: the embedded driver stays open until its process ends, and keeps all others away.
 
 use super::server::{self, PointServer};
 use super::state::{LiveFolder, LivePhase, LiveState, boot_id};
 use crate::capture::machine::{MachineState, PausedReason};
+use crate::capture::process::ServerProcess;
 use crate::capture::{self, Hypervisor, LibvirtErrorKind, RuntimeDirs};
 use crate::ops::{Error, Monitor, Result, Stop, guard};
 use std::path::Path;
@@ -76,17 +79,23 @@ impl Supervised<'_> {
         }
     }
 
-    /// Ends it, and removes its unit. The restore is over.
-    pub(super) fn end(&self, monitor: &dyn Monitor) {
+    /// Asks it to end, and removes its unit: all data is here, or the restore was given up. Returns its process, if
+    /// there is one.
+    pub(super) fn ask_to_end(&self, monitor: &dyn Monitor) -> Option<ServerProcess> {
         if let Err(error) = self.service.remove(&self.state.uuid) {
             monitor.warn(&format!("the service of the restore is still there: {error}"));
         }
-        let Some(process) = self.folder.supervisor(&self.state.uuid) else { return };
+        let process = self.folder.supervisor(&self.state.uuid)?;
         process.ask_to_end();
-        let deadline = Instant::now() + ENDING_LIMIT;
-        while process.is_alive() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
+        Some(process)
+    }
+}
+
+/// Waits for a supervisor that was asked to end.
+pub(super) fn wait_for_end(supervisor: Option<ServerProcess>) {
+    let deadline = Instant::now() + ENDING_LIMIT;
+    while supervisor.as_ref().is_some_and(ServerProcess::is_alive) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -143,7 +152,8 @@ impl Supervisor<'_> {
         let server = PointServer { folder: self.folder, runtime: self.runtime, state, stop: self.stop };
         if server.ensure()? || Instant::now() >= self.next_resume {
             self.next_resume = Instant::now() + RESUME_INTERVAL;
-            return self.resume(&state.uuid);
+            let leaves_copying = state.held || state.connect.starts_with("qemu:///embed");
+            return if leaves_copying { self.resume(&state.uuid) } else { self.continue_restore(state) };
         }
         Ok(())
     }
@@ -164,7 +174,7 @@ impl Supervisor<'_> {
             command.arg("--config").arg(config);
         }
         // What goes wrong is in the journal.
-        command.args(["--continue", &state.uuid]).stderr(Stdio::inherit());
+        command.args(["--continue", &state.uuid, "--unattended"]).stderr(Stdio::inherit());
         self.child = Some(command.spawn().map_err(|source| Error::NotStarted { program: "kvmb restore", source })?);
         Ok(())
     }

@@ -63,7 +63,7 @@ fn no_page_breaks_a_rule_of_accessibility_or_is_wider_than_the_screen() {
         &format!("/restore?machine={VM}"),
         &format!("{restore}/where"),
         &format!("{restore}/review?where=place"),
-        &format!("{restore}/review?where=live"),
+        &format!("{restore}/review?where=live&format=qcow2"),
         &format!("{restore}/review?where=copy&as=kvmb-test-copy&into=/nowhere"),
         "/jobs",
         &format!("/jobs/{job}"),

@@ -35,6 +35,7 @@ fn a_machine_runs_at_once_and_its_data_follows() {
     wait_until("the progress moves", LIMIT, || seen(browser).len() > 2);
     assert!(seen(browser).is_sorted(), "{:?}", seen(browser));
     let mut faults = browser.accessibility_faults(false);
+    browser.wait_for(&format!("Cancel stops only the copying: {VM} goes on"));
     browser.click("Cancel");
     browser.wait_for("Exit code");
     assert_eq!(browser.one("#live-job [role=status]").text(), "interrupted");

@@ -118,7 +118,7 @@ fn every_page_is_pictured_and_fits() {
         ("restore", "/restore?machine=gitlab"),
         ("restore-where", &format!("{restore}/where")),
         ("restore-review", &review),
-        ("restore-live", &format!("{restore}/review?where=live")),
+        ("restore-live", &format!("{restore}/review?where=live&format=qcow2")),
         ("server", "/server"),
         ("schedule", "/schedule"),
         ("retention", "/retention"),
