@@ -29,6 +29,10 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// How often a machine is looked at that may wait because of an I/O error.
 const RESUME_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long a restore that cannot be continued, because its repository is away for example, may wait for the next
+/// attempt: each one is a job in the history.
+const LONGEST_CONTINUE_INTERVAL: Duration = Duration::from_secs(300);
+
 /// How long to wait before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -110,7 +114,15 @@ fn command(program: &Path, runtime: &RuntimeDirs, uuid: &str) -> Command {
 pub(crate) fn run(folder: &LiveFolder, runtime: &RuntimeDirs, uuid: &str, stop: &Stop) -> Result<()> {
     let Some(_only_one) = folder.lock_supervisor(uuid)? else { return Ok(()) };
     let now = Instant::now();
-    let mut supervisor = Supervisor { folder, runtime, stop, child: None, next_try: now, next_resume: now };
+    let mut supervisor = Supervisor {
+        folder,
+        runtime,
+        stop,
+        child: None,
+        next_try: now,
+        next_resume: now,
+        continue_interval: RESUME_INTERVAL,
+    };
     while !stop.requested() {
         let Some(state) = folder.load(uuid)? else { return Ok(()) };
         if let Err(error) = supervisor.look(&state)
@@ -132,6 +144,8 @@ struct Supervisor<'a> {
     child: Option<Child>,
     next_try: Instant,
     next_resume: Instant,
+    /// How long after the next attempt to continue the restore another one may follow.
+    continue_interval: Duration,
 }
 
 impl Supervisor<'_> {
@@ -146,16 +160,26 @@ impl Supervisor<'_> {
             return Ok(());
         }
         if state.boot != boot_id() {
-            self.next_try = Instant::now() + RESUME_INTERVAL;
+            self.next_try = self.next_continue();
             return self.continue_restore(state);
         }
         let server = PointServer { folder: self.folder, runtime: self.runtime, state, stop: self.stop };
         if server.ensure()? || Instant::now() >= self.next_resume {
-            self.next_resume = Instant::now() + RESUME_INTERVAL;
-            let leaves_copying = state.held || state.connect.starts_with("qemu:///embed");
-            return if leaves_copying { self.resume(&state.uuid) } else { self.continue_restore(state) };
+            if state.held || state.connect.starts_with("qemu:///embed") {
+                self.next_resume = Instant::now() + RESUME_INTERVAL;
+                return self.resume(&state.uuid);
+            }
+            self.next_resume = self.next_continue();
+            return self.continue_restore(state);
         }
         Ok(())
+    }
+
+    /// When a restore that is continued now may be continued again, later each time.
+    fn next_continue(&mut self) -> Instant {
+        let interval = self.continue_interval;
+        self.continue_interval = (interval * 2).min(LONGEST_CONTINUE_INTERVAL);
+        Instant::now() + interval
     }
 
     /// Has a child do it, which opens libvirt.
