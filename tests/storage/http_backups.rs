@@ -128,6 +128,12 @@ fn backups_to_a_bucket_survive_a_network_that_cuts_connections() {
 }
 
 #[test]
+fn backups_to_a_bucket_survive_a_network_that_falls_silent() {
+    let env = Env::new("s3-stall");
+    backups_survive(&World::of_s3(&env), Trouble::Stall, 500);
+}
+
+#[test]
 fn two_backups_and_a_prune_share_a_bucket() {
     let env = Env::new("s3-together");
     let world = World::of_s3(&env);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::fast;
 use crate::support::Env;
 use crate::support::http_server::{Certificates, HttpServer, has_rest_server};
 use crate::support::proxy::{Proxy, Trouble};
@@ -13,7 +14,7 @@ use kvmb::storage::http::{self, HttpContext, HttpCredentials};
 use kvmb::storage::rest::{RestAddress, RestStorage};
 use kvmb::storage::sftp::Secret;
 use kvmb::storage::testing::{FaultStorage, conformance_without_overwriting};
-use kvmb::storage::{Error, FileKind, RetryPolicy, RetryStorage, Storage};
+use kvmb::storage::{Error, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
@@ -51,8 +52,8 @@ fn a_server_that_overwrites_conforms() {
     std::thread::scope(|scope| {
         scope.spawn(|| conformance_without_overwriting(&plain(&server.rest_url("plain"))));
         let below: Arc<dyn Storage> = Arc::new(plain(&server.rest_url("decorated")));
-        let faults = Arc::new(FaultStorage::new(below));
-        conformance_without_overwriting(&RetryStorage::new(faults, RetryPolicy::default(), Arc::default()));
+        let limited = Arc::new(LimitStorage::new(Arc::new(FaultStorage::new(below)), fast()));
+        conformance_without_overwriting(&RetryStorage::new(limited, RetryPolicy::default(), Arc::default()));
     });
 }
 

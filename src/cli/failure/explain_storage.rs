@@ -132,7 +132,7 @@ fn of_http(error: &http::Error) -> Explanation {
         Error::Unreachable { .. } | Error::Silent { .. } => {
             (Code::Unreachable, hint("check that the server is up, the port is right and no firewall blocks it"))
         }
-        Error::Lost { .. } => {
+        Error::Lost { .. } | Error::Corrupted { .. } => {
             (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
         }
         Error::Certificate { .. } => (

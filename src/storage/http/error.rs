@@ -30,6 +30,9 @@ pub enum Error {
     /// The connection broke.
     #[error("the connection to {server} was lost: {reason}")]
     Lost { server: String, reason: String },
+    /// What was sent arrived as something else.
+    #[error("what arrived at {server} was changed on the way ({reason})")]
+    Corrupted { server: String, reason: String },
     /// Nothing came for too long.
     #[error("{server} has not responded for {} s", after.as_secs())]
     Silent {
@@ -88,7 +91,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
-            Error::Lost { .. } | Error::Silent { .. } => true,
+            Error::Lost { .. } | Error::Corrupted { .. } | Error::Silent { .. } => true,
             // Too busy, or behind a gateway that cannot reach it.
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,

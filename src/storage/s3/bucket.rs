@@ -166,7 +166,8 @@ impl Bucket {
         }
     }
 
-    /// An answer, unless it says that the keys or the clock are wrong.
+    /// An answer, unless it says that the keys or the clock are wrong, or that not all of the request arrived as it was
+    /// sent.
     fn checked(&self, answer: HttpResponse) -> Result<HttpResponse> {
         if answer.is_done() {
             return Ok(answer);
@@ -180,6 +181,9 @@ impl Bucket {
             | "InvalidToken"
             | "TokenRefreshRequired" => {
                 Err(self.server_error(http::Error::Keys { server, reason: one_line(&message, &code) }))
+            }
+            "BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch" => {
+                Err(self.server_error(http::Error::Corrupted { server, reason: code }))
             }
             "RequestTimeTooSkewed" => Err(self.server_error(http::Error::Clock { server })),
             _ if answer.status == 401 => {
