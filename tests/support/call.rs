@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 /// A program that is about to be run. Its standard input is empty unless [`Call::stdin`] says otherwise.
@@ -182,16 +181,6 @@ impl Running {
         self.signal(Signal::KILL);
     }
 
-    /// Sleeps until it has ended or its time is over. One that has ended stays a zombie, so the id is still its own.
-    fn sleep_until_its_end(&self) {
-        let pid = Pid::from_raw(self.pid()).expect("pid");
-        let handle = pidfd_open(pid, PidfdFlags::empty()).expect("cannot watch a process");
-        let left = self.limit.saturating_sub(self.started.elapsed());
-        let left: Timespec = left.try_into().expect("a limit");
-        // A signal ends it early, as its time does: whoever calls looks again.
-        let _ = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&left));
-    }
-
     /// Waits for its end.
     pub fn wait(mut self) -> Output {
         let status = loop {
@@ -209,7 +198,7 @@ impl Running {
                     self.stderr.so_far()
                 );
             }
-            self.sleep_until_its_end();
+            thread::sleep(Duration::from_millis(2));
         };
         let took = self.started.elapsed();
         if let Some(feeder) = self.feeder.take() {
