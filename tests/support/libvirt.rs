@@ -3,7 +3,6 @@
 //! `qemu:///embed?root=DIR` runs libvirt's QEMU driver inside the process that opens it, one process at a time for a
 //! root. The machines live on when it ends, and the next process finds them again.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,13 +28,12 @@ pub(super) fn prepare_root(root: &Path) {
     bring_capabilities(root);
 }
 
-/// Fills a new root with what libvirt has found out about this host's QEMUs before (which takes it 4 seconds).
+/// Fills a new root with what libvirt has found out about this QEMU before (which takes it 4 seconds).
 pub fn bring_capabilities(root: &Path) {
     copy_files(&probed(), &capabilities(root));
 }
 
-/// Remembers what libvirt has found out for the next test, of each QEMU that is installed: it asks all of them as soon
-/// as somebody wants to know what a kind of machine can do.
+/// Remembers what libvirt has found out for the next test.
 pub fn keep_capabilities(root: &Path) {
     copy_files(&capabilities(root), &probed());
 }
@@ -60,11 +58,9 @@ fn crashed_at_its_exit(output: &Output) -> bool {
     by_signal && !output.stderr().contains("error:") && (output.stdout.is_empty() || output.stdout.ends_with(b"\n"))
 }
 
-/// Copies libvirt's files that differ or are missing; each appears whole.
+/// Copies files that differ in size or are missing; each appears whole.
 fn copy_files(from: &Path, to: &Path) {
-    let files = fs::read_dir(from).into_iter().flatten().flatten();
-    // One that is being written has another ending.
-    for entry in files.filter(|entry| entry.path().extension() == Some(OsStr::new("xml"))) {
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let Ok(contents) = fs::read(entry.path()) else {
             continue;
         };
