@@ -45,6 +45,8 @@ pub struct Life<'e> {
     random: StdRng,
     /// A run was killed, and nobody has cleared up after it.
     has_leftovers: bool,
+    /// Whether a libvirt was killed since the last backup that was done: what it lost may show after a release only.
+    may_be_wedged: bool,
     kills_libvirtd: bool,
 }
 
@@ -65,7 +67,15 @@ impl<'e> Life<'e> {
             .disk(Disk::qcow2(5 * MIB + 3 * CLUSTER).option("cluster_size=4k"))
             .disk(Disk::raw(2 * MIB + SECTOR))
             .start_paused();
-        Life { env, machine, repos, random: story::random(0, 0), has_leftovers: false, kills_libvirtd: false }
+        Life {
+            env,
+            machine,
+            repos,
+            random: story::random(0, 0),
+            has_leftovers: false,
+            may_be_wedged: false,
+            kills_libvirtd: false,
+        }
     }
 
     /// Its libvirt is a daemon, which is killed as well.
@@ -283,6 +293,11 @@ impl<'e> Life<'e> {
     /// A backup that nobody disturbs: it must be done, and right.
     fn back_up(&mut self, at: usize, args: &[&str]) -> String {
         let output = try_backup(&self.machine, &self.repos[at].path, args);
+        self.finish_backup(at, output, args)
+    }
+
+    /// The end of a backup that must be done, once more if libvirt had to be healed.
+    fn finish_backup(&mut self, at: usize, output: Output, args: &[&str]) -> String {
         let healed = self.heal_if_wedged(&output);
         let output = if healed { try_backup(&self.machine, &self.repos[at].path, args) } else { output };
         self.accept(at, output, args);
@@ -297,7 +312,7 @@ impl<'e> Life<'e> {
             let has = |field: &str, words: &str| failure[field].as_str().is_some_and(|said| said.contains(words));
             has("error", "libvirt has lost track of the backup job") && has("hint", "restart libvirtd")
         };
-        if !self.has_leftovers || output.code() != 1 || !output.records_of("failure").iter().any(says_so) {
+        if !self.may_be_wedged || output.code() != 1 || !output.records_of("failure").iter().any(says_so) {
             return false;
         }
         assert!(self.machine.is_on(), "a machine that is off has no job: {output}");
@@ -335,7 +350,7 @@ impl<'e> Life<'e> {
         }
         let models = self.machine.models();
         self.keep(at, &point, &models);
-        self.has_leftovers = false;
+        (self.has_leftovers, self.may_be_wedged) = (false, false);
         self.env.assert_nothing_left();
         let machine = &self.machine;
         let repo = &mut self.repos[at];
@@ -371,8 +386,8 @@ impl<'e> Life<'e> {
         let run = match stopped_at(&self.machine, &path, &name, &[]) {
             Ok(run) => run,
             Err(output) => {
-                self.accept(at, output, &[]);
-                return format!("backed up to {path}, not passing {name}");
+                let told = self.finish_backup(at, output, &[]);
+                return format!("{told}, not passing {name}");
             }
         };
         let position = |step: Failpoint| Failpoint::ALL.iter().position(|known| *known == step);
@@ -413,6 +428,7 @@ impl<'e> Life<'e> {
         let shown = Shown { captured, was_on };
         self.settle(at, &shown, &output);
         self.has_leftovers = accident != "goes on";
+        self.may_be_wedged |= self.has_leftovers;
         format!("a backup to {path} with an accident at {name}: exit code {}", output.code())
     }
 
@@ -445,7 +461,7 @@ impl<'e> Life<'e> {
             let models = models.clone();
             self.keep(at, point, &models);
         }
-        self.has_leftovers = true;
+        (self.has_leftovers, self.may_be_wedged) = (true, true);
     }
 
     /// By a rule of kvmb's, or one point at random by restic.
