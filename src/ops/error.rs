@@ -71,6 +71,9 @@ pub enum Error {
     /// Something is to be written into a folder that is not there.
     #[error("folder {} does not exist", path.display())]
     NoFolder { path: PathBuf },
+    /// Something is to be written into a folder that is a file.
+    #[error("{} is not a folder", path.display())]
+    NotAFolder { path: PathBuf },
     /// A program could not be started.
     #[error("cannot start {program}: {source}")]
     NotStarted { program: &'static str, source: std::io::Error },

@@ -47,17 +47,18 @@ pub(crate) fn open(url: &str, access: &AccessContext) -> Result<Arc<dyn Storage>
         return Ok(Arc::new(S3Storage::new(address, &access.s3, &access.http).map_err(failed)?));
     }
     // restic's other backends begin with a word and a colon; a folder of that name can be written as ./word:…
-    if let Some((scheme, _)) = url.split_once(':')
+    let folder = url.strip_prefix("local:").unwrap_or(url);
+    if let Some((scheme, _)) = folder.split_once(':')
         && !scheme.is_empty()
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
         && !scheme.contains('.')
     {
         return Err(bad(&format!(
-            "{scheme} repositories are not supported; use a folder, sftp://user@host//folder or \
-             rest:https://host/folder/"
+            "{scheme} repositories are not supported; use a folder (/backup/kvm), sftp://user@host//folder, \
+             rest:https://host/folder/ or s3:https://host/bucket/folder"
         )));
     }
-    let path = std::path::absolute(Path::new(url)).map_err(|error| bad(&error.to_string()))?;
+    let path = std::path::absolute(Path::new(folder)).map_err(|error| bad(&error.to_string()))?;
     Ok(Arc::new(LocalStorage::new(path)))
 }
 
@@ -102,7 +103,10 @@ mod tests {
         assert_eq!(open("/backup/kvm").unwrap().url(), "/backup/kvm");
         assert!(open("relative/folder").unwrap().url().ends_with("/relative/folder"));
         assert!(open("./odd:name").is_ok());
-        for url in ["", "s3:bucket", "rest:host", "b2:x", "s3:key:secret@host/bucket"] {
+        assert_eq!(open("local:/backup/kvm").unwrap().url(), "/backup/kvm");
+        let error = open("file:///backup/kvm").unwrap_err().to_string();
+        assert!(error.contains("use a folder (/backup/kvm)"), "{error}");
+        for url in ["", "local:", "local:b2:x", "s3:bucket", "rest:host", "b2:x", "s3:key:secret@host/bucket"] {
             assert!(open(url).is_err(), "{url}");
         }
     }

@@ -248,3 +248,15 @@ fn a_machine_that_does_not_exist_beside_one_that_does() {
     assert!(matches!(output.code(), 1 | 3), "{output}");
     assert_next_run_works(&machine);
 }
+
+#[test]
+fn a_limit_of_the_size_of_files() {
+    let env = Env::new("file size");
+    let machine = machine(&env);
+    init(&env);
+    // 1 MiB, in blocks of 512 bytes.
+    let output = env.sh("ulimit -f 2048; exec kvmb backup vm1 -r \"$R\"").run();
+    assert_trouble(&machine, &output, 1, "failed");
+    output.assert_stderr_has("ulimit -f");
+    assert_next_run_works(&machine);
+}

@@ -204,6 +204,7 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::DiskMap { disk: disk(), reason: "the map ends before the disk does".into() },
         Error::Io { action: "write", path: image(), source: full() },
         Error::NoFolder { path: "/srv/my images".into() },
+        Error::NotAFolder { path: "/srv/my images".into() },
         Error::NotStarted { program: "qemu-img", source: missing() },
         Error::NbdAddress { disk: disk(), source: nbd::UriError::NoSocket("nbd+unix:///vda".into()) },
         guest_file("/etc/fstap", FsError::NotFound { path: "/etc/fstap".into(), near: vec!["fstab".into()] }),

@@ -86,6 +86,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
                 .into()
             }),
         ),
+        Error::NotAFolder { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
         Error::NotStarted { program, source } => not_started(program, source),
         Error::ServerStuck { pid, .. } => {
             (Code::Timeout, hint(format!("look at what it waits for, or end it: kill -9 {pid}")))

@@ -38,6 +38,9 @@ pub(super) fn of_io(error: &io::Error) -> Explanation {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             (Code::NoSpace, hint("free some space and try again; no partial data was kept"))
         }
+        ErrorKind::FileTooLarge => {
+            (Code::Failed, hint("check 'ulimit -f', and whether the file system can hold files of this size"))
+        }
         // The system has many more, and gains others.
         _ => (Code::Failed, None),
     }

@@ -7,18 +7,20 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom};
+use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Refuses a file whose folder is not there.
 pub(super) fn refuse_without_folder(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    if folder.is_dir() {
-        return Ok(());
+    match fs::metadata(folder) {
+        Ok(there) if there.is_dir() => Ok(()),
+        Ok(_) => Err(Error::NotAFolder { path: folder.to_owned() }),
+        // Not made: it may be the folder of a disk that is not mounted, or mistyped.
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::NoFolder { path: folder.to_owned() }),
+        Err(error) => Err(Error::io("open", folder)(error)),
     }
-    // Not made: it may be the folder of a disk that is not mounted, or mistyped.
-    Err(Error::NoFolder { path: folder.to_owned() })
 }
 
 /// Refuses to replace what may not be replaced, is in use, or is too small.
