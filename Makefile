@@ -26,8 +26,8 @@ build: ## build the program (release)
 test: export KVMB_TEST_QUICK_KEYS := 1
 test: parts ## install what is missing and run all tests (root; starts real QEMU, libvirt and restic)
 	tests/support/guest/build $(GUEST)
-	if $(NEXTEST); then $(CARGO) nextest run --locked; \
-	else $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
+	if $(NEXTEST); then .ci/without-kvm $(CARGO) nextest run --locked; \
+	else .ci/without-kvm $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
 
 test-quick: ## run the tests that need neither root nor QEMU (make test-repo and the like: the tests of one layer)
 	$(CARGO) test --locked --lib
@@ -41,8 +41,8 @@ test-quick $(LAYER_TESTS): export KVMB_TEST_QUICK_KEYS := 1
 $(LAYER_TESTS): test-%: parts # run the tests of one layer: make test-repo
 	tests/support/guest/build $(GUEST)
 	$(CARGO) test --locked --lib $*::
-	if $(NEXTEST); then $(CARGO) nextest run --locked --test $*; \
-	else $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
+	if $(NEXTEST); then .ci/without-kvm $(CARGO) nextest run --locked --test $*; \
+	else .ci/without-kvm $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
 
 test-old-qemu: parts ## back up and restore with libvirt 9.0 and QEMU 7.2, those of plain Debian 12 (root, network; some minutes)
 	$(CARGO) build --locked
@@ -61,7 +61,7 @@ model-night: export KVMB_MODEL_SEED := random
 model-night: export KVMB_MODEL_STEPS ?= 4000
 model-night: export KVMB_MODEL_SHRINK ?= 20
 model-night: parts ## the model test with seeds that nobody has seen and 4,000 steps: some hours (root)
-	$(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
+	.ci/without-kvm $(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
 
 # The test writes all of them to target/screenshots; these five stand in README.md and docs/console.md.
 PICTURES := overview plots job restore telephone

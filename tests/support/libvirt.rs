@@ -13,12 +13,14 @@ use rustix::process::Signal;
 
 use super::{Call, Env, Output, parts, processor};
 
-/// Settings of the embedded driver: no virtlogd, and nothing that needs more than a plain container.
+/// Settings of the embedded driver: no virtlogd, and nothing that needs more than a plain container. It does not ask a
+/// starting QEMU for each feature of its processor either: 600 questions, which are most of a machine's start.
 const QEMU_CONF: &str = r#"stdio_handler = "file"
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
 max_core = 0
+capability_filters = ["cpu-unavailable-features"]
 "#;
 
 /// Fills a new root with our settings and with what libvirt has found out before.
@@ -43,7 +45,7 @@ fn capabilities(root: &Path) -> PathBuf {
 }
 
 fn probed() -> PathBuf {
-    parts::cache_dir().join(format!("qemu-capabilities-{}", processor::chosen()))
+    parts::cache_dir().join(format!("qemu-capabilities-{}", processor::scope()))
 }
 
 /// Whether a command of virsh's makes a machine: then libvirt knows what QEMU can do.
