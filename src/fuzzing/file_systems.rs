@@ -218,8 +218,8 @@ mod tests {
         let seeds = seeds();
         let (_, seed) = seeds.iter().find(|(name, _)| name == "btrfs_snapshot").unwrap();
         // The root, a subvolume with a file and two subvolumes, one of them with a file, and the snapshot with its
-        // file, in which both subvolumes are the same empty directory.
-        assert_eq!(read(seed), 9);
+        // file and two empty directories.
+        assert_eq!(read(seed), 10);
     }
 
     #[test]

@@ -36,7 +36,8 @@ struct BtrfsVolume {
     failure: ReadFailure,
     /// Every file that was seen, and under which path; a node is a place in it.
     files: Vec<(Inode, Vec<u8>)>,
-    by_inode: HashMap<(u64, u64), usize>,
+    /// By subvolume and inode; empty directories, which all have one number, by their path as well.
+    by_inode: HashMap<(u64, u64, Vec<u8>), usize>,
 }
 
 pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
@@ -129,7 +130,8 @@ impl GuestFilesystem for BtrfsVolume {
             }
             below.extend(&entry.name);
             let files = &mut self.files;
-            let key = (entry.inode.subvolume(), entry.inode.objectid());
+            let path = if entry.inode.objectid() == EMPTY_DIRECTORY { below.clone() } else { Vec::new() };
+            let key = (entry.inode.subvolume(), entry.inode.objectid(), path);
             let number = *self.by_inode.entry(key).or_insert_with(|| {
                 files.push((entry.inode, below));
                 files.len() - 1
