@@ -12,6 +12,9 @@ _kvmb() {
     i=$((${#words[@]} - 1))
     # Bash replaces its own last piece of the word: what stands before it stays.
     typed=${words[i]%"$2"}
+    # A name with a space was completed with a backslash before it.
+    typed=${typed//\\/}
+    words=("${words[@]//\\/}")
     COMPREPLY=()
     while IFS= read -r word; do
         [[ -n $word ]] || continue

@@ -149,6 +149,15 @@ pub(crate) struct DataRange {
 /// An extended attribute: its name with the prefix, and its value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 
+/// One of the devices of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeviceOfSeveral {
+    pub(crate) filesystem: [u8; 16],
+    pub(crate) devices: u64,
+    /// Of two, the one that was written last has the higher one.
+    pub(crate) generation: u64,
+}
+
 /// A file system that can be read. What it returns is what the guest wrote, unless a method says that it is checked.
 pub(crate) trait GuestFilesystem {
     fn root(&self) -> Node;
@@ -158,6 +167,11 @@ pub(crate) trait GuestFilesystem {
 
     /// The names in a directory, without `.` and `..`, in no order.
     fn read_dir(&mut self, dir: Node) -> Result<Vec<(Vec<u8>, Node)>>;
+
+    /// What it is among the devices that the file system is on, if that can be several.
+    fn device(&self) -> Option<DeviceOfSeveral> {
+        None
+    }
 
     /// Whether names that differ in case alone are the same.
     fn ignores_case(&self) -> bool {

@@ -31,7 +31,8 @@ pub(crate) fn read(disk: &Blocks) -> Result<Vec<Partition>> {
     if disk.size_bytes() < 1024 {
         return Ok(Vec::new());
     }
-    for sector in [512, 4096] {
+    let sectors: &[u64] = if is_protected(disk)? { &[512, 4096] } else { &[] };
+    for &sector in sectors {
         let last = (disk.size_bytes() / sector).saturating_sub(1);
         for header in [1, last] {
             if let Some(found) = read_gpt(disk, sector, header)? {
@@ -40,6 +41,13 @@ pub(crate) fn read(disk: &Blocks) -> Result<Vec<Partition>> {
         }
     }
     read_mbr(disk)
+}
+
+/// Whether the MBR says that the disk has a GPT. Without that, a GPT is what an earlier use of the disk has left, and
+/// nobody reads it.
+fn is_protected(disk: &Blocks) -> Result<bool> {
+    let entries = mbr_entries(disk, 0)?;
+    Ok(entries.is_some_and(|entries| entries.iter().any(|(kind, first, _)| *kind == 0xee && *first == 1)))
 }
 
 fn read_gpt(disk: &Blocks, sector: u64, header_sector: u64) -> Result<Option<Vec<Partition>>> {
@@ -163,6 +171,40 @@ mod tests {
         let found = read(&disk).unwrap();
         assert_eq!(found[0].number, 1);
         assert!(found.len() <= 1 + MOST_LOGICAL as usize);
+    }
+
+    /// A disk whose only partition in its GPT begins at sector 40, with this MBR.
+    fn disk_with_gpt(mbr: Vec<u8>) -> Blocks {
+        let crc = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+        let mut entries = vec![0; 128 * 128];
+        entries[..32].fill(7);
+        entries[32..40].copy_from_slice(&40_u64.to_le_bytes());
+        entries[40..48].copy_from_slice(&49_u64.to_le_bytes());
+        let mut header = vec![0; 512];
+        header[..8].copy_from_slice(b"EFI PART");
+        let sum = crc.checksum(&entries);
+        for (at, value) in [(12, 92), (72, 2), (80, 128), (84, 128), (88, sum)] {
+            header[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        let sum = crc.checksum(&header[..92]);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        let mut disk = [mbr, header, entries].concat();
+        disk.resize(512 * 110, 0);
+        Rc::new(MemoryBlocks(disk))
+    }
+
+    #[test]
+    fn a_gpt_counts_only_if_the_mbr_says_that_there_is_one() {
+        let starts = |entries: &[(u8, u32, u32)]| -> Vec<u64> {
+            let found = read(&disk_with_gpt(sector_with(entries))).unwrap();
+            found.iter().map(|partition| partition.start / 512).collect()
+        };
+        assert_eq!(starts(&[(0xee, 1, 109)]), [40]);
+        // A hybrid one repeats partitions for systems that do not know GPT.
+        assert_eq!(starts(&[(0x83, 60, 10), (0xee, 1, 39)]), [40]);
+        // What an earlier use of the disk has left.
+        assert_eq!(starts(&[(0x83, 60, 10)]), [60]);
+        assert_eq!(starts(&[]), [0; 0]);
     }
 
     #[test]

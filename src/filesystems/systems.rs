@@ -93,7 +93,7 @@ fn mount(volumes: &mut Volumes, line: &str) -> Option<(Names, Place)> {
     if !point.starts_with('/') || names.is_empty() || names.iter().any(|name| name == b"..") {
         return None;
     }
-    let volume = (0..volumes.0.len()).find(|volume| is_meant(&volumes.0[*volume].about, spec))?;
+    let volume = volumes.readable().into_iter().find(|volume| is_meant(&volumes.0[*volume].about, spec))?;
     let mut place = Namespace::of_volume(volumes, volume).ok()?;
     let subvolume = options.split(',').find_map(|option| option.strip_prefix("subvol="));
     if let Some(subvolume) = subvolume {

@@ -2,7 +2,7 @@
 
 use super::blocks::{Blocks, BlocksSlice};
 use super::format::FilesystemFormat;
-use super::{FsError, GuestFilesystem, Result, lvm, partitions, probe};
+use super::{DeviceOfSeveral, FsError, GuestFilesystem, Result, lvm, partitions, probe};
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 
@@ -104,6 +104,7 @@ impl Volumes {
             }
         }
         add_logical(&mut found, parts);
+        leave_one_device_of_each(&mut found);
         Volumes(found)
     }
 
@@ -121,6 +122,26 @@ impl Volumes {
     /// Those that can be read.
     pub(crate) fn readable(&self) -> Vec<usize> {
         (0..self.0.len()).filter(|volume| self.0[*volume].opened.is_some()).collect()
+    }
+}
+
+/// Of a file system on several devices, leaves the one that was written last: a disk may have been missing for a while.
+fn leave_one_device_of_each(found: &mut [Volume]) {
+    let device = |volume: &Volume| volume.opened.as_ref()?.device().filter(|device| device.devices > 1);
+    for at in 0..found.len() {
+        let Some(own) = device(&found[at]) else { continue };
+        let others = (0..found.len()).filter(|other| *other != at).filter_map(|other| {
+            let device = device(&found[other]).filter(|device| device.filesystem == own.filesystem)?;
+            Some((other, device))
+        });
+        let better = |(other, device): &(usize, DeviceOfSeveral)| {
+            device.generation > own.generation || (device.generation == own.generation && *other < at)
+        };
+        if let Some((other, _)) = others.into_iter().find(better) {
+            let what = format!("it is a part of the file system on {}", found[other].about.name);
+            found[at].about.problem = Some(FsError::Unsupported(what));
+            found[at].opened = None;
+        }
     }
 }
 

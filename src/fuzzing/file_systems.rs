@@ -214,6 +214,15 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_has_an_empty_directory_for_each_subvolume_of_its_source() {
+        let seeds = seeds();
+        let (_, seed) = seeds.iter().find(|(name, _)| name == "btrfs_snapshot").unwrap();
+        // The root, a subvolume with a file and two subvolumes, one of them with a file, and the snapshot with its
+        // file and two empty directories.
+        assert_eq!(read(seed), 10);
+    }
+
+    #[test]
     fn disks_with_changed_sectors_are_read_to_an_end() {
         let mut random = StdRng::seed_from_u64(20_261_129);
         for (name, seed) in seeds() {

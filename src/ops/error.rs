@@ -125,6 +125,22 @@ pub enum Error {
         /// What cryptsetup said.
         message: String,
     },
+    /// The virtual machine has less memory than the key of a LUKS volume needs.
+    #[error("the virtual machine of guestfish has too little memory to open {volume}: {message}")]
+    TooLittleMemory {
+        /// Its name, `vda5`.
+        volume: String,
+        /// What cryptsetup said.
+        message: String,
+    },
+    /// A LUKS volume that does not open, whatever the passphrase.
+    #[error("cannot open {volume}: {message}")]
+    VolumeNotOpened {
+        /// Its name, `vda5`.
+        volume: String,
+        /// What cryptsetup said.
+        message: String,
+    },
     /// The process that reads file systems of guests.
     #[error(transparent)]
     Confined(ConfinedError),

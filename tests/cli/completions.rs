@@ -63,33 +63,119 @@ fn complete_and_run(mut shell: Pty) -> Output {
     shell.wait()
 }
 
-#[test]
-fn bash_completes_commands_flags_machines_points_disks_and_paths() {
-    let env = world("bash");
-    let share = install(&env);
+fn prepare_bash(env: &Env) {
+    parts::require(&["bash"]);
+    let share = install(env);
     let completion = Path::new("/usr/share/bash-completion/bash_completion");
     assert!(completion.exists(), "the tests need bash-completion; as root run: .ci/install-parts");
     let start = format!("export XDG_DATA_DIRS={share}:/usr/share\nsource {}\nPS1='$ '\n", completion.display());
     fs::write(env.path("home/.bashrc"), start).unwrap();
+}
+
+#[test]
+fn bash_completes_commands_flags_machines_points_disks_and_paths() {
+    let env = world("bash");
+    prepare_bash(&env);
     complete_and_run(env.pty_of("bash", ["-i"])).assert_ok();
+}
+
+fn prepare_zsh(env: &Env) {
+    parts::require(&["zsh"]);
+    let share = install(env);
+    let start = format!("fpath=({share}/zsh/site-functions $fpath)\nautoload -Uz compinit\ncompinit -u\nPS1='$ '\n");
+    fs::write(env.path("home/.zshrc"), start).unwrap();
 }
 
 #[test]
 fn zsh_completes_commands_flags_machines_points_disks_and_paths() {
     let env = world("zsh");
-    let share = install(&env);
-    let start = format!("fpath=({share}/zsh/site-functions $fpath)\nautoload -Uz compinit\ncompinit -u\nPS1='$ '\n");
-    fs::write(env.path("home/.zshrc"), start).unwrap();
+    prepare_zsh(&env);
     complete_and_run(env.pty_of("zsh", ["-i"])).assert_ok();
+}
+
+fn prepare_fish(env: &Env) -> String {
+    parts::require(&["fish"]);
+    let share = install(env);
+    fs::create_dir_all(env.path("home/.config/fish")).unwrap();
+    fs::write(env.path("home/.config/fish/config.fish"), "set -g fish_greeting\n").unwrap();
+    share
 }
 
 #[test]
 fn fish_completes_commands_flags_machines_points_disks_and_paths() {
     let env = world("fish");
-    let share = install(&env);
-    fs::create_dir_all(env.path("home/.config/fish")).unwrap();
-    fs::write(env.path("home/.config/fish/config.fish"), "set -g fish_greeting\n").unwrap();
+    let share = prepare_fish(&env);
     complete_and_run(env.pty_of("env", [&format!("XDG_DATA_DIRS={share}:/usr/share"), "fish", "-i"])).assert_ok();
+}
+
+/// A point of a machine with a system on ext4, and a disk with another file system.
+fn guest(env: &Env) {
+    parts::require(&["mkfs.ext4"]);
+    let script = "export PATH=$PATH:/usr/sbin:/sbin; mkdir -p tree/etc/ssh 'tree/etc/a b' other/data
+        echo 'PRETTY_NAME=Test' > tree/etc/os-release; echo x > 'tree/etc/a b/file one'; ln -s etc tree/link
+        echo y > tree/etc/hosts; printf '\\033' > \"$(printf 'tree/etc/bad\\033name')\"
+        mkfs.ext4 -q -d tree image 8M; mkfs.ext4 -q -d other image2 8M";
+    env.sh(script).run().assert_ok();
+    let disks = ["image", "image2"].map(|image| Disk::existing(&env.path(image), "raw"));
+    disks.into_iter().fold(env.machine("vm1"), |machine, disk| machine.disk(disk)).define();
+    env.sh("kvmb init -r $R -q && kvmb backup vm1 -r $R -q").run().assert_ok();
+}
+
+#[test]
+fn paths_inside_a_point_are_offered() {
+    let env = Env::new("offers-paths");
+    guest(&env);
+    let repo = env.repo();
+    let paths = |words: &[&str]| -> Vec<String> {
+        // Flags can stand there as well.
+        offered(&env, words).0.into_iter().filter(|word| !word.starts_with('-')).collect()
+    };
+    let words = |word: &str| paths(&["kvmb", "files", "ls", "-r", &repo, "vm1", word]);
+    assert_eq!(words(""), ["/", "vda:/", "vdb:/"]);
+    assert_eq!(words("vd"), ["vda:/", "vdb:/"]);
+    assert_eq!(words("/e"), ["/etc/"]);
+    // Through a link as well; a name that would steer the terminal is not offered.
+    let below = |path: &str| ["a b/", "hosts", "os-release", "ssh/"].map(|name| format!("{path}{name}"));
+    assert_eq!(words("/etc/"), below("/etc/"));
+    assert_eq!(words("/link/"), below("/link/"));
+    assert_eq!(words("/etc/a b/"), ["/etc/a b/file one"]);
+    assert_eq!(words("vdb:/d"), ["vdb:/data/"]);
+    assert_eq!(words("/no-such/x"), [""; 0]);
+    for command in ["cat", "cp", "tar", "find"] {
+        assert_eq!(paths(&["kvmb", "files", command, "-r", &repo, "vm1", "/etc/h"]), ["/etc/hosts"], "{command}");
+    }
+    assert_eq!(paths(&["kvmb", "files", "ls", "-r", &repo, "vm1", "--disk", "vdb", ""]), ["/", "vdb:/"]);
+    // A password that nobody writes.
+    let fifo = env.path("fifo");
+    mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+    let fifo = fifo.display().to_string();
+    let line = ["kvmb", "files", "ls", "-r", &repo, "--password-file", &fifo, "vm1", "/e"];
+    assert_eq!(paths(&line), [""; 0]);
+    env.assert_nothing_left();
+}
+
+/// Prints a file of the point: the Tab key adds all but the first letters of each name.
+fn complete_a_path(mut shell: Pty, letters: &str, content: &str) {
+    shell.send(&format!("kvmb files cat -r repo vm1 {letters}\t\r"));
+    wait_until(&format!("the file: {}", shell.screen()), Duration::from_secs(60), || {
+        shell.screen().lines().any(|line| line.trim() == content) || shell.screen().contains("kvmb: error")
+    });
+    assert!(!shell.screen().contains("kvmb: error"), "{}", shell.screen());
+    shell.send("exit\r");
+    shell.wait().assert_ok();
+}
+
+#[test]
+fn every_shell_completes_paths_inside_a_point() {
+    let env = Env::new("paths-in-shells");
+    guest(&env);
+    prepare_bash(&env);
+    complete_a_path(env.pty_of("bash", ["-i"]), "/et\ta\tf", "x");
+    prepare_zsh(&env);
+    complete_a_path(env.pty_of("zsh", ["-i"]), "/et\ta\tf", "x");
+    let share = prepare_fish(&env);
+    // fish quotes the word that it asks about.
+    complete_a_path(env.pty_of("env", [&format!("XDG_DATA_DIRS={share}:/usr/share"), "fish", "-i"]), "/et\tho", "y");
 }
 
 /// What is offered for the last of these words.

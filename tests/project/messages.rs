@@ -223,6 +223,15 @@ pub fn of_operations() -> Vec<ops::Error> {
             volume: "vda5".into(),
             message: "cryptsetup_open: cryptsetup exited with status 2: No key available with this passphrase.".into(),
         },
+        Error::TooLittleMemory {
+            volume: "vda5".into(),
+            message: "cryptsetup_open: external command 'cryptsetup' killed by signal -7".into(),
+        },
+        Error::VolumeNotOpened {
+            volume: "vda5".into(),
+            message: "cryptsetup_open: cryptsetup exited with status 1: Device /dev/sda5 is not a valid LUKS device."
+                .into(),
+        },
         Error::Confined(ConfinedError::NotConfined("cannot become user nobody: Invalid argument".into())),
         Error::Confined(ConfinedError::Silent),
         Error::Confined(ConfinedError::Ended(ExitStatus::from_raw(31))),

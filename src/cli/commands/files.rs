@@ -74,7 +74,7 @@ enum FilesCommand {
         #[command(flatten)]
         point: PointArgs,
         /// Files, printed one after the other.
-        #[arg(value_name = "PATH", required = true)]
+        #[arg(value_name = "PATH", required = true, add = complete::point_paths())]
         paths: Vec<String>,
     },
     /// Copy files and directories into a directory of this host.
@@ -88,7 +88,7 @@ enum FilesCommand {
         #[command(flatten)]
         point: PointArgs,
         /// Files and directories to copy.
-        #[arg(value_name = "PATH", required = true)]
+        #[arg(value_name = "PATH", required = true, add = complete::point_paths())]
         paths: Vec<String>,
         /// The directory to copy them to.
         #[arg(long, value_name = "DIR")]
@@ -125,7 +125,7 @@ struct PointArgs {
     point: String,
 
     /// Look only at this disk (repeatable).
-    #[arg(long = "disk", value_name = "DISK")]
+    #[arg(long = "disk", value_name = "DISK", add = complete::disks())]
     disks: Vec<String>,
 
     /// Open LUKS, RAID and all kinds of logical volumes with guestfish (libguestfs).
@@ -157,7 +157,7 @@ struct PathSelection {
     point: PointArgs,
 
     /// Paths: /etc, C:\Users, vda2:/etc.
-    #[arg(value_name = "PATH")]
+    #[arg(value_name = "PATH", add = complete::point_paths())]
     paths: Vec<String>,
 }
 

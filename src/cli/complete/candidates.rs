@@ -24,7 +24,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// A word and what to say of it.
-type Offer = (String, String);
+pub(super) type Offer = (String, String);
 
 /// The machines that libvirt knows.
 pub(crate) fn machines() -> ArgValueCompleter {
@@ -94,7 +94,7 @@ pub(crate) fn captures() -> ArgValueCompleter {
     })
 }
 
-fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> ArgValueCompleter {
+pub(super) fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> ArgValueCompleter {
     ArgValueCompleter::new(move |current: &OsStr| offers(current, look_up))
 }
 
@@ -121,7 +121,7 @@ fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'sta
     receiver.recv_timeout(LIMIT).ok().flatten()
 }
 
-fn context(line: &CompletionLine) -> Option<Context> {
+pub(super) fn context(line: &CompletionLine) -> Option<Context> {
     Some(Context::new(
         line.global()?,
         line.settings(),
@@ -135,7 +135,7 @@ fn hypervisor(line: &CompletionLine) -> Option<Hypervisor> {
 }
 
 /// The points of the line's repository, if it lies in a folder and its password in a file.
-fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
+pub(super) fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
     let repo = line.repo()?;
     // A command may ask somebody, and a server may take its time: no key press is worth that.
     let context = context(line)?;
@@ -151,6 +151,12 @@ fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
 
 fn is_folder(repo: &RepoArgs) -> bool {
     repo.url().is_ok_and(|url| std::path::Path::new(&url).is_dir())
+}
+
+/// The point that the line names.
+pub(super) fn point_on(line: &CompletionLine, repo: &Repository, known: &[PointRef]) -> Option<PointRef> {
+    let name = PointName::parse(line.values("point").first()?, chrono::Local::now());
+    points::find(repo, known, &name).ok()
 }
 
 /// Each machine once, the one with the newest point first.
@@ -190,8 +196,7 @@ fn disks_of_machines(line: &CompletionLine) -> Option<Vec<Offer>> {
 
 fn disks_of_point(line: &CompletionLine) -> Option<Vec<Offer>> {
     let (repo, known) = known_points(line)?;
-    let name = PointName::parse(line.values("point").first()?, chrono::Local::now());
-    let point = points::find(&repo, &known, &name).ok()?;
+    let point = point_on(line, &repo, &known)?;
     let index = points::load_index_for_reading(&repo, &Silent).ok()?;
     let manifest = points::read_manifest(&repo, &index, &point).ok()?;
     Some(manifest.disks.iter().map(|disk| (disk.disk.clone(), table::bytes(disk.capacity_bytes))).collect())

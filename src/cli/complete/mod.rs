@@ -8,7 +8,9 @@ mod answer;
 mod candidates;
 pub(super) mod connections;
 mod line;
+mod point_paths;
 mod scripts;
 
 pub(crate) use answer::{SHELLS, VARIABLE, answer};
 pub(crate) use candidates::{captures, disk_paths, disks, machine_disks, machines, point_machines, points};
+pub(crate) use point_paths::point_paths;

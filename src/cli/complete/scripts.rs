@@ -31,6 +31,9 @@ const BASH_SCRIPT: &str = r#"_NAME() {
     i=$((${#words[@]} - 1))
     # Bash replaces its own last piece of the word: what stands before it stays.
     typed=${words[i]%"$2"}
+    # A name with a space was completed with a backslash before it.
+    typed=${typed//\\/}
+    words=("${words[@]//\\/}")
     COMPREPLY=()
     while IFS= read -r word; do
         [[ -n $word ]] || continue
@@ -49,9 +52,11 @@ _NAME() {
     local -a found whole open
     local word
     local index=$((CURRENT - 1))
-    found=("${(@f)$(VAR=zsh _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$index COMPLETER -- "${words[@]}" 2>/dev/null)}")
+    # As they are meant, without quotes.
+    found=("${(@f)$(VAR=zsh _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$index COMPLETER -- "${(@Q)words}" 2>/dev/null)}")
     for word in $found; do
-        if [[ ${word%%:*} == *[=/@] ]]; then open+=($word); else whole+=($word); fi
+        # What it is stands behind a colon; those in the word have a backslash.
+        if [[ ${${word//\\:/_}%%:*} == *[=/@\\] ]]; then open+=($word); else whole+=($word); fi
     done
     # More is to come behind these.
     (($#open)) && _describe -V 'values' open -S ''

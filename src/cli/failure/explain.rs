@@ -113,6 +113,12 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::Guestfish { .. } => {
             (Code::Failed, hint("check that guestfish works on this host: libguestfs-test-tool"))
         }
+        Error::TooLittleMemory { .. } => {
+            (Code::Failed, hint("give it more, in MiB, in the environment of kvmb: LIBGUESTFS_MEMSIZE=4096"))
+        }
+        Error::VolumeNotOpened { .. } => {
+            (Code::Failed, hint("run 'kvmb serve POINT', and look at the disk with cryptsetup luksDump"))
+        }
         Error::WrongPassphrase { .. } => (
             Code::WrongPassword,
             hint("type it again, or check the file of --luks-key-file; 'kvmb files ls POINT' lists the volumes"),

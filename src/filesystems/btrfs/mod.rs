@@ -1,13 +1,15 @@
-//! Btrfs on one device, by the crate `lambutter`: the default subvolume, with the others as directories in it.
+//! Btrfs, by the crate `lambutter`: the default subvolume, with the others as directories in it. Of a file system on
+//! several devices, one is read: what is not on it is refused.
 //!
 //! What the crate does not read, `tree` does: times, device numbers, extended attributes, holes.
 
 mod tree;
 
-use super::blocks::{Blocks, text};
+use super::blocks::{Blocks, le64, text};
 use super::noted_reads::{NotedReads, ReadFailure};
 use super::{
-    DataRange, FsError, GuestFilesystem, InodeKind, InodeMetadata, Node, OpenedFilesystem, Result, Xattr, damaged,
+    DataRange, DeviceOfSeveral, FsError, GuestFilesystem, InodeKind, InodeMetadata, Node, OpenedFilesystem, Result,
+    Xattr, damaged,
 };
 use lambutter::{BlockRead, Btrfs, Inode, Path};
 use std::cell::RefCell;
@@ -15,6 +17,9 @@ use std::collections::HashMap;
 use tree::Trees;
 
 const SUPERBLOCK: u64 = 65_536;
+
+/// The empty directory in the place of a subvolume that a snapshot of its parent does not have. It has no inode.
+const EMPTY_DIRECTORY: u64 = 2;
 
 impl BlockRead for NotedReads {
     type Error = FsError;
@@ -27,10 +32,12 @@ impl BlockRead for NotedReads {
 struct BtrfsVolume {
     btrfs: Btrfs<NotedReads>,
     trees: Trees,
+    device: DeviceOfSeveral,
     failure: ReadFailure,
     /// Every file that was seen, and under which path; a node is a place in it.
     files: Vec<(Inode, Vec<u8>)>,
-    by_inode: HashMap<(u64, u64), usize>,
+    /// By subvolume and inode; empty directories, which all have one number, by their path as well.
+    by_inode: HashMap<(u64, u64, Vec<u8>), usize>,
 }
 
 pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
@@ -42,8 +49,14 @@ pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
     let mut superblock = vec![0; 4096];
     blocks.read_at(SUPERBLOCK, &mut superblock)?;
     let (label, uuid) = (text(&superblock[299..555]), super::blocks::uuid(&superblock[32..48]));
+    let device = DeviceOfSeveral {
+        filesystem: superblock[32..48].try_into().map_err(|_| damaged("it has no UUID"))?,
+        devices: le64(&superblock, 136),
+        generation: le64(&superblock, 72),
+    };
     let trees = Trees::open(blocks)?;
-    let volume = BtrfsVolume { btrfs, trees, failure, files: vec![(root, b"/".to_vec())], by_inode: HashMap::new() };
+    let files = vec![(root, b"/".to_vec())];
+    let volume = BtrfsVolume { btrfs, trees, device, failure, files, by_inode: HashMap::new() };
     Ok(OpenedFilesystem { filesystem: Box::new(volume), label, uuid })
 }
 
@@ -80,20 +93,28 @@ impl GuestFilesystem for BtrfsVolume {
         Node(0)
     }
 
+    fn device(&self) -> Option<DeviceOfSeveral> {
+        Some(self.device)
+    }
+
     fn metadata(&mut self, node: Node) -> Result<InodeMetadata> {
         let inode = self.file(node)?.0;
         let said = self.btrfs.metadata(&inode).map_err(|error| self.wrong(&error))?;
         let kind = InodeKind::of_mode(said.mode).ok_or_else(|| damaged("an inode has no type"))?;
-        let times = self.trees.times((inode.subvolume(), inode.objectid()))?;
+        let times = match inode.objectid() {
+            EMPTY_DIRECTORY => None,
+            number => Some(self.trees.times((inode.subvolume(), number))?),
+        };
+        let is_device = matches!(kind, InodeKind::CharDevice | InodeKind::BlockDevice);
         Ok(InodeMetadata {
             kind,
             size_bytes: said.size,
             mode: Some(said.mode & 0o7777),
             owner: Some((said.uid, said.gid)),
             links: said.nlink,
-            modified: Some(times.modified),
-            accessed: Some(times.accessed),
-            device: matches!(kind, InodeKind::CharDevice | InodeKind::BlockDevice).then_some(times.device),
+            modified: times.as_ref().map(|times| times.modified),
+            accessed: times.as_ref().map(|times| times.accessed),
+            device: times.filter(|_| is_device).map(|times| times.device),
         })
     }
 
@@ -109,7 +130,8 @@ impl GuestFilesystem for BtrfsVolume {
             }
             below.extend(&entry.name);
             let files = &mut self.files;
-            let key = (entry.inode.subvolume(), entry.inode.objectid());
+            let path = if entry.inode.objectid() == EMPTY_DIRECTORY { below.clone() } else { Vec::new() };
+            let key = (entry.inode.subvolume(), entry.inode.objectid(), path);
             let number = *self.by_inode.entry(key).or_insert_with(|| {
                 files.push((entry.inode, below));
                 files.len() - 1

@@ -37,8 +37,11 @@ const END_LIMIT: Duration = Duration::from_secs(15);
 /// How often it is looked whether the program is to stop.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// The memory of its machine. LUKS2 may need 1 GiB to derive a key.
+/// The memory of its machine, unless [`MEMORY_VARIABLE`] says another one. LUKS2 may need 1 GiB to derive a key.
 const MEMORY_MIB: u32 = 2048;
+
+/// libguestfs's own name for it, in MiB.
+const MEMORY_VARIABLE: &str = "LIBGUESTFS_MEMSIZE";
 
 /// The longest answer that is not bytes of a device.
 const MOST_ANSWER_BYTES: usize = 1 << 20;
@@ -100,7 +103,9 @@ impl Guestfish {
             .to_str()
             .filter(|path| !path.contains(['"', '\\', '\n']))
             .ok_or_else(|| Error::Guestfish { message: format!("it cannot connect to {}", socket.display()) })?;
-        self.ask(&format!("memsize {MEMORY_MIB}"))?;
+        if std::env::var_os(MEMORY_VARIABLE).is_none() {
+            self.ask(&format!("memsize {MEMORY_MIB}"))?;
+        }
         for export in exports {
             let drive = format!("add-drive {export} format:raw readonly:true protocol:nbd");
             self.ask(&format!("{drive} \"server:unix:{socket}\""))?;

@@ -124,7 +124,7 @@ impl OpenedDevices {
         let Some(key) = ask(&volume.name)? else { return Ok(()) };
         let mapped = format!("crypt{}", self.tried.len());
         if let Err(message) = self.guestfish.open_luks(&device, &mapped, key.as_bytes())? {
-            return Err(Error::WrongPassphrase { volume: volume.name.clone(), message });
+            return Err(not_opened(volume.name.clone(), message));
         }
         self.add(format!("{}_crypt", volume.name), format!("/dev/mapper/{mapped}"))?;
         // Logical volumes that have a part on it.
@@ -207,6 +207,19 @@ impl OpenedDevices {
         self.pieces.truncate(PIECES - 1);
         self.pieces.push_front(piece);
         Ok(&self.pieces[0].bytes)
+    }
+}
+
+/// Why a LUKS volume did not open, by what cryptsetup(8) said, whose exit codes are "2 no permission (bad passphrase)"
+/// and "3 out of memory". A machine that has none left ends it by a signal.
+fn not_opened(volume: String, message: String) -> Error {
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    if says(&["exited with status 2", "No key available", "line end or a zero byte"]) {
+        Error::WrongPassphrase { volume, message }
+    } else if says(&["exited with status 3", "available memory", "killed by signal"]) {
+        Error::TooLittleMemory { volume, message }
+    } else {
+        Error::VolumeNotOpened { volume, message }
     }
 }
 
@@ -294,6 +307,21 @@ mod tests {
         for wrong in ["", "level: raid1\n", "name: host:a b\n", "name: host:../x\n", "name: host:\n"] {
             assert_eq!(array_name(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_volume_that_does_not_open_is_not_always_the_fault_of_the_passphrase() {
+        let of = |said: &str| not_opened("vda5".to_owned(), format!("cryptsetup_open: {said}"));
+        let wrong = of("cryptsetup exited with status 2: No key available with this passphrase.");
+        assert!(matches!(wrong, Error::WrongPassphrase { .. }), "{wrong}");
+        for said in [
+            "cryptsetup exited with status 3: Not enough available memory",
+            "external command 'cryptsetup' killed by signal -7",
+        ] {
+            assert!(matches!(of(said), Error::TooLittleMemory { .. }), "{said}");
+        }
+        let other = of("cryptsetup exited with status 1: Device /dev/sda1 is not a valid LUKS device.");
+        assert!(matches!(other, Error::VolumeNotOpened { .. }), "{other}");
     }
 
     #[test]

@@ -86,6 +86,49 @@ fn a_system_on_luks_raid_and_thin_volumes_is_copied_as_it_is() {
     env.assert_nothing_left();
 }
 
+/// What is in a command of its machine has no spaces.
+const LUKS2_PASSPHRASE: &str = "correct-horse";
+
+/// Makes the image `disk` with LUKS2, whose key takes this much memory, and in it the content of the image `plain`.
+fn encrypt_luks2(env: &Env, key_mib: u32) {
+    sh(env, "truncate -s 48M disk");
+    let commands = format!(
+        "add-drive disk format:raw label:luks
+        run
+        debug sh \"printf {LUKS2_PASSPHRASE} > /tmp/key\"
+        debug sh \"cryptsetup luksFormat -q --type luks2 --pbkdf argon2id --pbkdf-memory {} \
+            --pbkdf-force-iterations 4 /dev/disk/guestfs/luks /tmp/key\"
+        debug sh \"cryptsetup open --key-file /tmp/key /dev/disk/guestfs/luks plain\"
+        upload plain /dev/mapper/plain
+        debug sh \"cryptsetup close plain\"
+        ",
+        key_mib << 10
+    );
+    let call = with_kernel(env.sh("cd \"$0\"; exec guestfish"));
+    call.arg(env.path("")).stdin(&commands).run().assert_ok();
+}
+
+#[test]
+fn luks2_is_opened_if_there_is_enough_memory_for_its_key() {
+    let env = Env::new("filesluks2");
+    sh(&env, "mkdir tree; echo content > tree/file; mkfs.ext4 -q -d tree plain 16M");
+    encrypt_luks2(&env, 256);
+    backed_up(&env, &[&env.path("disk")]);
+    let key = key_file(&env, "vda", LUKS2_PASSPHRASE);
+    let printed = opened(&env, &["cat", "vda_crypt:/file", "--luks-key-file", &key]).run().assert_ok();
+    assert_eq!(printed.stdout(), "content\n");
+    let wrong = key_file(&env, "vda", "wrong");
+    let failure = opened(&env, &["ls", "--luks-key-file", &wrong]).run().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "wrong_password", "{failure}");
+    // The passphrase is right, so nobody is told that it is wrong.
+    let key = key_file(&env, "vda", LUKS2_PASSPHRASE);
+    let call = opened(&env, &["ls", "--luks-key-file", &key]).env("LIBGUESTFS_MEMSIZE", "320");
+    let failure = call.run().assert_code(1).record_of("failure");
+    assert!(text(&failure, "error").contains("too little memory to open vda: "), "{failure}");
+    assert!(text(&failure, "hint").contains("LIBGUESTFS_MEMSIZE=4096"), "{failure}");
+    env.assert_nothing_left();
+}
+
 #[test]
 fn a_closed_volume_is_opened_on_request_only_and_leaves_nothing() {
     let env = Env::new("fileslukskey");

@@ -143,6 +143,22 @@ fn a_system_is_found_with_all_that_it_mounts() {
 }
 
 #[test]
+fn a_btrfs_on_two_disks_is_one_file_system() {
+    let env = Env::new("filesbtrfs2");
+    sh(&env, "truncate -s 320M image image2; mkfs.btrfs -q -d raid1 -m raid1 image image2 >&2");
+    backed_up(&env, &[&env.path("image"), &env.path("image2")]);
+    let listed = files(&env, &["ls"]).assert_ok().records_of("filesystem");
+    let shown: Vec<(&Value, &Value)> = listed.iter().map(|record| (&record["readable"], &record["error"])).collect();
+    assert_eq!(
+        shown,
+        [(&true.into(), &Value::Null), (&false.into(), &"it is a part of the file system on vda".into())]
+    );
+    files(&env, &["ls", "/"]).assert_ok();
+    let other = files(&env, &["ls", "vdb:/"]).assert_code(1);
+    assert!(other.stderr().contains("it is a part of the file system on vda"), "{other}");
+}
+
+#[test]
 fn windows_paths_are_those_of_windows() {
     let env = Env::new("fileswindows");
     let script = r"
