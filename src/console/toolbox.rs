@@ -145,6 +145,11 @@ impl Toolbox {
         }
     }
 
+    /// The checks of all machines, with their last runs: one answer for every page that needs some of it.
+    pub(super) async fn status(self: &Arc<Self>, again: bool) -> Answer {
+        self.look_up(&["status", "--runs", "30"], again).await
+    }
+
     async fn ask(&self, words: Vec<String>) -> Answer {
         self.ask_since(words, Instant::now()).await
     }

@@ -2,7 +2,7 @@
 
 use super::{Error, Monitor, Result, Stop};
 use crate::failpoint::{self, Failpoint};
-use crate::repo::{self, LockMode, Permit, RepoLock, Repository};
+use crate::repo::{self, LockMode, Permit, RepoLock, Repository, SnapshotList};
 use crate::storage;
 use rand::Rng;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,17 +51,39 @@ pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> R
 /// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of
 /// one: a prune beside us could only make chunks go missing, which is reported; what is read is verified in any case.
 pub(crate) fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
+    match lock(repo, LockMode::Shared, stop) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) => go_without(error, monitor).map(|()| None),
+    }
+}
+
+/// The same with the list of the snapshots, which on a far server takes no more round trips than the lock alone.
+pub(crate) fn lock_and_list(
+    repo: &Repository,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<(Option<RepoLock>, SnapshotList)> {
+    match patiently(stop, || repo.lock_and_list_snapshots()) {
+        Ok((lock, snapshots)) => {
+            failpoint::hit(Failpoint::LockTaken);
+            Ok((Some(lock), snapshots))
+        }
+        Err(error) => {
+            go_without(error, monitor)?;
+            Ok((None, repo.snapshots()?))
+        }
+    }
+}
+
+/// Warns if there is no lock because nothing can be written there; any other error stays one.
+fn go_without(error: Error, monitor: &dyn Monitor) -> Result<()> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    let error = match lock(repo, LockMode::Shared, stop) {
-        Ok(lock) => return Ok(Some(lock)),
-        Err(error) => error,
-    };
     if let Error::Repo(inner) = &error
         && let repo::Error::Storage(storage::Error::Io { source, path, .. }) = &**inner
         && matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
     {
         monitor.warn(&format!("reading without a lock: cannot write {}: {source}", path.display()));
-        return Ok(None);
+        return Ok(());
     }
     Err(error)
 }

@@ -53,6 +53,28 @@ struct ReadRecords {
     size_bytes: usize,
     /// Whether the file cannot be appended to: there is none, or one that ends in something else.
     is_unusable: bool,
+    unpacker: RecordUnpacker,
+}
+
+/// Decompresses records. To make its state and a buffer takes longer than to decompress a record, and there are two for
+/// each point.
+#[derive(Default)]
+struct RecordUnpacker {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    buffer: Vec<u8>,
+}
+
+impl RecordUnpacker {
+    fn unpack(&mut self, packed: &[u8]) -> io::Result<Vec<u8>> {
+        let zstd = match &mut self.zstd {
+            Some(zstd) => zstd,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        self.buffer.clear();
+        self.buffer.reserve(LARGEST_RECORD_BYTES);
+        zstd.decompress_to_buffer(packed, &mut self.buffer)?;
+        Ok(self.buffer.clone())
+    }
 }
 
 impl std::fmt::Debug for KeptRecords {
@@ -69,8 +91,8 @@ impl KeptRecords {
     /// What was kept for a snapshot.
     pub(super) fn get(&self, kind: RecordKind, id: &Id) -> Option<Vec<u8>> {
         let mut read = self.lock();
-        let packed = self.ensure(&mut read).records.get(&(kind as u8, *id))?;
-        zstd::bulk::decompress(packed, LARGEST_RECORD_BYTES).ok()
+        let ReadRecords { records, unpacker, .. } = self.ensure(&mut read);
+        unpacker.unpack(records.get(&(kind as u8, *id))?).ok()
     }
 
     /// Keeps these, for this run and the next.

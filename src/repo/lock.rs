@@ -36,7 +36,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::Rng;
 use serde::Serialize;
 
-use super::{Error, Id, LockInfo, Repository, Result, host, time};
+use super::repository::with_sizes;
+use super::{Error, Id, LockInfo, Repository, Result, SnapshotList, host, time};
 use crate::storage::{self, FileInfo, FileKind};
 
 /// How others may use the repository meanwhile.
@@ -158,7 +159,8 @@ impl RepoLock {
     pub(super) fn acquire(repo: Repository, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<Self> {
         let deadline = Instant::now() + wait;
         loop {
-            let taken = PendingLock::begin(repo.clone(), mode, timing, |_| Ok(())).and_then(PendingLock::settle);
+            let taken = PendingLock::begin(repo.clone(), mode, timing, None, |_, _| Ok(()));
+            let taken = taken.and_then(PendingLock::settle);
             let taken = taken.map(|(lock, ())| lock);
             let conflict = match taken {
                 Err(conflict @ (Error::Locked { .. } | Error::Damaged { kind: FileKind::Lock, .. })) => conflict,
@@ -401,11 +403,13 @@ pub(crate) struct PendingLock<T> {
 }
 
 impl<T: Send + 'static> PendingLock<T> {
+    /// `beside` is listed with the locks of others, after them, in as many round trips where the storage can do that.
     pub(super) fn begin(
         repo: Repository,
         mode: LockMode,
         timing: LockTiming,
-        when_certain: impl FnOnce(&Repository) -> Result<T> + Send + 'static,
+        beside: Option<FileKind>,
+        when_certain: impl FnOnce(&Repository, Vec<FileInfo>) -> Result<T> + Send + 'static,
     ) -> Result<Self> {
         survive_hangups();
         // A courtesy: who sees that somebody is there does not disturb him. What counts is the look after our own file
@@ -420,17 +424,18 @@ impl<T: Send + 'static> PendingLock<T> {
             let repo = repo.clone();
             move || {
                 thread::sleep(settle.saturating_sub(refreshed.steady.elapsed()));
-                let locks = repo.storage().list(FileKind::Lock).map_err(Error::from);
-                match locks.and_then(|locks| find_conflict(&repo, mode, &timing, Some(file), locks)) {
-                    Ok(None) => {
-                        let lock = RepoLock::hold(repo.clone(), mode, timing, file, refreshed)?;
-                        when_certain(&repo).map(|found| (lock, found))
+                let look = || -> Result<Vec<FileInfo>> {
+                    let kinds: Vec<FileKind> = [FileKind::Lock].into_iter().chain(beside).collect();
+                    let mut lists = repo.storage().list_several(&kinds)?.into_iter();
+                    let locks = lists.next().unwrap_or_default();
+                    match find_conflict(&repo, mode, &timing, Some(file), locks)? {
+                        None => Ok(lists.next().unwrap_or_default()),
+                        Some(conflict) => Err(conflict),
                     }
-                    Ok(Some(error)) | Err(error) => {
-                        remove_or_warn(&repo, &file);
-                        Err(error)
-                    }
-                }
+                };
+                let listed = look().inspect_err(|_| remove_or_warn(&repo, &file))?;
+                let lock = RepoLock::hold(repo.clone(), mode, timing, file, refreshed)?;
+                when_certain(&repo, listed).map(|found| (lock, found))
             }
         };
         match thread::Builder::new().name("repo-lock".to_owned()).spawn(look) {
@@ -535,7 +540,15 @@ impl Repository {
 
     /// Makes the repository's lock, which has yet to settle; then it comes with the names of the index files.
     pub(crate) fn begin_lock(&self, mode: LockMode) -> Result<PendingLock<Vec<Id>>> {
-        PendingLock::begin(self.clone(), mode, LockTiming::default(), |repo| repo.list(FileKind::Index))
+        PendingLock::begin(self.clone(), mode, LockTiming::default(), None, |repo, _| repo.list(FileKind::Index))
+    }
+
+    /// Takes a shared lock, and lists the snapshots with the last look at the locks of others: for who only reads.
+    pub fn lock_and_list_snapshots(&self) -> Result<(RepoLock, SnapshotList)> {
+        let (timing, beside) = (LockTiming::default(), Some(FileKind::Snapshot));
+        let lock = PendingLock::begin(self.clone(), LockMode::Shared, timing, beside, |_, listed| Ok(listed))?;
+        let (lock, listed) = lock.settle()?;
+        Ok((lock, self.snapshots_in(with_sizes(FileKind::Snapshot, listed))))
     }
 
     /// As [`Repository::lock`], with other times than restic's; for tests.

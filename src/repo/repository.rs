@@ -288,7 +288,7 @@ impl Repository {
 }
 
 /// The files of a kind that have an id for a name, sorted.
-fn with_sizes(kind: FileKind, files: Vec<FileInfo>) -> Vec<(Id, u64)> {
+pub(super) fn with_sizes(kind: FileKind, files: Vec<FileInfo>) -> Vec<(Id, u64)> {
     let mut ids = Vec::new();
     for file in files {
         match file.name.parse() {

@@ -16,7 +16,7 @@ use crate::ops::drill::{self, Drill, DrillRequest, Rung};
 use crate::ops::inventory::host_name;
 use crate::ops::latest_points::LatestPoints;
 use crate::ops::points::{self, OpenPoint, PointName, PointRef, name_matches};
-use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::repo_lock::lock_and_list;
 use crate::record::{Check, Record, Status};
 use crate::repo::{DamagedSnapshot, Index, Repository};
 use chrono::Local;
@@ -157,9 +157,9 @@ impl DrillArgs {
         ids: Option<Vec<String>>,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let (_lock, snapshots) = lock_and_list(&repo, &context.monitor, &context.stop)?;
+        let (points, damaged) = points::of_snapshots(snapshots);
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
-        let (points, damaged) = points::list(&repo)?;
         let open = OpenForDrill { repo, index, points, damaged };
         let history = HistoryRecorder::of(context, &open.repo.url());
         let mut chosen = match (&ids, self.all) {

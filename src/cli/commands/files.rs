@@ -15,7 +15,7 @@ use crate::ops::files::listing::{Listing, filesystem_record};
 use crate::ops::files::{Depth, FileSink, Follow, PointFiles, Walk};
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::{self, OpenPoint, PointName};
-use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::repo_lock::lock_and_list;
 use crate::ops::{self, Error};
 use crate::record::{Action, File, Record, Time};
 use crate::repo::{Password, RepoLock};
@@ -239,9 +239,9 @@ struct OpenFiles {
 impl PointArgs {
     fn open(&self, context: &Context, session: &mut Session) -> Result<OpenFiles, CliError> {
         let repo = self.repo.open(context)?;
-        let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let (lock, snapshots) = lock_and_list(&repo, &context.monitor, &context.stop)?;
+        let (found, damaged) = points::of_snapshots(snapshots);
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
-        let (found, damaged) = points::list(&repo)?;
         let name = PointName::parse(&self.point, Local::now());
         let found = points::find_surely(&repo, &found, &damaged, &name)?;
         let point = points::open_with_damage(&repo, &index, &found)?;

@@ -8,7 +8,7 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::session::{About, Session};
 use crate::ops::points;
-use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::repo_lock::lock_and_list;
 use crate::record::Record;
 use crate::repo::{DamagedSnapshot, Id};
 use chrono::Local;
@@ -45,9 +45,9 @@ pub(crate) struct PointsArgs {
 impl PointsArgs {
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
-        let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let (_lock, snapshots) = lock_and_list(&repo, &context.monitor, &context.stop)?;
+        let (found, damaged) = points::of_snapshots(snapshots);
         let mut index = None;
-        let (found, damaged) = points::list(&repo)?;
         for name in &self.names {
             if !found.iter().any(|point| points::name_matches(name, point.machine())) {
                 let error = points::no_such_point(&repo, found.iter().map(|point| point.machine()), name.clone());

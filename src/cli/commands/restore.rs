@@ -15,7 +15,7 @@ use crate::cli::terminal::stderr::{self, say};
 use crate::ops;
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};
-use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::repo_lock::lock_and_list;
 use crate::ops::restore::live::check as check_live;
 use crate::ops::restore::plan::{RestorePlan, plan, refuse_running};
 use crate::ops::restore::restore;
@@ -295,9 +295,9 @@ impl RestoreArgs {
         name: &PointName,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let lock = lock_for_reading(repo, &context.monitor, &context.stop)?;
+        let (lock, snapshots) = lock_and_list(repo, &context.monitor, &context.stop)?;
+        let (known, damaged) = points::of_snapshots(snapshots);
         let index = points::load_index_for_reading(repo, &context.monitor)?;
-        let (known, damaged) = points::list(repo)?;
         let point = points::find_surely(repo, &known, &damaged, name)?;
         let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
         let permit = lock.as_ref().map(RepoLock::permit);

@@ -11,7 +11,7 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::session::{About, Session};
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::{self, OpenPoint, PointName};
-use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::repo_lock::lock_and_list;
 use crate::ops::serve::registry::ServedState;
 use crate::ops::serve::socket::PrivateSocket;
 use crate::ops::serve::{ServeRequest, ServedPoint, SocketFolder, new_socket_folder};
@@ -69,9 +69,9 @@ impl Serving {
         session: &mut Session,
     ) -> Result<Serving, CliError> {
         let repo = repo.open(context)?;
-        let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let (lock, snapshots) = lock_and_list(&repo, &context.monitor, &context.stop)?;
+        let (found, damaged) = points::of_snapshots(snapshots);
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
-        let (found, damaged) = points::list(&repo)?;
         let name = PointName::parse(request.point, Local::now());
         let found = points::find_surely(&repo, &found, &damaged, &name)?;
         let point = points::open_with_damage(&repo, &index, &found)?;

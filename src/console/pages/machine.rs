@@ -34,7 +34,7 @@ pub(super) async fn show(visit: &Visit, name: &str, errors: &FieldErrors) -> Opt
     let (vms, disks, status, known, rules, damaged) = tokio::join!(
         toolbox.look_up(&["vms"], again),
         toolbox.look_up(&["disks", "*"], again),
-        toolbox.look_up(&["status"], again),
+        toolbox.status(again),
         KnownPoints::of(visit, again),
         Rules::of(visit, true),
         damaged_points(visit),

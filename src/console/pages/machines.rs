@@ -25,7 +25,7 @@ pub(super) async fn show(visit: &Visit, errors: &FieldErrors) -> Html<String> {
         toolbox.look_up(&["vms"], again),
         // Without names, it would wait for records.
         toolbox.look_up(&["disks", "*"], again),
-        toolbox.look_up(&["status"], again),
+        toolbox.status(again),
         Rules::of(visit, true),
     );
     let known = machines(&status.records);

@@ -12,12 +12,9 @@ use maud::{Markup, html};
 /// So many problems are listed; the table has them all.
 const MOST_PROBLEMS: usize = 20;
 
-/// What the overview asks for.
-const STATUS: [&str; 3] = ["status", "--runs", "30"];
-
 /// `GET /`
 pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
-    let answer = visit.console.toolbox.look_up(&STATUS, visit.query.is_set("again")).await;
+    let answer = visit.console.toolbox.status(visit.query.is_set("again")).await;
     let (machines, others) = (machines(&answer.records), others(&answer.records));
     let body = html! {
         (state_part(&visit, &machines, &others))
@@ -81,7 +78,7 @@ fn state_part(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) 
 
 /// The parts of the overview that change when a job has ended: their ids and their HTML.
 pub(in crate::console) async fn live_parts(visit: &Visit) -> [(String, String); 2] {
-    let answer = visit.console.toolbox.look_up(&STATUS, false).await;
+    let answer = visit.console.toolbox.status(false).await;
     let (machines, others) = (machines(&answer.records), others(&answer.records));
     let parts =
         [("live-state", state_part(visit, &machines, &others)), ("live-drills", drills::last_ones(visit, &machines))];

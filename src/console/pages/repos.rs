@@ -24,7 +24,7 @@ pub(super) struct Repos {
 impl Repos {
     /// The repositories that `status` checks.
     pub(super) async fn of(visit: &Visit, again: bool) -> Repos {
-        let answer = visit.console.toolbox.look_up(&["status"], again).await;
+        let answer = visit.console.toolbox.status(again).await;
         let target = |kind: &str| {
             let is_it = |record: &Record| matches!(record, Record::Check(check) if check.check == kind);
             match answer.records.iter().find(|record| is_it(record)) {
@@ -168,7 +168,7 @@ impl KnownPoints {
 
 /// The ids of points that a verification has found damaged.
 pub(super) async fn damaged_points(visit: &Visit) -> Vec<String> {
-    let answer = visit.console.toolbox.look_up(&["status"], false).await;
+    let answer = visit.console.toolbox.status(false).await;
     let of_check = |record: &Record| match record {
         Record::Check(check) => check.extra.get("damaged_points").and_then(|ids| ids.as_array().cloned()),
         _ => None,

@@ -15,7 +15,7 @@ use crate::ops::inventory::host_name;
 use crate::ops::locked_repo::LockedRepo;
 use crate::ops::points::lineage::{Origin, lineages};
 use crate::ops::points::{self, PointRef};
-use crate::ops::repo_lock::{lock_for_reading, while_locked};
+use crate::ops::repo_lock::{lock_and_list, while_locked};
 use crate::ops::verify::damage_of;
 use crate::ops::{Error, Monitor, Result, Stop, threads};
 use crate::record;
@@ -64,9 +64,9 @@ impl Copier {
         monitor: &dyn Monitor,
         stop: &Stop,
     ) -> Result<Copier> {
-        let source_lock = lock_for_reading(source, monitor, stop)?;
+        let (source_lock, snapshots) = lock_and_list(source, monitor, stop)?;
+        let (points, damaged) = points::of_snapshots(snapshots);
         let index = points::load_index_for_reading(source, monitor)?;
-        let (points, damaged) = points::list(source)?;
         for snapshot in damaged {
             monitor.warn(&format!("snapshot {} cannot be read: {}", snapshot.id, snapshot.error));
         }

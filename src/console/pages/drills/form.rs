@@ -172,7 +172,7 @@ pub(in crate::console) async fn start(Extension(visit): Extension<Visit>) -> Res
 
 /// Whether a name is that of a machine that is backed up here.
 async fn is_machine(visit: &Visit, name: &str) -> bool {
-    let status = visit.console.toolbox.look_up(&["status"], false).await;
+    let status = visit.console.toolbox.status(false).await;
     status
         .records
         .iter()

@@ -13,7 +13,7 @@ use maud::html;
 
 /// `GET /machines/NAME/drill`
 pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(name): Path<String>) -> Response {
-    let status = visit.console.toolbox.look_up(&["status"], visit.query.is_set("again")).await;
+    let status = visit.console.toolbox.status(visit.query.is_set("again")).await;
     let checks = machines(&status.records);
     let Some(machine) = checks.iter().find(|machine| machine.name() == name) else { return not_found(&visit).await };
     let address = format!("/machines/{}", html::segment(&name));

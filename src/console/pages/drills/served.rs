@@ -51,7 +51,7 @@ pub(in crate::console) async fn console_of_job(
 
 /// The last drill of a machine.
 pub(super) async fn last_of(visit: &Visit, name: &str) -> Option<Drilled> {
-    let status = visit.console.toolbox.look_up(&["status"], false).await;
+    let status = visit.console.toolbox.status(false).await;
     machines(&status.records).iter().find(|machine| machine.name() == name).and_then(Drilled::last)
 }
 

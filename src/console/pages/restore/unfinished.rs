@@ -22,7 +22,7 @@ pub(in crate::console) fn is_unfinished(check: &Check) -> bool {
 
 /// The check of the unfinished live restore of a machine; with `again`, as it is now.
 pub(in crate::console) async fn find(visit: &Visit, machine: &str, again: bool) -> Option<Check> {
-    let status = visit.console.toolbox.look_up(&["status"], again).await;
+    let status = visit.console.toolbox.status(again).await;
     status.records.iter().find_map(|record| match record {
         Record::Check(check) if is_unfinished(check) && check.target == machine => Some(check.clone()),
         _ => None,
