@@ -14,6 +14,7 @@
 //! | [`bounded`] | calls that may never return, given up in time |
 //! | [`rate_limiter`] | so many bytes a second and no more |
 //! | [`atomic_file`] | small files that are there whole or not at all |
+//! | [`direct_file`] | large files that are written past the page cache |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`filesystems`] | the file systems of guests, read without the kernel |
@@ -39,6 +40,7 @@ pub mod config;
 pub mod confined;
 #[cfg(feature = "console")]
 pub mod console;
+pub mod direct_file;
 pub mod failpoint;
 pub mod filesystems;
 #[cfg(any(test, feature = "testing"))]

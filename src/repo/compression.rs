@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `off` | - | as fast as hashing | 2.70 |
 //! | `fastest` | -3 | 1.4 | 1.27 |
-//! | `auto` | 1 to 9, by measurement | 1 to 0.11 | 1 to 0.85 |
+//! | `auto` | below 1 ([`Effort::Fast`]) to 9, by measurement | 1.2 to 0.11 | 1.06 to 0.85 |
 //! | `better` | 7 | 0.16 | 0.86 |
 //! | `max` | 12 | 0.08 | 0.85 |
 //!
@@ -16,13 +16,29 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 /// What trees are compressed with: half of their hexadecimal digits go at any level, the rest at none.
 pub(super) const TREE_LEVEL: i32 = 1;
 
-/// The levels of `auto`. Below the first, a tenth of the time of a backup costs an eighth more space for as long as the
-/// point is kept; above the last, half the speed gains less than a hundredth.
-const AUTO_LEVELS: [i32; 5] = [1, 3, 5, 7, 9];
+/// How hard zstd tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// Level 1, but as quick as level -1. That one is quick because it does not compress bytes that do not repeat,
+    /// which costs databases most; this one compresses them, and looks for fewer repeats.
+    Fast,
+    /// As zstd counts.
+    Level(i32),
+}
+
+/// What `auto` chooses from. Below the first, level -1 is no faster and takes 6 % more space; above the last, half the
+/// speed gains less than a hundredth.
+const AUTO_EFFORTS: [Effort; 6] =
+    [Effort::Fast, Effort::Level(1), Effort::Level(3), Effort::Level(5), Effort::Level(7), Effort::Level(9)];
+
+/// What [`Effort::Fast`] asks of zstd: repeats are looked for at fewer places, and not farther away than this.
+const FAST_TARGET_LENGTH: u32 = 4;
+const FAST_WINDOW_LOG: u32 = 18;
 
 /// From this level on a sample is looked at first. Below, zstd notices data that does not compress as quickly itself.
 const PROBED_FROM_LEVEL: i32 = 5;
@@ -60,7 +76,7 @@ pub enum Compression {
 #[derive(Debug)]
 pub(super) struct LevelChooser {
     compression: Compression,
-    /// Where in [`AUTO_LEVELS`].
+    /// Where in [`AUTO_EFFORTS`].
     step: AtomicUsize,
     window: Mutex<ChoiceWindow>,
 }
@@ -78,21 +94,22 @@ impl LevelChooser {
         LevelChooser { compression, step: AtomicUsize::new(0), window: Mutex::default() }
     }
 
-    /// The level for new data; none stores it as it is.
-    pub(super) fn level(&self) -> Option<i32> {
+    /// The effort for new data; none stores it as it is.
+    pub(super) fn effort(&self) -> Option<Effort> {
         match self.compression {
             Compression::Off => None,
-            Compression::Fastest => Some(-3),
-            Compression::Auto => AUTO_LEVELS.get(self.step.load(Ordering::Relaxed)).copied(),
-            Compression::Better => Some(7),
-            Compression::Max => Some(12),
+            Compression::Fastest => Some(Effort::Level(-3)),
+            Compression::Auto => AUTO_EFFORTS.get(self.step.load(Ordering::Relaxed)).copied(),
+            Compression::Better => Some(Effort::Level(7)),
+            Compression::Max => Some(Effort::Level(12)),
         }
     }
 
-    /// The level for a blob of another repository; none leaves it as it is there. What is compressed already is
+    /// The effort for a blob of another repository; none leaves it as it is there. What is compressed already is
     /// compressed again only at a level that is sure to gain something.
-    pub(super) fn level_for_copy(&self, is_compressed: bool) -> Option<i32> {
-        self.level().filter(|level| !is_compressed || *level > AUTO_LEVELS[0])
+    pub(super) fn effort_for_copy(&self, is_compressed: bool) -> Option<Effort> {
+        let gains = |effort: &Effort| matches!(effort, Effort::Level(level) if *level > 1);
+        self.effort().filter(|effort| !is_compressed || gains(effort))
     }
 
     /// Counts the time that compressing and sealing a blob took.
@@ -117,13 +134,14 @@ impl LevelChooser {
         let share = waiting.as_secs_f64() / (waiting + work).as_secs_f64().max(f64::MIN_POSITIVE);
         let before = self.step.load(Ordering::Relaxed);
         let step = match share {
-            share if share > WAITING_MUCH => (before + 1).min(AUTO_LEVELS.len() - 1),
+            share if share > WAITING_MUCH => (before + 1).min(AUTO_EFFORTS.len() - 1),
             share if share < WAITING_LITTLE => before.saturating_sub(1),
             _ => before,
         };
         if step != before {
             self.step.store(step, Ordering::Relaxed);
-            tracing::debug!("compression level {}: {:.0} % of the time was waiting", AUTO_LEVELS[step], share * 100.0);
+            let effort = AUTO_EFFORTS[step];
+            tracing::debug!("compression: {effort:?}, {:.0} % of the time was waiting", share * 100.0);
         }
     }
 }
@@ -143,18 +161,25 @@ impl BlobCompressor {
 
     /// Appends a blob to `target`, compressed, if that makes it smaller than `limit` bytes; else `target` stays as it
     /// is.
-    pub(super) fn append(&mut self, plaintext: &[u8], level: i32, target: &mut Vec<u8>, limit: usize) -> Result<bool> {
-        let level = match level >= PROBED_FROM_LEVEL && !self.is_promising(plaintext)? {
+    pub(super) fn append(
+        &mut self,
+        plaintext: &[u8],
+        effort: Effort,
+        target: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<bool> {
+        let is_probed = matches!(effort, Effort::Level(level) if level >= PROBED_FROM_LEVEL);
+        let effort = match is_probed && !self.is_promising(plaintext)? {
             // Whatever repeats itself over the whole blob is found at this level too, and the rest is passed quickly.
-            true => AUTO_LEVELS[0],
-            false => level,
+            true => Effort::Level(1),
+            false => effort,
         };
         let start = target.len();
         target.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
         let length = {
             let mut end = Cursor::new(&mut *target);
             end.set_position(start as u64);
-            self.zstd.set_compression_level(level).map_err(Error::Compress)?;
+            self.set_effort(effort)?;
             self.zstd.compress_to_buffer(plaintext, &mut end).map_err(Error::Compress)?
         };
         let is_smaller = length < limit;
@@ -162,6 +187,21 @@ impl BlobCompressor {
             target.truncate(start);
         }
         Ok(is_smaller)
+    }
+
+    fn set_effort(&mut self, effort: Effort) -> Result<()> {
+        // Zero stands for what belongs to the level.
+        let (level, target_length, window_log, literals) = match effort {
+            Effort::Fast => (1, FAST_TARGET_LENGTH, FAST_WINDOW_LOG, ParamSwitch::Enable),
+            Effort::Level(level) => (level, 0, 0, ParamSwitch::Auto),
+        };
+        let parameters = [
+            CParameter::CompressionLevel(level),
+            CParameter::TargetLength(target_length),
+            CParameter::WindowLog(window_log),
+            CParameter::LiteralCompressionMode(literals),
+        ];
+        parameters.into_iter().try_for_each(|parameter| self.zstd.set_parameter(parameter)).map_err(Error::Compress)
     }
 
     /// Whether a sample of a blob gets smaller.
@@ -174,7 +214,7 @@ impl BlobCompressor {
         pieces.for_each(|piece| self.sample.extend_from_slice(&piece[..SAMPLE_PIECE_BYTES]));
         self.probe.clear();
         self.probe.reserve(zstd::zstd_safe::compress_bound(self.sample.len()));
-        self.zstd.set_compression_level(AUTO_LEVELS[0]).map_err(Error::Compress)?;
+        self.set_effort(Effort::Level(1))?;
         let length = self.zstd.compress_to_buffer(&self.sample, &mut self.probe).map_err(Error::Compress)?;
         Ok(length < self.sample.len() - self.sample.len() / 32)
     }
@@ -187,27 +227,28 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn window(chooser: &LevelChooser, work: Duration, waiting: Duration) -> Option<i32> {
+    fn window(chooser: &LevelChooser, work: Duration, waiting: Duration) -> Option<Effort> {
         chooser.add_work(work);
         (0..WINDOW_PACKS).for_each(|_| chooser.add_pack(waiting / WINDOW_PACKS));
-        chooser.level()
+        chooser.effort()
     }
 
     #[test]
     fn auto_spends_more_while_the_storage_is_the_bottleneck_and_less_when_it_is_not() {
         let chooser = LevelChooser::new(Compression::Auto);
-        assert_eq!(window(&chooser, 900 * MS, 10 * MS), Some(1));
-        let up: Vec<_> = (0..6).map(|_| window(&chooser, 400 * MS, 600 * MS)).collect();
-        assert_eq!(up, [3, 5, 7, 9, 9, 9].map(Some));
+        let levels = |levels: [i32; 4]| levels.map(|level| Some(Effort::Level(level)));
+        assert_eq!(window(&chooser, 900 * MS, 10 * MS), Some(Effort::Fast));
+        let up: Vec<_> = (0..7).map(|_| window(&chooser, 400 * MS, 600 * MS)).collect();
+        assert_eq!(up, [&levels([1, 3, 5, 7])[..], &levels([9; 4])[..3]].concat());
         // In balance.
-        assert_eq!(window(&chooser, 900 * MS, 100 * MS), Some(9));
+        assert_eq!(window(&chooser, 900 * MS, 100 * MS), Some(Effort::Level(9)));
         let down: Vec<_> = (0..6).map(|_| window(&chooser, 400 * MS, Duration::ZERO)).collect();
-        assert_eq!(down, [7, 5, 3, 1, 1, 1].map(Some));
-        assert_eq!(window(&chooser, Duration::ZERO, Duration::ZERO), Some(1));
+        assert_eq!(down, [&levels([7, 5, 3, 1])[..], &[Some(Effort::Fast); 2][..]].concat());
+        assert_eq!(window(&chooser, Duration::ZERO, Duration::ZERO), Some(Effort::Fast));
         for fixed in [Compression::Off, Compression::Fastest, Compression::Better, Compression::Max] {
             let chooser = LevelChooser::new(fixed);
-            let level = chooser.level();
-            assert_eq!(window(&chooser, MS, 1000 * MS), level);
+            let effort = chooser.effort();
+            assert_eq!(window(&chooser, MS, 1000 * MS), effort);
         }
     }
 
@@ -215,15 +256,17 @@ mod tests {
     fn a_copy_is_compressed_again_only_where_that_gains_something() {
         let levels = |compression| {
             let chooser = LevelChooser::new(compression);
-            (chooser.level_for_copy(false), chooser.level_for_copy(true))
+            (chooser.effort_for_copy(false), chooser.effort_for_copy(true))
         };
         assert_eq!(levels(Compression::Off), (None, None));
-        assert_eq!(levels(Compression::Fastest), (Some(-3), None));
-        assert_eq!(levels(Compression::Auto), (Some(1), None));
-        assert_eq!(levels(Compression::Max), (Some(12), Some(12)));
+        assert_eq!(levels(Compression::Fastest), (Some(Effort::Level(-3)), None));
+        assert_eq!(levels(Compression::Auto), (Some(Effort::Fast), None));
+        assert_eq!(levels(Compression::Max), (Some(Effort::Level(12)), Some(Effort::Level(12))));
         let slow = LevelChooser::new(Compression::Auto);
         window(&slow, MS, 1000 * MS);
-        assert_eq!(slow.level_for_copy(true), Some(3));
+        assert_eq!(slow.effort_for_copy(true), None);
+        window(&slow, MS, 1000 * MS);
+        assert_eq!(slow.effort_for_copy(true), Some(Effort::Level(3)));
     }
 
     #[test]
@@ -235,12 +278,38 @@ mod tests {
         let text = b"a line of text, and another one\n".repeat(1 << 13);
         assert!(compressor.is_promising(&text).expect("zstd"));
         let mut target = b"before".to_vec();
-        assert!(!compressor.append(&noise, 12, &mut target, noise.len()).expect("zstd"));
+        assert!(!compressor.append(&noise, Effort::Level(12), &mut target, noise.len()).expect("zstd"));
         assert_eq!(target, b"before");
         // The sample is of noise only.
         let twice = [&noise[..], &noise[..]].concat();
-        assert!(compressor.append(&twice, 12, &mut target, twice.len()).expect("zstd"));
+        assert!(compressor.append(&twice, Effort::Level(12), &mut target, twice.len()).expect("zstd"));
         assert!(target.starts_with(b"before") && target.len() < 6 + twice.len() / 2 + 4096, "{}", target.len());
         assert_eq!(zstd::bulk::decompress(&target[6..], twice.len()).expect("zstd"), twice);
+    }
+
+    #[test]
+    fn the_fast_effort_looks_for_less_than_level_1_and_leaves_no_trace_in_what_follows() {
+        let mut random = StdRng::seed_from_u64(2);
+        // Repeats of three lengths among bytes of a small alphabet, which level -1 would store as they are.
+        let mut data = Vec::new();
+        while data.len() < 1 << 20 {
+            let length = 6 + random.next_u32() as usize % 40;
+            match random.next_u32() % 2 {
+                0 if data.len() > 4096 => data.extend_from_within(data.len() - 4000..data.len() - 4000 + length),
+                _ => data.extend((0..length).map(|_| b'a' + (random.next_u32() % 16) as u8)),
+            }
+        }
+        let mut compressor = BlobCompressor::new().expect("zstd");
+        let mut length = |effort| {
+            let mut target = Vec::new();
+            assert!(compressor.append(&data, effort, &mut target, data.len()).expect("zstd"));
+            assert_eq!(zstd::bulk::decompress(&target, data.len()).expect("zstd"), data);
+            target.len()
+        };
+        let order = [Effort::Level(1), Effort::Fast, Effort::Level(1), Effort::Level(-1), Effort::Level(3)];
+        let [first, fast, again, quick, third] = order.map(&mut length);
+        let plainly = |level| zstd::bulk::compress(&data, level).expect("zstd").len();
+        assert_eq!([first, again, quick, third], [plainly(1), plainly(1), plainly(-1), plainly(3)]);
+        assert!(first < fast && fast < quick, "{first} {fast} {quick}");
     }
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use sha2::{Digest, Sha256};
 
-use super::compression::{BlobCompressor, LevelChooser, TREE_LEVEL};
+use super::compression::{BlobCompressor, Effort, LevelChooser, TREE_LEVEL};
 use super::crypto::{IV_LENGTH, OVERHEAD};
 use super::index_file::PendingIndex;
 use super::orphaned_packs::Notes;
@@ -234,12 +234,12 @@ impl Writer {
             let mut scratch = self.scratch()?;
             let Scratch { compressor, buffer } = &mut scratch;
             buffer.resize(IV_LENGTH, 0);
-            let level = match kind {
-                BlobKind::Data => self.shared.levels.level_for_copy(blob.raw_length.is_some()),
+            let effort = match kind {
+                BlobKind::Data => self.shared.levels.effort_for_copy(blob.raw_length.is_some()),
                 BlobKind::Tree => None,
             };
-            let is_compressed_again = match level {
-                Some(level) => compressor.append(blob.plain, level, buffer, blob.packed.len())?,
+            let is_compressed_again = match effort {
+                Some(effort) => compressor.append(blob.plain, effort, buffer, blob.packed.len())?,
                 None => false,
             };
             let raw_length = match is_compressed_again {
@@ -369,13 +369,13 @@ impl Writer {
         let mut scratch = self.scratch()?;
         let Scratch { compressor, buffer } = &mut scratch;
         buffer.resize(IV_LENGTH, 0);
-        let level = match kind {
-            BlobKind::Data => self.shared.levels.level(),
-            BlobKind::Tree => Some(TREE_LEVEL),
+        let effort = match kind {
+            BlobKind::Data => self.shared.levels.effort(),
+            BlobKind::Tree => Some(Effort::Level(TREE_LEVEL)),
         };
         // Format 2 allows both; what does not get smaller is stored as it is, and reads faster.
-        let is_smaller = match level {
-            Some(level) => compressor.append(plaintext, level, buffer, plaintext.len())?,
+        let is_smaller = match effort {
+            Some(effort) => compressor.append(plaintext, effort, buffer, plaintext.len())?,
             None => false,
         };
         if !is_smaller {

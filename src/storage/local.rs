@@ -18,11 +18,16 @@ use std::time::{Duration, SystemTime};
 
 use super::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use crate::atomic_file;
+use crate::direct_file::{self, DirectFile};
 
 /// What a temporary name contains.
 const TEMPORARY_MARK: &str = "-tmp-";
-/// What is written at once where a rate limit is kept.
+/// How much is written between two looks at a rate limit.
 const PIECE_BYTES: usize = 256 << 10;
+/// What is written at once; a file from this size on is written past the page cache.
+const WRITE_BYTES: usize = 8 * PIECE_BYTES;
+/// A range from this length on, which is of several chunks and wanted once, is read past the page cache.
+const DIRECT_READ_BYTES: usize = 2 << 20;
 /// File systems of this host's own disks, as statfs(2) numbers them: ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS and
 /// tmpfs. A network's or a user's file system may remember listings for a while.
 const OF_OWN_DISKS: [i64; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1, 0x0102_1994];
@@ -243,6 +248,12 @@ impl Storage for LocalStorage {
         if offset.saturating_add(length as u64) > size_bytes {
             return Err(too_short());
         }
+        if length >= DIRECT_READ_BYTES
+            && is_on_own_disk(&file)
+            && let Some(bytes) = direct_file::read_range(&file, offset, length)
+        {
+            return Ok(bytes);
+        }
         let mut bytes = Vec::with_capacity(length);
         file.seek(SeekFrom::Start(offset)).map_err(fail)?;
         file.take(length as u64).read_to_end(&mut bytes).map_err(fail)?;
@@ -261,14 +272,20 @@ impl Storage for LocalStorage {
         let path = self.path(kind, name);
         let temporary = temporary_beside(&path);
         let write = || -> io::Result<bool> {
-            let mut file = self.open_temporary(&folder, &temporary)?;
-            for piece in contents.chunks(PIECE_BYTES) {
-                if !gate(piece.len()) {
+            let file = self.open_temporary(&folder, &temporary)?;
+            let file = match contents.len() >= WRITE_BYTES && is_on_own_disk(&file) {
+                true => DirectFile::new(file),
+                false => DirectFile::cached(file),
+            };
+            let mut written = 0;
+            for part in contents.chunks(WRITE_BYTES) {
+                if !part.chunks(PIECE_BYTES).all(|piece| gate(piece.len())) {
                     return Ok(false);
                 }
-                file.write_all(piece)?;
+                file.write_all_at(part, written)?;
+                written += part.len() as u64;
             }
-            file.sync_all()?;
+            file.file().sync_all()?;
             drop(file);
             // That took its time too.
             if !gate(0) {
@@ -366,6 +383,11 @@ impl Storage for LocalStorage {
             rustix::fs::statvfs(&self.root).map_err(|e| self.io_error(FileAction::Examine, &self.root, e.into()))?;
         Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
+}
+
+/// Whether a file is on a disk of this host: one of a network's file system is written faster through the cache.
+fn is_on_own_disk(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|found| OF_OWN_DISKS.contains(&found.f_type))
 }
 
 /// `name-tmp-1f9c…` in the same folder.

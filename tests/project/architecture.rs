@@ -6,13 +6,13 @@
 //! | layer | may import | why |
 //! | --- | --- | --- |
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
-//! | `storage` | `bounded`, `glob`, `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
+//! | `storage` | `bounded`, `glob`, `rate_limiter`, `atomic_file`, `direct_file` | a neighbour of these; uploads may be limited |
 //! | `glob`, `suggest` | nothing | how names are matched, and what was meant by a wrong one, the same everywhere |
 //! | `filesystems` | `suggest` | it parses hostile bytes, and reads nothing but what it is given |
 //! | `confined` | `filesystems` | the process that does so, and what it is asked |
 //! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
-//! | `atomic_file` | nothing | files that others read at any moment |
+//! | `atomic_file`, `direct_file` | nothing | files that others read at any moment, and large ones |
 //! | `rate_limiter` | nothing | disks and uploads are limited alike |
 //! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
 //! | `capture` | `nbd`, `failpoint`, `atomic_file`, `glob`, `suggest` | a neighbour; its jobs speak NBD |
@@ -38,13 +38,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("glob", &[]),
     ("suggest", &[]),
     ("rate_limiter", &[]),
-    ("storage", &["bounded", "glob", "rate_limiter", "atomic_file"]),
+    ("storage", &["bounded", "glob", "rate_limiter", "atomic_file", "direct_file"]),
     ("nbd", &[]),
     ("filesystems", &["suggest"]),
     ("confined", &["filesystems"]),
     ("units", &[]),
     ("clock", &[]),
     ("atomic_file", &[]),
+    ("direct_file", &[]),
     ("failpoint", &[]),
     ("capture", &["bounded", "nbd", "failpoint", "atomic_file", "glob", "suggest", "units"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
@@ -73,6 +74,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "retention",
             "history",
             "atomic_file",
+            "direct_file",
         ],
     ),
     ("fuzzing", &["storage", "nbd", "filesystems", "repo", "capture", "schedule", "config"]),

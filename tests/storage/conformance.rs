@@ -3,6 +3,7 @@
 // A test stops at what it does not expect.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvmb::storage::testing::{
     FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation, conformance, folder_conformance,
@@ -35,6 +36,34 @@ fn a_fault_storage_without_faults_conforms() {
 fn a_folder_of_this_host_keeps_what_folders_promise() {
     let (_folder, storage) = local();
     folder_conformance(&storage, storage.root());
+}
+
+/// Where a disk of this host holds the folder, they go past the page cache in blocks; on a tmpfs they need not.
+#[test]
+fn large_files_of_any_length_are_written_and_read_as_they_are() {
+    for place in ["/var/tmp", "/dev/shm"] {
+        let folder = tempfile::tempdir_in(place).unwrap();
+        let storage = LocalStorage::new(folder.path().join("repo"));
+        storage.create_layout().unwrap();
+        let contents: Vec<u8> = (0..(9_usize << 20) + 5000).map(|n| (n / 7 + n / 4096) as u8).collect();
+        for (name, length) in [("aa", 2 << 20), ("ab", (2 << 20) + 1), ("ac", (5 << 20) - 1), ("ad", contents.len())] {
+            let contents = &contents[..length];
+            storage.write(FileKind::Pack, name, contents).unwrap();
+            assert!(storage.read(FileKind::Pack, name).unwrap() == contents, "{place}: {length} bytes");
+            for (at, end) in [(0, length), (1, length), (0, 2 << 20), (length / 3, length), (length - 1, length)] {
+                let read = storage.read_range(FileKind::Pack, name, at as u64, end - at).unwrap();
+                assert!(read == contents[at..end], "{place}: {at} to {end} of {length} bytes");
+            }
+            let beyond = storage.read_range(FileKind::Pack, name, 1, length).unwrap_err();
+            assert!(matches!(beyond, Error::TooShort { .. }), "{beyond}");
+        }
+        // The gate closes between two parts.
+        let passed = AtomicUsize::new(0);
+        let gate = |bytes: usize| passed.fetch_add(bytes, Ordering::Relaxed) < 6 << 20;
+        let stopped = storage.write_gated(FileKind::Pack, "ae", &contents, &gate);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+        assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 4);
+    }
 }
 
 #[test]

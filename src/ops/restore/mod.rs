@@ -5,7 +5,6 @@
 //! is undone when something fails. A running machine is never written over.
 
 mod host;
-mod image_file;
 pub(crate) mod live;
 mod notes;
 mod place;

@@ -5,7 +5,6 @@
 //! | `.kvmb-….partial` | an image in the making; one that a killed restore left is removed by the next one in that folder |
 //! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
 
-use super::image_file::ImageFile;
 use super::planned::{PlannedDisk, TargetKind};
 use super::preconditions::{refuse_in_use, refuse_too_small};
 use super::qcow2::Layout;
@@ -13,6 +12,7 @@ use super::request::ImageFormat;
 use crate::atomic_file;
 use crate::capture::images::ImageOwner;
 use crate::capture::parts::safe_path::{OpenFolder, ResolvedPath};
+use crate::direct_file::DirectFile;
 use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
 use rustix::fs::{fsetxattr, lgetxattr, llistxattr};
@@ -69,7 +69,7 @@ pub(crate) struct TargetDisk {
     path: PathBuf,
     overwrite: bool,
     temporary: Option<PartialFile>,
-    file: ImageFile,
+    file: DirectFile,
     form: DiskForm,
 }
 
@@ -233,7 +233,7 @@ impl TargetDisk {
                 (Some(temporary), file)
             }
         };
-        let file = ImageFile::new(file);
+        let file = DirectFile::new(file);
         let reserve = |(at, length)| match length {
             0 => Ok(()),
             _ if disk.kind == TargetKind::Device => Ok(()),
