@@ -9,7 +9,7 @@ use super::address::S3Address;
 use super::s3_options::S3Options;
 use super::{Bucket, BucketRequest, batch, multipart, xml};
 use crate::storage::http::{self, HttpContext, HttpFiles, HttpResponse, Upload, exclusive, files};
-use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage, Transit};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
@@ -79,6 +79,10 @@ impl HttpFiles for S3Storage {
 impl Storage for S3Storage {
     fn url(&self) -> String {
         self.bucket.url()
+    }
+
+    fn transit(&self) -> Transit {
+        if self.bucket.address.is_encrypted { Transit::Protected } else { Transit::Unprotected }
     }
 
     fn create_layout(&self) -> Result<()> {
