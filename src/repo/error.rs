@@ -177,6 +177,17 @@ impl Error {
             if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
     }
 
+    /// Whether what was read is not what should be there.
+    pub(super) fn is_mismatch(&self) -> bool {
+        match self {
+            Error::Damaged { .. } | Error::BlobDamaged { .. } => true,
+            Error::BlobUnreadable { source, .. } | Error::Storage(source) => {
+                matches!(source, storage::Error::TooShort { .. })
+            }
+            _ => false,
+        }
+    }
+
     /// A whole file could not be read: one that is too long is damaged.
     pub(super) fn unread(error: storage::Error) -> Error {
         match error {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::crypto::{Password, SealKey, fill_random};
 use super::key_cache::KeyCache;
-use super::{Error, Flaw, Id, Result, base64, host, time};
+use super::{Error, Flaw, Id, Result, base64, host, reread, time};
 use crate::storage::{FileKind, Storage};
 
 /// 2^15 · 8 · 128 bytes = 32 MiB of memory, three times over: what OWASP asks of scrypt, about 0.2 s of a processor.
@@ -101,7 +101,7 @@ impl KeyFile {
     }
 
     pub(super) fn read(storage: &dyn Storage, id: &Id) -> Result<Self> {
-        KeyFile::parse(id, &KeyFile::contents(storage, id)?)
+        reread::read(storage, || KeyFile::parse(id, &KeyFile::contents(storage, id)?))
     }
 
     /// What the key file of this name holds.

@@ -61,6 +61,7 @@ mod reachable;
 mod reader;
 mod repo_cache_dir;
 mod repository;
+mod reread;
 mod snapshot;
 mod time;
 mod transfer;

@@ -12,7 +12,7 @@
 //! Numbers are little-endian. A pack has blobs of one kind only, and is named by its own SHA-256.
 
 use super::crypto::{IV_LENGTH, OVERHEAD, SealKey};
-use super::{BlobKind, Error, Flaw, Id, Repository, Result};
+use super::{BlobKind, Error, Flaw, Id, Repository, Result, reread};
 use crate::storage::FileKind;
 
 /// restic refuses longer headers.
@@ -146,6 +146,10 @@ pub(super) fn header_bytes(blobs: u64, compressed_blobs: u64) -> u64 {
 
 /// Reads the header of a pack: what it holds, whatever the index says.
 pub(super) fn read_header(repo: &Repository, id: &Id) -> Result<Vec<(BlobKind, PackEntry)>> {
+    reread::read(&**repo.storage(), || read_header_once(repo, id))
+}
+
+fn read_header_once(repo: &Repository, id: &Id) -> Result<Vec<(BlobKind, PackEntry)>> {
     let damaged = |flaw| Error::damaged(FileKind::Pack, id, flaw);
     let (storage, name) = (repo.storage(), id.to_string());
     let size_bytes = storage.size(FileKind::Pack, &name)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use super::crypto::IV_LENGTH;
-use super::{BlobKind, BlobLocation, Error, Flaw, Id, Index, Repository, Result};
+use super::{BlobKind, BlobLocation, Error, Flaw, Id, Index, Repository, Result, reread};
 use crate::storage::FileKind;
 
 /// No read is longer than this, unless one blob is.
@@ -57,16 +57,22 @@ pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobL
     Ok(OpenedBlob { buffer, range: IV_LENGTH..IV_LENGTH + length })
 }
 
-/// Tries every place that the index knows for a blob; the error is the last one's.
+/// Tries every place that the index knows for a blob; the error is the last one's. What was wrong in `seen`, where it
+/// was read before, is read there only once more.
 pub(super) fn from_any_location<T>(
-    index: &Index,
+    (repo, index): (&Repository, &Index),
     kind: BlobKind,
     id: &Id,
+    seen: Option<&BlobLocation>,
     mut read: impl FnMut(&BlobLocation) -> Result<T>,
 ) -> Result<T> {
     let mut last = Error::BlobMissing { kind, id: *id };
     for location in index.locations(kind, id) {
-        match read(&location) {
+        let result = match seen == Some(&location) {
+            true => read(&location),
+            false => reread::read(&**repo.storage(), || read(&location)),
+        };
+        match result {
             Ok(value) => return Ok(value),
             Err(error) if error.is_unreachable() => return Err(error),
             Err(error) => last = error,
@@ -75,18 +81,24 @@ pub(super) fn from_any_location<T>(
     Err(last)
 }
 
-pub(super) fn read_blob(repo: &Repository, index: &Index, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
-    with_blob(repo, index, kind, id, |blob| blob.plain.to_vec())
+/// One blob; `seen` is where it was wrong when it was read before.
+pub(super) fn read_blob(
+    source: (&Repository, &Index),
+    kind: BlobKind,
+    id: &Id,
+    seen: Option<&BlobLocation>,
+) -> Result<Vec<u8>> {
+    with_blob(source, kind, id, seen, |blob| blob.plain.to_vec())
 }
 
 fn with_blob<T>(
-    repo: &Repository,
-    index: &Index,
+    (repo, index): (&Repository, &Index),
     kind: BlobKind,
     id: &Id,
+    seen: Option<&BlobLocation>,
     use_it: impl Fn(VerifiedBlob) -> T,
 ) -> Result<T> {
-    from_any_location(index, kind, id, |location| {
+    from_any_location((repo, index), kind, id, seen, |location| {
         let opened = fetch(repo, kind, id, location)?;
         let mut plain = Vec::new();
         verify_blobs(kind, id, location, opened.bytes(), &mut plain).map(&use_it)
@@ -337,7 +349,10 @@ impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
             match verified {
                 Some(verified) => (self.deliver)(blob.id, Ok(verified))?,
                 None => {
-                    match with_blob(repo, index, kind, &blob.id, |verified| (self.deliver)(blob.id, Ok(verified))) {
+                    let read = with_blob((repo, index), kind, &blob.id, Some(&blob.location), |verified| {
+                        (self.deliver)(blob.id, Ok(verified))
+                    });
+                    match read {
                         Ok(flow) => flow?,
                         Err(error) if error.is_unreachable() => return self.give_up(error),
                         Err(error) => (self.deliver)(blob.id, Err(error))?,
@@ -352,6 +367,6 @@ impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
 impl Repository {
     /// One data blob: opened, decompressed, its length and SHA-256 compared.
     pub fn read_blob(&self, index: &Index, id: &Id) -> Result<Vec<u8>> {
-        read_blob(self, index, BlobKind::Data, id)
+        read_blob((self, index), BlobKind::Data, id, None)
     }
 }

@@ -15,7 +15,7 @@ use super::kept_key::KeptKey;
 use super::kept_records::KeptRecords;
 use super::key::KeyFile;
 use super::key_cache::KeyCache;
-use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result};
+use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result, reread};
 use crate::storage::{self, FileInfo, FileKind, Storage};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
@@ -237,6 +237,10 @@ impl Repository {
 
     /// Reads an index, snapshot or lock, compares its hash and opens it.
     pub(super) fn load_unpacked<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
+        reread::read(&**self.storage(), || self.load_unpacked_once(kind, id))
+    }
+
+    fn load_unpacked_once<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
         let damaged = |flaw| Error::damaged(kind, id, flaw);
         let mut sealed = self.inner.storage.read(kind, &id.to_string()).map_err(Error::unread)?;
         if Id::hash(&sealed) != *id {
@@ -322,6 +326,15 @@ fn read_config_and_list(storage: &dyn Storage) -> storage::Result<(Vec<u8>, Vec<
     storage.read_config_and_list(&[FileKind::Key])
 }
 
+/// The config, as it was read or as it is when it is read again.
+fn open_sealed(storage: &dyn Storage, sealed: &[u8], key: &SealKey, url: &str) -> Result<RepoConfig> {
+    let mut first = Some(sealed);
+    reread::read(storage, || match first.take() {
+        Some(sealed) => RepoConfig::open(sealed, key, url),
+        None => RepoConfig::open(&storage.read(FileKind::Config, "").map_err(Error::unread)?, key, url),
+    })
+}
+
 /// The config, and the key that opens it; with them come the locks, if they were listed. A key that fits the password
 /// but not the config is that of a creator who gave way.
 fn open_config(
@@ -360,15 +373,18 @@ fn open_config(
     }
     let (mut damaged, mut tried, mut unfit) = (Vec::new(), false, None);
     for (id, size_bytes) in keys {
-        let read = match kept(&id, size_bytes) {
-            Some(kept) => Ok(kept.to_vec()),
-            None => KeyFile::contents(storage, &id),
+        let read = || -> Result<(KeyFile, Vec<u8>)> {
+            let contents = match kept(&id, size_bytes) {
+                Some(kept) => kept.to_vec(),
+                None => KeyFile::contents(storage, &id)?,
+            };
+            Ok((KeyFile::parse(&id, &contents)?, contents))
         };
-        match read.and_then(|contents| Ok((KeyFile::parse(&id, &contents)?, contents))) {
+        match reread::read(storage, read) {
             Ok((file, contents)) => {
                 tried = true;
                 let Some(key) = file.unlock(&id, password, key_cache)? else { continue };
-                match RepoConfig::open(&sealed, &key, &url) {
+                match open_sealed(storage, &sealed, &key, &url) {
                     Ok(config) => {
                         kept_key.into_iter().for_each(|kept| kept.keep(&id, &contents));
                         return Ok(((id, key, config), locks));

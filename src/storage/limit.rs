@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{FileInfo, FileKind, Gate, Result, Storage};
+use super::{FileInfo, FileKind, Gate, Result, Storage, Transit};
 use crate::rate_limiter::RateLimiter;
 
 /// However low the limit, whoever has a gate is asked about this often.
@@ -120,6 +120,10 @@ impl Storage for LimitStorage {
 
     fn parallel(&self) -> usize {
         self.inner.parallel()
+    }
+
+    fn transit(&self) -> Transit {
+        self.inner.transit()
     }
 
     fn is_taken(&self) -> Result<bool> {

@@ -203,6 +203,22 @@ impl Error {
         }
     }
 
+    /// Whether this may come of a request or an answer that was changed on the way.
+    pub(in crate::storage) fn is_doubtful(&self, transit: Transit) -> bool {
+        match self {
+            Error::Http { source, .. } => match transit {
+                Transit::Unprotected => source.is_doubtful(),
+                _ => source.is_rejected_upload(),
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether the server does not let us do it.
+    fn is_denial(&self) -> bool {
+        matches!(self, Error::Http { source, .. } if source.is_denial())
+    }
+
     /// Whether the same call may succeed a moment later: a connection that was lost, a server that was busy.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -246,6 +262,17 @@ fn given_up(after: Duration) -> String {
 /// What there is none of: the file system may have room that the user may not have.
 fn shortage(source: &std::io::Error) -> &'static str {
     if source.kind() == ErrorKind::QuotaExceeded { "disk quota exceeded" } else { "no space left" }
+}
+
+/// What lies between this host and a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transit {
+    /// Nothing: the place is a folder of this host.
+    Local,
+    /// A network, on which nothing can be changed without being noticed.
+    Protected,
+    /// A network on which anything can be changed: HTTP without TLS.
+    Unprotected,
 }
 
 /// The result of a call on a [`Storage`].
@@ -358,6 +385,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Whether whoever lists a folder sees each file whose write or removal has returned, whoever wrote it.
     fn sees_writes_at_once(&self) -> bool {
         false
+    }
+
+    /// What lies between here and the place.
+    fn transit(&self) -> Transit {
+        Transit::Local
     }
 
     /// Whether the place holds other things, and neither a repository nor the remains of one. Only a server's folder is

@@ -12,9 +12,14 @@
 //! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
 //! | create_layout | what is there stays |
 //!
+//! Over a network that may change what passes (HTTP without TLS), more errors can pass: an answer that makes no sense,
+//! a signature or a login that is refused, a file that is not there. They are tried once more, those that no right
+//! request gets from a server that answered before a few times more; and lists are asked for until two are the same.
+//!
 //! A storage that answered before is retried for longer than one that has not answered yet, or that did not answer
 //! within its time: a wrong address, or a server that is gone, should not take forever.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -22,10 +27,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BlockingRetryable, ExponentialBuilder};
 
-use super::{Error, FileInfo, FileKind, Gate, Result, Storage};
+use super::{Error, FileInfo, FileKind, Gate, Result, Storage, Transit};
 
 /// Nobody waits longer than this without a look at the stop flag.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How often what a changed request would explain is tried again with a place that answered before.
+const MOST_DOUBTS: u32 = 4;
+
+/// How often a list is asked for until it comes twice the same; a busy repository changes meanwhile.
+const MOST_LISTS: usize = 4;
 
 /// How long to try.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +81,10 @@ impl RetryStorage {
     /// Calls until there is an answer; `call` gets whether it was called before.
     fn persist<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
         let RetryPolicy { known, unknown, shortest_pause, longest_pause } = self.policy;
-        let (began, mut tries) = (Instant::now(), 0);
-        let limit = if self.answers.load(Ordering::Relaxed) { known } else { unknown.min(known) };
+        let (began, mut tries, doubts) = (Instant::now(), 0, Cell::new(0));
+        let answered = self.answers.load(Ordering::Relaxed);
+        let limit = if answered { known } else { unknown.min(known) };
+        let transit = self.inner.transit();
         let pauses = ExponentialBuilder::new()
             .with_min_delay(shortest_pause)
             .with_max_delay(longest_pause)
@@ -91,7 +104,14 @@ impl RetryStorage {
         let result = attempt
             .retry(pauses)
             .sleep(sleep)
-            .when(|error| error.is_transient() && began.elapsed() < limit)
+            .when(|error| match error.is_transient() {
+                true => began.elapsed() < limit,
+                false => {
+                    doubts.set(doubts.get() + 1);
+                    let most = if answered && !error.is_denial() { MOST_DOUBTS } else { 1 };
+                    error.is_doubtful(transit) && doubts.get() <= most
+                }
+            })
             .notify(|error, pause| {
                 tracing::warn!("{error}; trying again in {:.1} s", pause.as_secs_f64());
             })
@@ -101,12 +121,44 @@ impl RetryStorage {
                 self.answers.store(false, Ordering::Relaxed);
                 Err(Error::GaveUp { source: Box::new(error), after: began.elapsed() })
             }
+            // The next one is not to be tried for longer because of it.
+            Err(error) if error.is_doubtful(transit) => Err(error),
             answer => {
                 // «No» is an answer too.
                 self.answers.store(true, Ordering::Relaxed);
                 answer
             }
         }
+    }
+
+    fn is_unprotected(&self) -> bool {
+        self.inner.transit() == Transit::Unprotected
+    }
+
+    /// The same for a call about one file: that it is not there may be said of another one, whose name arrived.
+    fn persist_about_file<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
+        self.persist(|again| match call(again) {
+            Err(error) if error.is_not_found() && self.is_unprotected() => call(again),
+            result => result,
+        })
+    }
+
+    /// A list that came twice the same.
+    fn confirmed_list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        let list = || -> Result<Vec<FileInfo>> {
+            let mut files = self.persist(|_| self.inner.list(kind))?;
+            files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            Ok(files)
+        };
+        let mut files = list()?;
+        for _ in 1..MOST_LISTS {
+            let confirmation = list()?;
+            if files == confirmation {
+                break;
+            }
+            files = confirmation;
+        }
+        Ok(files)
     }
 }
 
@@ -130,7 +182,10 @@ impl Storage for RetryStorage {
     }
 
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
-        self.persist(|_| self.inner.list(kind))
+        match self.is_unprotected() {
+            true => self.confirmed_list(kind),
+            false => self.persist(|_| self.inner.list(kind)),
+        }
     }
 
     fn lists_several_at_once(&self) -> bool {
@@ -138,11 +193,17 @@ impl Storage for RetryStorage {
     }
 
     fn list_several(&self, kinds: &[FileKind]) -> Result<Vec<Vec<FileInfo>>> {
-        self.persist(|_| self.inner.list_several(kinds))
+        match self.is_unprotected() {
+            true => kinds.iter().map(|kind| self.list(*kind)).collect(),
+            false => self.persist(|_| self.inner.list_several(kinds)),
+        }
     }
 
     fn read_config_and_list(&self, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
-        self.persist(|_| self.inner.read_config_and_list(kinds))
+        match self.is_unprotected() {
+            true => Ok((self.read(FileKind::Config, "")?, self.list_several(kinds)?)),
+            false => self.persist(|_| self.inner.read_config_and_list(kinds)),
+        }
     }
 
     fn modified_at(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
@@ -150,15 +211,15 @@ impl Storage for RetryStorage {
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
-        self.persist(|_| self.inner.size(kind, name))
+        self.persist_about_file(|_| self.inner.size(kind, name))
     }
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
-        self.persist(|_| self.inner.read(kind, name))
+        self.persist_about_file(|_| self.inner.read(kind, name))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
-        self.persist(|_| self.inner.read_range(kind, name, offset, length))
+        self.persist_about_file(|_| self.inner.read_range(kind, name, offset, length))
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
@@ -166,7 +227,7 @@ impl Storage for RetryStorage {
     }
 
     fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
-        self.persist(|again| {
+        self.persist_about_file(|again| {
             // The config's name says nothing of its content.
             let is_whole = again
                 && kind != FileKind::Config
@@ -183,7 +244,7 @@ impl Storage for RetryStorage {
     }
 
     fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
-        self.persist(|again| match self.inner.create(kind, name, contents) {
+        self.persist_about_file(|again| match self.inner.create(kind, name, contents) {
             // What was cut may have made it.
             Err(exists @ Error::Exists { .. }) if again => match self.inner.read(kind, name) {
                 Ok(there) if there == contents => self.inner.sync_folder(kind, name),
@@ -203,7 +264,7 @@ impl Storage for RetryStorage {
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
-        self.persist(|again| match self.inner.remove(kind, name) {
+        self.persist_about_file(|again| match self.inner.remove(kind, name) {
             Err(error) if again && error.is_not_found() => self.inner.sync_folder(kind, name),
             result => result,
         })
@@ -242,6 +303,10 @@ impl Storage for RetryStorage {
 
     fn parallel(&self) -> usize {
         self.inner.parallel()
+    }
+
+    fn transit(&self) -> Transit {
+        self.inner.transit()
     }
 
     fn is_taken(&self) -> Result<bool> {

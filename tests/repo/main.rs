@@ -12,6 +12,7 @@ mod frozen;
 mod interrupted_changes;
 mod prune;
 mod prune_after_backup;
+mod reread;
 mod restic;
 mod resume;
 mod retention;

@@ -19,7 +19,7 @@ use kvmb::repo::{
 };
 use kvmb::retention::Policy;
 use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation};
-use kvmb::storage::{FileKind, Storage};
+use kvmb::storage::{FileKind, Storage, Transit};
 
 const MIB: usize = 1 << 20;
 
@@ -617,4 +617,27 @@ fn a_stop_before_the_plan_is_no_plan() {
     let stop = AtomicBool::new(true);
     let plan = PrunePlan::make(&repo, index, &HashSet::new(), PruneLimits::default(), &|_| {}, &stop).unwrap();
     assert!(plan.is_none());
+}
+
+#[test]
+fn what_arrives_changed_over_a_network_is_no_damage_for_a_prune() {
+    for operation in [Operation::Read, Operation::ReadRange] {
+        for number in 1.. {
+            let memory = Arc::new(MemoryStorage::behind(Transit::Protected));
+            let network = Arc::new(FaultStorage::new(memory));
+            let repo = Repository::create(Arc::clone(&network) as Arc<dyn Storage>, &password()).unwrap();
+            let scene = Scene::fill(&repo);
+            let reads = || network.calls().iter().filter(|call| call.operation == operation).count();
+            let before = reads();
+            network.add(InjectedFault::every(operation, FaultEffect::FlipBit(2)).nth(number));
+            prune(&repo, &[scene.id(0), scene.id(3)], MaxUnused::Share(0.0));
+            let during = reads() - before;
+            assert!(during > 0, "a prune that reads nothing");
+            network.heal();
+            assert_eq!(scene.assert_whole(&repo, "after it"), [1, 2], "{operation:?} {number}");
+            if number > during as u64 {
+                break;
+            }
+        }
+    }
 }

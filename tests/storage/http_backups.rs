@@ -14,8 +14,12 @@ use crate::support::{Call, Disk, Env, Machine, Output};
 use crate::with_keys;
 use serde_json::Value;
 
-/// More than kvmb has at once.
+/// As many as kvmb has at once.
 const CONNECTIONS: usize = 6;
+/// Each that falls silent costs a wait, and one upload may meet them all.
+const SILENT_CONNECTIONS: usize = 3;
+/// How long a silent network is waited for.
+const SILENCE: &str = "2s";
 
 /// A server with a repository, a network in front of it, and a machine.
 struct World<'e> {
@@ -27,7 +31,7 @@ struct World<'e> {
 }
 
 impl<'e> World<'e> {
-    /// `url` makes the repository's address from the network's port. A silent network is given up after three seconds.
+    /// `url` makes the repository's address from the network's port.
     fn new(env: &'e Env, server: HttpServer, http: Value, url: impl FnOnce(u16) -> String) -> World<'e> {
         let proxy = Proxy::start(server.port(), Duration::ZERO);
         env.configure(&serde_json::json!({ "http": http }));
@@ -44,14 +48,14 @@ impl<'e> World<'e> {
         let certificates = Certificates::make(env);
         let file = |name: &str| certificates.file(name).display().to_string();
         let server = HttpServer::rclone(env, "server", ["--cert", &file("server.pem"), "--key", &file("server.key")]);
-        let http = serde_json::json!({ "ca_file": file("ca.pem"), "timeout": "3s" });
+        let http = serde_json::json!({ "ca_file": file("ca.pem"), "timeout": SILENCE });
         World::new(env, server, http, |port| format!("rest:https://127.0.0.1:{port}/repo/"))
     }
 
     /// A bucket without TLS.
     fn of_s3(env: &'e Env) -> World<'e> {
         let server = HttpServer::rclone_s3(env, "server");
-        let http = serde_json::json!({ "timeout": "3s" });
+        let http = serde_json::json!({ "timeout": SILENCE });
         World::new(env, server, http, |port| format!("s3:http://127.0.0.1:{port}/bucket/repo"))
     }
 
@@ -69,7 +73,8 @@ impl<'e> World<'e> {
     fn in_trouble(&self, trouble: Trouble, seed: u64, args: &[&str]) -> (Output, usize) {
         let before = self.proxy.happened();
         // Behind the handshake, in which any trouble is the end.
-        self.proxy.order(&[trouble; CONNECTIONS], 16_000..MIB, seed);
+        let connections = if trouble == Trouble::Stall { SILENT_CONNECTIONS } else { CONNECTIONS };
+        self.proxy.order(&vec![trouble; connections], 16_000..MIB, seed);
         let output = self.kvmb(args).args(["--retry-for", "2m"]).run();
         (output, self.proxy.happened() - before)
     }

@@ -1,15 +1,16 @@
 //! Repositories on real REST servers: the promises of the storage, logins, TLS, and what servers refuse.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::fast;
 use crate::support::Env;
 use crate::support::http_server::{Certificates, HttpServer, has_rest_server};
 use crate::support::proxy::{Proxy, Trouble};
+use crate::support::scripted_http::{answer, answer_on_a_port, answer_on_a_socket};
 use kvmb::storage::http::{self, HttpContext, HttpCredentials};
 use kvmb::storage::rest::{RestAddress, RestStorage};
 use kvmb::storage::sftp::Secret;
@@ -227,19 +228,111 @@ fn a_server_that_falls_silent_is_not_waited_for_and_a_cut_is_tried_again() {
     assert!(proxy.happened() >= 4, "{}", proxy.happened());
 }
 
-/// Answers every request by its first line; one request for a connection.
-fn answering(answer: impl Fn(&str) -> String + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for mut client in listener.incoming().map_while(Result::ok) {
-            let mut lines = BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok);
-            let first = lines.next().unwrap_or_default();
-            lines.find(|line| line.is_empty());
-            let _ = client.write_all(answer(&first).as_bytes());
-        }
-    });
-    format!("rest:http://127.0.0.1:{port}/")
+/// Answers every request by its first line.
+fn answering(mut answer: impl FnMut(&str) -> String + Send + 'static) -> String {
+    format!("rest:http://127.0.0.1:{}/", answer_on_a_port(move |request| answer(&request.line)))
+}
+
+/// The same on a socket of this host.
+fn answering_locally(socket: &Path, mut answer: impl FnMut(&str) -> String + Send + 'static) -> String {
+    answer_on_a_socket(socket, move |request| answer(&request.line));
+    format!("rest:http+unix://{}:/", socket.display())
+}
+
+/// These answers, one after the other; the last one for all that come later.
+fn in_turn(answers: &[&str]) -> (Arc<AtomicUsize>, impl FnMut(&str) -> String + Send + use<>) {
+    let texts: Vec<String> = answers.iter().map(|status| answer(status, "", "")).collect();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    (asked, move |_| {
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        texts[number.min(texts.len() - 1)].clone()
+    })
+}
+
+/// Pauses that are short enough for a test.
+fn impatient(storage: RestStorage) -> RetryStorage {
+    let shortest_pause = Duration::from_millis(1);
+    RetryStorage::new(Arc::new(storage), RetryPolicy { shortest_pause, ..RetryPolicy::default() }, Arc::default())
+}
+
+const YES: &str = "200 OK";
+const WRONG_BIT: &str = "2\x200 OK";
+const WRONG_LOGIN: &str = "401 Unauthorized";
+const BAD: &str = "400 Bad Request";
+const DENIED: &str = "403 Forbidden";
+const GONE: &str = "404 Not Found";
+
+#[test]
+fn without_tls_a_refusal_that_a_wrong_bit_explains_is_asked_about_once_more() {
+    let size = |answers: &[&str]| {
+        let (asked, answer) = in_turn(answers);
+        let result = impatient(plain(&answering(answer))).size(FileKind::Pack, NAME);
+        (result, asked.load(Ordering::Relaxed))
+    };
+    for refusal in [WRONG_BIT, WRONG_LOGIN, BAD, DENIED, GONE] {
+        let (result, asked) = size(&[refusal, YES]);
+        assert!(result.is_ok() && asked == 2, "{refusal:?}: {asked}: {result:?}");
+        // What stays is said after the second time, with no wait.
+        let (result, asked) = size(&[refusal]);
+        assert!(result.is_err() && asked == 2, "{refusal:?}: {asked}: {result:?}");
+    }
+    let (result, _) = size(&[WRONG_LOGIN]);
+    assert!(matches!(server_error(result), http::Error::Login { .. }));
+    let (result, _) = size(&[GONE]);
+    assert!(result.unwrap_err().is_not_found());
+
+    // A server that answered before speaks the protocol and knows the login.
+    let (asked, answer) = in_turn(&[YES, WRONG_BIT, WRONG_LOGIN, BAD, WRONG_BIT, YES]);
+    let storage = impatient(plain(&answering(answer)));
+    for _ in 0..2 {
+        storage.size(FileKind::Pack, NAME).unwrap();
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 6);
+    let (asked, answer) = in_turn(&[YES, WRONG_LOGIN]);
+    let storage = impatient(plain(&answering(answer)));
+    storage.size(FileKind::Pack, NAME).unwrap();
+    let error = server_error(storage.size(FileKind::Pack, NAME));
+    assert!(matches!(error, http::Error::Login { .. }), "{error:?}");
+    assert_eq!(asked.load(Ordering::Relaxed), 1 + 5);
+}
+
+#[test]
+fn without_tls_a_list_counts_when_it_came_twice() {
+    let [right, wrong] = ["a", "c"].map(|end| format!("[{{\"name\":\"{}{end}\",\"size\":5}}]", &NAME[1..]));
+    for (lists, expected) in
+        [(vec![&right, &right], 2), (vec![&wrong, &right, &right], 3), (vec![&right, &wrong, &right, &right], 4)]
+    {
+        let of_version_2 = "Content-Type: application/vnd.x.restic.rest.v2\r\n";
+        let answers: Vec<_> = lists.iter().map(|list| answer(YES, of_version_2, list)).collect();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let url = answering(move |_| answers[count.fetch_add(1, Ordering::Relaxed)].clone());
+        let files = impatient(plain(&url)).list(FileKind::Snapshot).unwrap();
+        assert!(files.len() == 1 && right.contains(&files[0].name), "{files:?}");
+        assert_eq!(asked.load(Ordering::Relaxed), expected);
+    }
+}
+
+#[test]
+fn an_upload_that_rest_server_finds_changed_is_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = |name: &str| folder.path().join(name);
+    let (asked, answer) = in_turn(&[BAD, GONE, YES]);
+    let storage = impatient(plain(&answering_locally(&socket("once"), answer)));
+    storage.write(FileKind::Pack, NAME, b"contents").unwrap();
+    // The second time, whether the first one has left it.
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+    let (asked, answer) = in_turn(&[BAD, GONE, BAD]);
+    let storage = impatient(plain(&answering_locally(&socket("always"), answer)));
+    let error = server_error(storage.write(FileKind::Pack, NAME, b"contents"));
+    assert!(matches!(error, http::Error::Refused { status: 400, .. }), "{error:?}");
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+    // Where nothing can be changed, nothing else is asked twice.
+    let (asked, answer) = in_turn(&[WRONG_LOGIN]);
+    let storage = impatient(plain(&answering_locally(&socket("login"), answer)));
+    assert!(matches!(server_error(storage.size(FileKind::Pack, NAME)), http::Error::Login { .. }));
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::fast;
 use crate::support::Env;
 use crate::support::http_server::HttpServer;
 use crate::support::proxy::{Proxy, Trouble};
+use crate::support::scripted_http::{ScriptedRequest, answer, answer_on_a_port};
 use kvmb::storage::http::{self, HttpContext, HttpCredentials, S3Keys};
 use kvmb::storage::s3::{BucketLookup, S3Address, S3Options, S3Storage, ServerSideEncryption};
 use kvmb::storage::sftp::Secret;
@@ -246,4 +248,61 @@ fn what_is_cut_or_arrives_changed_is_sent_again() {
     patient.write(FileKind::Pack, &name(3), &contents).unwrap();
     assert!(proxy.happened() > before, "{before}");
     assert!(patient.read(FileKind::Pack, &name(3)).unwrap() == contents);
+}
+
+/// A bucket, or what a server makes of it.
+fn scripted(answer: impl FnMut(&ScriptedRequest) -> String + Send + 'static) -> S3Storage {
+    at(&format!("s3:http://127.0.0.1:{}/bucket/kvm", answer_on_a_port(answer)))
+}
+
+fn complaint(status: &str, code: &str, message: &str) -> String {
+    answer(status, "", &format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>"))
+}
+
+#[test]
+fn keys_for_one_folder_need_not_look_at_the_bucket() {
+    let denied = || complaint("403 Forbidden", "AccessDenied", "Access Denied");
+    let storage = scripted(move |request| match request.line.as_str() {
+        "GET /bucket?list-type=2&prefix=kvm%2Fkeys%2F HTTP/1.1" => answer("200 OK", "", "<ListBucketResult/>"),
+        "HEAD /bucket HTTP/1.1" => answer("403 Forbidden", "", ""),
+        _ => denied(),
+    });
+    storage.create_layout().unwrap();
+    // What is said of the folder is what counts.
+    let storage = scripted(move |request| match request.line.starts_with("HEAD ") {
+        true => answer("403 Forbidden", "", ""),
+        false => denied(),
+    });
+    let error = server_error(storage.create_layout());
+    assert!(matches!(error, http::Error::Denied { .. }) && error.to_string().contains("Access Denied"), "{error:?}");
+}
+
+#[test]
+fn a_server_that_refuses_checksums_or_conditions_is_sent_none() {
+    let refused =
+        |header: &str| complaint("400 Bad Request", "InvalidArgument", &format!("Unsupported header '{header}'"));
+    let uploads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&uploads);
+    let mut kept = false;
+    let storage = scripted(move |request| match request.line.split(' ').next() {
+        Some("PUT") => {
+            count.fetch_add(1, Ordering::Relaxed);
+            if request.has_header("x-amz-checksum-") {
+                return refused("x-amz-checksum-sha256");
+            }
+            if request.has_header("if-none-match") {
+                return refused("If-None-Match");
+            }
+            kept = true;
+            answer("200 OK", "", "")
+        }
+        Some("GET") => answer("200 OK", "", "contents"),
+        _ => answer(if kept { "200 OK" } else { "404 Not Found" }, "", ""),
+    });
+    storage.create(FileKind::Config, "", b"contents").unwrap();
+    assert_eq!(uploads.load(Ordering::Relaxed), 3);
+    for number in 4..6 {
+        storage.write(FileKind::Pack, &name(1), b"contents").unwrap();
+        assert_eq!(uploads.load(Ordering::Relaxed), number);
+    }
 }

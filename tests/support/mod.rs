@@ -54,6 +54,7 @@ pub mod quota;
 pub mod repo;
 pub mod restic;
 pub mod screen;
+pub mod scripted_http;
 pub mod sshd;
 pub mod storage;
 pub mod tmpfs;

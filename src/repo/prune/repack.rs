@@ -8,8 +8,8 @@ use std::thread;
 
 use super::plan::{self, Packs, TablePlace};
 use super::{PruneEvent, PruneWatch};
-use crate::repo::reader;
 use crate::repo::{Error, Index, Permit, Repository, Result, Writer, WriterOptions};
+use crate::repo::{reader, reread};
 use crate::storage::FileKind;
 
 /// Copies what the plan says into new packs, and stores their index.
@@ -66,7 +66,9 @@ fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[Table
     let start = u64::from(first.location.offset);
     let end = u64::from(last.location.offset) + u64::from(last.location.length);
     let pack = first.location.pack.to_string();
-    let bytes = repo.storage().read_range(FileKind::Pack, &pack, start, (end - start) as usize)?;
+    let bytes = reread::read(&**repo.storage(), || {
+        Ok(repo.storage().read_range(FileKind::Pack, &pack, start, (end - start) as usize)?)
+    })?;
     let (mut plain, mut total_bytes) = (Vec::new(), 0);
     for place in places {
         let (kind, blob) = (place.0, plan::request(index, *place));
@@ -85,8 +87,11 @@ fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[Table
                 let raw_length = location.compressed.then_some(location.raw_length);
                 writer.put_sealed(kind, blob.id, sealed, raw_length)?;
             }
-            // Another place of it may be whole.
-            Err(_) => drop(writer.put(kind, &reader::read_blob(repo, index, kind, &blob.id)?)?),
+            // It may have been changed on the way, and another place of it may be whole.
+            Err(_) => {
+                let plain = reader::read_blob((repo, index), kind, &blob.id, Some(location))?;
+                writer.put(kind, &plain)?;
+            }
         }
         total_bytes += u64::from(location.length);
     }

@@ -20,7 +20,7 @@ const BLOCKS: usize = 4;
 
 /// Reads the tree of a folder. Its hash, its JSON and its names are checked before anything is returned.
 pub fn read_tree(repo: &Repository, index: &Index, id: &Id) -> Result<Tree> {
-    reader::from_any_location(index, BlobKind::Tree, id, |location| {
+    reader::from_any_location((repo, index), BlobKind::Tree, id, None, |location| {
         let opened = reader::fetch(repo, BlobKind::Tree, id, location)?;
         parse_tree(opened.bytes(), id, location)
     })

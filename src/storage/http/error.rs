@@ -1,5 +1,6 @@
 //! What can go wrong on the way to a server that speaks HTTP, and what its refusals mean.
 
+use crate::storage::FileAction;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -96,6 +97,29 @@ impl Error {
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }
+    }
+
+    /// Whether a wrong bit in a request or in an answer can look like this.
+    pub(in crate::storage) fn is_doubtful(&self) -> bool {
+        matches!(
+            self,
+            Error::Protocol { .. }
+                | Error::Login { .. }
+                | Error::Keys { .. }
+                | Error::Clock { .. }
+                | Error::Denied { .. }
+                | Error::Refused { .. }
+        )
+    }
+
+    /// Whether contents may have arrived as others: rest-server says no more than "bad request" then.
+    pub(in crate::storage) fn is_rejected_upload(&self) -> bool {
+        matches!(self, Error::Refused { action, status: 400, .. } if *action == FileAction::Write.to_string())
+    }
+
+    /// Whether the server says no, as it does for good reasons more often than for bad ones.
+    pub(in crate::storage) fn is_denial(&self) -> bool {
+        matches!(self, Error::Denied { .. })
     }
 
     /// Whether nothing is known of its files: the server was not reached, or does not let us in.

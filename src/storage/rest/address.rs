@@ -60,6 +60,11 @@ impl RestAddress {
         Ok(RestAddress { is_encrypted, user, place: ServerPlace::Network, server, folder })
     }
 
+    /// Whether nobody on the way can change what passes.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.is_encrypted || self.place != ServerPlace::Network
+    }
+
     /// How the server is reached.
     pub(crate) fn place(&self) -> ServerPlace {
         self.place.clone()

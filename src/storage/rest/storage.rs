@@ -7,7 +7,7 @@
 use super::RestAddress;
 use crate::storage::http::{self, Call, HttpClient, HttpContext, HttpFiles, HttpResponse, Upload, exclusive, files};
 use crate::storage::sftp::Secret;
-use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage, Transit};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -195,6 +195,10 @@ impl HttpFiles for RestStorage {
 impl Storage for RestStorage {
     fn url(&self) -> String {
         self.address.to_string()
+    }
+
+    fn transit(&self) -> Transit {
+        if self.address.is_protected() { Transit::Protected } else { Transit::Unprotected }
     }
 
     fn create_layout(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use super::address::S3Address;
 use super::s3_options::S3Options;
 use super::{Bucket, BucketRequest, batch, multipart, xml};
 use crate::storage::http::{self, HttpContext, HttpFiles, HttpResponse, Upload, exclusive, files};
-use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage, Transit};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
@@ -19,12 +19,17 @@ use std::time::{Duration, SystemTime};
 /// The longest page of a listing: a thousand entries of at most a few kilobytes.
 const LONGEST_PAGE_BYTES: u64 = 16 << 20;
 
+const CHECKSUM: &str = "x-amz-checksum-sha256";
+const CONDITION: &str = "if-none-match";
+
 /// A folder of a bucket.
 #[derive(Debug)]
 pub struct S3Storage {
     bucket: Bucket,
     /// Whether the server honours `If-None-Match: *`, once that is known.
     honours_conditions: OnceLock<bool>,
+    /// Whether the server takes the SHA-256 of an upload, once it has refused it: Backblaze B2 has.
+    takes_checksums: OnceLock<bool>,
     /// Held by whoever creates a file exclusively.
     creating: Mutex<()>,
 }
@@ -37,20 +42,36 @@ impl S3Storage {
         context: &HttpContext,
     ) -> std::result::Result<S3Storage, http::Error> {
         let bucket = Bucket::new(address, options, context)?;
-        Ok(S3Storage { bucket, honours_conditions: OnceLock::new(), creating: Mutex::default() })
+        Ok(S3Storage {
+            bucket,
+            honours_conditions: OnceLock::new(),
+            takes_checksums: OnceLock::new(),
+            creating: Mutex::default(),
+        })
     }
 
     /// Uploads a file in one piece.
     fn put(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate, conditional: bool) -> Result<HttpResponse> {
         let key = self.bucket.key(kind, name);
-        let mut headers = self.bucket.headers_of_upload(kind);
-        // Kept with the object, where the server does that.
-        headers.push(("x-amz-checksum-sha256", STANDARD.encode(Sha256::digest(contents))));
-        if conditional {
-            headers.push(("if-none-match", "*".to_owned()));
+        let put = |has_checksum: bool| {
+            let mut headers = self.bucket.headers_of_upload(kind);
+            if has_checksum {
+                // Kept with the object, where the server does that.
+                headers.push((CHECKSUM, STANDARD.encode(Sha256::digest(contents))));
+            }
+            if conditional {
+                headers.push((CONDITION, "*".to_owned()));
+            }
+            let request = BucketRequest { method: "PUT", key: &key, query: &[], headers: &headers, longest_bytes: 0 };
+            self.bucket.call(request, Some(Upload { contents, gate }))
+        };
+        let has_checksum = self.takes_checksums.get() != Some(&false);
+        let answer = put(has_checksum)?;
+        if has_checksum && xml::refuses_header(answer.status, &answer.body, CHECKSUM) {
+            self.takes_checksums.get_or_init(|| false);
+            return put(false);
         }
-        let request = BucketRequest { method: "PUT", key: &key, query: &[], headers: &headers, longest_bytes: 0 };
-        self.bucket.call(request, Some(Upload { contents, gate }))
+        Ok(answer)
     }
 }
 
@@ -81,14 +102,19 @@ impl Storage for S3Storage {
         self.bucket.url()
     }
 
+    fn transit(&self) -> Transit {
+        if self.bucket.address.is_encrypted { Transit::Protected } else { Transit::Unprotected }
+    }
+
     fn create_layout(&self) -> Result<()> {
         let look = BucketRequest { method: "HEAD", key: "", query: &[], headers: &[], longest_bytes: 0 };
         let found = self.bucket.call(look, None)?;
-        if found.status != 404 {
-            return match found.is_done() {
-                true => self.bucket.check_lock(),
-                false => Err(self.bucket.refusal(FileAction::Examine, FileKind::Config, "", &found)),
-            };
+        match found.status {
+            200..300 => return self.bucket.check_lock(),
+            404 => {}
+            // Keys that are for a folder of it alone may not look at the bucket itself.
+            403 => return self.list(FileKind::Key).and_then(|_| self.bucket.check_lock()),
+            _ => return Err(self.bucket.refusal(FileAction::Examine, FileKind::Config, "", &found)),
         }
         let region = self.bucket.region();
         let body = match region.as_str() {
@@ -190,7 +216,7 @@ impl Storage for S3Storage {
         }
         let mut answer = self.put(kind, name, contents, &|_| true, true)?;
         // A server that does not know the header may refuse it.
-        let is_unknown = answer.status == 501;
+        let is_unknown = answer.status == 501 || xml::refuses_header(answer.status, &answer.body, CONDITION);
         if is_unknown {
             answer = self.put(kind, name, contents, &|_| true, false)?;
         }

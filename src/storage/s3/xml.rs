@@ -56,6 +56,12 @@ pub(super) fn complaint(body: &[u8]) -> Option<Complaint> {
     })
 }
 
+/// Whether a server says that it does not know a header, or not for this.
+pub(super) fn refuses_header(status: u16, body: &[u8], name: &str) -> bool {
+    let names_it = |complaint: Complaint| complaint.message.to_ascii_lowercase().contains(name);
+    matches!(status, 400 | 501) && complaint(body).is_some_and(names_it)
+}
+
 /// The keys that a request could not remove, and why; none if the answer is not one about removals.
 pub(super) fn refused_keys(body: &[u8]) -> Option<Vec<(String, Complaint)>> {
     let document = Document::parse(std::str::from_utf8(body).ok()?).ok()?;

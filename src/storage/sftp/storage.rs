@@ -8,7 +8,7 @@
 use super::files::PIECE_BYTES;
 use super::look::RemoteEntry;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
-use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage, Transit};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -312,6 +312,10 @@ impl SftpStorage {
 impl Storage for SftpStorage {
     fn url(&self) -> String {
         self.target.to_string()
+    }
+
+    fn transit(&self) -> Transit {
+        Transit::Protected
     }
 
     fn create_layout(&self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage, Transit};
 
 /// Which call on a [`Storage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +228,10 @@ fn damage(mut bytes: Vec<u8>, effects: &[FaultEffect]) -> Vec<u8> {
 impl Storage for FaultStorage {
     fn url(&self) -> String {
         self.inner.url()
+    }
+
+    fn transit(&self) -> Transit {
+        self.inner.transit()
     }
 
     fn create_layout(&self) -> Result<()> {

@@ -4,20 +4,32 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
+use crate::storage::{Error, FileInfo, FileKind, Result, Storage, Transit};
 
 type MemoryFiles = BTreeMap<(FileKind, String), Vec<u8>>;
 
 /// Files in a map. What a test needs to break a repository is public: [`MemoryStorage::replace`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryStorage {
     files: Mutex<MemoryFiles>,
+    transit: Transit,
+}
+
+impl Default for MemoryStorage {
+    fn default() -> Self {
+        MemoryStorage::behind(Transit::Local)
+    }
 }
 
 impl MemoryStorage {
     /// An empty place.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty place that says it is behind this.
+    pub fn behind(transit: Transit) -> Self {
+        MemoryStorage { files: Mutex::default(), transit }
     }
 
     fn files(&self) -> MutexGuard<'_, MemoryFiles> {
@@ -47,6 +59,10 @@ fn key(kind: FileKind, name: &str) -> (FileKind, String) {
 impl Storage for MemoryStorage {
     fn url(&self) -> String {
         "memory:".to_owned()
+    }
+
+    fn transit(&self) -> Transit {
+        self.transit
     }
 
     fn create_layout(&self) -> Result<()> {
