@@ -91,8 +91,6 @@ pub enum Failpoint {
     RestoreDefined,
     /// What was replaced is gone.
     RestoreKept,
-    /// The machine of a live restore runs, and none of its data was copied.
-    RestoreRunning,
     /// What a drill will have on the host is noted.
     DrillNoted,
     /// Its files are written.

@@ -86,6 +86,5 @@ pub(crate) use limits::CallLimits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
 pub(crate) use process::RunningBackup;
-pub(crate) use pull::PullProgress;
 pub use runtime::RuntimeDirs;
 pub(crate) use state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk};

@@ -87,8 +87,7 @@ impl Scene {
             | Failpoint::RestorePlacedFirst
             | Failpoint::RestorePlaced
             | Failpoint::RestoreDefined
-            | Failpoint::RestoreKept
-            | Failpoint::RestoreRunning => false,
+            | Failpoint::RestoreKept => false,
         }
     }
 }

@@ -12,7 +12,6 @@ use crate::support::call::{Call, Running};
 use crate::support::guest::Ext4;
 use crate::support::{Disk, DiskModel, Env, FreezeMode, Machine, Output, process, wait_until};
 use kvmb::failpoint::Failpoint;
-use rustix::process::Signal;
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -161,23 +160,6 @@ fn the_server_has_the_key_from_the_restore() {
     process::kill(server(&env));
     restore.wait().assert_ok();
     assert_eq!(times(), 1);
-    assert_done(&machine, &definition, &then);
-}
-
-#[test]
-fn disks_are_copied_at_once() {
-    let env = Env::new("liveatonce");
-    let machine = machine_with_a_point(&env);
-    let (then, definition) = (machine.models(), machine.definition());
-    let restore = stopped_at(live(&env, &[]), Failpoint::RestoreRunning);
-    // Nothing is copied before both copies were begun.
-    let server = server(&env);
-    process::signal(server, Signal::STOP);
-    restore.signal(Signal::CONT);
-    let jobs = || machine.qmp("query-block-jobs", serde_json::json!({})).as_array().map_or(0, Vec::len);
-    wait_until("both disks are being copied", LIMIT, || jobs() == 2);
-    process::signal(server, Signal::CONT);
-    restore.wait().assert_ok();
     assert_done(&machine, &definition, &then);
 }
 

@@ -97,11 +97,6 @@ impl Guard {
     }
 }
 
-/// Sends a signal to a process that is there.
-pub fn signal(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("signal");
-}
-
 /// `kill -9`, until the process has let go of its files; one that is gone already is no error.
 pub fn kill(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {

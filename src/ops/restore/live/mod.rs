@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! state file ─ images beside the old ones ─ files ─ definition ─ server ─ start
-//!    ─ copy the data ─ definition as it was ─ old images gone ─ server ended ─ state file gone
+//!    ─ copy disk by disk ─ definition as it was ─ old images gone ─ server ended ─ state file gone
 //! ```
 //! Until all data is on the disks of this host, the machine needs the server of its point. When that dies it is started
 //! again, and the machine waits meanwhile. When this process dies, the server goes on, and so does the machine: the
@@ -274,7 +274,6 @@ fn place(
         context.monitor.warn(&error.to_string());
     }
     supervised(state, context).start(context.monitor);
-    failpoint::hit(Failpoint::RestoreRunning);
     Ok(machine)
 }
 
