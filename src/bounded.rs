@@ -120,13 +120,13 @@ pub(crate) enum Group {
 /// Runs a program to its end and collects what it prints; standard input is empty. One that takes too long is killed,
 /// and left behind where not even that ends it.
 pub(crate) fn output(command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
-    output_of(command, None, group, limit, stop)
+    output_of(command, None::<Vec<u8>>, group, limit, stop)
 }
 
 /// As [`output`], with this for its standard input, if there is any.
 pub(crate) fn output_of(
     mut command: Command,
-    input: Option<Vec<u8>>,
+    input: Option<impl AsRef<[u8]> + Send + 'static>,
     group: Group,
     limit: Duration,
     stop: &AtomicBool,
@@ -140,7 +140,7 @@ pub(crate) fn output_of(
     let run = move || {
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
             // It reads all of it before it says anything; one that does not has failed, and says why.
-            let _ = stdin.write_all(&input);
+            let _ = stdin.write_all(input.as_ref());
         }
         child.wait_with_output()
     };

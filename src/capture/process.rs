@@ -1,10 +1,16 @@
 //! Processes, distinguished from later ones with the same number.
 
 use chrono::{DateTime, FixedOffset, Local};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a process is looked at whose end the kernel does not report.
+const WITHOUT_HANDLE: Duration = Duration::from_millis(20);
 
 /// A process, distinguished from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`,
 /// whose number this is), or the owner of a capture.
@@ -36,6 +42,25 @@ impl ServerProcess {
             // It may end just now.
             let _ = kill_process(pid, Signal::TERM);
         }
+    }
+
+    /// Waits until it has ended, and no longer than so; whether it has.
+    pub(crate) fn wait_for_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let handle = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        while self.is_alive() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            match (&handle, Timespec::try_from(left)) {
+                // A signal of ours ends it early.
+                (Some(handle), Ok(left)) => {
+                    let _ = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&left));
+                }
+                // An old kernel.
+                _ => thread::sleep(WITHOUT_HANDLE.min(left)),
+            }
+        }
+        true
     }
 }
 
@@ -79,8 +104,10 @@ mod tests {
         let process = ServerProcess { pid: child.id(), started_ticks: start_ticks(child.id()).unwrap() };
         let another = ServerProcess { started_ticks: process.started_ticks + 1, ..process.clone() };
         assert!(process.is_alive() && !another.is_alive());
+        assert!(!process.wait_for_end(Duration::from_millis(1)) && another.wait_for_end(Duration::ZERO));
         child.kill().unwrap();
-        // Waited for, or still a zombie: it has ended.
+        // Still a zombie, or waited for: it has ended.
+        assert!(process.wait_for_end(Duration::from_secs(60)) && !process.is_alive());
         child.wait().unwrap();
         assert!(!process.is_alive());
     }

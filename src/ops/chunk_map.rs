@@ -180,6 +180,12 @@ impl ChunkMap {
         })
     }
 
+    /// How many chunks there are up to the last one that is not zero, and with it.
+    pub(crate) fn chunks_to_last_data(&self) -> u64 {
+        let data = self.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero);
+        data.last().map_or(0, |(first, _, count)| first + count)
+    }
+
     /// Runs of equal chunks of a part, as far as the map goes.
     pub(crate) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (MappedChunk, u64)> + '_ {
         let mut next = range.start;

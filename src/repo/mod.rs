@@ -37,6 +37,7 @@ mod crypto;
 mod error;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod foreign;
+mod handed_key;
 mod host;
 mod id;
 mod index;
@@ -77,6 +78,7 @@ pub use content::Content;
 pub(crate) use creation::Presence;
 pub use crypto::Password;
 pub use error::{Error, Flaw, Result};
+pub(crate) use handed_key::HandedKey;
 pub use id::Id;
 pub(crate) use index::BlobLocation;
 pub use index::Index;

@@ -11,6 +11,7 @@ use super::cache_folder::CacheFolder;
 use super::config::RepoConfig;
 use super::creation::{self, Created};
 use super::crypto::{self, SealKey};
+use super::handed_key::HandedKey;
 use super::kept_key::KeptKey;
 use super::kept_records::KeptRecords;
 use super::key::KeyFile;
@@ -121,6 +122,28 @@ impl Repository {
         let inner = Inner::new(storage, url, opened);
         *inner.locks_at_opening.lock().unwrap_or_else(PoisonError::into_inner) = locks;
         Ok(Repository { inner, host_folder: None, cache: None })
+    }
+
+    /// Opens a repository with the key that another process of this host has opened it with; nothing if the repository
+    /// does not list that key any more, or is another one.
+    pub(crate) fn open_handed(storage: Arc<dyn Storage>, handed: HandedKey) -> Result<Option<Repository>> {
+        let (url, begun) = (storage.url(), Instant::now());
+        let (sealed, lists) = read_config_and_list(&*storage).map_err(Error::unread)?;
+        let mut lists = lists.into_iter();
+        let keys = with_sizes(FileKind::Key, lists.next().unwrap_or_default());
+        let Ok(config) = RepoConfig::open(&sealed, &handed.key, &url) else { return Ok(None) };
+        if keys.iter().all(|(id, _)| *id != handed.id) {
+            return Ok(None);
+        }
+        let inner = Inner::new(storage, url, (handed.id, handed.key, config));
+        let locks = lists.next().map(|locks| (begun, locks));
+        *inner.locks_at_opening.lock().unwrap_or_else(PoisonError::into_inner) = locks;
+        Ok(Some(Repository { inner, host_folder: None, cache: None }))
+    }
+
+    /// The key that opened it, for a process that this one starts.
+    pub(crate) fn handed_key(&self) -> HandedKey {
+        HandedKey { id: *self.key_id(), key: self.key().clone() }
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.

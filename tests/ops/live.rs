@@ -146,6 +146,24 @@ fn the_machine_runs_at_once_and_nothing_of_the_server_is_left() {
 }
 
 #[test]
+fn the_server_has_the_key_from_the_restore() {
+    let env = Env::new("livekey");
+    let machine = machine_with_a_point(&env);
+    let (then, definition) = (machine.models(), machine.definition());
+    let asked = env.path("asked");
+    fs::write(&asked, "").expect("write");
+    let times = || fs::read_to_string(&asked).expect("read").lines().count();
+    let command = format!("echo once >>'{}'; cat '{}'", asked.display(), env.path("password").display());
+    let call = live(&env, &["--limit-read", "8M"]).without_env("KVMB_PASSWORD_FILE");
+    let restore = running(call.env("KVMB_PASSWORD_COMMAND", &command));
+    assert_eq!(times(), 1);
+    process::kill(server(&env));
+    restore.wait().assert_ok();
+    assert_eq!(times(), 1);
+    assert_done(&machine, &definition, &then);
+}
+
+#[test]
 fn a_killed_restore_is_shown_and_continued() {
     let env = Env::new("livekilled");
     let machine = machine_with_a_point(&env);
@@ -467,7 +485,7 @@ fn the_empty_parts_of_a_disk_are_not_copied() {
     let env = Env::new("live sparse");
     // Copied piece by piece, a disk of this size would take many minutes.
     const SIZE: u64 = 1 << 40;
-    let machine = env.machine("vm1").disk(Disk::qcow2(SIZE)).define();
+    let machine = env.machine("vm1").disk(Disk::qcow2(SIZE)).disk(Disk::qcow2(SIZE)).define();
     machine.write_bytes("vda", SIZE / 4 * 3, &noise(1, 4 * MIB));
     init(&env);
     backup(&machine);
@@ -475,7 +493,12 @@ fn the_empty_parts_of_a_disk_are_not_copied() {
     machine.stop();
     let expected = env.path("expected");
     let file = fs::File::create_new(&expected).expect("create");
-    file.set_len(SIZE).and_then(|()| file.write_all_at(&noise(1, 4 * MIB), SIZE / 4 * 3)).expect("write");
-    let compare = env.program("qemu-img").args(["compare", "-f", "raw", "-F", "qcow2"]);
-    compare.arg(&expected).arg(machine.image("vda")).run().assert_ok();
+    file.set_len(SIZE).expect("write");
+    let assert_equals = |target| {
+        let compare = env.program("qemu-img").args(["compare", "-f", "raw", "-F", "qcow2"]);
+        compare.arg(&expected).arg(machine.image(target)).run().assert_ok();
+    };
+    assert_equals("vdb");
+    file.write_all_at(&noise(1, 4 * MIB), SIZE / 4 * 3).expect("write");
+    assert_equals("vda");
 }

@@ -111,6 +111,29 @@ fn other_programs_read_what_a_restore_brings() {
 }
 
 #[test]
+fn below_an_image_a_disk_ends_with_its_last_data() {
+    let env = Env::new("servedbelow");
+    let machine = machine(&env);
+    init(&env);
+    backup(&machine);
+    let served = serve(&env, &["vm1@latest", "--below-image"], 2);
+    for (disk, size) in [("vda", 41 * MIB), ("vdb", 5 * MIB + 512)] {
+        let info = env.program("nbdinfo").args(["--json", "--no-content", &served.uri(disk)]).run().assert_ok();
+        let info: Value = serde_json::from_slice(&info.stdout).expect("information");
+        let export = &info["exports"][0];
+        // QEMU would ask twice for each piece whether there is anything.
+        assert_eq!(export["export-size"], size);
+        assert!(export["contexts"].as_array().is_none_or(Vec::is_empty), "{export:#}");
+        let model = &machine.models()[disk];
+        let (image, whole) = (copied(&env, &served.uri(disk), "copied.raw"), model.capacity_bytes());
+        fs::File::options().write(true).open(&image).and_then(|file| file.set_len(whole)).expect("grow");
+        model.assert_image_equals(&image, "raw");
+        fs::remove_file(image).expect("remove");
+    }
+    assert_eq!(served.end().code(), 0);
+}
+
+#[test]
 fn a_point_on_a_server_is_served_too() {
     let env = Env::new("servedsftp");
     let sshd = env.sshd();

@@ -9,7 +9,7 @@ use crate::cli::terminal::prompt;
 use crate::cli::terminal::secret;
 use crate::cli::terminal::stderr::say;
 use crate::rate_limiter::RateLimiter;
-use crate::repo::{self, KeyCache, Password, Presence, Repository};
+use crate::repo::{self, HandedKey, KeyCache, Password, Presence, Repository};
 use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
 use std::fs;
@@ -277,6 +277,20 @@ impl RepoArgs {
             }
             tries += 1;
         }
+    }
+
+    /// Opens the repository with the key that the process that started this one sends through standard input; with the
+    /// password where that key does not fit.
+    pub(crate) fn open_with_handed_key(&self, context: &Context) -> Result<Repository, CliError> {
+        let handed = HandedKey::receive(std::io::stdin().lock()).unwrap_or_else(|error| {
+            tracing::debug!("no key on standard input: {error}");
+            None
+        });
+        let opened = match handed {
+            Some(key) => Repository::open_handed(self.settled_storage(context)?, key)?,
+            None => None,
+        };
+        opened.map_or_else(|| self.open(context), |repo| Ok(self.remembered(repo)))
     }
 
     fn open_with(&self, storage: Arc<dyn Storage>, password: &Password) -> repo::Result<Repository> {

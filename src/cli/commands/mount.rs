@@ -10,6 +10,7 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::session::Session;
 use crate::cli::terminal::stderr::say;
 use crate::ops::mount::{Mount, MountProgram, MountState, check_target};
+use crate::ops::serve::DiskView;
 use crate::record::{Action, Record};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -70,10 +71,11 @@ impl MountArgs {
             socket: None,
             owner: None,
             writable: false,
+            view: DiskView::Whole,
             // While it is mounted, its program is connected, and the time does not run.
             lease: self.detach.then_some(self.timeout),
         };
-        let serving = Serving::open(context, &self.repo, request, session)?;
+        let serving = Serving::open(context, self.repo.open(context)?, request, session)?;
         let uris: Vec<String> = serving.disks().iter().map(|disk| nbd_uri(serving.socket(), &disk.disk)).collect();
         let mut mounts = match program {
             MountProgram::Guestmount => vec![Mount::of_file_systems(&folder, &uris)?],

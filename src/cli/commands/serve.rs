@@ -8,7 +8,7 @@ use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
-use crate::ops::serve::to_record;
+use crate::ops::serve::{DiskView, to_record};
 use crate::record::Record;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +55,14 @@ pub(crate) struct ServeArgs {
         requires = "detach")]
     lease: Duration,
 
+    /// The key of the repository comes through standard input.
+    #[arg(long, hide = true)]
+    handed_key: bool,
+
+    /// Serve what an image on top of each disk needs that knows where there is no data.
+    #[arg(long, hide = true)]
+    below_image: bool,
+
     #[command(flatten)]
     repo: RepoArgs,
 }
@@ -76,9 +84,14 @@ impl ServeArgs {
             socket: self.socket.as_deref(),
             owner: self.owner,
             writable: self.writable,
+            view: if self.below_image { DiskView::BelowImage } else { DiskView::Whole },
             lease: self.detach.then_some(self.lease),
         };
-        let serving = Serving::open(context, &self.repo, request, session)?;
+        let repo = match self.handed_key {
+            true => self.repo.open_with_handed_key(context)?,
+            false => self.repo.open(context)?,
+        };
+        let serving = Serving::open(context, repo, request, session)?;
         for disk in serving.disks() {
             session.done(Record::Disk(to_record(serving.point(), disk, serving.socket(), serving.served())));
         }

@@ -4,7 +4,6 @@
 use crate::capture::RuntimeDirs;
 use crate::capture::process::ServerProcess;
 use crate::capture::runtime::SERVED_SOCKET;
-use crate::cli::args::repo::RepoArgs;
 use crate::cli::context::Context;
 use crate::cli::detach;
 use crate::cli::failure::{CliError, Code};
@@ -14,9 +13,9 @@ use crate::ops::points::{self, OpenPoint, PointName};
 use crate::ops::repo_lock::lock_and_list;
 use crate::ops::serve::registry::ServedState;
 use crate::ops::serve::socket::PrivateSocket;
-use crate::ops::serve::{ServeRequest, ServedPoint, SocketFolder, new_socket_folder};
+use crate::ops::serve::{DiskView, ServeRequest, ServedPoint, SocketFolder, new_socket_folder};
 use crate::record::Damage;
-use crate::repo::RepoLock;
+use crate::repo::{RepoLock, Repository};
 use chrono::{DateTime, FixedOffset, Local};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +32,7 @@ pub(super) struct ServingRequest<'a> {
     pub(super) owner: Option<(u32, u32)>,
     /// Whether writes are accepted, and forgotten in the end.
     pub(super) writable: bool,
+    pub(super) view: DiskView,
     /// How long a server in the background waits for clients; none serves in the foreground.
     pub(super) lease: Option<Duration>,
 }
@@ -64,11 +64,10 @@ impl Serving {
     /// Opens the point, and listens. Clients are answered by [`Serving::run`].
     pub(super) fn open(
         context: &Context,
-        repo: &RepoArgs,
+        repo: Repository,
         request: ServingRequest<'_>,
         session: &mut Session,
     ) -> Result<Serving, CliError> {
-        let repo = repo.open(context)?;
         let (lock, snapshots) = lock_and_list(&repo, &context.monitor, &context.stop)?;
         let (found, damaged) = points::of_snapshots(snapshots);
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
@@ -80,7 +79,8 @@ impl Serving {
         let runtime = context.runtime()?;
         let overlays = request.writable.then(|| runtime.scratch_folder());
         let wanted: Vec<&ManifestDisk> = disks.iter().collect();
-        let served = ServedPoint::new(&repo, index, &point, ServeRequest { disks: &wanted, overlays }, &context.stop)?;
+        let serve = ServeRequest { disks: &wanted, overlays, view: request.view };
+        let served = ServedPoint::new(&repo, index, &point, serve, &context.stop)?;
         let id = format!("s-{:08x}", rand::random::<u32>());
         let folder = request.socket.is_none().then(|| new_socket_folder(&runtime, &id)).transpose()?;
         let path = match (request.socket, &folder) {

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 
 use super::super::link::NbdStream;
 use super::super::wire::{
@@ -41,6 +42,9 @@ const WORKERS: usize = 4;
 /// How many more are received before they are.
 const QUEUE: usize = 16;
 
+/// Room for the reply to QEMU's largest request when it copies, 512 KiB: the client need not take it bit by bit.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
+
 /// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB.
 const MAX_WHOLE_REPLY_BYTES: u32 = 2 << 20;
 
@@ -63,6 +67,8 @@ type Received = (Request, Vec<u8>);
 pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool>) -> Result<()> {
     let failed = |source| Error::Io { action: "share the connection of", source };
     let (ours, replies) = (stream.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
+    // The kernel may allow less, and then that is what it is.
+    let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
     let mut link = NbdStream::new(stream, HANDSHAKE_LIMIT, Arc::clone(stop))?;
     let Some(agreed) = handshake::negotiate(&mut link, exports)? else { return Ok(()) };
     let replies = NbdStream::new(replies, TRANSFER_LIMIT, Arc::clone(stop))?;

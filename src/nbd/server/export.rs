@@ -80,24 +80,33 @@ pub trait Export: Send + Sync {
 
 /// Exports by name.
 #[derive(Clone, Default)]
-pub struct Exports(pub(super) BTreeMap<String, Arc<dyn Export>>);
+pub struct Exports {
+    pub(super) by_name: BTreeMap<String, Arc<dyn Export>>,
+    /// Whether no client is told where there is no data.
+    pub(super) hide_extents: bool,
+}
 
 impl Exports {
     /// Adds one, or replaces the one of this name.
     pub fn insert(&mut self, name: &str, export: Arc<dyn Export>) {
-        self.0.insert(name.to_owned(), export);
+        self.by_name.insert(name.to_owned(), export);
+    }
+
+    /// Tells no client where there is no data: one that knows it already would ask all the same, before each read.
+    pub(crate) fn hide_extents(&mut self) {
+        self.hide_extents = true;
     }
 
     /// "Export name": the empty one means the only one that there is.
     pub(super) fn get(&self, name: &str) -> Option<(&str, &Arc<dyn Export>)> {
-        let only = (name.is_empty() && self.0.len() == 1).then(|| self.0.iter().next()).flatten();
-        self.0.get_key_value(name).or(only).map(|(name, export)| (name.as_str(), export))
+        let only = (name.is_empty() && self.by_name.len() == 1).then(|| self.by_name.iter().next()).flatten();
+        self.by_name.get_key_value(name).or(only).map(|(name, export)| (name.as_str(), export))
     }
 }
 
 impl std::fmt::Debug for Exports {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.by_name.keys()).finish()
     }
 }
 

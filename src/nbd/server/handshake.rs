@@ -131,7 +131,7 @@ fn list(link: &mut NbdStream, exports: &Exports, data: &[u8]) -> Result<Option<A
     if !data.is_empty() {
         return refuse(link, wire::OPT_LIST, REP_ERR_INVALID, "this option has no data");
     }
-    for (name, export) in &exports.0 {
+    for (name, export) in &exports.by_name {
         let mut payload = (name.len() as u32).to_be_bytes().to_vec();
         payload.extend_from_slice(name.as_bytes());
         payload.extend_from_slice(export.description().as_bytes());
@@ -167,7 +167,7 @@ fn meta_context(
         // To list, a namespace alone asks for all of it, and no query for everything.
         false => queries.is_empty() || queries.iter().any(|query| query == wire::BASE_ALLOCATION || query == "base:"),
     };
-    if is_asked_for {
+    if is_asked_for && !exports.hide_extents {
         let id = if is_set { ALLOCATION_CONTEXT } else { 0 };
         let mut payload = id.to_be_bytes().to_vec();
         payload.extend_from_slice(wire::BASE_ALLOCATION.as_bytes());

@@ -45,6 +45,17 @@ pub(crate) struct ServeRequest<'a> {
     pub(crate) disks: &'a [&'a ManifestDisk],
     /// Where what is written goes until the server ends: a folder. Without one nothing can be written.
     pub(crate) overlays: Option<&'a Path>,
+    pub(crate) view: DiskView,
+}
+
+/// What clients see of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskView {
+    /// All of it, and where it has no data.
+    Whole,
+    /// What an image on top of it needs that knows itself where there is no data: the disk ends with its last data, and
+    /// clients that would ask before each read whether there is any cannot.
+    BelowImage,
 }
 
 /// Disks of a point whose bytes can be read, verified, in this process.
@@ -60,7 +71,7 @@ impl PointDisks {
         repo: &Repository,
         index: Arc<Index>,
         point: &OpenPoint,
-        wanted: &[&ManifestDisk],
+        (wanted, view): (&[&ManifestDisk], DiskView),
         stop: &Stop,
     ) -> Result<PointDisks> {
         let cache = Arc::new(ChunkCache::new(repo.clone(), index, stop.clone()));
@@ -73,6 +84,10 @@ impl PointDisks {
             let description =
                 format!("{name} of {}, {}", point.manifest.machine, point.manifest.captured_at.to_rfc3339());
             let export = ServedDisk::new(name, description, geometry, &map, (&cache, &damage));
+            let export = match view {
+                DiskView::Whole => export,
+                DiskView::BelowImage => export.ending_with_data(&map),
+            };
             disks.push((name.clone(), Arc::new(export) as Arc<dyn Export>));
         }
         Ok(PointDisks { disks, damage })
@@ -93,8 +108,11 @@ impl ServedPoint {
         request: ServeRequest<'_>,
         stop: &Stop,
     ) -> Result<ServedPoint> {
-        let PointDisks { disks, damage } = PointDisks::open(repo, index, point, request.disks, stop)?;
+        let PointDisks { disks, damage } = PointDisks::open(repo, index, point, (request.disks, request.view), stop)?;
         let mut exports = Exports::default();
+        if request.view == DiskView::BelowImage {
+            exports.hide_extents();
+        }
         for (name, mut export) in disks {
             if let Some(folder) = request.overlays {
                 export = Arc::new(Overlay::new(export, overlay_file(folder)?));

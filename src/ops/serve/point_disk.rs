@@ -76,6 +76,7 @@ pub(super) struct ServedDisk {
     pub(super) description: String,
     pub(super) geometry: Geometry,
     runs: Vec<BlobRun>,
+    size_bytes: u64,
     pub(super) cache: Arc<ChunkCache>,
     pub(super) damage: Arc<DamageLog>,
     streams: Mutex<Streams>,
@@ -94,10 +95,18 @@ impl ServedDisk {
             description,
             geometry,
             runs: map.blob_runs(geometry).collect(),
+            size_bytes: geometry.capacity_bytes,
             cache: Arc::clone(cache),
             damage: Arc::clone(damage),
             streams: Mutex::default(),
         }
+    }
+
+    /// The same disk up to the last chunk that is not zero; at least one chunk, because not every client takes an empty
+    /// disk.
+    pub(super) fn ending_with_data(self, map: &ChunkMap) -> ServedDisk {
+        let end = self.geometry.offset(map.chunks_to_last_data().max(1));
+        ServedDisk { size_bytes: end.min(self.geometry.capacity_bytes), ..self }
     }
 
     /// The run that a byte of the disk is in.
@@ -159,7 +168,7 @@ impl ServedDisk {
 
 impl Export for ServedDisk {
     fn size_bytes(&self) -> u64 {
-        self.geometry.capacity_bytes
+        self.size_bytes
     }
 
     fn description(&self) -> String {

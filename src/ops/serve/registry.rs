@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What the names of the files begin with.
 const PREFIX: &str = "served-";
@@ -73,12 +73,8 @@ impl ServedState {
     /// Ends the server, and waits for its end.
     pub(crate) fn end(&self, runtime: &RuntimeDirs) -> Result<()> {
         self.process.ask_to_end();
-        let deadline = Instant::now() + ENDING_LIMIT;
-        while self.process.is_alive() {
-            if Instant::now() > deadline {
-                return Err(Error::ServerStuck { served: self.id.clone(), pid: self.process.pid });
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if !self.process.wait_for_end(ENDING_LIMIT) {
+            return Err(Error::ServerStuck { served: self.id.clone(), pid: self.process.pid });
         }
         self.clear(runtime)
     }

@@ -192,6 +192,7 @@ fn new_state(
         autostart: plan.autostart,
         settings: Default::default(),
         socket: context.runtime.live_restore_socket(&plan.uuid),
+        ends_with_data: true,
     })
 }
 
@@ -263,7 +264,7 @@ fn place(
     let machine = hypervisor.define(&xml)?;
     failpoint::hit(Failpoint::RestoreDefined);
     state.owner = Some(owner_of(&machine)?);
-    server(state, context).ensure()?;
+    server(state, Some(source), context).ensure()?;
     context.stop.check()?;
     machine.start()?;
     folders.keep();
@@ -276,8 +277,9 @@ fn place(
     Ok(machine)
 }
 
-fn server<'a>(state: &'a LiveState, context: &LiveContext<'a>) -> PointServer<'a> {
-    PointServer { folder: context.folder, runtime: context.runtime, state, stop: context.stop }
+fn server<'a>(state: &'a LiveState, source: Option<&LiveSource<'a>>, context: &LiveContext<'a>) -> PointServer<'a> {
+    let repo = source.map(|source| source.repo);
+    PointServer { folder: context.folder, runtime: context.runtime, state, repo, stop: context.stop }
 }
 
 fn supervised<'a>(state: &'a LiveState, context: &LiveContext<'a>) -> Supervised<'a> {
@@ -314,7 +316,7 @@ fn finish(
     source: Option<&LiveSource>,
     context: &LiveContext,
 ) -> Result<()> {
-    let server = server(state, context);
+    let server = server(state, source, context);
     let pulled = pull::pull_all(machine, state, &server, state.limit_read, context.monitor, context.stop);
     if let Err(error) = pulled {
         if context.stop.requested() || matches!(error, Error::LiveRestoreStopped { .. }) {
@@ -419,7 +421,7 @@ pub(crate) fn continue_live(
     let machine = hypervisor.machine(&state.uuid)?;
     let state = LiveState { phase: LivePhase::Pulling, owner: Some(owner_of(&machine)?), ..state };
     file.save(&state)?;
-    server(&state, context).ensure()?;
+    server(&state, None, context).ensure()?;
     if may_start && !machine.is_running()? {
         machine.start()?;
     }

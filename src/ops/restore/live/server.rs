@@ -6,6 +6,7 @@ use crate::capture::RuntimeDirs;
 use crate::ops::guard;
 use crate::ops::serve::registry::ServedState;
 use crate::ops::{Error, Monitor, Result, Stop};
+use crate::repo::Repository;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -27,6 +28,8 @@ pub(super) struct PointServer<'a> {
     pub(super) folder: &'a LiveFolder,
     pub(super) runtime: &'a RuntimeDirs,
     pub(super) state: &'a LiveState,
+    /// The repository, where this process has opened it.
+    pub(super) repo: Option<&'a Repository>,
     pub(super) stop: &'a Stop,
 }
 
@@ -53,8 +56,15 @@ impl PointServer<'_> {
         let unknown = || not_started("the user that QEMU runs as is not known".to_owned());
         let (user, group) = self.state.owner.ok_or_else(unknown)?;
         command.args(["--detach", "--lease", LEASE, "--owner", &format!("+{user}:+{group}"), "--socket"]).arg(socket);
+        if self.state.ends_with_data {
+            command.arg("--below-image");
+        }
+        let key = self.repo.map(|repo| repo.handed_key().to_bytes());
+        if key.is_some() {
+            command.arg("--handed-key");
+        }
         command.args(["--", &self.state.point]);
-        let output = bounded::output(command, Group::Own, START_LIMIT, &self.stop.flag());
+        let output = bounded::output_of(command, key, Group::Own, START_LIMIT, &self.stop.flag());
         self.stop.check()?;
         let output = output.map_err(|source| Error::NotStarted { program: "kvmb serve", source })?;
         failure_of(&output).map_or(Ok(true), |message| Err(not_started(message)))

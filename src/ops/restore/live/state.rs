@@ -85,6 +85,9 @@ pub(crate) struct LiveState {
     pub(crate) settings: BTreeMap<String, DiskSettings>,
     /// Where the point is served.
     pub(crate) socket: PathBuf,
+    /// Whether its disks end with their last data there; images of the first version lie on all of them.
+    #[serde(default)]
+    pub(crate) ends_with_data: bool,
 }
 
 /// One disk.

@@ -18,6 +18,7 @@ use crate::capture::machine::{MachineState, PausedReason};
 use crate::capture::process::ServerProcess;
 use crate::capture::{self, Hypervisor, LibvirtErrorKind, RuntimeDirs};
 use crate::ops::{Error, Monitor, Result, Stop, guard};
+use rustix::event::{Timespec, poll};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -97,9 +98,8 @@ impl Supervised<'_> {
 
 /// Waits for a supervisor that was asked to end.
 pub(super) fn wait_for_end(supervisor: Option<ServerProcess>) {
-    let deadline = Instant::now() + ENDING_LIMIT;
-    while supervisor.as_ref().is_some_and(ServerProcess::is_alive) && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
+    if let Some(process) = supervisor {
+        process.wait_for_end(ENDING_LIMIT);
     }
 }
 
@@ -131,7 +131,8 @@ pub(crate) fn run(folder: &LiveFolder, runtime: &RuntimeDirs, uuid: &str, stop: 
             tracing::warn!("{}: {error}", state.machine);
             supervisor.next_try = Instant::now() + RETRY;
         }
-        thread::sleep(INTERVAL);
+        // The signal that ends it ends the wait.
+        let _ = poll(&mut [], Timespec::try_from(INTERVAL).ok().as_ref());
     }
     Ok(())
 }
@@ -163,7 +164,7 @@ impl Supervisor<'_> {
             self.next_try = self.next_continue();
             return self.continue_restore(state);
         }
-        let server = PointServer { folder: self.folder, runtime: self.runtime, state, stop: self.stop };
+        let server = PointServer { folder: self.folder, runtime: self.runtime, state, repo: None, stop: self.stop };
         if server.ensure()? || Instant::now() >= self.next_resume {
             if state.held || state.connect.starts_with("qemu:///embed") {
                 self.next_resume = Instant::now() + RESUME_INTERVAL;

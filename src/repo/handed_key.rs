@@ -1,0 +1,83 @@
+//! The key of an open repository, for a process that this one starts: it need not derive the key from the password
+//! again. It goes through a pipe that nobody else has an end of; never through arguments, the environment or a file.
+
+use std::io::{self, Read};
+
+use zeroize::Zeroizing;
+
+use super::Id;
+use super::crypto::SealKey;
+
+const ID_BYTES: usize = 32;
+/// No key is longer than this as JSON.
+const LONGEST_BYTES: u64 = 1024;
+
+/// A master key, and the key file that it came from.
+pub(crate) struct HandedKey {
+    pub(super) id: Id,
+    pub(super) key: SealKey,
+}
+
+impl HandedKey {
+    /// Takes one from a pipe, to its end; none where something else came.
+    pub(crate) fn receive(pipe: impl Read) -> io::Result<Option<HandedKey>> {
+        // Roomy enough never to grow, which would leave a copy behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(2 * LONGEST_BYTES as usize));
+        pipe.take(LONGEST_BYTES).read_to_end(&mut bytes)?;
+        let parts = bytes.split_first_chunk::<ID_BYTES>();
+        Ok(parts.and_then(|(id, json)| Some(HandedKey { id: Id::from_bytes(*id), key: SealKey::from_json(json)? })))
+    }
+
+    /// What goes through the pipe.
+    pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_BYTES as usize));
+        bytes.extend_from_slice(self.id.as_bytes());
+        bytes.extend_from_slice(&self.key.to_json());
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{Password, Repository};
+    use crate::storage::testing::MemoryStorage;
+    use crate::storage::{FileKind, Storage};
+    use std::sync::Arc;
+
+    fn repository() -> (Arc<dyn Storage>, Repository) {
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let repo = Repository::create(Arc::clone(&storage), &Password::new("first".to_owned())).expect("create");
+        (storage, repo)
+    }
+
+    fn through_pipe(repo: &Repository) -> HandedKey {
+        HandedKey::receive(&**repo.handed_key().to_bytes()).expect("read").expect("a key")
+    }
+
+    #[test]
+    fn a_handed_key_opens_its_repository_and_no_other() {
+        let (storage, repo) = repository();
+        let opened = Repository::open_handed(storage, through_pipe(&repo)).expect("open").expect("it fits");
+        assert_eq!((opened.id(), opened.key_id()), (repo.id(), repo.key_id()));
+        let (other, _) = repository();
+        assert!(Repository::open_handed(other, through_pipe(&repo)).expect("look").is_none());
+    }
+
+    #[test]
+    fn a_key_that_was_removed_opens_nothing() {
+        let (storage, repo) = repository();
+        let handed = through_pipe(&repo);
+        storage.remove(FileKind::Key, &repo.key_id().to_string()).expect("remove");
+        assert!(Repository::open_handed(storage, handed).expect("look").is_none());
+    }
+
+    #[test]
+    fn what_is_no_key_is_none() {
+        let (_, repo) = repository();
+        let bytes = repo.handed_key().to_bytes();
+        for part in [&bytes[..0], &bytes[..31], &bytes[..40], &bytes[1..]] {
+            assert!(HandedKey::receive(part).expect("read").is_none(), "{} bytes", part.len());
+        }
+    }
+}
