@@ -36,8 +36,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::Rng;
 use serde::Serialize;
 
-use super::repository::with_sizes;
-use super::{Error, Id, LockInfo, Repository, Result, SnapshotList, host, time};
+use super::{Error, Id, LockInfo, Repository, Result, host, time};
 use crate::storage::{self, FileInfo, FileKind};
 
 /// How others may use the repository meanwhile.
@@ -543,12 +542,11 @@ impl Repository {
         PendingLock::begin(self.clone(), mode, LockTiming::default(), None, |repo, _| repo.list(FileKind::Index))
     }
 
-    /// Takes a shared lock, and lists the snapshots with the last look at the locks of others: for who only reads.
-    pub fn lock_and_list_snapshots(&self) -> Result<(RepoLock, SnapshotList)> {
-        let (timing, beside) = (LockTiming::default(), Some(FileKind::Snapshot));
-        let lock = PendingLock::begin(self.clone(), LockMode::Shared, timing, beside, |_, listed| Ok(listed))?;
-        let (lock, listed) = lock.settle()?;
-        Ok((lock, self.snapshots_in(with_sizes(FileKind::Snapshot, listed))))
+    /// Makes a shared lock, which has yet to settle; then it comes with the files of a kind, listed with the last look
+    /// at the locks of others.
+    pub(super) fn begin_lock_and_list(&self, kind: FileKind) -> Result<PendingLock<Vec<FileInfo>>> {
+        let timing = LockTiming::default();
+        PendingLock::begin(self.clone(), LockMode::Shared, timing, Some(kind), |_, listed| Ok(listed))
     }
 
     /// As [`Repository::lock`], with other times than restic's; for tests.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::kept_records::RecordKind;
-use super::{Error, Id, Permit, Repository, Result, host, time};
+use super::repository::with_sizes;
+use super::{Error, Id, Permit, RepoLock, Repository, Result, host, time};
 use crate::storage::FileKind;
 
 /// The JSON of a snapshot file, its fields in restic's order.
@@ -154,6 +155,12 @@ impl Repository {
     /// All snapshots, oldest first; those that cannot be read are listed apart.
     pub fn snapshots(&self) -> Result<SnapshotList> {
         Ok(self.snapshots_in(self.list_with_sizes(FileKind::Snapshot)?))
+    }
+
+    /// Takes a shared lock, and lists the snapshots with the last look at the locks of others: for who only reads.
+    pub fn lock_and_list_snapshots(&self) -> Result<(RepoLock, SnapshotList)> {
+        let (lock, listed) = self.begin_lock_and_list(FileKind::Snapshot)?.settle()?;
+        Ok((lock, self.snapshots_in(with_sizes(FileKind::Snapshot, listed))))
     }
 
     /// The same of files that were listed a moment ago, with their sizes.

@@ -1,9 +1,9 @@
 //! One processor for each test, where there is KVM.
 //!
-//! With KVM, libvirt asks QEMU again what it can do, which takes four seconds, whenever the processor that it runs on is
-//! not the one that it remembers - and the virtual processors of one computer may differ. So a test and all that it
-//! starts stay on one, and what libvirt remembers is kept for each processor apart. `make test` hides KVM, which no test
-//! needs.
+//! With KVM, libvirt asks QEMU again what it can do, which takes four seconds, whenever the processor that it runs on
+//! is not the one that it remembers - and the virtual processors of one computer may differ. So a test and all that it
+//! starts stay on one, and what libvirt remembers is kept for each processor apart. `make test` hides KVM, which no
+//! test needs.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,6 @@
 //! What can go wrong on the way to a server that speaks HTTP, and what its refusals mean.
 
-use crate::storage::FileAction;
+use crate::storage::action::FileAction;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,7 +100,7 @@ impl Error {
     }
 
     /// Whether a wrong bit in a request or in an answer can look like this.
-    pub(in crate::storage) fn is_doubtful(&self) -> bool {
+    pub(crate) fn is_doubtful(&self) -> bool {
         matches!(
             self,
             Error::Protocol { .. }
@@ -113,12 +113,12 @@ impl Error {
     }
 
     /// Whether contents may have arrived as others: rest-server says no more than "bad request" then.
-    pub(in crate::storage) fn is_rejected_upload(&self) -> bool {
+    pub(crate) fn is_rejected_upload(&self) -> bool {
         matches!(self, Error::Refused { action, status: 400, .. } if *action == FileAction::Write.to_string())
     }
 
     /// Whether the server says no, as it does for good reasons more often than for bad ones.
-    pub(in crate::storage) fn is_denial(&self) -> bool {
+    pub(crate) fn is_denial(&self) -> bool {
         matches!(self, Error::Denied { .. })
     }
 
