@@ -58,7 +58,7 @@ pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobL
 }
 
 /// Tries every place that the index knows for a blob; the error is the last one's. What was wrong in `seen`, where it
-/// was read before, is read there only once more.
+/// was read before, is read there once less than elsewhere.
 pub(super) fn from_any_location<T>(
     (repo, index): (&Repository, &Index),
     kind: BlobKind,
@@ -69,7 +69,7 @@ pub(super) fn from_any_location<T>(
     let mut last = Error::BlobMissing { kind, id: *id };
     for location in index.locations(kind, id) {
         let result = match seen == Some(&location) {
-            true => read(&location),
+            true => reread::read_again(&**repo.storage(), || read(&location)),
             false => reread::read(&**repo.storage(), || read(&location)),
         };
         match result {

@@ -72,7 +72,7 @@ fn whatever_arrives_changed_is_read_once_more() {
 }
 
 #[test]
-fn damage_is_said_in_the_same_words_and_read_twice_at_most() {
+fn damage_is_said_in_the_same_words_and_read_a_few_times_at_most() {
     let ends = [Transit::Local, Transit::Protected, Transit::Unprotected].map(|transit| {
         [FileKind::Key, FileKind::Config, FileKind::Snapshot, FileKind::Index, FileKind::Pack].map(|kind| {
             let scene = Scene::behind(transit);
@@ -100,7 +100,8 @@ fn damage_is_said_in_the_same_words_and_read_twice_at_most() {
             let is_read = |operation| matches!(operation, Operation::Read | Operation::ReadRange);
             let reads =
                 calls.iter().filter(|c| is_read(c.operation) && c.kind == Some(kind) && is_it(c.length)).count();
-            assert!((1..=2).contains(&reads), "{transit:?} {kind}: {reads}");
+            let most = if transit == Transit::Unprotected { 8 } else { 2 };
+            assert!((1..=most).contains(&reads), "{transit:?} {kind}: {reads}");
             // Each repository has names of its own.
             let words = error.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !is_hex(word));
             words.collect::<Vec<_>>().join(" ")

@@ -133,6 +133,18 @@ fn backups_to_a_bucket_survive_a_network_that_cuts_connections() {
 }
 
 #[test]
+fn backups_to_a_bucket_survive_a_network_that_corrupts_what_passes() {
+    std::thread::scope(|scope| {
+        for seed in [600, 700, 800] {
+            scope.spawn(move || {
+                let env = Env::new(&format!("s3-flip-{seed}"));
+                backups_survive(&World::of_s3(&env), Trouble::Flip, seed);
+            });
+        }
+    });
+}
+
+#[test]
 fn backups_to_a_bucket_survive_a_network_that_falls_silent() {
     let env = Env::new("s3-stall");
     backups_survive(&World::of_s3(&env), Trouble::Stall, 500);
