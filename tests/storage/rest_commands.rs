@@ -3,14 +3,17 @@
 // A test stops at what it does not expect.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::BOUND;
 use crate::support::backups::noise;
 use crate::support::chains::{MIB, assert_restores, id_of};
 use crate::support::http_server::{Certificates, HttpServer, has_rest_server};
 use crate::support::proxy::{Proxy, Trouble};
+use crate::support::scripted_http::{answer, answer_on_a_port};
 use crate::support::{Disk, Env};
+use crate::{BOUND, with_keys};
 
 #[test]
 fn kvmb_and_restic_share_a_repository_on_a_server_and_no_secret_is_seen() {
@@ -132,4 +135,37 @@ fn a_configuration_names_servers_for_the_first_and_the_second_repository() {
         assert_restores(&env, &folder, point, &machine.models());
     }
     env.kvmb(["status"]).limit(BOUND).run();
+}
+
+#[test]
+fn a_proxy_that_does_not_let_us_through_is_named_and_not_asked_again() {
+    let env = Env::new("rest-proxy");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let proxy = answer_on_a_port(move |request| {
+        count.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(request.line, "CONNECT backup.example:443 HTTP/1.1");
+        answer("407 Proxy Authentication Required", "", "")
+    });
+    let address = format!("http://joe:swordfish@127.0.0.1:{proxy}");
+    let url = "rest:https://backup.example/kvm/";
+    let points = |url: &str, variable: &str, value: &str| {
+        with_keys(env.kvmb(["points", "-r", url, "--retry-for", "1s"])).env(variable, value).run()
+    };
+    let refused = points(url, "HTTPS_PROXY", &address).assert_code(1);
+    let failure = refused.record_of("failure");
+    let error = format!("the proxy 127.0.0.1:{proxy} does not connect to backup.example: status 407");
+    assert!(failure["error"].as_str().unwrap().starts_with(&error) && failure["code"] == "unreachable", "{refused}");
+    assert!(failure["hint"].as_str().unwrap().contains("HTTPS_PROXY=") && !refused.stderr().contains("swordfish"));
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+
+    let gone = points(url, "https_proxy", "127.0.0.1:1").assert_code(1).record_of("failure");
+    assert!(gone["error"].as_str().unwrap().contains("the proxy 127.0.0.1:1 of backup.example"), "{gone:#}");
+    let socks = points(url, "ALL_PROXY", "socks5://127.0.0.1:1").assert_code(2).record_of("failure");
+    assert!(socks["error"].as_str().unwrap().contains("SOCKS"), "{socks:#}");
+
+    // A server without TLS has a proxy of its own, or none.
+    let server = HttpServer::rclone(&env, "server", [""; 0]);
+    let plain = points(&server.rest_url("kvm"), "HTTPS_PROXY", &address).assert_code(1).record_of("failure");
+    assert_eq!(plain["code"], "no_repository", "{plain:#}");
 }

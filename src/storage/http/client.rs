@@ -5,6 +5,7 @@
 
 use super::error::{Error, Result};
 use super::http_context::HttpContext;
+use super::proxy::{self, proxy_for};
 use super::socket::{ServerPlace, SocketConnector};
 use super::tls;
 use crate::storage::Gate;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ureq::http::{HeaderMap, Request};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, NativeTlsConnector};
-use ureq::{Agent, Proxy, SendBody};
+use ureq::{Agent, SendBody};
 
 /// What is written at once where a rate limit is kept.
 const PIECE_BYTES: usize = 256 << 10;
@@ -29,6 +30,8 @@ pub(crate) struct HttpClient {
     agent: Agent,
     /// `host:port`, as messages name it.
     server: String,
+    /// The proxy that it is reached by, as messages name it.
+    proxy: Option<String>,
     silence: std::time::Duration,
     stop: Arc<AtomicBool>,
     /// How many requests of each method were made, for servers that charge for them.
@@ -80,6 +83,7 @@ impl HttpClient {
     /// A client of the server at `place`, `server` in messages. Nothing is connected yet.
     pub(crate) fn new(server: &str, place: ServerPlace, context: &HttpContext) -> Result<HttpClient> {
         let timeouts = context.timeouts;
+        let proxy = proxy_for(server, &place, &context.proxies)?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -90,7 +94,7 @@ impl HttpClient {
             .max_idle_connections_per_host(context.connections)
             .user_agent(concat!("kvmb/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
-            .proxy(context.proxy_variables.then(Proxy::try_from_env).flatten())
+            .proxy(proxy.clone())
             .tls_config(tls::tls_config(context)?)
             .build();
         let sockets = SocketConnector { place, timeouts, stop: Arc::clone(&context.stop) };
@@ -98,6 +102,7 @@ impl HttpClient {
         Ok(HttpClient {
             agent: Agent::with_parts(config, connector, DefaultResolver::default()),
             server: server.to_owned(),
+            proxy: proxy.as_ref().map(proxy::shown),
             silence: timeouts.silence,
             stop: Arc::clone(&context.stop),
             requests: Mutex::default(),
@@ -152,20 +157,30 @@ impl HttpClient {
     fn fault(&self, error: ureq::Error) -> Error {
         let server = self.server.clone();
         match error {
-            ureq::Error::HostNotFound => Error::Resolve { server },
+            ureq::Error::HostNotFound => Error::Resolve { server: self.dialled() },
             ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-                Error::Unreachable { server, source: ErrorKind::TimedOut.into() }
+                Error::Unreachable { server: self.dialled(), source: ErrorKind::TimedOut.into() }
             }
             ureq::Error::Timeout(_) => Error::Silent { server, after: self.silence },
             ureq::Error::NativeTls(error) => tls::explain(&server, &error.to_string()),
             ureq::Error::Io(error) => self.io_fault(server, error),
             ureq::Error::ConnectProxyFailed(reason) => {
-                Error::Unreachable { server, source: io::Error::other(format!("the proxy says: {reason}")) }
+                // "proxy server responded 407/407", or that it did not.
+                let status = reason.rsplit_once('/').and_then(|(_, status)| status.parse().ok());
+                Error::Proxy { server, proxy: self.proxy.clone().unwrap_or_default(), status }
             }
             error @ (ureq::Error::ConnectionFailed | ureq::Error::Tls(_) | ureq::Error::TlsRequired) => {
                 Error::Tls { server, reason: error.to_string() }
             }
             other => self.protocol(other.to_string()),
+        }
+    }
+
+    /// Who is connected to first, as messages name it.
+    fn dialled(&self) -> String {
+        match &self.proxy {
+            Some(proxy) => format!("the proxy {proxy} of {}", self.server),
+            None => self.server.clone(),
         }
     }
 
@@ -179,7 +194,7 @@ impl HttpClient {
             };
         }
         if words.contains("lookup address") {
-            return Error::Resolve { server };
+            return Error::Resolve { server: self.dialled() };
         }
         match error.kind() {
             ErrorKind::ConnectionRefused
@@ -189,7 +204,7 @@ impl HttpClient {
             | ErrorKind::AddrNotAvailable
             | ErrorKind::NotFound
             | ErrorKind::PermissionDenied
-            | ErrorKind::TimedOut => Error::Unreachable { server, source: error },
+            | ErrorKind::TimedOut => Error::Unreachable { server: self.dialled(), source: error },
             _ => Error::Lost { server, reason: words },
         }
     }

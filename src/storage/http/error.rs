@@ -18,6 +18,18 @@ pub enum Error {
     /// A file has no certificate, or no key.
     #[error("{}: {reason}", path.display())]
     BadFile { path: PathBuf, reason: String },
+    /// A variable that names no proxy which can be used.
+    #[error("cannot use the proxy of {variable}: {reason}")]
+    BadProxy { variable: String, reason: &'static str },
+    /// A proxy does not lead to the server.
+    #[error("the proxy {proxy} does not connect to {server}{}", answer_of_proxy(*status))]
+    Proxy {
+        server: String,
+        /// `host:port`
+        proxy: String,
+        /// What it answered, if it did.
+        status: Option<u16>,
+    },
     /// The name has no address.
     #[error("cannot find the address of {server}")]
     Resolve { server: String },
@@ -93,6 +105,8 @@ impl Error {
         match self {
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
             Error::Lost { .. } | Error::Corrupted { .. } | Error::Silent { .. } => true,
+            // Of the proxy: who asks, and for what, it refuses for good.
+            Error::Proxy { status, .. } => !status.is_some_and(|status| (400..500).contains(&status)),
             // Too busy, or behind a gateway that cannot reach it.
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,
@@ -127,6 +141,10 @@ impl Error {
         !matches!(self, Error::Denied { .. } | Error::Refused { .. } | Error::NoObjectLock { .. })
             || self.is_transient()
     }
+}
+
+fn answer_of_proxy(status: Option<u16>) -> String {
+    status.map(|status| format!(": status {status}")).unwrap_or_default()
 }
 
 /// The result of work with a server.

@@ -25,8 +25,8 @@ pub struct HttpContext {
     pub timeouts: HttpTimeouts,
     /// At most so many requests at the same time.
     pub connections: usize,
-    /// Whether `HTTPS_PROXY` and `NO_PROXY` say how to reach a server.
-    pub proxy_variables: bool,
+    /// How to reach servers by proxies.
+    pub proxies: HttpProxies,
 }
 
 impl Default for HttpContext {
@@ -39,8 +39,25 @@ impl Default for HttpContext {
             stop: Arc::default(),
             timeouts: HttpTimeouts::default(),
             connections: CONNECTIONS,
-            proxy_variables: false,
+            proxies: HttpProxies::default(),
         }
+    }
+}
+
+/// Which proxies to use. They may hold passwords.
+#[derive(Clone, Default)]
+pub struct HttpProxies {
+    /// For servers with TLS.
+    pub https: Option<String>,
+    /// For servers without.
+    pub http: Option<String>,
+    /// Names and endings of names of servers that are reached without one, with commas between them; `*` is all.
+    pub exceptions: String,
+}
+
+impl fmt::Debug for HttpProxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpProxies").field("exceptions", &self.exceptions).finish_non_exhaustive()
     }
 }
 

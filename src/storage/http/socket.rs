@@ -27,7 +27,10 @@ const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ServerPlace {
     /// At the host and port of the request's address.
-    Network,
+    Network {
+        /// With TLS.
+        is_encrypted: bool,
+    },
     /// On a socket of this host.
     Unix(PathBuf),
 }
@@ -50,7 +53,7 @@ impl<In: Transport> Connector<In> for SocketConnector {
         }
         let socket = match &self.place {
             ServerPlace::Unix(path) => OwnedFd::from(UnixStream::connect(path)?),
-            ServerPlace::Network => OwnedFd::from(self.dial(details)?),
+            ServerPlace::Network { .. } => OwnedFd::from(self.dial(details)?),
         };
         Ok(Some(Either::B(SocketTransport {
             socket,

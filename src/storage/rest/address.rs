@@ -13,7 +13,6 @@ use std::path::PathBuf;
 /// Where a repository is: a server, and a folder there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestAddress {
-    is_encrypted: bool,
     /// The account, if the address says it.
     pub(crate) user: Option<String>,
     place: ServerPlace,
@@ -37,7 +36,7 @@ impl RestAddress {
             }
             let place = ServerPlace::Unix(PathBuf::from(socket));
             let (server, folder) = (socket.to_owned(), folder_of(folder));
-            return Ok(RestAddress { is_encrypted: false, user: None, place, server, folder });
+            return Ok(RestAddress { user: None, place, server, folder });
         }
         let (is_encrypted, rest) = match (rest.strip_prefix("https://"), rest.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
@@ -57,12 +56,12 @@ impl RestAddress {
             return Err("its server is not a valid host name or address");
         }
         let (server, folder) = (server.to_owned(), folder_of(folder));
-        Ok(RestAddress { is_encrypted, user, place: ServerPlace::Network, server, folder })
+        Ok(RestAddress { user, place: ServerPlace::Network { is_encrypted }, server, folder })
     }
 
     /// Whether nobody on the way can change what passes.
     pub(crate) fn is_protected(&self) -> bool {
-        self.is_encrypted || self.place != ServerPlace::Network
+        self.place != ServerPlace::Network { is_encrypted: false }
     }
 
     /// How the server is reached.
@@ -75,8 +74,8 @@ impl RestAddress {
         match self.place {
             // A name would be looked up.
             ServerPlace::Unix(_) => format!("http://127.0.0.1{}", self.folder),
-            ServerPlace::Network if self.is_encrypted => format!("https://{}{}", self.server, self.folder),
-            ServerPlace::Network => format!("http://{}{}", self.server, self.folder),
+            ServerPlace::Network { is_encrypted: true } => format!("https://{}{}", self.server, self.folder),
+            ServerPlace::Network { is_encrypted: false } => format!("http://{}{}", self.server, self.folder),
         }
     }
 }
@@ -92,10 +91,11 @@ fn folder_of(folder: &str) -> String {
 impl fmt::Display for RestAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (server, folder) = (&self.server, &self.folder);
-        if let ServerPlace::Unix(_) = self.place {
-            return write!(f, "rest:http+unix://{server}:{folder}");
-        }
-        let scheme = if self.is_encrypted { "https" } else { "http" };
+        let scheme = match self.place {
+            ServerPlace::Unix(_) => return write!(f, "rest:http+unix://{server}:{folder}"),
+            ServerPlace::Network { is_encrypted: true } => "https",
+            ServerPlace::Network { is_encrypted: false } => "http",
+        };
         match &self.user {
             Some(user) => write!(f, "rest:{scheme}://{user}@{server}{folder}"),
             None => write!(f, "rest:{scheme}://{server}{folder}"),

@@ -55,7 +55,8 @@ impl Bucket {
         options: &S3Options,
         context: &HttpContext,
     ) -> std::result::Result<Bucket, http::Error> {
-        let client = HttpClient::new(&address.server, ServerPlace::Network, context)?;
+        let place = ServerPlace::Network { is_encrypted: address.is_encrypted };
+        let client = HttpClient::new(&address.server, place, context)?;
         let name = address.server.split(':').next().unwrap_or_default();
         let of_cloud = [".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com"];
         let in_host = match options.lookup {

@@ -1,0 +1,77 @@
+//! The proxy that a server is reached by: which one it is, the variables say that curl, restic and others follow.
+
+use super::error::{Error, Result};
+use super::http_context::HttpProxies;
+use super::socket::ServerPlace;
+use ureq::http::Uri;
+use ureq::{Proxy, ProxyProtocol};
+
+/// The proxy for a server, `host:port`; none where it is reached without one.
+pub(super) fn proxy_for(server: &str, place: &ServerPlace, proxies: &HttpProxies) -> Result<Option<Proxy>> {
+    let (variable, address) = match place {
+        ServerPlace::Unix(_) => return Ok(None),
+        ServerPlace::Network { is_encrypted: true } => ("HTTPS_PROXY", &proxies.https),
+        ServerPlace::Network { is_encrypted: false } => ("HTTP_PROXY", &proxies.http),
+    };
+    let Some(address) = address.as_deref().filter(|_| !is_exception(server, proxies)) else { return Ok(None) };
+    let bad = |reason| Error::BadProxy { variable: variable.to_owned(), reason };
+    let proxy = Proxy::new(address).map_err(|_| bad("it is not http://HOST:PORT"))?;
+    match proxy.protocol() {
+        ProxyProtocol::Http | ProxyProtocol::Https => Ok(Some(proxy)),
+        _ => Err(bad("SOCKS proxies are not supported")),
+    }
+}
+
+fn is_exception(server: &str, proxies: &HttpProxies) -> bool {
+    let exceptions = proxies.exceptions.split(',').map(str::trim).filter(|exception| !exception.is_empty());
+    let list = exceptions.fold(Proxy::builder(ProxyProtocol::Http), |list, exception| list.no_proxy(exception));
+    let server = format!("http://{server}/").parse::<Uri>();
+    list.build().is_ok_and(|list| server.is_ok_and(|server| list.is_no_proxy(&server)))
+}
+
+/// A proxy as messages name it, without its password.
+pub(super) fn shown(proxy: &Proxy) -> String {
+    format!("{}:{}", proxy.host(), proxy.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxies() -> HttpProxies {
+        let address = |address: &str| Some(address.to_owned());
+        HttpProxies {
+            https: address("http://joe:secret@proxy:3128"),
+            http: address("plain:8080"),
+            exceptions: "localhost, *.lan,backup.example".to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_scheme_has_its_proxy_and_some_servers_have_none() {
+        let of = |server: &str, is_encrypted| {
+            let proxy = proxy_for(server, &ServerPlace::Network { is_encrypted }, &proxies()).unwrap();
+            proxy.map(|proxy| shown(&proxy))
+        };
+        assert_eq!(of("host:8000", true).unwrap(), "proxy:3128");
+        assert_eq!(of("host", false).unwrap(), "plain:8080");
+        for exception in ["localhost:8000", "nas.lan", "backup.example:443"] {
+            assert_eq!((of(exception, true), of(exception, false)), (None, None), "{exception}");
+        }
+        assert!(of("example", true).is_some() && of("notbackup.example", true).is_some());
+        let socket = ServerPlace::Unix("/run/rest.socket".into());
+        assert!(proxy_for("/run/rest.socket", &socket, &proxies()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
+        for address in ["socks5://joe:secret@proxy:1080", "joe:secret@", "ftp://joe:secret@proxy"] {
+            let proxies = HttpProxies { https: Some(address.to_owned()), ..HttpProxies::default() };
+            let error = proxy_for("host", &ServerPlace::Network { is_encrypted: true }, &proxies).unwrap_err();
+            let words = error.to_string();
+            assert!(words.contains("HTTPS_PROXY") && !words.contains("secret"), "{words}");
+            let plain = proxy_for("host", &ServerPlace::Network { is_encrypted: false }, &proxies);
+            assert!(plain.unwrap().is_none());
+        }
+    }
+}
