@@ -7,7 +7,7 @@ use crate::cli::failure::CliError;
 use crate::cli::terminal::secret;
 use crate::config::{Http, S3, S3Lookup};
 use crate::repo::Password;
-use crate::storage::http::{HttpContext, HttpCredentials, HttpProxies, HttpTimeouts, S3Keys};
+use crate::storage::http::{HttpContext, HttpCredentials, HttpProxies, HttpTimeouts, ProxyVariable, S3Keys};
 use crate::storage::s3::{BucketLookup, S3Options, ServerSideEncryption};
 use crate::storage::sftp::Secret;
 use std::path::PathBuf;
@@ -39,12 +39,12 @@ pub(crate) fn http_context(context: &Context, repo: &RepoArgs) -> HttpContext {
 
 /// The variables of proxies, of which programs know both spellings.
 fn http_proxies() -> HttpProxies {
-    let either = |name: &str| secret::variable(name).or_else(|| secret::variable(&name.to_ascii_lowercase()));
-    let all = either("ALL_PROXY");
+    let named = |name: String| Some(ProxyVariable { value: secret::variable(&name)?, name });
+    let either = |name: &str| named(name.to_owned()).or_else(|| named(name.to_ascii_lowercase()));
     HttpProxies {
-        https: either("HTTPS_PROXY").or_else(|| all.clone()),
-        http: either("HTTP_PROXY").or(all),
-        exceptions: either("NO_PROXY").unwrap_or_default(),
+        https: either("HTTPS_PROXY").or_else(|| either("ALL_PROXY")),
+        http: either("HTTP_PROXY").or_else(|| either("ALL_PROXY")),
+        exceptions: either("NO_PROXY").map(|variable| variable.value).unwrap_or_default(),
     }
 }
 

@@ -22,7 +22,9 @@ fn until_whole<T>(mut result: Result<T>, more: usize, mut read: impl FnMut() -> 
             Err(damage) if damage.is_mismatch() => {
                 result = read();
                 if result.is_ok() {
-                    tracing::warn!("{damage}; read again, it is whole: the network or the server's memory is unreliable");
+                    tracing::warn!(
+                        "{damage}; read again, it is whole: the network or the server's memory is unreliable"
+                    );
                 }
             }
             result => return result,

@@ -129,15 +129,14 @@ fn of_http(error: &http::Error) -> Explanation {
         Error::File { source, .. } => of_io(source),
         Error::BadFile { .. } => (Code::Usage, hint("give a file in PEM format")),
         Error::BadProxy { .. } => {
-            (Code::Usage, hint("set HTTPS_PROXY=http://HOST:PORT, or NO_PROXY to the server's name"))
+            (Code::Usage, hint("set HTTPS_PROXY=http://HOST:PORT, or add the server's name to NO_PROXY"))
         }
         Error::Proxy { status: Some(407), .. } => {
             (Code::Unreachable, hint("the proxy asks for a login: set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"))
         }
-        Error::Proxy { .. } => (
-            Code::Unreachable,
-            hint("check HTTPS_PROXY; a server that is reached without the proxy belongs into NO_PROXY"),
-        ),
+        Error::Proxy { .. } => {
+            (Code::Unreachable, hint("check the variable HTTPS_PROXY, or add the server's name to NO_PROXY"))
+        }
         Error::Resolve { .. } => (Code::Unreachable, hint("check the host name in the address of the repository")),
         Error::Unreachable { .. } | Error::Silent { .. } => {
             (Code::Unreachable, hint("check that the server is up, the port is right and no firewall blocks it"))

@@ -44,13 +44,22 @@ impl Default for HttpContext {
     }
 }
 
+/// A variable that names a proxy.
+#[derive(Clone)]
+pub struct ProxyVariable {
+    /// In the spelling in which it is set.
+    pub name: String,
+    /// The proxy's address.
+    pub value: String,
+}
+
 /// Which proxies to use. They may hold passwords.
 #[derive(Clone, Default)]
 pub struct HttpProxies {
     /// For servers with TLS.
-    pub https: Option<String>,
+    pub https: Option<ProxyVariable>,
     /// For servers without.
-    pub http: Option<String>,
+    pub http: Option<ProxyVariable>,
     /// Names and endings of names of servers that are reached without one, with commas between them; `*` is all.
     pub exceptions: String,
 }

@@ -21,7 +21,7 @@ pub(crate) mod socket;
 pub(crate) mod tls;
 
 pub use error::Error;
-pub use http_context::{HttpContext, HttpCredentials, HttpProxies, HttpTimeouts, S3Keys};
+pub use http_context::{HttpContext, HttpCredentials, HttpProxies, HttpTimeouts, ProxyVariable, S3Keys};
 
 pub(super) use client::{Call, HttpClient, HttpResponse, Upload};
 pub(super) use files::HttpFiles;

@@ -8,14 +8,14 @@ use ureq::{Proxy, ProxyProtocol};
 
 /// The proxy for a server, `host:port`; none where it is reached without one.
 pub(super) fn proxy_for(server: &str, place: &ServerPlace, proxies: &HttpProxies) -> Result<Option<Proxy>> {
-    let (variable, address) = match place {
+    let variable = match place {
         ServerPlace::Unix(_) => return Ok(None),
-        ServerPlace::Network { is_encrypted: true } => ("HTTPS_PROXY", &proxies.https),
-        ServerPlace::Network { is_encrypted: false } => ("HTTP_PROXY", &proxies.http),
+        ServerPlace::Network { is_encrypted: true } => &proxies.https,
+        ServerPlace::Network { is_encrypted: false } => &proxies.http,
     };
-    let Some(address) = address.as_deref().filter(|_| !is_exception(server, proxies)) else { return Ok(None) };
-    let bad = |reason| Error::BadProxy { variable: variable.to_owned(), reason };
-    let proxy = Proxy::new(address).map_err(|_| bad("it is not http://HOST:PORT"))?;
+    let Some(variable) = variable.as_ref().filter(|_| !is_exception(server, proxies)) else { return Ok(None) };
+    let bad = |reason| Error::BadProxy { variable: variable.name.clone(), reason };
+    let proxy = Proxy::new(&variable.value).map_err(|_| bad("it is not http://HOST:PORT"))?;
     match proxy.protocol() {
         ProxyProtocol::Http | ProxyProtocol::Https => Ok(Some(proxy)),
         _ => Err(bad("SOCKS proxies are not supported")),
@@ -37,12 +37,16 @@ pub(super) fn shown(proxy: &Proxy) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::http::ProxyVariable;
+
+    fn variable(name: &str, value: &str) -> Option<ProxyVariable> {
+        Some(ProxyVariable { name: name.to_owned(), value: value.to_owned() })
+    }
 
     fn proxies() -> HttpProxies {
-        let address = |address: &str| Some(address.to_owned());
         HttpProxies {
-            https: address("http://joe:secret@proxy:3128"),
-            http: address("plain:8080"),
+            https: variable("HTTPS_PROXY", "http://joe:secret@proxy:3128"),
+            http: variable("HTTP_PROXY", "plain:8080"),
             exceptions: "localhost, *.lan,backup.example".to_owned(),
         }
     }
@@ -66,10 +70,10 @@ mod tests {
     #[test]
     fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
         for address in ["socks5://joe:secret@proxy:1080", "joe:secret@", "ftp://joe:secret@proxy"] {
-            let proxies = HttpProxies { https: Some(address.to_owned()), ..HttpProxies::default() };
+            let proxies = HttpProxies { https: variable("all_proxy", address), ..HttpProxies::default() };
             let error = proxy_for("host", &ServerPlace::Network { is_encrypted: true }, &proxies).unwrap_err();
             let words = error.to_string();
-            assert!(words.contains("HTTPS_PROXY") && !words.contains("secret"), "{words}");
+            assert!(words.contains("all_proxy") && !words.contains("secret"), "{words}");
             let plain = proxy_for("host", &ServerPlace::Network { is_encrypted: false }, &proxies);
             assert!(plain.unwrap().is_none());
         }
