@@ -63,8 +63,8 @@ model-night: export KVMB_MODEL_SHRINK ?= 20
 model-night: parts ## the model test with seeds that nobody has seen and 4,000 steps: some hours (root)
 	.ci/without-kvm $(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
 
-# The test writes all of them to target/screenshots; these five stand in README.md and docs/console.md.
-PICTURES := overview plots job restore telephone
+# The test writes all of them to target/screenshots; these six stand in README.md and docs.
+PICTURES := overview plots job restore telephone files
 screenshots: parts ## picture every page of the web console, with the data of real backups (root)
 	tests/support/guest/build $(GUEST)
 	KVMB_TEST_QUICK_KEYS=1 $(CARGO) test --locked --test cli console::browser::pictures::

@@ -155,3 +155,24 @@ fn every_page_is_pictured_and_fits() {
     running.interrupt();
     running.wait().assert_code(130);
 }
+
+#[test]
+fn the_file_browser_is_pictured_and_fits() {
+    let env = Env::new("pictures of files");
+    let script = "export PATH=$PATH:/usr/sbin:/sbin; mkdir -p tree/etc tree/srv/data/minutes tree/srv/data/templates
+        cd tree; printf 'PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\\n' > etc/os-release; cd srv/data
+        head -c 48213 /dev/zero > budget-2026.ods; head -c 1204882 /dev/zero > annual-report.pdf
+        head -c 3311 /dev/zero > todo.md; head -c 8400123 /dev/zero > dump.sql.gz; ln -s annual-report.pdf latest.pdf
+        find . -exec touch -h -d '2026-11-20 14:30:05 UTC' {} +; touch -d '2026-11-23 08:12:44 UTC' todo.md dump.sql.gz
+        cd ../../..; mkfs.ext4 -q -L root -d tree image 64M";
+    env.sh(script).run().assert_ok();
+    env.machine("gitlab").disk(Disk::existing(&env.path("image"), "raw")).define();
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let stored = env.kvmb(["backup", "gitlab", "-r", &env.repo()]).run().assert_ok().record_of("point");
+    let path = format!("/points/{}/files?path=/srv/data", stored["point"].as_str().unwrap());
+    let desk = desk(&env, DESKTOP, &[]);
+    picture(&desk, "files", &path);
+    desk.browser.wait_for("annual-report.pdf");
+    small(&desk, "files", DESKTOP);
+    desk.end();
+}
