@@ -92,7 +92,8 @@ async fn pass_on(mut stdout: ChildStdout, sender: &mpsc::Sender<OutputPart>) -> 
     }
 }
 
-async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+/// What has come of an output; nothing at its end.
+pub(super) async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut piece = Vec::with_capacity(PIECE_BYTES);
     stream.read_buf(&mut piece).await?;
     Ok(piece)

@@ -1,7 +1,7 @@
 //! Runs commands of kvmb: look-ups, whose answers are kept for a while, and jobs, which go on without the console.
 
 use super::job_watch::JobWatch;
-use super::reading::{Lookup, OutputPart, Reading, read_some, words_of};
+use super::reading::{Lookup, OutputPart, Reading, read_piece, read_some, words_of};
 use crate::record::{Failure, Job, Record};
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,13 +11,14 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdout;
 use tokio::sync::Semaphore;
 
 /// How long a look-up may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// So much of an answer is read.
-const LARGEST_ANSWER_BYTES: u64 = 64 << 20;
+const LARGEST_ANSWER_BYTES: usize = 64 << 20;
 
 /// So much of what it says on standard error.
 const LARGEST_MESSAGES_BYTES: u64 = 64 << 10;
@@ -204,10 +205,8 @@ impl Toolbox {
             let _ = stdin.write_all(input.as_bytes()).await;
         }
         let (stdout, stderr) = lookup.output();
-        let (text, said) =
-            tokio::join!(read_some(stdout, LARGEST_ANSWER_BYTES), read_some(stderr, LARGEST_MESSAGES_BYTES));
-        let (text, said, status) = (text?, said?, lookup.wait().await?);
-        let mut records = records(&text);
+        let (records, said) = tokio::join!(read_records(stdout), read_some(stderr, LARGEST_MESSAGES_BYTES));
+        let (mut records, said, status) = (records?, said?, lookup.wait().await?);
         // What is wrong with a command line is said in words only.
         if records.is_empty() && !status.success() {
             let error = words_of(&said, "error:").join("; ");
@@ -410,6 +409,26 @@ fn answer_of(mut output: std::fs::File, exit_code: Option<i32>) -> Answer {
         true => Answer::of_failure(format!("the command ended with exit code {}", exit_code.unwrap_or(-1))),
         false => Answer::of(records, exit_code, Vec::new()),
     }
+}
+
+/// The records of an output, taken as they come: the text of many is longer than they are.
+async fn read_records(stdout: Option<ChildStdout>) -> std::io::Result<Vec<Record>> {
+    let (mut records, mut line) = (Vec::new(), Vec::new());
+    let Some(mut stdout) = stdout else { return Ok(records) };
+    let mut left_bytes = LARGEST_ANSWER_BYTES;
+    loop {
+        let piece = read_piece(&mut stdout).await?;
+        if piece.is_empty() {
+            break;
+        }
+        // The rest is not kept, but the command must be able to write it.
+        let kept = &piece[..piece.len().min(left_bytes)];
+        left_bytes -= kept.len();
+        take_records(kept, &mut line, &mut records);
+    }
+    records.extend(Record::parse(String::from_utf8_lossy(&line).trim_end()).ok());
+    records.shrink_to_fit();
+    Ok(records)
 }
 
 /// Takes the records of all lines that are whole; the rest of the last one stays.

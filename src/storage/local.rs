@@ -249,7 +249,7 @@ impl Storage for LocalStorage {
             return Err(too_short());
         }
         if length >= DIRECT_READ_BYTES
-            && is_on_own_disk(&file)
+            && rustix::fs::fstatfs(&file).is_ok_and(is_own_disk)
             && let Some(bytes) = direct_file::read_range(&file, offset, length)
         {
             return Ok(bytes);
@@ -273,7 +273,7 @@ impl Storage for LocalStorage {
         let temporary = temporary_beside(&path);
         let write = || -> io::Result<bool> {
             let file = self.open_temporary(&folder, &temporary)?;
-            let file = match contents.len() >= WRITE_BYTES && is_on_own_disk(&file) {
+            let file = match contents.len() >= WRITE_BYTES && rustix::fs::fstatfs(&file).is_ok_and(is_own_disk) {
                 true => DirectFile::new(file),
                 false => DirectFile::cached(file),
             };
@@ -375,7 +375,7 @@ impl Storage for LocalStorage {
 
     fn sees_writes_at_once(&self) -> bool {
         let locks = self.folder(FileKind::Lock, "");
-        rustix::fs::statfs(&locks).is_ok_and(|found| OF_OWN_DISKS.contains(&found.f_type))
+        rustix::fs::statfs(&locks).is_ok_and(is_own_disk)
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {
@@ -385,9 +385,9 @@ impl Storage for LocalStorage {
     }
 }
 
-/// Whether a file is on a disk of this host: one of a network's file system is written faster through the cache.
-fn is_on_own_disk(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|found| OF_OWN_DISKS.contains(&found.f_type))
+/// Whether a file system is on a disk of this host. A network's shows a file late, and is faster through the page cache.
+fn is_own_disk(found: rustix::fs::StatFs) -> bool {
+    OF_OWN_DISKS.contains(&found.f_type)
 }
 
 /// `name-tmp-1f9c…` in the same folder.

@@ -16,6 +16,9 @@ use chrono::Local;
 use maud::{Markup, html};
 use std::time::Duration;
 
+/// So much of what it printed stands on the page of a job: one may verify thousands of points.
+const MOST_RESULTS: usize = 500;
+
 /// So many lines of its log stand on the page of a job.
 const LOG_LINES: &str = "200";
 
@@ -109,10 +112,7 @@ pub(super) async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
                 }
             }
             @if !printed.is_empty() {
-                section class="sec" {
-                    h2 { (visit.say("Results", "Résultats")) }
-                    (html::records(visit, printed))
-                }
+                (results(visit, job, printed))
             }
             (messages(visit, job, &lines))
             section class="sec" {
@@ -196,6 +196,26 @@ fn how_it_ended(visit: &Visit, job: &Job) -> Markup {
             dt { (visit.say("Started by", "Lancée par")) } dd { (job.user) ", " (origin(visit, &job.origin)) }
             @if let Some(code) = job.exit_code {
                 dt { (visit.say("Exit code", "Code de retour")) } dd { (code) }
+            }
+        }
+    }
+}
+
+/// What a job printed, beginning with what failed.
+fn results(visit: &Visit, job: &Job, printed: &[Record]) -> Markup {
+    let is_failure = |record: &&Record| matches!(record, Record::Failure(_));
+    let (failures, others) = (printed.iter().filter(is_failure), printed.iter().filter(|record| !is_failure(record)));
+    let shown: Vec<Record> = failures.chain(others).take(MOST_RESULTS).cloned().collect();
+    html! {
+        section class="sec" {
+            h2 { (visit.say("Results", "Résultats")) }
+            (html::records(visit, &shown))
+            @if printed.len() > shown.len() {
+                p { (visit.language.tell(
+                    format!("These are {} of {} results. All of them:", shown.len(), printed.len()),
+                    format!("Voici {} résultats sur {}. Pour les voir tous\u{a0}:", shown.len(), printed.len()),
+                )) }
+                (html::command(visit, &["jobs", "show", &job.job]))
             }
         }
     }

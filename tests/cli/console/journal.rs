@@ -30,6 +30,15 @@ fn the_log_is_filtered_followed_and_escaped() {
     let page = console.get(&format!("/jobs/{job}")).assert_status(200).assert_lacks("<script>alert");
     page.assert_has("It failed.").assert_has("backup begins").assert_has(&format!("/log?job={job}"));
 
+    // A page has no more results than a person reads: here the job has failed at many more machines.
+    let printed = env.path("data/jobs").join(format!("{job}.records"));
+    let failure = std::fs::read_to_string(&printed).unwrap();
+    let others = (0..509).map(|number| failure.replace("no machine named", &format!("failure {number}:")));
+    std::fs::write(&printed, others.chain([failure.clone()]).collect::<String>()).unwrap();
+    let page = open(&env, &[]).get(&format!("/jobs/{job}")).assert_status(200);
+    let page = page.assert_has("These are 500 of 510 results.").assert_has(&format!("kvmb jobs show {job}"));
+    page.assert_has("failure 499:").assert_lacks("failure 500:");
+
     // What is added while the page is open is sent, filtered as the page is.
     let parts = std::thread::scope(|scope| {
         let reader = scope.spawn(|| console.events("/log?q=release+begins", Duration::from_secs(12)));
