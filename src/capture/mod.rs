@@ -81,7 +81,7 @@ pub use connection::Hypervisor;
 pub(crate) use connection::{complete_path, quiet_libvirt_log};
 pub(crate) use error::Result;
 pub use error::{Error, LibvirtErrorKind};
-pub(crate) use ffi::{detach_from_terminal, fork};
+pub(crate) use ffi::{detach_from_terminal, fork, share_freed_memory};
 pub(crate) use limits::CallLimits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};

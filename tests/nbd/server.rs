@@ -217,9 +217,20 @@ fn clients_of_before_structured_replies_are_served() {
         let mut read = vec![0; 70_000];
         stream.read_exact(&mut read).unwrap();
         assert!(read.iter().zip(5..).all(|(byte, offset)| *byte == byte_at(offset)));
+        // No reply of this length is held in memory.
+        stream.write_all(&wire::encode_request(RequestType::Read, 0, 9, 7, 5 << 20)).unwrap();
+        assert_eq!(error_of_simple_reply(&mut stream), 0);
+        let mut read = vec![0; 5 << 20];
+        stream.read_exact(&mut read).unwrap();
+        assert!(read.iter().zip(7..).all(|(byte, offset)| *byte == byte_at(offset)));
+        // The data of a write that is refused is no request.
+        stream.write_all(&wire::encode_request(RequestType::Write, 0, 9, 0, 3 << 20)).unwrap();
+        stream.write_all(&vec![0; 3 << 20]).unwrap();
+        assert_eq!(error_of_simple_reply(&mut stream), wire::EPERM);
         // The connection lives on after what cannot be had.
         for (command, flags, offset, length, error) in [
             (RequestType::Read, 0, BROKEN, 512, wire::EIO),
+            (RequestType::Read, 0, 0, SIZE as u32, wire::EIO),
             (RequestType::Read, 0, SIZE, 1, wire::EINVAL),
             (RequestType::Read, 0, u64::MAX, 512, wire::EINVAL),
             (RequestType::Read, 0, 0, 0, wire::EINVAL),

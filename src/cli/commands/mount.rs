@@ -2,6 +2,7 @@
 
 use super::serving::{Serving, ServingPhase, ServingRequest};
 use crate::capture::runtime::nbd_uri;
+use crate::capture::share_freed_memory;
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::args::value_parsers::duration;
 use crate::cli::complete;
@@ -63,6 +64,7 @@ impl MountArgs {
 
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let program = self.program()?;
+        share_freed_memory();
         let folder = std::fs::canonicalize(&self.folder).map_err(crate::ops::Error::io("find", &self.folder))?;
         check_target(&folder)?;
         let request = ServingRequest {

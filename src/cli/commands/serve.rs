@@ -2,6 +2,7 @@
 
 use super::serving::{Serving, ServingPhase, ServingRequest};
 use crate::capture::offline::qemu_user::named_owner;
+use crate::capture::share_freed_memory;
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::args::value_parsers::duration;
 use crate::cli::complete;
@@ -78,6 +79,7 @@ impl ServeArgs {
     }
 
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        share_freed_memory();
         let request = ServingRequest {
             point: &self.point,
             disks: &self.disks,

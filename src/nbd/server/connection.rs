@@ -45,7 +45,8 @@ const QUEUE: usize = 16;
 /// Room for the reply to QEMU's largest request when it copies, 512 KiB: the client need not take it bit by bit.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 
-/// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB.
+/// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB. No reply that is longer
+/// is held in memory.
 const MAX_WHOLE_REPLY_BYTES: u32 = 2 << 20;
 
 /// As many extents are in one answer.
@@ -60,8 +61,11 @@ const CMD_CACHE: u16 = 5;
 const CMD_WRITE_ZEROES: u16 = 6;
 const CMD_BLOCK_STATUS: u16 = 7;
 
-/// A request, and the data that came with it.
-type Received = (Request, Vec<u8>);
+/// What comes with a write is written, and a long reply sent, in pieces of this size.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A request, and the error number of one that was done while its data came: 0 is none.
+type Received = (Request, Option<u32>);
 
 /// Serves one client until it leaves, breaks the protocol, or `stop` is raised.
 pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool>) -> Result<()> {
@@ -79,12 +83,12 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
         for _ in 0..WORKERS {
             let (receiver, connection, ours, is_broken) = (receiver.clone(), &connection, &ours, &is_broken);
             scope.spawn(move || {
-                for (request, data) in receiver {
+                for (request, done) in receiver {
                     // Nobody takes replies any more; the queue is emptied, so that the one that fills it sees the end.
                     if is_broken.load(Ordering::Relaxed) {
                         continue;
                     }
-                    if let Err(error) = connection.answer(&request, &data) {
+                    if let Err(error) = connection.answer(&request, done) {
                         tracing::debug!("an NBD client: {error}");
                         is_broken.store(true, Ordering::Relaxed);
                         // The one that receives sees the end as well.
@@ -95,7 +99,7 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
         }
         // Dropped with its end: the workers then answer what is left, and end.
         let sender = sender;
-        let result = receive(&mut link, stop, |received| {
+        let result = receive(&mut link, &connection, stop, |received| {
             // They live as long as there is a sender.
             let _ = sender.send(received);
         });
@@ -107,7 +111,12 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
 }
 
 /// Receives requests until the client says that it leaves.
-fn receive(link: &mut NbdStream, stop: &Arc<AtomicBool>, mut take: impl FnMut(Received)) -> Result<()> {
+fn receive(
+    link: &mut NbdStream,
+    connection: &ClientConnection,
+    stop: &Arc<AtomicBool>,
+    mut take: impl FnMut(Received),
+) -> Result<()> {
     loop {
         link.reconfigure(IDLE_LIMIT, Arc::clone(stop));
         let request = match link.receive_array() {
@@ -117,17 +126,16 @@ fn receive(link: &mut NbdStream, stop: &Arc<AtomicBool>, mut take: impl FnMut(Re
         if request.command == CMD_DISCONNECT {
             return Ok(());
         }
-        let mut data = Vec::new();
+        let mut done = None;
         if request.command == CMD_WRITE {
             if request.length > MAX_REQUEST_BYTES {
                 // The data that follows cannot be skipped within reason.
                 return Err(Violation::Length { what: "a write", length: request.length.into() }.into());
             }
             link.reconfigure(TRANSFER_LIMIT, Arc::clone(stop));
-            data = vec![0; request.length as usize];
-            link.receive(&mut data)?;
+            done = Some(connection.receive_write(link, &request)?);
         }
-        take((request, data));
+        take((request, done));
     }
 }
 
@@ -143,7 +151,29 @@ struct ClientConnection {
 }
 
 impl ClientConnection {
-    fn answer(&self, request: &Request, data: &[u8]) -> Result<()> {
+    /// Takes the data of a write and writes it, as it comes: a client cannot have us hold more than a piece. The result
+    /// is the number of the error that the client is to see.
+    fn receive_write(&self, link: &mut NbdStream, request: &Request) -> Result<u32> {
+        let mut error = self.check(request).err().map_or(0, |(error, _)| error);
+        let (mut at, mut left) = (request.offset, request.length as usize);
+        let mut piece = vec![0; left.min(PIECE_BYTES)];
+        while left > 0 {
+            let piece = &mut piece[..left.min(PIECE_BYTES)];
+            link.receive(piece)?;
+            // What follows an error is taken all the same: the next request begins behind it.
+            if error == 0 {
+                error = self.write(at, ExportWrite::Data(piece));
+                at += piece.len() as u64;
+            }
+            left -= piece.len();
+        }
+        Ok(error)
+    }
+
+    fn answer(&self, request: &Request, done: Option<u32>) -> Result<()> {
+        if let Some(error) = done {
+            return self.send(&[&encode_simple_reply(request.cookie, error)]);
+        }
         if let Err((error, message)) = self.check(request) {
             return self.fail(request, error, message);
         }
@@ -152,8 +182,10 @@ impl ClientConnection {
             CMD_READ if request.flags & CMD_FLAG_DF != 0 => self.read_whole(request),
             CMD_READ => self.read_in_pieces(request),
             CMD_BLOCK_STATUS => self.block_status(request),
-            CMD_WRITE => self.write(request, ExportWrite::Data(data)),
-            CMD_TRIM | CMD_WRITE_ZEROES => self.write(request, ExportWrite::Zeros(request.length.into())),
+            CMD_TRIM | CMD_WRITE_ZEROES => {
+                let error = self.write(request.offset, ExportWrite::Zeros(request.length.into()));
+                self.send(&[&encode_simple_reply(request.cookie, error)])
+            }
             // Nothing survives the server, and the cache is its own affair.
             _ => self.send(&[&encode_simple_reply(request.cookie, 0)]),
         }
@@ -235,7 +267,47 @@ impl ClientConnection {
 
     /// "Simple reply message": whether all of it can be had stands before the first byte.
     fn read_simply(&self, request: &Request) -> Result<()> {
+        if request.length > MAX_WHOLE_REPLY_BYTES {
+            return self.read_simply_twice(request);
+        }
         self.collect(request, |bytes| self.send(&[&encode_simple_reply(request.cookie, 0), bytes]))
+    }
+
+    /// The same for what is not held in memory: it is read once to see whether it can be had, and then to be sent.
+    fn read_simply_twice(&self, request: &Request) -> Result<()> {
+        let mut failure = None;
+        self.read(request, |piece| {
+            if let Piece::Unreadable { reason, .. } = piece {
+                failure.get_or_insert_with(|| reason.to_owned());
+            }
+            Ok(())
+        })?;
+        if let Some(reason) = failure {
+            return self.fail(request, EIO, &reason);
+        }
+        let zeros = vec![0; PIECE_BYTES];
+        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        replies.extend_deadline();
+        replies.send(&encode_simple_reply(request.cookie, 0))?;
+        self.read(request, |piece| {
+            replies.extend_deadline();
+            match piece {
+                Piece::Data(bytes) => replies.send(bytes),
+                Piece::Zeros(length) => {
+                    let mut left = length as usize;
+                    while left > 0 {
+                        let part = left.min(zeros.len());
+                        replies.send(&zeros[..part])?;
+                        left -= part;
+                    }
+                    Ok(())
+                }
+                // "the server MUST initiate a hard disconnect": it was there a moment ago.
+                Piece::Unreadable { .. } => {
+                    Err(Error::Io { action: "read for", source: io::ErrorKind::UnexpectedEof.into() })
+                }
+            }
+        })
     }
 
     fn collect(&self, request: &Request, reply: impl Fn(&[u8]) -> Result<()>) -> Result<()> {
@@ -281,12 +353,12 @@ impl ClientConnection {
         self.send(&[&encode_block_status(request.cookie, ALLOCATION_CONTEXT, &extents)])
     }
 
-    fn write(&self, request: &Request, change: ExportWrite<'_>) -> Result<()> {
-        let error = match self.agreed.export.write(request.offset, change) {
+    /// Writes; the result is the number of the error that the client is to see.
+    fn write(&self, offset: u64, change: ExportWrite<'_>) -> u32 {
+        match self.agreed.export.write(offset, change) {
             Ok(()) => 0,
             Err(error) if error.kind() == io::ErrorKind::StorageFull => ENOSPC,
             Err(_) => EIO,
-        };
-        self.send(&[&encode_simple_reply(request.cookie, error)])
+        }
     }
 }

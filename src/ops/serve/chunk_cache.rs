@@ -5,9 +5,12 @@
 //!    ↑                                      ├─→ damaged: it stays that, and is reported once
 //!    └──────── the repository is unreachable ┘
 //! ```
-//! Whoever wants a chunk that is loading waits for it: it is never read twice at once.
+//! Whoever wants a chunk that is loading waits for it: it is never read twice at once. Chunks that are being sent count
+//! with those that are kept, and only so many are read at once: memory does not grow with the connections.
 
-use super::super::Stop;
+use super::super::{Stop, threads};
+use super::chunk_buffers::{ChunkBuffer, ChunkBuffers};
+use super::read_ahead::Streams;
 use crate::repo::{self, Id, Index, Repository, read_blobs};
 use crossbeam_channel::{Sender, bounded};
 use std::collections::hash_map::Entry;
@@ -17,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How much of the chunks is kept.
+/// How much memory chunks take: those that are kept, and those that are being sent.
 const KEPT_BYTES: usize = 48 << 20;
 
 /// So many threads read ahead.
@@ -38,7 +41,7 @@ pub(super) enum Unavailable {
 
 enum Slot {
     Loading,
-    Loaded { bytes: Arc<Vec<u8>>, last_use: u64 },
+    Loaded { bytes: Arc<ChunkBuffer>, last_use: u64 },
     Damaged(Arc<str>),
 }
 
@@ -47,12 +50,13 @@ struct Slots {
     by_id: HashMap<Id, Slot>,
     by_use: BTreeMap<u64, Id>,
     uses: u64,
-    loaded_bytes: usize,
+    /// How many are read because somebody waits for them.
+    wanted: usize,
 }
 
 impl Slots {
     /// The bytes of a loaded chunk, which are used now.
-    fn touch(&mut self, id: &Id) -> Option<Arc<Vec<u8>>> {
+    fn touch(&mut self, id: &Id) -> Option<Arc<ChunkBuffer>> {
         let Some(Slot::Loaded { bytes, last_use }) = self.by_id.get_mut(id) else { return None };
         self.uses += 1;
         self.by_use.remove(last_use);
@@ -61,15 +65,23 @@ impl Slots {
         Some(Arc::clone(bytes))
     }
 
-    fn store(&mut self, id: Id, bytes: Arc<Vec<u8>>) {
+    fn store(&mut self, id: Id, bytes: Arc<ChunkBuffer>) {
         self.uses += 1;
-        self.loaded_bytes += bytes.len();
         self.by_use.insert(self.uses, id);
         self.by_id.insert(id, Slot::Loaded { bytes, last_use: self.uses });
-        while self.loaded_bytes > KEPT_BYTES {
-            let Some((_, oldest)) = self.by_use.pop_first() else { break };
-            if let Some(Slot::Loaded { bytes, .. }) = self.by_id.remove(&oldest) {
-                self.loaded_bytes -= bytes.len();
+    }
+
+    /// Drops what was not used for long, until there is memory for so many bytes or all that is left is being sent.
+    fn make_room(&mut self, buffers: &ChunkBuffers, length: usize) {
+        let mut passed = 0;
+        while buffers.excess(length) > 0
+            && let Some((use_number, id)) = self.by_use.range(passed..).next().map(|(number, id)| (*number, *id))
+        {
+            passed = use_number + 1;
+            // One that is sent would keep its memory.
+            if matches!(self.by_id.get(&id), Some(Slot::Loaded { bytes, .. }) if Arc::strong_count(bytes) == 1) {
+                self.by_use.remove(&use_number);
+                self.by_id.remove(&id);
             }
         }
     }
@@ -79,7 +91,10 @@ struct Shared {
     repo: Repository,
     index: Arc<Index>,
     slots: Mutex<Slots>,
+    buffers: Arc<ChunkBuffers>,
     changed: Condvar,
+    /// How many chunks may be read at once for somebody who waits.
+    most_wanted: usize,
     stop: Stop,
 }
 
@@ -88,27 +103,42 @@ pub(super) struct ChunkCache {
     shared: Arc<Shared>,
     /// Chunks to read ahead; the threads end when this is dropped.
     ahead: Sender<Vec<Id>>,
+    streams: Mutex<Streams>,
 }
 
 impl ChunkCache {
     pub(super) fn new(repo: Repository, index: Arc<Index>, stop: Stop) -> ChunkCache {
-        let shared = Arc::new(Shared { repo, index, slots: Mutex::default(), changed: Condvar::new(), stop });
+        let most_wanted = threads::for_disks().max(repo.storage().parallel());
+        let shared = Arc::new(Shared {
+            repo,
+            index,
+            slots: Mutex::default(),
+            buffers: ChunkBuffers::new(KEPT_BYTES),
+            changed: Condvar::new(),
+            most_wanted,
+            stop,
+        });
         let (ahead, wanted) = bounded::<Vec<Id>>(READERS);
         for _ in 0..READERS {
             let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));
             thread::spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
         }
-        ChunkCache { shared, ahead }
+        ChunkCache { shared, ahead, streams: Mutex::default() }
     }
 
     /// A chunk, as the repository's index and its SHA-256 say that it is.
-    pub(super) fn get(&self, id: &Id) -> Result<Arc<Vec<u8>>, Unavailable> {
+    pub(super) fn get(&self, id: &Id) -> Result<Arc<ChunkBuffer>, Unavailable> {
         self.shared.get(id)
     }
 
     /// Whether a chunk is there, or on its way.
     pub(super) fn is_known(&self, id: &Id) -> bool {
         self.shared.slots().by_id.contains_key(id)
+    }
+
+    /// How far to read ahead of whoever reads this part of a disk now, if he goes on from where he was.
+    pub(super) fn ahead_of(&self, disk: usize, chunk: (u64, u64)) -> Option<u64> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).ahead_of(disk, chunk)
     }
 
     /// Has those of the chunks read that are not there. It does not wait: when the readers are busy, nobody reads
@@ -137,32 +167,41 @@ impl Shared {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, id: &Id) -> Result<Arc<Vec<u8>>, Unavailable> {
+    fn get(&self, id: &Id) -> Result<Arc<ChunkBuffer>, Unavailable> {
         let mut slots = self.slots();
         loop {
             if let Some(bytes) = slots.touch(id) {
                 return Ok(bytes);
             }
-            match slots.by_id.get(id) {
+            let is_absent = match slots.by_id.get(id) {
                 Some(Slot::Damaged(reason)) => return Err(Unavailable::Damaged(Arc::clone(reason))),
-                Some(_) if self.stop.requested() => return Err(Unavailable::Stopping),
-                Some(_) => {
-                    slots = self.changed.wait_timeout(slots, TICK).unwrap_or_else(PoisonError::into_inner).0;
-                }
-                None => break,
+                known => known.is_none(),
+            };
+            if is_absent && slots.wanted < self.most_wanted {
+                break;
             }
+            if self.stop.requested() {
+                return Err(Unavailable::Stopping);
+            }
+            slots = self.changed.wait_timeout(slots, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
         slots.by_id.insert(*id, Slot::Loading);
+        slots.wanted += 1;
         drop(slots);
-        self.put(*id, self.repo.read_blob(&self.index, id))
+        let read = self.repo.read_blob(&self.index, id);
+        self.slots().wanted -= 1;
+        self.put(*id, read.as_deref())
     }
 
     /// Puts what reading a chunk came to in its place, and wakes whoever waits for it.
-    fn put(&self, id: Id, read: repo::Result<Vec<u8>>) -> Result<Arc<Vec<u8>>, Unavailable> {
+    fn put(&self, id: Id, read: Result<&[u8], &repo::Error>) -> Result<Arc<ChunkBuffer>, Unavailable> {
+        let copied = read.map(|bytes| {
+            self.slots().make_room(&self.buffers, bytes.len());
+            Arc::new(self.buffers.copy_of(bytes))
+        });
         let mut slots = self.slots();
-        let result = match read {
+        let result = match copied {
             Ok(bytes) => {
-                let bytes = Arc::new(bytes);
                 slots.store(id, Arc::clone(&bytes));
                 Ok(bytes)
             }
@@ -186,7 +225,7 @@ impl Shared {
         let flag = self.stop.flag();
         let read = read_blobs(&self.repo, &self.index, ids.clone(), 1, &flag, |id, blob| {
             // Whoever wants it asks for it.
-            let _ = self.put(id, blob.map(<[u8]>::to_vec));
+            let _ = self.put(id, blob.as_ref().map(|bytes| *bytes));
             ControlFlow::Continue(())
         });
         if let Err(error) = read {

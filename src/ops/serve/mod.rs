@@ -3,6 +3,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `chunk_cache.rs` | verified chunks, read ahead, bounded in memory |
+//! | `chunk_buffers.rs` | the memory that they are in |
+//! | `read_ahead.rs` | who reads one chunk after the other |
 //! | `point_disk.rs` | a disk of the point as an export |
 //! | `socket.rs` | a private socket |
 //! | `registry.rs` | the detached servers of this host |
@@ -10,8 +12,10 @@
 //! No byte leaves before the chunk that it is in was verified. What is damaged is an I/O error (EIO) for exactly that
 //! range.
 
+mod chunk_buffers;
 mod chunk_cache;
 mod point_disk;
+mod read_ahead;
 pub(crate) mod registry;
 pub(crate) mod socket;
 
@@ -77,13 +81,13 @@ impl PointDisks {
         let cache = Arc::new(ChunkCache::new(repo.clone(), index, stop.clone()));
         let damage = Arc::<DamageLog>::default();
         let mut disks = Vec::new();
-        for disk in wanted {
+        for (number, disk) in wanted.iter().enumerate() {
             let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
             let map = point.chunk_map(disk)?;
             let name = &disk.disk;
             let description =
                 format!("{name} of {}, {}", point.manifest.machine, point.manifest.captured_at.to_rfc3339());
-            let export = ServedDisk::new(name, description, geometry, &map, (&cache, &damage));
+            let export = ServedDisk::new((number, name), description, geometry, &map, (&cache, &damage));
             let export = match view {
                 DiskView::Whole => export,
                 DiskView::BelowImage => export.ending_with_data(&map),

@@ -9,12 +9,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// So much is read ahead of somebody who reads one blob after the other.
-const AHEAD_BYTES: u64 = 8 << 20;
-
-/// So many readers of one disk are distinguished: the connections of `nbdcopy`, say.
-const STREAMS: usize = 16;
-
 /// The damage that was met, until somebody takes it to report it.
 #[derive(Debug, Default)]
 pub(super) struct DamageLog(Mutex<NotedDamage>);
@@ -42,34 +36,6 @@ impl DamageLog {
     }
 }
 
-/// Where the readers of a disk are, so that one that goes on is distinguished from one that jumps.
-#[derive(Debug, Default)]
-struct Streams {
-    /// Where the blob that was read last begins and ends.
-    blobs: [Option<(u64, u64)>; STREAMS],
-    next: usize,
-}
-
-impl Streams {
-    /// Whether the blob from one byte to another follows one that was read last.
-    fn goes_on_to(&mut self, start: u64, end: u64) -> bool {
-        if self.blobs.contains(&Some((start, end))) {
-            return false;
-        }
-        match self.blobs.iter().position(|blob| blob.is_some_and(|(_, before)| before == start)) {
-            Some(stream) => {
-                self.blobs[stream] = Some((start, end));
-                true
-            }
-            None => {
-                self.blobs[self.next] = Some((start, end));
-                self.next = (self.next + 1) % STREAMS;
-                false
-            }
-        }
-    }
-}
-
 /// A disk of a point.
 pub(super) struct ServedDisk {
     pub(super) disk: String,
@@ -79,12 +45,13 @@ pub(super) struct ServedDisk {
     size_bytes: u64,
     pub(super) cache: Arc<ChunkCache>,
     pub(super) damage: Arc<DamageLog>,
-    streams: Mutex<Streams>,
+    /// Which of the point's disks it is, for whoever reads ahead.
+    number: usize,
 }
 
 impl ServedDisk {
     pub(super) fn new(
-        disk: &str,
+        (number, disk): (usize, &str),
         description: String,
         geometry: Geometry,
         map: &ChunkMap,
@@ -98,7 +65,7 @@ impl ServedDisk {
             size_bytes: geometry.capacity_bytes,
             cache: Arc::clone(cache),
             damage: Arc::clone(damage),
-            streams: Mutex::default(),
+            number,
         }
     }
 
@@ -117,10 +84,8 @@ impl ServedDisk {
 
     /// Has what follows a blob read, if its reader goes on.
     fn read_ahead_of(&self, (start, end): (u64, u64)) {
-        if !self.streams.lock().unwrap_or_else(PoisonError::into_inner).goes_on_to(start, end) {
-            return;
-        }
-        let limit = end.saturating_add(AHEAD_BYTES);
+        let Some(ahead_bytes) = self.cache.ahead_of(self.number, (start, end)) else { return };
+        let limit = end.saturating_add(ahead_bytes);
         let first = self.runs.partition_point(|run| run.end() <= end);
         let mut ids: Vec<Id> = Vec::new();
         for run in self.runs[first..].iter().take_while(|run| run.offset < limit) {
@@ -219,13 +184,6 @@ impl Export for ServedDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_reader_that_goes_on_is_distinguished_from_one_that_jumps() {
-        let mut streams = Streams::default();
-        let seen = [5, 5, 6, 100, 7, 101, 3, 8].map(|blob| streams.goes_on_to(10 * blob, 10 * blob + 10));
-        assert_eq!(seen, [false, false, true, false, true, true, false, true]);
-    }
 
     #[test]
     fn each_place_of_damage_is_reported_once() {

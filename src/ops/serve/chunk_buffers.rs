@@ -1,0 +1,118 @@
+//! The memory that chunks are in: used again and again, and counted.
+//!
+//! A chunk of a megabyte that is allocated costs 256 page faults, and freed it stays with the thread that allocated it:
+//! with many connections that was twice what the chunks themselves need.
+
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug, Default)]
+struct Account {
+    free: Vec<Vec<u8>>,
+    free_bytes: usize,
+    used_bytes: usize,
+}
+
+/// Buffers of one size or a few, together within a budget as long as those in use are.
+#[derive(Debug)]
+pub(super) struct ChunkBuffers {
+    budget_bytes: usize,
+    account: Mutex<Account>,
+}
+
+impl ChunkBuffers {
+    pub(super) fn new(budget_bytes: usize) -> Arc<ChunkBuffers> {
+        Arc::new(ChunkBuffers { budget_bytes, account: Mutex::default() })
+    }
+
+    fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By how much the budget would be exceeded if so many bytes more were in use.
+    pub(super) fn excess(&self, more_bytes: usize) -> usize {
+        (self.account().used_bytes + more_bytes).saturating_sub(self.budget_bytes)
+    }
+
+    /// A copy of these bytes. The budget is the caller's affair.
+    pub(super) fn copy_of(self: &Arc<Self>, content: &[u8]) -> ChunkBuffer {
+        let mut account = self.account();
+        // One that is much larger would count for more than is in it.
+        let fits = |buffer: &Vec<u8>| buffer.capacity() >= content.len() && buffer.capacity() / 2 <= content.len();
+        let fitting = account.free.iter().rposition(fits);
+        let recycled = fitting.map(|at| account.free.swap_remove(at));
+        let mut bytes = match recycled {
+            Some(buffer) => {
+                account.free_bytes -= buffer.capacity();
+                buffer
+            }
+            None => Vec::with_capacity(content.len()),
+        };
+        account.used_bytes += bytes.capacity();
+        // Free ones that are of another size are in its way.
+        let mut surplus = Vec::new();
+        while account.used_bytes + account.free_bytes > self.budget_bytes
+            && let Some(buffer) = account.free.pop()
+        {
+            account.free_bytes -= buffer.capacity();
+            surplus.push(buffer);
+        }
+        drop(account);
+        drop(surplus);
+        bytes.extend_from_slice(content);
+        ChunkBuffer { bytes, buffers: Arc::clone(self) }
+    }
+}
+
+/// The bytes of a chunk. Dropped, their memory is another's.
+#[derive(Debug)]
+pub(super) struct ChunkBuffer {
+    bytes: Vec<u8>,
+    buffers: Arc<ChunkBuffers>,
+}
+
+impl Deref for ChunkBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for ChunkBuffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        let mut account = self.buffers.account();
+        account.used_bytes -= bytes.capacity();
+        if account.used_bytes + account.free_bytes + bytes.capacity() <= self.buffers.budget_bytes {
+            account.free_bytes += bytes.capacity();
+            account.free.push(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again_and_stays_within_the_budget() {
+        let buffers = ChunkBuffers::new(40);
+        let taken: Vec<_> = (0..6).map(|_| buffers.copy_of(&[7; 10])).collect();
+        assert_eq!((buffers.excess(0), buffers.excess(5)), (20, 25), "what is in use is counted");
+        let place = taken[0].as_ptr();
+        drop(taken);
+        assert_eq!((buffers.account().used_bytes, buffers.account().free_bytes), (0, 40));
+        let again: Vec<_> = (0..4).map(|_| buffers.copy_of(&[8; 9])).collect();
+        assert!(again.iter().all(|buffer| **buffer == [8; 9]));
+        assert!(again.iter().any(|buffer| buffer.as_ptr() == place) || buffers.account().free_bytes == 0);
+        drop(again);
+        let large = buffers.copy_of(&[9; 30]);
+        assert_eq!(large.len(), 30);
+        assert!(buffers.account().free_bytes <= 10, "small ones make room");
+        drop(large);
+        let small = buffers.copy_of(&[1; 5]);
+        assert_eq!(buffers.account().used_bytes, small.len(), "none of a large one's memory is wasted");
+    }
+}

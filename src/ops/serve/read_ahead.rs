@@ -1,0 +1,94 @@
+//! Who reads one chunk after the other, and how far ahead of each of them is read.
+
+/// So much is read ahead of somebody who reads alone.
+const AHEAD_BYTES: u64 = 8 << 20;
+
+/// So much is read ahead of all of them together: half of what is kept, or chunks would be gone before they are wanted.
+const ALL_AHEAD_BYTES: u64 = 24 << 20;
+
+/// So many readers are distinguished: the connections of `nbdcopy`, say.
+const STREAMS: usize = 32;
+
+/// Who has not gone on while the others together read so many chunks is not counted.
+const IDLE_CHUNKS: u64 = 4 * STREAMS as u64;
+
+/// Where somebody reads.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    disk: usize,
+    /// Where the chunk that was read last begins and ends.
+    chunk: (u64, u64),
+    last_use: u64,
+    goes_on: bool,
+}
+
+/// The readers of all disks, so that one that goes on is distinguished from one that jumps.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    streams: Vec<Stream>,
+    uses: u64,
+}
+
+impl Streams {
+    /// How far to read ahead of the reader of this chunk, if it follows one that was read last.
+    pub(super) fn ahead_of(&mut self, disk: usize, chunk: (u64, u64)) -> Option<u64> {
+        if self.streams.iter().any(|stream| stream.disk == disk && stream.chunk == chunk) {
+            return None;
+        }
+        self.uses += 1;
+        let new = Stream { disk, chunk, last_use: self.uses, goes_on: false };
+        let follows = |stream: &&mut Stream| stream.disk == disk && stream.chunk.1 == chunk.0;
+        if let Some(stream) = self.streams.iter_mut().find(follows) {
+            *stream = Stream { goes_on: true, ..new };
+            return Some((ALL_AHEAD_BYTES / self.readers()).min(AHEAD_BYTES));
+        }
+        if self.streams.len() < STREAMS {
+            self.streams.push(new);
+        } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|stream| stream.last_use) {
+            *oldest = new;
+        }
+        None
+    }
+
+    /// How many go on.
+    fn readers(&self) -> u64 {
+        let is_active = |stream: &&Stream| stream.goes_on && self.uses - stream.last_use < IDLE_CHUNKS;
+        self.streams.iter().filter(is_active).count().max(1) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_goes_on_is_distinguished_from_one_that_jumps() {
+        let mut streams = Streams::default();
+        let mut goes_on = |disk, chunk: u64| streams.ahead_of(disk, (10 * chunk, 10 * chunk + 10)).is_some();
+        assert_eq!(
+            [5, 5, 6, 100, 7, 101, 3, 8].map(|chunk| goes_on(0, chunk)),
+            [false, false, true, false, true, true, false, true]
+        );
+        assert!(!goes_on(1, 9), "the other disk has readers of its own");
+        assert!(goes_on(0, 9));
+    }
+
+    #[test]
+    fn readers_share_what_is_read_ahead() {
+        let mut streams = Streams::default();
+        let mut ahead = 0;
+        let far = 1 << 30;
+        for step in 0..8 {
+            for reader in 0..16 {
+                let start = reader * far + step;
+                ahead = streams.ahead_of(0, (start, start + 1)).unwrap_or_default();
+            }
+        }
+        assert_eq!(ahead, ALL_AHEAD_BYTES / 16);
+        // Fifteen of them are done.
+        for step in 8..300 {
+            ahead = streams.ahead_of(0, (step, step + 1)).unwrap_or_default();
+        }
+        assert_eq!(ahead, AHEAD_BYTES);
+    }
+}
