@@ -1,8 +1,15 @@
 //! XFS, by the crate `lamxfs`, which replays the log in memory.
 //!
 //! The crate says what is in a file and how long it is, but not whose it is. Owner, times, links and device numbers are
-//! read here from the inode on the disk ("XFS Algorithms & Data Structures", 3rd edition). A log that was not emptied
-//! may hold a newer inode: where the size or the mode differs from the crate's, they are left out rather than wrong.
+//! read here from the inode ("XFS Algorithms & Data Structures", 3rd edition). A log that was not emptied may hold a
+//! newer one than the disk, and only the crate has what it replayed. So it is asked for the content of a file that does
+//! not exist, whose only block is the one that the inode is in:
+//!
+//! ```text
+//! read_file_at(window) ─ inode of the window? ─→ WindowedReads makes it up, where the log begins: nothing that is
+//!        │                                        replayed is there
+//!        └─ its block ─→ disk, and what was replayed over it ─→ the inode that is wanted
+//! ```
 //! Extended attributes are not read.
 
 use super::blocks::{Blocks, be16, be32, be64};
@@ -12,24 +19,62 @@ use super::{
     push_range,
 };
 use lamxfs::{BlockRead, Inode, Path, Xfs};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 /// `XFS_DIFLAG2_BIGTIME`: times are nanoseconds since 1901.
 const FLAG_BIGTIME: u64 = 8;
 
-impl BlockRead for NotedReads {
+/// `XFS_MAX_BLOCKSIZE`
+const MAX_BLOCK_BYTES: u64 = 64 << 10;
+
+/// The block of the file system that the window shows.
+type WindowBlock = Rc<Cell<Option<u64>>>;
+
+/// The disk, with the inode of the window in it.
+struct WindowedReads {
+    disk: NotedReads,
+    /// Where the inode of the window would be.
+    window_at: Option<u64>,
+    block: WindowBlock,
+}
+
+impl BlockRead for WindowedReads {
     type Error = FsError;
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), FsError> {
-        self.read(offset, buffer)
+        match self.block.get() {
+            Some(block) if self.window_at == Some(offset) && buffer.len() >= window_inode(block).len() => {
+                let inode = window_inode(block);
+                buffer.fill(0);
+                buffer[..inode.len()].copy_from_slice(&inode);
+                Ok(())
+            }
+            _ => self.disk.read(offset, buffer),
+        }
     }
 }
 
+/// A regular file of one extent, which is this block. Of version 2, whose inodes have no checksum.
+fn window_inode(block: u64) -> [u8; 116] {
+    let mut inode = [0; 116];
+    inode[..2].copy_from_slice(b"IN");
+    inode[2..4].copy_from_slice(&0o100_000_u16.to_be_bytes());
+    inode[4] = 2;
+    // XFS_DINODE_FMT_EXTENTS
+    inode[5] = 2;
+    inode[56..64].copy_from_slice(&MAX_BLOCK_BYTES.to_be_bytes());
+    inode[76..80].copy_from_slice(&1_u32.to_be_bytes());
+    // The extent: 1 bit of state, 54 of the offset in the file, 52 of the block, 21 of the number of blocks.
+    inode[100..108].copy_from_slice(&(block >> 43).to_be_bytes());
+    inode[108..].copy_from_slice(&(block << 21 | 1).to_be_bytes());
+    inode
+}
+
 struct XfsVolume {
-    xfs: Xfs<NotedReads>,
-    blocks: Blocks,
+    xfs: Xfs<WindowedReads>,
+    window: WindowBlock,
     failure: ReadFailure,
     geometry: XfsGeometry,
     /// Under which path a file was seen: the crate reads directories and links by path.
@@ -39,6 +84,8 @@ struct XfsVolume {
 /// What finds an inode.
 struct XfsGeometry {
     root: u64,
+    /// The first block of the log, numbered as in an extent: the group, then the block in it.
+    log_start: u64,
     group_blocks: u64,
     block_log: u32,
     inode_bytes: usize,
@@ -46,24 +93,60 @@ struct XfsGeometry {
     group_blocks_log: u32,
 }
 
+impl XfsGeometry {
+    fn read(blocks: &Blocks) -> Result<XfsGeometry> {
+        let mut superblock = [0; 512];
+        blocks.read_at(0, &mut superblock)?;
+        Ok(XfsGeometry {
+            root: be64(&superblock, 56),
+            log_start: be64(&superblock, 48),
+            group_blocks: be32(&superblock, 84).into(),
+            block_log: superblock[120].into(),
+            inode_bytes: be16(&superblock, 104).into(),
+            inodes_per_block_log: superblock[123].into(),
+            group_blocks_log: superblock[124].into(),
+        })
+    }
+
+    /// Whether inodes can be found with it.
+    fn is_sane(&self) -> bool {
+        let bits = self.group_blocks_log + self.inodes_per_block_log;
+        bits < 64 && self.block_log <= 16 && (256..=2048).contains(&self.inode_bytes)
+    }
+
+    /// Where the log begins, in bytes: the inode of the window is there.
+    fn window_at(&self) -> Option<u64> {
+        if !self.is_sane() {
+            return None;
+        }
+        let (group, block) = (self.log_start >> self.group_blocks_log, low_bits(self.log_start, self.group_blocks_log));
+        group.checked_mul(self.group_blocks)?.checked_add(block)?.checked_mul(1 << self.block_log)
+    }
+
+    /// The number of the window's inode.
+    fn window_number(&self) -> Option<u64> {
+        if !self.is_sane() {
+            return None;
+        }
+        self.log_start.checked_mul(1 << self.inodes_per_block_log).filter(|_| self.log_start != 0)
+    }
+}
+
+fn low_bits(number: u64, bits: u32) -> u64 {
+    number & ((1 << bits) - 1)
+}
+
 pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
     let failure = ReadFailure::default();
-    let device = NotedReads::new(blocks, &failure);
+    let geometry = XfsGeometry::read(blocks)?;
+    let window = WindowBlock::default();
+    let disk = NotedReads::new(blocks, &failure);
+    let device = WindowedReads { disk, window_at: geometry.window_at(), block: Rc::clone(&window) };
     let xfs = Xfs::open(device, blocks.size_bytes()).map_err(|error| of_xfs(&error, &failure))?;
-    let mut superblock = [0; 512];
-    blocks.read_at(0, &mut superblock)?;
-    let geometry = XfsGeometry {
-        root: be64(&superblock, 56),
-        group_blocks: be32(&superblock, 84).into(),
-        block_log: superblock[120].into(),
-        inode_bytes: be16(&superblock, 104).into(),
-        inodes_per_block_log: superblock[123].into(),
-        group_blocks_log: superblock[124].into(),
-    };
     let label = xfs.label().unwrap_or_default().to_owned();
     let uuid = Some(uuid::Uuid::from_bytes(xfs.uuid()).to_string());
     let paths = HashMap::from([(geometry.root, b"/".to_vec())]);
-    let volume = XfsVolume { xfs, blocks: Rc::clone(blocks), failure, geometry, paths };
+    let volume = XfsVolume { xfs, window, failure, geometry, paths };
     Ok(OpenedFilesystem { filesystem: Box::new(volume), label, uuid })
 }
 
@@ -78,7 +161,7 @@ fn of_xfs(error: &lamxfs::Error, failure: &RefCell<Option<FsError>>) -> FsError 
     }
 }
 
-/// What the inode on the disk says.
+/// What the inode itself says.
 struct RawInode {
     owner: (u32, u32),
     links: u32,
@@ -98,22 +181,16 @@ impl XfsVolume {
         self.paths.get(&node.0).cloned().ok_or_else(|| damaged("a file is gone"))
     }
 
-    fn raw_inode(&self, number: u64) -> Result<Option<RawInode>> {
+    fn raw_inode(&mut self, number: u64) -> Result<Option<RawInode>> {
         let geometry = &self.geometry;
-        let bits = geometry.group_blocks_log + geometry.inodes_per_block_log;
-        if bits >= 64 || geometry.block_log >= 32 || geometry.inode_bytes < 256 || geometry.inode_bytes > 2048 {
-            return Ok(None);
-        }
-        let (group, within) = (number >> bits, number & ((1 << bits) - 1));
-        let (block, index) =
-            (within >> geometry.inodes_per_block_log, within & ((1 << geometry.inodes_per_block_log) - 1));
-        let offset = group.checked_mul(geometry.group_blocks).and_then(|first| first.checked_add(block));
-        let offset = offset.and_then(|block| block.checked_mul(1 << geometry.block_log));
-        let Some(offset) = offset.and_then(|block| block.checked_add(index * geometry.inode_bytes as u64)) else {
-            return Ok(None);
-        };
+        let Some(window) = geometry.window_number() else { return Ok(None) };
+        let index = low_bits(number, geometry.inodes_per_block_log);
         let mut inode = vec![0; geometry.inode_bytes];
-        self.blocks.read_at(offset, &mut inode)?;
+        let at = index * geometry.inode_bytes as u64;
+        self.window.set(Some(number >> geometry.inodes_per_block_log));
+        let read = self.xfs.read_file_at(&Inode { ino: window }, at, &mut inode);
+        self.window.set(None);
+        read.map_err(|error| self.wrong(&error))?;
         let version = inode[4];
         if &inode[..2] != b"IN" || (version >= 3 && be64(&inode, 152) != number) {
             return Ok(None);

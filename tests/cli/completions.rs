@@ -200,6 +200,30 @@ fn repositories_on_servers_are_offered() {
 }
 
 #[test]
+fn points_and_paths_on_a_server_are_offered() {
+    let env = Env::new("offers-server");
+    guest(&env);
+    let sshd = env.sshd();
+    sshd.trust_host_key();
+    let repo = sshd.url("repo");
+    env.kvmb(["init", "-r", &repo]).run().assert_ok();
+    env.kvmb(["backup", "vm1", "-r", &repo]).run().assert_ok();
+    for (line, expected) in [
+        (&["kvmb", "points", "-r", &repo, "v"][..], "vm1"),
+        (&["kvmb", "restore", "-r", &repo, "vm1@la"], "vm1@latest"),
+        (&["kvmb", "files", "cat", "-r", &repo, "vm1", "/etc/h"], "/etc/hosts"),
+    ] {
+        // Now and then a busy host takes longer than anybody waits for a name.
+        let found = (0..8).map(|_| offered(&env, line).0).find(|found| !found.is_empty());
+        assert_eq!(found.unwrap_or_default(), [expected], "{line:?}");
+    }
+    // A command that gives the login away may ask somebody.
+    env.configure(&serde_json::json!({ "ssh": { "password_command": "touch asked" } }));
+    assert_eq!(offered(&env, &["kvmb", "points", "-r", &repo, "v"]).0, [""; 0]);
+    assert!(!env.path("asked").exists());
+}
+
+#[test]
 fn what_is_offered_fits_the_place() {
     let env = world("offers");
     let words = |words: &[&str]| offered(&env, words).0;

@@ -225,6 +225,7 @@ fn what_is_written_is_forgotten() {
     let commands = [
         "write -P 0x77 4194816 300k",
         "read -P 0x77 4194816 300k",
+        "write -P 0x78 14M 3000k",
         "write -z 40M 64k",
         "read -P 0 40M 64k",
         "discard 5M 1M",
@@ -234,6 +235,7 @@ fn what_is_written_is_forgotten() {
     env.program("qemu-io").args(["-f", "raw"]).args(args).arg(served.uri("vda")).run().assert_ok();
     let mut written = machine.model("vda");
     written.fill(4 * MIB + 512, 300 * 1024, 0x77);
+    written.fill(14 * MIB, 3000 * 1024, 0x78);
     written.zero(40 * MIB, 64 * 1024);
     written.zero(5 * MIB, MIB);
     // Another client sees it, and the other disk has nothing of it.

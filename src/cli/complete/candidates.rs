@@ -3,7 +3,6 @@
 use super::line::CompletionLine;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
-use crate::cli::args::repo::RepoArgs;
 use crate::cli::context::Context;
 use crate::cli::output::ClosedPipe;
 use crate::cli::run::Run;
@@ -22,6 +21,9 @@ use std::time::Duration;
 /// How long somebody who pressed a key waits for names. Mostly they are there in a tenth of a second; an embedded
 /// libvirt has to start first.
 const LIMIT: Duration = Duration::from_secs(3);
+
+/// The same where a server is asked. What the cache of this host has of the repository is not read from it again.
+const SERVER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A word and what to say of it.
 pub(super) type Offer = (String, String);
@@ -101,7 +103,8 @@ pub(super) fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>)
 fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> Vec<CompletionCandidate> {
     let Some(typed) = current.to_str() else { return Vec::new() };
     let asked = typed.to_owned();
-    let found = promptly(move || look_up(&asked, CompletionLine::read()?)).unwrap_or_default();
+    let limit = CompletionLine::read().map_or(LIMIT, |line| if is_on_server(&line) { SERVER_LIMIT } else { LIMIT });
+    let found = promptly(limit, move || look_up(&asked, CompletionLine::read()?)).unwrap_or_default();
     let mut seen = std::collections::BTreeSet::new();
     let fit =
         |(word, _): &Offer| word.starts_with(typed) && !word.contains(steers_terminal) && seen.insert(word.clone());
@@ -114,11 +117,11 @@ fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer
 }
 
 /// The answer, if it comes in time.
-fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+fn promptly<T: Send + 'static>(limit: Duration, look_up: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
     let (sender, receiver) = mpsc::channel();
     // The process ends with the answer, whatever this thread is waiting for.
     thread::spawn(move || sender.send(look_up()));
-    receiver.recv_timeout(LIMIT).ok().flatten()
+    receiver.recv_timeout(limit).ok().flatten()
 }
 
 pub(super) fn context(line: &CompletionLine) -> Option<Context> {
@@ -134,14 +137,19 @@ fn hypervisor(line: &CompletionLine) -> Option<Hypervisor> {
     context(line)?.hypervisor(None).ok()
 }
 
-/// The points of the line's repository, if it lies in a folder and its password in a file.
+/// The points of the line's repository, if no command has to be asked for a password.
 pub(super) fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
     let repo = line.repo()?;
-    // A command may ask somebody, and a server may take its time: no key press is worth that.
     let context = context(line)?;
-    let by_command = secret::variable("KVMB_PASSWORD_COMMAND").is_some() || context.config().password_command.is_some();
-    let asks = repo.password_file.is_none() && by_command;
-    if asks || !is_folder(&repo) {
+    // A command may ask somebody: no key press is worth that.
+    let config = context.config();
+    let by_command = |variable, command: bool| secret::variable(variable).is_some() || command;
+    let asks_for_key =
+        repo.password_file.is_none() && by_command("KVMB_PASSWORD_COMMAND", config.password_command.is_some());
+    let asks_for_login = is_on_server(line)
+        && (by_command("KVMB_SSH_PASSWORD_COMMAND", config.ssh.password_command.is_some())
+            || by_command("KVMB_REST_PASSWORD_COMMAND", config.http.password_command.is_some()));
+    if asks_for_key || asks_for_login {
         return None;
     }
     let repo = repo.open(&context).ok()?;
@@ -149,8 +157,8 @@ pub(super) fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<Poi
     Some((repo, known))
 }
 
-fn is_folder(repo: &RepoArgs) -> bool {
-    repo.url().is_ok_and(|url| std::path::Path::new(&url).is_dir())
+fn is_on_server(line: &CompletionLine) -> bool {
+    line.repo().and_then(|repo| repo.url().ok()).is_some_and(|url| !std::path::Path::new(&url).is_dir())
 }
 
 /// The point that the line names.

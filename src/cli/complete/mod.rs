@@ -1,8 +1,8 @@
 //! Completing in a shell: what `KVMB_COMPLETE=SHELL kvmb -- WORDS…` answers.
 //!
 //! The scripts that `kvmb completions` prints call kvmb back at every press of the key, so that names are those of this
-//! moment. Whoever presses it waits for us: every look-up has a bound, and what does not answer, or needs a question or
-//! a network, is left out without a word. Nothing is ever printed but candidates.
+//! moment. Whoever presses it waits for us: every look-up has a bound, and what does not answer in time, or would ask a
+//! question, is left out without a word. Nothing is ever printed but candidates.
 
 mod answer;
 mod candidates;

@@ -3,6 +3,7 @@
 use crate::files::{assert_same, backed_up, files, sh, tree};
 use crate::support::Env;
 use crate::support::backups::new_folder;
+use std::path::Path;
 
 /// Makes an image whose journal holds the step from one state to the next, block by block, and compares what is read
 /// with what `e2fsck` makes of it.
@@ -80,20 +81,31 @@ fn a_transaction_without_its_commit_is_not_replayed() {
 
 #[test]
 fn the_log_of_an_xfs_that_stopped_at_once_is_replayed() {
-    let env = Env::new("filesxfslog");
+    assert_log_is_replayed("filesxfslog", "4096");
+}
+
+#[test]
+fn the_log_of_an_xfs_with_small_blocks_is_replayed() {
+    assert_log_is_replayed("filesxfslogsmall", "1024");
+}
+
+fn assert_log_is_replayed(name: &str, block_bytes: &str) {
+    let env = Env::new(name);
     tree(&env, "tree");
     // The shutdown writes the log and nothing else: what was made before it is in the log alone.
     let script = "trap 'umount mounted 2>/dev/null || true' EXIT
-        truncate -s 320M image; mkfs.xfs -q image; mkdir mounted; mount -o loop image mounted
+        truncate -s 320M image; mkfs.xfs -q -b size=BLOCK image; mkdir mounted; mount -o loop image mounted
         cp -a tree/. mounted; umount mounted; mount -o loop image mounted
         head -c 100000 /dev/urandom > mounted/etc/new; mkdir -p mounted/home/made/deep; rm mounted/etc/fstab
         ln mounted/home/u/small mounted/home/made/again; mv mounted/home/release mounted/home/made/deep
         seq 2000 > mounted/home/u/small; ln -s ../etc/new mounted/home/newest
         for number in $(seq 500); do echo $number > mounted/home/made/deep/file-$number; done
+        touch -d 2002-03-04 mounted/home/u/data mounted/etc; chown 1234:5678 mounted/home/u/small mounted/home/made
+        chown 4321 mounted/etc/os-release; chmod 4755 mounted/etc/new
         sync -f mounted; xfs_io -x -c 'shutdown -f' mounted; umount mounted
         cp --sparse=always image replayed; mount -o loop replayed mounted; mkdir expected; cp -a mounted/. expected
         umount mounted";
-    sh(&env, script);
+    sh(&env, &script.replace("BLOCK", block_bytes));
     let log = sh(&env, "xfs_logprint -t image 2>&1 | grep -c DIRTY || true");
     assert_eq!(log.trim(), "1", "the log was not left as it should be");
     backed_up(&env, &[&env.path("image")]);
@@ -101,4 +113,9 @@ fn the_log_of_an_xfs_that_stopped_at_once_is_replayed() {
     files(&env, &["cp", "/", "--devices", "--to", &copied.display().to_string()]).assert_ok();
     assert!(copied.join("home/made/deep/file-500").exists() && !copied.join("etc/fstab").exists());
     sh(&env, &format!("diff -r --no-dereference -x fifo -x null -x block expected '{}'", copied.display()));
+    let attributes = |folder: &Path| {
+        let find = "-type d -printf '%P %m %U %G %T@\\n' -o -printf '%P %y %m %U %G %s %T@ %n\\n' | LC_ALL=C sort";
+        sh(&env, &format!("find '{}' -mindepth 1 {find}", folder.display()))
+    };
+    assert_eq!(attributes(&copied), attributes(&env.path("expected")));
 }
