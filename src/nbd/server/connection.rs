@@ -45,8 +45,8 @@ const QUEUE: usize = 16;
 /// Room for the reply to QEMU's largest request when it copies, 512 KiB: the client need not take it bit by bit.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 
-/// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB. No longer reply is held
-/// in memory.
+/// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB. No longer reply is
+/// held in memory.
 const MAX_WHOLE_REPLY_BYTES: u32 = 2 << 20;
 
 /// As many extents are in one answer.
