@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, LazyLock};
@@ -38,6 +38,9 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// A call that cleans up after the program was interrupted may take this long.
 const CLEANUP: Duration = Duration::from_secs(5);
+
+/// A program that prints more is taken for one that never ends: what is collected is kept in memory.
+const LONGEST_OUTPUT_BYTES: u64 = 16 << 20;
 
 /// A raised flag is noticed within this time.
 const TICK: Duration = Duration::from_millis(50);
@@ -142,7 +145,7 @@ pub(crate) fn output_of(
             // It reads all of it before it says anything; one that does not has failed, and says why.
             let _ = stdin.write_all(input.as_ref());
         }
-        child.wait_with_output()
+        collect(child)
     };
     call(limit, stop, run).unwrap_or_else(|why| {
         // It has not been waited for, so that the number is still its own.
@@ -153,6 +156,26 @@ pub(crate) fn output_of(
             };
         }
         Err(why.into())
+    })
+}
+
+/// Waits for a program and collects what it prints. One that never ends printing gets a closed pipe.
+fn collect(mut child: Child) -> io::Result<Output> {
+    let stdout = child.stdout.take();
+    thread::scope(|scope| {
+        let printed = scope.spawn(move || -> io::Result<Vec<u8>> {
+            let mut content = Vec::new();
+            if let Some(pipe) = stdout {
+                pipe.take(LONGEST_OUTPUT_BYTES + 1).read_to_end(&mut content)?;
+            }
+            Ok(content)
+        });
+        let ended = child.wait_with_output()?;
+        let stdout = printed.join().map_err(|_| io::Error::other("its output could not be read"))??;
+        match stdout.len() as u64 > LONGEST_OUTPUT_BYTES {
+            true => Err(io::Error::new(ErrorKind::FileTooLarge, "it prints too much")),
+            false => Ok(Output { stdout, ..ended }),
+        }
     })
 }
 

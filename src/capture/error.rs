@@ -154,6 +154,13 @@ pub enum Error {
         image: String,
         reason: String,
     },
+    /// An image whose header is not one of its format.
+    #[error("{image}: {reason}")]
+    DamagedImage {
+        /// Its path.
+        image: String,
+        reason: String,
+    },
     /// This host's QEMU has no driver for a disk's storage.
     #[error("{image}: QEMU has no driver for it ({message})")]
     NoBlockDriver {

@@ -191,6 +191,9 @@ pub struct CapturedDisk {
     /// Since when the running QEMU has a disk with an external data file open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) session: Option<DiskSession>,
+    /// The checkpoint whose bitmap misses what changed in this disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) distrusts: Option<String>,
 }
 
 /// A process that serves disks.

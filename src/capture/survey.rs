@@ -158,6 +158,8 @@ pub(crate) enum DiskStorage {
     KeepsBitmaps,
     /// A qcow2 image of version 2.
     OldQcow2,
+    /// A qcow2 image that is marked as corrupt, or lies on one.
+    Corrupt,
     /// A qcow2 image with its data in a raw file.
     DataFile,
     /// Another format: `raw` mostly.
@@ -374,8 +376,10 @@ fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) 
         (Some(_), _) => (DiskStorage::Format(format.to_owned()), None),
         (None, Err(error)) => (DiskStorage::Unreadable(error.to_string()), None),
         (None, Ok(layers)) => {
+            let is_corrupt = layers.iter().any(|layer| layer.header.is_corrupt);
             let top = layers.into_iter().next().map(|layer| layer.header).filter(|_| source.path().is_some());
             let storage = match &top {
+                _ if is_corrupt => DiskStorage::Corrupt,
                 Some(top) if format == "qcow2" && (top.data_file.is_some() || disk.data_file.is_some()) => {
                     DiskStorage::DataFile
                 }

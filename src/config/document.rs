@@ -4,6 +4,7 @@
 //! that value in it: what does not become a [`Config`] there is at fault, and so is known by its full key. The same
 //! trial tells whether a repaired value would be right.
 
+use super::duplicate_keys;
 use super::repairs::repairs;
 use super::schema::{self, is_comment};
 use super::{Config, KeyError, SECRET_KEYS};
@@ -27,7 +28,7 @@ pub fn read(text: &str) -> Result<(Config, Value), DocumentError> {
     let Value::Object(object) = document else {
         return Err(DocumentError::NotJson("it must be a JSON object: { … }".into()));
     };
-    let mut walk = KeyWalk { faults: Vec::new() };
+    let mut walk = KeyWalk { faults: duplicate_keys::find(text).iter().map(|key| twice(key)).collect() };
     let kept = walk.object(&[], object, schema::of_config());
     if !walk.faults.is_empty() {
         return Err(DocumentError::Faults(walk.faults));
@@ -144,6 +145,10 @@ fn plain_rule(message: &str) -> String {
         words if words.starts_with("struct ") => "an object: { … }".into(),
         words => words.replace('`', "\""),
     }
+}
+
+fn twice(path: &str) -> KeyError {
+    KeyError::rule(path, "appears more than once")
 }
 
 /// A path as people write it.

@@ -157,18 +157,17 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
             return Err(Error::Writable { path: path.to_owned(), mode });
         }
     }
-    let text = match metadata.is_file() {
+    let content = match metadata.is_file() {
         true => {
-            let mut text = String::new();
-            file.take(LARGEST_BYTES).read_to_string(&mut text).map_err(io)?;
-            text
+            let mut content = Vec::new();
+            file.take(LARGEST_BYTES).read_to_end(&mut content).map_err(io)?;
+            content
         }
         // A pipe, of a shell's '<(…)' perhaps: somebody has to write to it.
-        false => {
-            let content = bounded::read(path, LARGEST_BYTES, LIMIT, &bounded::ending()).map_err(io)?;
-            String::from_utf8(content).map_err(|_| io(ErrorKind::InvalidData.into()))?
-        }
+        false => bounded::read(path, LARGEST_BYTES, LIMIT, &bounded::ending()).map_err(io)?,
     };
+    let text = String::from_utf8(content)
+        .map_err(|_| Error::NotJson { path: path.to_owned(), reason: "it is not UTF-8".to_owned() })?;
     let (config, said) = document::read(&text).map_err(|refusal| match refusal {
         DocumentError::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
         DocumentError::Faults(faults) => Error::Faults { path: path.to_owned(), faults },

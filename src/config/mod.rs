@@ -13,6 +13,7 @@
 //! | [`schema`] | the JSON Schema |
 
 pub mod document;
+mod duplicate_keys;
 pub(crate) mod edit;
 pub(crate) mod file;
 mod key_error;

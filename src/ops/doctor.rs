@@ -245,7 +245,7 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
         DiskStorage::KeepsBitmaps | DiskStorage::DataFile => Status::Ok,
         // It is read in full each time.
         DiskStorage::OldQcow2 | DiskStorage::Format(_) => Status::Warning,
-        DiskStorage::Unreadable(_) => Status::Critical,
+        DiskStorage::Corrupt | DiskStorage::Unreadable(_) => Status::Critical,
     };
     (status, subject)
 }
@@ -385,6 +385,7 @@ mod tests {
         assert_eq!(judged(with(DiskStorage::OldQcow2)), Some(Status::Warning));
         assert_eq!(judged(with(DiskStorage::Format("raw".into()))), Some(Status::Warning));
         assert_eq!(judged(with(DiskStorage::Unreadable("gone".into()))), Some(Status::Critical));
+        assert_eq!(judged(with(DiskStorage::Corrupt)), Some(Status::Critical));
         let left_out = |is_drive| DiskSurvey { exclusion: Some("x".into()), is_drive, ..disk("vdb") };
         assert_eq!(judged(left_out(false)), Some(Status::Warning));
         assert_eq!(judged(left_out(true)), None);

@@ -161,7 +161,10 @@ pub(crate) fn push(
             },
             read_mode: super::inventory::read_mode(read.mode).into(),
             read_mode_reason: read.reason.clone(),
-            distrusts: disk.parent_checkpoint.clone().filter(|_| !read.chain_damage.is_empty()),
+            distrusts: match read.chain_damage.is_empty() {
+                true => disk.distrusts.clone(),
+                false => disk.parent_checkpoint.clone(),
+            },
             read_in_full_at: read.in_full_at,
             read_bytes: read.stored.read_bytes,
             new_bytes: read.stored.new_bytes,

@@ -178,6 +178,12 @@ fn what_is_wrong_is_all_reported_with_key_value_rule_and_the_nearest_right_spell
     env.kvmb(["backup", "--help"]).run().assert_ok();
     env.kvmb(["config", "schema"]).run().assert_ok();
     env.kvmb(["vms"]).run().assert_code(2).assert_stderr_has("line 2 column 1");
+    // A machine that is there twice would be backed up or not by the last line, which nobody may have seen.
+    fs::write(env.config_file(), r#"{"//": 1, "//": 2, "selected_vms": {"vm1": true, "vm1": false}}"#).unwrap();
+    env.kvmb(["vms"]).run().assert_code(2).assert_stderr_has("the key \"selected_vms.vm1\" appears more than once");
+    // Windows: «Unicode» is UTF-16.
+    fs::write(env.config_file(), b"\xff\xfe{\0}\0").unwrap();
+    env.kvmb(["vms"]).run().assert_code(2).assert_stderr_has("is not valid JSON: it is not UTF-8");
 }
 
 #[test]

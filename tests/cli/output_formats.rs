@@ -236,6 +236,10 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     let two_lines = env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf 'second\\nthird\\n'");
     assert_eq!(two_lines.run().assert_code(1).record_of("failure")["code"], "wrong_password");
 
+    // One that never ends printing does not fill the memory.
+    let endless = env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "yes").run().assert_code(1);
+    endless.assert_stderr_has("$KVMB_PASSWORD_COMMAND printed too much");
+
     // Nobody to ask, or somebody who does not want to be asked.
     let output = env.kvmb(["points", "-r", &repo]).run().assert_code(2);
     assert_eq!(output.record_of("failure")["code"], "usage");

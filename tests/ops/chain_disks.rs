@@ -2,6 +2,7 @@
 //! by restoring the point and comparing every byte, and by how each disk was read.
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 
 use crate::support::chains::*;
@@ -110,6 +111,46 @@ fn an_old_qcow2_keeps_no_bitmaps_and_disturbs_nobody() {
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_once_more() {
+    let env = Env::new("corrupt");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
+    machine.write("vda", 0, 3 * MIB, 0x11);
+    verified(&machine, &repo);
+    machine.stop();
+    assert_changed(&verified(&machine, &repo), "vda", 0);
+
+    // The bit that QEMU sets when it finds a table damaged.
+    let mut header = fs::OpenOptions::new().write(true).open(machine.image("vda")).unwrap();
+    header.seek(SeekFrom::Start(79)).unwrap();
+    header.write_all(&[2]).unwrap();
+    let doctor = env.kvmb(["doctor", "vm"]).run().assert_code(1);
+    let check = doctor.records().into_iter().find(|check| check["target"] == "vm/vda").unwrap();
+    assert_eq!(check["status"], "critical", "{check}");
+    let output = env.kvmb(["backup", "vm", "-r", &repo]).run().assert_ok();
+    let output = output.assert_stderr_has("the image is marked as corrupt");
+    assert_full(&output.record_of("point"), "vda", "the image is marked as corrupt");
+    assert_changed(&output.record_of("point"), "vdb", 0);
+
+    // No bitmap says what the repair changed: the command of the hint.
+    let hint = check["hint"].as_str().unwrap();
+    env.sh(&hint[hint.find("qemu-img").unwrap()..]).run().assert_ok();
+    machine.start_paused();
+    let point = verified(&machine, &repo);
+    assert_full(&point, "vda", "found its dirty bitmap to be wrong");
+    assert_changed(&point, "vdb", 0);
+    machine.write("vda", MIB, 512, 0x22);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
+
+    // What is no image at all: it would not help to start the machine.
+    machine.stop();
+    fs::write(machine.image("vdb"), b"").unwrap();
+    let failure = env.kvmb(["backup", "vm", "-r", &repo]).run().assert_code(1).record_of("failure");
+    assert!(failure["hint"].as_str().unwrap().contains("qemu-img info"), "{failure}");
     finish(&env, &[&repo]);
 }
 

@@ -113,6 +113,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::BadState { capture: "web1-a1b2c3d4".into(), message: "expected value at line 1 column 1".into() },
         Error::DiskNotCapturable { machine: machine(), disk: disk(), reason: "it is empty".into() },
         Error::UnsupportedImage { image: image().display().to_string(), reason: "its format is unknown".into() },
+        Error::DamagedImage { image: image().display().to_string(), reason: "it is no qcow2 image (qcow2)".into() },
         Error::NoBlockDriver { image: "rbd:pool/web1".into(), message: "Unknown driver 'rbd'".into() },
         Error::NoBackingFormat {
             image: image().display().to_string(),

@@ -27,6 +27,8 @@ pub struct Header {
     pub(crate) has_extents: bool,
     /// Whether QEMU can keep bitmaps in it.
     pub(crate) keeps_bitmaps: bool,
+    /// Whether QEMU has found its tables damaged, and opens it for reading only.
+    pub(crate) is_corrupt: bool,
     /// The bitmaps in it.
     pub bitmaps: Vec<Bitmap>,
 }
@@ -79,6 +81,7 @@ fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
         data_file: has_data_file.then(|| extension(0x4441_5441).map(text).unwrap_or_default()),
         has_extents: false,
         keeps_bitmaps: is_new,
+        is_corrupt: incompatible & 2 != 0,
         bitmaps: directory.map(|directory| read_bitmaps(image, directory)).transpose()?.unwrap_or_default(),
     })
 }

@@ -59,7 +59,7 @@ fn local_header(path: &Path, format: &str, slice: Option<Slice>, user: QemuUser)
     };
     header.map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => {
-            Error::UnsupportedImage { image: path.display().to_string(), reason: format!("{error} ({format})") }
+            Error::DamagedImage { image: path.display().to_string(), reason: format!("{error} ({format})") }
         }
         _ => Error::io("open", path)(error),
     })

@@ -36,6 +36,9 @@ use crate::failpoint::{self, Failpoint};
 /// Why a disk with an external data file is read in full.
 const DATA_FILE_UNWATCHED: &str = "while the machine is off, other programs can write to its external data file";
 
+/// Why a disk whose image is marked as corrupt is read in full.
+const CORRUPT: &str = "the image is marked as corrupt";
+
 /// A disk that is going to be served.
 struct OffDisk {
     captured: CapturedDisk,
@@ -301,6 +304,17 @@ fn off_disk(
             None => reason = Some(format!("the bitmap {parent} is not in the image")),
         }
     }
+    // A repair changes what the guest sees, and no bitmap records it: neither this read nor the one after the repair
+    // may continue an older point.
+    let is_corrupt = layers.iter().any(|layer| layer.header.is_corrupt);
+    if is_corrupt {
+        tracing::warn!(
+            "{}: the image is marked as corrupt; the machine cannot start before 'qemu-img check -r all' has repaired it",
+            top.storage.address()
+        );
+        bitmap = None;
+        reason = Some(CORRUPT.to_owned());
+    }
     // Nobody watched the data file while the machine was off.
     let has_data_file = top.data_file.is_some();
     if has_data_file && bitmap.take().is_some() {
@@ -309,6 +323,7 @@ fn off_disk(
     let socket = socket_of(sockets, graph.is_unprivileged);
     let keeps_bitmaps = disk.keeps_bitmaps()
         && top.header.keeps_bitmaps
+        && !is_corrupt
         && !has_data_file
         && top.slice.is_none()
         && top.encryption.is_none();
@@ -329,6 +344,7 @@ fn off_disk(
         image: layers.iter().flat_map(identities_of).collect(),
         has_data_file,
         session: None,
+        distrusts: wanted.parent.clone().filter(|_| is_corrupt),
     };
     Ok(OffDisk { captured, keeps_bitmaps: keeps_bitmaps && top.storage.path().is_some(), layers, graph })
 }

@@ -169,6 +169,7 @@ fn running_disks(
             image: live_identity(disk, &source),
             has_data_file,
             session: None,
+            distrusts: None,
         });
     }
     Ok(disks)

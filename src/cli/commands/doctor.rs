@@ -492,6 +492,8 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
         DiskStorage::KeepsBitmaps => CheckWords::new("disk", "only changes are read"),
         DiskStorage::OldQcow2 => in_full("a qcow2 image of version 2")
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
+        DiskStorage::Corrupt => CheckWords::new("disk", "its image is marked as corrupt; the machine cannot start")
+            .hint(format!("back it up, then, while it is off: qemu-img check -f qcow2 -r all {path}")),
         DiskStorage::DataFile => CheckWords::new(
             "disk",
             "only changes are read, but in the first backup after each start: while the machine is off, other \

@@ -317,6 +317,12 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::FreezeFailed { .. } => (Code::Freeze, hint("check the guest agent in the guest, or use --freeze auto")),
         Error::Io { source, .. } => of_io(source),
         Error::UnsupportedImage { .. } => (Code::Unsupported, hint("back up the machine while it is running")),
+        Error::DamagedImage { image, .. } => (
+            Code::Unsupported,
+            quoted(image).map(|image| {
+                format!("look at it: qemu-img info {image}; if it is damaged, restore the disk from a point").into()
+            }),
+        ),
         Error::NoBackingFormat { image, format, backing } => (
             Code::Unsupported,
             record_format(image, format, backing).or(hint("back up the machine while it is running")),

@@ -116,6 +116,7 @@ fn from_command_by(
     let output = bounded::output(shell, group, limit, &bounded::ending()).map_err(|error| match error.kind() {
         ErrorKind::TimedOut => too_late(origin, limit),
         ErrorKind::Interrupted => crate::ops::Error::Interrupted.into(),
+        ErrorKind::FileTooLarge => failed("printed too much".into()),
         _ => failed(format!("cannot be run: {error}")),
     })?;
     if !output.status.success() {

@@ -599,6 +599,11 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "ses données sont dans un fichier externe, que d’autres programmes peuvent modifier sans trace dans une carte \
          des modifications\u{a0}: lecture complète à chaque fois",
     ),
+    (
+        "its image is marked as corrupt; the machine cannot start",
+        "son image est marquée comme corrompue\u{202f}; la machine ne peut démarrer",
+    ),
+    ("back it up, then, while it is off: {}", "sauvegardez-la, puis, machine éteinte\u{a0}: {}"),
     ("its image cannot be read: {}", "son image ne peut être lue\u{a0}: {}"),
     ("check its storage: {}", "vérifiez son stockage\u{a0}: {}"),
     ("the repository can be opened", "le dépôt s’ouvre"),
