@@ -14,6 +14,7 @@ use crate::capture::CapturedDisk;
 use crate::capture::images::ImageIdentity;
 use crate::record::Time;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// How many points of this host, and of others, are looked at before a chain is given up for lost.
 const DEPTH: usize = 200;
@@ -100,12 +101,12 @@ pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String
     if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) || is_reborn {
         return Some(format!("the image is not the one of the parent point ({})", top_then.path));
     }
-    let below = |layers: &[ImageIdentity]| -> Vec<(String, u64, u64, i64)> {
+    let below = |layers: &[ImageIdentity]| -> Vec<(PathBuf, u64, u64, i64)> {
         let identity = |(at, layer): (usize, &ImageIdentity)| {
             // The guest writes to the data file of the topmost image.
             let is_written = at == 0 && layer.is_data_file;
             let (size_bytes, modified_ns) = if is_written { (0, 0) } else { (layer.size_bytes, layer.modified_ns) };
-            (layer.path.clone(), layer.inode, size_bytes, modified_ns)
+            (plain(&layer.path), layer.inode, size_bytes, modified_ns)
         };
         layers[1..].iter().enumerate().map(identity).collect()
     };
@@ -120,6 +121,14 @@ pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String
         );
     }
     None
+}
+
+/// A path without its «.»: libvirt and we join the relative names of a backing chain differently.
+fn plain(path: &str) -> PathBuf {
+    match path.starts_with('/') {
+        true => Path::new(path).components().collect(),
+        false => path.into(),
+    }
 }
 
 #[cfg(test)]

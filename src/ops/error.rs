@@ -183,6 +183,14 @@ pub enum Error {
         /// Times of the oldest and newest point of the machine, if it has points.
         known: Option<(Time, Time)>,
     },
+    /// A snapshot that is no point for want of its tags, which restic can take away.
+    #[error("snapshot {snapshot} in {repo} is no point: it lacks the tag kvmb")]
+    NotAPoint {
+        snapshot: String,
+        repo: String,
+        /// Whose point it would be.
+        machine: Option<String>,
+    },
     /// More than one point does.
     #[error("{wanted:?} matches {count} points")]
     AmbiguousPoint {
@@ -244,6 +252,14 @@ pub enum Error {
     ImageInUse { disk: String, path: PathBuf },
     #[error("{} has {} free and {} are needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
     NoRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
+    /// Scratch files of a running machine would fill their file system.
+    #[error(
+        "{} has {} free and {} are needed for scratch files",
+        path.display(),
+        in_units(*free_bytes),
+        in_units(*wanted_bytes)
+    )]
+    NoScratchRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
     /// A server's list of keys has ours, and the server does not take it.
     #[error(
         "the key was added to .ssh/authorized_keys of {account}, but the server still refuses it; it may read the keys \

@@ -173,7 +173,7 @@ fn watch(file: &CaptureFile, stop: &Stop, inner: &Stop, done: &AtomicBool) {
 fn error_of(verdict: Verdict, capture: &CaptureState) -> Error {
     match verdict {
         Verdict::NoSpace { folder, free_bytes, needed_bytes } => {
-            Error::NoRoom { path: folder, free_bytes, wanted_bytes: needed_bytes }
+            Error::NoScratchRoom { path: folder, free_bytes, wanted_bytes: needed_bytes }
         }
         Verdict::Expired => Error::CaptureExpired {
             capture: capture.id.clone(),

@@ -184,7 +184,7 @@ fn refuse_without_scratch(
     let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(&folder);
     let free_bytes = free_bytes(existing)?;
     if free_bytes < wanted_bytes {
-        return Err(Error::NoRoom { path: folder, free_bytes, wanted_bytes });
+        return Err(Error::NoScratchRoom { path: folder, free_bytes, wanted_bytes });
     }
     Ok(())
 }

@@ -433,6 +433,16 @@ fn restic_and_kvmb_share_a_repository() {
     assert_restores_to(&env, text(&third, "point"), &machine.models());
     restic.check();
 
+    // Without its tags a point is none; the hint gives them back.
+    restic.call(["tag", "--set", "weekly", text(&third, "point")]).run().assert_ok();
+    let untagged = restic.snapshots().into_iter().find(|snapshot| snapshot["tags"][0] == "weekly").unwrap();
+    let verify = env.kvmb(["verify", text(&untagged, "id"), "-r", &env.repo()]).run().assert_code(1);
+    let hint = verify.record_of("failure")["hint"].as_str().unwrap().to_owned();
+    let command = hint.split_once("restic ").and_then(|(_, rest)| rest.split_once(';')).unwrap().0;
+    restic.call(command.split(' ').collect::<Vec<_>>()).run().assert_ok();
+    assert_eq!(points(&env).len(), 2);
+    assert_restores_to(&env, "vm1", &machine.models());
+
     // The other way round: restic in a repository of kvmb's making.
     let own = env.repo_named("own");
     env.kvmb(["init", "-r", &own]).run().assert_ok();

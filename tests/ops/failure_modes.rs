@@ -193,7 +193,9 @@ fn scratch_space_that_runs_out_while_the_guest_writes() {
 
     // Too small from the start: nothing is begun.
     scratch.fill_up_to(100 * MIB);
-    assert_trouble(&machine, &env.kvmb(args).run(), 1, "no_space");
+    let output = env.kvmb(args).run();
+    assert_trouble(&machine, &output, 1, "no_space");
+    output.assert_stderr_has("--scratch DIR");
     fs::remove_file(scratch.path().join("filler")).expect("remove");
 
     // It runs low while the guest writes: the backup gives up before the guest suffers.

@@ -270,6 +270,8 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::MachineRunning { machine: machine() },
         Error::ImageInUse { disk: disk(), path: image() },
         Error::NoRoom { path: "/srv/images".into(), free_bytes: 1 << 30, wanted_bytes: 20 << 30 },
+        Error::NotAPoint { snapshot: "0f385283".into(), repo: "/backup/kvm".into(), machine: Some("web1".into()) },
+        Error::NoScratchRoom { path: "/var/lib/kvmb/scratch".into(), free_bytes: 1 << 30, wanted_bytes: 20 << 30 },
         Error::KeyNotTaken { account: "kvm@backup.example.com".into(), line: "ssh-ed25519 AAAA kvmb@host1".into() },
         Error::NoDevice { disk: disk(), path: "/dev/vg0/web1".into(), capacity_bytes: 20 << 30 },
         Error::NoDevice { disk: disk(), path: "/dev/nvme7n1".into(), capacity_bytes: 20 << 30 },

@@ -309,7 +309,7 @@ fn off_disk(
     let is_corrupt = layers.iter().any(|layer| layer.header.is_corrupt);
     if is_corrupt {
         tracing::warn!(
-            "{}: the image is marked as corrupt; the machine cannot start before 'qemu-img check -r all' has repaired it",
+            "{}: the image is marked as corrupt; the machine cannot start until 'qemu-img check -r all' repairs it",
             top.storage.address()
         );
         bitmap = None;

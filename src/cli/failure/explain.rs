@@ -144,6 +144,16 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             ),
         ),
         Error::NoSuchPoint { .. } => (Code::NotFound, hint("run 'kvmb points -r REPO' to list the points")),
+        Error::NotAPoint { snapshot, machine, .. } => (
+            Code::NotFound,
+            machine.as_deref().and_then(quoted).map(|machine| {
+                format!(
+                    "if kvmb made it, give it its tags again: restic tag --add kvmb,machine={machine} {snapshot}; if \
+                     restic made it: restic restore {snapshot}"
+                )
+                .into()
+            }),
+        ),
         Error::AmbiguousPoint { .. } => (Code::Usage, hint("enter more digits of the ID")),
         Error::AmbiguousMachine { .. } => (Code::Usage, hint("use the ID of the point")),
         Error::BadPoint { .. } => (
@@ -209,6 +219,9 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             }),
         ),
         Error::NoRoom { .. } => (Code::NoSpace, hint("free some space, or choose another folder with --into DIR")),
+        Error::NoScratchRoom { .. } => {
+            (Code::NoSpace, hint("free some space, or choose another folder with --scratch DIR"))
+        }
         Error::KeyNotTaken { line, .. } => {
             (Code::Login, hint(format!("ask the administrator to add this line to authorized_keys: {line}")))
         }

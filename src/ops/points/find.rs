@@ -2,7 +2,7 @@
 
 use super::lineage::{Origin, lineages};
 use super::open::read_origin;
-use super::point_ref::PointRef;
+use super::point_ref::{PointRef, is_point};
 use crate::clock::last_moment_until;
 use crate::glob::{self, is_glob};
 use crate::ops::inventory::host_name;
@@ -107,12 +107,23 @@ pub(crate) fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> 
                     points.iter().filter(|point| point.snapshot.original.is_some_and(|id| begins(&id))).collect();
             }
             match matching[..] {
-                [] => Err(missing(text.clone())),
+                [] => Err(without_tag(repo, begins).unwrap_or_else(|| missing(text.clone()))),
                 [point] => Ok(point.clone()),
                 _ => Err(Error::AmbiguousPoint { wanted: text.clone(), count: matching.len() }),
             }
         }
     }
+}
+
+/// The error for an id that is a snapshot's and no point's, if it is.
+fn without_tag(repo: &Repository, is_meant: impl Fn(&Id) -> bool) -> Option<Error> {
+    let mut untagged = repo.snapshots().ok()?.snapshots.into_iter().filter(|stored| !is_point(&stored.snapshot));
+    let meant = untagged.find(|stored| is_meant(&stored.id))?;
+    let machine = match &meant.snapshot.paths[..] {
+        [path] => path.strip_prefix('/').filter(|name| !name.contains(['/', ','])).map(str::to_owned),
+        _ => None,
+    };
+    Some(Error::NotAPoint { snapshot: meant.id.short(), repo: repo.url(), machine })
 }
 
 /// The newest point of a machine at or before a moment; without one the newest whose date is not in the future, if

@@ -47,6 +47,11 @@ impl PointRef {
     }
 }
 
+/// Whether kvmb made a snapshot, and nobody took its tags away.
+pub(crate) fn is_point(snapshot: &Snapshot) -> bool {
+    snapshot.tags.iter().any(|tag| tag == TAG)
+}
+
 /// Whether a tag is one of those that live restores set.
 pub(crate) fn is_restoring(tag: &str) -> bool {
     tag.strip_prefix(RESTORING_TAG).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
@@ -62,7 +67,7 @@ pub(crate) fn of_snapshots(list: SnapshotList) -> (Vec<PointRef>, Vec<DamagedSna
     let mut points: Vec<PointRef> = list
         .snapshots
         .into_iter()
-        .filter(|stored| stored.snapshot.tags.iter().any(|tag| tag == TAG))
+        .filter(|stored| is_point(&stored.snapshot))
         .map(|stored| PointRef { id: stored.id, snapshot: stored.snapshot })
         .collect();
     points.sort_by_key(|point| (point.snapshot.time, point.id));
