@@ -91,6 +91,8 @@ pub enum Failpoint {
     RestoreDefined,
     /// What was replaced is gone.
     RestoreKept,
+    /// A disk of a live restore has all its data, as far as its QEMU knows: the image may not.
+    RestorePulled,
     /// What a drill will have on the host is noted.
     DrillNoted,
     /// Its files are written.

@@ -359,6 +359,11 @@ impl Machine {
         self.call(|| format!("start {}", self.name), paused)
     }
 
+    /// Pauses it. QEMU writes then what it has in memory of its images.
+    pub(crate) fn suspend(&self) -> Result<()> {
+        self.call(|| format!("pause {}", self.name), |domain| domain.suspend())
+    }
+
     /// Lets it go on.
     pub(crate) fn resume(&self) -> Result<()> {
         self.call(|| format!("resume {}", self.name), |domain| domain.resume())

@@ -87,7 +87,8 @@ impl Scene {
             | Failpoint::RestorePlacedFirst
             | Failpoint::RestorePlaced
             | Failpoint::RestoreDefined
-            | Failpoint::RestoreKept => false,
+            | Failpoint::RestoreKept
+            | Failpoint::RestorePulled => false,
         }
     }
 }

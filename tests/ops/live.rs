@@ -104,7 +104,8 @@ fn assert_done(machine: &Machine, definition: &str, disks: &BTreeMap<String, Dis
     let live = env.virsh(&["dumpxml", machine.uuid()]);
     assert!(!live.contains("nbd"), "{live}");
     assert!(machine.qemu_pid().is_some(), "it does not run");
-    machine.stop();
+    // What only QEMU's memory knew would be lost.
+    machine.kill();
     for (target, model) in disks {
         model.assert_image_equals(machine.image(target), machine.format(target));
     }
@@ -287,6 +288,19 @@ fn the_supervisor_copies_the_rest_after_a_crash_but_not_after_a_person_has_stopp
     continued.wait();
     wait_until("the restore is over", Duration::from_secs(120), || !path.exists());
     wait_until("kvmb has ended", LIMIT, || !process::of(&env.path("")).iter().any(|process| process.is("kvmb")));
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
+fn a_copy_that_is_lost_with_its_qemu_is_repeated() {
+    let env = Env::new("livelost");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = stopped_at(live(&env, &[]), Failpoint::RestorePulled);
+    machine.kill();
+    restore.kill();
+    restore.wait();
+    resume(&env).run().assert_ok();
     assert_done(&machine, &definition, &machine.models());
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! state file ─ images beside the old ones ─ files ─ definition ─ server ─ start
-//!    ─ copy disk by disk ─ definition as it was ─ old images gone ─ server ended ─ state file gone
+//!    ─ copy disk by disk, each written to disk ─ definition as it was ─ old images gone ─ server ended ─ state file gone
 //! ```
 //! Until all data is on the disks of this host, the machine needs the server of its point. When that dies it is started
 //! again, and the machine waits meanwhile. When this process dies, the server goes on, and so does the machine: the
@@ -10,6 +10,7 @@
 //! without the server libvirt refuses to start the machine.
 
 pub(crate) mod confinement;
+mod durable;
 mod pull;
 mod server;
 pub(crate) mod state;
@@ -42,6 +43,7 @@ use server::PointServer;
 use state::{LiveDisk, LiveFile, LiveFolder, LivePhase, LiveState, ReplacedFile, ServerAccess, boot_id};
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 use supervisor::{HostService, Supervised};
@@ -168,6 +170,7 @@ fn new_state(
         capacity_bytes: disk.capacity_bytes,
         aside: disk.real_path.with_file_name(format!(".kvmb-live-{id}-{}.kept", disk.disk)),
         had_image: disk.real_path.exists(),
+        inode: None,
     };
     let previous = plan::existing(hypervisor, &plan.uuid)?;
     let previous = previous.map(|machine| machine.definition_xml(Which::Inactive, true)).transpose()?;
@@ -185,6 +188,7 @@ fn new_state(
         boot: boot_id(),
         held: false,
         owner: None,
+        paused: false,
         limit_read: context.limit_read,
         disks: plan.disks.iter().map(disk).collect(),
         files: files.collect::<Result<Vec<_>>>()?,
@@ -249,8 +253,10 @@ fn place(
     let (xml, settings) = on_served_point(&plan.definition, &state.socket, &names).map_err(capture::Error::from)?;
     state.settings = settings;
     file.save(state)?;
-    for (disk, live) in plan.disks.iter().zip(&state.disks) {
-        empty_image(disk, &state.socket)?.replace_keeping(&live.path, &live.aside)?;
+    for (disk, live) in plan.disks.iter().zip(&mut state.disks) {
+        let mut image = empty_image(disk, &state.socket)?;
+        live.inode = image.file().metadata().ok().map(|found| found.ino());
+        image.replace_keeping(&live.path, &live.aside)?;
         failpoint::hit(Failpoint::RestorePlacedFirst);
     }
     let folders = NewFolders::create(&plan.files)?;
@@ -317,7 +323,7 @@ fn finish(
     context: &LiveContext,
 ) -> Result<()> {
     let server = server(state, source, context);
-    let pulled = pull::pull_all(machine, state, &server, state.limit_read, context.monitor, context.stop);
+    let pulled = pull::pull_all(machine, (state, &file), &server, state.limit_read, context.monitor, context.stop);
     if let Err(error) = pulled {
         if context.stop.requested() || matches!(error, Error::LiveRestoreStopped { .. }) {
             let held = file.save(&LiveState { held: true, ..state.clone() });
@@ -419,10 +425,12 @@ pub(crate) fn continue_live(
         return Err(Error::LiveRestoreUndone { machine: state.machine });
     }
     let machine = hypervisor.machine(&state.uuid)?;
-    let state = LiveState { phase: LivePhase::Pulling, owner: Some(owner_of(&machine)?), ..state };
+    durable::end_pause(&machine, &state)?;
+    let state = LiveState { phase: LivePhase::Pulling, owner: Some(owner_of(&machine)?), paused: false, ..state };
     file.save(&state)?;
     server(&state, None, context).ensure()?;
     if may_start && !machine.is_running()? {
+        durable::put_back_on_point(&machine, &state)?;
         machine.start()?;
     }
     supervised(&state, context).start(context.monitor);

@@ -1,10 +1,11 @@
 //! Copying the data of a machine that runs on its point to its own disks, disk by disk.
 
+use super::durable::{needs_server, write_out};
 use super::server::PointServer;
-use super::state::LiveState;
-use crate::capture::domain_xml::rewrite::served::sockets_below;
+use super::state::{LiveFile, LiveState};
 use crate::capture::machine::{MachineState, PausedReason, Which};
-use crate::capture::{self, LibvirtErrorKind, Machine};
+use crate::capture::{LibvirtErrorKind, Machine};
+use crate::failpoint::{self, Failpoint};
 use crate::ops::{Error, Monitor, Progress, Result, Stop};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ const FRUITLESS_TRIES: u32 = 5;
 /// Copies all that the machine still needs the server for.
 pub(super) fn pull_all(
     machine: &Machine,
-    state: &LiveState,
+    (state, file): (&LiveState, &LiveFile),
     server: &PointServer,
     limit_read: Option<u32>,
     monitor: &dyn Monitor,
@@ -29,6 +30,8 @@ pub(super) fn pull_all(
         let label = format!("{}/{}", state.machine, disk.disk);
         let progress = monitor.start("copying", &label, disk.capacity_bytes);
         DiskPull { machine, state, server, disk: &disk.disk, limit_read, monitor, stop }.run(&*progress)?;
+        failpoint::hit(Failpoint::RestorePulled);
+        write_out(machine, &disk.path, (state, file), monitor, stop)?;
     }
     Ok(())
 }
@@ -100,10 +103,4 @@ impl DiskPull<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// Whether a disk of the machine, as it runs or as it would start, needs the point.
-pub(super) fn needs_server(machine: &Machine, which: Which, disk: &str, state: &LiveState) -> capture::Result<bool> {
-    let definition = machine.definition(which)?;
-    Ok(sockets_below(&definition).any(|(name, socket)| name == disk && *socket == state.socket))
 }

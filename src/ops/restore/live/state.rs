@@ -72,6 +72,9 @@ pub(crate) struct LiveState {
     pub(crate) held: bool,
     /// The user and group that QEMU runs as, once the machine is defined.
     pub(crate) owner: Option<(u32, u32)>,
+    /// Whether the machine is paused, or about to be, so that its QEMU writes what it has in memory.
+    #[serde(default)]
+    pub(crate) paused: bool,
     /// No more than so many bytes a second are copied.
     pub(crate) limit_read: Option<u32>,
     pub(crate) disks: Vec<LiveDisk>,
@@ -100,6 +103,9 @@ pub(crate) struct LiveDisk {
     pub(crate) aside: PathBuf,
     /// Whether there was one.
     pub(crate) had_image: bool,
+    /// The number of the new image's inode, once it is in its place.
+    #[serde(default)]
+    pub(crate) inode: Option<u64>,
 }
 
 /// A small file that was replaced, or made where none was.
