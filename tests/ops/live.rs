@@ -136,7 +136,7 @@ fn the_machine_runs_at_once_and_nothing_of_the_server_is_left() {
     assert!(old.iter().all(|(target, inode)| inodes(&machine)[target] != *inode), "an old image was written to");
     assert_done(&machine, &definition, &then);
     // The chain goes on with one full read.
-    machine.start_paused();
+    machine.start_after_its_end();
     let read_modes = |point: &Value| {
         let disks = point["disks"].as_array().expect("disks").clone();
         disks.iter().map(|disk| text(disk, "read_mode").to_owned()).collect::<Vec<_>>()
