@@ -13,6 +13,7 @@ use crate::capture::machine::{MachineState, PausedReason, Which};
 use crate::capture::runtime::nbd_uri;
 use crate::capture::{self, Machine, images};
 use crate::ops::{Error, Monitor, Result, Stop};
+use rustix::fs::{Advice, fadvise};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +23,13 @@ use std::time::Duration;
 
 /// How often a machine is looked at that does not run.
 const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Has the kernel begin to write what QEMU has handed to it: otherwise the whole disk is waited for at the end.
+pub(super) fn begin_writing(image: &File) {
+    if let Err(error) = fadvise(image, 0, None, Advice::DontNeed) {
+        tracing::debug!("{error}");
+    }
+}
 
 /// Has QEMU write what it has in memory of an image, by a moment's pause: libvirt knows no other way.
 pub(super) fn write_out(

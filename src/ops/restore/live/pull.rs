@@ -1,12 +1,13 @@
 //! Copying the data of a machine that runs on its point to its own disks, disk by disk.
 
-use super::durable::{needs_server, write_out};
+use super::durable::{begin_writing, needs_server, write_out};
 use super::server::PointServer;
-use super::state::{LiveFile, LiveState};
+use super::state::{LiveDisk, LiveFile, LiveState};
 use crate::capture::machine::{MachineState, PausedReason, Which};
 use crate::capture::{LibvirtErrorKind, Machine};
 use crate::failpoint::{self, Failpoint};
 use crate::ops::{Error, Monitor, Progress, Result, Stop};
+use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ pub(super) fn pull_all(
     for disk in &state.disks {
         let label = format!("{}/{}", state.machine, disk.disk);
         let progress = monitor.start("copying", &label, disk.capacity_bytes);
-        DiskPull { machine, state, server, disk: &disk.disk, limit_read, monitor, stop }.run(&*progress)?;
+        DiskPull { machine, state, server, disk, limit_read, monitor, stop }.run(&*progress)?;
         failpoint::hit(Failpoint::RestorePulled);
         write_out(machine, &disk.path, (state, file), monitor, stop)?;
     }
@@ -40,7 +41,7 @@ struct DiskPull<'a> {
     machine: &'a Machine,
     state: &'a LiveState,
     server: &'a PointServer<'a>,
-    disk: &'a str,
+    disk: &'a LiveDisk,
     limit_read: Option<u32>,
     monitor: &'a dyn Monitor,
     stop: &'a Stop,
@@ -49,6 +50,8 @@ struct DiskPull<'a> {
 impl DiskPull<'_> {
     fn run(&self, progress: &dyn Progress) -> Result<()> {
         let (mut shown, mut furthest, mut tries) = (0, 0, 0);
+        let LiveDisk { disk, path, .. } = self.disk;
+        let image = File::open(path).map_err(Error::io("open", path))?;
         let began = Instant::now();
         let pause = || thread::sleep((began.elapsed() / 16).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL));
         loop {
@@ -58,7 +61,7 @@ impl DiskPull<'_> {
                     .warn(&format!("the server of {}'s point had ended and was started again", self.machine.name()));
             }
             self.keep_running()?;
-            if let Some(job) = self.machine.pull_progress(self.disk)? {
+            if let Some(job) = self.machine.pull_progress(disk)? {
                 if job.done_bytes > furthest {
                     (furthest, tries) = (job.done_bytes, 0);
                 }
@@ -66,18 +69,19 @@ impl DiskPull<'_> {
                     progress.advance(job.done_bytes - shown);
                     shown = job.done_bytes;
                 }
+                begin_writing(&image);
                 pause();
                 continue;
             }
-            if !needs_server(self.machine, Which::Live, self.disk, self.state)?
-                && !needs_server(self.machine, Which::Inactive, self.disk, self.state)?
+            if !needs_server(self.machine, Which::Live, disk, self.state)?
+                && !needs_server(self.machine, Which::Inactive, disk, self.state)?
             {
                 return Ok(());
             }
             tries += 1;
-            match self.machine.begin_pull(self.disk, self.limit_read) {
+            match self.machine.begin_pull(disk, self.limit_read) {
                 Ok(()) if tries > FRUITLESS_TRIES => {
-                    return Err(Error::PullFailed { machine: self.state.machine.clone(), disk: self.disk.to_owned() });
+                    return Err(Error::PullFailed { machine: self.state.machine.clone(), disk: disk.clone() });
                 }
                 Ok(()) => {}
                 // Its job ends just now, or the machine does.
