@@ -19,9 +19,10 @@ use rotating::RotatingFile;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 /// The target of events that people have read on standard error already, in words of their own.
 pub(crate) const TOLD: &str = "kvmb::told";
@@ -37,13 +38,15 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    fn directive(self) -> &'static str {
-        match self {
-            Level::Quiet => "error",
-            Level::Normal => "warn",
-            Level::Verbose => "kvmb=info,warn",
-            Level::Debug => "kvmb=debug,info",
-        }
+    /// What is logged: less of the libraries than of kvmb.
+    fn filter(self) -> Targets {
+        let (own, others) = match self {
+            Level::Quiet => (LevelFilter::ERROR, LevelFilter::ERROR),
+            Level::Normal => (LevelFilter::WARN, LevelFilter::WARN),
+            Level::Verbose => (LevelFilter::INFO, LevelFilter::WARN),
+            Level::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
+        };
+        Targets::new().with_default(others).with_target("kvmb", own)
     }
 }
 
@@ -101,25 +104,24 @@ fn open(plan: &FilePlan) -> Result<RotatingFile, (PathBuf, std::io::Error)> {
 /// Starts logging; once in a process. That a log cannot be written is reported and stops nothing.
 pub(crate) fn start(plan: LogSettings<'_>) -> Started {
     let mut started = Started::default();
-    let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(plan.stderr)
         .event_format(line::StderrLine { color: plan.color })
         .with_ansi(plan.color)
         // It would complain on standard error that standard error is closed, and panic.
         .log_internal_errors(false)
-        .with_filter(EnvFilter::new(format!("{},{TOLD}=off", plan.level.directive())));
+        .with_filter(plan.level.filter().with_target(TOLD, LevelFilter::OFF));
     let kept = plan.level.max(Level::Verbose);
     let journal = plan.journal.then(|| tracing_journald::layer().ok()).flatten().map(|layer| {
         started.journal = true;
         let fields = [("RUN", plan.run), ("COMMAND", plan.command)];
-        layer.with_syslog_identifier("kvmb".into()).with_custom_fields(fields).with_filter(filter(kept))
+        layer.with_syslog_identifier("kvmb".into()).with_custom_fields(fields).with_filter(kept.filter())
     });
     let file = plan.file.and_then(|file| match open(&file) {
         Ok(writer) => {
             let line = LogLine { run: plan.run.to_owned(), command: plan.command, style: file.style };
             let layer = tracing_subscriber::fmt::layer().event_format(line).with_writer(Mutex::new(writer));
-            Some(layer.log_internal_errors(false).with_ansi(false).with_filter(filter(kept)))
+            Some(layer.log_internal_errors(false).with_ansi(false).with_filter(kept.filter()))
         }
         Err(fault) => {
             started.fault = Some(fault);
