@@ -30,12 +30,13 @@ pub(super) fn prepare_root(root: &Path) {
     bring_capabilities(root);
 }
 
-/// Fills a new root with what libvirt has found out about this QEMU before (which takes it 4 seconds).
+/// Fills a new root with what libvirt has found out about this host's QEMUs before (which takes it 4 seconds).
 pub fn bring_capabilities(root: &Path) {
     copy_files(&probed(), &capabilities(root));
 }
 
-/// Remembers what libvirt has found out for the next test.
+/// Remembers what libvirt has found out for the next test: of each QEMU that is installed, as libvirt asks all of them
+/// when somebody wants to know what this host can do. A QEMU in a test's own folder is nobody else's.
 pub fn keep_capabilities(root: &Path) {
     copy_files(&capabilities(root), &probed());
 }
@@ -60,12 +61,18 @@ fn crashed_at_its_exit(output: &Output) -> bool {
     by_signal && !output.stderr().contains("error:") && (output.stdout.is_empty() || output.stdout.ends_with(b"\n"))
 }
 
-/// Copies files that differ in size or are missing; each appears whole.
+/// Copies libvirt's files that differ or are missing; each appears whole.
 fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let Ok(contents) = fs::read(entry.path()) else {
             continue;
         };
+        // One that libvirt did not write to its end has another name.
+        let is_whole = entry.path().extension().is_some_and(|extension| extension == "xml");
+        let begin = String::from_utf8_lossy(&contents[..contents.len().min(200)]);
+        if !is_whole || !begin.contains("<emulator>/usr/") {
+            continue;
+        }
         let target = to.join(entry.file_name());
         if fs::read(&target).is_ok_and(|old| old == contents) {
             continue;

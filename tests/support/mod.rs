@@ -366,6 +366,7 @@ impl Drop for Env {
     fn drop(&mut self) {
         self.guard.dismiss();
         process::end_all(&self.folder);
+        libvirt::keep_capabilities(&self.libvirt_root());
         if std::env::var_os("KVMB_TEST_KEEP").is_some() {
             eprintln!("{}: kept {}", self.name, self.folder.display());
             return;
