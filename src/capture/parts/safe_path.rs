@@ -360,7 +360,7 @@ mod tests {
         let began = Instant::now();
         let error = read(path).expect_err("it was read");
         assert!(error.contains(why), "{error}");
-        assert!(began.elapsed().as_secs() < 2);
+        assert!(began.elapsed().as_secs() < 60);
     }
 
     #[test]

@@ -433,7 +433,7 @@ fn silence_is_a_time_out_wherever_it_begins() {
         let begin = Instant::now();
         let result = Client::from_stream(ours, "x", &options()).and_then(|mut client| client.read(100, &mut [0; 4]));
         assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(60));
     }
 }
 
@@ -453,7 +453,7 @@ fn a_server_that_trickles_does_not_hold_us_for_ever() {
     let mut client = Client::from_stream(ours, "x", &options()).unwrap();
     let result = client.read(100, &mut [0; 1000]);
     assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < Duration::from_secs(15));
     trickle.join().unwrap();
 }
 

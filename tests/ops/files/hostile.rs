@@ -86,7 +86,7 @@ fn a_sparse_file_of_16_tib_takes_neither_room_nor_time() {
     }
     let archive = env.kvmb(["files", "tar", "-r", &env.repo(), "vm1", "/huge"]).run().assert_ok();
     assert!(archive.stdout.len() < 100_000, "{}", archive.stdout.len());
-    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(begun.elapsed() < Duration::from_secs(240));
 }
 
 /// Changes bytes where a file system keeps what it says of itself.

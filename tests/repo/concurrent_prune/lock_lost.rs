@@ -15,7 +15,7 @@ use rustix::process::Signal;
 const LIFE: u64 = 4;
 
 /// So long may a run take to end once its lock is lost.
-const END: Duration = Duration::from_secs(5);
+const END: Duration = Duration::from_secs(60);
 
 fn files(repo: &Path) -> BTreeSet<String> {
     let of = |folder: &str| names_in(&repo.join(folder));
