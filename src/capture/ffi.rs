@@ -358,9 +358,9 @@ pub(crate) fn detach_from_terminal() {
     unsafe { close_range(3, std::ffi::c_uint::MAX, 0) };
 }
 
-/// Has the memory that one thread frees serve the others, and what is large go back to the system at once. For a process
-/// that many threads pass large buffers through for a long time: the C library otherwise gives each thread memory of its
-/// own, and keeps all of it. It costs processes that allocate much at once some speed.
+/// Has the memory that one thread frees serve the others, and what is large go back to the system at once. For a
+/// process that many threads pass large buffers through for a long time: the C library otherwise gives each thread
+/// memory of its own, and keeps all of it. It costs processes that allocate much at once some speed.
 pub(crate) fn share_freed_memory() {
     const LARGE_BYTES: c_int = 4 << 20;
     // SAFETY: it changes how malloc works from now on, in any state of the process. An old C library that refuses goes

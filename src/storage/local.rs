@@ -385,7 +385,7 @@ impl Storage for LocalStorage {
     }
 }
 
-/// Whether a file system is on a disk of this host. A network's shows a file late, and is faster through the page cache.
+/// Whether a file system is on a disk of this host. A network's shows files late, and is faster through the page cache.
 fn is_own_disk(found: rustix::fs::StatFs) -> bool {
     OF_OWN_DISKS.contains(&found.f_type)
 }
