@@ -1,4 +1,4 @@
-//! Values of arguments: sizes, rates, shares, times, paths.
+//! Values of arguments: sizes, rates, shares, times, paths, names.
 
 use crate::cli::folders;
 use crate::config;
@@ -38,6 +38,12 @@ pub(crate) fn percent(text: &str) -> Result<f64, String> {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span = text.parse::<ShortDuration>().ok().filter(|span| !span.0.is_zero());
     span.map(|span| span.0).ok_or_else(|| ShortDuration::RULE.to_owned())
+}
+
+/// A name for a new machine, as libvirt takes it.
+pub(crate) fn machine_name(text: &str) -> Result<String, String> {
+    let is_name = !["", ".", ".."].contains(&text.trim()) && !text.contains(['/', '\n']);
+    is_name.then(|| text.to_owned()).ok_or_else(|| "a machine's name has no '/' or line break, and is not empty".into())
 }
 
 /// A path; an empty one, as from an empty variable, is as good as none.
@@ -86,6 +92,16 @@ mod tests {
         assert_eq!(read("100G"), Some(u32::MAX));
         for wrong in ["", "0", "0M", "K", "-1M", "1.5M", "10MB", "10 M", "1é"] {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_of_machines_are_those_that_libvirt_takes() {
+        for right in ["web", "web 1", "-rf", "...", ".web", "Büro"] {
+            assert_eq!(machine_name(right).as_deref(), Ok(right));
+        }
+        for wrong in ["", " ", ".", "..", "a/b", "/", "a\nb"] {
+            assert!(machine_name(wrong).is_err(), "{wrong:?}");
         }
     }
 }

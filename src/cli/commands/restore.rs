@@ -2,6 +2,7 @@
 
 use crate::capture::Hypervisor;
 use crate::cli::args::repo::{DefaultRepo, RepoArgs};
+use crate::cli::args::value_parsers::machine_name;
 use crate::cli::commands::restore_dialog as dialog;
 use crate::cli::commands::restore_live::{LiveArgs, refuse_unfinished};
 use crate::cli::complete;
@@ -46,7 +47,7 @@ pub(crate) struct RestoreArgs {
 
     /// Restore as a new machine with this name, a new UUID and new MAC addresses. If the machine of the point was
     /// renamed, its present name restores it under that name.
-    #[arg(long = "as", value_name = "NAME")]
+    #[arg(long = "as", value_name = "NAME", value_parser = machine_name)]
     as_name: Option<String>,
 
     /// Folder for the images. Default: their original location.

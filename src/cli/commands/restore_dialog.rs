@@ -4,6 +4,7 @@
 
 use crate::capture::Hypervisor;
 use crate::cli::args::repo::RepoArgs;
+use crate::cli::args::value_parsers::machine_name;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::table::{age, bytes, moment};
@@ -155,11 +156,7 @@ fn ask_folder(before: &PlaceAnswer) -> Result<PathBuf, CliError> {
 
 /// Whether a new machine may have this name.
 fn check_name(context: &Context, name: &str) -> Result<(), String> {
-    match name {
-        _ if name.trim().is_empty() => return Err("type a name".to_owned()),
-        _ if name.contains('/') => return Err("a name cannot contain a slash".to_owned()),
-        _ => {}
-    }
+    machine_name(name)?;
     match look(context, name) {
         There::Running | There::Off => Err(format!("a machine {name} already exists")),
         There::Nowhere | There::Unknown => Ok(()),
