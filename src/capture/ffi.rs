@@ -14,6 +14,7 @@ use virt_sys as sys;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::capture::domain_xml::source::{SecretName, SecretRef, SecretUsage};
+use crate::capture::first_schema::SCHEMA;
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -36,9 +37,10 @@ pub(super) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Op
     let backup = CString::new(backup_xml)?;
     let checkpoint = checkpoint_xml.map(CString::new).transpose()?;
     let checkpoint_ptr = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
-    // SAFETY: the domain and both strings live until the call returns; libvirt copies what it keeps.
-    let result = unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint_ptr, 0) };
-    check(result)
+    SCHEMA.read(|| {
+        // SAFETY: the domain and both strings live until the call returns; libvirt copies what it keeps.
+        check(unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint_ptr, 0) })
+    })
 }
 
 /// The XML of the backup job that is running.
@@ -200,9 +202,10 @@ impl CheckpointRef {
     /// Makes a checkpoint (or makes one known, by the flags).
     fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
         let xml = CString::new(xml)?;
-        // SAFETY: the domain and the XML live until the call returns.
-        let raw = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
-        CheckpointRef::own(raw)
+        SCHEMA.read(|| {
+            // SAFETY: the domain and the XML live until the call returns.
+            CheckpointRef::own(unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) })
+        })
     }
 
     fn name(&self) -> Result<String> {

@@ -20,6 +20,7 @@
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`guard`] | the record of a capture's guard process |
+//! | `first_schema` | the first schema is read by one thread alone |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`block_job`] | block jobs of running machines |
 //! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
@@ -50,6 +51,7 @@ mod domain_folder;
 pub mod domain_xml;
 mod error;
 mod ffi;
+mod first_schema;
 pub(crate) mod guard;
 pub mod holders;
 pub(crate) mod images;
