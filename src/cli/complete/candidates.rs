@@ -8,6 +8,7 @@ use crate::cli::output::ClosedPipe;
 use crate::cli::run::Run;
 use crate::cli::table;
 use crate::cli::terminal::secret;
+use crate::config;
 use crate::ops::Silent;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::record::{Time, steers_terminal};
@@ -103,8 +104,9 @@ pub(super) fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>)
 fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> Vec<CompletionCandidate> {
     let Some(typed) = current.to_str() else { return Vec::new() };
     let asked = typed.to_owned();
-    let limit = CompletionLine::read().map_or(LIMIT, |line| if is_on_server(&line) { SERVER_LIMIT } else { LIMIT });
-    let found = promptly(limit, move || look_up(&asked, CompletionLine::read()?)).unwrap_or_default();
+    let line = CompletionLine::read();
+    let limit = if line.as_ref().is_some_and(is_on_server) { SERVER_LIMIT } else { LIMIT };
+    let found = promptly(limit, move || look_up(&asked, line?)).unwrap_or_default();
     let mut seen = std::collections::BTreeSet::new();
     let fit =
         |(word, _): &Offer| word.starts_with(typed) && !word.contains(steers_terminal) && seen.insert(word.clone());
@@ -137,7 +139,7 @@ fn hypervisor(line: &CompletionLine) -> Option<Hypervisor> {
     context(line)?.hypervisor(None).ok()
 }
 
-/// The points of the line's repository, if no command has to be asked for a password.
+/// The points of the line's repository, if no password comes from a command.
 pub(super) fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
     let repo = line.repo()?;
     let context = context(line)?;
@@ -158,7 +160,7 @@ pub(super) fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<Poi
 }
 
 fn is_on_server(line: &CompletionLine) -> bool {
-    line.repo().and_then(|repo| repo.url().ok()).is_some_and(|url| !std::path::Path::new(&url).is_dir())
+    line.repo().and_then(|repo| repo.url().ok()).is_some_and(|url| config::is_on_server(&url))
 }
 
 /// The point that the line names.
