@@ -71,7 +71,9 @@ screenshots: parts ## picture every page of the web console, with the data of re
 	mkdir -p docs/images
 	for name in $(PICTURES); do cp $(CARGO_TARGET_DIR)/screenshots/small-$$name.png docs/images/console-$$name.png; done
 
-demo: parts build ## back up a running machine, change it, verify and restore it, and say what happens (root)
+demo: ## install what is missing, build, back up a running machine, verify and restore it (root)
+	.ci/install-parts demo
+	$(MAKE) build
 	KVMB=$(KVMB) .ci/demo
 
 bench: ## compare with the peers: wall time, processor, memory, stored bytes (root; BENCH_GB=4)
