@@ -51,7 +51,7 @@ impl Machine {
     }
 
     fn checkpoint_definition(&self, name: &str, flags: u32) -> Result<String> {
-        let (action, name) = (|| format!("look at checkpoint {name} of {}", self.name()), name.to_owned());
+        let (action, name) = (|| format!("inspect checkpoint {name} of {}", self.name()), name.to_owned());
         self.call(action, move |domain| ffi::checkpoint_xml(domain, &name, flags))
     }
 

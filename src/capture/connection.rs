@@ -52,14 +52,13 @@ impl Hypervisor {
 
     /// libvirt's version on the hypervisor's side: (11, 3, 0).
     pub(crate) fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self.link.call(|| "ask libvirt for its version".to_owned(), |connect| connect.lib_version())?;
+        let version = self.link.call(|| "query the version of libvirt".to_owned(), |connect| connect.lib_version())?;
         Ok(split_version(version))
     }
 
     /// QEMU's version: (10, 0, 2).
     pub(crate) fn qemu_version(&self) -> Result<(u32, u32, u32)> {
-        let version =
-            self.link.call(|| "ask libvirt for QEMU's version".to_owned(), |connect| connect.hyp_version())?;
+        let version = self.link.call(|| "query the version of QEMU".to_owned(), |connect| connect.hyp_version())?;
         Ok(split_version(version))
     }
 
@@ -173,7 +172,7 @@ impl Hypervisor {
             let (name, virt_type) = (kind.map(|kind| &*kind.name), kind.map(|kind| &*kind.virt_type));
             connect.domain_capabilities(emulator.as_deref(), arch, name, virt_type, 0)
         };
-        match self.link.call(|| "ask which machines this host runs".to_owned(), ask) {
+        match self.link.call(|| "list the running machines of this host".to_owned(), ask) {
             Ok(xml) => Ok(Some(xml)),
             Err(error) => match error.meaning() {
                 LibvirtErrorKind::NoConnection | LibvirtErrorKind::NoAnswer | LibvirtErrorKind::ReadOnlyUri => {

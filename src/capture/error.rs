@@ -513,7 +513,7 @@ impl fmt::Display for LibvirtErrorKind {
             LibvirtErrorKind::NoBackupJob => "no backup job",
             LibvirtErrorKind::Unsupported => "unsupported",
             LibvirtErrorKind::Busy => "busy",
-            LibvirtErrorKind::AgentSilent => "no answer of the guest agent",
+            LibvirtErrorKind::AgentSilent => "no answer from the guest agent",
             LibvirtErrorKind::AgentFailed => "guest agent failed",
             LibvirtErrorKind::ReadOnlyUri => "not permitted",
             LibvirtErrorKind::NoConnection => "no connection",

@@ -80,7 +80,7 @@ pub(crate) fn size_of_export(nbd_uri: &str) -> Result<u64> {
 
 /// Which file this is now.
 pub(crate) fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
-    let found = fs::metadata(path).map_err(Error::io("look at", path))?;
+    let found = fs::metadata(path).map_err(Error::io("access", path))?;
     let block = found.file_type().is_block_device();
     Ok(ImageIdentity {
         path: path.to_string_lossy().into_owned(),
@@ -195,7 +195,7 @@ pub(super) fn qemu_img_info(mut qemu_img: Command, image: &str, format: Option<&
 fn run(mut command: Command, path: &Path) -> Result<Output> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     bounded::output(command, Group::Own, LIMIT, &bounded::ending()).map_err(|error| match error.kind() {
-        ErrorKind::TimedOut => Error::TimedOut { action: format!("look at {}", path.display()), limit: LIMIT },
+        ErrorKind::TimedOut => Error::TimedOut { action: format!("access {}", path.display()), limit: LIMIT },
         ErrorKind::Interrupted => Error::Interrupted,
         _ => Error::NotStarted { program: "qemu-img", source: error },
     })

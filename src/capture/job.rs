@@ -101,7 +101,7 @@ impl Machine {
         let backup = backup_xml(request, &live)?;
         let checkpoint = new_checkpoint_xml(request);
         let outcome = match freeze.mode {
-            FreezeMode::Never => FreezeOutcome::NotFrozen("freezing was switched off".to_owned()),
+            FreezeMode::Never => FreezeOutcome::NotFrozen("freezing is disabled".to_owned()),
             FreezeMode::Auto | FreezeMode::Required => agent::try_freeze(self, &live, freeze.timeout),
         };
         let (guest, note) = match outcome {
@@ -149,7 +149,7 @@ impl Machine {
 
     /// The backup job that is running, whoever began it.
     pub fn running_backup(&self) -> Result<Option<JobInfo>> {
-        let xml = self.call(|| format!("look for a backup job of {}", self.name()), ffi::backup_xml);
+        let xml = self.call(|| format!("check for a backup job of {}", self.name()), ffi::backup_xml);
         match xml {
             Ok(xml) => read_job(&xml).map(Some),
             Err(error)
@@ -172,7 +172,7 @@ impl Machine {
             if let Some(job) = self.running_backup()? {
                 return Ok(Some(job));
             }
-            let is_beginning = match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
+            let is_beginning = match self.call(|| format!("check for a job of {}", self.name()), ffi::has_job) {
                 Err(error) => error.meaning() == LibvirtErrorKind::Internal && self.has_lost_its_job()?,
                 Ok(_) => false,
             };
@@ -188,7 +188,7 @@ impl Machine {
     /// beginning a backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the
     /// middle of beginning looks like this too, and never ends.
     pub(crate) fn expect_no_job(&self) -> Result<()> {
-        match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
+        match self.call(|| format!("check for a job of {}", self.name()), ffi::has_job) {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::OtherJob { machine: self.name().to_owned() }),
             Err(error) if error.meaning() == LibvirtErrorKind::Internal && self.has_lost_its_job()? => {
@@ -203,7 +203,7 @@ impl Machine {
 
     /// The block job of a disk.
     pub(crate) fn block_job(&self, disk: &str) -> Result<Option<BlockJob>> {
-        let (action, target) = (|| format!("look for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
+        let (action, target) = (|| format!("check for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
         match self.call(action, move |domain| ffi::block_job(domain, &target)) {
             Ok(found) => Ok(found.and_then(|(kind, position, end)| BlockJob::from_numbers(kind, position, end))),
             // It is off, or its driver knows no such jobs.

@@ -142,7 +142,7 @@ impl fmt::Display for MachineState {
 
 impl Machine {
     pub(super) fn new(domain: Domain, link: &Arc<SharedConnection>) -> Result<Machine> {
-        let context = || "look at a machine".to_owned();
+        let context = || "inspect a machine".to_owned();
         let name = domain.name().context(context)?;
         let uuid = domain.uuid_string().context(context)?;
         Ok(Machine { domain, name, uuid, link: Arc::clone(link), own: Arc::default() })
@@ -283,7 +283,7 @@ impl Machine {
 
     /// Whether its memory is saved on disk: its next start continues from there.
     pub(crate) fn has_saved_memory(&self) -> Result<bool> {
-        self.call(|| format!("look for saved memory of {}", self.name), |domain| domain.has_managed_save(0))
+        self.call(|| format!("check for saved memory of {}", self.name), |domain| domain.has_managed_save(0))
     }
 
     /// Removes its saved memory: its next start boots.

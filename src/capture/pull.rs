@@ -21,7 +21,7 @@ impl Machine {
 
     /// How far the block job of a disk has come; none without one.
     pub(crate) fn pull_progress(&self, disk: &str) -> Result<Option<PullProgress>> {
-        let (action, target) = (|| format!("look for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
+        let (action, target) = (|| format!("check for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
         match self.call(action, move |domain| ffi::block_job(domain, &target)) {
             Ok(job) => Ok(job.map(|(_, done_bytes, total_bytes)| PullProgress { done_bytes, total_bytes })),
             // It is off.

@@ -130,8 +130,8 @@ pub(crate) fn is_of_live_restore(socket: &Path) -> bool {
 /// The room left where a folder is (or will be made), for whoever is not root.
 pub(crate) fn free_bytes(folder: &Path) -> Result<u64> {
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
-    let stat =
-        rustix::fs::statvfs(existing).map_err(|error| Error::io("measure the room in", existing)(error.into()))?;
+    let stat = rustix::fs::statvfs(existing)
+        .map_err(|error| Error::io("measure the free space in", existing)(error.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -171,12 +171,12 @@ pub(super) fn make_daemon_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     }
     // Whatever has the name now is looked at, and handed over, through one descriptor.
     let folder = open_folder(path)?;
-    if ![owner.0, our_uid()].contains(&folder.metadata().map_err(Error::io("look at", path))?.uid()) {
+    if ![owner.0, our_uid()].contains(&folder.metadata().map_err(Error::io("access", path))?.uid()) {
         return Err(unsafe_folder(path, "it exists and belongs to somebody else"));
     }
     set_mode_of(&folder, path, 0o700)?;
     if owner.0 != our_uid() {
-        fchown(&folder, Some(owner.0), Some(owner.1)).map_err(Error::io("hand over", path))?;
+        fchown(&folder, Some(owner.0), Some(owner.1)).map_err(Error::io("change the owner of", path))?;
     }
     Ok(())
 }
@@ -188,7 +188,7 @@ pub(super) fn check_reachable(path: &Path, owner: (u32, u32)) -> Result<()> {
     }
     let ancestors: Vec<&Path> = path.ancestors().collect();
     for folder in ancestors.into_iter().rev() {
-        let found = fs::metadata(folder).map_err(Error::io("look at", folder))?;
+        let found = fs::metadata(folder).map_err(Error::io("access", folder))?;
         let needed = if found.uid() == owner.0 {
             0o100
         } else if found.gid() == owner.1 {
@@ -269,7 +269,7 @@ fn make_private_folder(path: &Path, mode: u32) -> Result<()> {
         _ => {}
     }
     let folder = open_folder(path)?;
-    if folder.metadata().map_err(Error::io("look at", path))?.uid() != our_uid() {
+    if folder.metadata().map_err(Error::io("access", path))?.uid() != our_uid() {
         return Err(unsafe_folder(path, "it belongs to another user"));
     }
     set_mode_of(&folder, path, mode)

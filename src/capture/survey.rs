@@ -186,7 +186,7 @@ pub(crate) fn missing_programs() -> Vec<&'static str> {
 impl Hypervisor {
     /// Looks at the host.
     pub(crate) fn survey(&self) -> Result<HostSurvey> {
-        let action = || "ask libvirt what the host can do".to_owned();
+        let action = || "query the capabilities of the host".to_owned();
         let capabilities = self.link.call(action, |connect| connect.capabilities());
         let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
             tracing::debug!("{error}");

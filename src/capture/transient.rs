@@ -71,7 +71,7 @@ impl Hypervisor {
         if our_owner().0 != 0 {
             return Ok(our_owner());
         }
-        let capabilities = self.link.call(|| "ask libvirt what the host can do".to_owned(), Connect::capabilities)?;
+        let capabilities = self.link.call(|| "query the capabilities of the host".to_owned(), Connect::capabilities)?;
         Ok(base_owner(&capabilities)?.unwrap_or_else(our_owner))
     }
 }
@@ -127,7 +127,7 @@ impl TransientMachine {
             stream.finish()?;
             Ok(Screenshot { mime_type, bytes })
         };
-        self.machine.call_within(SCREENSHOT_LIMIT, || format!("take a picture of {}", self.machine.name()), take)
+        self.machine.call_within(SCREENSHOT_LIMIT, || format!("take a screenshot of {}", self.machine.name()), take)
     }
 
     /// Gives the guest agent a command, and returns its answer.

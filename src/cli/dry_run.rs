@@ -12,7 +12,7 @@ use serde_json::json;
 use std::path::Path;
 
 /// What 'snapshot' says of a machine without disks.
-pub(crate) const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb backup' keeps its definition";
+pub(crate) const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb backup' stores its definition";
 
 /// Where points would go.
 #[derive(Debug)]

@@ -116,8 +116,8 @@ impl HttpCredentials for GivenCredentials {
                 let session_token = secret::variable("AWS_SESSION_TOKEN").map(Secret::new);
                 return Ok(Some(S3Keys { access_key, secret_key: Secret::new(key), session_token }));
             }
-            (Some(_), None) => return Err(format!("{access} is set and {secret_key} is not")),
-            (None, Some(_)) => return Err(format!("{secret_key} is set and {access} is not")),
+            (Some(_), None) => return Err(format!("{access} is set, but {secret_key} is not")),
+            (None, Some(_)) => return Err(format!("{secret_key} is set, but {access} is not")),
             (None, None) => {}
         }
         let profile = secret::variable("AWS_PROFILE").or_else(|| self.s3.profile.clone());
@@ -129,6 +129,6 @@ impl HttpCredentials for GivenCredentials {
         let text = secret::from_file(&file, self.limit).map_err(|error| error.message)?;
         let profile = profile.as_deref().unwrap_or("default");
         let keys = aws_profile::keys_of(&String::from_utf8_lossy(text.as_bytes()), profile);
-        keys.map(Some).ok_or_else(|| format!("{} has no access key of the profile {profile}", file.display()))
+        keys.map(Some).ok_or_else(|| format!("{} has no access key for the profile {profile}", file.display()))
     }
 }

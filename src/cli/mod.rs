@@ -148,7 +148,7 @@ pub fn main() -> Exit {
             Ok(None) => {}
             Ok(Some(exit)) => return exit,
             Err(error) => {
-                terminal::stderr::report(&format!("cannot go on in the background: {error}"), None);
+                terminal::stderr::report(&format!("cannot continue in the background: {error}"), None);
                 return Exit::Code(ExitCode::Failed);
             }
         }

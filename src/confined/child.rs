@@ -40,7 +40,7 @@ pub(crate) fn run() {
             Ok(Ok(())) => ChildReply::Done,
             Ok(Err(Ended::Refused(error))) => ChildReply::Refused(error),
             Ok(Err(Ended::Gone)) => return,
-            Err(_) => ChildReply::Refused(damaged("its reader cannot cope with it")),
+            Err(_) => ChildReply::Refused(damaged("its reader failed")),
         };
         if send_reply(&last).is_err() {
             return;
@@ -119,7 +119,7 @@ impl BlockSource for RemoteDisk {
             match receive().map_err(gone)? {
                 (BLOCKS, bytes) if bytes.len() == piece.len() => piece.copy_from_slice(&bytes),
                 (NO_BLOCKS, reason) => return Err(FsError::Unreadable(String::from_utf8_lossy(&reason).into_owned())),
-                _ => return Err(FsError::Unreadable("the parent process makes no sense".into())),
+                _ => return Err(FsError::Unreadable("the parent process broke the protocol".into())),
             }
         }
         Ok(())
@@ -240,7 +240,7 @@ impl Walker<'_> {
     /// What is in a directory, the last name first.
     fn children(&mut self, names: &Names, dir: Place) -> Result<Vec<(Names, Place)>> {
         if !self.directories.insert((dir.volume, dir.node.0)) {
-            return Err(damaged("the directory is in itself, or in two others"));
+            return Err(damaged("the directory contains itself, or is in two directories"));
         }
         if names.len() >= MOST_LEVELS {
             return Err(damaged("directories do not end"));

@@ -47,7 +47,7 @@ pub enum ConfinedError {
 /// How a process ended, as far as it matters here.
 fn describe(status: ExitStatus) -> String {
     match status.signal() {
-        Some(libc::SIGSYS) => "it used a system call that is forbidden to it".to_owned(),
+        Some(libc::SIGSYS) => "it used a forbidden system call".to_owned(),
         Some(libc::SIGXCPU) => "it used all its processor time".to_owned(),
         Some(libc::SIGABRT) => "it needs more memory than it may have, or failed".to_owned(),
         Some(signal) => format!("signal {signal}"),
@@ -133,7 +133,7 @@ impl Confined {
                 (REPLY, body) => {
                     self.waited = Duration::ZERO;
                     let reply: ChildReply =
-                        serde_json::from_slice(&body).map_err(|_| ConfinedError::Protocol("a reply is none"))?;
+                        serde_json::from_slice(&body).map_err(|_| ConfinedError::Protocol("a reply is invalid"))?;
                     let is_last = matches!(reply, ChildReply::Done | ChildReply::Refused(_));
                     if take(Event::Reply(reply)).is_break() || is_last {
                         return Ok(());
@@ -145,7 +145,7 @@ impl Confined {
     }
 
     fn send_blocks(&mut self, body: &[u8], blocks: ReadBlocks<'_>) -> Result<(), ConfinedError> {
-        let wrong = ConfinedError::Protocol("a request for blocks is none");
+        let wrong = ConfinedError::Protocol("a request for blocks is invalid");
         let Ok(body) = <&[u8; 16]>::try_from(body) else { return Err(wrong) };
         let number = |at: usize| u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
         let (disk, length) = (number(0), number(4));

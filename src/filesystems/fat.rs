@@ -66,7 +66,7 @@ fn moment(date: fatfs::Date, time: Option<fatfs::Time>) -> Option<Timestamp> {
 
 impl Fat {
     fn entry(&self, node: Node) -> Result<&FatEntry> {
-        self.entries.get(node.0 as usize).ok_or_else(|| damaged("a file is gone"))
+        self.entries.get(node.0 as usize).ok_or_else(|| damaged("a file no longer exists"))
     }
 
     /// Lets the crate read the directories on a path, and more.

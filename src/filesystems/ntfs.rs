@@ -156,7 +156,7 @@ impl NtfsVolume {
         self.blocks_read(start, &mut record)?;
         let (array, count) = (usize::from(le16(&record, 4)), usize::from(le16(&record, 6)));
         if !record.starts_with(b"FILE") || array + 2 * count > record.len() {
-            return Err(FsError::Unsupported("the file's record is where this version does not look".into()));
+            return Err(FsError::Unsupported("the file's record is in a place that this version does not read".into()));
         }
         for sector in 1..count {
             let (original, place) = (le16(&record, array + 2 * sector), 512 * sector - 2);

@@ -173,8 +173,8 @@ pub(crate) fn parse_path(text: &str, volumes: &mut Volumes, systems: &[System]) 
                 [_] => {
                     Err(FsError::BadPath(format!("drive {volume}: is not known; name its file system: vda2:/Users")))
                 }
-                [] => Err(FsError::BadPath("no Windows was found".into())),
-                _ => Err(FsError::BadPath("more than one Windows was found; name its file system".into())),
+                [] => Err(FsError::BadPath("no Windows system was found".into())),
+                _ => Err(FsError::BadPath("more than one Windows system was found; name its file system".into())),
             };
         }
         if let Some(number) = volumes.0.iter().position(|known| known.about.name == volume) {
@@ -189,7 +189,9 @@ pub(crate) fn parse_path(text: &str, volumes: &mut Volumes, systems: &[System]) 
         }
     }
     if !text.starts_with('/') {
-        return Err(FsError::BadPath("it does not begin with '/', and names no file system as vda2:/etc does".into()));
+        return Err(FsError::BadPath(
+            "it does not begin with '/', and does not name a file system as vda2:/etc does".into(),
+        ));
     }
     let readable = volumes.readable();
     let tree = match (systems, &readable[..]) {

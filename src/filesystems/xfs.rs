@@ -178,7 +178,7 @@ impl XfsVolume {
     }
 
     fn path(&self, node: Node) -> Result<Vec<u8>> {
-        self.paths.get(&node.0).cloned().ok_or_else(|| damaged("a file is gone"))
+        self.paths.get(&node.0).cloned().ok_or_else(|| damaged("a file no longer exists"))
     }
 
     fn raw_inode(&mut self, number: u64) -> Result<Option<RawInode>> {

@@ -31,10 +31,10 @@ pub(crate) enum Error {
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     /// A file that holds something else.
-    #[error("{} is no history: {reason}", path.display())]
+    #[error("{} is not a history file: {reason}", path.display())]
     NotHistory { path: PathBuf, reason: String },
     /// A machine that has no UUID.
-    #[error("{uuid:?} is no UUID")]
+    #[error("{uuid:?} is not a UUID")]
     NoUuid { uuid: String },
 }
 

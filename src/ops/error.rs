@@ -78,7 +78,7 @@ pub enum Error {
     #[error("cannot start {program}: {source}")]
     NotStarted { program: &'static str, source: std::io::Error },
     /// The server of a point did not end when it was asked to.
-    #[error("server {served}, process {pid}, does not end")]
+    #[error("server {served} (process {pid}) does not exit")]
     ServerStuck { served: String, pid: u32 },
     /// A program that mounts did not.
     #[error("{program} did not mount {}: {message}", target.display())]
@@ -184,7 +184,7 @@ pub enum Error {
         known: Option<(Time, Time)>,
     },
     /// A snapshot that is no point for want of its tags, which restic can take away.
-    #[error("snapshot {snapshot} in {repo} is no point: it lacks the tag kvmb")]
+    #[error("snapshot {snapshot} in {repo} is not a point: it lacks the tag kvmb")]
     NotAPoint {
         snapshot: String,
         repo: String,
@@ -238,7 +238,7 @@ pub enum Error {
         uuid: String,
     },
     /// The machine of the point has another name by now.
-    #[error("machine {machine} is now called {present}")]
+    #[error("machine {machine} is now named {present}")]
     Renamed {
         /// Its name when the point was captured, or the one that was asked for.
         machine: String,
@@ -250,11 +250,11 @@ pub enum Error {
     /// A running machine's image is never written over.
     #[error("disk {disk} cannot be restored to {}: it is in use by a running machine", path.display())]
     ImageInUse { disk: String, path: PathBuf },
-    #[error("{} has {} free and {} are needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
+    #[error("{} has {} free, but {} is needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
     NoRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
     /// Scratch files of a running machine would fill their file system.
     #[error(
-        "{} has {} free and {} are needed for scratch files",
+        "{} has {} free, but {} is needed for scratch files",
         path.display(),
         in_units(*free_bytes),
         in_units(*wanted_bytes)

@@ -211,16 +211,16 @@ pub(crate) enum ManifestError {
     #[error("{MANIFEST} has version {0}; this kvmb knows versions up to {VERSION}")]
     Version(u32),
     /// A machine's name that cannot be one.
-    #[error("{MANIFEST} names a machine {0:?}")]
+    #[error("{MANIFEST} has an invalid machine name: {0:?}")]
     Machine(String),
     /// A file that cannot be one of a point's.
-    #[error("{MANIFEST} names a file {0:?}")]
+    #[error("{MANIFEST} has an invalid file name: {0:?}")]
     File(String),
     /// A checkpoint that libvirt cannot have.
-    #[error("{MANIFEST} names a checkpoint {0:?}")]
+    #[error("{MANIFEST} has an invalid checkpoint name: {0:?}")]
     Checkpoint(String),
     /// A disk that no disk can be.
-    #[error("{MANIFEST} describes disk {0:?} wrongly")]
+    #[error("{MANIFEST} has an invalid description of disk {0:?}")]
     Disk(String),
 }
 

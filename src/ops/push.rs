@@ -103,7 +103,8 @@ pub(crate) fn push(
         _ => newest_point(view, capture, &host)?,
     };
     if is_base_damaged || is_earlier_damaged {
-        monitor.warn(&format!("the newest point of {} is damaged, and not continued", capture.machine));
+        monitor
+            .warn(&format!("the newest point of {} is damaged, so the backup does not continue it", capture.machine));
     }
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(capture.definition_of_disks()).map_err(crate::capture::Error::from)?;

@@ -114,7 +114,7 @@ fn remembered(host_folder: &RepoCacheDir) -> Vec<Remembered> {
     match host_folder.read(FILE) {
         Ok(json) => parse(host_folder, &json.unwrap_or_default()),
         Err(error) => {
-            tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin again");
+            tracing::warn!(folder = %host_folder.path().display(), %error, "the samples start over");
             Vec::new()
         }
     }
@@ -125,7 +125,7 @@ fn parse(host_folder: &RepoCacheDir, json: &[u8]) -> Vec<Remembered> {
         return Vec::new();
     }
     serde_json::from_slice(json).unwrap_or_else(|error| {
-        tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin again");
+        tracing::warn!(folder = %host_folder.path().display(), %error, "the samples start over");
         Vec::new()
     })
 }

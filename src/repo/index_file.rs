@@ -54,7 +54,7 @@ impl IndexFile {
     pub(super) fn check(self, id: &Id) -> Result<IndexFile> {
         match self.packs.iter().flat_map(|pack| &pack.blobs).find(|blob| !blob.makes_sense()) {
             Some(blob) => {
-                let reason = format!("the place of blob {} makes no sense", blob.id);
+                let reason = format!("the location of blob {} is invalid", blob.id);
                 Err(Error::damaged(FileKind::Index, id, Flaw::NotJson(reason)))
             }
             None => Ok(self),

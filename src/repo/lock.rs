@@ -234,7 +234,7 @@ impl Permit {
         let id = repo.save_unpacked(kind, value)?;
         self.check().inspect_err(|_| {
             if let Err(error) = repo.storage().remove(kind, &id.to_string()) {
-                tracing::warn!(%kind, %id, %error, "cannot take back what was stored without a lock");
+                tracing::warn!(%kind, %id, %error, "cannot remove what was stored without a lock");
             }
         })?;
         Ok(id)
@@ -277,7 +277,7 @@ impl LockShared {
         let age = state.refreshed.age();
         let reason = match &state.lost {
             Some(Loss::RepositoryGone) => return Err(Error::RepositoryGone { url: self.repo.url() }),
-            Some(Loss::Removed) => "somebody removed it".to_owned(),
+            Some(Loss::Removed) => "another program removed it".to_owned(),
             Some(Loss::NotRefreshed) => "it was not refreshed in time".to_owned(),
             None if state.ended => "it was released".to_owned(),
             None if age > self.timing.distrust => format!("it could not be refreshed for {} s", age.as_secs()),
@@ -329,7 +329,7 @@ impl LockShared {
             drop(state);
             if Instant::now() < due {
                 if let Err(error) = self.look() {
-                    tracing::debug!(%error, "cannot look at the repository's lock");
+                    tracing::debug!(%error, "cannot access the repository's lock");
                 }
                 continue;
             }

@@ -173,7 +173,7 @@ impl PackRecovery<'_> {
         }
         for left in &self.left {
             if let Err(error) = fs::remove_file(&left.path) {
-                tracing::debug!(path = %left.path.display(), %error, "the notes of an ended run stay");
+                tracing::debug!(path = %left.path.display(), %error, "cannot remove the notes of an ended run");
             }
         }
         Ok(adopted)

@@ -322,7 +322,7 @@ pub(super) fn with_sizes(kind: FileKind, files: Vec<FileInfo>) -> Vec<(Id, u64)>
             Ok(id) => ids.push((id, file.size_bytes)),
             // A copy of ours, made by a program that synchronises folders.
             Err(_) if looks_like_id(&file.name) => {
-                tracing::warn!(%kind, name = file.name, "ignoring a file with a strange name")
+                tracing::warn!(%kind, name = file.name, "ignoring a file with an unexpected name")
             }
             // Some of what NAS and desktop systems put into every folder.
             Err(_) => tracing::debug!(%kind, name = file.name, "ignoring a file of another program"),

@@ -23,7 +23,7 @@ fn until_whole<T>(mut result: Result<T>, more: usize, mut read: impl FnMut() -> 
                 result = read();
                 if result.is_ok() {
                     tracing::warn!(
-                        "{damage}; read again, it is whole: the network or the server's memory is unreliable"
+                        "{damage}; a second read was intact: the network or the server's memory is unreliable"
                     );
                 }
             }

@@ -353,7 +353,7 @@ impl Writer {
         if let Noted::Packs(notes) = std::mem::take(&mut *lock(&self.shared.notes))
             && let Err(error) = notes.remove()
         {
-            tracing::debug!(%error, "the notes of what was stored stay");
+            tracing::debug!(%error, "cannot remove the notes of what was stored");
         }
         Ok(())
     }
@@ -578,7 +578,7 @@ impl WriterShared {
             }),
         };
         if let Err(error) = added {
-            tracing::warn!(%error, "cannot note what is stored: should this run be ended, it is stored again");
+            tracing::warn!(%error, "cannot record what was stored: if this run is killed, it is stored again");
             *noted = Noted::GivenUp;
         }
     }

@@ -85,7 +85,7 @@ impl Units {
         let (service_unit, description) = (names.service, names.service_description);
         let service = format!(
             "# Created by 'kvmb schedule install --systemd', removed by 'kvmb schedule remove --systemd'.\n\
-             # Your own settings belong into a drop-in: systemctl edit {service_unit}\n\
+             # Put your own settings into a drop-in: systemctl edit {service_unit}\n\
              [Unit]\n\
              Description={description}\n\
              Documentation=https://github.com/kvmb/kvmb\n\
@@ -96,11 +96,11 @@ impl Units {
              Type=oneshot\n\
              ExecStart={command}\n\
              {environment}\
-             # Records; what goes wrong is on standard error, and in the journal.\n\
+             # Records. Errors go to standard error, and so to the journal.\n\
              StandardOutput=null\n\
              Nice=10\n\
              IOSchedulingClass=idle\n\
-             # On a stop kvmb alone is asked to end, and clears up.\n\
+             # On stop, only kvmb itself gets the signal, so that it can clean up.\n\
              KillMode=mixed\n\
              {SANDBOX}"
         );

@@ -170,7 +170,7 @@ fn a_part_that_is_missing_in_a_pipe_or_of_a_running_machine() {
     // A restore warns of it, and the machine comes back.
     let into = new_folder(&env, "into");
     let restore = |args: &[&str]| env.kvmb(["restore", "vm1", "-r", &env.repo(), "--into"]).arg(&into).args(args).run();
-    restore(&["--as", "vm2"]).assert_ok().assert_stderr_has("the point has no kernel of vm1");
+    restore(&["--as", "vm2"]).assert_ok().assert_stderr_has("the point does not contain the kernel of vm1");
     drop(machine);
     env.assert_nothing_left();
 }
@@ -372,20 +372,20 @@ fn a_manifest_that_does_not_fit_the_definition_is_refused_before_anything_is_wri
     let cases: Vec<(Change, &str)> = vec![
         (set("/files/0/path", job.clone().into()), "is not where the definition has"),
         (set("/files/0/path", "../../etc/passwd".into()), "is not where the definition has"),
-        (set("/files/0/name", "../nvram".into()), "names a file"),
+        (set("/files/0/name", "../nvram".into()), "has an invalid file name"),
         (set("/files/0/size_bytes", 1.into()), "has another size"),
         (set("/files/0/role", "kernel".into()), "is not where the definition has"),
         (Box::new(|m| m["files"].as_array_mut().unwrap().push(m_file(&job))), "is not where the definition has"),
         (set("/uuid", "not a uuid".into()), "is not a UUID"),
         (set("/uuid", other.uuid().into()), "in the definition"),
         (set("/machine", "other".into()), "in the definition"),
-        (set("/machine", "../vm1".into()), "names a machine"),
-        (set("/disks/0/disk", "vdz".into()), "is no disk of the definition"),
-        (set("/disks/0/disk", "../vda".into()), "describes disk"),
-        (set("/disks/0/chunk_bytes", 12345.into()), "describes disk"),
-        (set("/disks/0/capacity_bytes", (1u64 << 61).into()), "describes disk"),
+        (set("/machine", "../vm1".into()), "has an invalid machine name"),
+        (set("/disks/0/disk", "vdz".into()), "is not a disk of the definition"),
+        (set("/disks/0/disk", "../vda".into()), "has an invalid description of disk"),
+        (set("/disks/0/chunk_bytes", 12345.into()), "has an invalid description of disk"),
+        (set("/disks/0/capacity_bytes", (1u64 << 61).into()), "has an invalid description of disk"),
         (set("/disks/0/capacity_bytes", (2 * MIB).into()), "the manifest says"),
-        (set("/checkpoint", "../x; rm".into()), "names a checkpoint"),
+        (set("/checkpoint", "../x; rm".into()), "has an invalid checkpoint name"),
     ];
     for (change, why) in cases {
         let id = tampered(&env, &point, change);

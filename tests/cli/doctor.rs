@@ -141,7 +141,7 @@ fn a_raw_disk_becomes_the_data_file_of_a_qcow2_image_by_the_hint_and_keeps_bitma
     let image = machine.image("vda").with_file_name("it's, raw.img.qcow2");
     machine.put_disk("vda", &image, "qcow2", model);
     machine.start_paused();
-    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vda", "ok", "only changes are read, but", "");
+    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vda", "ok", "only changes are read, except", "");
     crate::support::chains::verified(&machine, &repo);
     machine.write("vda", 2 * MIB, 512, 0x22);
     let point = crate::support::chains::verified(&machine, &repo);
@@ -163,7 +163,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     let good = env.machine("good").disk(Disk::qcow2(MIB)).define();
     let output = doctor(&env, &[]).assert_code(1);
     assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be read", "domblklist gone");
-    assert_check(&output, "machine", "diskless", "ok", "a backup keeps its definition", "");
+    assert_check(&output, "machine", "diskless", "ok", "a backup stores its definition", "");
     assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "--luks-key-file vda=FILE");
     doctor(&env, &["good"]).assert_ok();
     // A name that nobody has is a failure.

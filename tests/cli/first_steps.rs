@@ -163,6 +163,6 @@ fn a_repository_that_is_no_folder_is_reported_with_what_to_give() {
     std::fs::write(env.path("a file"), "text").unwrap();
     for path in ["/dev/null".to_owned(), env.path("a file").display().to_string()] {
         let failure = env.kvmb(["points", "-r", &path]).run().assert_code(2).record_of("failure");
-        assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("give a folder")), "{failure}");
+        assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("use a folder")), "{failure}");
     }
 }

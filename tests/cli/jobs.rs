@@ -101,7 +101,7 @@ fn a_follower_sees_jobs_begin_and_end_and_ends_with_its_reader() {
     let env = Env::new("follow");
     let _machine = machine(&env);
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
-    env.kvmb(["-o", "table", "jobs", "--follow"]).run().assert_code(2).assert_stderr_has("it needs --json");
+    env.kvmb(["-o", "table", "jobs", "--follow"]).run().assert_code(2).assert_stderr_has("requires --json");
     let follower = env.kvmb(["--json", "jobs", "--follow"]).spawn();
     env.kvmb(["backup", "kvmb-test-vm1", "--limit-read", "4M", "-r", &env.repo()]).run().assert_ok();
     wait_until("the end is reported", LIMIT, || follower.stdout_so_far().contains("\"status\":\"done\""));

@@ -123,7 +123,7 @@ fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
     fs::remove_file(env.path("home/kvm_backup.log")).unwrap();
     // Neither can be written: told, and no reason to fail.
     let output = in_private("mount -t tmpfs -o ro none /var/log && KVMB_DATA_DIR=/proc/none kvmb init -r $R --dry-run");
-    output.assert_stderr_has("kvmb: warning: no log is kept: cannot write /proc/none/kvmb.log");
+    output.assert_stderr_has("kvmb: warning: logging is disabled: cannot write /proc/none/kvmb.log");
     // Told of the configuration's too.
     env.configure(&json!({"log": {"file": env.path("configured.log")}}));
     in_private("kvmb init -r $R --dry-run");

@@ -113,7 +113,7 @@ fn days_go_by_and_a_backup_each_night_is_missed() {
     assert_machine(&ahead(&env, "+27h", &[]).assert_ok(), "vm1", "warning", "27 h old");
     assert_machine(&ahead(&env, "+3d", &[]).assert_code(1), "vm1", "critical", "3 days old");
     let month = ahead(&env, "+31d", &["--warning", "40d"]).assert_ok();
-    assert_machine(&month, "vm1", "warning", "no point was ever verified");
+    assert_machine(&month, "vm1", "warning", "no point has ever been verified");
     assert_machine(&ahead(&env, "-2h", &[]).assert_ok(), "vm1", "warning", "dated in the future; check the clocks");
     // With a schedule of its own measure.
     env.configure(&json!({"repo": env.repo(), "backup_freq": "0 2 * * sun"}));

@@ -131,12 +131,12 @@ fn a_guest_without_an_agent_is_never_ok_unless_its_console_is_enough() {
     has(&check, "detail", "no agent answered");
     assert_eq!(text(&check, "rung"), "console", "{check}");
     let enough = drill(&machine, &["--until", "console"]).run().assert_ok();
-    has(&check_of(&enough, "ok"), "detail", "the guest writes to its console");
+    has(&check_of(&enough, "ok"), "detail", "the guest wrote to its console");
     // What the configuration asks of it: its own name goes before a glob, and an option before both.
     let expect = json!({"kvmb-test-*": "no such words", "kvmb-test-alone": "Linux version"});
     env.configure(&json!({"drill": {"until": "console", "expect": expect}}));
     let expected = drill(&machine, &[]).run().assert_ok();
-    has(&check_of(&expected, "ok"), "detail", "the expected text came");
+    has(&check_of(&expected, "ok"), "detail", "the expected text appeared");
     let missing = drill(&machine, &["--expect", "no such words", "--timeout", "5s"]).run().assert_code(1);
     has(&check_of(&missing, "critical"), "detail", "the console did not show \"no such words\"");
 }
@@ -157,7 +157,7 @@ fn restarts_without_end_are_critical() {
     // It says nothing on any console: only the restarts are seen.
     let machine = linux(&env, "kvmb-test-loop", "quiet rdinit=/bin/busybox -- reboot -f").define();
     let check = check_of(&drilled(&machine, &[]).assert_code(1), "critical");
-    has(&check, "detail", "restarts again and again");
+    has(&check, "detail", "keeps restarting");
     assert!(check["reboots"].as_u64() >= Some(3), "{check}");
 }
 
@@ -307,7 +307,7 @@ fn what_a_killed_drill_left_is_removed_by_release_all() {
     assert_eq!((would.len(), &would[0]["changed"], &would[0]["dry_run"]), (1, &true.into(), &true.into()), "{would:?}");
     assert_eq!(files(), left);
     let done = release(&[]);
-    assert_eq!((done.len(), text(&done[0], "reason")), (1, "what a killed drill left was removed"), "{done:?}");
+    assert_eq!((done.len(), text(&done[0], "reason")), (1, "the leftovers of a killed drill were removed"), "{done:?}");
     assert_eq!(done[0]["target"], would[0]["target"]);
     assert_eq!(host(&env), before);
     assert!(release(&[]).is_empty());

@@ -47,7 +47,7 @@ fn running(call: Call) -> Running {
     let mut running = call.spawn();
     wait_until("the machine runs", LIMIT, || {
         assert!(!running.has_ended(), "{}", running.stderr_so_far());
-        running.stderr_so_far().contains("runs after")
+        running.stderr_so_far().contains("is running after")
     });
     running
 }

@@ -216,7 +216,7 @@ fn a_point_of_a_machine_that_was_renamed_comes_back_under_the_present_name() {
     // Under its old name it would be a second machine with the same UUID: refused, in a dry run as well.
     for dry in [&["--overwrite"][..], &["--overwrite", "--dry-run"]] {
         let refused = env.kvmb(["restore", &first, "-r", &repo]).args(dry).run().assert_code(1);
-        let refused = refused.assert_stderr_has("vm1 is now called vm2").assert_stderr_has("--as vm2 --overwrite");
+        let refused = refused.assert_stderr_has("vm1 is now named vm2").assert_stderr_has("--as vm2 --overwrite");
         assert_eq!(refused.record_of("failure")["code"], "exists");
     }
     since["vda"].assert_image_equals(machine.image("vda"), machine.format("vda"));

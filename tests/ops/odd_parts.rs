@@ -72,7 +72,7 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
     let point = back_up(&env, "vm1").assert_ok().record_of("point");
     let reasons = left_out(&point);
     let expected = [
-        ("drive", "no disk of the definition"),
+        ("drive", "not a disk of the definition"),
         ("fw_cfg", "65.00 MiB"),
         ("option_rom", "No such file"),
         ("sda", "cdrom, its medium is missing"),

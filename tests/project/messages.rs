@@ -113,7 +113,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::BadState { capture: "web1-a1b2c3d4".into(), message: "expected value at line 1 column 1".into() },
         Error::DiskNotCapturable { machine: machine(), disk: disk(), reason: "it is empty".into() },
         Error::UnsupportedImage { image: image().display().to_string(), reason: "its format is unknown".into() },
-        Error::DamagedImage { image: image().display().to_string(), reason: "it is no qcow2 image (qcow2)".into() },
+        Error::DamagedImage { image: image().display().to_string(), reason: "it is not a qcow2 image (qcow2)".into() },
         Error::NoBlockDriver { image: "rbd:pool/web1".into(), message: "Unknown driver 'rbd'".into() },
         Error::NoBackingFormat {
             image: image().display().to_string(),
@@ -215,7 +215,7 @@ pub fn of_operations() -> Vec<ops::Error> {
         ),
         guest_file("vda5:/", FsError::Unsupported("kvmb cannot read exfat".into())),
         guest_file("vda5:/", FsError::Closed("kvmb cannot read crypto_LUKS".into())),
-        guest_file("/var/log", FsError::Damaged("a directory entry makes no sense".into())),
+        guest_file("/var/log", FsError::Damaged("a directory entry is invalid".into())),
         guest_file("/srv/data", FsError::Unreadable("pack 0a1b2c3d is damaged".into())),
         Error::IncompleteCopies { count: 2, what: "attribute user.note".into(), source: denied() },
         Error::NotStarted { program: "guestfish", source: missing() },
@@ -614,7 +614,7 @@ pub fn of_records(now: Time) -> Vec<Record> {
         action("pin", &id("web1"), true, "pinned"),
         action("key", REPO, true, "exported to /root/kvmb.key"),
         action("config set", "/etc/kvmb/config.json", true, "new value of jobs"),
-        action("jobs cancel", "5f0c2a9e", true, "interrupted; it cleans up and ends"),
+        action("jobs cancel", "5f0c2a9e", true, "interrupted; the job cleans up and exits"),
         action("remote setup", SERVER, true, "the server accepts the key of this host"),
     ];
     all.iter().map(|value| Record::parse(&value.to_string()).unwrap()).collect()

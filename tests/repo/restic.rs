@@ -328,5 +328,5 @@ fn files_of_other_programs_in_a_repository_are_left_alone() {
     let key = names_in(&env.path("repo/keys")).into_iter().find(|name| name.len() == 64).unwrap();
     let keys = env.path("repo/keys");
     std::fs::copy(keys.join(&key), keys.join(format!("{key} (1)"))).unwrap();
-    env.kvmb(["points", "-r", &repo]).run().assert_ok().assert_stderr_has("strange name");
+    env.kvmb(["points", "-r", &repo]).run().assert_ok().assert_stderr_has("unexpected name");
 }

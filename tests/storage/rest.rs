@@ -137,7 +137,7 @@ fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
     // A file without what it should have is named.
     let broken = HttpContext { client_certificate: Some(certificates.file("ca.pem")), ..HttpContext::default() };
     let error = RestStorage::new(RestAddress::parse(&url).unwrap(), &broken).unwrap_err();
-    assert!(error.to_string().ends_with("ca.pem: no private key in it"), "{error}");
+    assert!(error.to_string().ends_with("ca.pem: it contains no private key"), "{error}");
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
     assert_eq!(oracle.asked(), ["passphrase id_ed25519"]);
 
     let nobody = server_error(try_it(&sshd, &ssh_context(&env))).to_string();
-    assert!(nobody.contains("id_ed25519 (it wants a passphrase, and none was given)"), "{nobody}");
+    assert!(nobody.contains("id_ed25519 (it needs a passphrase, and none was given)"), "{nobody}");
     let wrong = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
     let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &wrong)));
     assert!(matches!(error, sftp::Error::Login { .. }) && !error.to_string().contains("wrong"), "{error}");

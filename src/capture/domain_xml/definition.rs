@@ -39,7 +39,7 @@ pub enum DefinitionError {
     #[error("the definition has no {0}")]
     Missing(&'static str),
     /// A value that makes no sense.
-    #[error("{what} '{value}' makes no sense")]
+    #[error("{what} '{value}' is invalid")]
     BadValue {
         /// What it is the value of.
         what: &'static str,
@@ -342,7 +342,7 @@ pub(crate) fn parse_document(xml: &str) -> Result<Document<'_>> {
 /// Parses any document of libvirt's, within limits.
 pub(crate) fn parse_xml(xml: &str) -> Result<Document<'_>> {
     if xml.len() > MAX_XML_BYTES {
-        return Err(DefinitionError::Absurd(format!("a definition of {} bytes is not one", xml.len())));
+        return Err(DefinitionError::Absurd(format!("a definition of {} bytes is too large", xml.len())));
     }
     check_depth(xml)?;
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES };

@@ -76,12 +76,12 @@ fn described(mut options: Map<String, Value>, parent: Option<&Path>) -> Result<N
     let driver = match options.remove("driver") {
         Some(Value::String(driver)) => Some(driver),
         None => None,
-        Some(_) => return Err("its driver is no name".to_owned()),
+        Some(_) => return Err("its driver is not a name".to_owned()),
     };
     let text = |options: &Map<String, Value>, name: &str| options.get(name).and_then(Value::as_str).map(str::to_owned);
     match driver.as_deref() {
         Some("file" | "host_device" | "host_cdrom") => {
-            let path = text(&options, "filename").ok_or("it names no file")?;
+            let path = text(&options, "filename").ok_or("it does not name a file")?;
             let path = path.strip_prefix("file:").unwrap_or(&path);
             Ok(Named { place: local(path, parent)?, format: None, slice: None })
         }
@@ -117,7 +117,7 @@ fn described(mut options: Map<String, Value>, parent: Option<&Path>) -> Result<N
                 Some(Value::String(file)) => parse(&file, parent)?,
                 _ => match text(&options, "filename") {
                     Some(file) => parse(&file, parent)?,
-                    None => return Err("it names no file".to_owned()),
+                    None => return Err("it does not name a file".to_owned()),
                 },
             };
             if slice.is_some() && below.slice.is_some() {
@@ -145,7 +145,7 @@ fn nested(value: Value) -> Result<Value, String> {
                 break;
             }
             let inner = at.entry(step.to_owned()).or_insert_with(|| json!({}));
-            at = inner.as_object_mut().ok_or_else(|| format!("{step} is said twice"))?;
+            at = inner.as_object_mut().ok_or_else(|| format!("{step} is given twice"))?;
         }
     }
     Ok(with_lists(root))
@@ -201,13 +201,13 @@ fn of_url(scheme: &str, address: &str, whole: &str) -> Result<Map<String, Value>
             Ok(ssh)
         }
         "iscsi" => {
-            let (target, lun) = path.rsplit_once('/').ok_or("it names no unit")?;
-            let lun: u32 = lun.parse().map_err(|_| "its unit is no number")?;
+            let (target, lun) = path.rsplit_once('/').ok_or("it does not name a unit")?;
+            let lun: u32 = lun.parse().map_err(|_| "its unit is not a number")?;
             let portal = format!("{host}:{}", port.unwrap_or("3260"));
             options(json!({ "driver": "iscsi", "transport": "tcp", "portal": portal, "target": target, "lun": lun }))
         }
         "gluster" => {
-            let (volume, image) = path.split_once('/').ok_or("it names no file")?;
+            let (volume, image) = path.split_once('/').ok_or("it does not name a file")?;
             let servers = json!([server("24007")?]);
             options(json!({ "driver": "gluster", "volume": volume, "path": image, "server": servers }))
         }
@@ -229,7 +229,7 @@ fn of_nbd(rest: &str) -> Result<Map<String, Value>, String> {
         Some(path) => json!({ "type": "unix", "path": path }),
         None => {
             let (host, port) = split_port(address)?;
-            json!({ "type": "inet", "host": host, "port": port.ok_or("it names no port")? })
+            json!({ "type": "inet", "host": host, "port": port.ok_or("it does not name a port")? })
         }
     };
     let mut nbd = options(json!({ "driver": "nbd", "server": server }))?;
@@ -245,7 +245,7 @@ fn of_rbd(rest: &str) -> Result<Map<String, Value>, String> {
         Some((image, snapshot)) => (image.to_owned(), Some(snapshot.to_owned())),
         None => (image, None),
     };
-    let (pool, image) = image.split_once('/').ok_or("it names no pool")?;
+    let (pool, image) = image.split_once('/').ok_or("it does not name a pool")?;
     let mut rbd = options(json!({ "driver": "rbd", "pool": pool }))?;
     match image.split_once('/') {
         Some((namespace, image)) => rbd.extend(options(json!({ "namespace": namespace, "image": image }))?),
@@ -298,7 +298,7 @@ fn split_port(address: &str) -> Result<(&str, Option<&str>), String> {
         },
     };
     match port {
-        Some(port) if port.parse::<u16>().is_err() => Err(format!("{port} is no port")),
+        Some(port) if port.parse::<u16>().is_err() => Err(format!("{port} is not a port number")),
         port => Ok((host, port)),
     }
 }

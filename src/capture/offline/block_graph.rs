@@ -140,7 +140,7 @@ pub(crate) fn chain(disk: &DefinedDisk, look: &dyn ImageLookup) -> Result<Vec<Fo
         let Some(format) = layer.format.clone().or(recorded) else {
             return Err(Error::UnsupportedImage {
                 image: layer.source.address(),
-                reason: "the definition does not say which format it has".to_owned(),
+                reason: "the definition does not specify its format".to_owned(),
             });
         };
         found.push(of_definition(layer, format, disk.backing_is_complete, look)?);

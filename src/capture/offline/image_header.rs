@@ -63,7 +63,7 @@ fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
     let bytes = HeaderBytes(image.read_at(0, HEADER_BYTES)?);
     let version = bytes.u32(4)?;
     if bytes.slice(0, 4)? != b"QFI\xfb" || !(2..=3).contains(&version) {
-        return Err(broken("it is no qcow2 image"));
+        return Err(broken("it is not a qcow2 image"));
     }
     let is_new = version >= 3;
     let incompatible = if is_new { bytes.u64(72)? } else { 0 };
@@ -111,7 +111,7 @@ fn read_bitmaps(image: &dyn ReadAt, extension: &[u8]) -> io::Result<Vec<Bitmap>>
 fn read_qcow(image: &dyn ReadAt) -> io::Result<Header> {
     let bytes = HeaderBytes(image.read_at(0, 48)?);
     if bytes.slice(0, 4)? != b"QFI\xfb" || bytes.u32(4)? != 1 {
-        return Err(broken("it is no qcow image"));
+        return Err(broken("it is not a qcow image"));
     }
     let backing = backing_name(image, bytes.u64(8)?, bytes.u32(16)? as usize)?;
     Ok(Header {
@@ -127,7 +127,7 @@ fn read_qed(image: &dyn ReadAt) -> io::Result<Header> {
     const BACKING_IS_RAW: u64 = 4;
     let bytes = HeaderBytes(image.read_at(0, 64)?);
     if bytes.slice(0, 4)? != b"QED\0" {
-        return Err(broken("it is no qed image"));
+        return Err(broken("it is not a qed image"));
     }
     // All numbers of this format are little-endian.
     let features = bytes.u64(16)?.swap_bytes();
@@ -180,7 +180,7 @@ fn backing_name(image: &dyn ReadAt, offset: u64, length: usize) -> io::Result<Op
     }
     let name = image.read_at(offset, length)?;
     if name.len() < length {
-        return Err(broken("its header is cut off"));
+        return Err(broken("its header is truncated"));
     }
     Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
@@ -195,11 +195,11 @@ struct HeaderBytes(Vec<u8>);
 impl HeaderBytes {
     fn slice(&self, at: usize, length: usize) -> io::Result<&[u8]> {
         let end = at.checked_add(length);
-        end.and_then(|end| self.0.get(at..end)).ok_or_else(|| broken("its header is cut off"))
+        end.and_then(|end| self.0.get(at..end)).ok_or_else(|| broken("its header is truncated"))
     }
 
     fn number<const N: usize>(&self, at: usize) -> io::Result<[u8; N]> {
-        self.slice(at, N)?.try_into().map_err(|_| broken("its header is cut off"))
+        self.slice(at, N)?.try_into().map_err(|_| broken("its header is truncated"))
     }
 
     fn u16(&self, at: usize) -> io::Result<u16> {

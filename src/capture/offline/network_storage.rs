@@ -42,7 +42,7 @@ pub(crate) fn network_options(
             set("export", if name.is_empty() { Value::Null } else { json!(name) });
         }
         "rbd" => {
-            let (pool, image) = name.split_once('/').ok_or_else(|| unsupported(source, "it names no pool"))?;
+            let (pool, image) = name.split_once('/').ok_or_else(|| unsupported(source, "it does not name a pool"))?;
             let (namespace, image) = match image.split_once('/') {
                 Some((namespace, image)) => (json!(namespace), image),
                 None => (Value::Null, image),
@@ -72,7 +72,7 @@ pub(crate) fn network_options(
         }
         "iscsi" => {
             let (target, lun) = name.rsplit_once('/').unwrap_or((name, "0"));
-            let lun: u32 = lun.parse().map_err(|_| unsupported(source, "its unit is no number"))?;
+            let lun: u32 = lun.parse().map_err(|_| unsupported(source, "its unit is not a number"))?;
             let is_iser = host.is_some_and(|host| host.transport.as_deref() == Some("rdma"));
             let portal = Host { port: host.and_then(|host| host.port).or(Some(3260)), ..first_of(host) };
             set("transport", json!(if is_iser { "iser" } else { "tcp" }));
@@ -87,7 +87,7 @@ pub(crate) fn network_options(
             let (volume, path) = name
                 .trim_start_matches('/')
                 .split_once('/')
-                .ok_or_else(|| unsupported(source, "it names no file of its volume"))?;
+                .ok_or_else(|| unsupported(source, "it does not name a file of its volume"))?;
             let servers: Value = hosts.iter().map(|host| address(Some(host), 24007)).collect();
             set("volume", json!(volume));
             set("path", json!(path));

@@ -67,8 +67,8 @@ impl StorageFingerprint {
     pub(super) fn change(&self, depth: ComparisonDepth) -> Option<String> {
         let path = self.path.display();
         let now = match Stamp::of(&self.path, depth) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(format!("{path} is gone")),
-            Err(error) => return Some(format!("{path} cannot be looked at: {error}")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(format!("{path} no longer exists")),
+            Err(error) => return Some(format!("{path} cannot be accessed: {error}")),
             Ok(now) => now,
         };
         let before = &self.stamp;

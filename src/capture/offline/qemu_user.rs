@@ -47,7 +47,7 @@ impl QemuUser {
                 .ok_or_else(|| Error::UnknownOwner { machine: machine.name().to_owned(), label: label.to_owned() })?;
             return Ok(QemuUser { owner });
         }
-        let action = || "ask libvirt what the host can do".to_owned();
+        let action = || "query the capabilities of the host".to_owned();
         let capabilities = machine.call(action, |domain| domain.connect()?.capabilities())?;
         Ok(QemuUser { owner: base_owner(&capabilities)?.unwrap_or_else(our_owner) })
     }

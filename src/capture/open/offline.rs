@@ -235,7 +235,7 @@ impl SecretFiles {
         let mut file = created.map_err(Error::io("create", &path))?;
         self.0.push((id.to_owned(), path.clone()));
         if user != QemuUser::ourselves() {
-            fchown(&file, Some(user.owner.0), Some(user.owner.1)).map_err(Error::io("hand over", &path))?;
+            fchown(&file, Some(user.owner.0), Some(user.owner.1)).map_err(Error::io("change the owner of", &path))?;
         }
         file.write_all(value).map_err(Error::io("write", &path))
     }

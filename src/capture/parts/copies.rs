@@ -136,8 +136,8 @@ pub(in crate::capture) fn missing_parts(
     (missing, left_out)
 }
 
-/// Why what QEMU writes to, and what is no disk of the definition, is left out.
-const NOT_STORED: &str = "it is no disk of the definition, and the machine may write it at any moment";
+/// Why what QEMU writes to, and what is not a disk of the definition, is left out.
+const NOT_STORED: &str = "it is not a disk of the definition, and the machine may write to it at any moment";
 
 /// The parts that are one file each.
 fn parts(definition: &Definition, live: &Definition) -> Vec<CopyPart> {
@@ -244,7 +244,7 @@ fn copy_outside(file: &CaptureFile, state: &mut CaptureState) {
 /// The size and the permissions of what was copied.
 fn copy_one_outside(path: &Path, folder: &Path, name: &str, limit_bytes: u64) -> Result<(u64, u32)> {
     let source = safe_path::open_file(path, false)?;
-    let mode = source.metadata().map_err(Error::io("look at", path))?.mode() & 0o777;
+    let mode = source.metadata().map_err(Error::io("access", path))?.mode() & 0o777;
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     Ok((copy(source, path, &folder.join(name), limit_bytes)?, mode))
 }

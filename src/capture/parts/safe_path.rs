@@ -89,7 +89,7 @@ impl ResolvedPath {
         let kind = found.metadata.file_type();
         if kind.is_block_device() && or_device {
             if !self.folder.is_trusted {
-                return Err(unsafe_because("it is a device in a folder that others than root can write"));
+                return Err(unsafe_because("it is a device in a folder that users other than root can write to"));
             }
         } else if !kind.is_file() {
             return Err(unsafe_because(&format!("it is {}, not a regular file", name_of(kind))));
@@ -159,7 +159,7 @@ impl OpenFolder {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
         let file = file.map_err(Error::io("open", path))?;
-        let metadata = file.metadata().map_err(Error::io("look at", path))?;
+        let metadata = file.metadata().map_err(Error::io("access", path))?;
         Ok(OpenFolder { file: Arc::new(file), path: path.to_owned(), owner: metadata.uid(), is_trusted: false })
     }
 
@@ -207,7 +207,7 @@ impl OpenFolder {
 
     fn root() -> Result<OpenFolder> {
         let mut folder = OpenFolder::open_named(Path::new("/"))?;
-        let metadata = folder.file.metadata().map_err(Error::io("look at", "/"))?;
+        let metadata = folder.file.metadata().map_err(Error::io("access", "/"))?;
         folder.is_trusted = is_roots_alone(&metadata);
         Ok(folder)
     }
@@ -218,9 +218,9 @@ impl OpenFolder {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match openat(&self.file, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
-            opened => File::from(opened.map_err(|error| Error::io("look at", &path)(error.into()))?),
+            opened => File::from(opened.map_err(|error| Error::io("access", &path)(error.into()))?),
         };
-        let metadata = file.metadata().map_err(Error::io("look at", &path))?;
+        let metadata = file.metadata().map_err(Error::io("access", &path))?;
         Ok(Some(PathEntry { file, metadata }))
     }
 
@@ -298,7 +298,7 @@ fn names_of(path: &Path) -> VecDeque<OsString> {
 }
 
 fn planted_link(path: PathBuf) -> Error {
-    let reason = "it is a symbolic link that others than root can change".to_owned();
+    let reason = "it is a symbolic link that users other than root can change".to_owned();
     Error::UnsafePath { path, reason }
 }
 

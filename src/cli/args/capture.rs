@@ -111,7 +111,8 @@ pub(crate) struct ChunkArgs {
 pub(crate) struct ThreadsArgs {
     /// Number of threads that hash and compress, for each machine.
     ///
-    /// Default: one for each processor, at least 2 and at most 8. Fewer leave more of the processors to the machines.
+    /// Default: one for each processor, at least 2 and at most 8. Fewer threads leave more processor time to the
+    /// machines.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Capture")]
     threads: Option<u16>,
 }
@@ -169,7 +170,7 @@ impl LimitReadArgs {
 /// `vda=/root/vda.key`; the path becomes absolute.
 fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
     let parts = text.split_once('=').filter(|(disk, file)| !disk.is_empty() && !file.is_empty());
-    let (disk, file) = parts.ok_or_else(|| "a disk and a file, as vda=/root/vda.key".to_owned())?;
+    let (disk, file) = parts.ok_or_else(|| "expected a disk and a file, such as vda=/root/vda.key".to_owned())?;
     Ok((disk.to_owned(), std::path::absolute(file).map_err(|error| error.to_string())?))
 }
 

@@ -76,7 +76,7 @@ pub(crate) fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), con
     let started = log::start(LogSettings { run: run_id, command, level, color, stderr: writer, file, journal });
     stderr::set_in_journal(started.journal);
     if let Some((path, error)) = started.fault.filter(|_| !quiet) {
-        stderr::warning(&format!("no log is kept: cannot write {}: {error}", path.display()));
+        stderr::warning(&format!("logging is disabled: cannot write {}: {error}", path.display()));
     }
     if run.keeps_log {
         tracing::info!("kvmb {} {} begins", env!("CARGO_PKG_VERSION"), run.command);

@@ -12,11 +12,11 @@ use std::time::Duration;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Repository")]
 pub(crate) struct LockForArgs {
-    /// Lock what is written to a bucket for this long (example: 30d), so that nobody can remove or change it.
+    /// Lock files that are written to a bucket for this long (example: 30d), so that nobody can remove or change them.
     ///
-    /// This is S3 Object Lock in COMPLIANCE mode, which nobody can end early. What a new point needs is locked again
-    /// when less than half of the time remains. Default: s3.lock_for of the configuration, otherwise nothing is
-    /// locked.
+    /// This is S3 Object Lock in COMPLIANCE mode, which nobody can end early. Older data that a new point needs is
+    /// locked again when less than half of the time remains. Default: s3.lock_for of the configuration, otherwise
+    /// nothing is locked.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     lock_for: Option<Duration>,
 }
@@ -39,10 +39,8 @@ impl LockForArgs {
         urls.extend(second.map(|second| second.url()).transpose()?);
         match urls.iter().any(|url| url.starts_with("s3:")) {
             true => Ok(()),
-            false => {
-                Err(CliError::usage(format!("cannot lock what is written to {}: not a bucket", urls.join(" and ")))
-                    .hint("use --lock-for with a repository in a bucket: -r s3:https://HOST/BUCKET/FOLDER"))
-            }
+            false => Err(CliError::usage(format!("cannot lock files in {}: not a bucket", urls.join(" and ")))
+                .hint("use --lock-for with a repository in a bucket: -r s3:https://HOST/BUCKET/FOLDER")),
         }
     }
 }

@@ -84,20 +84,20 @@ pub(crate) struct RepoArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) retry_for: Option<Duration>,
 
-    /// Folder for copies of the index, which save reading it from the repository each time.
+    /// Folder for local copies of the repository index, so that it need not be read from the repository each time.
     ///
-    /// Default: $KVMB_CACHE_DIR, otherwise /var/cache/kvmb, for users $XDG_CACHE_HOME/kvmb (~/.cache/kvmb). It can be
-    /// removed at any time.
+    /// Default: $KVMB_CACHE_DIR, otherwise /var/cache/kvmb, or $XDG_CACHE_HOME/kvmb (~/.cache/kvmb) for users other
+    /// than root. It can be removed at any time.
     #[arg(long, value_name = "DIR", env = "KVMB_CACHE_DIR", hide_env_values = true, value_parser = path_or_nothing())]
     pub(crate) cache_dir: Option<PathBuf>,
 
-    /// Do not use copies of the index, and do not make any.
+    /// Do not use or create local copies of the index.
     #[arg(long)]
     pub(crate) no_cache: bool,
 
     /// Keep the key that is derived from the password in the kernel's keyring for this long (example: 2d).
     ///
-    /// Later runs of the same user then start faster. They still need the password. Default: nothing is kept.
+    /// Later runs of the same user then start faster. They still need the password. Default: off.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) key_cache: Option<Duration>,
 

@@ -15,13 +15,13 @@ pub(crate) fn rate(text: &str) -> Result<NonZeroU32, String> {
     let size = text.to_ascii_uppercase().parse::<Size>().ok();
     // More than fits is no limit that anybody would notice.
     let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
-    bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
+    bytes.and_then(NonZeroU32::new).ok_or_else(|| "expected bytes per second, such as 500K or 10M".to_owned())
 }
 
 /// A number of bytes that is not nothing.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let size = text.to_ascii_uppercase().parse::<Size>().ok().filter(|size| size.0 > 0);
-    size.map(|size| size.0).ok_or_else(|| "a size, as 512M or 2G".to_owned())
+    size.map(|size| size.0).ok_or_else(|| "expected a size, such as 512M or 2G".to_owned())
 }
 
 /// The size of a disk's chunks.
@@ -43,7 +43,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// A name for a new machine, as libvirt takes it.
 pub(crate) fn machine_name(text: &str) -> Result<String, String> {
     let is_name = !["", ".", ".."].contains(&text.trim()) && !text.contains(['/', '\n']);
-    is_name.then(|| text.to_owned()).ok_or_else(|| "a machine's name has no '/' or line break, and is not empty".into())
+    is_name
+        .then(|| text.to_owned())
+        .ok_or_else(|| "a machine name must not be empty or contain '/' or a line break".into())
 }
 
 /// A path; an empty one, as from an empty variable, is as good as none.

@@ -93,7 +93,7 @@ impl ConfigSetArgs {
         let sum = before.as_ref().map(|text| hex::encode(Sha256::digest(text)));
         if self.if_sha256.as_deref().is_some_and(|wanted| wanted != sum.as_deref().unwrap_or_default()) {
             let message = format!("{} has been changed by someone else", path.display());
-            return Err(CliError::new(Code::Changed, message).hint("look at the file, then try again"));
+            return Err(CliError::new(Code::Changed, message).hint("check the file, then try again"));
         }
         let old = before.clone().unwrap_or_else(|| "{}\n".to_owned());
         let new = edit::apply(&old, &changes).map_err(explained)?;
@@ -130,7 +130,7 @@ impl ConfigSetArgs {
 fn reason(changes: &[Change], exists: bool, changed: bool) -> String {
     let keys: Vec<String> = changes.iter().map(Change::key).collect();
     match (exists, changed) {
-        (_, false) => "the file already says so".into(),
+        (_, false) => "the file already has this value".into(),
         (true, true) => format!("new value of {}", keys.join(", ")),
         (false, true) => format!("new file with {}", keys.join(", ")),
     }
@@ -159,7 +159,7 @@ fn lock_folder(path: &Path) -> std::io::Result<File> {
     loop {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::AGAIN) if Instant::now() < end => thread::sleep(Duration::from_millis(20)),
-            Err(Errno::AGAIN) => return Err(std::io::Error::other("another program holds it")),
+            Err(Errno::AGAIN) => return Err(std::io::Error::other("another program has locked it")),
             locked => return locked.map(|()| lock).map_err(Into::into),
         }
     }

@@ -14,9 +14,9 @@ use std::io::IsTerminal;
 
 /// List the disks of machines.
 ///
-/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device, one in
-/// excluded_disks of the configuration - says why. Files beside the disks that a backup would not have - firmware
-/// variables that cannot be read, a drive of QEMU's command line - are named on standard error.
+/// Prints a 'disk' record for each; the record of a disk that a backup excludes - a CD-ROM, a floppy, a passed-through
+/// device, a disk in excluded_disks of the configuration - contains the reason. Other parts of a machine that a backup
+/// would lack - firmware variables that cannot be read, a drive on QEMU's command line - are listed on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1

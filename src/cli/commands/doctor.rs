@@ -27,7 +27,7 @@ use std::path::Path;
 ///
 /// Checks this host and its machines without changing anything. Prints a 'check' record for each result: 'ok',
 /// 'warning' (backups work, but could work better), 'critical' or 'unknown'. The table shows problems first, and only
-/// counts what is ok. Exits with code 1 if a result is critical.
+/// counts the checks that are ok. Exits with code 1 if a result is critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb doctor
@@ -38,7 +38,7 @@ pub(crate) struct DoctorArgs {
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
-    /// Show all checks, also those without a problem.
+    /// Show all checks, including those without a problem.
     #[arg(long)]
     all: bool,
 
@@ -259,31 +259,34 @@ fn words(finding: &Finding, shell: &ShellCommands) -> CheckWords {
         CheckSubject::StoppedByIoError => CheckWords::new("machine", "paused because a disk failed or was full")
             .hint(format!("free some space, then run '{}'", shell.virsh(&format!("resume {name}")))),
         CheckSubject::SavedMemory => {
-            CheckWords::new("machine", "its memory is saved on disk: it is not backed up before it has been started")
+            CheckWords::new("machine", "its memory is saved on disk; it cannot be backed up until it has been started")
                 .hint(format!(
                     "{}, or discard its memory: {}",
                     shell.virsh(&format!("start {name}")),
                     shell.virsh(&format!("managedsave-remove {name}"))
                 ))
         }
-        CheckSubject::NoDisks => CheckWords::new("machine", "it has no disk to back up: a backup keeps its definition"),
+        CheckSubject::NoDisks => {
+            CheckWords::new("machine", "it has no disk to back up; a backup stores its definition")
+        }
         CheckSubject::MissingPart(part) => {
             let (what, reason) = (part.role.words(), &part.reason);
             CheckWords::new("part", format!("a backup would lack its {what}: {reason}"))
-                .hint("put a regular file there that kvmb can read; until then the exit code of a backup is 3")
+                .hint("put a regular file there that kvmb can read; until then, backups exit with code 3")
         }
         CheckSubject::OutsideLeftOut(file) => {
             let part = file.part.replace('_', " ");
             CheckWords::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason))
-                .hint("keep a copy of it elsewhere, or take it out of the definition")
+                .hint("keep a copy of it elsewhere, or remove it from the definition")
         }
         CheckSubject::InternalSnapshots { names, has_checkpoints } => {
             let names = names.join(", ");
             let state = match has_checkpoints {
                 true => {
-                    "the dirty bitmaps of its checkpoints block reverting to them, and a try leaves the machine off"
+                    "the dirty bitmaps of its checkpoints prevent reverting to them, and an attempt leaves the \
+                     machine off"
                 }
-                false => "dirty bitmaps, which a backup makes, block reverting to them",
+                false => "the dirty bitmaps that a backup creates prevent reverting to them",
             };
             CheckWords::new("snapshot", format!("it has internal snapshots ({names}): {state}"))
                 .hint(revert_hint(shell))
@@ -367,7 +370,7 @@ fn programs(missing: &[&'static str]) -> Check {
 
 fn programs_words(missing: &[&'static str]) -> CheckWords {
     if missing.is_empty() {
-        return CheckWords::new("programs", "qemu-img and qemu-storage-daemon are there");
+        return CheckWords::new("programs", "qemu-img and qemu-storage-daemon are installed");
     }
     let package = match missing {
         ["qemu-storage-daemon"] => package(),
@@ -403,7 +406,7 @@ fn confinement(by: &str, has_open_folder: Option<bool>) -> CheckWords {
 }
 
 fn live_restore(MissingRule { module, rule, command }: &MissingRule) -> CheckWords {
-    let detail = format!("{module} does not let a machine run on its point ('kvmb restore --live'): no rule {rule}");
+    let detail = format!("{module} does not permit live restores ('kvmb restore --live'): the rule {rule} is missing");
     CheckWords::new("confinement", detail).hint(command)
 }
 
@@ -457,11 +460,13 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> CheckWords {
         }
         JobSurvey::Block { disk, job } => {
             let job_command = |flag: &str| shell.virsh(&format!("blockjob {name} {} --{flag}", quoted(disk)));
-            let words =
-                CheckWords::new("job", format!("disk {disk} has a block job ({job}): it is not backed up meanwhile"));
+            let words = CheckWords::new(
+                "job",
+                format!("disk {disk} has a block job ({job}); it cannot be backed up until the job ends"),
+            );
             match job.waits_for_pivot() {
                 true => words.hint(format!("{}; or {}", job_command("pivot"), job_command("abort"))),
-                false => words.hint(format!("wait for its end, or: {}", job_command("abort"))),
+                false => words.hint(format!("wait until it finishes, or end it: {}", job_command("abort"))),
             }
         }
         JobSurvey::Wedged { message } => {
@@ -496,8 +501,8 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
             .hint(format!("back it up, then, while it is off: qemu-img check -f qcow2 -r all {path}")),
         DiskStorage::DataFile => CheckWords::new(
             "disk",
-            "only changes are read, but in the first backup after each start: while the machine is off, other \
-             programs can change its external data file without a trace in a dirty bitmap",
+            "only changes are read, except in the first backup after each start: while the machine is off, other \
+             programs can change its external data file, and no dirty bitmap records it",
         ),
         DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image")).hint(format!(
             "while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}{}",
@@ -506,7 +511,7 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
         )),
         DiskStorage::Format(format) if disk.path.is_some() => {
             in_full(&format!("a {format} image on a device")).hint(format!(
-                "while it is off, onto a device that is larger by 1%: qemu-img convert -f {format} -O qcow2 {path} \
+                "while it is off, to a device that is 1% larger: qemu-img convert -f {format} -O qcow2 {path} \
                  /dev/NEW; {}{}",
                 edit(),
                 data_file_way(disk, format, shell).unwrap_or_default()

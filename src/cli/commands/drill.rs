@@ -24,22 +24,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Boot restore points in isolation and report how far they come.
+/// Boot restore points in isolation and report how far they get.
 ///
-/// Starts a copy of the machine from the point, without restoring it: writes are forgotten, the network has no cable,
-/// nothing of this host is reachable, and nothing remains. Watches it climb: 'started', 'console' (the guest writes
-/// to its console, or draws on its screen and reads its disks), 'agent' (the guest agent answers) and 'check' (a
-/// command succeeds).
+/// Starts a copy of the machine from the point, without restoring it. Writes are discarded, the network cable is
+/// unplugged, the guest cannot reach this host, and everything is removed afterwards. Reports the rungs that it
+/// reaches: 'started', 'console' (the guest writes to its console, or draws on its screen and reads its disks), 'agent'
+/// (the guest agent answers) and 'check' (a command succeeds).
 ///
-/// Prints a 'check' record for each point: 'ok' when it came far enough; 'critical' after a panic, restarts without
-/// end, a disk error, a missing boot loader or an expectation that was not met; 'unknown' when the guest shows life
-/// but no agent answered. Exits with code 1 if a point is critical.
+/// Prints a 'check' record for each point: 'ok' if it reached its goal; 'critical' after a panic, endless restarts, a
+/// disk error, a missing boot loader or an expectation that was not met; 'unknown' if the guest shows activity but no
+/// agent answered. Exits with code 1 if a point is critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb drill vm1
   kvmb drill vm1@2026-11-20 --check 'systemctl is-active postgresql'
   kvmb drill vm2 --expect 'login:' --timeout 5m
-  kvmb drill --all --sample 3                     those whose last drill is the longest ago")]
+  kvmb drill --all --sample 3                     the three machines drilled least recently")]
 pub(crate) struct DrillArgs {
     /// Points: an ID or its beginning, NAME, NAME@latest, NAME@2026-11-20, NAME@-2h. Without points, 'point' records
     /// are read from standard input.
@@ -50,30 +50,30 @@ pub(crate) struct DrillArgs {
     #[arg(long, conflicts_with = "points")]
     all: bool,
 
-    /// Of the chosen points, boot only as many, those of machines whose last drill is the longest ago.
+    /// Boot only this many of the chosen points: those of the machines drilled least recently.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     sample: Option<u32>,
 
-    /// What is enough: started, console or agent. Not to reach it is critical. Default: what the other options need,
+    /// Rung that the machine must reach: started, console or agent. Default: the rung that the other options need,
     /// otherwise agent.
     #[arg(id = "drill_until", long = "until", value_name = "RUNG", value_enum, conflicts_with = "check")]
     until: Option<Until>,
 
-    /// How long a machine may take: 10m unless set, and 40m without KVM.
+    /// Time limit for each machine. Default: 10m, or 40m without KVM.
     #[arg(id = "drill_timeout", long = "timeout", value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
 
-    /// The most memory that a machine gets.
+    /// Maximum memory of the machine.
     #[arg(id = "drill_memory", long = "memory", value_name = "SIZE", value_parser = size, default_value = "2G")]
     memory: u64,
 
-    /// The most processors that a machine gets.
+    /// Maximum number of processors of the machine.
     #[arg(id = "drill_vcpus", long = "vcpus", value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
         default_value = "2")]
     vcpus: u32,
 
-    /// Run this command, and repeat it until it succeeds: in the guest, through its agent. Default: 'drill.check' of
-    /// the configuration.
+    /// Command to run in the guest, through its agent, and to repeat until it succeeds. Default: 'drill.check' of the
+    /// configuration.
     #[arg(long, value_name = "CMD")]
     check: Option<String>,
 

@@ -56,7 +56,7 @@ enum FilesCommand {
     Ls(PathSelection),
     /// Find files by name, time and size.
     ///
-    /// Prints a 'file' record for each file below the paths that fits.
+    /// Prints a 'file' record for each matching file below the paths.
     #[command(after_help = "Examples:
   kvmb files find vm1 /etc --name '*.conf'
   kvmb files find vm1 /home --newer 2026-11-20 --size +10M")]
@@ -147,7 +147,7 @@ struct PointArgs {
 
 fn volume_file(text: &str) -> Result<(String, PathBuf), String> {
     let parts = text.split_once('=').filter(|(volume, file)| !volume.is_empty() && !file.is_empty());
-    let (volume, file) = parts.ok_or_else(|| "a volume and a file, as vda5=/root/vda5.key".to_owned())?;
+    let (volume, file) = parts.ok_or_else(|| "expected a volume and a file, such as vda5=/root/vda5.key".to_owned())?;
     Ok((volume.to_owned(), PathBuf::from(file)))
 }
 
@@ -198,11 +198,11 @@ fn size_bound(text: &str) -> Result<SizeBound, String> {
         _ => (SizeBound::Minimum, text),
     };
     let size = number.to_ascii_uppercase().parse::<Size>().ok();
-    size.map(|size| bound(size.0)).ok_or_else(|| "a size, as +10M or -500K".to_owned())
+    size.map(|size| bound(size.0)).ok_or_else(|| "expected a size, such as +10M or -500K".to_owned())
 }
 
 fn moment(text: &str) -> Result<Time, String> {
-    let rule = || "a time, as 2026-11-20, 2026-11-20T14:30 or 7d".to_owned();
+    let rule = || "expected a time, such as 2026-11-20, 2026-11-20T14:30 or 7d".to_owned();
     if let Ok(age) = text.trim_start_matches('-').parse::<ShortDuration>() {
         let age = chrono::TimeDelta::from_std(age.0).map_err(|_| rule())?;
         return Ok((Local::now() - age).fixed_offset());
@@ -376,7 +376,7 @@ impl FilesArgs {
             }
             FilesCommand::Tar { selection, devices } => {
                 if session.prints_to_terminal() {
-                    let error = CliError::usage("an archive is not written to a terminal");
+                    let error = CliError::usage("refusing to write an archive to a terminal");
                     return Err(error.hint("write it to a file: kvmb files tar POINT PATH > files.tar"));
                 }
                 session.suppress_records();

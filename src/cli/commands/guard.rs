@@ -7,10 +7,11 @@ use crate::cli::failure::CliError;
 use crate::ops::guard::{Errand, do_errand, run};
 use crate::ops::restore::live::supervisor;
 
-/// Guard a capture: renew its lease while it is read, end it when the scratch space runs low or the lease is over.
+/// Guard a capture: renew its lease while it is being read, and close it when the scratch space runs low or the lease
+/// expires.
 ///
-/// kvmb starts this by itself for each capture. It ends with the capture. With --live, it keeps the point served that a
-/// machine runs on, and ends with the restore.
+/// kvmb starts this process for each capture, and it ends with the capture. With --live, it keeps the point of a live
+/// restore available, and ends with the restore.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GuardArgs {
     /// The capture, or with --live the UUID of the machine.
@@ -21,7 +22,7 @@ pub(crate) struct GuardArgs {
     #[arg(long, conflicts_with_all = ["drain", "release"])]
     live: bool,
 
-    /// Let the machine go on that waits for its point, and exit.
+    /// Resume the machine that is waiting for its point, and exit.
     #[arg(long, requires = "live")]
     resume: bool,
 
@@ -29,7 +30,7 @@ pub(crate) struct GuardArgs {
     #[arg(long, conflicts_with = "release")]
     drain: bool,
 
-    /// End it for good and exit.
+    /// End it permanently and exit.
     #[arg(long)]
     release: bool,
 }

@@ -95,9 +95,9 @@ fn add_hash(
         (None, _) => {
             let moving = disk.state != crate::capture::machine::MachineState::Off.as_str();
             if moving {
-                context
-                    .monitor
-                    .warn(&format!("{label} is hashed without a capture, while the machine may write to it"));
+                context.monitor.warn(&format!(
+                    "{label} is being hashed without a capture, and the machine may write to it meanwhile"
+                ));
             }
             disk.consistency = Some(if moving { "moving" } else { "offline" }.into());
             let opened = open(context, runtime, disk, moving)?;

@@ -16,7 +16,7 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// List the running and past jobs of this host, and cancel jobs.
 ///
 /// A job is a run of a command that backs up, copies, restores, verifies, serves or prunes, whoever started it: a
-/// shell, cron, systemd or the console. The newest 500 are kept in the data folder of the user that ran them. Prints a
+/// shell, cron, systemd or the console. The newest 500 are kept in the data folder of the user who ran them. Prints a
 /// 'job' record for each, oldest first.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -37,7 +37,7 @@ pub(crate) struct JobsArgs {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// After these, print each job again when it changes, until Ctrl-C. Records only, no table.
+    /// Then print each job again whenever it changes, until Ctrl-C. Records only, no table.
     #[arg(long, conflicts_with = "limit")]
     follow: bool,
 
@@ -56,9 +56,9 @@ enum JobsCommand {
         #[arg(value_name = "ID")]
         job: String,
     },
-    /// Interrupt jobs, as Ctrl-C does: they clean up and end.
+    /// Interrupt jobs, as Ctrl-C does: they clean up and exit.
     ///
-    /// Prints an action record for each. A backup that is interrupted keeps the points that it has stored.
+    /// Prints an action record for each. An interrupted backup keeps the points that it has stored.
     #[command(after_help = "Examples:
   kvmb jobs cancel 5f0c2a9e
   kvmb jobs cancel -n 5f0c")]
@@ -112,8 +112,7 @@ impl JobsArgs {
 /// Prints the jobs, and each that changes, until the run is interrupted or nobody reads any more.
 fn follow(context: &Context, jobs: &Jobs, only_running: bool, session: &mut Session) -> Result<(), CliError> {
     if !session.prints_at_once() {
-        return Err(CliError::usage("--follow prints a record whenever a job changes: it needs --json")
-            .hint("kvmb jobs --follow --json"));
+        return Err(CliError::usage("--follow prints records and requires --json").hint("kvmb jobs --follow --json"));
     }
     let mut follower = jobs.follow();
     while !context.stop.requested() && !session.is_pointless() && has_reader() {
@@ -140,7 +139,7 @@ fn cancel(jobs: &Jobs, id: &str, dry_run: bool) -> Result<Action, CliError> {
     }
     let reason = match is_running {
         true if dry_run => "running".to_owned(),
-        true => "interrupted; it cleans up and ends".to_owned(),
+        true => "interrupted; the job cleans up and exits".to_owned(),
         false => format!("not running: {}", job.status),
     };
     let extra = json!({ "pid": job.pid }).as_object().cloned().unwrap_or_default();

@@ -152,7 +152,7 @@ impl ExportArgs {
             target: self.file.to_string_lossy().into_owned(),
             changed: !is_there,
             reason: match (is_there, self.dry_run) {
-                (true, _) => "holds the password of the repository already: keep it away from this host",
+                (true, _) => "already contains the repository password; keep it away from this host",
                 (false, true) => "the repository password would be written",
                 (false, false) => "contains the repository password; keep it away from this host",
             }

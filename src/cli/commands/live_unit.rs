@@ -74,7 +74,7 @@ fn unit_text(
          StandardOutput=null\n\
          Restart=on-failure\n\
          RestartSec=30\n\
-         # The server of the point goes on when this process ends: a machine runs on it.\n\
+         # The server of the point keeps running when this process exits: a machine runs on it.\n\
          KillMode=process\n\
          \n\
          [Install]\n\

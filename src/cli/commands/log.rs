@@ -36,11 +36,11 @@ pub(crate) struct LogCommandArgs {
     #[arg(long)]
     all: bool,
 
-    /// Only lines of this level, and of more severe ones.
+    /// Only lines of this level or a more severe one.
     #[arg(long, value_enum, value_name = "LEVEL")]
     level: Option<LevelChoice>,
 
-    /// Only lines with this text. Upper and lower case are the same.
+    /// Only lines that contain this text, regardless of case.
     #[arg(long, value_name = "TEXT")]
     grep: Option<String>,
 
@@ -48,7 +48,7 @@ pub(crate) struct LogCommandArgs {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// Continue with new lines until Ctrl-C, those of all runs unless one is named.
+    /// Print new lines as they are written, until Ctrl-C. Without RUN, those of all runs.
     #[arg(short, long)]
     follow: bool,
 }
@@ -64,7 +64,7 @@ enum LevelChoice {
 fn run_id(text: &str) -> Result<String, String> {
     match text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         true => Ok(text.to_ascii_lowercase()),
-        false => Err("expected 8 hexadecimal digits, as in a line of the log: 5f0c2a9e".to_owned()),
+        false => Err("expected 8 hexadecimal digits, such as 5f0c2a9e".to_owned()),
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct PinArgs {
     #[arg(long)]
     undo: bool,
 
-    /// Let go of the points that were kept for this live restore. kvmb does so itself when the restore has ended.
+    /// Release the points that were kept for this live restore. kvmb does so itself when the restore has ended.
     #[arg(long, value_name = "ID", hide = true, requires = "undo", conflicts_with_all = ["points", "dry_run"])]
     restoring: Option<String>,
 

@@ -26,9 +26,9 @@ use serde_json::json;
 /// a server). Without any rule no point is removed, and only unused space is freed.
 ///
 /// Some points are always kept: pinned points ('kvmb pin'), the last good point of a machine, points dated in the
-/// future, points that the second repository (--copy-to) does not have yet, and points of machines of this host
-/// that no longer exist, unless you name them or use --gone-machines. In a bucket, what is locked ('kvmb backup
-/// --lock-for') stays until its time is over.
+/// future, points that the second repository (--copy-to) does not have yet, and points of machines of this host that no
+/// longer exist, unless you name them or use --gone-machines. In a bucket, locked data ('kvmb backup --lock-for') stays
+/// until its lock expires.
 ///
 /// Prints a 'forget' record for each point, with the reason, and a 'prune' record.
 #[derive(Debug, clap::Args)]
@@ -194,8 +194,8 @@ fn what_is_kept(removed: usize, points: &[JudgedPoint]) -> String {
     let going = points.iter().filter(|judged| !judged.verdict.keep).count();
     let kept = points.len() - removed;
     format!(
-        "{removed} of {going} points to remove were removed, and {kept} points are complete; run the command again to \
-         free the rest of the space"
+        "{removed} of {going} points were removed, and {kept} points are complete; run the command again to free the \
+         rest of the space"
     )
 }
 
@@ -256,7 +256,8 @@ impl PruneJob<'_> {
         }
         if self.policy.is_empty() && session.is_table() {
             context.hint(
-                "choose what to keep, as with 'kvmb prune --keep-daily 7', or set 'retention' in the configuration",
+                "specify what to keep, for example 'kvmb prune --keep-daily 7', or set 'retention' in the \
+                 configuration",
             );
         }
         if self.dry_run {

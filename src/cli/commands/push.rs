@@ -30,8 +30,8 @@ use std::collections::BTreeMap;
 /// of its capture have arrived. Does not need libvirt. The captures stay open until 'kvmb release' closes them.
 ///
 /// Also reads 'point' records and copies those points from the repository that holds them. Only missing data is
-/// transferred, and it is verified during the copy. A point that has been copied before is reported as already
-/// there. Points that are named are copied from --from-repo; standard input is not read then.
+/// transferred, and it is verified during the copy. A point that has been copied before is reported as already there.
+/// If points are named, they are copied from --from-repo, and standard input is not read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
@@ -360,7 +360,7 @@ fn whole_capture(runtime: &RuntimeDirs, capture: &str, disks: &[Disk]) -> Result
     }
     // The records say which disks came; what and where they are, the capture's own state says.
     if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
-        tracing::debug!("disk {} of {capture} did not come", missing.target);
+        tracing::debug!("disk {} of {capture} did not arrive", missing.target);
         let (arrived, expected) = (disks.len(), state.disks.len());
         return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected });
     }

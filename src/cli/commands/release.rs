@@ -32,7 +32,7 @@ pub(crate) struct ReleaseArgs {
     #[arg(value_name = "NAME", add = complete::captures())]
     names: Vec<String>,
 
-    /// Close all captures of this host, and remove what killed drills left.
+    /// Close all captures of this host, and remove the leftovers of killed drills.
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
@@ -74,8 +74,8 @@ impl ReleaseArgs {
             Ok(file) => self.release_file(runtime, name, file, session),
             Err(capture::Error::NoSuchCapture { .. }) => match self.end_served(runtime, name) {
                 Ok(0) => session.done(self.action(name, false, "no open capture and no served point", None)),
-                Ok(_) if self.dry_run => session.done(self.action(name, true, "its server would be ended", None)),
-                Ok(_) => session.done(self.action(name, true, "the server of its point was ended", None)),
+                Ok(_) if self.dry_run => session.done(self.action(name, true, "its server would be stopped", None)),
+                Ok(_) => session.done(self.action(name, true, "the server of its point was stopped", None)),
                 Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
             },
             Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
@@ -111,13 +111,13 @@ impl ReleaseArgs {
     fn clear_drill(&self, context: &Context, runtime: &RuntimeDirs, state: &DrillState, session: &mut Session) {
         let name = state.drill_machine();
         if self.dry_run {
-            return session.done(self.action(&name, true, "what a killed drill left would be removed", None));
+            return session.done(self.action(&name, true, "the leftovers of a killed drill would be removed", None));
         }
         let cleared = context
             .hypervisor(Some(&state.connect))
             .and_then(|hypervisor| state.clear(&hypervisor, runtime).map_err(CliError::from));
         match cleared {
-            Ok(()) => session.done(self.action(&name, true, "what a killed drill left was removed", None)),
+            Ok(()) => session.done(self.action(&name, true, "the leftovers of a killed drill were removed", None)),
             Err(error) => session.fail(About { machine: Some(state.machine.clone()), ..About::default() }, error),
         }
     }

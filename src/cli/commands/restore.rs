@@ -45,8 +45,8 @@ pub(crate) struct RestoreArgs {
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
     point: Option<String>,
 
-    /// Restore as a new machine with this name, a new UUID and new MAC addresses. If the machine of the point was
-    /// renamed, its present name restores it under that name.
+    /// Restore as a new machine with this name, a new UUID and new MAC addresses. If the machine was renamed after the
+    /// point was made, its present name restores it in its place.
     #[arg(long = "as", value_name = "NAME", value_parser = machine_name)]
     as_name: Option<String>,
 
@@ -83,7 +83,7 @@ pub(crate) struct RestoreArgs {
     discard_saved_memory: bool,
 
     /// Restore the files that the definition mentions - loader, option ROMs, ACPI tables, fw_cfg files - into this
-    /// folder, and have the definition name them there.
+    /// folder, and change the definition to use them.
     #[arg(long, value_name = "DIR")]
     pub(super) with_files: Option<PathBuf>,
 
@@ -347,7 +347,7 @@ impl RestoreArgs {
         drop(hypervisor);
         for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.is_required()) {
             let (part, machine) = (left_out.part.as_deref().unwrap_or_default(), &opened.manifest.machine);
-            context.monitor.warn(&format!("the point has no {part} of {machine}: {}", left_out.reason));
+            context.monitor.warn(&format!("the point does not contain the {part} of {machine}: {}", left_out.reason));
         }
         if self.dry_run {
             planned.notes.iter().for_each(|note| context.monitor.warn(note));

@@ -44,9 +44,10 @@ pub(super) struct LiveArgs {
     #[arg(long, hide = true, requires = "resume")]
     unattended: bool,
 
-    /// Give up the unfinished live restore of a machine that is off.
+    /// Abort the unfinished live restore of a machine that is off.
     ///
-    /// The images and the definition that it replaced come back. What the machine has written since is lost.
+    /// The previous images and definition are restored. Everything that the machine has written since the restore is
+    /// lost.
     #[arg(long, group = "live_restore", requires = "point")]
     abort: bool,
 
@@ -106,7 +107,7 @@ impl LiveArgs {
         let connect = || context.open_hypervisor(None);
         let on_running = |seconds: f64| {
             if !context.global.quiet {
-                say(&format!("kvmb: {} runs after {seconds:.1} s; its data is being copied", plan.machine));
+                say(&format!("kvmb: {} is running after {seconds:.1} s; its data is being copied", plan.machine));
             }
         };
         let unit = LiveUnit::new()?;
@@ -149,24 +150,27 @@ fn check(state: &LiveState, runtime: &RuntimeDirs, is_supervised: bool) -> Check
     let machine = &state.machine;
     let since = state.began_at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M");
     let (status, detail) = match (state.process.is_alive(), is_served(runtime, state)) {
-        (true, _) => (Status::Ok, format!("process {} copies its data since {since}", state.process.pid)),
+        (true, _) => (Status::Ok, format!("process {} has been copying its data since {since}", state.process.pid)),
         (false, Ok(true)) if is_supervised => {
             (Status::Warning, format!("its restore of {since} is not finished; it still reads from the repository"))
         }
         (false, Ok(true)) => (
             Status::Warning,
             format!(
-                "its restore of {since} is not finished; it still reads from the repository, and nothing starts the \
-                 server of its point again if that ends"
+                "its restore of {since} is not finished; it still reads from the repository, and nothing restarts the \
+                 server of its point if it exits"
             ),
         ),
         (false, Ok(false)) if is_supervised => (
             Status::Warning,
-            format!("its restore of {since} is not finished; the server of its point is being started again"),
+            format!("its restore of {since} is not finished; the server of its point is being restarted"),
         ),
         (false, Ok(false)) => (
             Status::Critical,
-            format!("its restore of {since} is not finished, and its point is not served: it waits or cannot start"),
+            format!(
+                "its restore of {since} is not finished, and its point is not served: the machine is waiting or \
+                 cannot start"
+            ),
         ),
         (false, Err(error)) => (Status::Unknown, error.to_string()),
     };
@@ -183,8 +187,8 @@ fn with_way(error: ops::Error, machine: &str) -> CliError {
     let error = CliError::from(error);
     match shlex::try_quote(machine) {
         Ok(machine) if is_unfinished && error.code == Code::Interrupted => error.hint(format!(
-            "the machine goes on running and still reads from the repository; to copy the rest: kvmb restore \
-             --continue {machine}"
+            "the machine keeps running and still reads from the repository; to copy the rest: kvmb restore --continue \
+             {machine}"
         )),
         _ => error,
     }

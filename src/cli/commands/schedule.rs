@@ -91,9 +91,8 @@ struct InstallArgs {
 
     /// Also schedule drills: 'weekly' (04:30 on Sundays), or five fields as in crontab(5), or @monthly and similar.
     ///
-    /// Each run boots the newest points of three machines in isolation, those whose last drill is the longest ago
-    /// ('kvmb drill --all --sample 3'). 'kvmb status' shows the results. Without this option, an installed drill is
-    /// removed.
+    /// Each run boots the newest points of the three machines drilled least recently, in isolation ('kvmb drill --all
+    /// --sample 3'). 'kvmb status' shows the results. Without this option, an installed drill is removed.
     #[arg(long, value_name = "WHEN", value_parser = drill_times)]
     drill: Option<Cron>,
 
@@ -161,7 +160,7 @@ struct PlaceArgs {
     system: bool,
 
     /// Use the systemd units kvmb.service and kvmb.timer, and for drills kvmb-drill.service and kvmb-drill.timer.
-    /// Missed runs are made up for.
+    /// Missed runs are caught up.
     #[arg(long)]
     systemd: bool,
 }
@@ -555,7 +554,8 @@ pub(super) fn environment(place: ScheduleLocation) -> Result<Vec<(String, String
 
 /// This program by its full path; by that on `$PATH`, if it is the same, for that one stays when a new version comes.
 pub(super) fn own_path() -> Result<PathBuf, CliError> {
-    let own = std::env::current_exe().map_err(|error| CliError::failed(format!("where is kvmb? {error}")))?;
+    let own =
+        std::env::current_exe().map_err(|error| CliError::failed(format!("cannot find the kvmb program: {error}")))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let same = |found: &PathBuf| found.is_absolute() && found.canonicalize().is_ok_and(|found| found == own);
     Ok(std::env::split_paths(&path).map(|folder| folder.join("kvmb")).find(same).unwrap_or(own))
@@ -566,5 +566,5 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
 }
 
 pub(super) fn text(path: &Path) -> Result<String, CliError> {
-    path.to_str().map(str::to_owned).ok_or_else(|| CliError::usage(format!("{} is no text", path.display())))
+    path.to_str().map(str::to_owned).ok_or_else(|| CliError::usage(format!("{} is not UTF-8", path.display())))
 }

@@ -63,7 +63,7 @@ fn of_records() -> Value {
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A record of kvmb",
-        "description": "One JSON object a line. Sizes end in _bytes, times end in _at and are RFC 3339 with offset. \
+        "description": "One JSON object per line. Sizes end in _bytes, times end in _at and are RFC 3339 with offset. \
             Readers ignore fields and types that they do not know.",
         "oneOf": definitions.keys().map(|kind| reference(kind)).collect::<Vec<_>>(),
         "definitions": definitions,

@@ -16,16 +16,16 @@ use std::time::Duration;
 
 /// Serve the disks of a restore point over NBD, without restoring it.
 ///
-/// Prints a 'disk' record with an NBD URI ('nbd') for each disk, and serves until Ctrl-C: read-only, each chunk
-/// verified before a byte of it leaves. What is damaged reads as an I/O error, and is reported. Any NBD client can
-/// read: nbdinfo, nbdcopy, qemu-img, QEMU, guestfish.
+/// Prints a 'disk' record with an NBD URI ('nbd') for each disk, and serves until Ctrl-C: read-only, each chunk is
+/// verified before it is sent. Reading damaged data fails with an I/O error and is reported. Any NBD client can be
+/// used: nbdinfo, nbdcopy, qemu-img, QEMU, guestfish.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb serve vm1@latest -r /backup/kvm
   kvmb serve vm1 --detach --json | jq -r .nbd | xargs -n 1 nbdinfo
   kvmb serve vm1@2026-11-20 --disk vda --socket /run/vda.sock
   nbdcopy 'nbd+unix:///vda?socket=/run/vda.sock' vda.img
-  kvmb release vm1                                ends what was detached")]
+  kvmb release vm1                                end the detached server")]
 pub(crate) struct ServeArgs {
     /// A point: an id or its beginning, NAME, NAME@latest, NAME@2026-11-20, NAME@-2h.
     #[arg(value_name = "POINT", add = complete::points())]
@@ -39,19 +39,20 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Give the socket to this user, for QEMU to open: libvirt-qemu:kvm. Others cannot connect (mode 0600).
+    /// Make this user and group the owner of the socket, so that QEMU can open it: libvirt-qemu:kvm. Other users cannot
+    /// connect (mode 0600).
     #[arg(long, value_name = "USER:GROUP", value_parser = owner)]
     owner: Option<(u32, u32)>,
 
-    /// Accept writes, and forget them when the server ends.
+    /// Accept writes, and discard them when the server ends.
     #[arg(long)]
     writable: bool,
 
-    /// Serve in the background, until 'kvmb release' or the end of the lease.
+    /// Serve in the background, until 'kvmb release' or until the lease expires.
     #[arg(long)]
     detach: bool,
 
-    /// How long a detached server waits for clients: 6h unless set. While one is connected, the time does not run.
+    /// How long a detached server stays open without a connected client. Default: 6h.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "6h", hide_default_value = true,
         requires = "detach")]
     lease: Duration,
@@ -69,7 +70,7 @@ pub(crate) struct ServeArgs {
 }
 
 fn owner(text: &str) -> Result<(u32, u32), String> {
-    named_owner(text).ok_or_else(|| "a user and a group of this host, as libvirt-qemu:kvm".to_owned())
+    named_owner(text).ok_or_else(|| "expected a user and a group of this host, such as libvirt-qemu:kvm".to_owned())
 }
 
 impl ServeArgs {

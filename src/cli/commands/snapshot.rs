@@ -18,11 +18,11 @@ use std::time::Duration;
 
 /// Open a capture: all disks of a machine at one instant, readable over NBD.
 ///
-/// No libvirt snapshot is created and no disk is changed. A running machine gets a libvirt backup job (pull mode),
-/// a stopped machine a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or until its
-/// lease expires. With -r it continues the chain in that repository: a checkpoint is created, and only the changes
-/// have to be read. Prints a 'disk' record with an NBD URI for each captured disk. A
-/// machine without disks has nothing to capture; an 'action' record says so.
+/// No libvirt snapshot is created and no disk is changed. A running machine gets a libvirt backup job (pull mode), a
+/// stopped machine a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or until its lease
+/// expires. With -r it continues the chain in that repository: a checkpoint is created, and only the changes have to be
+/// read. Prints a 'disk' record with an NBD URI for each captured disk. A machine without disks has nothing to capture;
+/// an 'action' record reports this.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb hash | kvmb push -r /backup/kvm | kvmb release

@@ -16,7 +16,7 @@ use crate::repo::DamagedSnapshot;
 /// Prints a 'usage' record for each machine, the largest first, and one for the repository as a whole. STORED is the
 /// data that the points of a machine need, compressed and encrypted; SHARED is the part of it that other machines need
 /// as well, and OWN the part that is freed when all points of the machine are removed. GROWTH is what its points of the
-/// last 30 days added a day.
+/// last 30 days added per day.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb stats -r /backup/kvm

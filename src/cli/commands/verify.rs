@@ -51,7 +51,7 @@ pub(crate) struct VerifyArgs {
 
 fn percent(text: &str) -> Result<f64, String> {
     let share = text.parse::<Share>().ok().filter(|share| share.0 > 0.0);
-    share.map(|share| share.0).ok_or_else(|| "a share above 0% and up to 100%".to_owned())
+    share.map(|share| share.0).ok_or_else(|| "expected a share above 0% and up to 100%".to_owned())
 }
 
 /// The selection of points that is every one of a repository.
@@ -274,7 +274,7 @@ fn verify_each(
 /// What an interrupted verification came to.
 fn what_was_verified(done: usize, count: usize, depth: VerifyDepth) -> String {
     let next = match depth {
-        VerifyDepth::Sample(_) => "the next run takes the same sample",
+        VerifyDepth::Sample(_) => "the next run verifies the same sample",
         VerifyDepth::Full | VerifyDepth::Quick => "run the command again to verify the others",
     };
     format!("{done} of {count} points verified; {next}")

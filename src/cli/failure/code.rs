@@ -74,7 +74,7 @@ impl Code {
         (Code::Permission, "permission", "not permitted"),
         (Code::NoSpace, "no_space", "not enough free space"),
         (Code::Unsupported, "unsupported", "not supported by libvirt, QEMU, the image format or a driver"),
-        (Code::NoDisks, "no_disks", "no disk was chosen of a machine that has some"),
+        (Code::NoDisks, "no_disks", "no disk of the machine was selected"),
         (Code::NotCaptured, "not_captured", "a disk record has no capture"),
         (Code::Incomplete, "incomplete", "not all disks of a capture arrived"),
         (

@@ -47,7 +47,7 @@ fn of_confined(error: &ConfinedError) -> Explanation {
             (Code::Unsupported, hint("run 'kvmb serve POINT', and read the disk with another program"))
         }
         ConfinedError::Ended(_) | ConfinedError::Silent | ConfinedError::Protocol(_) => {
-            (Code::Failed, hint("the file system may be damaged or made to harm; an older point may be intact"))
+            (Code::Failed, hint("the file system may be damaged or malicious; an older point may be intact"))
         }
         ConfinedError::Start(_) => (Code::Failed, None),
     }
@@ -89,7 +89,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::NotAFolder { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
         Error::NotStarted { program, source } => not_started(program, source),
         Error::ServerStuck { pid, .. } => {
-            (Code::Timeout, hint(format!("look at what it waits for, or end it: kill -9 {pid}")))
+            (Code::Timeout, hint(format!("check what it is waiting for, or end it: kill -9 {pid}")))
         }
         Error::Mount { program: "guestmount", .. } => (Code::Failed, hint("mount the disks as files instead: --disks")),
         Error::Mount { .. } => (Code::Failed, hint("check that FUSE is available: ls -l /dev/fuse")),
@@ -245,7 +245,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
 
 fn continue_or_abort(machine: &str) -> Option<Cow<'static, str>> {
     let machine = quoted(machine)?;
-    let words = format!("'kvmb restore --continue {machine}' goes on; 'kvmb restore --abort {machine}' gives it up");
+    let words = format!("'kvmb restore --continue {machine}' resumes it; 'kvmb restore --abort {machine}' undoes it");
     Some(words.into())
 }
 
@@ -333,7 +333,7 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::DamagedImage { image, .. } => (
             Code::Unsupported,
             quoted(image).map(|image| {
-                format!("look at it: qemu-img info {image}; if it is damaged, restore the disk from a point").into()
+                format!("inspect it: qemu-img info {image}; if it is damaged, restore the disk from a point").into()
             }),
         ),
         Error::NoBackingFormat { image, format, backing } => (
@@ -458,7 +458,7 @@ pub(crate) fn of_schedule(error: &schedule::Error) -> Explanation {
         Error::Changed => (Code::Busy, hint("nothing was changed; run the command again")),
         Error::Program { .. } => (Code::Failed, None),
         Error::TimedOut { program, .. } => {
-            (Code::Timeout, hint(format!("run {program} yourself to see what it waits for; it was ended")))
+            (Code::Timeout, hint(format!("run {program} yourself to see what it is waiting for; kvmb stopped it")))
         }
         Error::Interrupted => (Code::Interrupted, None),
         Error::Locked { .. } => (Code::Busy, hint("wait for the other run to end; nothing was changed")),

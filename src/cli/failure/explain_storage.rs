@@ -23,7 +23,7 @@ pub(super) fn of_storage(error: &storage::Error) -> Explanation {
             (Code::Damage, hint("a part of the repository is missing; check that it was mounted or copied completely"))
         }
         Error::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
-            (Code::Usage, hint("give a folder as the repository, for example -r /srv/backup/kvmb"))
+            (Code::Usage, hint("use a folder as the repository, for example -r /srv/backup/kvmb"))
         }
         // The server refuses the user of the login; who kvmb runs as does not matter.
         Error::Io { source, .. }
@@ -65,7 +65,7 @@ pub(super) fn make_repository(url: &str) -> Cow<'static, str> {
     let create = format!("check the address, or create a repository there with 'kvmb init -r {quoted}'");
     match SftpAddress::parse(url).ok().filter(SftpAddress::is_relative) {
         Some(_) => format!(
-            "{create}; this path is relative to the login folder, and one from the root begins with two slashes: \
+            "{create}; this path is relative to the login folder; an absolute path begins with two slashes: \
              sftp://user@host//folder"
         )
         .into(),
@@ -96,8 +96,8 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
             Code::HostKey,
             quoted(url).map(|url| {
                 format!(
-                    "compare it with the server's own ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if \
-                     it is the same: kvmb remote test -r {url} --accept-host-key {fingerprint}"
+                    "compare it with the server's key ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if \
+                     they match: kvmb remote test -r {url} --accept-host-key {fingerprint}"
                 )
                 .into()
             }),
@@ -109,7 +109,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
             Code::Login,
             quoted(url).map(|url| {
                 format!(
-                    "add a key of this host with 'kvmb remote setup -r {url}', or give the password with \
+                    "add a key of this host with 'kvmb remote setup -r {url}', or specify the password with \
                      --ssh-password-file FILE"
                 )
                 .into()
@@ -127,12 +127,12 @@ fn of_http(error: &http::Error) -> Explanation {
     match error {
         Error::Secret(_) => (Code::Usage, None),
         Error::File { source, .. } => of_io(source),
-        Error::BadFile { .. } => (Code::Usage, hint("give a file in PEM format")),
+        Error::BadFile { .. } => (Code::Usage, hint("specify a file in PEM format")),
         Error::BadProxy { .. } => {
             (Code::Usage, hint("set HTTPS_PROXY=http://HOST:PORT, or add the server's name to NO_PROXY"))
         }
         Error::Proxy { status: Some(407), .. } => {
-            (Code::Unreachable, hint("the proxy asks for a login: set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"))
+            (Code::Unreachable, hint("the proxy requires a login: set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"))
         }
         Error::Proxy { .. } => {
             (Code::Unreachable, hint("check the variable HTTPS_PROXY, or add the server's name to NO_PROXY"))
@@ -146,16 +146,16 @@ fn of_http(error: &http::Error) -> Explanation {
         }
         Error::Certificate { .. } => (
             Code::HostKey,
-            hint("if the server uses a certificate authority of your own, give its certificate with --cacert FILE"),
+            hint("if the server uses a certificate authority of your own, specify its certificate with --cacert FILE"),
         ),
         Error::ClientCertificate { .. } => {
-            (Code::Login, hint("give a certificate that the server accepts, with its key: --tls-client-cert FILE"))
+            (Code::Login, hint("specify a certificate that the server accepts, with its key: --tls-client-cert FILE"))
         }
         Error::Tls { .. } => {
             (Code::Unreachable, hint("check the port, and whether the address begins with http or https"))
         }
         Error::Protocol { .. } => {
-            (Code::Unsupported, hint("check the address: the server may be of another kind, or the path wrong"))
+            (Code::Unsupported, hint("check the address: the server may be of another kind, or the path may be wrong"))
         }
         Error::Login { .. } => (
             Code::Login,

@@ -123,7 +123,8 @@ mod tests {
             ("keep: daily, weekly (oldest of all)", "reste : quotidien, hebdomadaire (le plus ancien)"),
             ("the newest point is 5 h old", "le point le plus récent a 5\u{202f}h"),
             (
-                "the newest point is 3 days old; no point was ever verified; the last run, 2 h ago, was interrupted",
+                "the newest point is 3 days old; no point has ever been verified; the last run, 2 h ago, was \
+                 interrupted",
                 "le point le plus récent a 3 jours\u{202f}; aucun point n’a jamais été vérifié\u{202f}; la dernière \
                  exécution, il y a 2\u{202f}h, a été interrompue",
             ),

@@ -167,12 +167,12 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("the certificate of the server is valid", "le certificat du serveur est valable"),
     ("not encrypted, on this host", "non chiffré, sur cet hôte"),
     (
-        "not encrypted: others on the way can read the login",
+        "not encrypted: anyone on the network path can read the login",
         "non chiffré\u{a0}: d’autres sur le chemin peuvent lire l’identification",
     ),
     ("use an address with https://", "prenez une adresse en https://"),
     ("the server accepts the login", "le serveur accepte l’identification"),
-    ("the repository is there", "le dépôt est là"),
+    ("the repository exists", "le dépôt est là"),
     ("there is no repository yet", "il n’y a pas encore de dépôt"),
     ("not tried", "non essayé"),
     ("the host key of {} is not known: {}", "la clé d’hôte de {} n’est pas connue\u{a0}: {}"),
@@ -197,7 +197,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "ne vous connectez pas\u{202f}; demandez à l’administrateur du serveur",
     ),
     (
-        "let a key of this host in with '{}', or give the password with --ssh-password-file FILE",
+        "add a key of this host with '{}', or specify the password with --ssh-password-file FILE",
         "faites accepter une clé de cet hôte par '{}', ou donnez le mot de passe par --ssh-password-file FILE",
     ),
     ("a password is needed for {}", "un mot de passe est nécessaire pour {}"),
@@ -267,7 +267,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("runs {}", "s’exécute {}"),
     ("a drill runs {}", "un essai de démarrage s’exécute {}"),
     // The configuration.
-    ("the file already says so", "le fichier dit déjà cela"),
+    ("the file already has this value", "le fichier dit déjà cela"),
     ("new value of {}", "nouvelle valeur de {}"),
     ("new file with {}", "nouveau fichier avec {}"),
     (
@@ -307,10 +307,10 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ),
     ("damage was found", "des dommages ont été trouvés"),
     ("no point verified in the last {}", "aucun point vérifié depuis {}"),
-    ("no point was ever verified", "aucun point n’a jamais été vérifié"),
+    ("no point has ever been verified", "aucun point n’a jamais été vérifié"),
     ("the last drill, {} ago: {}", "le dernier essai de démarrage, il y a {}\u{a0}: {}"),
     ("no drill in the last {}", "aucun essai de démarrage depuis {}"),
-    ("no point was ever booted", "aucun point n’a jamais été démarré"),
+    ("no point has ever been booted", "aucun point n’a jamais été démarré"),
     ("silent: no new point of any machine for {}", "silencieux\u{a0}: aucun nouveau point d’aucune machine depuis {}"),
     ("run 'kvmb status' on that host", "lancez 'kvmb status' sur cet hôte"),
     ("{} of {} points are damaged", "{} points sur {} sont endommagés"),
@@ -347,7 +347,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "il y a des règles de rétention, mais aucun nettoyage sur cet hôte depuis {}",
     ),
     ("the last prune, {} ago, failed: {}", "le dernier nettoyage, il y a {}, a échoué\u{a0}: {}"),
-    ("no reason is known", "raison inconnue"),
+    ("the reason is unknown", "raison inconnue"),
     (
         "{} free, full in about {} at the present growth of {} a day",
         "{} libres, plein dans {} environ à la croissance actuelle de {} par jour",
@@ -361,35 +361,35 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("verified {}% of the chunks of {} points", "{}\u{202f}% des morceaux de {} points vérifiés"),
     ("not all of {} points could be checked", "les {} points n’ont pas tous pu être examinés"),
     // Live restores.
-    ("process {} copies its data since {}", "le processus {} copie ses données depuis {}"),
+    ("process {} has been copying its data since {}", "le processus {} copie ses données depuis {}"),
     (
         "its restore of {} is not finished; it still reads from the repository",
         "sa restauration du {} n’est pas terminée\u{202f}; elle lit encore dans le dépôt",
     ),
     (
-        "its restore of {} is not finished; it still reads from the repository, and nothing starts the server of its \
-         point again if that ends",
+        "its restore of {} is not finished; it still reads from the repository, and nothing restarts the server of \
+         its point if it exits",
         "sa restauration du {} n’est pas terminée\u{202f}; elle lit encore dans le dépôt, et rien ne relance le \
          serveur de son point s’il s’arrête",
     ),
     (
-        "its restore of {} is not finished; the server of its point is being started again",
+        "its restore of {} is not finished; the server of its point is being restarted",
         "sa restauration du {} n’est pas terminée\u{202f}; le serveur de son point est en train d’être relancé",
     ),
     (
-        "its restore of {} is not finished, and its point is not served: it waits or cannot start",
+        "its restore of {} is not finished, and its point is not served: the machine is waiting or cannot start",
         "sa restauration du {} n’est pas terminée, et son point n’est pas servi\u{a0}: elle attend ou ne peut \
          démarrer",
     ),
     // Drills.
     ("started after {} ({})", "démarrée après {} ({})"),
     ("started after {}", "démarrée après {}"),
-    ("the expected text came after {} ({})", "le texte attendu est venu après {} ({})"),
-    ("the expected text came after {}", "le texte attendu est venu après {}"),
-    ("the guest writes to its console after {} ({})", "l’invité écrit sur sa console après {} ({})"),
-    ("the guest writes to its console after {}", "l’invité écrit sur sa console après {}"),
-    ("the guest agent answers after {} ({})", "l’agent invité répond après {} ({})"),
-    ("the guest agent answers after {}", "l’agent invité répond après {}"),
+    ("the expected text appeared after {} ({})", "le texte attendu est venu après {} ({})"),
+    ("the expected text appeared after {}", "le texte attendu est venu après {}"),
+    ("the guest wrote to its console after {} ({})", "l’invité écrit sur sa console après {} ({})"),
+    ("the guest wrote to its console after {}", "l’invité écrit sur sa console après {}"),
+    ("the guest agent answered after {} ({})", "l’agent invité répond après {} ({})"),
+    ("the guest agent answered after {}", "l’agent invité répond après {}"),
     ("the command succeeded after {} ({})", "la commande a réussi après {} ({})"),
     ("the command succeeded after {}", "la commande a réussi après {}"),
     ("the command did not succeed in {}: {}", "la commande n’a pas réussi en {}\u{a0}: {}"),
@@ -399,7 +399,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "no agent answered: the machine has no channel for one",
         "aucun agent n’a répondu\u{a0}: la machine n’a pas de canal pour lui",
     ),
-    ("the guest shows no sign of life in {}", "l’invité ne donne aucun signe de vie en {}"),
+    ("the guest showed no sign of life in {}", "l’invité ne donne aucun signe de vie en {}"),
     ("the machine cannot be started: {}", "la machine ne peut être démarrée\u{a0}: {}"),
     ("a disk failed: {}", "un disque a échoué\u{a0}: {}"),
     ("a disk failed", "un disque a échoué"),
@@ -410,7 +410,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("the guest shut down: {}", "l’invité s’est éteint\u{a0}: {}"),
     ("the guest shut down", "l’invité s’est éteint"),
     ("the kernel of the guest panicked: {}", "le noyau de l’invité a paniqué\u{a0}: {}"),
-    ("the guest restarts again and again: {} times so far", "l’invité redémarre sans cesse\u{a0}: {} fois jusqu’ici"),
+    ("the guest keeps restarting: {} times so far", "l’invité redémarre sans cesse\u{a0}: {} fois jusqu’ici"),
     ("no disk has a boot loader", "aucun disque n’a de chargeur d’amorçage"),
     // Doctor.
     ("{} is not a QEMU hypervisor of this host", "{} n’est pas un hyperviseur QEMU de cet hôte"),
@@ -439,21 +439,21 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ),
     ("paused because a disk failed or was full", "en pause, parce qu’un disque a échoué ou était plein"),
     (
-        "its memory is saved on disk: it is not backed up before it has been started",
+        "its memory is saved on disk; it cannot be backed up until it has been started",
         "sa mémoire est enregistrée sur disque\u{a0}: elle n’est pas sauvegardée avant d’avoir été démarrée",
     ),
     (
-        "it has no disk to back up: a backup keeps its definition",
+        "it has no disk to back up; a backup stores its definition",
         "elle n’a aucun disque à sauvegarder\u{a0}: une sauvegarde garde sa définition",
     ),
     ("a backup would lack its {}: {}", "une sauvegarde n’aurait pas\u{a0}: {} ({})"),
     (
-        "put a regular file there that kvmb can read; until then the exit code of a backup is 3",
+        "put a regular file there that kvmb can read; until then, backups exit with code 3",
         "mettez-y un fichier que kvmb peut lire\u{202f}; d’ici là, le code de sortie d’une sauvegarde est 3",
     ),
     ("left out: {}", "laissé de côté\u{a0}: {}"),
     (
-        "keep a copy of it elsewhere, or take it out of the definition",
+        "keep a copy of it elsewhere, or remove it from the definition",
         "gardez-en une copie ailleurs, ou retirez-le de la définition",
     ),
     ("firmware variables", "variables du micrologiciel"),
@@ -461,13 +461,13 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("initial RAM disk", "disque mémoire initial"),
     ("TPM state", "état du TPM"),
     (
-        "it has internal snapshots ({}): dirty bitmaps, which a backup makes, block reverting to them",
+        "it has internal snapshots ({}): the dirty bitmaps that a backup creates prevent reverting to them",
         "elle a des instantanés internes ({})\u{a0}: les cartes des modifications d’une sauvegarde \
          empêchent d’y revenir",
     ),
     (
-        "it has internal snapshots ({}): the dirty bitmaps of its checkpoints block reverting to them, and a try \
-         leaves the machine off",
+        "it has internal snapshots ({}): the dirty bitmaps of its checkpoints prevent reverting to them, and an \
+         attempt leaves the machine off",
         "elle a des instantanés internes ({})\u{a0}: les cartes des modifications de ses points de contrôle \
          empêchent d’y revenir, et un essai laisse la machine éteinte",
     ),
@@ -490,7 +490,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "upgrade {}; Debian 12 and Ubuntu 24.04 include a suitable version",
         "mettez à jour {}\u{202f}; Debian 12 et Ubuntu 24.04 en ont une version convenable",
     ),
-    ("qemu-img and qemu-storage-daemon are there", "qemu-img et qemu-storage-daemon sont là"),
+    ("qemu-img and qemu-storage-daemon are installed", "qemu-img et qemu-storage-daemon sont là"),
     ("not found in PATH: {}", "introuvable dans PATH\u{a0}: {}"),
     (
         "{} confines QEMU; kvmb puts its socket where libvirt permits it",
@@ -508,7 +508,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
          socket",
     ),
     (
-        "{} does not let a machine run on its point ('kvmb restore --live'): no rule {}",
+        "{} does not permit live restores ('kvmb restore --live'): the rule {} is missing",
         "{} ne permet pas qu’une machine tourne sur son point ('kvmb restore --live')\u{a0}: il manque la règle {}",
     ),
     ("the guest agent responds", "l’agent invité répond"),
@@ -557,10 +557,10 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("a backup job of another program is running ({})", "une sauvegarde d’un autre programme est en cours ({})"),
     ("wait for it, or cancel it with '{}'", "attendez-la, ou annulez-la par '{}'"),
     (
-        "disk {} has a block job ({}): it is not backed up meanwhile",
+        "disk {} has a block job ({}); it cannot be backed up until the job ends",
         "le disque {} a une tâche de bloc ({})\u{a0}: il n’est pas sauvegardé pendant ce temps",
     ),
-    ("wait for its end, or: {}", "attendez sa fin, ou\u{a0}: {}"),
+    ("wait until it finishes, or end it: {}", "attendez sa fin, ou\u{a0}: {}"),
     ("libvirt has lost track of a backup job ({})", "libvirt a perdu la trace d’une sauvegarde ({})"),
     ("excluded: {}", "exclu\u{a0}: {}"),
     (
@@ -588,16 +588,17 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "machine éteinte\u{a0}: {}\u{202f}; puis type et chemin\u{a0}: {}",
     ),
     (
-        "while it is off, onto a device that is larger by 1%: {}; set its type and path: {}",
+        "while it is off, to a device that is 1% larger: {}; set its type and path: {}",
         "machine éteinte, sur un périphérique plus grand de 1\u{202f}%\u{a0}: {}\u{202f}; puis type et \
          chemin\u{a0}: {}",
     ),
     ("while it is off: {}", "machine éteinte\u{a0}: {}"),
     (
-        "its data is in an external data file, which other programs can change without a trace in a dirty bitmap, so \
-         it is read in full each time",
-        "ses données sont dans un fichier externe, que d’autres programmes peuvent modifier sans trace dans une carte \
-         des modifications\u{a0}: lecture complète à chaque fois",
+        "only changes are read, except in the first backup after each start: while the machine is off, other programs \
+         can change its external data file, and no dirty bitmap records it",
+        "seules les modifications sont lues, sauf à la première sauvegarde après chaque démarrage\u{a0}: quand la \
+         machine est arrêtée, d’autres programmes peuvent modifier son fichier de données externe sans qu’aucune \
+         carte des modifications ne le note",
     ),
     (
         "its image is marked as corrupt; the machine cannot start",

@@ -310,7 +310,7 @@ pub(super) async fn review_of(visit: &Visit, changes: &[String], back: &str) -> 
     let body = html! {
         (html::head(title, &sub))
         @if action.changed { (html::diff(visit, text("diff"))) }
-        @else { p { (visit.say("The file already says so.", "Le fichier dit déjà cela.")) } }
+        @else { p { (visit.say("The file already has these values.", "Le fichier dit déjà cela.")) } }
         @if action.changed && visit.may_change() {
             form method="post" action="/settings/write" class="sec" {
                 (html::form_token(visit))

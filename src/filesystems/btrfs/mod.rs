@@ -84,7 +84,7 @@ impl BtrfsVolume {
     }
 
     fn file(&self, node: Node) -> Result<&(Inode, Vec<u8>)> {
-        self.files.get(node.0 as usize).ok_or_else(|| damaged("a file is gone"))
+        self.files.get(node.0 as usize).ok_or_else(|| damaged("a file no longer exists"))
     }
 }
 

@@ -113,7 +113,7 @@ impl Trees {
             return Err(damaged("a tree is in no chunk"));
         }
         let mut node = vec![0; self.node_bytes];
-        let offset = physical.checked_add(within).ok_or_else(|| damaged("a chunk is nowhere"))?;
+        let offset = physical.checked_add(within).ok_or_else(|| damaged("a chunk has no location"))?;
         self.blocks.read_at(offset, &mut node)?;
         match le64(&node, 48) == logical {
             true => Ok(node),
@@ -143,7 +143,7 @@ impl Trees {
                     }
                     let (offset, length) = (le32(item, 17) as usize, le32(item, 21) as usize);
                     let data = offset.checked_add(length).and_then(|end| body.get(offset..end));
-                    let data = data.ok_or_else(|| damaged("an item of a tree is cut"))?;
+                    let data = data.ok_or_else(|| damaged("an item of a tree is truncated"))?;
                     bytes_left = bytes_left
                         .checked_sub(length + ITEM_OVERHEAD_BYTES)
                         .ok_or_else(|| damaged("a file has too many extents or attributes"))?;
@@ -204,7 +204,7 @@ impl Trees {
                 let (value_bytes, name_bytes) = (usize::from(le16(rest, 25)), usize::from(le16(rest, 27)));
                 let (name, value) =
                     (rest.get(30..30 + name_bytes), rest.get(30 + name_bytes..30 + name_bytes + value_bytes));
-                let (Some(name), Some(value)) = (name, value) else { return Err(damaged("an attribute is cut")) };
+                let (Some(name), Some(value)) = (name, value) else { return Err(damaged("an attribute is truncated")) };
                 // What Btrfs itself keeps there, as whether a file is compressed.
                 if !name.starts_with(b"btrfs.") {
                     found.push((name.to_vec(), value.to_vec()));

@@ -18,7 +18,7 @@ pub(super) fn parse(block: &[u8], inodes: u32, entries: &mut Vec<(Vec<u8>, Node)
             length => usize::from(length),
         };
         if length < 8 || length % 4 != 0 || at + length > block.len() {
-            return Err(damaged("a directory entry makes no sense"));
+            return Err(damaged("a directory entry is invalid"));
         }
         if inode != 0 {
             let name = block.get(at + 8..at + 8 + name_bytes).filter(|_| 8 + name_bytes <= length);

@@ -84,7 +84,7 @@ impl Reader<'_> {
             && depth <= MOST_LEVELS
             && level.is_none_or(|level| level == depth);
         if !is_sound {
-            return Err(damaged("a node of an extent tree makes no sense"));
+            return Err(damaged("a node of an extent tree is invalid"));
         }
         for entry in node[12..].chunks_exact(12).take(entries) {
             let logical = u64::from(le32(entry, 0));

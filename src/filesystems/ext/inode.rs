@@ -104,5 +104,5 @@ impl Inode {
 
 /// The kind that a mode says.
 fn kind_of(mode: u32) -> Result<InodeKind> {
-    InodeKind::of_mode(mode).ok_or_else(|| damaged(format!("mode {mode:o} is none")))
+    InodeKind::of_mode(mode).ok_or_else(|| damaged(format!("mode {mode:o} is invalid")))
 }

@@ -143,7 +143,7 @@ fn open<'e>(volume: &'e ExtVolume, runs: Vec<extents::BlockRun>) -> Result<Journ
     journal.sequence = be32(&superblock, 24);
     journal.seed = crc(u32::MAX, &[&superblock[48..64]]);
     if journal.start != 0 && !(journal.first..journal.end).contains(&journal.start) {
-        return Err(damaged("its journal begins nowhere"));
+        return Err(damaged("its journal has no start"));
     }
     Ok(journal)
 }

@@ -92,7 +92,7 @@ impl Superblock {
             && u64::from(superblock.descriptor_bytes) <= block_bytes
             && superblock.blocks_count.checked_mul(block_bytes).is_some()
             && superblock.first_data_block <= 1;
-        if is_sound { Ok(superblock) } else { Err(damaged("its superblock makes no sense")) }
+        if is_sound { Ok(superblock) } else { Err(damaged("its superblock is invalid")) }
     }
 
     pub(super) fn has_dirty_journal(&self) -> bool {

@@ -78,7 +78,7 @@ impl ExtVolume {
         let mut bytes = vec![0; usize::from(superblock.inode_bytes)];
         let offset = table.checked_mul(self.block_bytes());
         let offset = offset.and_then(|offset| offset.checked_add(index * u64::from(superblock.inode_bytes)));
-        self.read_bytes(offset.ok_or_else(|| damaged("an inode table is nowhere"))?, &mut bytes)?;
+        self.read_bytes(offset.ok_or_else(|| damaged("an inode table has no location"))?, &mut bytes)?;
         Inode::parse(number, bytes)
     }
 }

@@ -56,7 +56,7 @@ fn parse(volume: &ExtVolume, entries: &[u8], values: &[u8], found: &mut Vec<Xatt
         let (offset, value_inode) = (usize::from(le16(entries, at + 2)), le32(entries, at + 4));
         let length = le32(entries, at + 8) as usize;
         let suffix = entries.get(at + 16..at + 16 + name_bytes);
-        let suffix = suffix.ok_or_else(|| damaged("an attribute's name is cut"))?;
+        let suffix = suffix.ok_or_else(|| damaged("an attribute's name is truncated"))?;
         let prefix = PREFIXES.iter().find(|(number, _)| *number == prefix).map_or(&b""[..], |(_, prefix)| prefix);
         let name = [prefix, suffix].concat();
         if length > MOST_VALUE_BYTES {
@@ -65,7 +65,7 @@ fn parse(volume: &ExtVolume, entries: &[u8], values: &[u8], found: &mut Vec<Xatt
         let value = match value_inode {
             0 => {
                 let value = values.get(offset..offset + length);
-                value.ok_or_else(|| damaged("an attribute's value is cut"))?.to_vec()
+                value.ok_or_else(|| damaged("an attribute's value is truncated"))?.to_vec()
             }
             number => {
                 let mut value = vec![0; length];
@@ -92,7 +92,7 @@ fn parse(volume: &ExtVolume, entries: &[u8], values: &[u8], found: &mut Vec<Xatt
 fn acl_for_linux(stored: &[u8]) -> Result<Vec<u8>> {
     const USER: u16 = 0x02;
     const GROUP: u16 = 0x08;
-    let nonsense = || damaged("an ACL makes no sense");
+    let nonsense = || damaged("an ACL is invalid");
     if le32(stored, 0) != 1 {
         return Err(nonsense());
     }

@@ -213,7 +213,7 @@ impl BlockSource for Mapped {
             let length = (segment.stripe_bytes - skipped).min(segment.length - within).min(end - at);
             let place = &mut buffer[(at - offset) as usize..(at - offset + length) as usize];
             let from = start.checked_add(stripe / count * segment.stripe_bytes + skipped);
-            blocks.read_at(from.ok_or_else(|| damaged("an extent is beyond all numbers"))?, place)?;
+            blocks.read_at(from.ok_or_else(|| damaged("the offset of an extent overflows"))?, place)?;
             at += length;
         }
         Ok(())

@@ -155,7 +155,7 @@ impl Parser<'_> {
             }
         }
         let word = self.word();
-        word.parse().map(Value::Number).map_err(|_| damaged("a value in LVM's metadata is none"))
+        word.parse().map(Value::Number).map_err(|_| damaged("a value in LVM's metadata is invalid"))
     }
 }
 

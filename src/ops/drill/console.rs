@@ -44,7 +44,7 @@ impl PortText {
     fn write_to(&self, text: &mut Vec<u8>) {
         text.extend_from_slice(&self.head);
         if self.left_out > 0 {
-            text.extend_from_slice(format!("\n[{} bytes are left out]\n", self.left_out).as_bytes());
+            text.extend_from_slice(format!("\n[{} bytes omitted]\n", self.left_out).as_bytes());
         }
         text.extend_from_slice(&self.tail);
     }

@@ -116,13 +116,13 @@ impl DrillSource<'_> {
         })
     }
 
-    /// The disks of the point: what is no disk of the definition was not written by kvmb.
+    /// The disks of the point: what is not a disk of the definition was not written by kvmb.
     fn disks(&self, definition: &Definition) -> Result<Vec<ManifestDisk>> {
         let mut disks: Vec<ManifestDisk> = Vec::new();
         for disk in &self.point.manifest.disks {
             let is_known = definition.disk(&disk.disk).is_some_and(|known| known.device == Device::Disk);
             if !is_known || disks.iter().any(|known| known.disk == disk.disk) {
-                let reason = format!("{:?} is no disk of the definition", disk.disk);
+                let reason = format!("{:?} is not a disk of the definition", disk.disk);
                 return Err(Error::UntrustedPoint { point: self.point.id.to_string(), reason });
             }
             disks.push(disk.clone());
@@ -235,7 +235,7 @@ fn write_private(path: &Path, bytes: &[u8], owner: (u32, u32)) -> Result<()> {
     let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(Error::io("create", path))?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     if rustix::process::geteuid().is_root() {
-        chown(path, Some(owner.0), Some(owner.1)).map_err(Error::io("hand over", path))?;
+        chown(path, Some(owner.0), Some(owner.1)).map_err(Error::io("change the owner of", path))?;
     }
     Ok(())
 }

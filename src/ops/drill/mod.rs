@@ -62,11 +62,7 @@ pub(crate) struct Drill<'a> {
 /// Removes what drills of this connection left whose process was killed.
 pub(crate) fn clear_abandoned(hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
     for state in DrillState::abandoned(runtime)?.iter().filter(|state| state.connect == hypervisor.uri()) {
-        tracing::warn!(
-            machine = state.machine,
-            "removing what a drill left that was killed: {}",
-            state.drill_machine()
-        );
+        tracing::warn!(machine = state.machine, "removing the leftovers of a killed drill: {}", state.drill_machine());
         state.clear(hypervisor, runtime)?;
     }
     Ok(())

@@ -66,7 +66,7 @@ pub(super) fn failure(seen: &Observation) -> Option<String> {
         return Some(format!("the kernel of the guest panicked{}", quoted(Some(line))));
     }
     if seen.reboots > MOST_REBOOTS {
-        return Some(format!("the guest restarts again and again: {} times so far", seen.reboots));
+        return Some(format!("the guest keeps restarting: {} times so far", seen.reboots));
     }
     if has_no_boot_loader(seen) {
         return Some("no disk has a boot loader".to_owned());

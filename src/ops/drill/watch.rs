@@ -257,9 +257,9 @@ impl DrillWatch<'_> {
         let seconds = progress.rungs.last().map_or(0.0, |(_, seconds)| *seconds);
         let what = match self.request.target() {
             Rung::Started => "started",
-            Rung::Console if self.request.expect.is_some() => "the expected text came",
-            Rung::Console => "the guest writes to its console",
-            Rung::Agent => "the guest agent answers",
+            Rung::Console if self.request.expect.is_some() => "the expected text appeared",
+            Rung::Console => "the guest wrote to its console",
+            Rung::Agent => "the guest agent answered",
             Rung::Check => "the command succeeded",
         };
         match &progress.facts.system {
@@ -284,7 +284,7 @@ impl DrillWatch<'_> {
             false => "no agent answered: the machine has no channel for one".to_owned(),
         };
         if !progress.has(Rung::Console) {
-            let detail = format!("the guest shows no sign of life {limit}");
+            let detail = format!("the guest showed no sign of life {limit}");
             let status = if self.request.is_explicit() { Status::Critical } else { Status::Unknown };
             return DrillVerdict { status, detail };
         }

@@ -122,7 +122,7 @@ impl Guestfish {
         key: &[u8],
     ) -> Result<std::result::Result<(), String>> {
         if key.iter().any(|byte| matches!(byte, b'\n' | 0)) {
-            return Ok(Err("the passphrase has a line end or a zero byte in it".to_owned()));
+            return Ok(Err("the passphrase contains a line end or a zero byte".to_owned()));
         }
         let line = Zeroizing::new([key, b"\n"].concat());
         let command = format!("cryptsetup-open {device} {name} readonly:true");
@@ -192,7 +192,7 @@ impl Guestfish {
                 Err(error) => return Err(Error::Guestfish { message: error.to_string() }),
             }
             if received.len() > most + self.mark.len() {
-                return Err(Error::Guestfish { message: "the answer is longer than was asked for".to_owned() });
+                return Err(Error::Guestfish { message: "the answer is longer than requested".to_owned() });
             }
         }
         received.truncate(received.len() - self.mark.len());
@@ -214,7 +214,7 @@ impl Guestfish {
     }
 
     fn ended(&mut self) -> Error {
-        let message = self.last_error().unwrap_or_else(|| "it ended".to_owned());
+        let message = self.last_error().unwrap_or_else(|| "it exited".to_owned());
         Error::Guestfish { message }
     }
 }

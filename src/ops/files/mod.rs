@@ -258,7 +258,7 @@ fn read_export(export: &dyn crate::nbd::Export, offset: u64, buffer: &mut [u8]) 
     match (missing, read) {
         (Some(reason), _) => Err(reason),
         (None, Err(error)) => Err(error.to_string()),
-        (None, Ok(())) if filled < buffer.len() => Err("not all of it came".to_owned()),
+        (None, Ok(())) if filled < buffer.len() => Err("not all of it arrived".to_owned()),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -266,8 +266,8 @@ fn read_export(export: &dyn crate::nbd::Export, offset: u64, buffer: &mut [u8]) 
 /// Why a name cannot be one.
 fn name_fault(name: &[u8]) -> Option<&'static str> {
     match name {
-        b"" | b"." | b".." => Some("its name means another folder"),
-        name if name.contains(&b'/') || name.contains(&0) => Some("its name has a slash or a zero byte in it"),
+        b"" | b"." | b".." => Some("its name refers to another folder"),
+        name if name.contains(&b'/') || name.contains(&0) => Some("its name contains a slash or a zero byte"),
         name if name.len() > MOST_NAME_BYTES => Some("its name is too long for this host"),
         _ => None,
     }
@@ -331,7 +331,7 @@ impl Checker<'_> {
             }
             Event::Reply(ChildReply::Done | ChildReply::Working) => Ok(()),
             Event::Reply(ChildReply::Ready | ChildReply::Failed(_) | ChildReply::Volumes(_)) => {
-                Err(nonsense("the confined process answers what nobody asked"))
+                Err(nonsense("the confined process answered an unknown request"))
             }
         }
     }
@@ -341,7 +341,7 @@ impl Checker<'_> {
         let fault = names.into_iter().find_map(|name| name_fault(name));
         let target = file.target.as_deref().unwrap_or_default();
         let target_fault = match target {
-            target if target.contains(&0) => Some("its target has a zero byte in it"),
+            target if target.contains(&0) => Some("its target contains a zero byte"),
             target if target.len() > MOST_TARGET_BYTES => Some("its target is too long for this host"),
             _ => None,
         };
@@ -361,7 +361,7 @@ impl Checker<'_> {
             let end = range.offset.checked_add(range.length).filter(|end| *end <= open.size_bytes);
             match end {
                 Some(end) if range.offset >= last && range.length > 0 => last = end,
-                _ => return Err(nonsense("the data of a file is not where it can be")),
+                _ => return Err(nonsense("the data of a file has an impossible offset")),
             }
         }
         open.ranges.extend_from_slice(ranges);
@@ -377,7 +377,7 @@ impl Checker<'_> {
         let range = open.ranges.get(open.at);
         let is_within = range.is_some_and(|range| range.offset <= offset && end <= range.offset + range.length);
         if offset < open.next || !is_within || bytes.is_empty() {
-            return Err(nonsense("data comes that is not part of its file"));
+            return Err(nonsense("the data is not part of its file"));
         }
         open.next = end;
         self.sink.data(offset, bytes)

@@ -82,7 +82,7 @@ impl HostParts<'_> {
             Reference::Emulator(path) if lacks(path) => Some(Missing {
                 what: format!("the emulator {}", path.display()),
                 solve: match self.hypervisor.own_emulator()? {
-                    Some(own) => format!("choose that of this host: --emulator {}", own.display()),
+                    Some(own) => format!("use the one of this host: --emulator {}", own.display()),
                     None => "install it (Debian, Ubuntu: qemu-system-x86 or that of the machine's architecture)".into(),
                 },
                 medium_of: None,
@@ -176,7 +176,7 @@ impl HostParts<'_> {
         let (what, solve) = match family {
             Some(family) => (
                 format!("the machine type {}", kind.name),
-                format!("choose that of this host: --machine-type {family}"),
+                format!("use the one of this host: --machine-type {family}"),
             ),
             None => (
                 format!("a QEMU that runs the machine type {} with '{}'", kind.name, kind.virt_type),

@@ -102,7 +102,7 @@ fn refuse_device(place: &ResolvedPath) -> Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match place.kind() {
         Some(kind) if kind.is_block_device() || kind.is_char_device() => {
-            let reason = "it is a device in a folder that others than root can write".to_owned();
+            let reason = "it is a device in a folder that users other than root can write to".to_owned();
             Err(crate::capture::Error::UnsafePath { path: place.path(), reason }.into())
         }
         _ => Ok(()),

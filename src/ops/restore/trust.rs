@@ -67,7 +67,7 @@ fn misfit(manifest: &Manifest, definition: &Definition, request: &RestoreRequest
     let is_wanted = |disk: &&ManifestDisk| request.only_disks.is_empty() || request.only_disks.contains(&disk.disk);
     for disk in manifest.disks.iter().filter(is_wanted) {
         if definition.disk(&disk.disk).is_none_or(|known| known.device != Device::Disk) {
-            return Some(format!("{:?} is no disk of the definition", disk.disk));
+            return Some(format!("{:?} is not a disk of the definition", disk.disk));
         }
         if !seen.insert(&disk.disk) {
             return Some(format!("the disk {:?} is described twice", disk.disk));
@@ -199,8 +199,8 @@ mod tests {
             (&|m| m["uuid"] = "not one".into(), "is not a UUID"),
             (&|m| m["uuid"] = UUID.replace('c', "d").into(), "in the definition"),
             (&|m| m["machine"] = "vm2".into(), "in the definition"),
-            (&|m| m["disks"][0]["disk"] = "vdb".into(), "is no disk of the definition"),
-            (&|m| m["disks"][0]["disk"] = "sda".into(), "is no disk of the definition"),
+            (&|m| m["disks"][0]["disk"] = "vdb".into(), "is not a disk of the definition"),
+            (&|m| m["disks"][0]["disk"] = "sda".into(), "is not a disk of the definition"),
             (&|m| m["disks"] = json!([m["disks"][0], m["disks"][0]]), "described twice"),
             (&put(0, file("nvram", "nvram", "/etc/cron.d/job")), "is not where"),
             (&put(0, file("nvram", "domain.xml", "/nvram/vm1.fd")), "is not where"),

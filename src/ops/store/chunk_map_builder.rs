@@ -129,10 +129,10 @@ impl<'a> ChunkMapBuilder<'a> {
     /// The whole map, or what is wrong with it.
     pub(crate) fn finish(mut self) -> Assembled {
         if let Some(index) = self.orphan {
-            return Assembled::Incomplete(format!("chunk {index} is clean and the parent has none such"));
+            return Assembled::Incomplete(format!("chunk {index} is clean, but the parent has no such chunk"));
         }
         if self.next != self.geometry.chunks() || !self.early.is_empty() {
-            return Assembled::Incomplete(format!("{} of {} chunks came", self.next, self.geometry.chunks()));
+            return Assembled::Incomplete(format!("only {} of {} chunks arrived", self.next, self.geometry.chunks()));
         }
         if let Some(index) = self.vanished {
             return Assembled::Vanished(index);

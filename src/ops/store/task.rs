@@ -107,7 +107,7 @@ pub(crate) fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) ->
     if offered_bytes.div_ceil(SECTOR_BYTES) == capacity_bytes.div_ceil(SECTOR_BYTES) {
         return Ok(());
     }
-    let reason = format!("its NBD server offers {offered_bytes} bytes, and {capacity_bytes} bytes were captured");
+    let reason = format!("its NBD server offers {offered_bytes} bytes, but {capacity_bytes} bytes were captured");
     Err(Error::DiskMap { disk: disk.to_owned(), reason })
 }
 

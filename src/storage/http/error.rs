@@ -44,7 +44,7 @@ pub enum Error {
     #[error("the connection to {server} was lost: {reason}")]
     Lost { server: String, reason: String },
     /// What was sent arrived as something else.
-    #[error("what arrived at {server} was changed on the way ({reason})")]
+    #[error("an upload to {server} was corrupted on the way ({reason})")]
     Corrupted { server: String, reason: String },
     /// Nothing came for too long.
     #[error("{server} has not responded for {} s", after.as_secs())]
@@ -60,7 +60,7 @@ pub enum Error {
     #[error("{server} does not accept the certificate of this host: {reason}")]
     ClientCertificate { server: String, reason: String },
     /// No encrypted connection.
-    #[error("no TLS connection to {server}: {reason}")]
+    #[error("cannot open a TLS connection to {server}: {reason}")]
     Tls { server: String, reason: String },
     /// What answers does not speak the protocol.
     #[error("{server} sent an invalid answer: {reason}")]

@@ -38,7 +38,7 @@ pub(in crate::storage) fn size(storage: &impl HttpFiles, kind: FileKind, name: &
     if !answer.is_done() {
         return Err(storage.refusal(FileAction::Read, kind, name, &answer));
     }
-    answer.length().ok_or_else(|| storage.protocol("it gives no length"))
+    answer.length().ok_or_else(|| storage.protocol("it sends no length"))
 }
 
 /// [`Storage::read`]

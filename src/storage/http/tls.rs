@@ -16,7 +16,7 @@ pub(super) fn tls_config(context: &HttpContext) -> Result<TlsConfig> {
         Some(path) => {
             let (certificates, _) = read_pem(path)?;
             if certificates.is_empty() {
-                return Err(Error::BadFile { path: path.clone(), reason: "no certificate in it".to_owned() });
+                return Err(Error::BadFile { path: path.clone(), reason: "it contains no certificate".to_owned() });
             }
             RootCerts::Specific(Arc::new(certificates))
         }
@@ -28,9 +28,9 @@ pub(super) fn tls_config(context: &HttpContext) -> Result<TlsConfig> {
 fn client_certificate(path: &Path) -> Result<ClientCert> {
     let (certificates, key) = read_pem(path)?;
     let bad = |reason: &str| Error::BadFile { path: path.to_owned(), reason: reason.to_owned() };
-    let key = key.ok_or_else(|| bad("no private key in it"))?;
+    let key = key.ok_or_else(|| bad("it contains no private key"))?;
     if certificates.is_empty() {
-        return Err(bad("no certificate in it"));
+        return Err(bad("it contains no certificate"));
     }
     Ok(ClientCert::new_with_certs(&certificates, key))
 }

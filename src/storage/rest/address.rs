@@ -32,7 +32,7 @@ impl RestAddress {
         if let Some(rest) = rest.strip_prefix("http+unix://") {
             let (socket, folder) = rest.split_once(":/").unwrap_or((rest.trim_end_matches('/'), ""));
             if !socket.starts_with('/') {
-                return Err("it names no socket (rest:http+unix:///run/rest.socket:/folder/)");
+                return Err("it does not name a socket (rest:http+unix:///run/rest.socket:/folder/)");
             }
             let place = ServerPlace::Unix(PathBuf::from(socket));
             let (server, folder) = (socket.to_owned(), folder_of(folder));
@@ -41,7 +41,7 @@ impl RestAddress {
         let (is_encrypted, rest) = match (rest.strip_prefix("https://"), rest.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
             (None, Some(rest)) => (false, rest),
-            (None, None) => return Err("it names no server (rest:https://host:8000/folder/)"),
+            (None, None) => return Err("it does not name a server (rest:https://host:8000/folder/)"),
         };
         let (authority, folder) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, server) = match authority.rsplit_once('@') {
@@ -50,7 +50,7 @@ impl RestAddress {
         };
         let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
         if host.is_empty() || user.as_deref() == Some("") {
-            return Err("it names no server (rest:https://host:8000/folder/)");
+            return Err("it does not name a server (rest:https://host:8000/folder/)");
         }
         if ureq::http::uri::Authority::try_from(server).is_err() {
             return Err("its server is not a valid host name or address");

@@ -30,12 +30,10 @@ impl S3Address {
         if rest.contains(|c: char| c.is_control() || c == '?' || c == '#') {
             return Err("it contains a character that is not allowed");
         }
-        let example = "it names no bucket (s3:https://host/bucket/folder)";
+        let example = "it does not name a bucket (s3:https://host/bucket/folder)";
         let (server, path) = rest.split_once('/').ok_or(example)?;
         if server.contains('@') {
-            return Err(
-                "an access key does not belong into an address; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            );
+            return Err("an address must not contain an access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY");
         }
         if server.is_empty() || ureq::http::uri::Authority::try_from(server).is_err() {
             return Err("its server is not a valid host name or address");

@@ -25,7 +25,7 @@ pub(super) fn upload(bucket: &Bucket, kind: FileKind, name: &str, contents: &[u8
     if !answer.is_done() {
         return Err(refusal(&answer));
     }
-    let id = xml::text_of(&answer.body, "UploadId").ok_or_else(|| bucket.protocol("it names no upload"))?;
+    let id = xml::text_of(&answer.body, "UploadId").ok_or_else(|| bucket.protocol("it does not name an upload"))?;
     let sent = send_parts(bucket, kind, name, &id, contents, gate);
     if sent.is_err() {
         // What stays takes room, but has no name: a rule of the bucket removes it some day.

@@ -29,7 +29,7 @@ pub(super) fn page(body: &[u8]) -> Result<ListingPage, String> {
     let document = Document::parse(text).map_err(|error| error.to_string())?;
     let root = document.root_element();
     if root.tag_name().name() != "ListBucketResult" {
-        return Err(format!("<{}> is no listing", root.tag_name().name()));
+        return Err(format!("<{}> is not a listing", root.tag_name().name()));
     }
     let mut page = ListingPage::default();
     for entry in root.children().filter(|node| node.tag_name().name() == "Contents") {

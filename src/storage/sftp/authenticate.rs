@@ -120,8 +120,8 @@ impl Attempt<'_> {
             // Nobody has had enough of us yet: it is the network.
             Err(error @ Error::Lost { .. }) if self.tried.is_empty() => Err(error),
             Err(Error::Lost { .. }) => {
-                self.tried.push(format!("{what} (then the server ended the connection)"));
-                Err(self.refused("no further try"))
+                self.tried.push(format!("{what} (then the server closed the connection)"));
+                Err(self.refused("no more attempts"))
             }
             Err(error) => Err(error),
         }
@@ -219,7 +219,7 @@ impl Attempt<'_> {
                 true => self.ssh_context.credentials.passphrase(file).map_err(Error::Secret)?,
             };
             if is_encrypted && passphrase.is_none() {
-                self.tried.push(format!("the key {} (it wants a passphrase, and none was given)", file.display()));
+                self.tried.push(format!("the key {} (it needs a passphrase, and none was given)", file.display()));
                 break;
             }
             let words = passphrase.as_ref().map(Secret::reveal);

@@ -136,7 +136,7 @@ fn dial_blocking(ssh_target: &SshTarget, limit: Duration) -> Result<TcpStream> {
     };
     let addresses = (ssh_target.host.as_str(), ssh_target.port).to_socket_addrs().map_err(resolve)?;
     let addresses: Vec<SocketAddr> = addresses.filter(fits).collect();
-    let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "it has no address of the wanted family");
+    let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "it has no address of the requested family");
     for address in addresses {
         match TcpStream::connect_timeout(&address, limit) {
             Ok(socket) => return Ok(socket),

@@ -143,7 +143,7 @@ impl Connection {
         let mut heard = vec![0; LONGEST_PREFACE_BYTES];
         loop {
             let length = match recv(&self.socket, &mut heard[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Err(self.lost("it hung up")),
+                Ok((_, 0)) => return Err(self.lost("it closed the connection")),
                 Ok((_, length)) => length,
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
                 Err(error) => return Err(self.lost(&io::Error::from(error).to_string())),
@@ -154,7 +154,7 @@ impl Connection {
             let what = || String::from_utf8_lossy(&heard[..length.min(40)]).escape_debug().to_string();
             if length == LONGEST_PREFACE_BYTES {
                 self.cut();
-                let reason = format!("it sends something else without end: {}…", what());
+                let reason = format!("it keeps sending something else: {}…", what());
                 return Err(Error::Handshake { server: self.server.clone(), reason });
             }
             if begun.elapsed() >= self.limit(self.timeouts.connect) {
@@ -212,7 +212,7 @@ impl Connection {
         mut call: impl FnMut() -> std::result::Result<T, ssh2::Error>,
     ) -> Result<SshResult<T>> {
         if self.broken.get() {
-            return Err(self.lost("it was given up before"));
+            return Err(self.lost("it was closed before"));
         }
         let mut heard = Instant::now();
         loop {

@@ -25,7 +25,7 @@ pub enum Error {
         source: io::Error,
     },
     /// What answers speaks no SSH, or no common method was found.
-    #[error("no SSH connection to {server}: {reason}")]
+    #[error("cannot open an SSH connection to {server}: {reason}")]
     Handshake {
         server: String,
         /// What the protocol said.

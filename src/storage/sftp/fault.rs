@@ -74,7 +74,7 @@ impl std::fmt::Display for SftpStatus {
             SftpStatus::NotFound => "no such file or folder",
             SftpStatus::Permission => "permission denied",
             SftpStatus::Unsupported => "the server does not support this",
-            SftpStatus::Invalid => "the server finds the call invalid",
+            SftpStatus::Invalid => "the server rejects the request as invalid",
             SftpStatus::NoSpace => "no space left",
             SftpStatus::Quota => "disk quota exceeded",
             SftpStatus::ReadOnly => "read-only file system",

@@ -91,7 +91,7 @@ impl SftpClient {
                 }
             }
             if listed_bytes > LONGEST_LISTING_BYTES {
-                return Err(self.wire.connection().lost("it lists a folder without end").into());
+                return Err(self.wire.connection().lost("it never stops listing a folder").into());
             }
             if at_end {
                 break;

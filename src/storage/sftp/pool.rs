@@ -93,7 +93,7 @@ impl Pool {
             if state.given_up {
                 return Err(Error::Lost {
                     server: shared.ssh_target.server(),
-                    reason: "it was given up at the end".to_owned(),
+                    reason: "it was closed at the end".to_owned(),
                 });
             }
             if let Some((files, since)) = state.idle.pop() {

@@ -62,7 +62,7 @@ impl HostOptions {
                 }
                 return Ok(HostOptions { ssh_home, ..HostOptions::default() });
             }
-            Err(error) => return Err(bad(format!("ssh does not say what it configures: {error}"))),
+            Err(error) => return Err(bad(format!("cannot get the configuration from ssh: {error}"))),
         };
         drop(composed);
         if !output.status.success() {

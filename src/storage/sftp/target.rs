@@ -38,7 +38,8 @@ impl SftpAddress {
         let rest = url.strip_prefix("sftp:").ok_or("it does not begin with sftp:")?;
         let (user, host, port, path) = match rest.strip_prefix("//") {
             Some(rest) => {
-                let (authority, path) = rest.split_once('/').ok_or("it names no folder (sftp://user@host//folder)")?;
+                let (authority, path) =
+                    rest.split_once('/').ok_or("it does not name a folder (sftp://user@host//folder)")?;
                 let (user, host) = split_user(authority);
                 let (host, port) = split_port(host)?;
                 (user.map(decoded).transpose()?, host, port, decoded(path)?)
@@ -49,25 +50,25 @@ impl SftpAddress {
                     _ => (None, rest),
                 };
                 let after_host = rest.strip_prefix('[').and_then(|rest| rest.find(']')).map_or(0, |end| end + 2);
-                let colon = rest[after_host..].find(':').ok_or("it names no folder (sftp:user@host:/folder)")?;
+                let colon = rest[after_host..].find(':').ok_or("it does not name a folder (sftp:user@host:/folder)")?;
                 let (host, path) = (&rest[..after_host + colon], &rest[after_host + colon + 1..]);
                 (user, host.trim_start_matches('[').trim_end_matches(']').to_owned(), None, path.to_owned())
             }
         };
         if user.as_deref() == Some("") {
-            return Err("it names no user before the @");
+            return Err("it does not name a user before the @");
         }
         // The name goes into no shell, but a leading dash or a control character is never a host.
         if host.is_empty() || host.starts_with('-') || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err("it names no host");
+            return Err("it does not name a host");
         }
         let path = cleaned(&path);
         if path.is_empty() {
-            return Err("it names no folder (sftp://user@host//folder)");
+            return Err("it does not name a folder (sftp://user@host//folder)");
         }
         if path.starts_with('~') {
             return Err(
-                "a server knows no ~: leave it out, a relative folder begins at home (sftp://user@host/folder)",
+                "~ is not supported: omit it, a relative folder starts in the home folder (sftp://user@host/folder)",
             );
         }
         if path.contains('\0') {
@@ -113,12 +114,16 @@ fn split_port(host: &str) -> Result<(String, Option<u16>), &'static str> {
             let (host, after) = rest.split_once(']').ok_or("its [ is never closed")?;
             (
                 host,
-                if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or("what follows ] is no port")?) },
+                if after.is_empty() {
+                    None
+                } else {
+                    Some(after.strip_prefix(':').ok_or("what follows ] is not a port number")?)
+                },
             )
         }
         None => match host.split_once(':') {
             Some((_, rest)) if rest.contains(':') => {
-                return Err("an IPv6 address belongs into brackets: [2001:db8::1]");
+                return Err("an IPv6 address must be in brackets: [2001:db8::1]");
             }
             Some((host, port)) => (host, Some(port)),
             None => (host, None),
@@ -128,7 +133,7 @@ fn split_port(host: &str) -> Result<(String, Option<u16>), &'static str> {
         None => None,
         Some(port) => match port.parse() {
             Ok(port) if port > 0 => Some(port),
-            _ => return Err("its port is no number from 1 to 65535"),
+            _ => return Err("its port is not a number from 1 to 65535"),
         },
     };
     Ok((host.to_owned(), port))

@@ -268,7 +268,7 @@ impl SftpChannel {
 
     /// What is said about a reply that makes no sense. The connection is cut.
     pub(crate) fn protocol_error(&self) -> Error {
-        self.fault("it answers no SFTP")
+        self.fault("it does not speak SFTP")
     }
 
     /// What is wrong with the channel of a connection that is not lost. The connection is cut.
@@ -301,7 +301,7 @@ impl SftpChannel {
         let mut rest = packet;
         while !rest.is_empty() {
             match self.transfer(|channel| channel.write(rest))? {
-                0 => return Err(self.fault("it takes no more")),
+                0 => return Err(self.fault("it accepts no more data")),
                 sent => {
                     rest = &rest[sent..];
                     self.connection.moved(if is_progress { sent } else { 0 });
@@ -315,7 +315,7 @@ impl SftpChannel {
         let mut filled = 0;
         while filled < bytes.len() {
             match self.transfer(|channel| channel.read(&mut bytes[filled..]))? {
-                0 => return Err(self.fault("it ended the channel")),
+                0 => return Err(self.fault("it closed the channel")),
                 read => {
                     filled += read;
                     self.connection.moved(read);

@@ -39,7 +39,7 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
 
     // One that was killed.
     let restore = env.kvmb(["restore", VM, "-r", &env.repo(), "--overwrite", "--live", "--limit-read", "256K"]).spawn();
-    wait_until("the machine runs", LIMIT, || restore.stderr_so_far().contains("runs after"));
+    wait_until("the machine runs", LIMIT, || restore.stderr_so_far().contains("is running after"));
     restore.kill();
     restore.wait();
     let page = console.get("/?again=1").assert_status(200).assert_has("Continue the restore").assert_has(&address);

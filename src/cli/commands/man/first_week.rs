@@ -55,20 +55,19 @@ const STEPS: &[WeekStep] = &[
     },
     WeekStep {
         title: "Day 5: retention",
-        words: "Without rules no point is ever removed. Look first at what the rules would remove, then write them to \
-                the configuration. A pinned point always stays.",
+        words: "Without rules no point is ever removed. First check what the rules would remove, then write them to \
+            the configuration. A pinned point always stays.",
         commands: &["kvmb prune --keep-daily 7 --keep-weekly 4 --dry-run", "kvmb pin vm1@latest"],
     },
     WeekStep {
         title: "Day 7: verification and monitoring",
-        words: "Let each run verify a share of the repository, and let your monitoring ask for the state.",
+        words: "Let each run verify a share of the repository, and let your monitoring check the state.",
         commands: &["kvmb verify --all --sample 5%", "kvmb status", "kvmb status --nagios"],
     },
     WeekStep {
         title: "Recovery",
-        words: "On a new host, the repository and its password are enough. On a terminal, the restore asks for all \
-            that \
-                it needs.",
+        words: "On a new host, the repository and its password are enough. On a terminal, the restore asks for \
+            everything it needs.",
         commands: &["kvmb restore"],
     },
 ];

@@ -127,9 +127,9 @@ fn exit_status(text: &mut Text, command: &Command) {
         text.term(&(code as u8).to_string(), meaning);
     }
     text.paragraph(
-        "Code 4 takes precedence over 3, and 3 over 1. An output that cannot be written (a full disk) is 1. SIGHUP \
-         does \
-         not end a command that has locked a repository: as with restic, it only shows that the process is alive.",
+        "Code 4 takes precedence over 3, and 3 over 1. If the output cannot be written (a full disk), the code is 1. \
+         SIGHUP does not end a command that has locked a repository: as with restic, it only shows that the process \
+         is alive.",
     );
     if command.get_arguments().any(|arg| arg.get_long() == Some("nagios")) {
         text.paragraph("With `--nagios`, the exit status is that of a monitoring plugin:");

@@ -66,7 +66,7 @@ pub(super) fn setup(repo: &RepoArgs, context: &Context, session: &mut Session, d
         action: "remote setup".into(),
         target: url.clone(),
         changed: false,
-        reason: "the server accepts what the configuration has".into(),
+        reason: "the server accepts the configured login".into(),
         dry_run,
         extra: Extra::new(),
     };
@@ -90,8 +90,8 @@ pub(super) fn setup(repo: &RepoArgs, context: &Context, session: &mut Session, d
         }
         kept.changed = true;
         kept.reason = match dry_run {
-            true => format!("the server accepts the login; it would be kept in {path}"),
-            false => format!("the server accepts the login; it is kept in {path}"),
+            true => format!("the server accepts the login; it would be stored in {path}"),
+            false => format!("the server accepts the login; it is stored in {path}"),
         };
     }
     session.pass(&Record::Action(kept));
@@ -142,8 +142,8 @@ fn new_keys(context: &Context) -> Result<Option<NewLogin>, CliError> {
     let variables = (secret::variable("AWS_ACCESS_KEY_ID"), secret::variable("AWS_SECRET_ACCESS_KEY"));
     if let (Some(name), Some(key)) = variables {
         return match secret::variable("AWS_SESSION_TOKEN") {
-            Some(_) => Err(CliError::usage("keys with AWS_SESSION_TOKEN expire: they are not kept")
-                .hint("create an access key of its own for backups")),
+            Some(_) => Err(CliError::usage("keys with AWS_SESSION_TOKEN expire and are not stored")
+                .hint("create a separate access key for backups")),
             None => Ok(Some(NewLogin { name, secret: Zeroizing::new(key) })),
         };
     }

@@ -32,7 +32,7 @@ pub(super) fn test(repo: &RepoArgs, context: &Context, session: &mut Session) ->
             "reach" => check(step, Status::Ok, format!("the server responds after {} ms", took.as_millis())),
             "certificate" => of_encryption(&url),
             "login" => check(step, Status::Ok, "the server accepts the login".to_owned()),
-            _ if asked.is_ok() => check(step, Status::Ok, "the repository is there".to_owned()),
+            _ if asked.is_ok() => check(step, Status::Ok, "the repository exists".to_owned()),
             _ => {
                 let hint = shlex::try_quote(&url).map(|url| format!("kvmb init -r {url}")).unwrap_or_default();
                 check(step, Status::Warning, "there is no repository yet".to_owned()).hint(hint)
@@ -62,10 +62,13 @@ fn of_encryption(url: &str) -> Check {
     match (url.contains(":https://"), is_here) {
         (true, _) => Check::new("certificate", url, Status::Ok, "the certificate of the server is valid"),
         (false, true) => Check::new("certificate", url, Status::Ok, "not encrypted, on this host"),
-        (false, false) => {
-            Check::new("certificate", url, Status::Warning, "not encrypted: others on the way can read the login")
-                .hint("use an address with https://")
-        }
+        (false, false) => Check::new(
+            "certificate",
+            url,
+            Status::Warning,
+            "not encrypted: anyone on the network path can read the login",
+        )
+        .hint("use an address with https://"),
     }
 }
 
@@ -78,10 +81,8 @@ pub(in crate::cli::commands) fn of_object_lock(storage: &dyn Storage, url: &str)
             let CliError { message, hint, .. } = storage_error(error);
             Check { hint, ..check(Status::Unknown, message) }
         }
-        (Ok(true), Some(period)) => {
-            check(Status::Ok, format!("what is written is locked for {}", ShortDuration(period)))
-        }
-        (Ok(true), None) => check(Status::Ok, "the bucket can lock what is written (--lock-for)".to_owned()),
+        (Ok(true), Some(period)) => check(Status::Ok, format!("new files are locked for {}", ShortDuration(period))),
+        (Ok(true), None) => check(Status::Ok, "the bucket supports Object Lock (--lock-for)".to_owned()),
         (Ok(false), None) => check(Status::Ok, "not configured; the bucket has no Object Lock".to_owned()),
         (Ok(false), Some(_)) => {
             let detail = "s3.lock_for is set, and the bucket has no Object Lock";

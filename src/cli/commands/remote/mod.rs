@@ -15,7 +15,7 @@ use clap::Args;
 
 /// Set up and test a backup server.
 ///
-/// A server needs only SSH with SFTP; REST servers and buckets are known as well. Default: the backup_host of the
+/// A server needs only SSH with SFTP. REST servers and buckets are supported as well. Default: the backup_host of the
 /// configuration.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

@@ -17,8 +17,8 @@ use serde_json::{Map, Value, json};
 /// run again: completed steps are skipped.
 ///
 /// For a REST server or a bucket, takes the login from the variables (AWS_ACCESS_KEY_ID, RESTIC_REST_USERNAME and so
-/// on) or asks for it, tries it, and keeps it in a private file that the configuration then names, with --cacert and
-/// --tls-client-cert.
+/// on) or asks for it, tests it, and stores it in a private file. The configuration then refers to this file, and to
+/// those of --cacert and --tls-client-cert.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm

@@ -19,8 +19,8 @@ use serde_json::json;
 /// step. After a critical step, the remaining steps are skipped. The test writes and removes some files next to the
 /// repository. Exits with code 1 if a step is critical.
 ///
-/// Of a REST server or a bucket, tests the connection, certificate, login and whether there is a repository. Nothing is
-/// written then.
+/// For a REST server or a bucket, tests the connection, the certificate, the login and whether there is a repository,
+/// and writes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm

@@ -236,7 +236,7 @@ fn verification(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thre
     if (now - since).to_std().unwrap_or_default() > thresholds.verify_warning {
         let words = match verified {
             Some(_) => format!("no point verified in the last {}", age(now, since)),
-            None => "no point was ever verified".to_owned(),
+            None => "no point has ever been verified".to_owned(),
         };
         findings.hint(Status::Warning, words, format!("kvmb verify {name}@latest"));
     }
@@ -255,7 +255,7 @@ fn drill(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds,
     if thresholds.drill_max_age.is_some_and(|limit| (now - since).to_std().unwrap_or_default() > limit) {
         let words = match last {
             Some(_) => format!("no drill in the last {}", age(now, since)),
-            None => "no point was ever booted".to_owned(),
+            None => "no point has ever been booted".to_owned(),
         };
         findings.hint(Status::Warning, words, format!("kvmb drill {name}"));
     }
@@ -579,7 +579,7 @@ mod tests {
         assert!(words(&drilled("ok", 90), 80).contains("no drill in the last"));
         assert!(!words(&drilled("ok", 90), 95).contains("drill"));
         let never = MachineFacts { memory: Some(memory(100, |_| ())), ..facts(Some(5)) };
-        assert!(words(&never, 80).contains("no point was ever booted"));
+        assert!(words(&never, 80).contains("no point has ever been booted"));
         assert!(!words(&never, 120).contains("booted"));
     }
 

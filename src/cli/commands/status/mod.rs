@@ -34,9 +34,9 @@ use thresholds::ThresholdArgs;
 /// Checks the machines in selected_vms, otherwise those of the schedule, otherwise all, and the machines that have
 /// points. Prints a 'check' record for each machine ('backup'), the repository, the second repository ('copy'), the
 /// key, retention (a warning if there are rules and no prune ran for a week) and the free space of a repository, if the
-/// history of this host shows how it grows. The table shows problems first, and only counts what is ok. A machine that
-/// was never backed up is critical. A machine that has points but no longer exists is shown without an alarm. The
-/// results of runs are known only on the host, and to the user, that ran them.
+/// history of this host shows how it grows. The table shows problems first, and only counts the checks that are ok. A
+/// machine that was never backed up is critical. A machine that has points but no longer exists is shown without an
+/// alarm. The results of runs are known only on the host, and to the user, that ran them.
 ///
 /// With --all-hosts it reads the repository and nothing else: the age of the newest point of every machine of every
 /// host that has points there, and a 'host' check for each host.

@@ -25,49 +25,61 @@ type OfMachine = fn(&MachineFacts) -> Option<f64>;
 
 /// The metrics of a machine: name, what it says, its value.
 const OF_MACHINE: [(&str, &str, OfMachine); 17] = [
-    ("newest_point_timestamp_seconds", "When the newest restore point of the machine was taken.", |facts| {
+    ("newest_point_timestamp_seconds", "Time of the newest restore point of the machine.", |facts| {
         Some(seconds(facts.newest.as_ref()?.captured_at))
     }),
-    ("points", "How many restore points of the machine there are.", |facts| {
+    ("points", "Number of restore points of the machine.", |facts| {
         facts.from_repository.then(|| facts.newest.as_ref().map_or(0.0, |newest| newest.points as f64))
     }),
-    ("last_run_timestamp_seconds", "When the last run for the machine ended, however it went.", |facts| {
+    ("last_run_timestamp_seconds", "Time at which the last run for the machine ended, whatever its result.", |facts| {
         Some(seconds(last_run(facts)?.ended_at))
     }),
-    ("last_run_success", "Whether the last run for the machine went well.", |facts| {
+    ("last_run_success", "Whether the last run for the machine succeeded.", |facts| {
         Some(f64::from(u8::from(last_run(facts)?.result == RunOutcome::Done)))
     }),
-    ("last_success_timestamp_seconds", "When the last run for the machine ended that went well.", |facts| {
+    ("last_success_timestamp_seconds", "Time at which the last successful run for the machine ended.", |facts| {
         Some(seconds(last_success(facts)?.ended_at))
     }),
-    ("last_success_duration_seconds", "How long that run took.", |facts| Some(last_success(facts)?.duration_seconds())),
-    ("last_success_read_bytes", "What that run read of the machine's disks.", |facts| {
+    ("last_success_duration_seconds", "Duration of the last successful run.", |facts| {
+        Some(last_success(facts)?.duration_seconds())
+    }),
+    ("last_success_read_bytes", "How much the last successful run read from the disks.", |facts| {
         Some(last_success(facts)?.read_bytes as f64)
     }),
-    ("last_success_new_bytes", "What of that was new.", |facts| Some(last_success(facts)?.new_bytes as f64)),
-    ("last_success_stored_bytes", "What that takes in the repository.", |facts| {
+    ("last_success_new_bytes", "How much of that was new to the repository.", |facts| {
+        Some(last_success(facts)?.new_bytes as f64)
+    }),
+    ("last_success_stored_bytes", "Space used by the new data, compressed and encrypted.", |facts| {
         Some(last_success(facts)?.stored_bytes as f64)
     }),
-    ("last_verification_timestamp_seconds", "When a point of the machine was last found whole.", |facts| {
-        Some(seconds(facts.memory.as_ref()?.verified.as_ref()?.at))
-    }),
-    ("last_drill_timestamp_seconds", "When a point of the machine was last booted by 'kvmb drill'.", |facts| {
+    (
+        "last_verification_timestamp_seconds",
+        "Time at which a point of the machine was last verified without damage.",
+        |facts| Some(seconds(facts.memory.as_ref()?.verified.as_ref()?.at)),
+    ),
+    ("last_drill_timestamp_seconds", "Time of the last drill of the machine.", |facts| {
         Some(seconds(last_drill(facts)?.ended_at))
     }),
-    ("last_drill_success", "Whether it came as far as it should.", |facts| {
+    ("last_drill_success", "Whether the last drill reached its goal.", |facts| {
         Some(f64::from(u8::from(last_drill(facts)?.status == Status::Ok.as_str())))
     }),
-    ("last_drill_rung_seconds", "How long it took to come as far as it came.", |facts| last_drill(facts)?.rung_seconds),
-    ("damaged_points", "How many points of the machine are known to be damaged.", |facts| {
+    ("last_drill_rung_seconds", "Time from the start until the highest rung of the last drill.", |facts| {
+        last_drill(facts)?.rung_seconds
+    }),
+    ("damaged_points", "Number of points of the machine that are known to be damaged.", |facts| {
         Some(facts.damaged.len() as f64)
     }),
-    ("next_run_timestamp_seconds", "When a schedule of this host backs the machine up next.", |facts| {
+    ("next_run_timestamp_seconds", "Time of the next scheduled backup of the machine on this host.", |facts| {
         facts.next_run.map(seconds)
     }),
-    ("selected", "Whether the machine is to be backed up.", |facts| Some(f64::from(u8::from(facts.standing.counts())))),
-    ("known_from_repository", "Whether the repository was asked; else it is what the host remembers.", |facts| {
-        Some(f64::from(u8::from(facts.from_repository)))
+    ("selected", "Whether the machine is selected for backup.", |facts| {
+        Some(f64::from(u8::from(facts.standing.counts())))
     }),
+    (
+        "known_from_repository",
+        "Whether the values come from the repository; otherwise they come from the history of this host.",
+        |facts| Some(f64::from(u8::from(facts.from_repository))),
+    ),
 ];
 
 fn last_run(facts: &MachineFacts) -> Option<&MachineRun> {
@@ -90,19 +102,27 @@ fn seconds(time: Time) -> f64 {
 pub(crate) fn text(report: &StatusReport) -> String {
     let mut text = Exposition::default();
     let repo = ("repo", report.repo.as_str());
-    text.metric("kvmb_build_info", "The version of kvmb.");
+    text.metric("kvmb_build_info", "Version of kvmb.");
     text.sample("kvmb_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    text.metric("kvmb_status_timestamp_seconds", "When these metrics were made.");
+    text.metric("kvmb_status_timestamp_seconds", "Time at which these metrics were generated.");
     text.sample("kvmb_status_timestamp_seconds", &[repo], seconds(report.at));
-    text.metric("kvmb_repository_reachable", "Whether the repository could be asked.");
+    text.metric("kvmb_repository_reachable", "Whether the repository is reachable.");
     text.sample("kvmb_repository_reachable", &[repo], f64::from(u8::from(report.reachable)));
     if let Some(kept) = report.key_kept {
-        text.metric("kvmb_key_exported", "Whether the key that kvmb made is kept elsewhere too.");
+        text.metric("kvmb_key_exported", "Whether a copy of the generated key is kept elsewhere.");
         text.sample("kvmb_key_exported", &[], f64::from(u8::from(kept)));
     }
     let thresholds = [
-        ("kvmb_age_warning_seconds", "A newest point that is older is a warning.", report.thresholds.warning),
-        ("kvmb_age_critical_seconds", "A newest point that is older is an alarm.", report.thresholds.critical),
+        (
+            "kvmb_age_warning_seconds",
+            "Age of the newest point above which a warning is reported.",
+            report.thresholds.warning,
+        ),
+        (
+            "kvmb_age_critical_seconds",
+            "Age of the newest point above which a critical state is reported.",
+            report.thresholds.critical,
+        ),
     ];
     for (name, help, length) in thresholds {
         text.metric(name, help);
@@ -112,7 +132,7 @@ pub(crate) fn text(report: &StatusReport) -> String {
         hosts(&mut text, &report.hosts, repo);
     }
     let name = "kvmb_machine_status";
-    text.metric(name, "How the machine's backups stand: 0 well, 1 warning, 2 critical, 3 unknown.");
+    text.metric(name, "State of the machine's backups: 0 ok, 1 warning, 2 critical, 3 unknown.");
     for (facts, check) in &report.machines {
         text.sample(name, &labels(facts, repo), f64::from(number(status_of(check))));
     }
@@ -127,7 +147,7 @@ pub(crate) fn text(report: &StatusReport) -> String {
     }
     if let Some((url, copies)) = &report.second {
         let name = "kvmb_copy_newest_point_timestamp_seconds";
-        text.metric(name, "When the newest copy of the machine in the second repository was taken.");
+        text.metric(name, "Time of the newest point of the machine in the second repository.");
         for copied in copies {
             if let Some(at) = copied.captured_at {
                 let labels = [("machine", copied.machine.as_str()), ("uuid", &copied.uuid), ("repo", url)];
@@ -150,12 +170,12 @@ fn labels<'f>(facts: &'f MachineFacts, repo: Label<'f>) -> Vec<Label<'f>> {
 /// The metrics of all hosts.
 fn hosts(text: &mut Exposition, hosts: &[HostFacts], repo: Label) {
     let name = "kvmb_host_status";
-    text.metric(name, "How old the newest point of the host is: 0 well, 1 warning, 2 critical.");
+    text.metric(name, "State of the newest point of the host: 0 ok, 1 warning, 2 critical.");
     for host in hosts {
         text.sample(name, &[("host", &host.host), repo], f64::from(number(host.status)));
     }
     let name = "kvmb_host_newest_point_timestamp_seconds";
-    text.metric(name, "When the newest restore point of any machine of the host was taken.");
+    text.metric(name, "Time of the newest restore point of any machine of the host.");
     for host in hosts {
         text.sample(name, &[("host", &host.host), repo], seconds(host.captured_at));
     }

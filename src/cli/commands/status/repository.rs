@@ -61,7 +61,7 @@ fn judge_prunes(url: &str, memory: Option<&RepoMemory>, now: Time) -> Check {
         (None, true) => format!("there are retention rules, but no prune has run on this host for {ago}"),
     };
     if let Some(run) = failed {
-        let why = run.error.as_deref().unwrap_or("no reason is known");
+        let why = run.error.as_deref().unwrap_or("the reason is unknown");
         detail.push_str(&format!("; the last prune, {} ago, failed: {why}", age(now, run.ended_at.min(now))));
     }
     let status = if is_late { Status::Warning } else { Status::Ok };

@@ -19,6 +19,6 @@ pub(super) fn open(link: &str) {
         std::thread::Builder::new().name("browser".into()).spawn(move || child.wait()).map(drop)
     });
     if let Err(error) = started {
-        tracing::debug!("no browser was opened: {error}");
+        tracing::debug!("cannot open a browser: {error}");
     }
 }

@@ -193,7 +193,7 @@ fn link_from(socket: &Path) -> Result<String, CliError> {
     let mut link = String::new();
     (&mut stream).take(LONGEST_LINK_BYTES).read_to_string(&mut link).map_err(explained)?;
     match link.trim() {
-        "" => Err(CliError::new(Code::Permission, format!("{place} gave no link")).hint("sudo kvmb ui --url")),
+        "" => Err(CliError::new(Code::Permission, format!("{place} did not return a link")).hint("sudo kvmb ui --url")),
         link => Ok(link.to_owned()),
     }
 }

@@ -90,7 +90,7 @@ impl UnitInstallArgs {
              \n\
              [Socket]\n\
              ListenStream={}\n\
-             # Links are handed out here; only root may open it.\n\
+             # Prints links to the console; only root may open it.\n\
              ListenStream={LINK_SOCKET}\n\
              SocketMode=0600\n\
              RemoveOnStop=yes\n\
@@ -116,7 +116,7 @@ impl UnitInstallArgs {
         }
         Ok(format!(
             "# Created by 'kvmb ui install', removed by 'kvmb ui remove'.\n\
-             # Your own settings belong into a drop-in: systemctl edit {SERVICE}\n\
+             # Put your own settings into a drop-in: systemctl edit {SERVICE}\n\
              [Unit]\n\
              Description=Web console for the backup of virtual machines\n\
              Documentation=https://github.com/kvmb/kvmb\n\
@@ -126,9 +126,9 @@ impl UnitInstallArgs {
              [Service]\n\
              ExecStart={command}\n\
              {environment}\
-             # Jobs that it has started go on when it ends.\n\
+             # Jobs that it started continue when it stops.\n\
              KillMode=process\n\
-             # It changes the configuration and schedules, and restores images: files are not shut off.\n\
+             # It changes the configuration and schedules and restores images, so files stay writable.\n\
              LockPersonality=yes\n\
              ProtectClock=yes\n\
              ProtectHostname=yes\n\

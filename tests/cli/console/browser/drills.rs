@@ -46,7 +46,7 @@ fn a_point_boots_and_its_screen_and_its_console_are_shown() {
     browser.one("#f-expect").fill("alert(1)");
     browser.click("Boot this point");
     desk.wait_for_job("done");
-    browser.wait_for("the expected text came");
+    browser.wait_for("the expected text appeared");
     assert_shown(&desk);
     // The overview leads to the same.
     desk.open("/");
