@@ -1,7 +1,7 @@
-//! The records: what kvmb's commands say to each other, to scripts and to Ansible.
+//! The records: the output of kvmb's commands, for other commands, scripts and Ansible.
 //!
-//! One JSON object a line, `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset, in
-//! whole milliseconds. A field that does not apply is left out. A reader ignores what it does not know and passes it
+//! One JSON object per line, with `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset,
+//! in whole milliseconds. A field that does not apply is omitted. A reader ignores what it does not know and passes it
 //! on: every type keeps unknown fields in `extra`, and [`Record::Other`] keeps unknown types whole.
 //!
 //! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Any record.
-// Records are handled one at a time: their size does not matter.
+// Records are handled one at a time, so their size does not matter.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
@@ -64,7 +64,7 @@ pub enum Record {
     Other(Map<String, Value>),
 }
 
-/// A machine (libvirt domain); made by `vms`.
+/// A machine (libvirt domain); printed by `vms`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// The libvirt connection URI.
@@ -75,11 +75,11 @@ pub struct Machine {
     pub uuid: String,
     /// Its state in virsh's words: `running`, `paused`, `shut off` …
     pub state: String,
-    /// Whether libvirt keeps its definition when it is off.
+    /// Whether libvirt keeps its definition while it is shut off.
     pub persistent: bool,
-    /// Whether it starts with the host; null where the driver cannot say.
+    /// Whether it starts with the host; null if the driver does not report this.
     pub autostart: Option<bool>,
-    /// The memory it may use.
+    /// The maximum memory that it may use.
     pub memory_bytes: u64,
     /// The number of virtual processors.
     pub vcpus: u32,
@@ -93,7 +93,7 @@ pub struct Machine {
     pub extra: Extra,
 }
 
-/// One disk of a machine; made by `disks`, added to by `snapshot` and `hash`.
+/// One disk of a machine; printed by `disks`, extended by `snapshot` and `hash`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Disk {
     /// The libvirt connection URI.
@@ -107,14 +107,14 @@ pub struct Disk {
     pub state: String,
     /// The disk's target name: `vda`.
     pub disk: String,
-    /// Where its content is.
+    /// Where its content is stored.
     pub source: Source,
-    /// The local path of its image or device, if it has one.
+    /// The local path of its image or device, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// The image format that the definition names: `qcow2`, `raw` …
     pub format: String,
-    /// The bus that the guest sees it on: `virtio`, `scsi` …
+    /// The bus through which the guest sees it: `virtio`, `scsi` …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// The size that the guest sees; null if unknown.
@@ -138,29 +138,29 @@ pub struct Disk {
     /// How many machines that run covers. If fewer arrive, the stream was cut off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_machines: Option<usize>,
-    /// The point that it is a disk of (by `serve`).
+    /// The point that the disk belongs to (added by `serve`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
-    /// The detached server that serves it, which `release` ends (by `serve --detach`).
+    /// The detached server, which `release` stops (added by `serve --detach`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub served: Option<String>,
-    /// Where the captured content, or that of the point, can be read: an NBD URI.
+    /// The NBD URI from which the content of the capture or the point can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<String>,
     /// The time of the capture.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
     pub captured_at: Option<Time>,
     /// `filesystem` (frozen by the guest agent), `crash` (crash-consistent), `offline` (the machine was stopped), or
-    /// `moving` (no capture: hashed while the guest may have written).
+    /// `moving` (no capture: the guest may have written to the disk while it was hashed).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consistency: Option<String>,
-    /// The libvirt checkpoint made in the same instant.
+    /// The libvirt checkpoint created at the same instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
     /// The point that the capture continues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// How much of it a backup reads: `changed` or `full`.
+    /// What a backup reads of the disk: `changed` or `full`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_mode: Option<String>,
     /// Why.
@@ -175,7 +175,7 @@ pub struct Disk {
     pub extra: Extra,
 }
 
-/// Where a disk's content is, as the definition says it.
+/// Where the content of a disk is stored, according to the definition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Source {
@@ -210,7 +210,7 @@ pub enum Source {
         /// The volume.
         volume: String,
     },
-    /// An NVMe namespace handed to QEMU.
+    /// An NVMe namespace assigned to QEMU.
     Nvme {
         /// Its PCI address and namespace.
         address: String,
@@ -228,11 +228,11 @@ pub enum Source {
     Unknown,
 }
 
-/// A file of the host, made by `hash FILE…`; or a file of a point, made by `files ls` and `files find`, with `machine`
-/// and `point`. What its file system does not know is left out.
+/// A file of the host, printed by `hash FILE…`; or a file of a point, printed by `files ls` and `files find`, with
+/// `machine` and `point`. Attributes that its file system does not support are omitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct File {
-    /// Its path as given; in a guest its full path, with bytes that are no UTF-8 replaced.
+    /// Its path as given; in a guest its full path, with invalid UTF-8 replaced.
     pub path: String,
     /// Its size.
     pub size_bytes: u64,
@@ -245,25 +245,25 @@ pub struct File {
     /// The point's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
-    /// The file system that has it: `vda2`; none for what is mounted below it.
+    /// The file system that contains it: `vda2`; omitted for files of file systems mounted below it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<String>,
     /// `file`, `directory`, `symlink`, `char_device`, `block_device`, `fifo` or `socket`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// The permission bits as `chmod` takes them: `0644`.
+    /// The permission bits in octal, as for `chmod`: `0644`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// The number of the user that owns it.
+    /// The numeric ID of the user that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The number of the group.
+    /// The numeric ID of its group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
-    /// How many names it has.
+    /// The number of hard links.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub links: Option<u32>,
-    /// When its content changed last.
+    /// When its content was last changed.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option", default)]
     pub modified_at: Option<Time>,
     /// What a symbolic link points to.
@@ -275,12 +275,12 @@ pub struct File {
     pub extra: Extra,
 }
 
-/// A restore point; made by `push`, `backup` and `points`.
+/// A restore point; printed by `push`, `backup` and `points`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
-    /// The point's id: the restic snapshot's.
+    /// The point's ID, which is the ID of the restic snapshot.
     pub point: String,
-    /// The beginning of the id, as tables show it; it names the point wherever it is unambiguous.
+    /// The beginning of the ID, as shown in tables. It can be used in place of the ID while it is unambiguous.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub short_id: String,
     /// The repository that holds it.
@@ -289,26 +289,26 @@ pub struct Point {
     pub machine: String,
     /// The machine's UUID.
     pub uuid: String,
-    /// The libvirt host that it was taken on.
+    /// The libvirt host on which it was captured.
     pub host: String,
     /// The time of the capture.
     #[serde(serialize_with = "time::serialize")]
     pub captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
     pub consistency: String,
-    /// The point that it continued, as the repository that it was first stored in calls it.
+    /// The point that it continued, by its ID in the repository in which it was first stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// The id that it was first stored under, where a copy to another repository or a `pin` gave it another.
+    /// Its original ID, if a copy to another repository or a `pin` gave it a new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original: Option<String>,
     /// Statistics of the copy (by `push` of points, and `backup --copy-to`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
-    /// Whether protected from pruning (set by `pin`).
+    /// Whether it is protected from pruning (set by `pin`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
-    /// The capture that it was pushed from (by `push`, so that `release` finds it).
+    /// The capture that it was made from (by `push`, for `release`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture: Option<String>,
     /// The `snapshot` run that opened that capture.
@@ -319,7 +319,7 @@ pub struct Point {
     pub batch_machines: Option<usize>,
     /// Its disks.
     pub disks: Vec<PointDisk>,
-    /// How much of all disks was read.
+    /// How much was read of all disks.
     #[serde(default)]
     pub read_bytes: u64,
     /// How much of that was new to the repository.
@@ -328,10 +328,10 @@ pub struct Point {
     /// Space used by the new data, compressed and encrypted.
     #[serde(default)]
     pub stored_bytes: u64,
-    /// The files of the host that are in the point beside the disks.
+    /// The files of the host that are stored in the point in addition to the disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PointFile>,
-    /// Parts of the machine that are not in the point: disks, and other parts.
+    /// Parts of the machine that are not in the point: disks and other parts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
     /// How long it took to store.
@@ -341,9 +341,9 @@ pub struct Point {
     /// `push` and `backup`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain_damage: Vec<Damage>,
-    /// The older points that lack chunks which the repository has lost, of any machine (by `push` and `backup`, when
-    /// they meet one). This point is intact: the data that it shares with them was read and stored again. A `failure`
-    /// with the code `damage` follows the record.
+    /// Older points, of any machine, whose chunks are missing from the repository (by `push` and `backup`, if they find
+    /// any). This point is intact: the data that it shares with them was read and stored again. A `failure` with the
+    /// code `damage` follows the record.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_points: Vec<DamagedPoint>,
     /// How `verify` verified it: `full`, `sample` or `quick`; false if damage was found.
@@ -352,7 +352,7 @@ pub struct Point {
     /// When it was verified.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
     pub verified_at: Option<Time>,
-    /// What `verify` or `restore` found damaged.
+    /// The damage that `verify` or `restore` found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<Damage>,
     /// The name of the machine that `restore` defined, or its folder with `--no-define`.
@@ -391,16 +391,16 @@ pub struct PointDisk {
     pub extra: Extra,
 }
 
-/// A change that was made, or would be made without `--dry-run`.
+/// A change that was made, or that would be made without `--dry-run`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Action {
     /// `init`, `release`, `prune`, `key` …
     pub action: String,
     /// The object of the action.
     pub target: String,
-    /// Whether it changed anything.
+    /// Whether anything was changed.
     pub changed: bool,
-    /// The reason, also if nothing was changed.
+    /// The reason, even if nothing was changed.
     pub reason: String,
     /// Whether this was a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -413,36 +413,36 @@ pub struct Action {
     /// point; the target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`,
     /// and `rules`: the rules that keep it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`,
     /// `restoring` (a machine runs on it until its live restore has ended), `last_good`, `awaits_copy`, `machine_gone`,
-    /// `future`, `locked` (by the bucket, until `locked_until`), `no_policy` - or `expired`. `prune` (the
-    /// target is the repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes`
-    /// (unused data that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`, `locked_packs` and
-    /// `locked_bytes` (unused, and locked by the bucket until `locked_until`). `pin`, `unpin` (the target is the
-    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the
-    /// lock's file): `repo`, `host` and `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the
-    /// server's host key; `authorized_keys_line` of this host's own key. `jobs cancel` (the target is the job): `pid`.
-    /// `mount` (the target is the folder): `machine`, `point`, `program` (`guestmount`, `nbdfuse`), `files` (the disks,
-    /// if they are files), `served` (what `release` ends it by, in the background).
-    /// `files cp` (the target is what was written): `machine`, `point`, `path` (in the guest), `files`, `directories`,
-    /// `copied_bytes`, `skipped` (devices and sockets).
-    /// `config set` (the target is the file): `changes` (each with `key`, `before` and `after`), `diff` (a unified
-    /// diff), `file_sha256` (of the file before). `schedule`: `cron` (the expression), `command`, `backup_command` or
-    /// `drill_command` (the command without its surroundings), `machines` (a list, `all` or `selected_vms`), `repo`,
-    /// `description` (when it runs, in words), `longest_gap_seconds` (the longest time between two runs; none for
-    /// @reboot), `next_runs` (the next three times, or as many as `schedule describe` is asked for), `entry` (the text
-    /// that is, or would be, installed), `drill` (these fields, of `--drill`). `ui`: `entry` (the text of the unit).
+    /// `future`, `locked` (by the bucket, until `locked_until`), `no_policy` - or `expired`. `prune` (the target is the
+    /// repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data
+    /// that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`, `locked_packs` and `locked_bytes`
+    /// (unused, and locked by the bucket until `locked_until`). `pin`, `unpin` (the target is the point's new id):
+    /// `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's file): `repo`,
+    /// `host` and `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the server's host key;
+    /// `authorized_keys_line` of this host's own key. `jobs cancel` (the target is the job): `pid`. `mount` (the target
+    /// is the folder): `machine`, `point`, `program` (`guestmount`, `nbdfuse`), `files` (the disks, if they are mounted
+    /// as files), `served` (the name by which `release` stops it, if it runs in the background). `files cp` (the target
+    /// is what was written): `machine`, `point`, `path` (in the guest), `files`, `directories`, `copied_bytes`,
+    /// `skipped` (devices and sockets). `config set` (the target is the configuration file): `changes` (each with
+    /// `key`, `before` and `after`), `diff` (a unified diff), `file_sha256` (of the file before). `schedule`: `cron`
+    /// (the expression), `command`, `backup_command` or `drill_command` (the command without its wrapper), `machines`
+    /// (a list, `all` or `selected_vms`), `repo`, `description` (when it runs, in words), `longest_gap_seconds` (the
+    /// longest time between two runs; none for @reboot), `next_runs` (the next three runs, or the number requested from
+    /// `schedule describe`), `entry` (the text that is or would be installed), `drill` (the same fields for `--drill`).
+    /// `ui`: `entry` (the text of the unit).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
 }
 
-/// One key of the configuration and the value that applies; made by `config show`.
+/// One key of the configuration and its effective value; printed by `config show`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Setting {
     /// The key: `jobs`, `ssh.port`.
     pub key: String,
     /// The effective value, or null. Values that may reveal a password are hidden.
     pub value: Value,
-    /// Where it comes from: `flag`, `environment`, `file` or `default`.
+    /// Where the value comes from: `flag`, `environment`, `file` or `default`.
     pub source: String,
     /// The flag, the variable or the file.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -461,7 +461,7 @@ pub struct Setting {
 pub struct Failure {
     /// The subcommand that failed.
     pub command: String,
-    /// The libvirt connection URI, if it had to do with one.
+    /// The libvirt connection URI, if one was involved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<String>,
     /// The machine.
@@ -506,7 +506,7 @@ pub enum ParseError {
 }
 
 impl Point {
-    /// Whether damage was found, of this point or of one before it.
+    /// Whether damage was found, in this point or an earlier one.
     pub fn is_damage_known(&self) -> bool {
         !(self.damage.is_empty() && self.chain_damage.is_empty() && self.damaged_points.is_empty())
     }

@@ -141,7 +141,7 @@ fn plain_rule(message: &str) -> String {
         "a boolean" => "true or false".into(),
         "a sequence" => "a list: [ … ]".into(),
         "a map" => "an object: { … }".into(),
-        "a string" => "a text".into(),
+        "a string" => "a string".into(),
         words if words.starts_with("struct ") => "an object: { … }".into(),
         words => words.replace('`', "\""),
     }

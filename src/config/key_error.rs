@@ -1,23 +1,23 @@
-//! What can be wrong with one key of the configuration.
+//! Errors in one key of the configuration.
 
 use serde_json::Value;
 use std::fmt;
 
-/// What is wrong with one key.
+/// An error in one key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeyError {
     /// The key, from the top: `ssh.port`, `hooks.before_run.0.command`.
     pub(crate) key: String,
-    /// Its value; none where it is secret, or where the key is what is wrong.
+    /// Its value; none if it is secret, or if the key itself is invalid.
     pub(crate) value: Option<Value>,
-    /// The rule that is broken, as the end of a sentence that the key begins.
+    /// The violated rule, as the end of a sentence that begins with the key.
     pub(crate) rule: String,
-    /// The nearest right spelling, of the value or, where that is what is wrong, of the key.
+    /// The suggestion: for the value, or for the key if the key itself is invalid.
     pub(crate) nearest: Option<String>,
 }
 
 impl KeyError {
-    /// A key that breaks a rule, whatever its value is.
+    /// A key that violates a rule, whatever its value is.
     pub(crate) fn rule(key: &str, rule: &str) -> KeyError {
         KeyError { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
     }

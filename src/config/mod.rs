@@ -1,15 +1,15 @@
 //! The configuration file: a JSON object whose keys are all optional.
 //!
 //! The fields of [`Config`] are its documentation, and `kvmb config schema` prints them as a JSON Schema. A key that
-//! does not apply is left out; an empty text or null is as good as none. Keys that begin with `//` are comments.
+//! does not apply is omitted; an empty string or null counts as omitted. Keys that begin with `//` are comments.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`rules`] | what a value may be: host names, paths, sizes … |
-//! | [`document`] | a text becomes a [`Config`], or the list of all its faults |
+//! | [`document`] | parses a text into a [`Config`], or lists all its errors |
 //! | [`edit`] | changes of the file that leave the rest of it as it is |
-//! | [`repairs`] | the nearest right spelling of a wrong value |
-//! | [`mod@file`] | where the file is looked for, and who may read and write it |
+//! | [`repairs`] | suggestions for an invalid value |
+//! | [`mod@file`] | where the file is searched for, and who may read and write it |
 //! | [`schema`] | the JSON Schema |
 
 pub mod document;
@@ -46,11 +46,11 @@ pub struct Config {
     /// The backup server: a host name or an IP address. Empty: local only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) backup_host: Option<WithText<HostName>>,
-    /// The user to log in as on the backup server; without it, the one that kvmb runs as.
+    /// The user to log in as on the backup server. Default: the user that runs kvmb.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) backup_user: Option<WithText<UserName>>,
-    /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in
-    /// there.
+    /// The folder on the backup server that holds the repository. If it contains other files, the repository is in its
+    /// subfolder kvmb.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) backup_path: Option<WithText<AbsolutePath>>,
     /// Whether to schedule backups at backup_freq.
@@ -61,8 +61,8 @@ pub struct Config {
     /// The machines that 'kvmb backup' backs up when no names are given: true includes a machine, false excludes it. A
     /// name may be a glob ("web*"); false takes precedence over true.
     pub(crate) selected_vms: BTreeMap<WithText<MachineName>, bool>,
-    /// Disks that backups leave out, by machine: {"vm1": ["vdb"]}. A name may be a glob; the lists of all names that
-    /// match are joined. --disk includes such a disk all the same.
+    /// Disks to exclude from backups, by machine: {"vm1": ["vdb"]}. A name may be a glob; the lists of all matching
+    /// names are combined. --disk includes such a disk anyway.
     pub(crate) excluded_disks: BTreeMap<WithText<MachineName>, Vec<WithText<DiskName>>>,
 
     /// The libvirt connection, as for virsh.
@@ -82,7 +82,7 @@ pub struct Config {
     /// local repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) remote_password_file: Option<WithText<AbsolutePath>>,
-    /// The second repository, which points are copied to. Default: the backup server of backup_host.
+    /// The second repository, to which points are copied. Default: the backup server of backup_host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) copy_to: Option<WithText<RepoAddress>>,
     /// How to log in to the backup server.
@@ -117,7 +117,7 @@ pub struct Config {
     /// disk 1M up to 64 GiB, 2M up to 1 TiB and 4M above.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunk_size: Option<WithText<ChunkSizeText>>,
-    /// How hard new data is compressed. Default: "auto", harder when the repository is the bottleneck.
+    /// Compression of new data. Default: "auto", which compresses harder while the repository is the bottleneck.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) compression: Option<CompressionMode>,
     /// Read a disk in full, and compare, if it has not been read in full for this long. Default: never.
@@ -138,7 +138,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cache_dir: Option<WithText<AbsolutePath>>,
     /// How long keys that are derived from passwords stay in the kernel's keyring, so that later runs start faster.
-    /// Default: not at all.
+    /// Default: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) key_cache: Option<WithText<PositiveSpan>>,
     /// Whether to verify each new point by reading it back.
@@ -265,30 +265,31 @@ pub(crate) struct Http {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct S3 {
-    /// File with access keys, as AWS's own programs share it. Default: ~/.aws/credentials.
+    /// File with access keys, in the format of the AWS tools. Default: ~/.aws/credentials.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) credentials_file: Option<WithText<AbsolutePath>>,
     /// Profile in that file. Default: default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) profile: Option<String>,
-    /// Region to sign requests for. Default: what the name of the server says, otherwise us-east-1.
+    /// Region to sign requests for. Default: the region in the name of the server, otherwise us-east-1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) region: Option<String>,
-    /// Where the name of the bucket stands in a request: before the host name (dns), in the path, or as usual for the
+    /// Position of the bucket name in a request: before the host name (dns), in the path (path), or as usual for the
     /// server (auto).
     pub(crate) bucket_lookup: S3Lookup,
     /// Storage class of packs. Archive classes cannot be used, because backups read older packs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) storage_class: Option<WithText<StorageClass>>,
-    /// Encryption that the server adds: AES256, aws:kms, or aws:kms:KEY.
+    /// Encryption by the server: AES256, aws:kms, or aws:kms:KEY.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) encryption: Option<WithText<ServerEncryption>>,
-    /// How long nobody can remove or change what is written to a bucket (S3 Object Lock): 30d. Default: not locked.
+    /// How long files that are written to a bucket are locked, so that nobody can remove or change them (S3 Object
+    /// Lock): 30d. Default: not locked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lock_for: Option<WithText<PositiveSpan>>,
 }
 
-/// Where the name of a bucket stands.
+/// Position of the bucket name in a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -351,11 +352,11 @@ impl Retention {
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub(crate) enum FreezePolicy {
-    /// If there is an agent that answers.
+    /// If a guest agent answers.
     Auto,
     /// Not at all.
     Never,
-    /// Always: without it the backup of the machine fails.
+    /// Always: if it fails, the backup of the machine fails.
     Required,
 }
 
@@ -368,7 +369,7 @@ pub(crate) enum CompressionMode {
     Off,
     /// As fast as possible.
     Fastest,
-    /// By measurement: harder when the repository is the bottleneck.
+    /// Adaptive: harder while the repository is the bottleneck.
     Auto,
     /// Smaller, and slower.
     Better,
@@ -397,7 +398,7 @@ pub(crate) struct Hooks {
 pub(crate) struct Hook {
     /// The program and its arguments, as separate strings.
     pub(crate) command: Vec<String>,
-    /// Time limit (default: one minute). After that, the command and its child processes are stopped, and it has
+    /// Time limit (default: one minute). After that, the command and its child processes are stopped, and the hook has
     /// failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timeout: Option<WithText<PositiveSpan>>,
@@ -456,31 +457,31 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct DrillConfig {
-    /// Warn if no point of a machine was booted for this long. Default: never.
+    /// Warn if no point of a machine has been booted for this long. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_age: Option<WithText<PositiveSpan>>,
-    /// What is enough, for machines without a check: started, console or agent. Default: what the machine offers, at
-    /// best agent.
+    /// Rung that machines without a check must reach: started, console or agent. Default: the highest rung that the
+    /// machine supports, at most agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) until: Option<DrillRung>,
-    /// How long a machine may take. Default: 10m, and 40m without KVM.
+    /// Time limit for a machine. Default: 10m, or 40m without KVM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timeout: Option<WithText<PositiveSpan>>,
-    /// The most memory that a machine gets.
+    /// Maximum memory of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<WithText<PositiveSize>>,
-    /// The most processors that a machine gets.
+    /// Maximum number of processors of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) vcpus: Option<Bounded<1, 1024>>,
     /// Commands that must succeed in the guest, by machine: {"db1": "systemctl is-active postgresql"}. A name may be a
     /// glob; the name itself takes precedence.
     pub(crate) check: BTreeMap<WithText<MachineName>, WithText<CommandLine>>,
-    /// Texts that must come on the console, by machine: {"web*": "login:"}. A name may be a glob; the name itself takes
-    /// precedence.
+    /// Texts that must appear on the console, by machine: {"web*": "login:"}. A name may be a glob; the name itself
+    /// takes precedence.
     pub(crate) expect: BTreeMap<WithText<MachineName>, String>,
 }
 
-/// How far a machine comes.
+/// The rungs of a drill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -493,7 +494,7 @@ pub(crate) enum DrillRung {
     Agent,
 }
 
-/// When `kvmb status` alarms.
+/// Thresholds of `kvmb status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct StatusConfig {
@@ -514,11 +515,11 @@ pub(crate) struct StatusConfig {
     pub(crate) prometheus_textfile: Option<WithText<AbsolutePath>>,
 }
 
-/// What `backup_freq` is by default: at two in the night.
+/// The default of `backup_freq`: 02:00 every day.
 pub(crate) const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 
-/// The keys whose values may be or may give away a secret: `config show` hides them, and a file that has one must not
-/// be readable by everybody.
+/// The keys whose values may be or reveal a secret: `config show` hides them, and a file that contains one must not be
+/// readable by everybody.
 pub(crate) const SECRET_KEYS: [&str; 3] = ["password_command", "ssh.password_command", "http.password_command"];
 
 impl Config {
@@ -535,7 +536,7 @@ impl Config {
         Some(format!("sftp://{user}{host}{port}/{}", path.text()))
     }
 
-    /// The repository that backups go to first; none where that is this host's own.
+    /// The repository that backups go to first; none if that is the host's default repository.
     pub(crate) fn primary_repo(&self) -> Option<String> {
         match &self.repo {
             Some(repo) if repo.text().is_empty() => self.remote_url(),
@@ -543,14 +544,14 @@ impl Config {
         }
     }
 
-    /// The repository that points are copied to: the one that is named so, else the backup server's, unless backups
-    /// go straight there.
+    /// The repository that points are copied to: `copy_to` if set, otherwise that of the backup server, unless backups
+    /// go there directly.
     pub(crate) fn second_repo(&self) -> Option<String> {
         let named = self.copy_to.as_ref().filter(|repo| !repo.text().is_empty()).map(|repo| repo.text().to_owned());
         named.or_else(|| self.remote_url()).filter(|second| self.primary_repo().as_ref() != Some(second))
     }
 
-    /// What each value by itself cannot show: keys that contradict or need each other.
+    /// Checks that involve several keys: those that contradict or require each other.
     fn contradictions(&self) -> Vec<KeyError> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, rule: &str| faults.push(KeyError::rule(key, rule));

@@ -1,10 +1,9 @@
-//! The nearest right spelling of what is wrong: usual slips undone one by one. The caller keeps the first that is
-//! right.
+//! Suggestions for invalid values: common mistakes, corrected one by one. The caller uses the first valid one.
 
 use crate::suggest::{nearest_word, similar_words};
 use serde_json::{Value, json};
 
-/// What may have been meant by a value, most likely first; most of it is as wrong as before.
+/// Candidates for what a value was meant to be, most likely first. Most of them are invalid, too.
 pub(crate) fn repairs(value: &Value, schema: &Value) -> Vec<Value> {
     match value {
         Value::String(text) => of_text(text, schema),

@@ -1,4 +1,4 @@
-//! What a value may be. Each rule is one sentence, which is also the message when it is broken.
+//! Rules for values. Each rule is one sentence, which is also the error message if it is violated.
 
 use crate::schedule::Cron;
 use crate::units;
@@ -12,19 +12,19 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Something that is written as a text that keeps to a rule.
+/// A value that is written as a string and follows a rule.
 pub(crate) trait Term: Sized {
     /// The name of the rule in the schema.
     const NAME: &'static str;
-    /// The rule as the end of a sentence: «must be …».
+    /// The rule as the end of the sentence «must be …».
     const RULE: &'static str;
-    /// The rule for editors, as far as a regular expression can say it.
+    /// The rule for editors, as far as a regular expression can express it.
     const PATTERN: &'static str;
 
-    /// What the text means, if it keeps to the rule.
+    /// Parses the text, if it follows the rule.
     fn read(text: &str) -> Option<Self>;
 
-    /// What exactly is wrong with a text that does not, where that can be said.
+    /// A more precise error for a text that violates the rule, if there is one.
     fn detail(_text: &str) -> Option<String> {
         None
     }
@@ -358,7 +358,7 @@ pub(crate) struct CommandLine;
 
 impl Term for CommandLine {
     const NAME: &'static str = "CommandLine";
-    const RULE: &'static str = "a command for the shell, in one line";
+    const RULE: &'static str = "a shell command on one line";
     const PATTERN: &'static str = ".*\\S.*";
 
     fn read(text: &str) -> Option<CommandLine> {
@@ -380,7 +380,7 @@ impl Term for Cron {
     }
 }
 
-/// A length of time that is not nothing.
+/// A duration above zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PositiveSpan(pub(crate) Duration);
 
@@ -401,7 +401,7 @@ impl Term for PositiveSpan {
     }
 }
 
-/// A number of bytes that is not nothing.
+/// A number of bytes above zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PositiveSize(pub(crate) u64);
 

@@ -4,18 +4,18 @@ use super::Extra;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is on a partition, or on a whole disk, of a point; made by `files ls POINT`.
+/// The content of a partition or of a whole disk of a point; printed by `files ls POINT`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Filesystem {
     /// The machine.
     pub machine: String,
     /// The point's id.
     pub point: String,
-    /// The disk, or the logical volume.
+    /// The disk or the logical volume.
     pub disk: String,
-    /// Its name in paths, as `vda2:/etc`: the disk and the number of the partition.
+    /// Its name in paths such as `vda2:/etc`: the disk and the number of the partition.
     pub filesystem: String,
-    /// What it is, as `blkid` names it: `ext4`, `xfs`, `btrfs`, `vfat`, `ntfs`, `swap`, `LVM2_member`, `crypto_LUKS` …,
+    /// Its type, as `blkid` names it: `ext4`, `xfs`, `btrfs`, `vfat`, `ntfs`, `swap`, `LVM2_member`, `crypto_LUKS` …,
     /// or `unknown`.
     pub format: String,
     /// Where it begins on the disk.
@@ -24,19 +24,19 @@ pub struct Filesystem {
     pub size_bytes: u64,
     /// Whether its files can be read.
     pub readable: bool,
-    /// Why they cannot, if it is a file system that usually can.
+    /// Why they cannot be read, if the file system is usually supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Its label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Its UUID, or what the format has instead.
+    /// Its UUID, or the identifier that the format has instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// The operating system that it is the root of.
+    /// The operating system whose root file system it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
-    /// Where an operating system of the point mounts it.
+    /// Where the operating system of the point mounts it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mount_point: Option<String>,
     /// Unknown fields.

@@ -5,7 +5,7 @@ use super::values::{Extra, without_steering};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A run of a command on this host that backs up, copies, restores, verifies, serves or prunes; made by `jobs`.
+/// A run of a command on this host that backs up, copies, restores, verifies, serves or prunes; printed by `jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id, as in the log.
@@ -14,8 +14,8 @@ pub struct Job {
     pub command: String,
     /// The whole command line, without the program. Passwords in addresses are hidden.
     pub arguments: Vec<String>,
-    /// `running`, `done`, `failed`, `partial`, `damage`, `busy`, `interrupted`, or `lost` (the process is gone and left
-    /// no result).
+    /// `running`, `done`, `failed`, `partial`, `damage`, `busy`, `interrupted`, or `lost` (the process disappeared
+    /// without a result).
     pub status: String,
     /// The user who started it; with sudo, the user who called sudo.
     pub user: String,
@@ -29,15 +29,15 @@ pub struct Job {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
     pub ended_at: Option<Time>,
-    /// How long it took, or has been running.
+    /// How long it took, or how long it has been running.
     pub duration_seconds: f64,
     /// Its exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u32>,
-    /// How much it has really read or copied.
+    /// How much it has actually read or copied.
     pub done_bytes: u64,
-    /// How much is known that it has to read or copy. Grows while machines are opened, and becomes less where holes and
-    /// unchanged parts of disks are found.
+    /// How much it has to read or copy, as far as known. This grows while machines are opened, and shrinks when holes
+    /// and unchanged parts of disks are found.
     pub total_bytes: u64,
     /// The present rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,7 +92,7 @@ pub struct Progress {
     pub ended: bool,
 }
 
-/// A line of the log; made by `log`.
+/// A line of the log; printed by `log`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Log {
     /// When it was written.
@@ -100,9 +100,9 @@ pub struct Log {
     pub logged_at: Time,
     /// `DEBUG`, `INFO`, `WARNING` or `ERROR`.
     pub level: String,
-    /// The id of the run that wrote it; if that was a job, the job's.
+    /// The ID of the run that wrote it, which is also the ID of the job if the run was one.
     pub run: String,
-    /// The message, with its fields (`machine=vm1`) behind it.
+    /// The message, followed by its fields (`machine=vm1`).
     pub message: String,
     /// Unknown fields.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! What became of a point: damage, a copy, a restore.
+//! The outcome for a point: damage, a copy, a restore.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ pub struct DamagedPoint {
     pub point: String,
     /// Its machine's name.
     pub machine: String,
-    /// The disks, by target name; none when the point's own description cannot be read.
+    /// The disks, by target name; empty if the description of the point itself cannot be read.
     pub disks: Vec<String>,
 }
 
@@ -26,23 +26,23 @@ pub struct Damage {
     /// Length of the damaged range.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length_bytes: Option<u64>,
-    /// The file of the repository, if it is known.
+    /// The file of the repository, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Description of the damage.
     pub error: String,
 }
 
-/// What copying a point from one repository to another took.
+/// Statistics of copying a point from one repository to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Copied {
     /// The repository that it was copied from.
     pub from_repo: String,
     /// Its id there.
     pub from_point: String,
-    /// Whether it was already there, so that nothing was copied.
+    /// Whether the point was already there, so that nothing was copied.
     pub already_there: bool,
-    /// What the other repository did not have.
+    /// How much the other repository did not have yet.
     pub new_bytes: u64,
     /// Space used by the new data there, compressed and encrypted.
     pub stored_bytes: u64,
@@ -51,25 +51,25 @@ pub struct Copied {
 /// Where `restore` put a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoredTo {
-    /// The machine that was defined; left out with `--no-define`.
+    /// The machine that was defined; omitted with `--no-define`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Its UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// The definition as a file, when it was written to one.
+    /// The file with the definition, if it was written to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<String>,
     /// The disks that were written.
     pub disks: Vec<RestoredDisk>,
     /// Whether the machine was started.
     pub started: bool,
-    /// How it went, if the machine ran before its data was there (`--live`).
+    /// Timing of a live restore (`--live`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<LiveRestore>,
 }
 
-/// A machine that was started on its point, and whose data followed.
+/// A machine that was started before its data was copied.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LiveRestore {
     /// From the start of the command until the machine ran.

@@ -1,22 +1,22 @@
-//! What a machine takes in a repository.
+//! Space used in a repository.
 
 use super::{Extra, Time, time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a machine takes in a repository, or all that is in it; made by `stats`. Sizes are those of data that is
-/// compressed and encrypted, as `restic stats --mode raw-data` counts them.
+/// The space that a machine, or all data together, uses in a repository; printed by `stats`. Sizes are those of
+/// compressed and encrypted data, as `restic stats --mode raw-data` counts them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// The repository.
     pub repo: String,
-    /// The machine's name; left out for the repository as a whole.
+    /// The machine's name; omitted for the repository as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// The machine's UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// The hosts that the points were taken on; more than one for a machine that moved.
+    /// The hosts on which the points were captured; more than one if the machine moved.
     pub hosts: Vec<String>,
     /// The number of points.
     pub points: usize,
@@ -27,16 +27,16 @@ pub struct Usage {
     pub capacity_bytes: u64,
     /// Space used by the data that the points need. Data that several of them need counts once.
     pub stored_bytes: u64,
-    /// Of that, the data that only points of this machine need: removing all of them frees it.
+    /// The part that only points of this machine need: it is freed when all of them are removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own_bytes: Option<u64>,
-    /// Of that, the data that points of other machines need as well.
+    /// The part that points of other machines need as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_bytes: Option<u64>,
-    /// Space used by data that nothing needs, which `prune` can free; only for a repository as a whole.
+    /// Space used by unused data, which `prune` can free; only for a repository as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unused_bytes: Option<u64>,
-    /// What the points of the last 30 days added a day; left out if they are less than a day apart.
+    /// What the points of the last 30 days added per day; omitted if they are less than a day apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub growth_bytes_per_day: Option<f64>,
     /// Unknown fields.

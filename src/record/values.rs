@@ -1,12 +1,12 @@
-//! What fields of records are made of, and text that is safe to print.
+//! Value types of record fields, and text that is safe to print.
 
 use serde_json::{Map, Value};
 
 /// Fields that this version does not know; passed on as they came.
 pub type Extra = Map<String, Value>;
 
-/// JSON without characters that steer a terminal, which it leaves as they are. They can only stand in a text, where an
-/// escape means the same.
+/// JSON in which characters that control a terminal are escaped. They can only occur in strings, where the escape means
+/// the same.
 pub fn without_steering(json: String) -> String {
     if !json.contains(steers_terminal) {
         return json;
@@ -21,13 +21,13 @@ pub fn without_steering(json: String) -> String {
     safe
 }
 
-/// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction
-/// of writing around, so that a name can look like another one.
+/// Whether a character controls a terminal instead of being displayed: control characters, and those that change the
+/// text direction, which can make one name look like another.
 pub fn steers_terminal(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// What a terminal would show of a text in plain letters: without colours, movements of the cursor and other steering.
+/// The visible text of terminal output: without colours, cursor movements and other control sequences.
 pub fn plain_text(text: &str) -> String {
     let (mut plain, mut characters) = (String::with_capacity(text.len()), text.chars());
     while let Some(character) = characters.next() {
