@@ -1,4 +1,4 @@
-//! Small files that are there whole or not at all, whoever reads them at whatever moment.
+//! Atomic replacement of small files: a reader sees the old or the new file, never a part.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,4 +1,4 @@
-//! Calls that may never return: given up after a limit, and soon after SIGINT or SIGTERM.
+//! Time limits for calls that may never return; they also end soon after SIGINT or SIGTERM.
 //!
 //! A system call that hangs on dead storage, a named pipe that nobody writes to or a libvirt that waits for QEMU cannot
 //! be cancelled. So another thread makes the call, and is left behind when its time is over: it ends with the process,

@@ -1,4 +1,4 @@
-//! So many bytes a second and no more: for reading disks and for uploads.
+//! Bandwidth limits for reading disks and for uploads.
 
 use std::fmt;
 use std::num::NonZeroU32;

@@ -1,4 +1,4 @@
-//! Freezing the guest's file systems, in a way that cannot hang and cannot be forgotten.
+//! Freezing the guest's file systems so that it cannot hang and a thaw is never forgotten.
 //!
 //! ```text
 //!  set timeout → freeze ─ ok ────────────→ begin → thaw                 «filesystem»

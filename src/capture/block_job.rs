@@ -1,4 +1,4 @@
-//! Block jobs: what libvirt is doing with one disk of a running machine. A disk has one at a time, and a backup is one.
+//! Block jobs on a disk of a running machine. A disk has at most one at a time, and a backup counts as one.
 
 use std::fmt;
 

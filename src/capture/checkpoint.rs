@@ -1,7 +1,7 @@
-//! Checkpoints: moments since which libvirt records what changes, one dirty bitmap of the same name in every image.
+//! Checkpoints: from each on, libvirt records changes in a dirty bitmap of the same name in every image.
 //!
-//! What we know of them by trying: every bitmap records on its own, so «changed since X» is bitmap X alone, and
-//! deleting another one never harms it. Checkpoints of other tools are listed and left alone.
+//! Known from experiments: every bitmap records independently, so «changed since X» is bitmap X alone, and deleting
+//! another one never harms it. Checkpoints of other tools are listed and left alone.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,8 @@
-//! Closes captures, and clears what a killed run left.
+//! Closes captures, and cleans up after killed runs.
 //!
-//! Closing is idempotent, every step of it: it goes by what is there, not by what the state says should be. The order -
-//! end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a crash in
-//! between leaves the state file, and with it the rest of the work, to the next one.
+//! Every step of closing is idempotent: it acts on what actually exists, not on what the state file says should exist.
+//! The order - end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a
+//! crash in between leaves the state file, and with it the rest of the work, to the next one.
 
 use std::collections::BTreeSet;
 use std::fs;

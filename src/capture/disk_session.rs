@@ -1,4 +1,4 @@
-//! For how long one QEMU process has had a disk open.
+//! The session of a disk: how long one QEMU process has had it open.
 //!
 //! The data of a qcow2 image may be in a raw file beside it (`data_file`), which any program can write to, and no dirty
 //! bitmap shows that. As long as QEMU has the disk open, its image locks keep other programs of QEMU's out. So

@@ -1,4 +1,4 @@
-//! What can go wrong between us, libvirt and QEMU.
+//! Errors of libvirt, QEMU and captures.
 
 use crate::capture::block_job::BlockJob;
 use crate::capture::holders::Holder;

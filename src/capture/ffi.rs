@@ -1,4 +1,4 @@
-//! The calls of libvirt that the `virt` crate does not have. All unsafe code of kvmb is here.
+//! The libvirt calls that the `virt` crate lacks. All unsafe code of kvmb is here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

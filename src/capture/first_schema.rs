@@ -1,4 +1,4 @@
-//! The first schema is read by one thread alone.
+//! Lets a single thread load the first schema.
 //!
 //! libvirt compares the XML of backups and checkpoints with a schema. What libxml2 needs for that, it makes when the
 //! first schema is read, and says that it is there before it is: a second thread then finds nothing, and the backup of

@@ -1,4 +1,4 @@
-//! Who has a file open.
+//! The processes that have a file open.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! How long libvirt may take, and what becomes of a machine whose QEMU does not answer.
+//! Time limits for libvirt calls, and the handling of machines whose QEMU does not answer.
 //!
 //! A call of libvirt that waits for a QEMU that hangs cannot be cancelled: it is left behind on its thread
 //! ([`crate::bounded`]). While such a call of a machine is pending, no other is made that would wait behind it, so that

@@ -1,4 +1,4 @@
-//! A connection to libvirt, which a hypervisor and its machines share.
+//! A libvirt connection, shared by a hypervisor and its machines.
 //!
 //! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of
 //! it only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.

@@ -1,4 +1,4 @@
-//! One command at a time opens or clears captures of a machine.
+//! Lets one command at a time open or clean up captures of a machine.
 
 use crate::capture::error::{Error, Result};
 use crate::capture::machine::Machine;

@@ -1,45 +1,46 @@
-//! The moment of capture: everything that talks to libvirt and QEMU.
+//! Capturing machines: everything that talks to libvirt and QEMU.
 //!
-//! A *capture* is an open moment of one machine: a libvirt backup job - or, for a machine that is off, one read-only
-//! `qemu-storage-daemon` - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and
-//! closes captures and knows nothing of what reads them.
+//! A *capture* is the state of one machine at one instant: a libvirt backup job or, for a stopped machine, a read-only
+//! `qemu-storage-daemon`. Its disks can be read over NBD until it is closed or its lease expires. This layer opens and
+//! closes captures, and does not depend on their readers.
 //!
-//! | module | its subject |
+//! | module | subject |
 //! | --- | --- |
-//! | [`domain_xml`] | domain XML: read, changed for a restore (pure) |
+//! | [`domain_xml`] | domain XML: parsing, and changes for a restore (pure) |
 //! | [`parts::copies`] | firmware variables, TPM state, kernel, initrd and other files, copied at the moment of capture |
-//! | `left_out` | what a backup leaves out, and why |
+//! | `left_out` | the parts that a backup excludes, and why |
 //! | `network_file` | small files on network storage |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
-//! | `link` | a connection to libvirt, which a hypervisor and its machines share |
-//! | [`limits`] | how long libvirt may take; machines that do not answer |
+//! | `link` | a libvirt connection, shared by a hypervisor and its machines |
+//! | [`limits`] | time limits for libvirt calls; machines that do not answer |
 //! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
-//! | `machine_lock` | one command at a time opens or clears captures of a machine |
+//! | `machine_lock` | lets one command at a time open or clean up captures of a machine |
 //! | `domain_folder` | the folder that libvirt keeps for a running machine |
 //! | [`agent`] | freeze and thaw the guest's file systems |
-//! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
+//! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, restore |
 //! | [`guard`] | the record of a capture's guard process |
-//! | `first_schema` | the first schema is read by one thread alone |
+//! | `first_schema` | lets a single thread load the first schema |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`block_job`] | block jobs of running machines |
-//! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
-//! | [`holders`] | who has a file open |
-//! | [`images`] | image files: which file it is, and its bitmaps |
-//! | [`process`] | processes, distinguished from later ones with the same number |
-//! | `pull` | copies what is below an image into it, while the machine runs |
+//! | [`offline`] | stopped machines: their images as QEMU would open them, and the program that serves them |
+//! | [`holders`] | the processes that have a file open |
+//! | [`images`] | image files: their identity and their bitmaps |
+//! | [`process`] | processes, distinguished from later ones with the same PID |
+//! | `pull` | copies the backing file of an image into it while the machine runs (block pull) |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
-//! | [`parts::safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
-//! | [`state`] | what is known of an open capture, on disk |
-//! | [`open`] | opens a capture: what is asked for, a machine that runs, one that is off |
-//! | [`close`] | closes captures, and clears what a killed run left |
-//! | [`transient`] | machines that exist while this process does |
-//! | [`survey`] | what a backup would meet, looked at and left as it is |
+//! | [`parts::safe_path`] | safe access to files in folders that QEMU's user can write to |
+//! | [`state`] | the state of an open capture, on disk |
+//! | [`open`] | opens a capture: the plan, running machines, stopped machines |
+//! | [`close`] | closes captures, and cleans up after killed runs |
+//! | [`transient`] | transient machines that end with this process |
+//! | [`survey`] | read-only inspection of what a backup would encounter |
 //!
 //! # What survives what
-//! The state file is written *before* the job begins and says so ([`state::Phase`]), so that a run killed at any
-//! instant leaves a trail that [`close::clear_leftovers`] can follow: freeze not thawed, job begun, checkpoint made,
-//! scratch files and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
+//! The state file is written *before* the job starts and records the phase ([`state::Phase`]). A run that is killed at
+//! any instant therefore leaves enough information for [`close::clear_leftovers`] to clean up a frozen guest, a started
+//! job, a new checkpoint, scratch files and sockets. Jobs, checkpoints and processes of other programs are never
+//! touched.
 
 pub mod agent;
 pub mod block_job;

@@ -1,4 +1,4 @@
-//! Volumes of storage pools, for a restore: where they are, and how they are made again.
+//! Volumes of storage pools, for a restore: finding and creating them.
 
 use std::path::PathBuf;
 

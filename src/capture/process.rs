@@ -1,4 +1,4 @@
-//! Processes, distinguished from later ones with the same number.
+//! Processes, distinguished from later ones with the same PID.
 
 use chrono::{DateTime, FixedOffset, Local};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

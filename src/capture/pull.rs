@@ -1,4 +1,4 @@
-//! Copying what is below a disk's image into the image, while the machine runs (`virsh blockpull`).
+//! Copies the backing file of an image into the image while the machine runs (`virsh blockpull`).
 
 use crate::capture::error::{LibvirtErrorKind, Result};
 use crate::capture::ffi;

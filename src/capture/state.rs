@@ -1,7 +1,7 @@
-//! What is known of an open capture, on disk: `<state>/<id>/state.json`, mode 0600, replaced atomically.
+//! The state of an open capture, on disk: `<state>/<id>/state.json`, mode 0600, replaced atomically.
 //!
-//! Whoever reads from a capture holds a shared lock, whoever ends it an exclusive one. The locks are on a file `lock`
-//! beside the state, because the state file is replaced when it changes.
+//! A reader of a capture holds a shared lock, and the process that closes it an exclusive one. The locks are on a file
+//! `lock` beside the state, because the state file is replaced when it changes.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};

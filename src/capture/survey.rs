@@ -1,6 +1,7 @@
-//! What a backup would meet: this host and its machines, looked at and left as they are.
+//! Read-only inspection of this host and its machines, as a backup would encounter them.
 //!
-//! Nothing here judges. What cannot be found out is reported as such and hides nothing else.
+//! It does not judge the results. If something cannot be determined, it is reported as such and does not hide other
+//! results.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A machine that exists while this process does: libvirt ends it when the connection is lost, and keeps no definition.
+//! A transient machine that ends with this process: libvirt destroys it when the connection is lost, and keeps no
+//! definition.
 
 use std::io::Write;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a command works with.
+//! The context of a command.
 
 use crate::capture::{self, CallLimits, Hypervisor, RuntimeDirs};
 use crate::cli::args::global::Global;
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What a command works with.
+/// The context of a command.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) global: Global,

@@ -1,4 +1,4 @@
-//! The child: it answers what the parent asks, over its standard input, which is a socket and all that it has.
+//! The child answers requests of the parent over its standard input, a socket, which is its only open file.
 
 use super::lockdown::confine;
 use super::protocol::{

@@ -1,4 +1,4 @@
-//! How a process gives up what parsing does not need, for good.
+//! How a process permanently drops all privileges that parsing does not need.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};

@@ -1,4 +1,4 @@
-//! A process that parses what guests wrote, and can do nothing else.
+//! The sandboxed process that parses data written by guests.
 //!
 //! ```text
 //!  kvmb ── starts, by /proc/self/exe ──→ kvmb parse-guest
@@ -8,15 +8,15 @@
 //!   │ ←──── entries, data of files ────── │  system calls: read, write, memory, exit
 //!   └ checks what comes, writes files     └
 //! ```
-//! A guest that takes over the parser has gained a process that can compute. It can lie about its own files, which it
-//! could before. What it says is checked by whoever uses it.
+//! A guest that takes over the parser gains a process that can only compute. It can misreport its own files, which it
+//! could do anyway. Callers check all of its output.
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`protocol`] | what the two say to each other |
-//! | [`lockdown`] | how the child gives up what it does not need |
-//! | [`child`] | the child: it answers requests |
-//! | [`parent`] | starts a child and asks it |
+//! | [`protocol`] | the messages between the two |
+//! | [`lockdown`] | how the child drops its privileges |
+//! | [`child`] | the child, which answers requests |
+//! | [`parent`] | starts a child and sends it requests |
 
 pub(crate) mod child;
 pub mod lockdown;

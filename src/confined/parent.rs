@@ -1,4 +1,4 @@
-//! Starts a confined process, and asks it.
+//! Starts a confined process, and sends it requests.
 
 use super::COMMAND;
 use super::protocol::{

@@ -1,4 +1,4 @@
-//! What parent and child say to each other over one socket.
+//! The messages between parent and child over one socket.
 //!
 //! A message is its length (32 bits, little-endian), a letter, and its body: JSON, or bytes. The child asks for blocks
 //! while it works on a request; the parent answers and goes on waiting.

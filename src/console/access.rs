@@ -1,4 +1,4 @@
-//! Who may ask what, and the headers of every answer.
+//! Access control, and the headers of every response.
 //!
 //! The name in `Host` is looked at before anything else, so that no foreign name that points to this host (DNS
 //! rebinding) ever reaches a page. Without a session, every path answers with the page that says how to open one.
@@ -142,7 +142,7 @@ async fn admit(State(console): State<Arc<Console>>, request: Request, next: Next
     console.touch();
     if parts.method == Method::POST {
         if !form.get("csrf").is_some_and(|token| is_same(token, &form_token)) {
-            return refuse(&console, language, StatusCode::FORBIDDEN, "the form is not one of this session");
+            return refuse(&console, language, StatusCode::FORBIDDEN, "the form does not belong to this session");
         }
         if console.options.read_only && !changes_nothing(&path) {
             return refuse(&console, language, StatusCode::FORBIDDEN, "this console is read-only");
@@ -184,7 +184,7 @@ fn is_own_form(headers: &HeaderMap) -> Result<(), &'static str> {
         return Err("the form comes from another site");
     }
     if site.is_none() && origin.is_none() {
-        return Err("the request says nothing of where its form comes from (Origin)");
+        return Err("the request does not state where its form comes from (Origin)");
     }
     let kind = text(header::CONTENT_TYPE).unwrap_or_default();
     match kind.split(';').next().map(str::trim) {
@@ -221,8 +221,8 @@ fn log_in(console: &Arc<Console>, language: Language, token: Option<&str>) -> Re
     };
     let Some(cookie) = console.sessions().open(token) else {
         tracing::warn!("console: a link that is not valid was opened");
-        let message =
-            language.say("This link is not valid, or was used already.", "Ce lien n’est pas valable, ou a déjà servi.");
+        let message = language
+            .say("This link is invalid or has already been used.", "Ce lien n’est pas valable, ou a déjà servi.");
         return login_page(console, language, StatusCode::UNAUTHORIZED, Some(message));
     };
     tracing::info!("console: a session was opened");

@@ -1,25 +1,25 @@
 //! The web console: pages that run kvmb commands and show their records.
 //!
-//! It is one more user of the command line. It starts `kvmb --json …` as child processes, with arguments as vectors,
-//! and reads their records; what the commands cannot do, the console cannot do either. It is the only place with an
-//! async runtime, and only `kvmb ui` imports it.
+//! It is a client of the command line. It starts `kvmb --json …` as child processes, with arguments as vectors, and
+//! reads their records. The console cannot do anything that the commands cannot. It is the only place with an async
+//! runtime, and only `kvmb ui` imports it.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`server`] | listens, accepts connections, and ends |
-//! | `access` | who may ask what: hosts, sessions, forms; and the headers of every answer |
-//! | `state`, `visit`, `fields` | what all requests share; what a page knows of its request, and of its form |
+//! | `access` | access control: hosts, sessions, forms, and the headers of every response |
+//! | `state`, `visit`, `fields` | shared state; the context of a request, and its form |
 //! | `sessions` | the one-time token, sessions and their form tokens |
-//! | `links` | links for root, of a console that systemd has started |
+//! | `links` | login links for root, if systemd has started the console |
 //! | `toolbox` | runs commands: look-ups with a cache, and jobs |
-//! | `job_watch` | what one command for all pages reports of the jobs |
+//! | `job_watch` | the state of the jobs, from one command for all pages |
 //! | `followed` | a command whose records are shown while it runs |
 //! | `reading` | a command whose output is passed on while it runs |
 //! | `language`, `dates`, `french` | English and French, numbers and dates; what commands print, in French |
 //! | `html` | the frame of every page, and parts that several pages have |
 //! | `answers` | answers that many pages give |
 //! | `events` | live updates of parts of a page |
-//! | `pages` | one file a page |
+//! | `pages` | the pages, one file each |
 //!
 //! A request passes through these, in this order:
 //!

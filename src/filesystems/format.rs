@@ -1,4 +1,4 @@
-//! What a partition may hold.
+//! The possible contents of a partition.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,15 +1,15 @@
 //! The file systems of guests, read without the kernel.
 //!
-//! Everything here parses hostile bytes, so it runs in a confined process only (see the layer `confined`), allocates
-//! nothing because a guest says so, and bounds every loop. It reads through a [`blocks::BlockSource`] and writes
-//! nowhere.
+//! Everything here parses hostile bytes, so it runs only in a confined process (see the layer `confined`), never
+//! allocates an amount that a guest chose, and bounds every loop. It reads through a [`blocks::BlockSource`] and never
+//! writes.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`blocks`] | bytes of a disk or of a partition, cached |
-//! | `noted_reads` | the same for crates, and why a read failed |
+//! | `noted_reads` | the same for crates, with the cause of a failed read |
 //! | [`partitions`] | GPT and MBR |
-//! | [`mod@format`], [`probe`] | what is on a partition, by its signature |
+//! | [`mod@format`], [`probe`] | the content of a partition, by its signature |
 //! | [`ext`] | ext2, ext3, ext4, with the journal replayed in memory |
 //! | [`fat`], [`ntfs`], [`xfs`], [`btrfs`] | the others, by crates |
 //! | `lvm` | logical volumes of LVM |
@@ -43,16 +43,16 @@ pub enum FsError {
     /// The repository does not have the bytes: it is damaged, or cannot be reached.
     #[error("{0}")]
     Unreadable(String),
-    /// What is there makes no sense.
+    /// The data is invalid.
     #[error("the file system is damaged: {0}")]
     Damaged(String),
-    /// It makes sense to somebody else.
+    /// The data is valid but not supported.
     #[error("{0}")]
     Unsupported(String),
     /// What is there is encrypted, or a part of something, and can be opened by another program.
     #[error("{0}")]
     Closed(String),
-    /// There is nothing by that name.
+    /// There is no such file.
     #[error("{path} does not exist{}", crate::suggest::suggestion(near))]
     NotFound {
         /// The part of the path that is not there.
@@ -60,7 +60,7 @@ pub enum FsError {
         /// Names like it.
         near: Vec<String>,
     },
-    /// A path that means nothing here.
+    /// An invalid path.
     #[error("{0}")]
     BadPath(String),
 }
@@ -119,7 +119,7 @@ pub(crate) struct Timestamp {
     pub(crate) nanoseconds: u32,
 }
 
-/// What a file system says of a file.
+/// The attributes of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InodeMetadata {
     pub(crate) kind: InodeKind,

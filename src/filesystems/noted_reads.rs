@@ -1,4 +1,4 @@
-//! A source for crates whose errors have no place for why a read failed: it is noted beside them.
+//! A source for crates whose errors cannot carry the cause of a failed read: it records the cause separately.
 
 use super::blocks::Blocks;
 use super::{FsError, Result};

@@ -1,4 +1,4 @@
-//! What is on a partition, by its signature.
+//! Detects the content of a partition by its signature.
 
 use super::blocks::{Blocks, BlocksSlice};
 use super::format::FilesystemFormat;

@@ -1,5 +1,5 @@
-//! What this host remembers of its backups: how the last run of each machine went, when its points were verified. It
-//! tells what a repository cannot - that a run failed - and what is known while a repository cannot be reached.
+//! The history of backups on this host: the result of the last run of each machine, and when its points were verified.
+//! It records what a repository cannot, such as failed runs, and is used while a repository is unreachable.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -7,7 +7,7 @@
 //! | [`repo_memory`] | the repository as a whole: its prunes, its free space |
 //! | [`store`] | the files |
 //!
-//! It is a help, not a truth: it may be deleted at any time, and a backup never fails because of it.
+//! It is not authoritative: it may be deleted at any time, and a backup never fails because of it.
 
 pub(crate) mod jobs;
 pub(crate) mod repo_memory;
@@ -22,37 +22,37 @@ use serde::{Deserialize, Serialize};
 /// The version of the files that this program writes; others are not read.
 const VERSION: u32 = 1;
 
-/// Longer texts of errors are cut off.
+/// Longer error messages are truncated.
 const LONGEST_ERROR_CHARS: usize = 1000;
 
-/// So many runs of a machine are remembered: the newest, and the last one of each day before them.
+/// The number of runs kept for a machine: the newest ones, and the last one of each earlier day.
 const MOST_RUNS_IN_ROW: usize = 16;
 const MOST_RUNS: usize = 60;
 
-/// So many damaged points of a machine are remembered, the newest.
+/// The number of damaged points kept for a machine, the newest ones.
 const MOST_DAMAGED_POINTS: usize = 32;
 
-/// So many verified points of a machine are remembered, the newest.
+/// The number of verified points kept for a machine, the newest ones.
 const MOST_VERIFIED_POINTS: usize = 256;
 
-/// What is remembered of one machine in one repository.
+/// The history of one machine in one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MachineMemory {
     /// The version of the file.
     version: u32,
     pub(crate) repo: String,
-    /// The machine's name when it was last dealt with.
+    /// The machine's name at the last run.
     pub(crate) machine: String,
     pub(crate) uuid: String,
-    /// Since when it is remembered.
+    /// The time of its first record.
     pub(crate) since: Time,
     /// The newest point that was stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) newest_point: Option<KnownPoint>,
-    /// The last run, however it went.
+    /// The last run, whatever its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_run: Option<MachineRun>,
-    /// The last run that went well.
+    /// The last successful run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_success: Option<MachineRun>,
     /// Runs, the newest last.
@@ -80,7 +80,7 @@ pub(crate) struct KnownPoint {
     pub(crate) captured_at: Time,
 }
 
-/// What one run did with one machine.
+/// The result of one run for one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MachineRun {
     /// The run's id, as in the log.
@@ -103,10 +103,10 @@ pub(crate) struct MachineRun {
     /// What was read of its disks.
     #[serde(default)]
     pub(crate) read_bytes: u64,
-    /// What of that was new.
+    /// How much of that was new to the repository.
     #[serde(default)]
     pub(crate) new_bytes: u64,
-    /// What that takes in the repository.
+    /// Space used by the new data.
     #[serde(default)]
     pub(crate) stored_bytes: u64,
 }
@@ -143,7 +143,7 @@ impl PastRun {
     }
 }
 
-/// How a run went; the words are those that hooks get.
+/// The result of a run; the words are those that hooks get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RunOutcome {
@@ -200,7 +200,7 @@ pub(crate) struct Verification {
     pub(crate) depth: VerifiedDepth,
 }
 
-/// What a drill of a machine's point came to.
+/// The result of a drill of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DrillRun {
     /// The run's id, as in the log.

@@ -1,4 +1,4 @@
-//! What this host remembers of a repository as a whole: when it was pruned, and how its free space went.
+//! The history of a repository as a whole: its prunes, and its free space over time.
 
 use super::{LONGEST_ERROR_CHARS, RunOutcome, VERSION};
 use crate::record::Time;
@@ -24,7 +24,7 @@ pub(crate) struct RepoMemory {
     /// The version of the file.
     pub(super) version: u32,
     pub(crate) repo: String,
-    /// Since when it is remembered.
+    /// The time of its first record.
     pub(crate) since: Time,
     /// The last prune of all machines, whatever its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,14 +1,14 @@
-//! The log: what a run did, for whoever reads it months later.
+//! The log: a record of what each run did.
 //!
-//! Events come through `tracing`. Standard error gets what people want to see at once; the file, or the journal when
-//! systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of two
-//! runs that write at once can be distinguished.
+//! Events come through `tracing`. Standard error gets what people want to see immediately; the file, or the journal
+//! when systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of
+//! two runs that write at once can be distinguished.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`mod@line`] | an event as a line of text or of JSON |
 //! | [`reader`] | the lines of one run |
-//! | [`rotating`] | the file, which does not grow for ever |
+//! | [`rotating`] | the log file and its rotation |
 
 pub(crate) mod line;
 pub(crate) mod reader;

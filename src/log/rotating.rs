@@ -1,4 +1,4 @@
-//! A log file that is set aside when it has grown too large: `log` becomes `log.1`, that `log.2`, and so on.
+//! A log file that is rotated when it has grown too large: `log` becomes `log.1`, that `log.2`, and so on.
 //!
 //! It is our own, because the libraries for this expect one writer: they keep the file open, and rename it under the
 //! others.

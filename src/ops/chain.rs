@@ -1,4 +1,4 @@
-//! What a backup can continue: the newest point of the machine in *this* repository that made a checkpoint.
+//! The point that a backup continues: the newest point of the machine in *this* repository with a checkpoint.
 //!
 //! «Changed since X» is only ever applied to the point that X was made with. So a point that made no checkpoint (the
 //! machine was off) is passed over, and the one before it is continued; and every repository has a chain of its own, by

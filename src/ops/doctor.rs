@@ -1,6 +1,6 @@
-//! What will stand in the way of a backup: the judgement on what was found.
+//! The problems that would prevent a backup: an assessment of the findings.
 //!
-//! Pure: [`capture::survey`](crate::capture::survey) looks, and whoever shows the findings has the words for them.
+//! Pure: [`capture::survey`](crate::capture::survey) collects the findings, and the caller provides the wording.
 
 use super::restore::live::confinement::MissingRule;
 use super::snapshot::scratch_needed;

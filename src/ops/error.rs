@@ -1,4 +1,4 @@
-//! What can go wrong in a workflow.
+//! Errors of the workflows.
 
 use crate::confined::parent::ConfinedError;
 use crate::filesystems::FsError;

@@ -1,4 +1,4 @@
-//! What a repository holds of each machine, for a look at it that has to be quick.
+//! The newest points of each machine in a repository, for quick queries.
 //!
 //! A machine is known by its UUID, which stands in a point's manifest; name and host are in the snapshot, and cost
 //! nothing. So the manifests that are read are those of the newest point of each name on each host, and older ones only

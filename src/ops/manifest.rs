@@ -1,4 +1,4 @@
-//! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
+//! `point.json`: the description of a point, with everything that kvmb needs to continue and to restore it.
 //!
 //! Version 1, or 2 where a disk has chunks that are stored in pieces. A reader refuses a version that it does not know
 //! and ignores fields that it does not know. So fields were added without a new version: `earlier_hosts`, `left_out`,

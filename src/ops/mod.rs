@@ -22,7 +22,7 @@
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
 //! | [`serve`] | the disks of a point over NBD |
-//! | [`drill`] | boot a point in isolation, and see how far it comes |
+//! | [`drill`] | boot a point in isolation, and report how far it gets |
 //! | [`files`] | the files of a point: listed, read, copied |
 //! | [`mount`] | mounts of a served point |
 //! | [`restore`] | bring a machine back: the one restore path |

@@ -1,4 +1,4 @@
-//! Retention applied: which points go, and then the space that they held.
+//! Applying retention: removing points, and then freeing their space.
 //!
 //! All is decided under the repository's exclusive lock before anything is changed: the verdict on each point, and what
 //! of the packs is needed then. Where the repository is damaged, nothing is removed at all.

@@ -1,7 +1,8 @@
-//! A captured machine into a repository: the one storage path.
+//! Storing a captured machine in a repository: the only path by which data is stored.
 //!
 //! The order of the last steps is the promise (design: "The commit order"): packs, then index, then the snapshot file,
-//! each durable before the next. The snapshot file is the commit; what stands before it can only be waste.
+//! each durable before the next. The snapshot file is the commit; without it, everything stored before is merely unused
+//! data.
 
 use super::chain::mismatch;
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};

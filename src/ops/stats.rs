@@ -1,4 +1,4 @@
-//! What each machine takes in a repository.
+//! The space that each machine uses in a repository.
 
 use super::points::lineage::{Lineage, Origin, lineages};
 use super::points::{self, PointRef};

@@ -1,4 +1,4 @@
-//! How many threads do a part of the work.
+//! The number of threads for a part of the work.
 
 /// No more than this, so that memory stays bounded on any machine.
 const MOST: usize = 8;

@@ -1,4 +1,4 @@
-//! Verification of points: nothing of a repository is believed until it was read back and its SHA-256 compared.
+//! Verification of points: data of a repository is trusted only after it was read back and its SHA-256 compared.
 
 use super::chunk_map::{BlobRun, ChunkMap, Geometry, ZeroIds};
 use super::manifest::ManifestDisk;

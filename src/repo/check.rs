@@ -1,4 +1,5 @@
-//! Is the repository whole? Without reading the data: that is what [`read_blobs`](super::read_blobs) is for.
+//! Checks the structure of the repository without reading the data: that is what [`read_blobs`](super::read_blobs) is
+//! for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;

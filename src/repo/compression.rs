@@ -1,4 +1,4 @@
-//! How hard blobs are compressed.
+//! The compression of blobs.
 //!
 //! | word | zstd's level | speed beside level 1 | size beside level 1 |
 //! | --- | --- | --- | --- |

@@ -1,4 +1,4 @@
-//! The `config` file: which format, which repository.
+//! The `config` file: format version and repository ID.
 
 use serde::{Deserialize, Serialize};
 

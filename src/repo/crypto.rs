@@ -1,4 +1,4 @@
-//! Sealing: AES-256-CTR with a Poly1305-AES code, as restic does it.
+//! Encryption: AES-256-CTR with a Poly1305-AES code, as restic does it.
 //!
 //! ```text
 //! 16 bytes IV │ ciphertext, as long as the plaintext │ 16 bytes authentication code

@@ -1,4 +1,4 @@
-//! What can go wrong in a repository.
+//! Errors of a repository.
 
 use std::sync::Arc;
 

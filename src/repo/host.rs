@@ -1,4 +1,4 @@
-//! Who and where we are, for locks, keys and snapshots.
+//! The identity of this process, for locks, keys and snapshots.
 
 /// The host's name, as `os.Hostname` of Go gives it to restic.
 pub(super) fn host_name() -> String {

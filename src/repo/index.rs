@@ -1,4 +1,4 @@
-//! Which blob lies where.
+//! The index: the location of each blob.
 //!
 //! In memory: one sorted table for each kind of blob with 50 bytes a blob, and the packs' names apart. In the
 //! repository: JSON ([`super::index_file`]). On this host there may be a copy ([`super::cached_index`]), which stays in

@@ -1,4 +1,4 @@
-//! The index as it was last read, shared by all machines of one run.
+//! The index as last read, shared by all machines of one run.
 //!
 //! Index files never change, their name is the hash of what they hold. So whoever asks again lists them, which is what
 //! a lock makes certain, and reads only those that are new since. When files are gone, after a prune, all are read

@@ -1,13 +1,13 @@
-//! Domain XML: what a definition says, and how it is changed for a restore.
+//! Domain XML: parsing a definition, and changing it for a restore.
 //!
-//! | module | its subject |
+//! | module | subject |
 //! | --- | --- |
-//! | [`definition`] | domain XML, read (pure) |
+//! | [`definition`] | parses domain XML (pure) |
 //! | [`outside_files`] | the files that a definition mentions (pure) |
 //! | [`references`] | what a definition refers to on its host (pure) |
-//! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
-//! | [`source`] | where a disk's contents are, layer by layer (pure) |
-//! | [`tpm`] | where the state of an emulated TPM is |
+//! | [`mod@rewrite`] | changes domain XML for a restore (pure) |
+//! | [`source`] | the location of a disk's contents, layer by layer (pure) |
+//! | [`tpm`] | the location of the state of an emulated TPM |
 
 pub mod definition;
 pub(crate) mod outside_files;

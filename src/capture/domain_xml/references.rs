@@ -1,4 +1,4 @@
-//! What a definition refers to on its host, so that another host can say what it lacks (pure).
+//! The resources of its host that a definition refers to, so that another host can report what it lacks (pure).
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Where the contents of a disk are, and of each layer below it: the `<source>` of domain XML, read (pure).
+//! Where the contents of a disk are, and of each layer below it: the `<source>` of parses domain XML (pure).
 
 use std::path::PathBuf;
 

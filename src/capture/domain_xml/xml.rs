@@ -1,4 +1,4 @@
-//! XML: elements found by name, and text written so that it stays text.
+//! XML helpers: finding elements by name, and escaping text.
 
 use roxmltree::Node;
 

@@ -1,7 +1,7 @@
-//! What an image's header calls the layer below it: a path, a URL, `rbd:…`, `nbd:…` or a `json:` description (pure).
+//! The backing file name in an image header: a path, a URL, `rbd:…`, `nbd:…` or a `json:` description (pure).
 //!
-//! Understood are the spellings that libvirt understands (`src/storage_file/storage_source_backingstore.c`); all others
-//! are refused, because QEMU would open what nobody has looked at.
+//! The spellings that libvirt accepts are supported (`src/storage_file/storage_source_backingstore.c`). All others are
+//! rejected, because QEMU would open files that kvmb has not checked.
 
 use std::path::{Path, PathBuf};
 

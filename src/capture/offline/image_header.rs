@@ -1,4 +1,4 @@
-//! Headers of image files: what an image says of itself, read without QEMU (pure).
+//! Headers of image files, parsed without QEMU (pure).
 //!
 //! QEMU opens whatever a header names while it opens the image. So a header is read here first, and what it names is
 //! then opened on purpose, or not at all ([`super::block_graph`]). Formats: qcow2 (`docs/interop/qcow2.txt` of QEMU),

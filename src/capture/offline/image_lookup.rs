@@ -1,4 +1,4 @@
-//! Images of this host, looked into for the block graph of a disk.
+//! Reads image headers on this host for the block graph of a disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

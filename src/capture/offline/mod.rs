@@ -1,15 +1,15 @@
-//! A machine that is off: its images, looked into as little as it takes and served to be read.
+//! Stopped machines: inspecting their images as little as necessary, and serving them for reading.
 //!
-//! | module | its subject |
+//! | module | subject |
 //! | --- | --- |
-//! | [`backing_string`] | what a header calls the layer below it (pure) |
-//! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
-//! | [`image_header`] | headers of image files: what they name (pure) |
-//! | [`image_lookup`] | images looked into for a block graph |
+//! | [`backing_string`] | the backing file names in image headers (pure) |
+//! | [`block_graph`] | the block nodes that QEMU opens for a disk (pure) |
+//! | [`image_header`] | headers of image files: the files that they refer to (pure) |
+//! | [`image_lookup`] | reads image headers for a block graph |
 //! | [`network_storage`] | network storage as QEMU's options (pure) |
-//! | `offline_changes` | whether a machine that is off stayed as it was while it was read |
-//! | [`offline_fingerprint`] | what shows whether its files were written |
-//! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
+//! | `offline_changes` | detects changes of a stopped machine while it is read |
+//! | [`offline_fingerprint`] | the attributes that show whether its files were written to |
+//! | [`qemu_user`] | the user that QEMU runs as, and running programs as that user |
 //! | [`storage_daemon`] | serves the disks of a machine that is off |
 
 pub(crate) mod backing_string;

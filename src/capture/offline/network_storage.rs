@@ -1,4 +1,4 @@
-//! Network storage that a definition names, as options of QEMU's block drivers (pure); the names are those of
+//! Network storage in a definition, as options of QEMU's block drivers (pure); the names are those of
 //! `qapi/block-core.json`.
 
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! Whether a machine that is off stayed as it was while it was read.
+//! Detects changes of a stopped machine while it is read.
 //!
 //! QEMU's image locks keep a machine from starting while its images are served - where there are locks. On network
 //! storage, on a block device (which libvirt shows to QEMU as a node of its own), on a file system without locks, and

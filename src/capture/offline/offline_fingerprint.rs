@@ -1,6 +1,6 @@
-//! What shows whether the files of a machine that is off were written.
+//! The attributes that show whether the files of a stopped machine were written to.
 //!
-//! See `offline_changes` for what is made of it.
+//! See `offline_changes` for how they are used.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -1,4 +1,4 @@
-//! Whom QEMU runs as, and how a program is started as that user.
+//! The user that QEMU runs as, and starting programs as that user.
 //!
 //! libvirt gives the images of a machine that is off back to root, mode 0600, and QEMU itself runs as a user of its
 //! own. What reads those images is started as that user too - network storage knows it - and with one capability: to

@@ -1,5 +1,5 @@
-//! The disks of a machine that is off: one read-only `qemu-storage-daemon` for all of them, on a private socket, that
-//! ends with its lease. What only image headers name is opened by a second one, which may do less.
+//! The disks of a stopped machine: one read-only `qemu-storage-daemon` for all of them, on a private socket, that ends
+//! with its lease. What only image headers name is opened by a second one, which may do less.
 //!
 //! A daemon is started detached, so that it outlives the command that opened the capture, and under coreutils'
 //! `timeout`, so that a forgotten one ends by itself: while it runs, the machine cannot start. One of a capture that

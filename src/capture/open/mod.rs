@@ -4,7 +4,7 @@
 //!  machine lock → clear leftovers → which disks, from which parents
 //!    → state file «opening» → folders → [freeze → begin → thaw | qemu-storage-daemon] → copies → state file «open»
 //! ```
-//! Any failure on the way is undone by closing what the state file says.
+//! If a step fails, everything that the state file records is closed again.
 
 mod offline;
 mod plan;
@@ -32,8 +32,8 @@ use running::open_running;
 
 pub use plan::{DiskRequest, OpenRequest};
 
-/// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the
-/// machine is in the way and with [`Error::ForeignJob`] when somebody else's backup job is.
+/// Opens a capture, after cleaning up leftovers of earlier runs. Fails with [`Error::Held`] if the machine has a live
+/// capture, and with [`Error::ForeignJob`] if another program has a backup job.
 pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
     let _lock = lock_machine(runtime, machine)?;
     failpoint::hit(Failpoint::MachineLocked);

@@ -1,4 +1,4 @@
-//! Opens a capture of a machine that is off.
+//! Opens a capture of a stopped machine.
 //!
 //! ```text
 //!  definition + headers → layers → block graph ─┬─ what the definition names ──► daemon with leave to read ──► socket «nbd»

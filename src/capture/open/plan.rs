@@ -1,4 +1,4 @@
-//! What a capture is asked for, and what of a definition answers to it.
+//! The plan of a capture: the requested disks, and those of the definition that match.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What belongs to the moment of a capture and is no disk: firmware variables, TPM state, kernel and initial RAM disk
-//! of a direct boot, and the other files that the definition mentions.
+//! The parts of a capture other than disks: firmware variables, TPM state, kernel and initial RAM disk of a direct
+//! boot, and the other files that the definition mentions.
 //!
 //! The files are where QEMU's or swtpm's user can write, so they are opened as [`crate::capture::parts::safe_path`]
 //! does, and no more than a limit is read. A file that cannot be had never costs the machine its backup: the disks are

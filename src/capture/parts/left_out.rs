@@ -1,4 +1,4 @@
-//! Which disks a backup leaves out, and why; and which files beside the disks it will not have.
+//! The disks and other parts that a backup excludes, and why.
 
 use std::fs;
 use std::io::ErrorKind;

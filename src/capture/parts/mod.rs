@@ -1,5 +1,5 @@
-//! What belongs to a machine beside its disks, and what is left out: copied without following what QEMU's user can
-//! write.
+//! The parts of a machine in addition to its disks, and those that are excluded. They are copied without following
+//! links that QEMU's user could have created.
 
 pub(crate) mod copies;
 pub(crate) mod left_out;

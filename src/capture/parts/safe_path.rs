@@ -1,4 +1,4 @@
-//! Files in folders that QEMU's user can write: opened without being led elsewhere.
+//! Safe access to files in folders that QEMU's user can write to.
 //!
 //! libvirt gives the folders of firmware variables and of TPM state to the users that QEMU and swtpm run as. A guest
 //! that has broken out of QEMU can put a symbolic link, a hard link, a named pipe or a device there, in the place of a

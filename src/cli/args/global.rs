@@ -1,4 +1,4 @@
-//! What every command understands.
+//! Options of every command.
 
 use crate::cli::args::log::LogArgs;
 use crate::cli::complete::connections::connections;
@@ -10,7 +10,7 @@ use crate::config::Loaded;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 
-/// What every command understands.
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {

@@ -1,9 +1,9 @@
-//! What to do about a machine that is busy: hints that name machine, disk and process.
+//! Hints for busy machines, with the machine, disk and process.
 
 use crate::capture::Error;
 use crate::capture::holders::Holder;
 
-/// The way out, as a command to copy; none for what is not busy.
+/// The hint, with a command to copy; none for other errors.
 pub(crate) fn way_out(error: &Error) -> Option<String> {
     let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
     match error {

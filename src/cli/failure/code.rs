@@ -1,4 +1,4 @@
-//! The words for what kind of failure it was, and the exit code of each.
+//! The codes of failures, and the exit code of each.
 
 use crate::cli::failure::exit_code::ExitCode;
 
@@ -7,7 +7,7 @@ use crate::cli::failure::exit_code::ExitCode;
 pub enum Code {
     /// Wrong arguments or configuration, or records that make no sense.
     Usage,
-    /// Told to stop.
+    /// Interrupted by the user or the system.
     Interrupted,
     /// libvirt cannot be reached.
     Connection,
@@ -29,7 +29,7 @@ pub enum Code {
     NoDisks,
     /// A disk record without a capture.
     NotCaptured,
-    /// Not all disks of a capture came.
+    /// Not all disks of a capture arrived.
     Incomplete,
     /// A point was stored without a part that the machine needs.
     PartMissing,

@@ -1,4 +1,4 @@
-//! What kvmb's exit status says.
+//! The exit codes of kvmb.
 
 /// The exit codes of every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

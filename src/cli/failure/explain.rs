@@ -1,5 +1,4 @@
-//! What an error means to the user: its code, and what to do. Every kind of error is named here: a new one must say
-//! what it is.
+//! Maps each error to its code and its hint. The match is exhaustive, so that a new error must be added here.
 
 use std::borrow::Cow;
 use std::io;

@@ -1,4 +1,4 @@
-//! What failures of a repository's storage mean, and what can be done about them.
+//! Codes and hints of storage errors.
 
 use std::borrow::Cow;
 use std::io;

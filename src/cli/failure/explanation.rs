@@ -1,4 +1,4 @@
-//! What a failure means to a program and to a person: its code, and what can be done about it.
+//! The explanation of a failure: its code for programs, and its hint for people.
 
 use std::borrow::Cow;
 use std::io;

@@ -1,4 +1,4 @@
-//! Failures at the edge: here an error gets its kind, its hint and its exit code, once.
+//! Failures as shown to the user: the only place where errors get their code, hint and exit code.
 
 pub use crate::cli::failure::code::Code;
 

@@ -27,7 +27,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
         0 => visit.language.tell(format!("{all} checks, no problem."), format!("{all} contrôles, aucun problème.")),
         _ => visit
             .language
-            .tell(format!("{all} checks, {bad} to look at."), format!("{all} contrôles, {bad} à regarder.")),
+            .tell(format!("{all} checks, {bad} with a problem."), format!("{all} contrôles, {bad} à regarder.")),
     };
     let title = visit.say("Doctor", "Diagnostic");
     let body = html! {

@@ -140,29 +140,31 @@ fn command_line(job: &Job) -> String {
 fn end_in_words(visit: &Visit, job: &Job) -> &'static str {
     match (job.status.as_str(), job.exit_code) {
         ("lost", _) => visit.say(
-            "The process is gone and left no result. The next run cleans up after it.",
+            "The process disappeared without a result. The next run cleans up after it.",
             "Le processus a disparu sans résultat. La prochaine exécution rangera après lui.",
         ),
         (_, Some(0)) => visit.say("Everything was done.", "Tout a été fait."),
-        (_, Some(1)) => visit.say("It failed. What failed is named below.", "Échec. La cause est indiquée plus bas."),
+        (_, Some(1)) => {
+            visit.say("It failed. The failures are listed below.", "Échec. La cause est indiquée plus bas.")
+        }
         (_, Some(2)) => visit.say(
             "The command line or the configuration is wrong. Nothing was done.",
             "La ligne de commande ou la configuration est fausse. Rien n’a été fait.",
         ),
         (_, Some(3)) => visit.say(
-            "It was done in part. What failed is named below; the rest is complete.",
+            "Partially done. The failures are listed below; the rest is complete.",
             "Fait en partie. Ce qui a échoué est indiqué plus bas\u{202f}; le reste est fait.",
         ),
         (_, Some(4)) => visit.say(
-            "Damage was found. The affected points are named below.",
+            "Damage was found. The affected points are listed below.",
             "Des dommages ont été trouvés. Les points touchés sont indiqués plus bas.",
         ),
         (_, Some(5)) => visit.say(
-            "Another run was at work. Try again when it has ended.",
+            "Another run was active. Try again when it has finished.",
             "Une autre exécution était au travail. Réessayez quand elle sera finie.",
         ),
         (_, Some(130 | 143)) if is_live_restore(job) => visit.say(
-            "It was interrupted. A machine that runs on its point goes on, and needs the repository.",
+            "It was interrupted. A machine that runs on its point keeps running, and still needs the repository.",
             "Interrompue. Une machine qui tourne sur son point continue, et a besoin du dépôt.",
         ),
         (_, Some(130 | 143)) => visit.say(

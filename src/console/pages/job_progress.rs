@@ -72,8 +72,8 @@ fn what_cancel_does(visit: &Visit, job: &Job) -> String {
     match running_on_its_point(job) {
         Some(machine) => visit.language.tell(
             format!(
-                "Cancel stops only the copying: {machine} goes on and reads the rest from the repository. Afterwards, \
-                 continue the restore or give it up."
+                "Cancel stops only the copying: {machine} keeps running and reads the rest from the repository. \
+                 Afterwards, continue or abort the restore."
             ),
             format!(
                 "Annuler n’arrête que la copie\u{a0}: {machine} continue et lit le reste dans le dépôt. Ensuite, \
@@ -81,15 +81,15 @@ fn what_cancel_does(visit: &Visit, job: &Job) -> String {
             ),
         ),
         None if is_live_restore(job) && !continues => visit.language.tell(
-            "Cancel before the machine runs brings the old images and the old definition back.".to_owned(),
+            "Cancelling before the machine runs restores the old images and the old definition.".to_owned(),
             "Annuler avant que la machine tourne remet les anciennes images et l’ancienne définition.".to_owned(),
         ),
         None if continues => visit.language.tell(
-            "Cancel leaves the restore as it is. Afterwards, continue it or give it up.".to_owned(),
+            "Cancel leaves the restore as it is. Afterwards, continue or abort it.".to_owned(),
             "Annuler laisse la restauration telle quelle. Ensuite, continuez-la ou abandonnez-la.".to_owned(),
         ),
         None => visit.language.tell(
-            "Cancel does what Ctrl-C does: the job cleans up and ends.".to_owned(),
+            "Cancel does what Ctrl-C does: the job cleans up and exits.".to_owned(),
             "Annuler fait ce que fait Ctrl-C\u{a0}: la tâche range et s’arrête.".to_owned(),
         ),
     }

@@ -35,7 +35,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
         (html::head(
             visit.say("Log", "Journal"),
             visit.say(
-                "What every run has said, the newest line first.",
+                "The log of all runs, newest line first.",
                 "Ce que chaque exécution a dit, le plus récent d’abord.",
             ),
         ))

@@ -130,7 +130,7 @@ fn drill(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
             h2 { (visit.say("Drill", "Essai de démarrage")) }
             p {
                 (visit.say(
-                    "Boots a copy from the newest point, isolated, and reports how far it comes.",
+                    "Boots a copy from the newest point in isolation, and reports how far it gets.",
                     "Démarre une copie depuis le point le plus récent, isolée, et dit jusqu’où elle va.",
                 ))
             }

@@ -1,4 +1,4 @@
-//! One file a page, and which path leads to which.
+//! The pages, one file each, and their routes.
 
 mod backup;
 mod backup_form;

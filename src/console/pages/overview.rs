@@ -150,7 +150,7 @@ fn second_line(visit: &Visit, machines: &[MachineStatus<'_>], all: usize) -> Mar
     let last = machines.iter().filter_map(|machine| machine.time("last_run_at")).max();
     html! {
         (language.tell(
-            format!("{verified} of {all} have a point that was verified lately. "),
+            format!("{verified} of {all} have a recently verified point. "),
             format!("{verified} sur {all} ont un point vérifié récemment. "),
         ))
         @if let Some(last) = last {

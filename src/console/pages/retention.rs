@@ -132,7 +132,7 @@ async fn show(visit: &Visit) -> (StatusCode, Html<String>) {
         (html::head(
             title,
             visit.say(
-                "Which points stay. A point stays if any rule keeps it. This is a preview: nothing is removed.",
+                "Which points are kept. A point is kept if any rule keeps it. This is a preview: nothing is removed.",
                 "Quels points restent. Un point reste si une règle le garde. Ceci est un aperçu\u{a0}: rien n’est \
                  supprimé.",
             ),
@@ -225,7 +225,7 @@ fn rules_form(visit: &Visit, choice: &Choice, settings: &[Setting], error: Optio
                     select id="show" name="show" class="w-m" {
                         option value="all" { (visit.say("all points", "tous les points")) }
                         option value="goes" selected[visit.form.get("show") == Some("goes")] {
-                            (visit.say("only those that go", "seulement ceux qui partent"))
+                            (visit.say("only those to be removed", "seulement ceux qui partent"))
                         }
                     }
                     button type="submit" { (visit.say("Update the preview", "Actualiser l’aperçu")) }
@@ -277,7 +277,7 @@ fn decisions(visit: &Visit, choice: &Choice, answer: &Answer) -> Markup {
             p class="sub" {
                 b {
                     (language.tell(
-                        format!("{staying} of {all} points stay, {going} go, {freed} become free."),
+                        format!("{staying} of {all} points are kept, {going} are removed, {freed} become free."),
                         format!("{staying} points sur {all} restent, {going} partent, {freed} se libèrent."),
                     ))
                 }

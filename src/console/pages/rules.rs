@@ -61,21 +61,23 @@ impl Rules {
     pub(super) fn reason(&self, visit: &Visit, machine: &str) -> String {
         let language = visit.language;
         match self.deciding(machine) {
-            Some((rule, true)) => language.tell(format!("rule {rule}: take"), format!("règle {rule}\u{a0}: prendre")),
+            Some((rule, true)) => {
+                language.tell(format!("rule {rule}: include"), format!("règle {rule}\u{a0}: prendre"))
+            }
             Some((rule, false)) => {
                 let wins = self.machines.iter().any(|(other, taken)| *taken && matches(other, machine));
                 match wins {
                     true => language.tell(
-                        format!("rule {rule}: leave out, which wins"),
+                        format!("rule {rule}: exclude, which takes precedence"),
                         format!("règle {rule}\u{a0}: laisser de côté, ce qui l’emporte"),
                     ),
                     false => {
-                        language.tell(format!("rule {rule}: leave out"), format!("règle {rule}\u{a0}: laisser de côté"))
+                        language.tell(format!("rule {rule}: exclude"), format!("règle {rule}\u{a0}: laisser de côté"))
                     }
                 }
             }
             None if self.machines.is_empty() => String::new(),
-            None => visit.say("no rule takes it", "aucune règle ne la prend").to_owned(),
+            None => visit.say("no rule includes it", "aucune règle ne la prend").to_owned(),
         }
     }
 }
@@ -124,7 +126,7 @@ pub(super) fn rules_section(visit: &Visit, rules: &Rules, known: &[&str], errors
             h2 { (visit.say("Selection by rules", "Choix par règles")) }
             p class="sub" {
                 (visit.say(
-                    "selected_vms of the configuration. A rule that leaves out wins over one that takes.",
+                    "selected_vms of the configuration. A rule that excludes takes precedence over one that includes.",
                     "selected_vms de la configuration. Une règle qui écarte l’emporte sur une règle qui prend.",
                 ))
             }

@@ -393,7 +393,7 @@ pub(super) const GROUPS: &[SettingGroup] = &[
             ),
             key(
                 "drill.until",
-                "Enough in a drill",
+                "Goal of a drill",
                 "Suffisant à l’essai",
                 "Ce qui suffit aux machines sans commande de contrôle\u{a0}: started, console ou agent.",
             ),

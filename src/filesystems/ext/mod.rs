@@ -1,14 +1,14 @@
 //! ext2, ext3 and ext4.
 //!
-//! A reader of our own: the crate `ext4-view` shows neither inode numbers nor link counts, attributes, device numbers
-//! or holes, and without those a copy is not the file. The format is that of "ext4 Data Structures and Algorithms" in
-//! the kernel's documentation.
+//! This is a reader of its own because the crate `ext4-view` provides no inode numbers, link counts, attributes, device
+//! numbers or holes, which a faithful copy needs. The format is that of "ext4 Data Structures and Algorithms" in the
+//! kernel's documentation.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | `superblock` | sizes and features |
 //! | `volume` | blocks and inodes |
-//! | `journal`, `overlay` | what a journal that was not emptied changes, kept beside the file system |
+//! | `journal`, `overlay` | the changes of a journal that was not replayed, kept in memory |
 //! | `inode` | an inode |
 //! | `extents` | where a file's blocks are: extent trees and block maps |
 //! | `directory` | the entries of a directory block |

@@ -1,4 +1,4 @@
-//! What the agent in a guest is asked: whether it answers, what the guest is, and to run a command.
+//! Queries to the guest agent: whether it answers, what the guest is, and to run a command.
 
 use crate::capture::Result;
 use crate::capture::transient::TransientMachine;

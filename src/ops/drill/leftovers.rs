@@ -1,4 +1,5 @@
-//! What a drill has on this host, noted before it is made: whoever comes after a killed one removes it.
+//! The resources of a drill on this host, recorded before they are created, so that a later command can remove those of
+//! a killed drill.
 
 use crate::atomic_file;
 use crate::capture::process::ServerProcess;

@@ -1,4 +1,4 @@
-//! Drills: a point is booted in isolation, and what becomes of it is watched.
+//! Drills: booting a point in isolation, and watching how far it gets.
 //!
 //! ```text
 //! point ─ served over NBD, writable, forgotten ──────────┐
@@ -9,12 +9,12 @@
 //! | file | what |
 //! | --- | --- |
 //! | `definition.rs` | the isolated machine and its small files |
-//! | `result.rs` | what is asked, and what it came to |
+//! | `result.rs` | the goal of a drill, and its result |
 //! | `watch.rs` | the rungs, one after the other |
-//! | `verdict.rs` | what was seen, and what it means (pure) |
-//! | `console.rs` | what the guest writes |
-//! | `guest.rs` | what the agent is asked |
-//! | `leftovers.rs` | what a killed drill left |
+//! | `verdict.rs` | the interpretation of the observations (pure) |
+//! | `console.rs` | the console output of the guest |
+//! | `guest.rs` | queries to the guest agent |
+//! | `leftovers.rs` | the leftovers of killed drills |
 
 mod console;
 mod definition;

@@ -1,4 +1,4 @@
-//! What is asked of a drill, and what it came to.
+//! The goal of a drill, and its result.
 
 use super::verdict::Rung;
 use crate::capture::transient::Screenshot;

@@ -1,4 +1,4 @@
-//! What was seen of a machine, and what that means (pure).
+//! The interpretation of what was observed of a machine (pure).
 
 use crate::capture::machine::{MachineState, PausedReason};
 use crate::record::{Damage, plain_text};

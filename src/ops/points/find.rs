@@ -1,4 +1,4 @@
-//! Which point is meant by the name that a user gives.
+//! Resolves the name of a point that a user specifies.
 
 use super::lineage::{Origin, lineages};
 use super::open::read_origin;

@@ -1,4 +1,4 @@
-//! Which points are one machine's.
+//! Determines which points belong to one machine.
 //!
 //! A UUID does not tell machines apart: a definition that was copied to another host has the UUID of the first. So a
 //! machine is its UUID on a host. A machine that moved is known by its chain: its first point on the new host

@@ -1,4 +1,4 @@
-//! A look at the server, step by step, in the order in which a backup would need it.
+//! Tests of a server, step by step, in the order in which a backup needs them.
 
 use super::failures::{failed, unreachable_host};
 use super::speed::{self, Speed};

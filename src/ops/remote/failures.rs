@@ -1,4 +1,4 @@
-//! What failed on the way to a server, or there.
+//! Failures of the connection to a server, or on the server.
 
 use crate::ops::Error;
 use crate::repo;

@@ -1,4 +1,4 @@
-//! Making a server known and letting this host in without a password, so that cron can use it.
+//! Setting up passwordless access to a server, so that cron can use it.
 //!
 //! | step | changed when |
 //! | --- | --- |

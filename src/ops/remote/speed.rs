@@ -1,4 +1,4 @@
-//! How quick the way to a server is: files of noise go there, are put on its disk, come back and are removed.
+//! The speed of a server: files of noise go there, are put on its disk, come back and are removed.
 
 use crate::repo::WriterOptions;
 use crate::storage::sftp::SshContext;

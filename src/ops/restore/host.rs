@@ -1,4 +1,4 @@
-//! What this host lacks of what a restored definition refers to.
+//! Resources of a restored definition that this host lacks.
 //!
 //! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with
 //! what solves it.

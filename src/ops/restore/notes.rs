@@ -1,4 +1,4 @@
-//! What a restored machine has otherwise than the one that was backed up: said before anything is written.
+//! Differences between a restored machine and the original, reported before anything is written.
 
 use super::planned::PlannedDisk;
 use super::request::RestoreRequest;

@@ -1,4 +1,4 @@
-//! What a restore will write, decided before anything is touched.
+//! The plan of a restore: everything that it will write, decided before anything is touched.
 
 use super::host::{self, Missing};
 use super::place::{Placing, resolved};

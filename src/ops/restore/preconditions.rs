@@ -1,4 +1,4 @@
-//! What must hold of a target before anything is written to it.
+//! Checks of a target before anything is written to it.
 
 use super::planned::{PlannedDisk, TargetKind};
 use crate::ops::{Error, Result};

@@ -1,4 +1,4 @@
-//! What the user asks of a restore.
+//! The request for a restore.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

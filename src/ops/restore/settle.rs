@@ -1,4 +1,4 @@
-//! What libvirt keeps of a restored machine beside its definition.
+//! The metadata that libvirt keeps for a restored machine in addition to its definition.
 
 use super::plan::drop_checkpoints;
 use super::planned::PlannedDisk;

@@ -1,4 +1,4 @@
-//! What `point.json` says is held against the definition before anything is planned by it.
+//! Compares `point.json` with the definition before anything is planned from it.
 //!
 //! Whoever can write to the repository chooses what is in a manifest, and kvmb restores as root. So the manifest may
 //! choose no place on the host and no other machine: a disk must be one of the definition's, a file must be where the

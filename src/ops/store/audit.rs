@@ -1,4 +1,4 @@
-//! Not believing the bitmap: clean chunks are read again and compared with the parent.
+//! Auditing the dirty bitmap: clean chunks are read again and compared with the parent.
 //!
 //! Nothing can see a `dd` into an image or a bitmap that was cleared by hand, but reading. So every run reads a small
 //! random sample of what is said to be clean, and now and then everything is read.

@@ -1,4 +1,4 @@
-//! One captured disk into the repository: read, find zeros, hash, look up, compress, encrypt, pack.
+//! Storing one captured disk in the repository: read, find zeros, hash, look up, compress, encrypt, pack.
 //!
 //! ```text
 //! QEMU ─NBD─▶ reader threads ─▶ bounded queue ─▶ N workers: zero? SHA-256, known?, zstd, AES ─▶ packs ─▶ storage

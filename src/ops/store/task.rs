@@ -1,4 +1,4 @@
-//! What is to be read of a disk, and what storing it came to.
+//! The task of storing a disk, and its result.
 
 use crate::nbd::NbdUri;
 use crate::ops::chunk_map::{ChunkMap, Geometry};

@@ -44,10 +44,10 @@ fn a_machine_that_does_not_boot_is_shown_with_its_screen_and_its_console() {
         .get("/")
         .assert_status(200)
         .assert_has("drill.check must pass it")
-        .assert_has("0 of 1 machines came as far as they should");
+        .assert_has("0 of 1 machines reached their goal");
     page.assert_has("kvmb drill --all --sample=3");
     let address = format!("/machines/{VM}/drill");
-    console.get(&address).assert_status(200).assert_has("was ever booted");
+    console.get(&address).assert_status(200).assert_has("has ever been booted");
     for piece in ["screenshot", "console"] {
         console.get(&format!("{address}/{piece}")).assert_status(404);
     }

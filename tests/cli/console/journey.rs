@@ -52,7 +52,7 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
     console.get(&format!("/restore?machine={VM}")).assert_status(200).assert_has(&id);
     console.get(&format!("/restore/{id}/where")).assert_status(200).assert_has("In its place");
     let review = console.get(&format!("/restore/{id}/review?where=place")).assert_status(200);
-    let review = review.assert_has("is replaced").assert_has("is lost").assert_has(&format!("Overwrite {VM}"));
+    let review = review.assert_has("is replaced").assert_has("will be lost").assert_has(&format!("Overwrite {VM}"));
     assert!(review.body.contains(&machine.image("vda").display().to_string()), "{}", review.body);
     let start = format!("/restore/{id}/start");
     console.post(&start, &[("where", "place")]).assert_status(422).assert_has("not the name");

@@ -26,11 +26,11 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
     // The wizard shows what it would do, and says what is wrong where it is.
     let review = format!("/restore/{id}/review?where=live&start=1");
     let page = console.get(&format!("{review}&format=raw")).assert_status(422).assert_has("only a qcow2 image can");
-    page.assert_has("qcow2, which a live restore needs").assert_has("Look again");
+    page.assert_has("qcow2, which a live restore needs").assert_has("Check again");
     let page = console.get(&format!("{review}&limit_read=1M")).assert_status(200);
     let page =
         page.assert_has("--overwrite --live --limit-read=1M -r").assert_lacks("--start").assert_lacks("--format");
-    let page = page.assert_has(&format!("Overwrite and start {VM}")).assert_has("is lost");
+    let page = page.assert_has(&format!("Overwrite and start {VM}")).assert_has("will be lost");
     page.assert_has(&format!("kvmb restore --continue -- {VM}")).assert_has("id=\"confirm\"");
     let page = console.get(&format!("{review}&limit_read=x")).assert_status(422);
     page.assert_has("id=\"f-limit_read-e\"").assert_has("value=\"live\" checked");
@@ -49,7 +49,7 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
         .assert_status(200)
         .assert_has("Continue the restore")
         .assert_has(&address);
-    let page = console.get(&address).assert_status(200).assert_has("Give up the restore");
+    let page = console.get(&address).assert_status(200).assert_has("Abort the restore");
     page.assert_has(&format!("kvmb restore --abort -- {VM}"));
     let abort = format!("{address}/abort");
     console.post(&abort, &[]).assert_status(422).assert_has("This is not the name of the machine.");

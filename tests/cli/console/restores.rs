@@ -56,7 +56,7 @@ fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
     then["vda"].assert_image_equals(&folder.join(image), "raw");
     // A second time it is there already.
     let page = console.get(&format!("{review}?{query}")).assert_status(422);
-    page.assert_has("Nothing can be restored like this.").assert_has("disks_into=");
+    page.assert_has("This cannot be restored.").assert_has("disks_into=");
     // As files, with the definition and the next step.
     let files = env.path("files");
     std::fs::create_dir(&files).unwrap();
@@ -124,7 +124,7 @@ fn what_the_host_lacks_is_solved_on_the_page() {
     let query = format!("where=copy&as=kvmb-test-copy&into={}", encoded(&into));
     let page = console.get(&format!("/restore/{id}/review?{query}")).assert_status(200);
     let page = page.assert_has("setup.iso of drive sda").assert_has("name=\"drop_missing_media\"");
-    page.assert_has("Solve it here");
+    page.assert_has("Fix it here");
     let page = console.get(&format!("/restore/{id}/review?{query}&drop_missing_media=1")).assert_status(200);
     let page = page.assert_lacks("not on this host").assert_has("name=\"drop_missing_media\" value=\"1\" checked");
     page.assert_has("--drop-missing-media");

@@ -28,7 +28,7 @@ fn rules_are_previewed_saved_and_applied() {
     let rules = [("repo", "local"), ("k.retention.local.keep_last", "1"), ("b.retention.local.keep_last", "")];
     let page = console.post("/retention/preview", &rules).assert_status(200);
     let page = page
-        .assert_has("1 of 3 points stay, 2 go")
+        .assert_has("1 of 3 points are kept, 2 are removed")
         .assert_has("no rule keeps it")
         .assert_has("kvmb prune --keep-last=1");
     assert_eq!(page.body.matches("<b>goes</b>").count(), 2, "{}", page.body);
@@ -51,8 +51,8 @@ fn rules_are_previewed_saved_and_applied() {
     let mut fields = vec![("sha256", sum.as_str()), ("back", "/retention")];
     fields.extend(words.iter().map(|word| ("word", word.as_str())));
     console.post("/settings/write", &fields).assert_status(200);
-    console.get("/retention").assert_has("1 of 3 points stay, 2 go");
+    console.get("/retention").assert_has("1 of 3 points are kept, 2 are removed");
     console.run_job("/prune", &rules, "done");
     assert_eq!(points(&env), 1);
-    console.get("/retention?again=1").assert_has("1 of 1 points stay, 0 go");
+    console.get("/retention?again=1").assert_has("1 of 1 points are kept, 0 are removed");
 }

@@ -59,7 +59,7 @@ fn without_a_session_every_path_says_how_to_get_one_and_a_token_works_once() {
     let cookie = page.header("set-cookie").to_owned();
     assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Strict"), "{cookie}");
     assert!(!cookie.contains(&console.token));
-    console.get(&format!("/login?token={}", console.token)).assert_status(401).assert_has("used already");
+    console.get(&format!("/login?token={}", console.token)).assert_status(401).assert_has("already been used");
     console.cookie = cookie.split(';').next().unwrap().to_owned();
     let page = console.get("/").assert_status(200);
     assert!(!page.body.contains(&console.token) && !page.body.contains(console.cookie.split('=').nth(1).unwrap()));

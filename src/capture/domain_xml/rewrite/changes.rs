@@ -1,4 +1,4 @@
-//! What is to be changed in a definition.
+//! The requested changes to a definition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
-//! What a copy of a machine must not share with the original, which may run beside it.
+//! Resources that a copy of a machine must not share with the original, which may run at the same time.
 //!
-//! What can be had a second time is made the copy's own: ports, sockets, log files, tap devices, the vsock address.
-//! What there is only once - disks that were not restored, folders of the host, devices passed through - is taken out.
-//! Each is noted. Media of CD drives stay: the guest cannot write them.
+//! Resources that can be duplicated get new values for the copy: ports, sockets, log files, tap devices, the vsock
+//! address. Resources that exist only once - disks that were not restored, folders of the host, passed-through devices
+//! - are removed. Each is noted. Media of CD drives stay: the guest cannot write them.
 
 use std::path::Path;
 

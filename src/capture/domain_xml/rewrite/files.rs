@@ -1,4 +1,4 @@
-//! Files that a definition mentions and that are elsewhere now.
+//! Files in a definition that have moved.
 
 use roxmltree::Node;
 

@@ -1,4 +1,4 @@
-//! Another QEMU, or another of its machine types: those of the old host may not be on this one.
+//! Another QEMU or machine type, because this host may lack those of the old host.
 
 use roxmltree::Node;
 

@@ -1,5 +1,5 @@
-//! A definition for a machine that is tried out beside everything else: it reaches nothing of this host but its disks,
-//! which it gets over NBD, and the sockets that its consoles are read from.
+//! A definition for a machine isolated for a drill: it reaches nothing of this host but its disks, which it gets over
+//! NBD, and the sockets that its consoles are read from.
 //!
 //! Works on what [`super::rewrite_with_notes`] has made a copy's. Memory and processors are limited, the network has no
 //! cable, screens and sound of the host are taken out, and what QEMU reports of a guest is asked for: a panic device,

@@ -1,4 +1,4 @@
-//! What only the definition of a running machine has, taken out: names of devices, tap devices, ports and paths that
+//! Removes what only the definition of a running machine has: names of devices, tap devices, ports and paths that
 //! libvirt chose for this run, labels of this run.
 
 use std::path::Path;

@@ -1,19 +1,19 @@
 //! A machine's definition, changed for a restore.
 //!
-//! Pure text splicing at the places that the parser found: what is not to be changed keeps every byte - comments,
-//! metadata of other tools, elements that this version does not know. An inactive definition without changes comes out
-//! as it went in. What only a running machine has is taken out of a live one.
+//! Pure text splicing at the positions that the parser found. Everything else stays byte for byte: comments, metadata
+//! of other tools, elements that this version does not know. An inactive definition without changes stays identical.
+//! Elements that only a running machine has are removed from a live definition.
 //!
-//! | module | its subject |
+//! | module | subject |
 //! | --- | --- |
-//! | [`changes`] | what is to be changed |
+//! | [`changes`] | the requested changes |
 //! | `copy` | what a copy must not share with the original |
-//! | `files` | files that the definition mentions and that are elsewhere now |
+//! | `files` | files in the definition that have moved |
 //! | `hypervisor` | another QEMU or machine type |
-//! | [`isolated`] | a machine that is tried out beside everything else |
-//! | `live` | what only the definition of a running machine has |
-//! | `networks` | networks and bridges that have other names here |
-//! | `qemu_arguments` | arguments of QEMU's that a copy must not share |
+//! | [`isolated`] | a machine isolated for a drill |
+//! | `live` | elements that only the definition of a running machine has |
+//! | `networks` | networks and bridges with other names on this host |
+//! | `qemu_arguments` | QEMU arguments that a copy must not share |
 //! | [`served`] | disks that are overlays of a served point |
 //! | `splices` | replacing parts of an XML text |
 
@@ -41,7 +41,7 @@ use splices::{Splices, children_named, element, path_text};
 pub struct Rewritten {
     /// The definition.
     pub xml: String,
-    /// What of the original is not in a copy, or is another thing there; one sentence each.
+    /// Notes on parts of the original that a copy lacks or changes; one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ pub fn rewrite(xml: &str, changes: &Changes) -> Result<String> {
     Ok(rewrite_with_notes(xml, changes)?.xml)
 }
 
-/// The same, and says what of the original a copy does not have.
+/// The same, with notes on the parts of the original that a copy lacks.
 pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
     // Everything that is wrong with the definition itself is said before it is touched.
     let before = Definition::parse(xml)?;
@@ -82,7 +82,7 @@ pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
     Ok(Rewritten { xml, notes })
 }
 
-/// Reads the result again: what was to be changed is what it says now.
+/// Parses the result, and checks that it contains the changes.
 fn check(xml: &str, changes: &Changes) -> Result<()> {
     let after = Definition::parse(xml)?;
     let wrong = |what| Err(DefinitionError::BadValue { what, value: "after the change".to_owned() });

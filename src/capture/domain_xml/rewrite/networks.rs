@@ -1,4 +1,4 @@
-//! Networks and bridges that are called otherwise on this host.
+//! Networks and bridges that have other names on this host.
 
 use roxmltree::Node;
 

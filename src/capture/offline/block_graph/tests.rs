@@ -1,4 +1,4 @@
-//! Graphs of published shapes, on images that are not there.
+//! Block graphs of documented definitions, without real images.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,4 @@
-//! The story that the manual starts with: what to do in the first week, in this order.
+//! The first section of the manual: what to do in the first week.
 
 use super::roff::Text;
 

@@ -1,4 +1,4 @@
-//! Which server is meant, and how to get there.
+//! The backup server, and the connection to it.
 
 use crate::cli::args::repo::{OWN_FOLDER, RepoArgs};
 use crate::cli::context::Context;

@@ -32,7 +32,7 @@ pub(crate) type Asked = Result<Repository, CliError>;
 pub(crate) struct StatusRequest<'a> {
     /// Names and globs of machines; none means all.
     pub(crate) names: &'a [String],
-    /// How old is too old.
+    /// The thresholds of `kvmb status`.
     pub(crate) thresholds: &'a ThresholdArgs,
     /// How many past runs and sizes the checks have.
     pub(crate) runs: usize,
@@ -55,7 +55,7 @@ pub(crate) struct StatusReport {
     pub(crate) reachable: bool,
     /// Whether it, or the second one, has snapshot files that cannot be read, of whichever machine.
     pub(crate) damaged: bool,
-    /// How old is too old.
+    /// The thresholds of `kvmb status`.
     pub(crate) thresholds: Thresholds,
     /// The machines, each with its check.
     pub(crate) machines: Vec<(MachineFacts, Check)>,

@@ -1,4 +1,4 @@
-//! What the facts about a machine mean: pure, so that every case can be tested.
+//! Assesses the state of a machine: pure, so that every case can be tested.
 
 use super::running::RunningNow;
 use super::thresholds::Thresholds;

@@ -1,4 +1,4 @@
-//! The answer of a monitoring plugin: <https://www.monitoring-plugins.org/doc/guidelines.html>.
+//! The output of a monitoring plugin: <https://www.monitoring-plugins.org/doc/guidelines.html>.
 //!
 //! ```text
 //! KVMB WARNING - web: the newest point is 30 h old|'web_age'=108000s;93600;180000;0 'db_age'=…

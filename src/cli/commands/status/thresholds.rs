@@ -1,4 +1,4 @@
-//! How old is too old.
+//! The thresholds of `kvmb status`.
 
 use crate::cli::failure::CliError;
 use crate::config::Config;
@@ -16,7 +16,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// After which a machine should be verified again, unless something else is said.
 const VERIFY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// How old is too old.
+/// The thresholds of `kvmb status`.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Thresholds")]
 pub(crate) struct ThresholdArgs {

@@ -93,7 +93,7 @@ pub(in crate::console) fn form(visit: &Visit, wish: &Wish<'_>) -> Markup {
                 p class="help" {
                     (visit.say(
                         "A machine with a command in drill.check must pass it, whatever is chosen here. A text in \
-                         drill.expect must come too: ",
+                         drill.expect must appear as well: ",
                         "Une machine qui a une commande dans drill.check doit la réussir, quel que soit ce choix. Un \
                          texte dans drill.expect doit venir aussi\u{a0}: ",
                     ))
@@ -109,10 +109,10 @@ pub(in crate::console) fn form(visit: &Visit, wish: &Wish<'_>) -> Markup {
 fn rungs(visit: &Visit, form: &Form<'_>) -> Markup {
     form.select(
         "until",
-        visit.say("What is enough", "Ce qui suffit"),
+        visit.say("Goal", "Ce qui suffit"),
         "--until",
         &[
-            ("", visit.say("what the other options need", "ce que demandent les autres options")),
+            ("", visit.say("the goal of the other options", "ce que demandent les autres options")),
             ("started", visit.say("QEMU runs the machine", "QEMU fait tourner la machine")),
             ("console", visit.say("the guest shows signs of life", "l’invité se manifeste")),
             ("agent", visit.say("the guest agent answers", "l’agent invité répond")),
@@ -130,19 +130,19 @@ fn more(visit: &Visit, form: &Form<'_>) -> Markup {
                 ))
             }
             div class="fields" {
-                (form.select("memory", visit.say("Memory at most", "Mémoire au plus"), "--memory", &[
+                (form.select("memory", visit.say("Maximum memory", "Mémoire au plus"), "--memory", &[
                     ("", "2G"), ("512M", "512M"), ("1G", "1G"), ("4G", "4G"), ("8G", "8G"), ("16G", "16G"),
                 ]))
-                (form.select("vcpus", visit.say("Processors at most", "Processeurs au plus"), "--vcpus", &[
+                (form.select("vcpus", visit.say("Maximum processors", "Processeurs au plus"), "--vcpus", &[
                     ("", "2"), ("1", "1"), ("4", "4"), ("8", "8"),
                 ]))
-                (form.select("timeout", visit.say("Time at most", "Durée au plus"), "--timeout", &[
+                (form.select("timeout", visit.say("Time limit", "Durée au plus"), "--timeout", &[
                     ("", visit.say("10m, without KVM 40m", "10m, sans KVM 40m")),
                     ("1m", "1m"), ("5m", "5m"), ("20m", "20m"), ("1h", "1h"), ("3h", "3h"),
                 ]))
                 (form.text("expect", visit.say("Text on the console", "Texte sur la console"), "--expect", "login:"))
                 (form.text("check", visit.say(
-                    "Command in the guest that is to succeed", "Commande qui doit réussir dans l’invité",
+                    "Command in the guest that must succeed", "Commande qui doit réussir dans l’invité",
                 ), "--check", "systemctl is-active postgresql"))
             }
         }

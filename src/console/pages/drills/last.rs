@@ -31,8 +31,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
                 h1 class="brk" { (title) }
                 p class="sub" {
                     (visit.say(
-                        "A copy of the machine boots from a point, isolated. Nothing of it remains but what is shown \
-                         here.",
+                        "A copy of the machine boots from a point, in isolation. Only what is shown here is kept.",
                         "Une copie de la machine démarre depuis un point, isolée. Il n’en reste que ce qui est \
                          montré ici.",
                     ))
@@ -44,7 +43,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
             @match Drilled::last(machine) {
                 Some(drilled) => (panel(&visit, &drilled, &format!("{address}/drill")).await),
                 None => p { (visit.say(
-                    "No point of this machine was ever booted.", "Aucun point de cette machine n’a jamais été démarré.",
+                    "No point of this machine has ever been booted.", "Aucun point de cette machine n’a jamais été démarré.",
                 )) },
             }
         }

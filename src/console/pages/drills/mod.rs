@@ -1,4 +1,4 @@
-//! Drills: the form that starts one, what the last one of a machine came to, and what it has shown.
+//! Drills: the form that starts one, and the result, screen and console of the last one of a machine.
 
 mod form;
 mod kept;

@@ -1,4 +1,4 @@
-//! What a drill came to, as a record of `kvmb drill` or `kvmb status` has it.
+//! The result of a drill, from a record of `kvmb drill` or `kvmb status`.
 
 use super::kept::{Kept, end_of};
 use crate::console::html;
@@ -139,7 +139,7 @@ fn facts(visit: &Visit, drilled: &Drilled) -> Markup {
         div class=(class) { (html::icon(shape)) p class="brk" { (language.of_command(&drilled.detail)) } }
         dl class="facts" {
             dt { (visit.say("Result", "Résultat")) } dd { (html::state(language, &drilled.status)) }
-            dt { (visit.say("Came as far as", "Étape atteinte")) }
+            dt { (visit.say("Reached", "Étape atteinte")) }
             dd { (drilled.rung.as_deref().map_or_else(|| "-".to_owned(), |word| rung(visit, word))) }
             @if let Some(seconds) = drilled.rung_seconds {
                 dt { (visit.say("Recovery time", "Temps de reprise")) } dd { (language.duration(seconds)) }

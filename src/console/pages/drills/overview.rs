@@ -43,7 +43,7 @@ pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>
     let heads = [
         visit.say("Machine", "Machine"),
         visit.say("Last drill", "Dernier essai"),
-        visit.say("Came as far as", "Étape atteinte"),
+        visit.say("Reached", "Étape atteinte"),
         visit.say("When", "Quand"),
         visit.say("What was seen", "Constat"),
     ];
@@ -63,7 +63,7 @@ pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>
         div id="live-drills" class="sec" {
             p {
                 (visit.language.tell(
-                    format!("{booted} of {count} machines came as far as they should when they were last booted."),
+                    format!("{booted} of {count} machines reached their goal in their last drill."),
                     format!("{booted} machines sur {count} sont allées assez loin à leur dernier essai."),
                 ))
             }

@@ -69,8 +69,8 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
         section class="sec" id="drill" {
             h2 { (visit.say("Drill", "Essai de démarrage")) }
             p { (visit.say(
-                "Boots a copy of the machine from this point, isolated, and reports how far it comes. Nothing of the \
-                 machine remains.",
+                "Boots a copy of the machine from this point in isolation, and reports how far it gets. The copy is \
+                 removed afterwards.",
                 "Démarre une copie de la machine depuis ce point, isolée, et dit jusqu’où elle va. Rien n’en reste.",
             )) }
             (drills::form(&visit, &Wish::Point(&known.repos, &point)))
@@ -139,7 +139,7 @@ fn damage_note(visit: &Visit, point: &Point, known: &KnownPoints, damaged: &[Str
                 p {
                     b { (visit.say("This point is damaged.", "Ce point est endommagé.")) } " "
                     (visit.say(
-                        "kvmb never hands out wrong bytes: a restore of this point stops at the damage.",
+                        "kvmb never returns wrong data: a restore of this point stops at the damage.",
                         "kvmb ne rend jamais de données fausses\u{a0}: une restauration s’arrête au dommage.",
                     ))
                 }

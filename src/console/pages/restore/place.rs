@@ -38,7 +38,7 @@ pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, erro
             fieldset class="opts" {
                 legend { (visit.say("Where to", "Où")) }
                 (choice("copy", place.is_empty() || place == "copy",
-                    visit.say("Beside, as another machine", "À côté, sous un autre nom"), visit.say(
+                    visit.say("Next to the original, as another machine", "À côté, sous un autre nom"), visit.say(
                     "A new machine with its own UUID and MAC addresses. Nothing that exists is changed.",
                     "Une nouvelle machine, avec un UUID et des adresses MAC à elle. Rien d’existant n’est modifié.",
                 ), html! {
@@ -61,7 +61,7 @@ pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, erro
                          la fin. Les images sont des fichiers qcow2.",
                     ), html! {
                         (form.text("limit_read", visit.say(
-                            "Copy at most so much per second", "Copier au plus tant par seconde",
+                            "Copy limit per second", "Copier au plus tant par seconde",
                         ), "--limit-read", "200M"))
                     }))
                     (choice("disks", place == "disks", visit.say("Single disks", "Certains disques"), visit.say(
@@ -81,7 +81,7 @@ pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, erro
                         @if let Some(error) = disk_errors {
                             p class="err" id="disk-e" { (html::icon("crit")) span { (error) } }
                         }
-                        (form.text("disks_into", visit.say("Folder, or empty for their place",
+                        (form.text("disks_into", visit.say("Folder (empty: their original place)",
                             "Dossier, ou vide pour leur place"), "--into", "/srv/restore"))
                     }))
                 }

@@ -86,7 +86,7 @@ async fn show(visit: &Visit, point: &Point, known: &KnownPoints, fields: &Fields
         } @else {
             @if !is_possible {
                 p { (visit.say(
-                    "Nothing can be restored like this. Change where to, or fix what is named above.",
+                    "This cannot be restored. Change the destination, or fix the problems listed above.",
                     "Rien ne peut être restauré ainsi. Changez la destination, ou corrigez ce qui est indiqué.",
                 )) }
             }
@@ -109,7 +109,8 @@ fn warning(visit: &Visit, point: &Point) -> Markup {
             (html::icon("warn"))
             div {
                 p class="brk" { (visit.language.tell(
-                    format!("What {machine} wrote after this point is lost. To keep it, back it up first:"),
+                    format!("Everything that {machine} wrote after this point will be lost. To keep it, back it up \
+                        first:"),
                     format!(
                         "Ce que {machine} a écrit après ce point sera perdu. Pour le garder, sauvegardez d’abord\u{a0}:"
                     ),
@@ -234,7 +235,7 @@ fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)],
     let other = |old: &str| visit.language.tell(format!("Instead of {old}"), format!("À la place de {old}"));
     html! {
         form method="get" action=(to) class="panel" {
-            h2 { (visit.say("Solve it here", "Y remédier ici")) }
+            h2 { (visit.say("Fix it here", "Y remédier ici")) }
             @for (name, value) in kept.iter().filter(|(name, _)| !is_here(name)) {
                 input type="hidden" name=(name) value=(value);
             }
@@ -268,7 +269,7 @@ fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)],
                 }
             }
             div class="row" {
-                button type="submit" { (visit.say("Look again", "Regarder de nouveau")) }
+                button type="submit" { (visit.say("Check again", "Regarder de nouveau")) }
             }
         }
     }

@@ -56,7 +56,7 @@ pub(in crate::console) fn ways(visit: &Visit, machine: &str) -> Markup {
         (go_on(visit, machine))
         p {
             a href=(path_of(machine)) {
-                (visit.say("Give up, or read what happens", "Abandonner, ou lire ce qui se passe"))
+                (visit.say("Abort, or read what happens", "Abandonner, ou lire ce qui se passe"))
             }
         }
     }
@@ -71,9 +71,9 @@ pub(in crate::console) fn if_it_stops(visit: &Visit, machine: &str) -> Markup {
                 p class="brk" { (visit.language.tell(
                     format!(
                         "{machine} runs while its data is copied, and reads the rest from the repository. If the \
-                         copying stops, the machine goes on. If this host stops, the machine does not start before the \
-                         restore is continued. What the machine has written is kept, and so are the old images until \
-                         the end."
+                         copying stops, the machine keeps running. If this host stops, the machine cannot start until \
+                         the restore is continued. What the machine has written is kept, and so are the old images \
+                         until the end."
                     ),
                     format!(
                         "{machine} tourne pendant que ses données sont copiées, et lit le reste dans le dépôt. Si la \
@@ -124,18 +124,17 @@ async fn show(visit: &Visit, check: &Check, error: Option<&str>) -> Html<String>
         section class="sec" {
             h2 { (visit.say("Continue", "Continuer")) }
             p { (visit.say(
-                "Starts the server of the point if it does not run, and the machine if it is off. Then copies the \
-                 rest.",
+                "Starts the server of the point and the machine if they are not running. Then copies the rest.",
                 "Relance le serveur du point s’il ne tourne pas, et la machine si elle est éteinte. Copie ensuite le \
                  reste.",
             )) }
             (go_on(visit, machine))
         }
         section class="sec" {
-            h2 { (visit.say("Give up", "Abandonner")) }
+            h2 { (visit.say("Abort", "Abandonner")) }
             p { (visit.say(
-                "The images and the definition that the restore replaced come back. What the machine has written since \
-                 is lost. The machine must be off.",
+                "The previous images and definition are restored. Everything that the machine has written since the \
+                 restore is lost. The machine must be off.",
                 "Les images et la définition d’avant la restauration reviennent. Ce que la machine a écrit depuis est \
                  perdu. La machine doit être éteinte.",
             )) }
@@ -143,12 +142,12 @@ async fn show(visit: &Visit, check: &Check, error: Option<&str>) -> Html<String>
                 form method="post" action={(path_of(machine)) "/abort"} class="sec" {
                     (html::form_token(visit))
                     (typed_name(visit.say(
-                        "Type the name of the machine to give up its restore: ",
+                        "Type the name of the machine to abort its restore: ",
                         "Tapez le nom de la machine pour abandonner sa restauration\u{a0}: ",
                     ), machine, error))
                     div class="row" {
                         button type="submit" class="danger" {
-                            (visit.say("Give up the restore", "Abandonner la restauration"))
+                            (visit.say("Abort the restore", "Abandonner la restauration"))
                         }
                         a class="btn" href="/" { (visit.say("Back", "Retour")) }
                     }

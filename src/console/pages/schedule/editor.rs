@@ -17,7 +17,7 @@ const FIELDS: [(&str, &str, &str, &str); 5] = [
 /// Common times, as links.
 const COMMON: [(&str, &str, &str); 5] = [
     ("0 2 * * *", "Every night", "Chaque nuit"),
-    ("30 2 * * 1-5", "Working days", "Jours ouvrés"),
+    ("30 2 * * 1-5", "Weekdays", "Jours ouvrés"),
     ("0 2 * * 0", "Sundays", "Le dimanche"),
     ("0 */6 * * *", "Every 6 hours", "Toutes les 6 heures"),
     ("@hourly", "Every hour", "Chaque heure"),
@@ -134,7 +134,7 @@ pub(super) fn form(visit: &Visit, cron: &str, described: &Answer) -> Markup {
                 input id="time" name="time" type="time" class="w-m" value=(time);
                 span class="help" {
                     (visit.say(
-                        "for the rhythms by day, week and month; in the time of this host",
+                        "for daily, weekly and monthly schedules; in the time zone of this host",
                         "pour les rythmes par jour, semaine et mois\u{202f}; à l’heure de cet hôte",
                     ))
                 }

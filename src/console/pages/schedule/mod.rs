@@ -35,7 +35,7 @@ const PLACES: [SchedulePlace; 3] = [
         flag: "--systemd",
         english: "systemd timer",
         french: "timer systemd",
-        english_help: "kvmb.timer; missed runs are made up for",
+        english_help: "kvmb.timer; missed runs are caught up",
         french_help: "kvmb.timer\u{202f}; les exécutions manquées sont rattrapées",
         target: "/etc/systemd/system/kvmb.timer",
     },

@@ -50,7 +50,7 @@ fn a_point_boots_and_its_screen_and_its_console_are_shown() {
     assert_shown(&desk);
     // The overview leads to the same.
     desk.open("/");
-    browser.wait_for("1 of 1 machines came as far as they should");
+    browser.wait_for("1 of 1 machines reached their goal");
     browser.one("#drills th a").click();
     browser.wait_for("Boot it again");
     assert_shown(&desk);

@@ -44,7 +44,7 @@ fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
     browser.one("td a, th a").click();
     browser.click("In its place");
     browser.click("Review what will be written");
-    browser.wait_for("is lost");
+    browser.wait_for("will be lost");
     let overwrite = format!("Overwrite {VM}");
     // The name has to be typed: first a wrong one, then, with the keyboard alone, the right one.
     browser.one("#confirm").fill("vm1");

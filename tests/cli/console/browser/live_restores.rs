@@ -35,7 +35,7 @@ fn a_machine_runs_at_once_and_its_data_follows() {
     wait_until("the progress moves", LIMIT, || seen(browser).len() > 2);
     assert!(seen(browser).is_sorted(), "{:?}", seen(browser));
     let mut faults = browser.accessibility_faults(false);
-    browser.wait_for(&format!("Cancel stops only the copying: {VM} goes on"));
+    browser.wait_for(&format!("Cancel stops only the copying: {VM} keeps running"));
     browser.click("Cancel");
     browser.wait_for("Exit code");
     assert_eq!(browser.one("#live-job [role=status]").text(), "interrupted");
@@ -43,8 +43,8 @@ fn a_machine_runs_at_once_and_its_data_follows() {
     // The overview and the page of the restore know it.
     desk.open("/");
     browser.wait_for("it still reads from the repository");
-    browser.click("Give up, or read what happens");
-    browser.wait_for("Give up the restore");
+    browser.click("Abort, or read what happens");
+    browser.wait_for("Abort the restore");
     faults.extend(browser.accessibility_faults(false));
     browser.set_look(PHONE);
     faults.extend(browser.accessibility_faults(false));

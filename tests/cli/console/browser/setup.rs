@@ -100,7 +100,7 @@ fn a_person_reads_what_a_schedule_means_and_what_rules_would_remove() {
     browser.click("Retention");
     browser.one("main input[name$='keep_last']:not([type=hidden])").fill("1");
     browser.click("Update the preview");
-    browser.wait_for("1 of 2 points stay, 1 go");
+    browser.wait_for("1 of 2 points are kept, 1 are removed");
     desk.end();
     env.assert_nothing_left();
 }
