@@ -37,8 +37,8 @@ impl RateLimiter {
         RateLimiter { limiter, clock, bytes_per_second, piece, stop }
     }
 
-    /// Waits until so many bytes more may pass. Returns at once when it is time to stop: whoever calls looks for
-    /// himself.
+    /// Waits until this number of bytes may pass. Returns immediately when the run is interrupted: whoever calls looks
+    /// for himself.
     pub(crate) fn acquire(&self, bytes: usize) {
         self.acquire_while(bytes, || true);
     }

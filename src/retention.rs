@@ -44,22 +44,22 @@ use crate::record::Time;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Keep the newest so many points.
+    /// Keep the last N points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
     pub(crate) keep_last: Keep,
-    /// Keep the newest point of each of the newest so many hours that have one.
+    /// Keep the last point of each of the last N hours that have points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
     pub(crate) keep_hourly: Keep,
-    /// Keep the newest point of each of the newest so many days that have one.
+    /// Keep the last point of each of the last N days that have points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
     pub(crate) keep_daily: Keep,
-    /// Keep the newest point of each of the newest so many weeks (Monday to Sunday) that have one.
+    /// Keep the last point of each of the last N weeks (Monday to Sunday) that have points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
     pub(crate) keep_weekly: Keep,
-    /// Keep the newest point of each of the newest so many months that have one.
+    /// Keep the last point of each of the last N months that have points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
     pub(crate) keep_monthly: Keep,
-    /// Keep the newest point of each of the newest so many years that have one.
+    /// Keep the last point of each of the last N years that have points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
     pub(crate) keep_yearly: Keep,
     /// Keep every point newer than this long before the newest one: "30d", "1y6m", "12h".

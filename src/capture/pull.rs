@@ -12,7 +12,7 @@ pub(crate) struct PullProgress {
 }
 
 impl Machine {
-    /// Begins to copy; no more than so many bytes a second, if there is a limit.
+    /// Starts copying, with a limit in bytes per second if there is one.
     pub(crate) fn begin_pull(&self, disk: &str, bytes_per_second: Option<u32>) -> Result<()> {
         let (action, target) = (|| format!("copy the data of {}'s disk {disk}", self.name()), disk.to_owned());
         let limit = bytes_per_second.map_or(0, u64::from);

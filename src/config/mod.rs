@@ -360,7 +360,7 @@ pub(crate) enum FreezePolicy {
     Required,
 }
 
-/// How hard data is compressed.
+/// The compression of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]

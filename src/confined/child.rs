@@ -15,7 +15,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-/// After so many pieces of zeros, which are not sent, the parent hears that the work goes on.
+/// The number of pieces of zeros, which are not sent, after which the parent is notified of progress.
 const SIGN_OF_LIFE: usize = 256;
 
 /// Deeper than any tree that somebody made: each directory has one above it.

@@ -13,7 +13,7 @@ pub(crate) const MOST_MESSAGE_BYTES: u32 = (1 << 20) + 4096;
 /// The longest piece of data, and of blocks that are asked for at once.
 pub(crate) const MOST_DATA_BYTES: usize = 1 << 20;
 
-/// So many stretches are in one message.
+/// The number of extents in one message.
 pub(crate) const RANGES_PER_MESSAGE: usize = 4096;
 
 /// Letters of messages from the child.

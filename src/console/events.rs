@@ -26,7 +26,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// At least so often an empty line shows whether the reader is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// So many streams at a time; a page without one says so.
+/// The maximum number of streams at a time; a page without one shows this.
 const MOST_STREAMS: usize = 32;
 
 /// `GET /events?page=PATH`

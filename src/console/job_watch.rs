@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// So long after the last look it ends.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// So many jobs are known, the newest; as many as the toolbox remembers.
+/// The number of known jobs, the newest ones; as many as the toolbox remembers.
 const MOST_JOBS: usize = 500;
 
 /// What is known of the jobs.

@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::time::{Sleep, sleep};
 
-/// So many connections are open at a time; others wait.
+/// The maximum number of open connections; others wait.
 const MOST_CONNECTIONS: usize = 128;
 
 /// How long a client may take for the head of a request, and stay silent between two.

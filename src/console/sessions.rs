@@ -6,7 +6,7 @@ use rand::RngCore;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
-/// So many sessions are open at a time; a new one ends the oldest.
+/// The maximum number of open sessions; a new one ends the oldest.
 const MOST_SESSIONS: usize = 8;
 
 /// A session that is not used for so long ends.

@@ -23,16 +23,16 @@ const LARGEST_ANSWER_BYTES: usize = 64 << 20;
 /// So much of what it says on standard error.
 const LARGEST_MESSAGES_BYTES: u64 = 64 << 10;
 
-/// So many look-ups run at the same time.
+/// The maximum number of queries at the same time.
 const MOST_LOOKUPS: usize = 4;
 
-/// So many downloads.
+/// The maximum number of downloads.
 const MOST_DOWNLOADS: usize = 4;
 
 /// How long a look-up with many records may take; what has come until then is the answer.
 const LISTING_LIMIT: Duration = Duration::from_secs(60);
 
-/// So many answers are kept.
+/// The number of cached answers.
 const MOST_ANSWERS: usize = 64;
 
 /// How long a started command may take to become a job.

@@ -53,7 +53,7 @@ impl BlockSource for BlocksSlice {
 /// The size of a page of the cache.
 const PAGE_BYTES: u64 = 64 << 10;
 
-/// So many pages are kept: 32 MiB.
+/// The number of cached pages: 32 MiB.
 const PAGES: usize = 512;
 
 /// What was read last, so that small reads of one place cost one request.

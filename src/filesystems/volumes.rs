@@ -6,7 +6,7 @@ use super::{DeviceOfSeveral, FsError, GuestFilesystem, Result, lvm, partitions, 
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 
-/// So many logical volumes are looked at.
+/// The maximum number of logical volumes.
 const MOST_LOGICAL: usize = 1024;
 
 /// A partition, or a whole disk without a partition table, and what is on it.

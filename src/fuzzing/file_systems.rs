@@ -18,7 +18,7 @@ const MOST_SECTORS: u32 = 2 << 20;
 /// The most reads for one thing that a reader is asked. Each reader has a limit of its own, far below it.
 const MOST_READS: u64 = 1 << 25;
 
-/// So many volumes are looked at, and so many files of each.
+/// The maximum number of volumes, and of files in each.
 const MOST_VOLUMES: usize = 8;
 const MOST_FILES: usize = 64;
 

@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// So many jobs are remembered, the newest.
+/// The number of jobs kept, the newest ones.
 const MOST_JOBS: usize = 500;
 
 /// A file is never larger.

@@ -6,16 +6,16 @@ use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// So many days of free space are remembered.
+/// The number of days for which the free space is kept.
 const MOST_DAYS: usize = 35;
 
-/// So many sizes of the repository are remembered.
+/// The number of repository sizes kept.
 const MOST_SIZES: usize = 60;
 
 /// Growth over a shorter time says nothing about a month.
 const SHORTEST_GROWTH: TimeDelta = TimeDelta::days(3);
 
-/// So many samples are needed to tell growth from chance.
+/// The number of samples needed to distinguish growth from chance.
 const FEWEST_SAMPLES: usize = 4;
 
 /// What is remembered of one repository.

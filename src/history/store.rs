@@ -20,7 +20,7 @@ use uuid::Uuid;
 /// A file is never larger; one that is, is none of ours.
 const LARGEST_FILE_BYTES: u64 = 256 << 10;
 
-/// So many machines of a repository, and so many repositories, are remembered: those that were dealt with last.
+/// The number of machines kept for a repository, and of repositories: the most recently used ones.
 const MOST_MACHINES: usize = 4096;
 const MOST_REPOSITORIES: usize = 64;
 
@@ -186,7 +186,7 @@ fn write(path: &Path, memory: &impl Serialize) -> Result<(), Error> {
     atomic_file::write(path, &text, 0o600).map_err(io("write", path))
 }
 
-/// Removes the oldest entries of a folder until so many are left. One that stays does no harm.
+/// Removes the oldest entries of a folder until `limit` are left. Failing to remove one does no harm.
 fn keep_newest(folder: &Path, most: usize) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut aged: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();

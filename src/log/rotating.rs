@@ -82,7 +82,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
-/// The name of the file that was set aside so many times ago.
+/// The name of the file after this number of rotations.
 pub(crate) fn aside(path: &Path, number: u64) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!(".{number}"));

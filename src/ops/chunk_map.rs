@@ -348,7 +348,7 @@ impl<I: Iterator<Item = (Id, u64)>> BlobList<I> {
         self.rest = (count > 0).then_some((id, count));
     }
 
-    /// The next blobs, if there are so many.
+    /// The next blobs, if there are enough.
     fn take(&mut self, mut wanted: u64) -> Option<Vec<Id>> {
         let mut ids = Vec::new();
         while wanted > 0 {

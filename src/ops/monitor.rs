@@ -16,10 +16,10 @@ pub trait Monitor: Sync {
 
 /// One piece of long work; dropped when it ends.
 pub trait Progress: Send + Sync {
-    /// So many bytes more are done: read, and not only passed over.
+    /// More bytes are done: actually read, not only skipped.
     fn advance(&self, bytes: u64);
 
-    /// So many bytes need no work: they are a hole, or unchanged.
+    /// Bytes that need no work, because they are a hole or unchanged.
     fn skip(&self, bytes: u64);
 }
 

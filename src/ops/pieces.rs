@@ -56,7 +56,7 @@ impl Pieces {
 
 static ZERO_PIECE: LazyLock<Id> = LazyLock::new(|| Id::hash(&[0; PIECE_BYTES as usize]));
 
-/// How many pieces so many bytes are.
+/// The number of pieces for this number of bytes.
 pub(crate) fn count(bytes: u64) -> u64 {
     bytes.div_ceil(u64::from(PIECE_BYTES))
 }

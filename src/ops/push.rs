@@ -271,7 +271,7 @@ fn whole<T>(read: Result<T>) -> Result<Option<T>> {
 /// One of this host if there is one, for another host may have another machine with the same UUID. And whether a
 /// damaged one was met.
 fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Option<OpenPoint>, bool)> {
-    /// So many points of other machines of the same name are passed over.
+    /// The number of points of other machines with the same name that are skipped.
     const DEPTH: usize = 20;
     let named = view.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
     let (here, elsewhere): (Vec<&PointRef>, Vec<&PointRef>) = named.partition(|point| point.snapshot.hostname == host);

@@ -18,7 +18,7 @@ pub(crate) struct Parallelism {
 }
 
 impl Parallelism {
-    /// With so many threads for each machine, by default one for each processor.
+    /// With this number of threads for each machine, by default one for each processor.
     pub(crate) fn new(threads: Option<usize>, machines: usize) -> Parallelism {
         Parallelism { threads: threads.unwrap_or_else(for_processors).max(1), machines: machines.max(1) }
     }

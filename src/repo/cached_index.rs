@@ -36,7 +36,7 @@ const ENTRY_BYTES: usize = 48;
 const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - OVERHEAD - PAGE_HEAD_BYTES) / ENTRY_BYTES;
 const PACK_BYTES: usize = 32;
 const PACKS_PER_PAGE: usize = (PAGE_BYTES - OVERHEAD - PAGE_HEAD_BYTES) / PACK_BYTES;
-/// So many pages are kept: 8 MiB.
+/// The number of cached pages: 8 MiB.
 const KEPT_PAGES: usize = 512;
 /// A directory of 10 million blobs has 250 KB.
 const LARGEST_DIRECTORY_BYTES: u64 = 64 << 20;
@@ -233,7 +233,7 @@ impl CachedIndex {
         self.directory.stored_bytes
     }
 
-    /// Whether so many pages were read one by one that it would have been less work to read all.
+    /// Whether so many pages were read one by one that reading all would have been cheaper.
     pub(super) fn is_read_often(&self) -> bool {
         self.pages_read.load(Ordering::Relaxed) > 64 + 2 * self.directory.beginnings.len() as u64
     }

@@ -23,7 +23,7 @@ const MAGIC: &[u8] = b"kvmb records 1\n";
 const LARGEST_BYTES: usize = 128 << 20;
 /// What one record may claim to be when it is decompressed.
 const LARGEST_RECORD_BYTES: usize = 1 << 20;
-/// So many records of snapshots that are gone do no harm.
+/// The number of records of removed snapshots that is tolerated.
 const HARMLESS: usize = 200;
 
 /// What a record is.

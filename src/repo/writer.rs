@@ -55,7 +55,7 @@ pub fn zero_blob_id() -> Id {
 /// How to write.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
-    /// How hard data is compressed.
+    /// The compression of data.
     pub compression: Compression,
     /// A pack is closed when it has reached this size.
     pub pack_bytes: usize,

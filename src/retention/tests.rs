@@ -16,7 +16,7 @@ impl TimeZone for Berlin {
     }
 
     fn offset_from_local_date(&self, _: &NaiveDate) -> LocalResult<FixedOffset> {
-        unreachable!("nobody asks for the offset of a date")
+        unreachable!("the offset of a date is never needed")
     }
 
     fn offset_from_local_datetime(&self, _: &NaiveDateTime) -> LocalResult<FixedOffset> {
@@ -24,7 +24,7 @@ impl TimeZone for Berlin {
     }
 
     fn offset_from_utc_date(&self, _: &NaiveDate) -> FixedOffset {
-        unreachable!("nobody asks for the offset of a date")
+        unreachable!("the offset of a date is never needed")
     }
 
     fn offset_from_utc_datetime(&self, utc: &NaiveDateTime) -> FixedOffset {

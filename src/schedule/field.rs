@@ -5,7 +5,7 @@
 //! | `*` | every value |
 //! | `5`, `mon` | that value; months and days of the week have names, in any case |
 //! | `1-5`, `mon-fri` | from the one to the other |
-//! | `*/15`, `1-30/2` | every so many of those, counted from the first |
+//! | `*/15`, `1-30/2` | every nth of those, counted from the first |
 //! | `1,2,10-20/5` | all of these |
 
 use super::error::{CronError, CronField};

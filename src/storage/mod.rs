@@ -278,7 +278,7 @@ pub enum Transit {
 /// The result of a call on a [`Storage`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Asked before so many bytes are written: whether they may be.
+/// Called before this number of bytes is written: whether they may be.
 pub(crate) type Gate<'a> = &'a (dyn Fn(usize) -> bool + Sync);
 
 /// A place for repository files. All calls may come from several threads at once.
@@ -374,7 +374,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Says that so many files will soon be read or written at once, so that the place can prepare for that meanwhile.
+    /// Announces the number of files that will soon be read or written at once, so that the storage can prepare for it.
     fn warm_up(&self, _files: usize) {}
 
     /// How many files are best read or written at the same time: over a distance more than on a disk.

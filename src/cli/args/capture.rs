@@ -80,7 +80,7 @@ impl ScratchArgs {
     }
 }
 
-/// How far dirty bitmaps are believed.
+/// The audit of dirty bitmaps.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AuditArgs {
     /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
@@ -95,7 +95,7 @@ impl AuditArgs {
     }
 }
 
-/// Into what pieces disks are cut.
+/// The chunk size of disks.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ChunkArgs {
     /// Chunk size: 512K, 1M, 2M or 4M.
@@ -106,7 +106,7 @@ pub(crate) struct ChunkArgs {
     pub(crate) chunk_size: Option<ChunkSize>,
 }
 
-/// How many threads work.
+/// The number of threads.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ThreadsArgs {
     /// Number of threads that hash and compress, for each machine.
@@ -118,13 +118,13 @@ pub(crate) struct ThreadsArgs {
 }
 
 impl ThreadsArgs {
-    /// What each of so many machines that are stored at the same time may use.
+    /// The threads for each machine when this number of machines is stored at the same time.
     pub(crate) fn parallelism(&self, machines: usize) -> Parallelism {
         Parallelism::new(self.threads.map(usize::from), machines)
     }
 }
 
-/// How hard data is compressed.
+/// The compression of data.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CompressionArgs {
     /// Compression of new data.
@@ -152,7 +152,7 @@ impl ValueEnum for Compression {
     }
 }
 
-/// How fast disks are read.
+/// The read limit.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LimitReadArgs {
     /// Limit reads from all disks together, in bytes per second (example: 500K, 10M).

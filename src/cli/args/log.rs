@@ -1,4 +1,4 @@
-//! Where this run's log goes, and what every run says in it.
+//! The log of this run, and the lines that every run writes.
 
 use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::folders;

@@ -1,4 +1,4 @@
-//! How long what a command writes cannot be removed.
+//! How long files that a command writes are locked.
 
 use crate::cli::args::copy::CopyToArgs;
 use crate::cli::args::repo::RepoArgs;

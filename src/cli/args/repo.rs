@@ -110,7 +110,7 @@ pub(crate) struct RepoArgs {
     pub(crate) lock_for: Option<Duration>,
 }
 
-/// The repository that kvmb makes by itself.
+/// The default repository, which kvmb creates itself.
 #[derive(Debug, Clone)]
 pub(crate) struct DefaultRepo {
     /// Its folder.

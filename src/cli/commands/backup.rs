@@ -464,7 +464,7 @@ fn not_copied(error: CliError, first: &Repository) -> CliError {
     }
 }
 
-/// What an interrupted copy has left.
+/// The message after an interrupted copy.
 fn copies_kept(first: &Repository, copied: usize) -> String {
     let points = if copied == 1 { "1 point was copied".to_owned() } else { format!("{copied} points were copied") };
     format!(
@@ -520,7 +520,7 @@ fn new_points(session: &Session) -> impl Iterator<Item = &Point> {
     })
 }
 
-/// Says, after an interruption, what of the backup is done.
+/// Prints, after an interruption, which part of the backup is done.
 fn report_kept(session: &Session, selected: usize) {
     let done = new_points(session).filter(|point| point.verified.is_none() || point.damage.is_empty()).count();
     if done < selected {
@@ -559,7 +559,7 @@ fn note_space(context: &Context, opened: &OpenedRepos) {
     }
 }
 
-/// Notes that a run came to nothing for all of its machines.
+/// Records that a run failed for all of its machines.
 fn none_stored(context: &Context, repo: &RepoArgs, selected: &[Selection], began_at: Time, error: &CliError) {
     let Ok(storage) = repo.storage(context) else { return };
     let history = HistoryRecorder::of(context, &storage.url());

@@ -151,7 +151,7 @@ fn check_key(session: &mut Session) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What could not even be looked at.
+/// Resources that could not be inspected.
 fn refused(check: &str, error: CliError) -> Check {
     let refused = Check::new(check, host_name(), Status::Critical, error.message);
     match error.hint {
@@ -160,7 +160,7 @@ fn refused(check: &str, error: CliError) -> Check {
     }
 }
 
-/// What a person reads, and how to fix it.
+/// The text of a check, and its hint.
 struct CheckWords {
     check: &'static str,
     detail: String,

@@ -189,7 +189,7 @@ pub(crate) fn planned_prune(url: &str, policy: &Policy) -> Record {
     })
 }
 
-/// What an interrupted prune has left.
+/// The message after an interrupted prune.
 fn what_is_kept(removed: usize, points: &[JudgedPoint]) -> String {
     let going = points.iter().filter(|judged| !judged.verdict.keep).count();
     let kept = points.len() - removed;

@@ -273,7 +273,7 @@ impl Stage<'_> {
         }
     }
 
-    /// What an interrupted run has left.
+    /// The message after an interrupted run.
     fn what_is_kept(&self) -> String {
         let stored = match self.stored {
             0 => "no point was stored".to_owned(),

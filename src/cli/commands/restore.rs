@@ -373,7 +373,7 @@ impl RestoreArgs {
     }
 }
 
-/// What an interrupted restore has left.
+/// The message after an interrupted restore.
 fn what_is_kept(planned: &RestorePlan) -> String {
     let devices: Vec<&str> = planned.devices().map(|path| path.to_str().unwrap_or("?")).collect();
     match devices.is_empty() {

@@ -189,7 +189,7 @@ fn chosen(point: &OpenPoint, names: &[String], session: &mut Session) -> Result<
     Ok(chosen)
 }
 
-/// What was met while somebody read it.
+/// The errors that occurred while it was read.
 pub(super) fn report(session: &mut Session, machine: &str, damage: Damage) {
     let (offset, length) = (damage.offset_bytes.unwrap_or_default(), damage.length_bytes.unwrap_or_default());
     let message = format!("bytes {offset} to {} cannot be read: {}", offset + length, damage.error);

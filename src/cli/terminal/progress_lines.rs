@@ -110,7 +110,7 @@ fn ascii(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect()
 }
 
-/// A text of at most so many columns.
+/// A text of at most this number of columns.
 fn cut(text: &str, columns: usize, is_utf8: bool) -> String {
     if text.width() <= columns {
         return text.to_owned();

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// So much of what it printed stands on the page of a job: one may verify thousands of points.
 const MOST_RESULTS: usize = 500;
 
-/// So many lines of its log stand on the page of a job.
+/// The number of log lines on the page of a job.
 const LOG_LINES: &str = "200";
 
 /// How old the lines and the results of a running job may be.

@@ -13,7 +13,7 @@ use axum::response::Html;
 use maud::{Markup, html};
 use std::time::Duration;
 
-/// So many past jobs stand on a page.
+/// The number of past jobs on a page.
 const PAGE: usize = 50;
 
 /// How old the lines of an open log may be.

@@ -12,10 +12,10 @@ use chrono::{Datelike, Local, Timelike};
 use maud::{Markup, html};
 use std::time::Duration;
 
-/// So many lines stand on a page.
+/// The number of lines on a page.
 const PAGE: usize = 200;
 
-/// So many pages; older lines are found by a filter.
+/// The number of pages; older lines can be found with a filter.
 const MOST_PAGES: usize = 50;
 
 /// The levels, with their words.

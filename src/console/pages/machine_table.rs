@@ -6,10 +6,10 @@ use crate::console::html;
 use crate::console::visit::Visit;
 use maud::{Markup, html};
 
-/// So many machines are on a page.
+/// The number of machines on a page.
 const PAGE: usize = 100;
 
-/// From so many rows on, a row is one line.
+/// The number of rows from which on a row is a single line.
 const DENSE: usize = 50;
 
 /// The columns: what they are sorted by, their heads.

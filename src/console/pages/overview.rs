@@ -9,7 +9,7 @@ use axum::Extension;
 use axum::response::Html;
 use maud::{Markup, html};
 
-/// So many problems are listed; the table has them all.
+/// The number of problems listed; the table has all of them.
 const MOST_PROBLEMS: usize = 20;
 
 /// `GET /`

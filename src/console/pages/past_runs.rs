@@ -9,10 +9,10 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// A strip has so many days.
+/// The number of days in a strip.
 const NIGHTS: i64 = 14;
 
-/// Plots have so many runs.
+/// The number of runs in a plot.
 const MOST_RUNS: usize = 30;
 
 /// A run of one machine, as in a record.

@@ -11,7 +11,7 @@ const RIGHT: f64 = 340.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 130.0;
 
-/// Every so many bars, one has its date below it.
+/// The number of bars per date label.
 const LABELS: usize = 5;
 
 /// How values are written.

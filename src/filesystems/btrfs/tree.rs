@@ -28,7 +28,7 @@ const POINTER_BYTES: usize = 33;
 /// "Trees have at most eight levels".
 const MOST_LEVELS: u8 = 8;
 
-/// So many blocks are read for one file: a leaf has 300 extents and more.
+/// The maximum number of blocks read for one file: a leaf has 300 extents and more.
 const MOST_BLOCKS: usize = 100_000;
 
 /// So much is kept of them: 2 million extents.

@@ -4,7 +4,7 @@
 use super::super::blocks::{le16, le32};
 use super::super::{FsError, Node, Result, damaged};
 
-/// So many names are read of one directory.
+/// The maximum number of names read from one directory.
 const MOST_NAMES: usize = 16 << 20;
 
 /// Adds the entries of a block, without `.` and `..`.

@@ -23,13 +23,14 @@ const MOST_LEVELS: u16 = 5;
 /// Longer extents are allocated and not written: they read as zeros.
 const MOST_WRITTEN: u16 = 32768;
 
-/// So many blocks of a tree or of a map are read for one file: a tree has 340 extents a block, a map 1024 blocks.
+/// The maximum number of blocks of a tree or a map read for one file: a tree has 340 extents a block, a map 1024
+/// blocks.
 const MOST_TREE_BLOCKS: u64 = 4 << 20;
 
-/// So many of them may be for blocks beyond the end of a file, which are allocated in advance.
+/// The maximum number of them for blocks beyond the end of a file, which are preallocated.
 const TREE_BLOCKS_BEYOND_END: u64 = 1024;
 
-/// So many runs may one file have.
+/// The maximum number of runs of one file.
 const MOST_RUNS: usize = 4 << 20;
 
 /// The runs of a file in order; holes, and what was never written, are left out.

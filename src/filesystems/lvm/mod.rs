@@ -21,7 +21,7 @@ const LABEL_SECTORS: u64 = 4;
 /// The longest metadata that is read.
 const MOST_TEXT_BYTES: u64 = 16 << 20;
 
-/// So many areas of metadata, and stripes, are looked at.
+/// The maximum number of metadata areas and of stripes.
 const MOST_PARTS: usize = 128;
 
 /// A volume that was found.

@@ -67,7 +67,7 @@ impl<'a> Archive<'a> {
         zeros(self.take, length.next_multiple_of(BLOCK) - length)
     }
 
-    /// The records and the header of a member whose data, as it is stored, has so many bytes.
+    /// The records and the header of a member whose stored data has this number of bytes.
     fn header(&mut self, file: &GuestFile, kind: EntryType, stored_bytes: u64, sparse: bool) -> Result<()> {
         let metadata = &file.metadata;
         let mut name = self.name(&file.names);

@@ -10,7 +10,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Where bytes go; false when nobody takes any more.
 pub(crate) type TakeBytes<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
-/// Hands so many zeros on.
+/// Passes this number of zeros on.
 pub(super) fn zeros(take: TakeBytes<'_>, mut length: u64) -> Result<()> {
     while length > 0 {
         let part = length.min(ZEROS.len() as u64);

@@ -142,7 +142,7 @@ impl Guestfish {
         Ok(self.command(command, None, COMMAND_LIMIT, MOST_ANSWER_BYTES)?.text().ok())
     }
 
-    /// So many bytes of a device.
+    /// Reads a range of a device.
     pub(super) fn read(&mut self, device: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
         let answer = self.command(&format!("pread-device {device} {length} {offset}"), None, COMMAND_LIMIT, length)?;
         match answer.error {

@@ -26,7 +26,7 @@ use std::thread::{self, JoinHandle};
 /// Bytes are read in pieces of this size, since each request costs the same.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// So many pieces are kept.
+/// The number of cached pieces.
 const PIECES: usize = 16;
 
 /// The most devices that are opened.

@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(3);
 /// The rates of the way to a server, in bytes a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Speed {
-    /// Of so many connections together.
+    /// Of this number of connections together.
     pub(crate) connections: usize,
     /// To the server, until the data was on its disk.
     pub(crate) upload: u64,

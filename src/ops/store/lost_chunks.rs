@@ -11,7 +11,7 @@ use crate::ops::points::OpenPoint;
 use crate::record::DamagedPoint;
 use crate::repo::{BlobKind, Id, Index, Writer};
 
-/// So many chunks are looked up together.
+/// The number of chunks looked up together.
 const TOGETHER: usize = 1 << 18;
 
 /// The chunks of a map that the repository does not have, as (first, count), ascending.

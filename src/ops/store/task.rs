@@ -65,7 +65,8 @@ pub(crate) struct DiskTask<'a> {
 }
 
 impl DiskTask<'_> {
-    /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
+    /// Waits until this number of bytes may be read. What is read ahead is little, so it serves as well just after
+    /// reading.
     pub(super) fn keep_pace(&self, bytes: usize, stop: &Stop) {
         if let Some(rate_limit) = self.rate_limit {
             rate_limit.acquire_while(bytes, || !stop.requested());

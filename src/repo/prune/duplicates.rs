@@ -11,7 +11,7 @@ use crate::repo::place_set::PlaceSet;
 use crate::repo::reader::{self, BlobRequest};
 use crate::repo::{BlobKind, Index, Repository, Result};
 
-/// So many copies are opened before their results are looked at: 400 bytes each.
+/// The number of copies opened before their results are checked: 400 bytes each.
 const BATCH: usize = 50_000;
 
 /// Opens copies and chooses others until every blob of which a copy goes has one that stays and can be opened. `decide`

@@ -7,7 +7,7 @@ pub enum PruneEvent {
     SnapshotMarked,
     /// A pack that no index names is gone.
     UnnamedRemoved { bytes: u64 },
-    /// So many bytes were copied into new packs.
+    /// Bytes that were copied into new packs.
     Copied { bytes: u64 },
     /// All that is to be copied is durable and has an index.
     AllCopied,

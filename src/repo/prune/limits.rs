@@ -22,7 +22,7 @@ impl Default for MaxUnused {
 }
 
 impl MaxUnused {
-    /// How many unused bytes may stay beside so many used ones.
+    /// The number of unused bytes that may stay, given the number of used ones.
     pub(super) fn limit_bytes(self, used_bytes: u64) -> u64 {
         match self {
             MaxUnused::Share(share) if share < 1.0 => (used_bytes as f64 * share / (1.0 - share)) as u64,

@@ -112,7 +112,7 @@ fn write_file(size_bytes: u64, blobs: impl Iterator<Item = (Id, u64)>, out: &mut
 fn write_content(blobs: impl Iterator<Item = (Id, u64)>, out: &mut dyn Write) -> io::Result<()> {
     /// `,"` + id + `"`
     const ITEM: usize = Id::HEX_LENGTH + 3;
-    /// So many items of a run are made at once.
+    /// The number of items of a run that are created at once.
     const BATCH: u64 = 1000;
     let mut first = true;
     let mut batch = Vec::new();

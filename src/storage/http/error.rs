@@ -9,7 +9,7 @@ use std::time::Duration;
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A secret was to be had and could not be had.
+    /// A secret could not be read.
     #[error("{0}")]
     Secret(String),
     /// A file with certificates cannot be read.

@@ -118,7 +118,7 @@ pub(in crate::storage) fn remove_exact(
     remove(storage, kind, name).map(|()| true)
 }
 
-/// Works on several items with so many requests at once; the first error ends it.
+/// Processes several items with this number of parallel requests; the first error ends it.
 pub(in crate::storage) fn in_parallel<I: Sync, T: Send>(
     items: &[I],
     requests: usize,

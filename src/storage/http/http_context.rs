@@ -23,7 +23,7 @@ pub struct HttpContext {
     pub stop: Arc<AtomicBool>,
     /// How long to wait for what.
     pub timeouts: HttpTimeouts,
-    /// At most so many requests at the same time.
+    /// The maximum number of requests at the same time.
     pub connections: usize,
     /// How to reach servers by proxies.
     pub proxies: HttpProxies,

@@ -1,7 +1,7 @@
 //! Logging in, in the order in which `ssh` does: keys of the agent and of files, questions of the server, the password.
 //!
 //! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a
-//! few keys in vain. What let us in is remembered, so that further connections try nothing in vain.
+//! few failed keys. The successful method is remembered, so that further connections do not repeat failed ones.
 
 use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
 use crate::atomic_file;

@@ -189,7 +189,7 @@ impl Connection {
         self.progress.restart();
     }
 
-    /// So many bytes went out or came in.
+    /// This number of bytes was sent or received.
     pub(crate) fn moved(&self, bytes: usize) {
         self.progress.moved(bytes, self.timeouts.progress);
     }

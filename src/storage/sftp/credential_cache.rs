@@ -17,7 +17,7 @@ impl CredentialCache {
         CredentialCache { inner, answers: Mutex::default() }
     }
 
-    /// After a login in vain: what was said may have been wrong, or right only once.
+    /// After a failed login: the secret may have been wrong, or valid only once.
     pub(crate) fn forget(&self) {
         self.answers().clear();
     }

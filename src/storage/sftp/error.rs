@@ -86,7 +86,7 @@ pub enum Error {
         path: PathBuf,
         line: usize,
     },
-    /// A secret was to be had and could not be had.
+    /// A secret could not be read.
     #[error("{0}")]
     Secret(String),
     /// The server does not let us in.

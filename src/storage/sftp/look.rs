@@ -10,7 +10,7 @@ use super::files::{Handle, PIECE_BYTES, PLAUSIBLE_BYTES, SftpClient, SftpResult,
 use super::wire::{Field, ListedNames, PacketType, Reply, Sent, Stat};
 use super::{Result, SftpFault};
 
-/// So many requests for a folder's entries are on the way at once; a server answers each with a hundred of them or so.
+/// The number of parallel requests for the entries of a folder; a server answers each with about a hundred of them.
 const LISTING_REQUESTS: usize = 8;
 
 /// No folder's listing is longer: room for the names of half a million files.

@@ -76,8 +76,8 @@ impl Pool {
         result
     }
 
-    /// Sees to it that there are so many connections, or as many as are allowed, while the caller does something else.
-    /// Does nothing before the first one is made, for that is who may have to be asked something.
+    /// Opens connections in the background, up to this number or the allowed maximum. Does nothing before the first one
+    /// is made, for that is who may have to be asked something.
     pub(crate) fn warm_up(&self, connections: usize) {
         let mut state = lock(&self.0.state);
         while state.open < connections && self.0.may_add(&state) {

@@ -30,7 +30,7 @@ pub struct SshContext {
     pub stop: Arc<AtomicBool>,
     /// How long to wait for what.
     pub timeouts: SshTimeouts,
-    /// At most so many connections to one server.
+    /// The maximum number of connections to one server.
     pub connections: usize,
 }
 

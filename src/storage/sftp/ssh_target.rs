@@ -122,7 +122,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         true => ssh.iter().flat_map(|ssh| DEFAULT_IDENTITIES.map(|name| ssh.join(name))).collect(),
         false => paths(named),
     };
-    // The key that was made for this very purpose saves the others from being tried in vain.
+    // The key that was made for this very purpose avoids failed attempts with the others.
     if let Some(own) = &ssh_context.own_key {
         identities.insert(0, own.clone());
     }
@@ -169,7 +169,7 @@ fn proxy_of(options: &HostOptions, tokens: &Tokens, ssh_context: &SshContext) ->
     options.text("proxycommand").map(|line| Proxy::Command(tokens.expand(line)))
 }
 
-/// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here,
+/// A server is considered dead when this number of keep-alives in a row failed; 0 turns that off for ssh, but not here,
 /// where nobody may watch.
 fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
     let mut timeouts = usual;

@@ -46,13 +46,13 @@ const VERSION: u8 = 2;
 /// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 255 KiB.
 const LONGEST_PACKET: usize = 256 << 10;
 
-/// So many bytes may be on the way to us before the server waits.
+/// The number of bytes that the server may send before it waits.
 const WINDOW_BYTES: u32 = 4 << 20;
 
 /// A last part that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
 const LONG_TEXT_BYTES: usize = 64 << 10;
 
-/// So many bytes of requests are not held back until somebody waits for a reply.
+/// The number of bytes of requests that are sent without waiting until a reply is needed.
 const FULL_FLIGHT_BYTES: usize = 16 << 10;
 
 /// As much of an SSH packet as every implementation takes.

@@ -33,7 +33,8 @@ fn rules_choose_machines_and_disks_and_say_what_they_match() {
     let rules = json!({"kvmb-*-web?": true, "kvmb-test-web2": false});
     assert_eq!(config(&env)["selected_vms"], rules);
     let page = console.get("/machines?again=1").assert_status(200).assert_has("3 machines, 1 backed up");
-    let page = page.assert_has("rule kvmb-test-web2: exclude, which takes precedence").assert_has("no rule includes it");
+    let page =
+        page.assert_has("rule kvmb-test-web2: exclude, which takes precedence").assert_has("no rule includes it");
     page.assert_has("rule kvmb-*-web?: take");
     // What is wrong with a pattern stands at its field, and the pattern in it.
     for wrong in ["a/b", "web[1"] {

@@ -460,7 +460,7 @@ mod tests {
         Thresholds { warning: 26 * HOUR, critical: 50 * HOUR, verify_warning: 720 * HOUR, drill_max_age: None }
     }
 
-    /// What is remembered since so many hours.
+    /// The history of the last hours.
     fn memory(since: i64, change: impl FnOnce(&mut MachineMemory)) -> MachineMemory {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");

@@ -122,7 +122,7 @@ mod tests {
         now() - TimeDelta::days(days)
     }
 
-    /// What is remembered since so many days.
+    /// The history of the last days.
     fn memory(since: i64, change: impl FnOnce(&mut RepoMemory)) -> RepoMemory {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), URL);

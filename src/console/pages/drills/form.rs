@@ -12,7 +12,7 @@ use axum::Extension;
 use axum::response::Response;
 use maud::{Markup, html};
 
-/// So many machines are booted from the overview.
+/// The number of machines that are booted from the overview.
 const SAMPLE: &str = "3";
 
 /// The rungs that may be enough.

@@ -7,7 +7,7 @@ use crate::console::pages::machine_status::MachineStatus;
 use crate::console::visit::Visit;
 use maud::{Markup, html};
 
-/// So many machines are listed; the pages of the machines have them all.
+/// The number of machines listed; the pages of the machines show all.
 const MOST_LISTED: usize = 20;
 
 fn has_points(machine: &MachineStatus<'_>) -> bool {

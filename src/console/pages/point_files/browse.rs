@@ -16,10 +16,10 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 
-/// So many files of a folder, or of a search, are shown; a command line shows all.
+/// The number of files shown of a folder or a search; a command line shows all.
 const MOST_FILES: usize = 5000;
 
-/// So many stand on a page.
+/// The number of files on a page.
 const PAGE: usize = 200;
 
 /// `GET /points/ID/files?part=&path=&find=`

@@ -7,7 +7,7 @@ use crate::console::visit::Visit;
 use crate::record::{Point, PointDisk};
 use maud::{Markup, html};
 
-/// So many points stand on a page.
+/// The number of points on a page.
 const PAGE: usize = 50;
 
 /// A page of points of one machine, and links to the other pages. `points` are the newest first; `link` is where a

@@ -14,7 +14,7 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 
-/// So many verifications are searched for the damaged ranges of a point.
+/// The number of verifications searched for the damaged ranges of a point.
 const MOST_SEARCHED: usize = 5;
 
 /// `GET /points/ID`

@@ -74,7 +74,7 @@ fn text<'a>(action: &'a Action, key: &str) -> Option<&'a str> {
     action.extra.get(key).and_then(|value| value.as_str())
 }
 
-/// The page; `form` and `failed` are those of an installation that came to nothing.
+/// The page; `form` and `failed` are those of a failed installation.
 async fn show(visit: &Visit, form: &Fields, failed: Option<&Answer>) -> Html<String> {
     let toolbox = &visit.console.toolbox;
     let again = visit.query.is_set("again");
