@@ -76,7 +76,7 @@ demo: ## install what is missing, build, back up a running machine, verify and r
 	$(MAKE) build
 	KVMB=$(KVMB) .ci/demo
 
-bench: ## compare with the peers: wall time, processor, memory, stored bytes (root; BENCH_GB=4)
+bench: ## compare with other tools: wall time, processor, memory, stored bytes (root; BENCH_GB=4)
 	.ci/install-parts bench
 	$(MAKE) build
 	KVMB=$(KVMB) .ci/bench

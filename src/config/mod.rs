@@ -414,7 +414,7 @@ pub(crate) enum When {
     /// After any.
     #[default]
     Always,
-    /// Only if all went well.
+    /// Only if everything succeeded.
     Done,
     /// Only if something failed.
     Failed,

@@ -186,7 +186,7 @@ fn write(path: &Path, memory: &impl Serialize) -> Result<(), Error> {
     atomic_file::write(path, &text, 0o600).map_err(io("write", path))
 }
 
-/// Removes the oldest entries of a folder until `limit` are left. Failing to remove one does no harm.
+/// Removes the oldest entries of a folder until `most` are left. Failing to remove one does no harm.
 fn keep_newest(folder: &Path, most: usize) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut aged: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
