@@ -4,7 +4,7 @@
 //! waits for a short tick only, and between ticks we look at the deadline and at the stop flag. The owner moves the
 //! deadline on when something is *achieved* - the handshake, a finished request - not when bytes trickle in.
 
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -96,12 +96,20 @@ impl NbdStream {
     }
 
     /// Sends all of `bytes`.
-    pub(super) fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.send_parts(&mut [IoSlice::new(bytes)])
+    }
+
+    /// Sends all of these one after the other, as far as the kernel takes them in one call: whoever receives is not
+    /// woken for a header alone.
+    pub(super) fn send_parts(&mut self, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
+        // Empty ones at the beginning are none.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
             self.check()?;
-            match self.stream.get_mut().write(bytes) {
+            match self.stream.get_mut().write_vectored(parts) {
                 Ok(0) => return Err(Error::Disconnected),
-                Ok(count) => bytes = &bytes[count..],
+                Ok(count) => IoSlice::advance_slices(&mut parts, count),
                 Err(error) => retry_or_fail(error, "write to")?,
             }
         }

@@ -9,7 +9,7 @@
 //! | `server/overlay.rs` | an export that can be written to, and forgets it |
 //!
 //! ```text
-//!               ┌ connection ─ receives ─→ queue ─→ 4 workers ─ Export::read ─→ replies, in any order
+//!               ┌ connection ─ 4 workers: one receives, the others ─ Export::read ─→ replies, in any order
 //! socket ─ accept
 //!               └ connection ─ …                    one that does not read its replies stops itself, nobody else
 //! ```

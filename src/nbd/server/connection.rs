@@ -1,14 +1,13 @@
 //! One client: `doc/proto.md`, "Transmission phase", from the server's side.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 
 use super::super::link::NbdStream;
@@ -38,9 +37,6 @@ pub(super) const ENDING_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many requests of one client are worked on at once.
 const WORKERS: usize = 4;
-
-/// How many more are received before they are.
-const QUEUE: usize = 16;
 
 /// Room for the reply to QEMU's largest request when it copies, 512 KiB: the client need not take it bit by bit.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
@@ -76,74 +72,50 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
     let mut link = NbdStream::new(stream, HANDSHAKE_LIMIT, Arc::clone(stop))?;
     let Some(agreed) = handshake::negotiate(&mut link, exports)? else { return Ok(()) };
     let replies = NbdStream::new(replies, TRANSFER_LIMIT, Arc::clone(stop))?;
-    let connection = ClientConnection { agreed, replies: Mutex::new(replies), whole: Mutex::default() };
-    let (sender, receiver) = bounded::<Received>(QUEUE);
-    let is_broken = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            let (receiver, connection, ours, is_broken) = (receiver.clone(), &connection, &ours, &is_broken);
-            scope.spawn(move || {
-                for (request, done) in receiver {
-                    // Nobody takes replies any more; the queue is emptied, so that the one that fills it sees the end.
-                    if is_broken.load(Ordering::Relaxed) {
-                        continue;
-                    }
-                    if let Err(error) = connection.answer(&request, done) {
-                        tracing::debug!("an NBD client: {error}");
-                        is_broken.store(true, Ordering::Relaxed);
-                        // The one that receives sees the end as well.
-                        let _ = ours.shutdown(Shutdown::Both);
-                    }
-                }
-            });
-        }
-        // Dropped with its end: the workers then answer what is left, and end.
-        let sender = sender;
-        let result = receive(&mut link, &connection, stop, |received| {
-            // They live as long as there is a sender.
-            let _ = sender.send(received);
-        });
+    let requests = Mutex::new(RequestStream { link, is_over: false });
+    let connection = ClientConnection { agreed, requests, replies: Mutex::new(replies), whole: Mutex::default() };
+    let work = || {
+        let result = connection.work(stop);
+        // After an error nobody takes replies or sends requests any more: all others see the end.
         if result.is_err() {
             let _ = ours.shutdown(Shutdown::Both);
         }
         result
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (1..WORKERS).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        // A worker that panicked has answered nothing, and there is nobody else to be told.
+        workers.into_iter().filter_map(|worker| worker.join().ok()).fold(own, Result::and)
     })
-}
-
-/// Receives requests until the client says that it leaves.
-fn receive(
-    link: &mut NbdStream,
-    connection: &ClientConnection,
-    stop: &Arc<AtomicBool>,
-    mut take: impl FnMut(Received),
-) -> Result<()> {
-    loop {
-        link.reconfigure(IDLE_LIMIT, Arc::clone(stop));
-        let request = match link.receive_array() {
-            Err(Error::Disconnected) => return Ok(()),
-            header => Request::decode(&header?)?,
-        };
-        if request.command == CMD_DISCONNECT {
-            return Ok(());
-        }
-        let mut done = None;
-        if request.command == CMD_WRITE {
-            if request.length > MAX_REQUEST_BYTES {
-                // The data that follows cannot be skipped within reason.
-                return Err(Violation::Length { what: "a write", length: request.length.into() }.into());
-            }
-            link.reconfigure(TRANSFER_LIMIT, Arc::clone(stop));
-            done = Some(connection.receive_write(link, &request)?);
-        }
-        take((request, done));
-    }
 }
 
 /// Why a request is answered with an error: its number and a sentence.
 type Refusal = (u32, &'static str);
 
+/// What a client sends.
+struct RequestStream {
+    link: NbdStream,
+    /// Whether nothing follows any more.
+    is_over: bool,
+}
+
+impl RequestStream {
+    /// The next request that is not the last; nothing when the client has left.
+    fn next(&mut self, stop: &Arc<AtomicBool>) -> Result<Option<Request>> {
+        self.link.reconfigure(IDLE_LIMIT, Arc::clone(stop));
+        let request = match self.link.receive_array() {
+            Err(Error::Disconnected) => return Ok(None),
+            header => Request::decode(&header?)?,
+        };
+        Ok((request.command != CMD_DISCONNECT).then_some(request))
+    }
+}
+
 struct ClientConnection {
     agreed: Agreed,
+    /// Whoever has nothing to do holds it and waits for the next request: it need not be handed to another thread.
+    requests: Mutex<RequestStream>,
     /// Held for one message at a time.
     replies: Mutex<NbdStream>,
     /// For replies that must not be cut: one at a time, so that a client cannot have us hold many.
@@ -151,6 +123,36 @@ struct ClientConnection {
 }
 
 impl ClientConnection {
+    /// Answers one request after the other, until the client leaves or breaks the protocol.
+    fn work(&self, stop: &Arc<AtomicBool>) -> Result<()> {
+        while let Some((request, done)) = self.receive(stop)? {
+            self.answer(&request, done)?;
+        }
+        Ok(())
+    }
+
+    /// The next request, and its data are written; nothing when there is none any more.
+    fn receive(&self, stop: &Arc<AtomicBool>) -> Result<Option<Received>> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.is_over {
+            return Ok(None);
+        }
+        // Unless all goes well.
+        requests.is_over = true;
+        let Some(request) = requests.next(stop)? else { return Ok(None) };
+        let mut done = None;
+        if request.command == CMD_WRITE {
+            if request.length > MAX_REQUEST_BYTES {
+                // The data that follows cannot be skipped within reason.
+                return Err(Violation::Length { what: "a write", length: request.length.into() }.into());
+            }
+            requests.link.reconfigure(TRANSFER_LIMIT, Arc::clone(stop));
+            done = Some(self.receive_write(&mut requests.link, &request)?);
+        }
+        requests.is_over = false;
+        Ok(Some((request, done)))
+    }
+
     /// Takes the data of a write and writes it, as it comes: a client cannot have us hold more than a piece. The result
     /// is the number of the error that the client is to see.
     fn receive_write(&self, link: &mut NbdStream, request: &Request) -> Result<u32> {
@@ -172,7 +174,7 @@ impl ClientConnection {
 
     fn answer(&self, request: &Request, done: Option<u32>) -> Result<()> {
         if let Some(error) = done {
-            return self.send(&[&encode_simple_reply(request.cookie, error)]);
+            return self.send([&encode_simple_reply(request.cookie, error)]);
         }
         if let Err((error, message)) = self.check(request) {
             return self.fail(request, error, message);
@@ -184,10 +186,10 @@ impl ClientConnection {
             CMD_BLOCK_STATUS => self.block_status(request),
             CMD_TRIM | CMD_WRITE_ZEROES => {
                 let error = self.write(request.offset, ExportWrite::Zeros(request.length.into()));
-                self.send(&[&encode_simple_reply(request.cookie, error)])
+                self.send([&encode_simple_reply(request.cookie, error)])
             }
             // Nothing survives the server, and the cache is its own affair.
-            _ => self.send(&[&encode_simple_reply(request.cookie, 0)]),
+            _ => self.send([&encode_simple_reply(request.cookie, 0)]),
         }
     }
 
@@ -225,16 +227,16 @@ impl ClientConnection {
     }
 
     /// Sends one message, whole.
-    fn send(&self, parts: &[&[u8]]) -> Result<()> {
+    fn send<const N: usize>(&self, parts: [&[u8]; N]) -> Result<()> {
         let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
         replies.extend_deadline();
-        parts.iter().try_for_each(|part| replies.send(part))
+        replies.send_parts(&mut parts.map(IoSlice::new))
     }
 
     fn fail(&self, request: &Request, error: u32, message: &str) -> Result<()> {
         match (request.command, self.agreed.structured_replies) {
-            (CMD_READ | CMD_BLOCK_STATUS, true) => self.send(&[&encode_error(request.cookie, error, message)]),
-            _ => self.send(&[&encode_simple_reply(request.cookie, error)]),
+            (CMD_READ | CMD_BLOCK_STATUS, true) => self.send([&encode_error(request.cookie, error, message)]),
+            _ => self.send([&encode_simple_reply(request.cookie, error)]),
         }
     }
 
@@ -246,22 +248,22 @@ impl ClientConnection {
             let at = offset;
             offset += u64::from(piece.length_bytes());
             match piece {
-                Piece::Zeros(length) => self.send(&[&encode_hole(cookie, at, length)]),
+                Piece::Zeros(length) => self.send([&encode_hole(cookie, at, length)]),
                 Piece::Data(bytes) => {
                     is_over = offset == end;
                     let position = if is_over { Position::Last } else { Position::Middle };
-                    self.send(&[&encode_data_header(cookie, position, at, bytes.len()), bytes])
+                    self.send([&encode_data_header(cookie, position, at, bytes.len()), bytes])
                 }
-                Piece::Unreadable { reason, .. } => self.send(&[&encode_error_at(cookie, EIO, at, reason)]),
+                Piece::Unreadable { reason, .. } => self.send([&encode_error_at(cookie, EIO, at, reason)]),
             }
         })?;
-        if is_over { Ok(()) } else { self.send(&[&encode_end(cookie)]) }
+        if is_over { Ok(()) } else { self.send([&encode_end(cookie)]) }
     }
 
     /// All of it in one chunk, or an error.
     fn read_whole(&self, request: &Request) -> Result<()> {
         self.collect(request, |bytes| {
-            self.send(&[&encode_data_header(request.cookie, Position::Last, request.offset, bytes.len()), bytes])
+            self.send([&encode_data_header(request.cookie, Position::Last, request.offset, bytes.len()), bytes])
         })
     }
 
@@ -270,7 +272,7 @@ impl ClientConnection {
         if request.length > MAX_WHOLE_REPLY_BYTES {
             return self.read_simply_twice(request);
         }
-        self.collect(request, |bytes| self.send(&[&encode_simple_reply(request.cookie, 0), bytes]))
+        self.collect(request, |bytes| self.send([&encode_simple_reply(request.cookie, 0), bytes]))
     }
 
     /// The same for what is not held in memory: it is read once to see whether it can be had, and then to be sent.
@@ -350,7 +352,7 @@ impl ClientConnection {
     fn block_status(&self, request: &Request) -> Result<()> {
         let limit = if request.flags & CMD_FLAG_REQ_ONE != 0 { 1 } else { MAX_EXTENTS };
         let extents = self.agreed.export.extents(request.offset, request.length, limit);
-        self.send(&[&encode_block_status(request.cookie, ALLOCATION_CONTEXT, &extents)])
+        self.send([&encode_block_status(request.cookie, ALLOCATION_CONTEXT, &extents)])
     }
 
     /// Writes; the result is the number of the error that the client is to see.
