@@ -92,7 +92,7 @@ pub(crate) use object_lock::extend_locks;
 pub(crate) use place_set::PlaceSet;
 pub use prune::{MaxUnused, PruneLimits, PrunePlan, PruneSummary};
 pub(crate) use prune::{PruneEvent, is_no_space};
-pub use reader::read_blobs;
+pub use reader::{read_blobs, read_groups};
 pub(crate) use repo_cache_dir::RepoCacheDir;
 pub use repository::Repository;
 pub use snapshot::Snapshot;

@@ -182,6 +182,26 @@ pub fn read_blobs(
     source.read(ids, threads, stop, |id, blob| deliver(id, blob.map(|blob| blob.plain)))
 }
 
+/// Splits data blobs into groups that [`read_blobs`] reads in one piece of at most so many sealed bytes, unless one blob
+/// is longer. The groups are in the order of their first blobs here; what the index does not know is alone.
+pub fn read_groups(index: &Index, ids: &[Id], most_bytes: u64) -> Vec<Vec<Id>> {
+    let (mut found, mut groups) = (Vec::with_capacity(ids.len()), Vec::new());
+    for (number, id) in ids.iter().enumerate() {
+        match index.get(BlobKind::Data, id) {
+            Some(location) => found.push((location, number)),
+            None => groups.push((number, vec![*id])),
+        }
+    }
+    found.sort_unstable_by_key(|(location, _)| (location.pack, location.offset));
+    for range in ranges_up_to(most_bytes, found.iter().map(|(location, _)| *location)) {
+        let group = &found[range];
+        let first = group.iter().map(|(_, number)| *number).min().unwrap_or_default();
+        groups.push((first, group.iter().map(|(_, number)| ids[*number]).collect()));
+    }
+    groups.sort_unstable_by_key(|(first, _)| *first);
+    groups.into_iter().map(|(_, ids)| ids).collect()
+}
+
 /// Where blobs of a kind are read from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlobSource<'a> {
@@ -237,6 +257,10 @@ impl BlobSource<'_> {
 
 /// Which blobs, of these in the order in which they lie, are read together: neighbours in one pack.
 pub(super) fn ranges(wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<usize>> {
+    ranges_up_to(RANGE_BYTES, wanted)
+}
+
+fn ranges_up_to(most_bytes: u64, wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     // The first and the last blob of the last range.
     let mut ends: Option<(BlobLocation, BlobLocation)> = None;
@@ -246,7 +270,7 @@ pub(super) fn ranges(wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<us
             let end = u64::from(blob.offset) + u64::from(blob.length);
             first.pack == blob.pack
                 && u64::from(blob.offset) <= last_end + GAP_BYTES
-                && end - u64::from(first.offset) <= RANGE_BYTES
+                && end - u64::from(first.offset) <= most_bytes
         });
         match (ranges.last_mut(), first) {
             (Some(range), Some(_)) => range.end = position + 1,
@@ -368,5 +392,31 @@ impl Repository {
     /// One data blob: opened, decompressed, its length and SHA-256 compared.
     pub fn read_blob(&self, index: &Index, id: &Id) -> Result<Vec<u8>> {
         read_blob((self, index), BlobKind::Data, id, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_read_together_up_to_a_limit() {
+        let at = |pack: u8, offset, length| BlobLocation {
+            pack: Id::hash(&[pack]),
+            offset,
+            length,
+            raw_length: length,
+            compressed: false,
+        };
+        let gap = GAP_BYTES as u32;
+        let blobs = [at(1, 0, 100), at(1, 100, 100), at(1, 200 + gap, 50), at(1, 251 + 2 * gap, 10), at(2, 0, 900)];
+        assert_eq!(ranges_up_to(RANGE_BYTES, blobs.into_iter()), [0..3, 3..4, 4..5]);
+        assert_eq!(ranges_up_to(200, blobs.into_iter()), [0..2, 2..3, 3..4, 4..5]);
+    }
+
+    #[test]
+    fn what_the_index_does_not_know_is_alone() {
+        let ids = [3, 1, 2].map(|number: u8| Id::hash(&[number]));
+        assert_eq!(read_groups(&Index::default(), &ids, RANGE_BYTES), ids.map(|id| vec![id]));
     }
 }

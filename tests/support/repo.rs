@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, FixedOffset};
 use kvmb::repo::{
     BlobKind, CheckOptions, Content, Id, Index, LockMode, LockTiming, Node, NodeKind, Password, Permit, Repository,
-    Snapshot, Tree, Writer, WriterOptions, check, read_blobs, read_tree, write_tree,
+    Snapshot, Tree, Writer, WriterOptions, check, read_blobs, read_groups, read_tree, write_tree,
 };
 use kvmb::storage::{LocalStorage, Storage};
 use rand::rngs::StdRng;
@@ -243,6 +243,9 @@ pub fn try_bytes_of(
     }
     let blobs = blobs.into_inner().unwrap();
     assert_eq!(blobs.len(), ids.len());
+    let mut grouped = read_groups(index, &ids, 1 << 20).concat();
+    grouped.sort();
+    assert_eq!(grouped, ids);
     for id in ids.iter().take(5) {
         assert!(repo.read_blob(index, id)? == blobs[id]);
     }

@@ -11,7 +11,7 @@
 use super::super::{Stop, threads};
 use super::chunk_buffers::{ChunkBuffer, ChunkBuffers};
 use super::read_ahead::Streams;
-use crate::repo::{self, Id, Index, Repository, read_blobs};
+use crate::repo::{self, Id, Index, Repository, read_blobs, read_groups};
 use crossbeam_channel::{Sender, bounded};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -23,8 +23,12 @@ use std::time::Duration;
 /// How much memory chunks take: those that are kept, and those that are being sent.
 const KEPT_BYTES: usize = 48 << 20;
 
-/// So many threads read ahead.
-const READERS: usize = 2;
+/// So many sealed bytes are read ahead at once: several chunks, so that a disk or a server is asked seldom, and few, so
+/// that several threads have a part of what is read ahead of one reader.
+const GROUP_BYTES: u64 = 2 << 20;
+
+/// So many more groups may wait for a thread that reads them.
+const QUEUE: usize = 32;
 
 /// How often somebody who waits for a chunk looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -40,8 +44,14 @@ pub(super) enum Unavailable {
 }
 
 enum Slot {
-    Loading,
-    Loaded { bytes: Arc<ChunkBuffer>, last_use: u64 },
+    Loading {
+        /// Whether somebody waits for it.
+        is_awaited: bool,
+    },
+    Loaded {
+        bytes: Arc<ChunkBuffer>,
+        last_use: u64,
+    },
     Damaged(Arc<str>),
 }
 
@@ -52,6 +62,8 @@ struct Slots {
     uses: u64,
     /// How many are read because somebody waits for them.
     wanted: usize,
+    /// How many wait until fewer are.
+    waiting: usize,
 }
 
 impl Slots {
@@ -108,18 +120,18 @@ pub(super) struct ChunkCache {
 
 impl ChunkCache {
     pub(super) fn new(repo: Repository, index: Arc<Index>, stop: Stop) -> ChunkCache {
-        let most_wanted = threads::for_disks().max(repo.storage().parallel());
+        let readers = threads::for_disks().max(repo.storage().parallel());
         let shared = Arc::new(Shared {
             repo,
             index,
             slots: Mutex::default(),
             buffers: ChunkBuffers::new(KEPT_BYTES),
             changed: Condvar::new(),
-            most_wanted,
+            most_wanted: readers,
             stop,
         });
-        let (ahead, wanted) = bounded::<Vec<Id>>(READERS);
-        for _ in 0..READERS {
+        let (ahead, wanted) = bounded::<Vec<Id>>(QUEUE);
+        for _ in 0..readers {
             let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));
             thread::spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
         }
@@ -141,23 +153,22 @@ impl ChunkCache {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).ahead_of(disk, chunk)
     }
 
-    /// Has those of the chunks read that are not there. It does not wait: when the readers are busy, nobody reads
-    /// ahead.
+    /// Has those of the chunks read that are not there. It does not wait: when too much waits for the readers, it is not
+    /// read ahead.
     pub(super) fn read_ahead(&self, ids: impl IntoIterator<Item = Id>) {
         let mut slots = self.shared.slots();
         let mut wanted = Vec::new();
         for id in ids {
             if let Entry::Vacant(slot) = slots.by_id.entry(id) {
-                slot.insert(Slot::Loading);
+                slot.insert(Slot::Loading { is_awaited: false });
                 wanted.push(id);
             }
         }
         drop(slots);
-        if wanted.is_empty() {
-            return;
-        }
-        if let Err(busy) = self.ahead.try_send(wanted) {
-            self.shared.forget(&busy.into_inner());
+        for group in read_groups(&self.shared.index, &wanted, GROUP_BYTES) {
+            if let Err(busy) = self.ahead.try_send(group) {
+                self.shared.forget(&busy.into_inner());
+            }
         }
     }
 }
@@ -173,8 +184,12 @@ impl Shared {
             if let Some(bytes) = slots.touch(id) {
                 return Ok(bytes);
             }
-            let is_absent = match slots.by_id.get(id) {
+            let is_absent = match slots.by_id.get_mut(id) {
                 Some(Slot::Damaged(reason)) => return Err(Unavailable::Damaged(Arc::clone(reason))),
+                Some(Slot::Loading { is_awaited }) => {
+                    *is_awaited = true;
+                    false
+                }
                 known => known.is_none(),
             };
             if is_absent && slots.wanted < self.most_wanted {
@@ -183,9 +198,11 @@ impl Shared {
             if self.stop.requested() {
                 return Err(Unavailable::Stopping);
             }
+            slots.waiting += usize::from(is_absent);
             slots = self.changed.wait_timeout(slots, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            slots.waiting -= usize::from(is_absent);
         }
-        slots.by_id.insert(*id, Slot::Loading);
+        slots.by_id.insert(*id, Slot::Loading { is_awaited: false });
         slots.wanted += 1;
         drop(slots);
         let read = self.repo.read_blob(&self.index, id);
@@ -200,6 +217,8 @@ impl Shared {
             Arc::new(self.buffers.copy_of(bytes))
         });
         let mut slots = self.slots();
+        // Most of what is read ahead nobody waits for yet, and those who wait for other chunks need not look.
+        let is_awaited = slots.waiting > 0 || matches!(slots.by_id.get(&id), Some(Slot::Loading { is_awaited: true }));
         let result = match copied {
             Ok(bytes) => {
                 slots.store(id, Arc::clone(&bytes));
@@ -216,11 +235,13 @@ impl Shared {
             }
         };
         drop(slots);
-        self.changed.notify_all();
+        if is_awaited {
+            self.changed.notify_all();
+        }
         result
     }
 
-    /// Reads chunks that were marked as loading: neighbours in a pack at once.
+    /// Reads chunks that were marked as loading.
     fn load_all(&self, ids: Vec<Id>) {
         let flag = self.stop.flag();
         let read = read_blobs(&self.repo, &self.index, ids.clone(), 1, &flag, |id, blob| {
@@ -238,7 +259,7 @@ impl Shared {
     fn forget(&self, ids: &[Id]) {
         let mut slots = self.slots();
         for id in ids {
-            if matches!(slots.by_id.get(id), Some(Slot::Loading)) {
+            if matches!(slots.by_id.get(id), Some(Slot::Loading { .. })) {
                 slots.by_id.remove(id);
             }
         }

@@ -5,6 +5,7 @@
 //! | `chunk_cache.rs` | verified chunks, read ahead, bounded in memory |
 //! | `chunk_buffers.rs` | the memory that they are in |
 //! | `read_ahead.rs` | who reads one chunk after the other |
+//! | `blob_runs.rs` | where on a disk which blobs are |
 //! | `point_disk.rs` | a disk of the point as an export |
 //! | `socket.rs` | a private socket |
 //! | `registry.rs` | the detached servers of this host |
@@ -12,6 +13,7 @@
 //! No byte leaves before the chunk that it is in was verified. What is damaged is an I/O error (EIO) for exactly that
 //! range.
 
+mod blob_runs;
 mod chunk_buffers;
 mod chunk_cache;
 mod point_disk;
@@ -92,6 +94,10 @@ impl PointDisks {
                 DiskView::Whole => export,
                 DiskView::BelowImage => export.ending_with_data(&map),
             };
+            // The disks are copied one after the other, once the machine has started.
+            if view == DiskView::BelowImage && number == 0 {
+                export.read_beginning();
+            }
             disks.push((name.clone(), Arc::new(export) as Arc<dyn Export>));
         }
         Ok(PointDisks { disks, damage })

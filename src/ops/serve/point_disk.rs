@@ -1,7 +1,9 @@
 //! One disk of a point, as an NBD export.
 
-use super::super::chunk_map::{BlobRun, ChunkMap, Geometry};
+use super::super::chunk_map::{ChunkMap, Geometry};
+use super::blob_runs::BlobRuns;
 use super::chunk_cache::{ChunkCache, Unavailable};
+use super::read_ahead::AHEAD_BYTES;
 use crate::nbd::{Export, Piece, StatusExtent, zero_flags};
 use crate::record::Damage;
 use crate::repo::Id;
@@ -41,7 +43,7 @@ pub(super) struct ServedDisk {
     pub(super) disk: String,
     pub(super) description: String,
     pub(super) geometry: Geometry,
-    runs: Vec<BlobRun>,
+    runs: BlobRuns,
     size_bytes: u64,
     pub(super) cache: Arc<ChunkCache>,
     pub(super) damage: Arc<DamageLog>,
@@ -61,7 +63,7 @@ impl ServedDisk {
             disk: disk.to_owned(),
             description,
             geometry,
-            runs: map.blob_runs(geometry).collect(),
+            runs: BlobRuns::new(map.blob_runs(geometry)),
             size_bytes: geometry.capacity_bytes,
             cache: Arc::clone(cache),
             damage: Arc::clone(damage),
@@ -76,22 +78,16 @@ impl ServedDisk {
         ServedDisk { size_bytes: end.min(self.geometry.capacity_bytes), ..self }
     }
 
-    /// The run that a byte of the disk is in.
-    fn run_at(&self, offset: u64) -> Option<&BlobRun> {
-        let after = self.runs.partition_point(|run| run.offset <= offset);
-        self.runs.get(after.checked_sub(1)?)
+    /// Has the first data of the disk read, for somebody who will read it from its beginning.
+    pub(super) fn read_beginning(&self) {
+        self.cache.read_ahead(self.runs.blobs_from(0, AHEAD_BYTES));
     }
 
-    /// Has what follows a blob read, if its reader goes on.
+    /// Has what follows a blob read, if its reader goes on. Zeros are no data: who passes them goes on.
     fn read_ahead_of(&self, (start, end): (u64, u64)) {
+        let end = self.runs.next_data(end);
         let Some(ahead_bytes) = self.cache.ahead_of(self.number, (start, end)) else { return };
-        let limit = end.saturating_add(ahead_bytes);
-        let first = self.runs.partition_point(|run| run.end() <= end);
-        let mut ids: Vec<Id> = Vec::new();
-        for run in self.runs[first..].iter().take_while(|run| run.offset < limit) {
-            // Equal blobs are read once.
-            ids.extend(run.id);
-        }
+        let ids = self.runs.blobs_from(end, ahead_bytes);
         // Half of them at a time: neighbours in a pack are read together.
         if ids.get(ids.len() / 2).is_some_and(|middle| !self.cache.is_known(middle)) {
             self.cache.read_ahead(ids);
@@ -143,7 +139,7 @@ impl Export for ServedDisk {
     fn read(&self, offset: u64, length: u32, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
         let (mut at, end) = (offset, offset + u64::from(length));
         while at < end
-            && let Some(run) = self.run_at(at)
+            && let Some(run) = self.runs.at(at)
         {
             let Some(id) = run.id else {
                 let until = run.end().min(end);
@@ -165,7 +161,7 @@ impl Export for ServedDisk {
         let (mut at, end) = (offset, offset + u64::from(length));
         let mut extents: Vec<StatusExtent> = Vec::new();
         while at < end
-            && let Some(run) = self.run_at(at)
+            && let Some(run) = self.runs.at(at)
         {
             let until = run.end().min(end);
             let (length, flags) = ((until - at) as u32, zero_flags(run.id.is_none()));

@@ -1,10 +1,8 @@
 //! Who reads one chunk after the other, and how far ahead of each of them is read.
 
-/// So much is read ahead of somebody who reads alone.
-const AHEAD_BYTES: u64 = 8 << 20;
-
-/// So much is read ahead of all of them together: half of what is kept, or chunks would be gone before they are wanted.
-const ALL_AHEAD_BYTES: u64 = 24 << 20;
+/// So much is read ahead of all readers together: half of what is kept, or chunks would be gone before they are wanted.
+/// Over a distance, one reader needs all of it.
+pub(super) const AHEAD_BYTES: u64 = 24 << 20;
 
 /// So many readers are distinguished: the connections of `nbdcopy`, say.
 const STREAMS: usize = 32;
@@ -16,7 +14,7 @@ const IDLE_CHUNKS: u64 = 4 * STREAMS as u64;
 #[derive(Debug, Clone, Copy)]
 struct Stream {
     disk: usize,
-    /// Where the chunk that was read last begins and ends.
+    /// Where the chunk that was read last begins, and where the next data do.
     chunk: (u64, u64),
     last_use: u64,
     goes_on: bool,
@@ -40,7 +38,7 @@ impl Streams {
         let follows = |stream: &&mut Stream| stream.disk == disk && stream.chunk.1 == chunk.0;
         if let Some(stream) = self.streams.iter_mut().find(follows) {
             *stream = Stream { goes_on: true, ..new };
-            return Some((ALL_AHEAD_BYTES / self.readers()).min(AHEAD_BYTES));
+            return Some(AHEAD_BYTES / self.readers());
         }
         if self.streams.len() < STREAMS {
             self.streams.push(new);
@@ -84,7 +82,7 @@ mod tests {
                 ahead = streams.ahead_of(0, (start, start + 1)).unwrap_or_default();
             }
         }
-        assert_eq!(ahead, ALL_AHEAD_BYTES / 16);
+        assert_eq!(ahead, AHEAD_BYTES / 16);
         // Fifteen of them are done.
         for step in 8..300 {
             ahead = streams.ahead_of(0, (step, step + 1)).unwrap_or_default();
