@@ -243,6 +243,9 @@ fn a_block_device_is_backed_up_and_restored_to() {
         .assert_code(1)
         .assert_stderr_has("--overwrite");
     assert_eq!(fs::read(&to).expect("read"), noise(2, 7 * MIB));
+    env.sh(&format!("blockdev --setro {}", target.path)).run().assert_ok();
+    restore(&target.path).run().assert_code(1).assert_stderr_has("the device is read-only");
+    env.sh(&format!("blockdev --setrw {}", target.path)).run().assert_ok();
     restore(&target.path).run().assert_ok();
     let written = fs::read(&to).expect("read");
     assert!(written[..6 * MIB as usize] == model.read(0, 6 * MIB)[..], "the device does not hold the disk");

@@ -151,6 +151,8 @@ fn another_machine_shares_nothing_with_the_first() {
     fs::write(&file, "").expect("write");
     let failure = restore(&env, &["vm1", "--as", "vm2", "--into", &file]).run().assert_code(2).record_of("failure");
     assert_eq!((&failure["code"], &failure["error"]), (&json!("usage"), &json!(format!("{file} is not a folder"))));
+    let null = ["vm1", "--as", "vm2", "--into", "/dev/null"];
+    restore(&env, &null).run().assert_code(2).assert_stderr_has("/dev/null is not a folder");
     restore(&env, &["vm1", "--into", &into]).run().assert_code(1).assert_stderr_has("machine vm1 already exists");
     assert_eq!(names_in(&folder), [""; 0]);
 

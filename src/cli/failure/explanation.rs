@@ -35,6 +35,9 @@ pub(super) fn of_io(error: &io::Error) -> Explanation {
         }
         ErrorKind::PermissionDenied => (Code::Permission, hint("run kvmb as root, or give your user access")),
         ErrorKind::ReadOnlyFilesystem => (Code::Permission, hint("the file system is mounted read-only")),
+        ErrorKind::ResourceBusy => {
+            (Code::Failed, hint("unmount it, or end what uses it: 'lsblk' and 'fuser -v PATH' show it"))
+        }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             (Code::NoSpace, hint("free some space and try again; no partial data was kept"))
         }

@@ -15,6 +15,7 @@ use crate::capture::pools::VolumePlace;
 use crate::capture::{DefinedDisk, DiskSource, Hypervisor};
 use crate::ops::{Error, Result};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -81,6 +82,8 @@ impl Placing<'_> {
             Ok(_) if must_be_device => return Err(bad("it is a file, and the definition has a block device there")),
             // What is made below /dev is a file in memory, gone with the next boot.
             Ok(_) if is_below_dev(&real_path) => return Err(bad("it is a regular file in /dev")),
+            // `--into /dev/null`: it is the folder that is wrong, as is said below.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => false,
             Err(_) if must_be_device || is_below_dev(&path) || is_below_dev(&real_path) => {
                 let (disk, capacity_bytes) = (self.disk.to_owned(), self.capacity_bytes);
                 return Err(Error::NoDevice { disk, path, capacity_bytes });

@@ -33,7 +33,20 @@ pub(super) fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
         refuse_in_use(&disk.disk, &disk.real_path)?;
     }
     if there && disk.kind == TargetKind::Device {
+        refuse_read_only(disk)?;
         refuse_too_small(disk)?;
+    }
+    Ok(())
+}
+
+/// Refuses a device that the kernel writes nothing to, which it says only when something is written.
+fn refuse_read_only(disk: &PlannedDisk) -> Result<()> {
+    let device = fs::metadata(&disk.real_path).map_err(Error::io("read", &disk.real_path))?.rdev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let read_only = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));
+    if read_only.is_ok_and(|text| text.trim() == "1") {
+        let reason = "the device is read-only ('blockdev --setrw' changes that)".to_owned();
+        return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
     }
     Ok(())
 }
