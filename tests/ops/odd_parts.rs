@@ -292,6 +292,25 @@ fn machine_with_files(env: &Env) -> Machine<'_> {
 }
 
 #[test]
+fn firmware_variables_that_are_not_made_yet_are_reported_and_lost_ones_are_a_failure() {
+    let env = Env::new("NVRAM lost");
+    init(&env);
+    fs::create_dir(env.path("fw")).unwrap();
+    let _machine = machine_with_files(&env);
+    fs::remove_file(env.path("vars.fd")).unwrap();
+    // Nothing here shows that it ever ran: libvirt would make them from the template.
+    let output = back_up(&env, "vm1").assert_ok();
+    output.assert_stderr_has("the point of vm1 has no firmware variables").assert_stderr_has("at the next start");
+    // It did, and its log was rotated since.
+    let logs = env.libvirt_root().join("log/qemu");
+    fs::create_dir_all(&logs).unwrap();
+    fs::write(logs.join("vm1.log.0"), "").unwrap();
+    let output = back_up(&env, "vm1").assert_code(3);
+    assert_eq!(left_out(&output.record_of("point"))[0].0, "nvram");
+    env.assert_nothing_left();
+}
+
+#[test]
 fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wanted() {
     let env = Env::new("outside files");
     init(&env);

@@ -24,6 +24,7 @@ use crate::capture::machine::{Machine, Which};
 use crate::capture::process::{ServerProcess, start_ticks};
 use crate::capture::runtime::our_uid;
 use crate::capture::state::CaptureState;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -221,7 +222,20 @@ fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
 
 /// Whether libvirt's log of a machine shows that it ever ran.
 pub(crate) fn was_ever_started(uri: &str, machine: &str) -> bool {
-    log_path(uri, machine).is_some_and(|log| was_started(&log, None))
+    log_path(uri, machine).is_some_and(|log| was_started(&log, None) || was_rotated(&log))
+}
+
+/// Whether there is an older log beside this one: `vm1.log.0`, `vm1.log.2.gz`, `vm1.log-20261130`.
+fn was_rotated(log: &Path) -> bool {
+    let (Some(folder), Some(name)) = (log.parent(), log.file_name().and_then(OsStr::to_str)) else {
+        return false;
+    };
+    let is_older = |found: &str| {
+        let number = found.strip_prefix(name).and_then(|rest| rest.strip_prefix(['.', '-']));
+        number.is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit()))
+    };
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_str().is_some_and(is_older))
 }
 
 /// Where libvirt logs what becomes of a machine.

@@ -76,7 +76,7 @@ pub(in crate::capture) fn copy_files(
         let copied = copy_part(machine, &part, &file.folder().join(&part.name));
         match copied {
             Err(error) if situation.is_not_made_yet(part.role, definition, &error) => {
-                tracing::debug!("{} has no {} yet", state.machine, part.role.words());
+                warn_not_made(state, part.role, Path::new(&part.source.address()));
             }
             copied => note(state, part.role, &part.name, Path::new(&part.source.address()), copied),
         }
@@ -181,7 +181,7 @@ fn copy_tpm(definition: &Definition, situation: Situation, file: &CaptureFile, s
             let copied = safe_path::open_file(&path, true)
                 .and_then(|source| copy(source, &path, &file.folder().join(tpm::SINGLE_FILE), LARGEST_TPM_FILE_BYTES));
             return match copied {
-                Err(error) if is_not_made_yet(&error) => {}
+                Err(error) if is_not_made_yet(&error) => warn_not_made(state, FileRole::Tpm, &path),
                 copied => note(state, FileRole::Tpm, tpm::SINGLE_FILE, &path, copied.map(drop)),
             };
         }
@@ -190,7 +190,7 @@ fn copy_tpm(definition: &Definition, situation: Situation, file: &CaptureFile, s
     let opened = OpenFolder::open(&path).and_then(|folder| Ok((tpm::state_files(&folder)?, folder)));
     let (names, folder) = match opened {
         Ok(opened) => opened,
-        Err(error) if is_not_made_yet(&error) => return,
+        Err(error) if is_not_made_yet(&error) => return warn_not_made(state, FileRole::Tpm, &path),
         Err(error) => return note(state, FileRole::Tpm, "", &path, Err(error)),
     };
     if names.len() > MOST_TPM_FILES {
@@ -280,6 +280,17 @@ fn has_template(nvram: &Nvram, definition: &Definition) -> bool {
         (None, Some(loader)) => loader.starts_with("/usr"),
         (None, None) => true,
     }
+}
+
+/// Nothing here shows that the machine ever ran. It may have, on another host, without this file having come along.
+fn warn_not_made(state: &CaptureState, role: FileRole, origin: &Path) {
+    tracing::warn!(
+        "the point of {} has no {}: {} does not exist, and libvirt creates it at the next start; if the machine ran \
+         elsewhere before, copy the file from there",
+        state.machine,
+        role.words(),
+        origin.display()
+    );
 }
 
 fn note(state: &mut CaptureState, role: FileRole, name: &str, origin: &Path, copied: Result<()>) {
