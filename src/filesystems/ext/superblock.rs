@@ -106,11 +106,14 @@ impl Superblock {
         let first = u64::from(self.first_data_block);
         let is_meta = self.incompat & INCOMPAT_META_BG != 0 && descriptor_block >= u64::from(self.first_meta_group);
         let block = match is_meta {
-            false => first + 1 + descriptor_block,
+            // Right behind the superblock, which is in block 1 only where blocks have 1 KiB. With clusters (bigalloc)
+            // the first data block is 0 all the same.
+            false => OFFSET / self.block_bytes + 1 + descriptor_block,
             true => {
                 let group = descriptor_block * per_block;
                 let start = group.saturating_mul(self.blocks_per_group.into());
-                start.saturating_add(first + u64::from(self.has_superblock(group)))
+                let is_behind = group == 0 && first == 0 && self.block_bytes == OFFSET;
+                start.saturating_add(first + u64::from(self.has_superblock(group)) + u64::from(is_behind))
             }
         };
         // Where there is no such group, this is beyond the end.
@@ -153,4 +156,27 @@ pub(in crate::filesystems) fn format_of(blocks: &Blocks) -> Result<FilesystemFor
         (false, true) => FilesystemFormat::Ext3,
         (false, false) => FilesystemFormat::Ext2,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_descriptors_are_behind_the_superblock_also_where_clusters_begin_with_block_0() {
+        let put = |bytes: &mut Vec<u8>, at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let offset = |log_block: u32, first_data_block: u32, incompat: u32| {
+            let mut bytes = vec![0; BYTES];
+            let fields =
+                [(0, 16), (4, 64), (20, first_data_block), (24, log_block), (32, 8192), (40, 16), (56, 0xef53)];
+            for (at, value) in fields.into_iter().chain([(76, 1), (88, 256), (96, incompat)]) {
+                put(&mut bytes, at, value);
+            }
+            Superblock::parse(&bytes).unwrap().descriptor_offset(0)
+        };
+        // Blocks of 1 KiB: as mkfs.ext4 makes them, and with -O bigalloc.
+        assert_eq!((offset(0, 1, 0), offset(0, 0, 0)), (2048, 2048));
+        assert_eq!((offset(0, 1, INCOMPAT_META_BG), offset(0, 0, INCOMPAT_META_BG)), (2048, 2048));
+        assert_eq!((offset(2, 0, 0), offset(2, 0, INCOMPAT_META_BG)), (4096, 4096));
+    }
 }
