@@ -21,7 +21,7 @@ use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::machine_lock::lock_machine;
 use crate::capture::offline::block_graph;
 use crate::capture::offline::image_header::Header;
-use crate::capture::offline::image_lookup::HostImages;
+use crate::capture::offline::image_lookup::{self, HostImages};
 use crate::capture::offline::qemu_user::{QemuUser, base_owner};
 use crate::capture::offline::storage_daemon::{is_on_path, is_ours};
 use crate::capture::runtime::{self, RuntimeDirs};
@@ -161,12 +161,16 @@ pub(crate) enum DiskStorage {
     OldQcow2,
     /// A qcow2 image that is marked as corrupt, or lies on one.
     Corrupt,
+    /// A qcow2 image that ends before its data, or lies on one.
+    CutOff,
     /// A qcow2 image with its data in a raw file.
     DataFile,
     /// Another format: `raw` mostly.
     Format(String),
     /// The image cannot be looked at.
     Unreadable(String),
+    /// QEMU has no driver for network storage of this kind.
+    NoDriver(String),
 }
 
 /// A bitmap that is missing, or that was not closed properly.
@@ -378,9 +382,14 @@ fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) 
         (None, Err(error)) => (DiskStorage::Unreadable(error.to_string()), None),
         (None, Ok(layers)) => {
             let is_corrupt = layers.iter().any(|layer| layer.header.is_corrupt);
+            let is_cut_off = layers.iter().any(|layer| layer.header.is_cut_off);
+            let protocols = layers.iter().filter_map(|layer| layer.storage.protocol());
+            let unknown = protocols.map(str::to_owned).find(|protocol| image_lookup::is_unknown_to_qemu(protocol));
             let top = layers.into_iter().next().map(|layer| layer.header).filter(|_| source.path().is_some());
             let storage = match &top {
+                _ if unknown.is_some() => DiskStorage::NoDriver(unknown.unwrap_or_default()),
                 _ if is_corrupt => DiskStorage::Corrupt,
+                _ if is_cut_off => DiskStorage::CutOff,
                 Some(top) if format == "qcow2" && (top.data_file.is_some() || disk.data_file.is_some()) => {
                     DiskStorage::DataFile
                 }

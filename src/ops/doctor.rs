@@ -245,7 +245,9 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
         DiskStorage::KeepsBitmaps | DiskStorage::DataFile => Status::Ok,
         // It is read in full each time.
         DiskStorage::OldQcow2 | DiskStorage::Format(_) => Status::Warning,
-        DiskStorage::Corrupt | DiskStorage::Unreadable(_) => Status::Critical,
+        DiskStorage::Corrupt | DiskStorage::CutOff | DiskStorage::Unreadable(_) | DiskStorage::NoDriver(_) => {
+            Status::Critical
+        }
     };
     (status, subject)
 }

@@ -160,8 +160,14 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
              </encryption>",
         ))
         .define();
+    // As a copy that ended early.
+    let short = env.machine("short").disk(Disk::qcow2(MIB)).define();
+    short.write("vda", 0, MIB, 0x11);
+    let image = fs::OpenOptions::new().write(true).open(short.image("vda")).expect("open");
+    image.set_len(MIB / 2).expect("cut off");
     let good = env.machine("good").disk(Disk::qcow2(MIB)).define();
     let output = doctor(&env, &[]).assert_code(1);
+    assert_check(&output, "disk", "short/vda", "critical", "cut off", "qemu-img check");
     assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be read", "domblklist gone");
     assert_check(&output, "machine", "diskless", "ok", "a backup stores its definition", "");
     assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "--luks-key-file vda=FILE");

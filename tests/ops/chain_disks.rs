@@ -155,6 +155,26 @@ fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_o
 }
 
 #[test]
+fn an_image_that_is_cut_off_is_reported_and_read_in_full() {
+    let env = Env::new("cut off");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).define();
+    machine.write("vda", 0, 3 * MIB, 0x11);
+    // As a copy that ended early.
+    fs::OpenOptions::new().write(true).open(machine.image("vda")).unwrap().set_len(2 * MIB).unwrap();
+    let backup = || {
+        let output = env.kvmb(["backup", "vm", "-r", &repo]).run().assert_ok();
+        let output = output.assert_stderr_has("vm-vda.qcow2: the image is cut off");
+        let point = output.record_of("point");
+        assert_full(&point, "vda", "the image is cut off");
+        point
+    };
+    backup();
+    assert_changed(&backup(), "vdb", 0);
+    finish(&env, &[&repo]);
+}
+
+#[test]
 fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
     let env = Env::new("hot-plug");
     let repo = init(&env);

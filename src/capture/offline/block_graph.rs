@@ -100,6 +100,15 @@ pub(crate) struct Side {
 }
 
 impl LayerStorage {
+    /// QEMU's driver for it, where it is network storage.
+    pub(crate) fn protocol(&self) -> Option<&str> {
+        match self {
+            LayerStorage::Network(DiskSource::Network { protocol, .. }) => Some(protocol),
+            LayerStorage::Options(options) => options.get("driver")?.as_str(),
+            _ => None,
+        }
+    }
+
     /// The local path, if it has one.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {

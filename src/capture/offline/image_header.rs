@@ -6,6 +6,7 @@
 
 use std::io;
 
+use super::qcow2_end;
 use crate::capture::images::Bitmap;
 
 /// As much of a header as is looked at.
@@ -29,6 +30,8 @@ pub struct Header {
     pub(crate) keeps_bitmaps: bool,
     /// Whether QEMU has found its tables damaged, and opens it for reading only.
     pub(crate) is_corrupt: bool,
+    /// Whether some of its data is beyond its end, and reads as zeros (qcow2).
+    pub(crate) is_cut_off: bool,
     /// The bitmaps in it.
     pub bitmaps: Vec<Bitmap>,
 }
@@ -82,6 +85,8 @@ fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
         has_extents: false,
         keeps_bitmaps: is_new,
         is_corrupt: incompatible & 2 != 0,
+        // What the tables refer to is in the data file.
+        is_cut_off: !has_data_file && qcow2_end::is_cut_off(image, &bytes),
         bitmaps: directory.map(|directory| read_bitmaps(image, directory)).transpose()?.unwrap_or_default(),
     })
 }
@@ -190,7 +195,7 @@ fn broken(reason: &str) -> io::Error {
 }
 
 /// The beginning of an image; numbers are big-endian.
-struct HeaderBytes(Vec<u8>);
+pub(super) struct HeaderBytes(Vec<u8>);
 
 impl HeaderBytes {
     fn slice(&self, at: usize, length: usize) -> io::Result<&[u8]> {
@@ -206,11 +211,11 @@ impl HeaderBytes {
         Ok(u16::from_be_bytes(self.number(at)?))
     }
 
-    fn u32(&self, at: usize) -> io::Result<u32> {
+    pub(super) fn u32(&self, at: usize) -> io::Result<u32> {
         Ok(u32::from_be_bytes(self.number(at)?))
     }
 
-    fn u64(&self, at: usize) -> io::Result<u64> {
+    pub(super) fn u64(&self, at: usize) -> io::Result<u64> {
         Ok(u64::from_be_bytes(self.number(at)?))
     }
 

@@ -153,6 +153,14 @@ fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slic
     })
 }
 
+/// Whether QEMU has no driver of this name; its packages divide them. Nothing is opened: a driver that is there
+/// misses its options.
+pub(crate) fn is_unknown_to_qemu(driver: &str) -> bool {
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "--image-opts", &format!("driver={driver}")]).stdin(Stdio::null());
+    command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("Unknown driver"))
+}
+
 impl Machine {
     /// A volume of a storage pool as the file or device that it is.
     pub(crate) fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
@@ -164,5 +172,16 @@ impl Machine {
         let path = self.call(action, move |domain| crate::capture::connection::volume_path(domain, &pool, &volume))?;
         let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
         Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_qemu_does_not_have_is_told_from_one_that_misses_its_options() {
+        assert!(is_unknown_to_qemu("sheepdog"), "QEMU has had none for it since version 6.0");
+        assert!(!is_unknown_to_qemu("nbd") && !is_unknown_to_qemu("file"));
     }
 }

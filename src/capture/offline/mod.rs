@@ -9,6 +9,7 @@
 //! | [`network_storage`] | network storage as QEMU's options (pure) |
 //! | `offline_changes` | detects changes of a stopped machine while it is read |
 //! | [`offline_fingerprint`] | the attributes that show whether its files were written to |
+//! | `qcow2_end` | detects images that are truncated within their data (pure) |
 //! | [`qemu_user`] | the user that QEMU runs as, and running programs as that user |
 //! | [`storage_daemon`] | serves the disks of a machine that is off |
 
@@ -19,5 +20,6 @@ pub mod image_lookup;
 pub(crate) mod network_storage;
 pub(crate) mod offline_changes;
 pub(crate) mod offline_fingerprint;
+mod qcow2_end;
 pub(crate) mod qemu_user;
 pub mod storage_daemon;

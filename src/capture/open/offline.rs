@@ -38,6 +38,8 @@ const DATA_FILE_UNWATCHED: &str = "while the machine is off, other programs can 
 
 /// Why a disk whose image is marked as corrupt is read in full.
 const CORRUPT: &str = "the image is marked as corrupt";
+/// Why a disk whose image ends before its data is read in full.
+const CUT_OFF: &str = "the image is cut off";
 
 /// A disk that is going to be served.
 struct OffDisk {
@@ -306,14 +308,25 @@ fn off_disk(
     }
     // A repair changes what the guest sees, and no bitmap records it: neither this read nor the one after the repair
     // may continue an older point.
-    let is_corrupt = layers.iter().any(|layer| layer.header.is_corrupt);
-    if is_corrupt {
+    let damage = layers.iter().find_map(|layer| match &layer.header {
+        header if header.is_corrupt => Some(CORRUPT),
+        header if header.is_cut_off => Some(CUT_OFF),
+        _ => None,
+    });
+    if damage == Some(CORRUPT) {
         tracing::warn!(
             "{}: the image is marked as corrupt; the machine cannot start until 'qemu-img check -r all' repairs it",
             top.storage.address()
         );
+    } else if damage == Some(CUT_OFF) {
+        tracing::warn!(
+            "{}: the image is cut off: what was beyond its end reads as zeros, and is in older points only",
+            top.storage.address()
+        );
+    }
+    if let Some(damage) = damage {
         bitmap = None;
-        reason = Some(CORRUPT.to_owned());
+        reason = Some(damage.to_owned());
     }
     // Nobody watched the data file while the machine was off.
     let has_data_file = top.data_file.is_some();
@@ -323,7 +336,7 @@ fn off_disk(
     let socket = socket_of(sockets, graph.is_unprivileged);
     let keeps_bitmaps = disk.keeps_bitmaps()
         && top.header.keeps_bitmaps
-        && !is_corrupt
+        && damage.is_none()
         && !has_data_file
         && top.slice.is_none()
         && top.encryption.is_none();
@@ -344,7 +357,7 @@ fn off_disk(
         image: layers.iter().flat_map(identities_of).collect(),
         has_data_file,
         session: None,
-        distrusts: wanted.parent.clone().filter(|_| is_corrupt),
+        distrusts: wanted.parent.clone().filter(|_| damage.is_some()),
     };
     Ok(OffDisk { captured, keeps_bitmaps: keeps_bitmaps && top.storage.path().is_some(), layers, graph })
 }

@@ -499,6 +499,8 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
         DiskStorage::Corrupt => CheckWords::new("disk", "its image is marked as corrupt; the machine cannot start")
             .hint(format!("back it up, then, while it is off: qemu-img check -f qcow2 -r all {path}")),
+        DiskStorage::CutOff => CheckWords::new("disk", "its image is cut off: what was beyond its end reads as zeros")
+            .hint(format!("restore it from an older point; the extent of the loss: qemu-img check -U {path}")),
         DiskStorage::DataFile => CheckWords::new(
             "disk",
             "only changes are read, except in the first backup after each start: while the machine is off, other \
@@ -518,6 +520,10 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
             ))
         }
         DiskStorage::Format(format) => in_full(&format!("a {format} image on network storage")),
+        DiskStorage::NoDriver(protocol) => {
+            CheckWords::new("disk", format!("QEMU has no driver for its storage ({protocol})"))
+                .hint("apt install qemu-block-extra")
+        }
         DiskStorage::Unreadable(error) => CheckWords::new("disk", format!("its image cannot be read: {error}"))
             .hint(format!("check its storage: {}", shell.virsh(&format!("domblklist {name}")))),
     }

@@ -605,6 +605,42 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "son image est marquée comme corrompue\u{202f}; la machine ne peut démarrer",
     ),
     ("back it up, then, while it is off: {}", "sauvegardez-la, puis, machine éteinte\u{a0}: {}"),
+    (
+        "its image is cut off: what was beyond its end reads as zeros",
+        "son image est tronquée\u{a0}: ce qui était au-delà de sa fin se lit comme des zéros",
+    ),
+    (
+        "restore it from an older point; the extent of the loss: {}",
+        "restaurez-le depuis un point plus ancien\u{202f}; l’étendue de la perte\u{a0}: {}",
+    ),
+    ("QEMU has no driver for its storage ({})", "QEMU n’a pas de pilote pour son stockage ({})"),
+    (
+        "{}: the image is cut off: what was beyond its end reads as zeros, and is in older points only",
+        "{}\u{a0}: l’image est tronquée\u{a0}: ce qui était au-delà de sa fin se lit comme des zéros, et n’est que \
+         dans des points plus anciens",
+    ),
+    (
+        "{}: the image is marked as corrupt; the machine cannot start until 'qemu-img check -r all' repairs it",
+        "{}\u{a0}: l’image est marquée comme corrompue\u{202f}; la machine ne peut démarrer avant que «\u{a0}qemu-img \
+         check -r all\u{a0}» la répare",
+    ),
+    (
+        "{} is paused: the restore ends when it runs again",
+        "{} est en pause\u{a0}: la restauration se termine quand elle tourne de nouveau",
+    ),
+    (
+        "{} has a libvirt checkpoint now: 'virsh undefine' needs --checkpoints-metadata, and internal snapshots cannot \
+         be reverted to ('kvmb doctor' shows how)",
+        "{} a maintenant un point de contrôle libvirt\u{a0}: «\u{a0}virsh undefine\u{a0}» exige \
+         --checkpoints-metadata, et on ne peut plus revenir à des instantanés internes («\u{a0}kvmb doctor\u{a0}» \
+         montre comment)",
+    ),
+    (
+        "the point of {} has no {}: {} does not exist, and libvirt creates it at the next start; if the machine ran \
+         elsewhere before, copy the file from there",
+        "le point de {} n’a pas\u{a0}: {} ({} n’existe pas, et libvirt le crée au prochain démarrage)\u{202f}; si la \
+         machine a déjà tourné ailleurs, copiez le fichier depuis cet endroit",
+    ),
     ("its image cannot be read: {}", "son image ne peut être lue\u{a0}: {}"),
     ("check its storage: {}", "vérifiez son stockage\u{a0}: {}"),
     ("the repository can be opened", "le dépôt s’ouvre"),

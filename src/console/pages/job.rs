@@ -317,7 +317,9 @@ fn messages(visit: &Visit, job: &Job, answer: &Answer) -> Markup {
             section class="sec" {
                 h2 { (visit.say("Warnings", "Avertissements")) }
                 @for warning in warnings {
-                    div class="note warn" { (html::icon("warn")) p class="brk" { (warning.message) } }
+                    div class="note warn" {
+                        (html::icon("warn")) p class="brk" { (visit.language.of_command(&warning.message)) }
+                    }
                 }
             }
         }

@@ -1,0 +1,173 @@
+//! Whether the data of a qcow2 image goes on beyond its end (pure).
+//!
+//! A copy that ended early, or a file system that was full, leaves an image whose header is whole. QEMU opens it, and
+//! what was beyond its end reads as zeros, without an error. `qemu-img check` finds it, and reads all tables for it.
+//! Here the reference counts (`docs/interop/qcow2.txt` of QEMU) say first where the last cluster in use begins, which
+//! takes one or two reads. Only where that is beyond the end are the tables walked: a cluster that was reserved when
+//! QEMU was killed is counted, too, and nothing refers to it.
+
+use std::io;
+
+use super::image_header::{HeaderBytes, ReadAt};
+
+/// QEMU's limit for a table of reference counts.
+const MAX_COUNTS_TABLE_BYTES: u64 = 8 << 20;
+/// QEMU's limit for the first level of tables.
+const MAX_L1_BYTES: u64 = 32 << 20;
+/// Where an entry of a table says that its cluster begins.
+const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+const IS_COMPRESSED: u64 = 1 << 62;
+
+/// Whether a cluster that the guest's data is in begins beyond the end of the image.
+///
+/// What cannot be read, and tables that make no sense, are no evidence: QEMU reports those itself.
+pub(super) fn is_cut_off(image: &dyn ReadAt, header: &HeaderBytes) -> bool {
+    let tables = Tables::of(image, header);
+    tables.and_then(|tables| Ok(tables.counts_go_beyond()? && tables.data_goes_beyond()?)).unwrap_or(false)
+}
+
+struct Tables<'a> {
+    image: &'a dyn ReadAt,
+    cluster_bits: u32,
+    counts_at: u64,
+    counts_bytes: u64,
+    /// Bits of one reference count.
+    count_bits: u64,
+    l1_at: u64,
+    l1_bytes: u64,
+    /// Bytes of one entry of the second level: twice as many where clusters have parts.
+    l2_entry_bytes: usize,
+}
+
+impl<'a> Tables<'a> {
+    fn of(image: &'a dyn ReadAt, header: &HeaderBytes) -> io::Result<Tables<'a>> {
+        let is_new = header.u32(4)? >= 3;
+        let has_parts = is_new && header.u64(72)? & 16 != 0;
+        let cluster_bits = header.u32(20)?;
+        let count_order = if is_new { header.u32(96)? } else { 4 };
+        if !(9..=21).contains(&cluster_bits) || count_order > 6 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Tables {
+            image,
+            cluster_bits,
+            counts_at: header.u64(48)?,
+            counts_bytes: (u64::from(header.u32(56)?) << cluster_bits).min(MAX_COUNTS_TABLE_BYTES),
+            count_bits: 1 << count_order,
+            l1_at: header.u64(40)?,
+            l1_bytes: (u64::from(header.u32(36)?) * 8).min(MAX_L1_BYTES),
+            l2_entry_bytes: if has_parts { 16 } else { 8 },
+        })
+    }
+
+    /// Whether reference counts say that a cluster beyond the end is in use.
+    fn counts_go_beyond(&self) -> io::Result<bool> {
+        let table = numbers(&self.image.read_at(self.counts_at, self.counts_bytes as usize)?, 8);
+        let cluster_bytes = 1_u64 << self.cluster_bits;
+        let clusters_per_block = cluster_bytes * 8 / self.count_bits;
+        for (at, entry) in table.iter().enumerate().rev().filter(|(_, entry)| **entry != 0) {
+            let block_at = entry & !511;
+            if self.is_beyond(block_at)? {
+                return Ok(true);
+            }
+            let block = self.image.read_at(block_at, cluster_bytes as usize)?;
+            if let Some(last) = block.iter().rposition(|byte| *byte != 0) {
+                let last_of_block = last as u64 * 8 / self.count_bits;
+                return self.is_beyond((at as u64 * clusters_per_block + last_of_block) << self.cluster_bits);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a table of the second level, or a cluster of data, begins beyond the end.
+    fn data_goes_beyond(&self) -> io::Result<bool> {
+        for l1_entry in numbers(&self.image.read_at(self.l1_at, self.l1_bytes as usize)?, 8) {
+            let l2_at = l1_entry & OFFSET_MASK;
+            if l2_at == 0 {
+                continue;
+            }
+            let l2 = self.image.read_at(l2_at, 1 << self.cluster_bits)?;
+            let begins = numbers(&l2, self.l2_entry_bytes).into_iter().map(|entry| self.data_at(entry));
+            if l2.is_empty() || self.is_beyond(begins.max().unwrap_or(0))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Where the data of an entry begins; 0 where it has none in this image.
+    fn data_at(&self, l2_entry: u64) -> u64 {
+        if l2_entry & IS_COMPRESSED != 0 {
+            return l2_entry & ((1 << (62 - (self.cluster_bits - 8))) - 1);
+        }
+        // Bit 0: it reads as zeros, whatever is there. With parts, that is said elsewhere.
+        let is_zero = self.l2_entry_bytes == 8 && l2_entry & 1 != 0;
+        if is_zero { 0 } else { l2_entry & OFFSET_MASK }
+    }
+
+    fn is_beyond(&self, offset: u64) -> io::Result<bool> {
+        Ok(self.image.read_at(offset, 1)?.is_empty())
+    }
+}
+
+/// The first number of each entry.
+fn numbers(table: &[u8], entry_bytes: usize) -> Vec<u64> {
+    let first = |entry: &[u8]| entry.first_chunk().map_or(0, |number| u64::from_be_bytes(*number));
+    table.chunks_exact(entry_bytes).map(first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::super::image_header;
+
+    fn run(program: &str, arguments: &[&str], image: &Path) {
+        let ran = Command::new(program).args(arguments).arg(image).status();
+        assert!(ran.unwrap().success(), "{program} {arguments:?}");
+    }
+
+    fn is_cut_off(image: &[u8]) -> bool {
+        image_header::read(&image.to_vec(), "qcow2").unwrap().is_cut_off
+    }
+
+    #[test]
+    fn data_beyond_the_end_of_an_image_is_noticed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let options = ["compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on"];
+        let more = ["refcount_bits=1", "refcount_bits=64", "preallocation=metadata", "lazy_refcounts=on"];
+        for option in options.into_iter().chain(more) {
+            let _ = fs::remove_file(&image);
+            let qcow2 = ["create", "-q", "-f", "qcow2", "-o", option];
+            let made = Command::new("qemu-img").args(qcow2).arg(&image).arg("8M").status();
+            assert!(made.unwrap().success(), "{option}");
+            assert!(!is_cut_off(&fs::read(&image).unwrap()), "{option}: empty");
+            let write =
+                ["-f", "qcow2", "-c", "write -q -P 1 0 64k", "-c", "write -q -P 2 6M 1M", "-c", "write -q -z 2M 1M"];
+            run("qemu-io", &write, &image);
+            let bytes = fs::read(&image).unwrap();
+            assert!(!is_cut_off(&bytes), "{option}");
+            assert!(is_cut_off(&bytes[..bytes.len() - (3 << 20)]) || option == "preallocation=metadata", "{option}");
+            assert!(is_cut_off(&bytes[..bytes.len() / 2]), "{option}: half");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_counted_and_that_nothing_refers_to_is_no_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("8M").status();
+        assert!(made.unwrap().success());
+        run("qemu-io", &["-f", "qcow2", "-c", "write -q -P 1 0 1M"], &image);
+        let mut bytes = fs::read(&image).unwrap();
+        // Reference counts of 16 bits in the third cluster, which the first entry of the table names.
+        let counts = u64::from_be_bytes(bytes[0x10000..0x10008].try_into().unwrap()) as usize;
+        let behind = bytes.len().div_ceil(0x10000) + 3;
+        bytes[counts + behind * 2 + 1] = 1;
+        assert!(!is_cut_off(&bytes));
+        assert!(is_cut_off(&bytes[..bytes.len() - 0x20000]));
+    }
+}
