@@ -43,7 +43,8 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
             @match Drilled::last(machine) {
                 Some(drilled) => (panel(&visit, &drilled, &format!("{address}/drill")).await),
                 None => p { (visit.say(
-                    "No point of this machine has ever been booted.", "Aucun point de cette machine n’a jamais été démarré.",
+                    "No point of this machine has ever been booted.",
+                    "Aucun point de cette machine n’a jamais été démarré.",
                 )) },
             }
         }
