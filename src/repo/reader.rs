@@ -182,8 +182,8 @@ pub fn read_blobs(
     source.read(ids, threads, stop, |id, blob| deliver(id, blob.map(|blob| blob.plain)))
 }
 
-/// Splits data blobs into groups that [`read_blobs`] reads in one piece of at most so many sealed bytes, unless one blob
-/// is longer. The groups are in the order of their first blobs here; what the index does not know is alone.
+/// Splits data blobs into groups that [`read_blobs`] reads in one piece of at most so many sealed bytes, unless one
+/// blob is longer. The groups are in the order of their first blobs here; what the index does not know is alone.
 pub fn read_groups(index: &Index, ids: &[Id], most_bytes: u64) -> Vec<Vec<Id>> {
     let (mut found, mut groups) = (Vec::with_capacity(ids.len()), Vec::new());
     for (number, id) in ids.iter().enumerate() {

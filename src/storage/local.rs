@@ -26,8 +26,9 @@ const TEMPORARY_MARK: &str = "-tmp-";
 const PIECE_BYTES: usize = 256 << 10;
 /// What is written at once; a file from this size on is written past the page cache.
 const WRITE_BYTES: usize = 8 * PIECE_BYTES;
-/// A range from this length on, which is of several chunks and wanted once, is read past the page cache.
-const DIRECT_READ_BYTES: usize = 2 << 20;
+/// A range from this length on, which is of several chunks of the usual size and wanted once, is read past the page
+/// cache.
+const DIRECT_READ_BYTES: usize = (1 << 20) + (64 << 10);
 /// File systems of this host's own disks, as statfs(2) numbers them: ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS and
 /// tmpfs. A network's or a user's file system may remember listings for a while.
 const OF_OWN_DISKS: [i64; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1, 0x0102_1994];

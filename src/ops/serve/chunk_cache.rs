@@ -153,8 +153,8 @@ impl ChunkCache {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).ahead_of(disk, chunk)
     }
 
-    /// Has those of the chunks read that are not there. It does not wait: when too much waits for the readers, it is not
-    /// read ahead.
+    /// Has those of the chunks read that are not there. It does not wait: when too much waits for the readers, nobody
+    /// reads ahead.
     pub(super) fn read_ahead(&self, ids: impl IntoIterator<Item = Id>) {
         let mut slots = self.shared.slots();
         let mut wanted = Vec::new();
