@@ -1,6 +1,7 @@
 //! A bad network between kvmb and a server: what passes is delayed, cut off, swallowed or corrupted.
 //!
 //! A delay is latency and no narrow pipe: every byte is handed on so long after it came, however many are on the way.
+//! Where a rate is given, all connections together are a pipe of that rate in each direction.
 //! Troubles come one to a connection, in the order in which they were ordered, after a number of bytes that a seed
 //! decides; when all have come, the network is a good one. Only the standard library is used, so that the benchmark can
 //! build it alone.
@@ -37,6 +38,9 @@ pub struct Proxy {
 struct Shared {
     server: u16,
     delay: Duration,
+    bytes_per_second: Option<u64>,
+    /// When the pipe to the client, and that to the server, has passed on what came so far.
+    free_at: [Mutex<Instant>; 2],
     ended: AtomicBool,
     broken: AtomicBool,
     plan: Mutex<Plan>,
@@ -81,12 +85,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Proxy {
     /// Leads to a port of this host, each way after this time.
     pub fn start(server: u16, delay: Duration) -> Proxy {
+        Proxy::start_limited(server, delay, None)
+    }
+
+    /// The same, and no more bytes a second than these pass each way.
+    pub fn start_limited(server: u16, delay: Duration, bytes_per_second: Option<u64>) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("a port").port();
         listener.set_nonblocking(true).expect("a listener that can be ended");
         let shared = Arc::new(Shared {
             server,
             delay,
+            bytes_per_second,
+            free_at: [(); 2].map(|()| Mutex::new(Instant::now())),
             ended: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             plan: Mutex::default(),
@@ -231,7 +242,7 @@ impl Shared {
                 }
             }
             // What is swallowed is read all the same: a full pipe would tell.
-            let on_the_way = OnTheWay { due: Instant::now() + self.delay, bytes, length };
+            let on_the_way = OnTheWay { due: self.arrival(to_server, length), bytes, length };
             if !link.stalled.load(Ordering::Relaxed) && queue.send(on_the_way).is_err() {
                 break;
             }
@@ -240,6 +251,17 @@ impl Shared {
         if link.stalled.load(Ordering::Relaxed) {
             link.cut();
         }
+    }
+
+    /// When what came now arrives.
+    fn arrival(&self, to_server: bool, length: usize) -> Instant {
+        let now = Instant::now();
+        let passed = self.bytes_per_second.map_or(now, |rate| {
+            let mut free_at = lock(&self.free_at[usize::from(to_server)]);
+            *free_at = (*free_at).max(now) + Duration::from_secs_f64(length as f64 / rate as f64);
+            *free_at
+        });
+        passed + self.delay
     }
 
     fn write(&self, link: &Link, to_server: bool, queue: &Receiver<OnTheWay>, spent: &Sender<Vec<u8>>) {
