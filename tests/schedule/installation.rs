@@ -559,6 +559,15 @@ fn the_configuration_says_when_and_which_machines() {
     let action = install(&["--cron", "@daily", "-r", "second", "vm2"]).assert_ok().record_of("action");
     assert_eq!(action["cron"], "@daily");
     assert_eq!(action["command"], format!("{expected} -r {} vm2", host.env.repo_named("second")));
+    // restic's shorter address of a server is no folder of this host, and a foreign one none either.
+    for (repo, scheduled) in
+        [("sftp:kvm@host:/srv", "sftp:kvm@host:/srv"), ("local:/srv/", "/srv"), ("/srv/kvm/", "/srv/kvm")]
+    {
+        let words = ["--cron", "@daily", "-r", repo, "--password-file", password.to_str().unwrap(), "vm2"];
+        let command = install(&words).assert_ok().record_of("action")["command"].clone();
+        assert!(command.as_str().unwrap().contains(&format!(" -r {scheduled} ")), "{repo}: {command}");
+    }
+    install(&["--cron", "@daily", "-r", "b2:bucket", "vm2"]).assert_code(2).assert_stderr_has("b2 repositories");
     // A prune after each backup, if there is anything to prune by.
     install(&["--all", "--prune"]).assert_code(2).assert_stderr_has("--prune needs retention rules");
     write(&format!(r#"{{"retention": {{"local": {{"keep_last": 3}}}}, {keys}}}"#));

@@ -8,7 +8,7 @@ use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::cli::terminal::secret::variable;
 use crate::cli::{complete, folders};
-use crate::config::{DEFAULT_BACKUP_FREQ, Retention};
+use crate::config::{DEFAULT_BACKUP_FREQ, Retention, is_on_server};
 use crate::record::{Action, Record};
 use crate::schedule::{self, Cron, CronError, Installed, JobKind, ScheduleLocation, ScheduledJob};
 use chrono::{Local, SecondsFormat};
@@ -267,8 +267,8 @@ impl InstallArgs {
         words.push(name.into());
         if self.names_repo(context) {
             let url = self.repo.url()?;
-            // An address with a scheme is none of a folder.
-            let url = if url.contains("://") { url } else { text(&absolute(Path::new(&url))?)? };
+            // cron begins elsewhere, where a relative folder is another one.
+            let url = if is_on_server(&url) { url } else { self.repo.storage(context)?.url() };
             words.extend(["-r".into(), url]);
         }
         words.extend(self.password_flags(context)?);
