@@ -5,7 +5,7 @@ use super::rest::{RestAddress, RestStorage};
 use super::s3::{S3Address, S3Options, S3Storage};
 use super::sftp::{SftpAddress, SftpStorage, SshContext};
 use super::{Error, LocalStorage, Result, Storage};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How to reach servers, by SSH and by HTTP.
@@ -59,7 +59,8 @@ pub(crate) fn open(url: &str, access: &AccessContext) -> Result<Arc<dyn Storage>
         )));
     }
     let path = std::path::absolute(Path::new(folder)).map_err(|error| bad(&error.to_string()))?;
-    Ok(Arc::new(LocalStorage::new(path)))
+    // A shell that completes a name leaves a slash behind it: the history is to find the same place by either.
+    Ok(Arc::new(LocalStorage::new(path.components().collect::<PathBuf>())))
 }
 
 /// The part before the `@` of `word://…@…/` or `sftp:…@…`.
@@ -101,6 +102,10 @@ mod tests {
     #[test]
     fn folders_open_and_foreign_schemes_do_not() {
         assert_eq!(open("/backup/kvm").unwrap().url(), "/backup/kvm");
+        for same in ["/backup/kvm/", "/backup//kvm", "/backup/./kvm/.", "local:/backup/kvm//"] {
+            assert_eq!(open(same).unwrap().url(), "/backup/kvm", "{same}");
+        }
+        assert_eq!(open("/").unwrap().url(), "/");
         assert!(open("relative/folder").unwrap().url().ends_with("/relative/folder"));
         assert!(open("./odd:name").is_ok());
         assert_eq!(open("local:/backup/kvm").unwrap().url(), "/backup/kvm");

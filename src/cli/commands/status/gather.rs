@@ -23,6 +23,7 @@ use crate::record::{Check, Status, Time};
 use crate::repo::Repository;
 use chrono::Local;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// A repository that is to be asked: opened, or why it cannot be.
 pub(crate) type Asked = Result<Repository, CliError>;
@@ -283,7 +284,9 @@ pub(super) fn repository_check(
             .hint("run 'kvmb verify --all' to see what is affected");
     }
     let check = Check::new("repository", url, Status::Ok, "the points can be listed");
-    match schedules.iter().filter_map(|schedule| schedule.repo.as_deref()).find(|repo| *repo != url) {
+    // As paths: a schedule has its address as it was typed, perhaps with a slash at its end.
+    let is_another = |repo: &&str| Path::new(repo) != Path::new(url);
+    match schedules.iter().filter_map(|schedule| schedule.repo.as_deref()).find(is_another) {
         // A newly installed monitor that looks elsewhere would never know.
         Some(other) => {
             check.hint(format!("the schedule uses another repository; run 'kvmb status -r {other}' to check it"))
