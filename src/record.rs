@@ -490,7 +490,7 @@ pub struct Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
     /// Not JSON at all.
-    #[error("not a JSON object: {0}")]
+    #[error("not a JSON object: {}", words_of(.0))]
     Json(#[from] serde_json::Error),
     /// JSON, but without the one field that every record has.
     #[error("a record has a \"type\" and this line has none")]
@@ -509,6 +509,15 @@ impl Point {
     /// Whether damage was found, in this point or an earlier one.
     pub fn is_damage_known(&self) -> bool {
         !(self.damage.is_empty() && self.chain_damage.is_empty() && self.damaged_points.is_empty())
+    }
+}
+
+/// The message without the place: of the only line, that would be taken for another line's.
+fn words_of(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.rsplit_once(" at line ") {
+        Some((words, _)) => format!("{words} at column {}", error.column()),
+        None => message,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::cli::failure::{CliError, Code};
 use crate::cli::terminal::stderr::report;
 use crate::ops::{self, Stop};
-use crate::record::{Failure, Record};
+use crate::record::{Failure, ParseError, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Longer lines are no record of ours: a disk's or a point's is some kilobytes.
 const LONGEST_LINE_BYTES: usize = 16 << 20;
+
+/// What editors and shells of Windows put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Iterates over the records of standard input as they come.
 ///
@@ -147,6 +150,9 @@ impl<R: BufRead> Records<R> {
         let mut limited = io::Read::take(&mut self.reader, LONGEST_LINE_BYTES as u64 + 1);
         let count = limited.read_until(b'\n', &mut line).map_err(unreadable)?;
         self.line_number += 1;
+        if self.line_number == 1 && line.starts_with(BYTE_ORDER_MARK) {
+            line.drain(..BYTE_ORDER_MARK.len());
+        }
         match count {
             0 => Ok(None),
             _ if count > LONGEST_LINE_BYTES => Err(self.bad("the line is too long")),
@@ -157,6 +163,18 @@ impl<R: BufRead> Records<R> {
     fn bad(&self, why: impl std::fmt::Display) -> CliError {
         CliError::usage(format!("line {} of standard input: {why}", self.line_number))
             .hint("the input must be the output of kvmb: one JSON record per line")
+    }
+
+    /// The same for a line that ends too early: of what spreads a record over lines, or was cut off.
+    fn bad_record(&self, line: &str, error: ParseError) -> CliError {
+        let is_part = matches!(&error, ParseError::Json(json) if json.is_eof());
+        match (is_part, line.ends_with('\n')) {
+            (false, _) => self.bad(error),
+            (true, true) => self.bad(error).hint("print each record on one line, as 'jq -c' does"),
+            (true, false) => self
+                .bad("the record is incomplete")
+                .hint("the input was cut off; check whether the first command of the pipe failed"),
+        }
     }
 
     fn array(&mut self, first: String) -> Result<(), CliError> {
@@ -183,7 +201,7 @@ impl<R: BufRead> Records<R> {
                     self.ended = true;
                 }
                 Some(line) => {
-                    let record = Record::parse(line.trim()).map_err(|error| self.bad(error))?;
+                    let record = Record::parse(line.trim()).map_err(|error| self.bad_record(&line, error))?;
                     self.waiting.push_back(record);
                 }
             }
@@ -246,6 +264,24 @@ mod tests {
         for (a, b) in lines.into_iter().zip(array) {
             assert_eq!(a.unwrap(), b.unwrap());
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_record() {
+        let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00"}"#;
+        for text in [format!("\u{feff}{line}\r\n{line}\r\n"), format!("\u{feff}[{line},{line}]")] {
+            let records = read(&text);
+            assert!(records.len() == 2 && records.iter().all(Result::is_ok), "{records:?}");
+        }
+        assert!(read(&format!("{line}\n\u{feff}{line}\n"))[1].is_err());
+    }
+
+    #[test]
+    fn a_part_of_a_record_is_reported_as_such() {
+        let hint = |text: &str| read(text).remove(0).unwrap_err().hint.unwrap_or_default();
+        assert!(hint("{\n  \"type\": \"file\",\n").contains("jq -c"));
+        assert!(hint("{\"type\":\"file\",\"pa").contains("cut off"));
+        assert!(hint("nonsense").contains("the output of kvmb"));
     }
 
     #[test]
