@@ -61,7 +61,7 @@ impl From<GaveUp> for io::Error {
         match why {
             GaveUp::TimedOut => io::Error::new(ErrorKind::TimedOut, "no answer in time"),
             GaveUp::Interrupted => io::Error::new(ErrorKind::Interrupted, "interrupted"),
-            GaveUp::NoThread => io::Error::other("no thread could be started"),
+            GaveUp::NoThread => io::Error::new(ErrorKind::WouldBlock, "no thread could be started"),
         }
     }
 }
@@ -163,13 +163,17 @@ pub(crate) fn output_of(
 fn collect(mut child: Child) -> io::Result<Output> {
     let stdout = child.stdout.take();
     thread::scope(|scope| {
-        let printed = scope.spawn(move || -> io::Result<Vec<u8>> {
+        let read = move || -> io::Result<Vec<u8>> {
             let mut content = Vec::new();
             if let Some(pipe) = stdout {
                 pipe.take(LONGEST_OUTPUT_BYTES + 1).read_to_end(&mut content)?;
             }
             Ok(content)
-        });
+        };
+        let printed = thread::Builder::new().spawn_scoped(scope, read).inspect_err(|_| {
+            // Nobody would wait for it.
+            let _ = child.kill().and_then(|()| child.wait());
+        })?;
         let ended = child.wait_with_output()?;
         let stdout = printed.join().map_err(|_| io::Error::other("its output could not be read"))??;
         match stdout.len() as u64 > LONGEST_OUTPUT_BYTES {

@@ -12,6 +12,7 @@
 //! | [`clock`] | local time, across daylight-saving changes |
 //! | [`failpoint`] | named steps of backups and prunes, at which tests interrupt them |
 //! | [`bounded`] | time limits for calls that may never return |
+//! | [`helper_thread`] | optional threads: the caller does their work if the system refuses them |
 //! | [`rate_limiter`] | bandwidth limits |
 //! | [`atomic_file`] | atomic replacement of small files |
 //! | [`direct_file`] | direct I/O for large files |
@@ -46,6 +47,7 @@ pub mod filesystems;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod glob;
+pub mod helper_thread;
 pub mod history;
 pub mod log;
 pub mod nbd;

@@ -117,6 +117,9 @@ pub enum Error {
         action: &'static str,
         source: std::io::Error,
     },
+    /// The system has no thread left for us.
+    #[error("cannot start a thread: {0}")]
+    NoThread(std::io::Error),
     /// The server stopped answering: the connection is gone.
     #[error("the NBD server did not answer within {} s", after.as_secs_f64())]
     Timeout {

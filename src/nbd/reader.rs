@@ -397,6 +397,13 @@ impl ReaderShared {
         self.halt();
     }
 
+    /// One of the workers was not started. Any of them may have been the one that asks what there is to read.
+    fn is_one_short(&self, error: std::io::Error) {
+        let mut state = self.lock();
+        state.workers_left -= 1;
+        state.failure.get_or_insert(Error::NoThread(error));
+    }
+
     fn halt(&self) {
         self.halt.store(true, Ordering::Relaxed);
         self.work.notify_all();
@@ -545,11 +552,12 @@ impl Chunks {
         let depth = in_flight.div_ceil(clients.len());
         let workers = clients
             .into_iter()
-            .map(|mut client| {
+            .filter_map(|mut client| {
                 client.reconfigure(options.timeout, Arc::clone(&shared.halt));
                 let worker =
                     ReadWorker { shared: Arc::clone(&shared), client, depth, reading: HashMap::new(), map: map.take() };
-                std::thread::spawn(|| worker.run())
+                let started = std::thread::Builder::new().spawn(|| worker.run());
+                started.map_err(|error| shared.is_one_short(error)).ok()
             })
             .collect();
         Chunks { shared, order, stop: options.stop, workers, ended: false }

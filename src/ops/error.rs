@@ -74,6 +74,9 @@ pub enum Error {
     /// Something is to be written into a folder that is a file.
     #[error("{} is not a folder", path.display())]
     NotAFolder { path: PathBuf },
+    /// The system has no thread left for us.
+    #[error("cannot start a thread: {0}")]
+    NoThread(std::io::Error),
     /// A program could not be started.
     #[error("cannot start {program}: {source}")]
     NotStarted { program: &'static str, source: std::io::Error },

@@ -14,6 +14,7 @@
 //! away. A child that ends the job and then itself does it ([`Errand`]), and is killed when it hangs.
 
 use super::release::release;
+use super::watched::watched;
 use super::{Error, Result, Stop};
 use crate::capture::close::drain_capture;
 use crate::capture::guard::{GuardRecord, Verdict};
@@ -95,8 +96,8 @@ pub(crate) fn start(file: &CaptureFile) -> Result<()> {
     let Some(mut command) = command(file, &[]) else { return Ok(()) };
     let spawned = command.spawn();
     let mut child = spawned.map_err(|source| Error::NotStarted { program: "kvmb guard", source })?;
-    // Somebody has to take the exit status, or it stays a zombie for as long as we run.
-    std::thread::spawn(move || child.wait());
+    // Somebody has to take the exit status, or it stays a zombie for as long as we run: no harm where no thread can.
+    let _ = std::thread::Builder::new().spawn(move || child.wait());
     Ok(())
 }
 
@@ -132,14 +133,8 @@ pub(crate) fn guarded<T>(
     if let Some(verdict) = verdict() {
         return Err(error_of(verdict, capture));
     }
-    let (inner, done) = (Stop::default(), AtomicBool::new(false));
-    let result = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(file, stop, &inner, &done));
-        let result = work(&inner);
-        done.store(true, Ordering::Relaxed);
-        watcher.thread().unpark();
-        result
-    });
+    let inner = Stop::default();
+    let (result, _) = watched(|done| watch(file, stop, &inner, done), || work(&inner))?;
     match result {
         Ok(result) => Ok(result),
         Err(error) => {

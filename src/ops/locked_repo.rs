@@ -106,7 +106,8 @@ impl RepoView {
         let (index, points) = thread::scope(|scope| {
             let mut reading = None;
             let index = repo.load_index_and_list_snapshots(|files| {
-                reading = Some(scope.spawn(|| points::of_snapshots(repo.snapshots_in(files))));
+                let read = || points::of_snapshots(repo.snapshots_in(files));
+                reading = thread::Builder::new().spawn_scoped(scope, read).ok();
             });
             (index, reading.and_then(|reading| reading.join().ok()))
         });

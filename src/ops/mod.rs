@@ -65,6 +65,7 @@ pub(crate) mod store;
 pub(crate) mod threads;
 pub(crate) mod verify;
 pub(crate) mod verify_sampling;
+mod watched;
 
 pub use error::{Error, Result};
 pub(crate) use monitor::{Monitor, Progress};

@@ -4,6 +4,7 @@
 //! ([`crate::capture::offline::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it
 //! only spare reading hours of what cannot be stored.
 
+use super::watched::watched;
 use super::{Result, Stop};
 use crate::capture::offline::offline_fingerprint::{ComparisonDepth, OfflineFingerprint};
 use crate::capture::{self, CaptureState};
@@ -23,16 +24,10 @@ pub(crate) fn while_unchanged<T>(
     let Some(fingerprint) = capture.fingerprint() else {
         return work(stop);
     };
-    let (inner, done) = (Stop::default(), AtomicBool::new(false));
-    let (result, seen) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(fingerprint, capture, stop, &inner, &done));
-        let result = work(&inner);
-        done.store(true, Ordering::Relaxed);
-        watcher.thread().unpark();
-        (result, watcher.join().unwrap_or(Ok(())))
-    });
+    let inner = Stop::default();
+    let (result, seen) = watched(|done| watch(fingerprint, capture, stop, &inner, done), || work(&inner))?;
     stop.check()?;
-    seen?;
+    seen.unwrap_or(Ok(()))?;
     // An error may have come of the change.
     fingerprint.check(capture, ComparisonDepth::Full)?;
     result

@@ -1,5 +1,6 @@
 //! Locks of a repository: taken with a limit, and watched while something is written.
 
+use super::watched::watched;
 use super::{Error, Monitor, Result, Stop};
 use crate::failpoint::{self, Failpoint};
 use crate::repo::{self, LockMode, Permit, RepoLock, Repository, SnapshotList};
@@ -91,22 +92,17 @@ fn go_without(error: Error, monitor: &dyn Monitor) -> Result<()> {
 /// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the
 /// work ended.
 pub(crate) fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
-    let (inner, done) = (Stop::default(), AtomicBool::new(false));
-    let result = thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                if stop.requested() || permit.check().is_err() {
-                    inner.raise();
-                    return;
-                }
-                thread::park_timeout(WATCH);
+    let inner = Stop::default();
+    let watch = |done: &AtomicBool| {
+        while !done.load(Ordering::Relaxed) {
+            if stop.requested() || permit.check().is_err() {
+                inner.raise();
+                return;
             }
-        });
-        let result = work(&inner);
-        done.store(true, Ordering::Relaxed);
-        watcher.thread().unpark();
-        result
-    });
+            thread::park_timeout(WATCH);
+        }
+    };
+    let (result, _) = watched(watch, || work(&inner))?;
     stop.check()?;
     permit.check()?;
     result

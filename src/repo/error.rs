@@ -106,6 +106,9 @@ pub enum Error {
     /// Writing in the background failed; every later call on the same writer says so.
     #[error(transparent)]
     Writer(Arc<Error>),
+    /// The system has no thread left for us.
+    #[error("cannot start a thread: {0}")]
+    NoThread(#[source] std::io::Error),
     /// A worker thread died.
     #[error("a worker thread of the repository ended unexpectedly")]
     WorkerGone,

@@ -170,7 +170,7 @@ impl KeyFile {
         let most = usize::try_from(PARALLEL_MEMORY / self.memory()).unwrap_or(usize::MAX).min(self.p as usize);
         // A pool of its own, which ends with it: other work of a program has no use for one.
         let pool = ThreadPoolBuilder::new().num_threads(processors.min(most).max(1)).build();
-        let pool = pool.map_err(|_| Error::WorkerGone)?;
+        let pool = pool.map_err(|error| Error::NoThread(std::io::Error::other(error)))?;
         let mut bytes = Zeroizing::new([0; 64]);
         let derived = pool.install(|| scrypt(password.as_bytes(), &self.salt, &parameters, &mut *bytes));
         derived.map_err(|_| Error::KeyDerivation)?;

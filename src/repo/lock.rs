@@ -191,9 +191,9 @@ impl RepoLock {
             Ok(refresher) => {
                 Ok(RepoLock { held: Arc::new(HeldLock { shared, refresher: Mutex::new(Some(refresher)) }) })
             }
-            Err(_) => {
+            Err(error) => {
                 let _ = shared.remove(&file);
-                Err(Error::WorkerGone)
+                Err(Error::NoThread(error))
             }
         }
     }
@@ -439,9 +439,9 @@ impl<T: Send + 'static> PendingLock<T> {
         };
         match thread::Builder::new().name("repo-lock".to_owned()).spawn(look) {
             Ok(looking) => Ok(PendingLock { looking: Some(looking) }),
-            Err(_) => {
+            Err(error) => {
                 remove_or_warn(&repo, &file);
-                Err(Error::WorkerGone)
+                Err(Error::NoThread(error))
             }
         }
     }

@@ -8,6 +8,7 @@ use std::thread;
 
 use super::crypto::IV_LENGTH;
 use super::{BlobKind, BlobLocation, Error, Flaw, Id, Index, Repository, Result, reread};
+use crate::helper_thread;
 use crate::storage::FileKind;
 
 /// No read is longer than this, unless one blob is.
@@ -244,7 +245,7 @@ impl BlobSource<'_> {
         };
         let threads = threads.max(self.repo.storage().parallel()).min(job.ranges.len());
         thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| job.run())).collect();
+            let helpers: Vec<_> = (1..threads).map(|_| helper_thread::start(scope, || job.run())).collect();
             job.run();
             match helpers.into_iter().all(|helper| helper.join().is_ok()) {
                 true => Ok(()),

@@ -17,6 +17,7 @@ use super::kept_records::KeptRecords;
 use super::key::KeyFile;
 use super::key_cache::KeyCache;
 use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result, reread};
+use crate::helper_thread;
 use crate::storage::{self, FileInfo, FileKind, Storage};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
@@ -299,7 +300,8 @@ impl Repository {
             results
         };
         let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..SMALL_FILE_THREADS.min(items.len())).map(|_| scope.spawn(worker)).collect();
+            let helpers: Vec<_> =
+                (1..SMALL_FILE_THREADS.min(items.len())).map(|_| helper_thread::start(scope, worker)).collect();
             let mut results = worker();
             for helper in helpers {
                 match helper.join() {

@@ -31,6 +31,7 @@ use super::orphaned_packs::Notes;
 use super::pack::{FinishedPack, PackBuilder};
 use super::reader::VerifiedBlob;
 use super::{BlobKind, Compression, Error, Id, Index, Permit, Repository, Result};
+use crate::helper_thread;
 use crate::storage::{self, FileKind};
 
 /// The only blob of zeros that restic restores as a hole.
@@ -205,9 +206,16 @@ impl Writer {
         let (queue, packs) = bounded(usize::from(self.shared.workers < 4 && self.shared.options.writers == 1));
         let worker = |_| {
             let (shared, packs) = (Arc::clone(&self.shared), packs.clone());
-            thread::spawn(move || shared.store_packs(&packs))
+            thread::Builder::new().spawn(move || shared.store_packs(&packs))
         };
-        self.workers = (0..self.shared.workers).map(worker).collect();
+        for number in 0..self.shared.workers {
+            match worker(number) {
+                Ok(worker) => self.workers.push(worker),
+                Err(error) if number == 0 => drop(self.shared.fail(Error::NoThread(error))),
+                // Fewer do as well.
+                Err(_) => break,
+            }
+        }
         self.queue = Some(queue);
     }
 
@@ -287,7 +295,7 @@ impl Writer {
         }
         // What is this large is new as a rule, and both take their time.
         let (id, compressed) = thread::scope(|scope| {
-            let name = scope.spawn(|| hash_stream(&write));
+            let name = helper_thread::start(scope, || hash_stream(&write));
             let compressed = self.compress_stream(raw_length, &write);
             (name.join().map_err(|_| Error::WorkerGone), compressed)
         });

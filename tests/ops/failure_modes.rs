@@ -262,3 +262,31 @@ fn a_limit_of_the_size_of_files() {
     output.assert_stderr_has("ulimit -f");
     assert_next_run_works(&machine);
 }
+
+#[test]
+fn a_limit_of_threads() {
+    let env = Env::new("threads");
+    let machine = machine(&env);
+    init(&env);
+    backup(&machine);
+    // Root has no such limit, and it counts all that a user runs: this one runs nothing else.
+    let user = 200_000 + std::process::id();
+    let (mut done, mut refused) = (0, 0);
+    for threads in [1, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 100] {
+        let to = env.repo_named(&format!("copy-{threads}"));
+        env.kvmb(["init", "-r", &to]).run().assert_ok();
+        env.sh(&format!("chown -R {user}:{user} .")).run().assert_ok();
+        let limited = format!("setpriv --reuid={user} --regid={user} --clear-groups prlimit --nproc={threads} -- kvmb");
+        let output = env.sh(&format!("exec {limited} push vm1@latest --from-repo $R -r {to}")).run();
+        assert!(!output.stderr().contains("panicked"), "{threads} threads: {output}");
+        match output.code() {
+            0 => done += 1,
+            _ => {
+                refused += 1;
+                output.assert_code(1).assert_stderr_has("TasksMax=");
+            }
+        }
+        env.kvmb(["verify", "--all", "-r", &to]).run();
+    }
+    assert!(done > 0 && refused > 3, "{done} were done, and {refused} refused");
+}

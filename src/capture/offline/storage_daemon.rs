@@ -107,8 +107,9 @@ pub(crate) fn serve(request: &DaemonRequest) -> Result<std::result::Result<Serve
         thread::sleep(Duration::from_millis(5));
     }
     let pid = child.id();
-    // Somebody has to take the exit status, or the process stays a zombie for as long as we run.
-    thread::spawn(move || child.wait());
+    // Somebody has to take the exit status, or the process stays a zombie for as long as we run: no harm where no
+    // thread can.
+    let _ = thread::Builder::new().spawn(move || child.wait());
     Ok(Ok(ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }))
 }
 

@@ -21,6 +21,7 @@ use crate::cli::object_locks::extend_for_new_points;
 use crate::cli::session::{About, Session};
 use crate::cli::table::{bytes, duration as span};
 use crate::cli::terminal::stderr::say;
+use crate::helper_thread;
 use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;
 use crate::ops::points::{self, PointName};
@@ -173,7 +174,8 @@ impl BackupArgs {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
             // To make a key of a password takes as long as to reach libvirt.
             let (selected, opening) = std::thread::scope(|scope| {
-                let opening = first.can_open_unasked(context).then(|| scope.spawn(|| first.open(context)));
+                let opening =
+                    first.can_open_unasked(context).then(|| helper_thread::start(scope, || first.open(context)));
                 (self.selected(context, session), opening.map(|opening| opening.join()))
             });
             let opening = opening.map(|opening| opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
@@ -314,7 +316,7 @@ impl BackupArgs {
         std::thread::scope(|scope| {
             for _ in 0..self.jobs {
                 let (sender, queue, history) = (sender.clone(), &queue, &history);
-                scope.spawn(move || {
+                helper_thread::start(scope, move || {
                     loop {
                         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                         let Some(selection) = next else { break };

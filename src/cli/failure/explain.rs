@@ -8,7 +8,7 @@ use crate::capture::{self, LibvirtErrorKind};
 use crate::cli::failure::capture_hints;
 use crate::cli::failure::code::Code;
 use crate::cli::failure::explain_storage::{make_repository, of_storage};
-use crate::cli::failure::explanation::{Explanation, hint, of_io, quoted};
+use crate::cli::failure::explanation::{Explanation, hint, no_thread, of_io, quoted};
 use crate::confined::parent::ConfinedError;
 use crate::filesystems::FsError;
 use crate::nbd;
@@ -65,6 +65,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             nbd::Error::Request { error: NO_SPACE, .. } => {
                 (Code::NoSpace, hint("free some space and try again; no partial data was kept"))
             }
+            nbd::Error::NoThread(_) => no_thread(),
             nbd::Error::Request { .. }
             | nbd::Error::Negotiation { .. }
             | nbd::Error::Protocol(_)
@@ -86,6 +87,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             }),
         ),
         Error::NotAFolder { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
+        Error::NoThread(_) => no_thread(),
         Error::NotStarted { program, source } => not_started(program, source),
         Error::ServerStuck { pid, .. } => {
             (Code::Timeout, hint(format!("check what it is waiting for, or end it: kill -9 {pid}")))
@@ -426,6 +428,7 @@ fn of_repo(error: &repo::Error) -> Explanation {
         | Error::TreeMalformed { .. } => {
             (Code::Damage, hint("run 'kvmb verify --all' to see which points are affected"))
         }
+        Error::NoThread(_) => no_thread(),
         Error::BadNode { .. }
         | Error::BlobTooLarge { .. }
         | Error::Compress(_)

@@ -44,7 +44,20 @@ pub(super) fn of_io(error: &io::Error) -> Explanation {
         ErrorKind::FileTooLarge => {
             (Code::Failed, hint("check 'ulimit -f', and whether the file system can hold files of this size"))
         }
+        // fork and its like; whatever else would block is waited for.
+        ErrorKind::WouldBlock => no_thread(),
         // The system has many more, and gains others.
         _ => (Code::Failed, None),
     }
+}
+
+/// A thread was refused.
+pub(super) fn no_thread() -> Explanation {
+    (
+        Code::Failed,
+        hint(
+            "raise the limit of processes and threads: 'TasksMax=' of the systemd unit, 'ulimit -u', or that of the \
+             container",
+        ),
+    )
 }

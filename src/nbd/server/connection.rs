@@ -83,7 +83,9 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
         result
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (1..WORKERS).map(|_| scope.spawn(work)).collect();
+        // Where the system allows no more threads, this one is enough.
+        let helpers = (1..WORKERS).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok());
+        let workers: Vec<_> = helpers.collect();
         let own = work();
         // A worker that panicked has answered nothing, and there is nobody else to be told.
         workers.into_iter().filter_map(|worker| worker.join().ok()).fold(own, Result::and)

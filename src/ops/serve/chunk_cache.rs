@@ -133,7 +133,8 @@ impl ChunkCache {
         let (ahead, wanted) = bounded::<Vec<Id>>(QUEUE);
         for _ in 0..readers {
             let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));
-            thread::spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
+            // Without any, who wants a chunk loads it.
+            let _ = thread::Builder::new().spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
         }
         ChunkCache { shared, ahead, streams: Mutex::default() }
     }

@@ -18,6 +18,7 @@ use super::chunk_map_builder::{Assembled, ChunkMapBuilder, RunKind, SlotRun};
 use super::lost_chunks::{CleanPart, cut};
 use super::task::{Base, DiskTask, StoreOutcome, check_size};
 use crate::failpoint::{self, Failpoint};
+use crate::helper_thread;
 use crate::nbd::{self, DiskReader, ReadOptions};
 use crate::ops::chunk_map::{Geometry, MappedChunk, ZERO_BLOB_BYTES, is_zero};
 use crate::ops::pieces::{self, PIECE_BYTES, Pieces};
@@ -60,7 +61,7 @@ pub(crate) fn store_disk(
         AtomicU64::new(pieces::most_chunks(geometry.chunks(), geometry.chunk_bytes).saturating_sub(known_split));
     std::thread::scope(|scope| {
         for _ in 0..task.parallelism.threads {
-            scope.spawn(|| {
+            helper_thread::start(scope, || {
                 let assembler = &assembler;
                 let worker =
                     StoreWorker { task, skips, geometry, writer, progress, assembler, may_split: &may_split, stop };

@@ -8,6 +8,7 @@ use std::thread;
 
 use super::plan::{self, Packs, TablePlace};
 use super::{PruneEvent, PruneWatch};
+use crate::helper_thread;
 use crate::repo::{Error, Index, Permit, Repository, Result, Writer, WriterOptions};
 use crate::repo::{reader, reread};
 use crate::storage::FileKind;
@@ -45,7 +46,8 @@ pub(super) fn copy(
         Ok(())
     };
     thread::scope(|scope| {
-        let helpers: Vec<_> = (1..repo.storage().parallel().min(ranges.len())).map(|_| scope.spawn(work)).collect();
+        let threads = repo.storage().parallel().min(ranges.len());
+        let helpers: Vec<_> = (1..threads).map(|_| helper_thread::start(scope, work)).collect();
         let own = work();
         let others = helpers.into_iter().map(|helper| helper.join().unwrap_or(Err(Error::WorkerGone)));
         others.fold(own, |result, other| result.and(other))

@@ -1,6 +1,7 @@
 //! Reads trees.
 
 use std::io::{self, BufReader, Cursor, ErrorKind, Read};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
@@ -107,24 +108,24 @@ impl<R: Read> Read for HashingReader<R> {
 }
 
 /// Has a thread read ahead of `work`.
-fn read_ahead<T>(mut source: impl Read + Send, work: impl FnOnce(&mut dyn Read) -> T) -> T {
+fn read_ahead<T>(source: impl Read + Send, work: impl FnOnce(&mut dyn Read) -> T) -> T {
     let (ready, blocks) = bounded::<io::Result<Vec<u8>>>(BLOCKS);
-    let mut next = move || -> io::Result<Vec<u8>> {
-        let mut block = Vec::with_capacity(BLOCK_BYTES);
-        (&mut source).take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
-        Ok(block)
-    };
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            loop {
-                let block = next();
-                let is_last = block.as_ref().map_or(true, Vec::is_empty);
-                if ready.send(block).is_err() || is_last {
-                    return;
-                }
+    let source = Mutex::new(source);
+    let read = || {
+        let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let mut block = Vec::with_capacity(BLOCK_BYTES);
+            let block = (&mut *source).take(BLOCK_BYTES as u64).read_to_end(&mut block).map(|_| block);
+            let is_last = block.as_ref().map_or(true, Vec::is_empty);
+            if ready.send(block).is_err() || is_last {
+                return;
             }
-        });
-        work(&mut BlocksAhead { blocks, current: Cursor::default() })
+        }
+    };
+    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, read) {
+        Ok(_) => work(&mut BlocksAhead { blocks, current: Cursor::default() }),
+        // The system has no thread for this.
+        Err(_) => work(&mut *source.lock().unwrap_or_else(PoisonError::into_inner)),
     })
 }
 

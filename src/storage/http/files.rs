@@ -1,6 +1,7 @@
 //! Files that are asked for by their names: what REST servers and buckets have in common.
 
 use super::HttpResponse;
+use crate::helper_thread;
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage};
 use std::thread;
 
@@ -129,7 +130,7 @@ pub(in crate::storage) fn in_parallel<I: Sync, T: Send>(
         let work = &work;
         let workers: Vec<_> = items
             .chunks(share)
-            .map(|items| scope.spawn(move || items.iter().map(work).collect::<Result<Vec<T>>>()))
+            .map(|items| helper_thread::start(scope, move || items.iter().map(work).collect::<Result<Vec<T>>>()))
             .collect();
         let mut done = Vec::with_capacity(items.len());
         for worker in workers {

@@ -105,10 +105,11 @@ fn dial(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<TcpStream> {
     let limit = ssh_target.timeouts.connect;
     let (sender, receiver) = mpsc::channel();
     let dialled = ssh_target.clone();
-    thread::spawn(move || {
+    let started = thread::Builder::new().spawn(move || {
         // Nobody listens any more when this came too late.
         let _ = sender.send(dial_blocking(&dialled, limit));
     });
+    started.map_err(|source| Error::Unreachable { server: ssh_target.server(), source })?;
     let begun = Instant::now();
     loop {
         match receiver.recv_timeout(Duration::from_millis(100)) {

@@ -124,11 +124,14 @@ impl Pool {
     fn add(&self, state: &mut PoolState) {
         state.open += 1;
         let shared = Arc::clone(&self.0);
-        thread::spawn(move || match shared.connect() {
+        let started = thread::Builder::new().spawn(move || match shared.connect() {
             Ok(files) => shared.give_back(files),
             // Who is left without any makes one himself, and hears why there is none.
             Err(error) => shared.not_connected(&error),
         });
+        if started.is_err() {
+            state.open -= 1;
+        }
     }
 }
 

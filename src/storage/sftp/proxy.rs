@@ -52,16 +52,17 @@ impl Proxy {
         command.stdin(input).stdout(OwnedFd::from(theirs)).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
         let said = Arc::new(Mutex::new(String::new()));
-        let listener = child.stderr.take().map(|errors| {
+        let listener = child.stderr.take().and_then(|errors| {
             let said = Arc::clone(&said);
             // It ends when the program has closed its standard error.
-            thread::spawn(move || {
+            let listen = move || {
                 for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
                 {
                     tracing::debug!("proxy: {line}");
                     *said.lock().unwrap_or_else(PoisonError::into_inner) = line.trim().chars().take(500).collect();
                 }
-            })
+            };
+            thread::Builder::new().spawn(listen).ok()
         });
         Ok((ours, ProxyProcess { child, said, listener }))
     }

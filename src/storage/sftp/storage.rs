@@ -8,6 +8,7 @@
 use super::files::PIECE_BYTES;
 use super::look::RemoteEntry;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
+use crate::helper_thread;
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage, Transit};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -288,7 +289,7 @@ impl SftpStorage {
             let workers: Vec<_> = fans
                 .chunks(share)
                 .map(|fans| {
-                    scope.spawn(move || -> Result<Vec<FileInfo>> {
+                    helper_thread::start(scope, move || -> Result<Vec<FileInfo>> {
                         let mut found = Vec::new();
                         for fan in fans {
                             found.extend(self.list_folder(fan)?);

@@ -79,7 +79,7 @@ impl Supervised<'_> {
         let mut command = command(program, self.runtime, &self.state.uuid);
         match command.spawn() {
             // Somebody has to take the exit status, or it stays a zombie for as long as we run.
-            Ok(mut child) => drop(thread::spawn(move || child.wait())),
+            Ok(mut child) => drop(thread::Builder::new().spawn(move || child.wait())),
             Err(source) => monitor.warn(&Error::NotStarted { program: "kvmb guard", source }.to_string()),
         }
     }

@@ -1,0 +1,55 @@
+//! Work with somebody who watches it.
+
+use super::{Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Thread};
+
+/// Tells the one who watches that the work has ended, however it ended: a panic would else wait for him for ever.
+struct EndOfWork<'a> {
+    done: &'a AtomicBool,
+    watcher: Thread,
+}
+
+impl Drop for EndOfWork<'_> {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        self.watcher.unpark();
+    }
+}
+
+/// Runs `work` while another thread runs `watch`, which must return soon after its flag was raised and it was unparked.
+/// Returns what came of both; without a thread, nothing was begun.
+pub(super) fn watched<T, S: Send>(
+    watch: impl FnOnce(&AtomicBool) -> S + Send,
+    work: impl FnOnce() -> T,
+) -> Result<(T, thread::Result<S>)> {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = thread::Builder::new().name("watcher".to_owned()).spawn_scoped(scope, || watch(&done));
+        let watcher = watcher.map_err(Error::NoThread)?;
+        let end = EndOfWork { done: &done, watcher: watcher.thread().clone() };
+        let result = work();
+        drop(end);
+        Ok((result, watcher.join()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn the_one_who_watches_ends_with_the_work_and_with_its_panic() {
+        let watch = |done: &AtomicBool| {
+            while !done.load(Ordering::Relaxed) {
+                thread::park();
+            }
+            7
+        };
+        let (result, seen) = watched(watch, || 1).unwrap();
+        assert_eq!((result, seen.unwrap()), (1, 7));
+        let panicked = catch_unwind(AssertUnwindSafe(|| watched(watch, || panic!("the work"))));
+        assert!(panicked.is_err());
+    }
+}
