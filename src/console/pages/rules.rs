@@ -98,8 +98,8 @@ pub(super) fn rules_section(visit: &Visit, rules: &Rules, known: &[&str], errors
         vec![
             html! { code class="brk" { (pattern) } },
             html! {
-                @if *taken { span class="st ok" { (html::icon("ok")) (visit.say("take", "prendre")) } }
-                @else { span class="st quiet" { (html::icon("off")) (visit.say("leave out", "laisser de côté")) } }
+                @if *taken { span class="st ok" { (html::icon("ok")) (visit.say("include", "prendre")) } }
+                @else { span class="st quiet" { (html::icon("off")) (visit.say("exclude", "laisser de côté")) } }
             },
             html! { span class="brk" { (names(pattern)) } },
             html! {
@@ -157,10 +157,10 @@ pub(super) fn rules_section(visit: &Visit, rules: &Rules, known: &[&str], errors
                     }
                     @if visit.may_change() {
                         button type="submit" name="set" value="true" {
-                            (visit.say("Add: take", "Ajouter\u{a0}: prendre"))
+                            (visit.say("Add: include", "Ajouter\u{a0}: prendre"))
                         }
                         button type="submit" name="set" value="false" {
-                            (visit.say("Add: leave out", "Ajouter\u{a0}: laisser de côté"))
+                            (visit.say("Add: exclude", "Ajouter\u{a0}: laisser de côté"))
                         }
                     }
                 }

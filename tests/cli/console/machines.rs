@@ -35,7 +35,7 @@ fn rules_choose_machines_and_disks_and_say_what_they_match() {
     let page = console.get("/machines?again=1").assert_status(200).assert_has("3 machines, 1 backed up");
     let page =
         page.assert_has("rule kvmb-test-web2: exclude, which takes precedence").assert_has("no rule includes it");
-    page.assert_has("rule kvmb-*-web?: take");
+    page.assert_has("rule kvmb-*-web?: include");
     // What is wrong with a pattern stands at its field, and the pattern in it.
     for wrong in ["a/b", "web[1"] {
         let page = add(wrong, "true").assert_status(422).assert_has("id=\"pattern-e\"").assert_has("aria-invalid");
@@ -164,6 +164,6 @@ fn a_read_only_console_takes_none_of_these_forms() {
     }
     // A preview changes nothing.
     let page = console.get("/machines?pattern=kvmb-*").assert_status(200).assert_has("</code>: kvmb-test-vm1");
-    page.assert_has("form method=\"get\" action=\"/machines\"").assert_lacks("Add: take");
+    page.assert_has("form method=\"get\" action=\"/machines\"").assert_lacks("Add: include");
     console.get("/log").assert_status(200);
 }
