@@ -6,6 +6,7 @@
 
 use std::io;
 
+use super::image_bytes::{HeaderBytes, ReadAt, broken};
 use super::qcow2_end;
 use crate::capture::images::Bitmap;
 
@@ -43,12 +44,6 @@ pub(crate) struct BackingName {
     pub(crate) name: String,
     /// Its format, where that is recorded.
     pub(crate) format: Option<String>,
-}
-
-/// Something that can be read at any place. A read past its end gives less than was asked for.
-pub(crate) trait ReadAt {
-    /// Up to `length` bytes from `offset` on.
-    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
 }
 
 /// Reads the header of an image of this format.
@@ -190,50 +185,6 @@ fn backing_name(image: &dyn ReadAt, offset: u64, length: usize) -> io::Result<Op
     Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
 
-fn broken(reason: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
-}
-
-/// The beginning of an image; numbers are big-endian.
-pub(super) struct HeaderBytes(Vec<u8>);
-
-impl HeaderBytes {
-    fn slice(&self, at: usize, length: usize) -> io::Result<&[u8]> {
-        let end = at.checked_add(length);
-        end.and_then(|end| self.0.get(at..end)).ok_or_else(|| broken("its header is truncated"))
-    }
-
-    fn number<const N: usize>(&self, at: usize) -> io::Result<[u8; N]> {
-        self.slice(at, N)?.try_into().map_err(|_| broken("its header is truncated"))
-    }
-
-    fn u16(&self, at: usize) -> io::Result<u16> {
-        Ok(u16::from_be_bytes(self.number(at)?))
-    }
-
-    pub(super) fn u32(&self, at: usize) -> io::Result<u32> {
-        Ok(u32::from_be_bytes(self.number(at)?))
-    }
-
-    pub(super) fn u64(&self, at: usize) -> io::Result<u64> {
-        Ok(u64::from_be_bytes(self.number(at)?))
-    }
-
-    /// The extensions of a qcow2 header, each with its kind.
-    fn extensions(&self, mut at: usize) -> io::Result<Vec<(u32, &[u8])>> {
-        let mut extensions = Vec::new();
-        while at + 8 <= self.0.len() {
-            let (kind, length) = (self.u32(at)?, self.u32(at + 4)? as usize);
-            if kind == 0 {
-                break;
-            }
-            extensions.push((kind, self.slice(at + 8, length)?));
-            at += 8 + length.next_multiple_of(8);
-        }
-        Ok(extensions)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,5 +269,51 @@ mod tests {
         for format in ["qcow2", "qcow", "qed"] {
             assert!(read(&vec![0; 4096], format).is_err(), "{format}");
         }
+    }
+
+    fn run_on(program: &str, arguments: &[&str], image: &std::path::Path) {
+        let ran = Command::new(program).args(arguments).arg(image).status();
+        assert!(ran.unwrap().success(), "{program} {arguments:?}");
+    }
+
+    fn is_cut_off(image: &[u8]) -> bool {
+        read(&image.to_vec(), "qcow2").unwrap().is_cut_off
+    }
+
+    #[test]
+    fn data_beyond_the_end_of_an_image_is_noticed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let options = ["compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on"];
+        let more = ["refcount_bits=1", "refcount_bits=64", "preallocation=metadata", "lazy_refcounts=on"];
+        for option in options.into_iter().chain(more) {
+            let _ = std::fs::remove_file(&image);
+            let qcow2 = ["create", "-q", "-f", "qcow2", "-o", option];
+            let made = Command::new("qemu-img").args(qcow2).arg(&image).arg("8M").status();
+            assert!(made.unwrap().success(), "{option}");
+            assert!(!is_cut_off(&std::fs::read(&image).unwrap()), "{option}: empty");
+            let write =
+                ["-f", "qcow2", "-c", "write -q -P 1 0 64k", "-c", "write -q -P 2 6M 1M", "-c", "write -q -z 2M 1M"];
+            run_on("qemu-io", &write, &image);
+            let bytes = std::fs::read(&image).unwrap();
+            assert!(!is_cut_off(&bytes), "{option}");
+            assert!(is_cut_off(&bytes[..bytes.len() / 2]), "{option}: half");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_counted_and_that_nothing_refers_to_is_no_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("8M").status();
+        assert!(made.unwrap().success());
+        run_on("qemu-io", &["-f", "qcow2", "-c", "write -q -P 1 0 1M"], &image);
+        let mut bytes = std::fs::read(&image).unwrap();
+        // Reference counts of 16 bits in the third cluster, which the first entry of the table names.
+        let counts = u64::from_be_bytes(bytes[0x10000..0x10008].try_into().unwrap()) as usize;
+        let behind = bytes.len().div_ceil(0x10000) + 3;
+        bytes[counts + behind * 2 + 1] = 1;
+        assert!(!is_cut_off(&bytes));
+        assert!(is_cut_off(&bytes[..bytes.len() - 0x20000]));
     }
 }

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::backing_string::LayerPlace;
 use super::block_graph::ImageLookup;
-use super::image_header::{self, BackingName, Header, ReadAt};
+use super::image_bytes::ReadAt;
+use super::image_header::{self, BackingName, Header};
 use super::qemu_user::{Privilege, QemuUser};
 use crate::capture::domain_xml::source::{DiskSource, Slice};
 use crate::capture::error::{Error, Result};

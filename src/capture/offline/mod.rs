@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`backing_string`] | the backing file names in image headers (pure) |
 //! | [`block_graph`] | the block nodes that QEMU opens for a disk (pure) |
+//! | `image_bytes` | bytes of an image, and the numbers of its header (pure) |
 //! | [`image_header`] | headers of image files: the files that they refer to (pure) |
 //! | [`image_lookup`] | reads image headers for a block graph |
 //! | [`network_storage`] | network storage as QEMU's options (pure) |
@@ -15,6 +16,7 @@
 
 pub(crate) mod backing_string;
 pub(crate) mod block_graph;
+mod image_bytes;
 pub(crate) mod image_header;
 pub mod image_lookup;
 pub(crate) mod network_storage;

@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::image_header::{HeaderBytes, ReadAt};
+use super::image_bytes::{HeaderBytes, ReadAt};
 
 /// QEMU's limit for a table of reference counts.
 const MAX_COUNTS_TABLE_BYTES: u64 = 8 << 20;
@@ -114,60 +114,4 @@ impl<'a> Tables<'a> {
 fn numbers(table: &[u8], entry_bytes: usize) -> Vec<u64> {
     let first = |entry: &[u8]| entry.first_chunk().map_or(0, |number| u64::from_be_bytes(*number));
     table.chunks_exact(entry_bytes).map(first).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::path::Path;
-    use std::process::Command;
-
-    use super::super::image_header;
-
-    fn run(program: &str, arguments: &[&str], image: &Path) {
-        let ran = Command::new(program).args(arguments).arg(image).status();
-        assert!(ran.unwrap().success(), "{program} {arguments:?}");
-    }
-
-    fn is_cut_off(image: &[u8]) -> bool {
-        image_header::read(&image.to_vec(), "qcow2").unwrap().is_cut_off
-    }
-
-    #[test]
-    fn data_beyond_the_end_of_an_image_is_noticed_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        let options = ["compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on"];
-        let more = ["refcount_bits=1", "refcount_bits=64", "preallocation=metadata", "lazy_refcounts=on"];
-        for option in options.into_iter().chain(more) {
-            let _ = fs::remove_file(&image);
-            let qcow2 = ["create", "-q", "-f", "qcow2", "-o", option];
-            let made = Command::new("qemu-img").args(qcow2).arg(&image).arg("8M").status();
-            assert!(made.unwrap().success(), "{option}");
-            assert!(!is_cut_off(&fs::read(&image).unwrap()), "{option}: empty");
-            let write =
-                ["-f", "qcow2", "-c", "write -q -P 1 0 64k", "-c", "write -q -P 2 6M 1M", "-c", "write -q -z 2M 1M"];
-            run("qemu-io", &write, &image);
-            let bytes = fs::read(&image).unwrap();
-            assert!(!is_cut_off(&bytes), "{option}");
-            assert!(is_cut_off(&bytes[..bytes.len() - (3 << 20)]) || option == "preallocation=metadata", "{option}");
-            assert!(is_cut_off(&bytes[..bytes.len() / 2]), "{option}: half");
-        }
-    }
-
-    #[test]
-    fn a_cluster_that_is_counted_and_that_nothing_refers_to_is_no_loss() {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("8M").status();
-        assert!(made.unwrap().success());
-        run("qemu-io", &["-f", "qcow2", "-c", "write -q -P 1 0 1M"], &image);
-        let mut bytes = fs::read(&image).unwrap();
-        // Reference counts of 16 bits in the third cluster, which the first entry of the table names.
-        let counts = u64::from_be_bytes(bytes[0x10000..0x10008].try_into().unwrap()) as usize;
-        let behind = bytes.len().div_ceil(0x10000) + 3;
-        bytes[counts + behind * 2 + 1] = 1;
-        assert!(!is_cut_off(&bytes));
-        assert!(is_cut_off(&bytes[..bytes.len() - 0x20000]));
-    }
 }
