@@ -218,7 +218,7 @@ fn only_the_right_keys_open_a_bucket() {
     }
     let nobody = S3Storage::new(S3Address::parse(&url).unwrap(), &S3Options::default(), &HttpContext::default());
     let error = server_error(nobody.unwrap().list(FileKind::Key));
-    assert!(matches!(error, http::Error::Keys { .. }), "{error:?}");
+    assert!(matches!(error, http::Error::NoKeys { .. }), "{error:?}");
     // A bucket that is not there is not an empty one.
     let missing = server_error(at(&server.s3_url("no-such-bucket")).list(FileKind::Key));
     assert!(matches!(missing, http::Error::Refused { status: 404, .. }) && !missing.is_transient(), "{missing:?}");

@@ -86,6 +86,9 @@ fn remote_setup_keeps_a_login_that_the_server_accepts() {
     // What the server refuses is not kept.
     let before = fs::read_to_string(env.config_file()).unwrap();
     setup(&bucket).run().assert_code(1).assert_stderr_has("AWS_ACCESS_KEY_ID");
+    // Without a key nobody is asked, and asking again would not help.
+    let without = env.kvmb(["points", "-r", &bucket]).run().assert_code(1).assert_stderr_has("no access key for");
+    assert!(!without.stderr().contains("again"), "{without}");
     let wrong = with_keys(setup(&bucket)).env("AWS_SECRET_ACCESS_KEY", "herring").run().assert_code(1);
     assert!(!wrong.stderr().contains("herring"), "{wrong}");
     account(setup(&server), "herring").run().assert_code(1);

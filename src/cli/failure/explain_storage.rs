@@ -164,7 +164,7 @@ fn of_http(error: &http::Error) -> Explanation {
                  configuration",
             ),
         ),
-        Error::Keys { .. } => (
+        Error::NoKeys { .. } | Error::Keys { .. } => (
             Code::Login,
             hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.credentials_file in the configuration"),
         ),

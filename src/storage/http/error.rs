@@ -68,7 +68,10 @@ pub enum Error {
     /// The server does not let us in.
     #[error("{server} refused the login: {reason}")]
     Login { server: String, reason: String },
-    /// An object storage does not know the keys, or there are none.
+    /// An object storage cannot be asked without keys.
+    #[error("no access key for {server} was given")]
+    NoKeys { server: String },
+    /// An object storage does not know the keys.
     #[error("{server} refused the access key: {reason}")]
     Keys { server: String, reason: String },
     /// A signature of another time is worth nothing.

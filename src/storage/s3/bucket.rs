@@ -114,9 +114,8 @@ impl Bucket {
         }
         let server = self.client.server().to_owned();
         let found = self.context.credentials.s3_keys();
-        let found = found.map_err(|reason| self.server_error(http::Error::Secret(reason)))?.ok_or_else(|| {
-            self.server_error(http::Error::Keys { server, reason: "no access key was given".to_owned() })
-        })?;
+        let found = found.map_err(|reason| self.server_error(http::Error::Secret(reason)))?;
+        let found = found.ok_or_else(|| self.server_error(http::Error::NoKeys { server }))?;
         Ok(self.keys.get_or_init(|| found))
     }
 

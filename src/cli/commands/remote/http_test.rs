@@ -101,6 +101,7 @@ fn step_of(error: &storage::Error) -> usize {
         Error::Secret(_)
         | Error::Login { .. }
         | Error::ClientCertificate { .. }
+        | Error::NoKeys { .. }
         | Error::Keys { .. }
         | Error::Clock { .. } => 2,
         Error::Denied { .. } | Error::Refused { .. } => 3,
