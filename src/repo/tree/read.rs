@@ -110,8 +110,9 @@ impl<R: Read> Read for HashingReader<R> {
 /// Has a thread read ahead of `work`.
 fn read_ahead<T>(source: impl Read + Send, work: impl FnOnce(&mut dyn Read) -> T) -> T {
     let (ready, blocks) = bounded::<io::Result<Vec<u8>>>(BLOCKS);
-    let source = Mutex::new(source);
-    let read = || {
+    let source = &Mutex::new(source);
+    // It owns its end of the channel: after the last block, the other end sees that nothing follows.
+    let read = move || {
         let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut block = Vec::with_capacity(BLOCK_BYTES);
