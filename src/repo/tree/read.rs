@@ -145,3 +145,20 @@ impl Read for BlocksAhead {
         self.current.read(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_what_is_read_ahead_is_the_end_every_time() {
+        let tree = vec![7; 3 * BLOCK_BYTES + 1];
+        let read = read_ahead(&tree[..], |ahead| {
+            let mut read = Vec::new();
+            ahead.read_to_end(&mut read).unwrap();
+            assert_eq!(ahead.read(&mut [0; 8]).unwrap(), 0);
+            read
+        });
+        assert!(read == tree);
+    }
+}

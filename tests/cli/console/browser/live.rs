@@ -69,11 +69,11 @@ fn a_backup_goes_on_when_the_console_is_killed() {
     desk.console.running.signal(Signal::KILL);
     let Desk { console, browser } = desk;
     console.running.wait().assert_code(137);
+    let state = || env.kvmb(["jobs", "show", &id, "--json"]).run().assert_ok().records_of("job")[0]["status"].clone();
+    assert_eq!(state(), "running");
     // The page that is open stays as it is and says no nonsense.
     browser.wait_for(VM);
     browser.end(&format!("http://127.0.0.1:{}/", console.port));
-    let state = || env.kvmb(["jobs", "show", &id, "--json"]).run().assert_ok().records_of("job")[0]["status"].clone();
-    assert_eq!(state(), "running");
     wait_until("the backup ends", LIMIT, || state() != "running");
     assert_eq!(state(), "done");
     let then = machine.models();
