@@ -313,7 +313,7 @@ fn a_server_that_offers_another_size_is_not_read() {
     wait_until("the other server answers", Duration::from_secs(10), || socket.exists());
     for command in [vec!["hash"], vec!["push", "-r", &repo]] {
         let output = env.kvmb(&command).stdin(captured.stdout()).run().assert_code(1);
-        output.assert_stderr_has("offers 5242880 bytes, and 4194304 bytes were captured");
+        output.assert_stderr_has("offers 5242880 bytes, but 4194304 bytes were captured");
     }
     server.kill().and_then(|()| server.wait()).expect("kill");
     env.kvmb(["release", "vm"]).run().assert_ok();

@@ -402,7 +402,7 @@ fn a_server_that_answers_what_nobody_asked_is_cut_off() {
     std::thread::spawn(move || tell.send(storage.size(FileKind::Config, "")));
     let answer = told.recv_timeout(Duration::from_secs(20)).expect("it listens on");
     let error = server_error(answer.map(drop));
-    assert!(matches!(error, sftp::Error::Lost { .. }) && error.to_string().contains("no SFTP"), "{error}");
+    assert!(matches!(error, sftp::Error::Lost { .. }) && error.to_string().contains("does not speak SFTP"), "{error}");
 }
 
 #[test]

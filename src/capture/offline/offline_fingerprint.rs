@@ -185,6 +185,6 @@ mod tests {
         fs::rename(folder.path().join("other"), &path).unwrap();
         assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("is another file"));
         fs::remove_file(&path).unwrap();
-        assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("is gone"));
+        assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("no longer exists"));
     }
 }

@@ -387,7 +387,7 @@ mod tests {
             assert_eq!(read(&at(name)).as_deref(), Ok("own"), "{name}");
         }
         for name in ["qemus/roots-link", "qemus/inner", "qemus/folder/secret", "roots-link-to-folder/inner"] {
-            assert_refused(&at(name), "symbolic link that others than root can change");
+            assert_refused(&at(name), "symbolic link that users other than root can change");
         }
         assert_refused(&at("loop"), "cannot follow");
         assert_refused(&at("missing"), "No such file");

@@ -133,8 +133,8 @@ mod tests {
                 "le dernier essai de démarrage, il y a 6 semaines : aucun disque n’a de chargeur d’amorçage",
             ),
             (
-                "the guest agent answers after 12.5 s (Debian GNU/Linux 12 (bookworm))",
-                "l’agent invité répond après 12,5\u{202f}s (Debian GNU/Linux 12 (bookworm))",
+                "the guest agent answered after 12.5 s (Debian GNU/Linux 12 (bookworm))",
+                "l’agent invité a répondu après 12,5\u{202f}s (Debian GNU/Linux 12 (bookworm))",
             ),
             (
                 "its restore of 2026-11-29 21:30 is not finished; it still reads from the repository",

@@ -127,6 +127,6 @@ mod tests {
         let text = String::from_utf8(text).unwrap();
         assert!(text.len() <= 3 * KEPT_BYTES + 100, "{}", text.len());
         assert!(text.starts_with("line 00000000\n") && text.ends_with("more 00039999\n"));
-        assert!(text.contains("bytes are left out]"));
+        assert!(text.contains("bytes omitted]"));
     }
 }

@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(words(seen(MachineState::Off, "bye\r\n\r\n")), "the guest shut down: «bye»");
         assert_eq!(words(seen(MachineState::Paused(PausedReason::IoError), "")), "a disk failed");
         let loops = Observation { reboots: 3, ..seen(MachineState::Running, "") };
-        assert_eq!(words(loops), "the guest restarts again and again: 3 times so far");
+        assert_eq!(words(loops), "the guest keeps restarting: 3 times so far");
         let bios = Observation { firmware: "No bootable device.\n", ..seen(MachineState::Running, "") };
         assert_eq!(words(bios), "no disk has a boot loader");
         let uefi = "\u{1b}[2JBdsDxe: No bootable option or device was found.\r\n";

@@ -123,7 +123,7 @@ mod tests {
         }
         for (offered, captured) in [(512, 0), (0, 512), (1024, 512), (1 << 60, 1 << 30)] {
             let error = check_size("vda", offered, captured).unwrap_err().to_string();
-            assert!(error.contains(&format!("offers {offered} bytes, and {captured} bytes were captured")), "{error}");
+            assert!(error.contains(&format!("offers {offered} bytes, but {captured} bytes were captured")), "{error}");
         }
     }
 

@@ -62,7 +62,7 @@ fn a_directory_that_is_in_itself_ends() {
     backed_up(&env, &[&env.path("image")]);
     let found = files(&env, &["find", "/"]).assert_code(3);
     assert!(
-        found.stderr().contains("/a/b/loop: the file system is damaged: the directory is in itself"),
+        found.stderr().contains("/a/b/loop: the file system is damaged: the directory contains itself"),
         "{}",
         found.stderr()
     );

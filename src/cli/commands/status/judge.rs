@@ -593,7 +593,7 @@ mod tests {
         assert_judged(&verified_ago(719), "ok", "1 h old");
         assert_judged(&verified_ago(721), "warning", "no point verified in the last 4 weeks");
         let never = MachineFacts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
-        assert_judged(&never, "warning", "ever verified");
+        assert_judged(&never, "warning", "ever been verified");
         // Without a memory nobody can know since when.
         assert_judged(&facts(Some(1)), "ok", "");
         assert_judged(&MachineFacts { damaged: vec!["p".into()], ..facts(Some(1)) }, "critical", "1 point is damaged");
