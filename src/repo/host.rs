@@ -17,11 +17,42 @@ pub(super) fn user_name() -> String {
     named.or_else(|| std::env::var("USER").ok()).unwrap_or_default()
 }
 
-/// Whether a process with this number lives on this host.
+/// Whether a process with this number is running on this host.
+///
+/// A zombie is not: if it was killed, the first process of a container may collect its exit status late or never.
 pub(super) fn process_exists(pid: i32) -> bool {
     let Some(pid) = rustix::process::Pid::from_raw(pid) else {
         return false;
     };
     // Not being allowed to signal it proves that it is there.
-    !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH))
+    let is_there = !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH));
+    is_there && !is_zombie(pid)
+}
+
+/// By its `stat`, where the state is the first field after the name in parentheses.
+fn is_zombie(pid: rustix::process::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, state)| state.trim_start().starts_with('Z'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_zombie_does_not_exist_any_more() {
+        assert!(process_exists(std::process::id() as i32) && process_exists(1) && !process_exists(0));
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(process_exists(pid));
+        child.kill().unwrap();
+        // It has ended, and its status was not collected.
+        let id = rustix::process::WaitId::Pid(rustix::process::Pid::from_raw(pid).unwrap());
+        rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT)
+            .unwrap();
+        assert!(!process_exists(pid));
+        child.wait().unwrap();
+        assert!(!process_exists(pid));
+    }
 }
