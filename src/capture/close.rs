@@ -25,6 +25,10 @@ use crate::capture::state::{
 };
 use crate::failpoint::{self, Failpoint};
 
+/// How long a machine that was resumed is watched, and how often: it may be paused by the same cause again.
+const SETTLING_TIME: Duration = Duration::from_secs(1);
+const SETTLING_INTERVAL: Duration = Duration::from_millis(50);
+
 /// How to close.
 #[derive(Debug, Clone, Default)]
 pub struct CloseRequest {
@@ -264,8 +268,22 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
     // Our scratch space was full, though it may have room again by now. A guest whose own disk is at fault stops again
     // at the same request.
     if !job.io_paused_before && is_paused_by_io_error(machine) {
-        machine.resume()?;
+        keep_running(machine)?;
         closed.resumed = true;
+    }
+    Ok(())
+}
+
+/// Resumes a machine that an I/O error has paused, and once more if another request that met the full scratch space
+/// fails only now.
+fn keep_running(machine: &Machine) -> Result<()> {
+    machine.resume()?;
+    let settled = Instant::now() + SETTLING_TIME;
+    while Instant::now() < settled {
+        thread::sleep(SETTLING_INTERVAL);
+        if is_paused_by_io_error(machine) {
+            machine.resume()?;
+        }
     }
     Ok(())
 }

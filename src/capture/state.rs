@@ -4,6 +4,7 @@
 //! `lock` beside the state, because the state file is replaced when it changes.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -24,6 +25,9 @@ use crate::capture::runtime::RuntimeDirs;
 
 /// The version of the state file that this program writes and reads.
 pub(crate) const STATE_VERSION: u32 = 1;
+
+/// How often the removal of a folder is tried while another process writes a file in it.
+const REMOVE_TRIES: u32 = 10;
 
 /// An open capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -375,7 +379,7 @@ impl CaptureFile {
                 match CaptureFile::open_folder(&name, entry.path()) {
                     Ok(file) => files.push(file),
                     // Removed meanwhile.
-                    Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -414,7 +418,7 @@ impl CaptureFile {
             let mut file = CaptureFile::open_folder(&id, unnamed.clone())?;
             file.lock_exclusive(Duration::ZERO)?;
             match fs::rename(&unnamed, &folder) {
-                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => file.remove()?,
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => file.remove()?,
                 other => {
                     other.map_err(Error::io("create", &folder))?;
                     file.folder = folder;
@@ -509,9 +513,16 @@ impl CaptureFile {
     /// the folder is being emptied would keep it from going. A folder without a name is removed by the next run.
     pub(super) fn remove(self) -> Result<()> {
         let nameless = self.folder.with_file_name(format!(".{}", self.id));
-        let renamed = fs::rename(&self.folder, &nameless);
-        match renamed.and_then(|()| fs::remove_dir_all(&nameless)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.folder)(error)),
+        let mut removed = fs::rename(&self.folder, &nameless).and_then(|()| fs::remove_dir_all(&nameless));
+        // A guard that had looked the folder up before may still write its record there.
+        for _ in 1..REMOVE_TRIES {
+            if !removed.as_ref().is_err_and(|error| error.kind() == ErrorKind::DirectoryNotEmpty) {
+                break;
+            }
+            removed = fs::remove_dir_all(&nameless);
+        }
+        match removed {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &self.folder)(error)),
             _ => Ok(()),
         }
     }

@@ -19,7 +19,8 @@ impl LoopDevice {
     /// Over a file.
     pub fn on(file: &Path) -> LoopDevice {
         let path = run("losetup", &["--find", "--show", &file.display().to_string()]).trim().to_owned();
-        // Whom a machine that was killed left it to, as libvirt remembers it.
+        // What an earlier use of this number left: that it is read-only, and whom a machine that was killed left it to.
+        run("blockdev", &["--setrw", &path]);
         for name in ["ref_dac", "dac", "timestamp_dac"] {
             let _ = rustix::fs::removexattr(&path, format!("trusted.libvirt.security.{name}"));
         }
