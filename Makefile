@@ -11,7 +11,6 @@ export CARGO_TARGET_DIR
 RELEASE := $(CARGO_TARGET_DIR)/release/kvmb
 NEXTEST := $(CARGO) nextest --version >/dev/null 2>&1
 DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
-APART := .ci/without-kvm .ci/light-libvirt
 # What is installed, packed and shown: the release, built first; or a program that is there already.
 KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
@@ -27,8 +26,8 @@ build: ## build the program (release)
 test: export KVMB_TEST_QUICK_KEYS := 1
 test: parts ## install what is missing and run all tests (root; starts real QEMU, libvirt and restic)
 	tests/support/guest/build $(GUEST)
-	if $(NEXTEST); then $(APART) $(CARGO) nextest run --locked; \
-	else $(APART) $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
+	if $(NEXTEST); then .ci/without-kvm $(CARGO) nextest run --locked; \
+	else .ci/without-kvm $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
 
 test-quick: ## run the tests that need neither root nor QEMU (make test-repo and the like: the tests of one layer)
 	$(CARGO) test --locked --lib
@@ -42,8 +41,8 @@ test-quick $(LAYER_TESTS): export KVMB_TEST_QUICK_KEYS := 1
 $(LAYER_TESTS): test-%: parts # run the tests of one layer: make test-repo
 	tests/support/guest/build $(GUEST)
 	$(CARGO) test --locked --lib $*::
-	if $(NEXTEST); then $(APART) $(CARGO) nextest run --locked --test $*; \
-	else $(APART) $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
+	if $(NEXTEST); then .ci/without-kvm $(CARGO) nextest run --locked --test $*; \
+	else .ci/without-kvm $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
 
 test-old-qemu: parts ## back up and restore with libvirt 9.0 and QEMU 7.2, those of plain Debian 12 (root, network; some minutes)
 	$(CARGO) build --locked
@@ -62,7 +61,7 @@ model-night: export KVMB_MODEL_SEED := random
 model-night: export KVMB_MODEL_STEPS ?= 4000
 model-night: export KVMB_MODEL_SHRINK ?= 20
 model-night: parts ## the model test with seeds that nobody has seen and 4,000 steps: some hours (root)
-	$(APART) $(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
+	.ci/without-kvm $(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
 
 # The test writes all of them to target/screenshots; these six stand in README.md and docs.
 PICTURES := overview plots job restore telephone files
