@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
@@ -14,10 +15,14 @@ use super::block_graph::ImageLookup;
 use super::image_bytes::ReadAt;
 use super::image_header::{self, BackingName, Header};
 use super::qemu_user::{Privilege, QemuUser};
+use crate::bounded::{self, Group};
 use crate::capture::domain_xml::source::{DiskSource, Slice};
 use crate::capture::error::{Error, Result};
 use crate::capture::images;
 use crate::capture::machine::Machine;
+
+/// How long `qemu-img` may take to say whether it has a driver.
+const DRIVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Looks into images for one machine, as its QEMU's user where root may not.
 pub(crate) struct HostImages<'a> {
@@ -155,11 +160,15 @@ fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slic
 }
 
 /// Whether QEMU has no driver of this name; its packages divide them. Nothing is opened: a driver that is there
-/// misses its options.
+/// misses its options. The header of an image may have chosen the name, so what is no name is not passed on.
 pub(crate) fn is_unknown_to_qemu(driver: &str) -> bool {
+    if !driver.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-_".contains(&byte)) {
+        return false;
+    }
     let mut command = Command::new("qemu-img");
-    command.args(["info", "--image-opts", &format!("driver={driver}")]).stdin(Stdio::null());
-    command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("Unknown driver"))
+    command.args(["info", "--image-opts", &format!("driver={driver}")]).stderr(Stdio::piped());
+    let output = bounded::output(command, Group::Own, DRIVER_LIMIT, &bounded::ending());
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("Unknown driver"))
 }
 
 impl Machine {
@@ -184,5 +193,6 @@ mod tests {
     fn a_driver_that_qemu_does_not_have_is_told_from_one_that_misses_its_options() {
         assert!(is_unknown_to_qemu("sheepdog"), "QEMU has had none for it since version 6.0");
         assert!(!is_unknown_to_qemu("nbd") && !is_unknown_to_qemu("file"));
+        assert!(!is_unknown_to_qemu("sheepdog,x-option=1"), "an option was passed on");
     }
 }

@@ -14,6 +14,9 @@ use super::image_bytes::{HeaderBytes, ReadAt};
 const MAX_COUNTS_TABLE_BYTES: u64 = 8 << 20;
 /// QEMU's limit for the first level of tables.
 const MAX_L1_BYTES: u64 = 32 << 20;
+/// The second level of tables is read up to here, for whoever wrote the image may have repeated one table: enough for
+/// 8 TiB in clusters of 64 KiB.
+const MAX_L2_BYTES: u64 = 1 << 30;
 /// Where an entry of a table says that its cluster begins.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const IS_COMPRESSED: u64 = 1 << 62;
@@ -81,11 +84,9 @@ impl<'a> Tables<'a> {
 
     /// Whether a table of the second level, or a cluster of data, begins beyond the end.
     fn data_goes_beyond(&self) -> io::Result<bool> {
-        for l1_entry in numbers(&self.image.read_at(self.l1_at, self.l1_bytes as usize)?, 8) {
-            let l2_at = l1_entry & OFFSET_MASK;
-            if l2_at == 0 {
-                continue;
-            }
+        let l1 = numbers(&self.image.read_at(self.l1_at, self.l1_bytes as usize)?, 8);
+        let l2_tables = l1.into_iter().map(|entry| entry & OFFSET_MASK).filter(|at| *at != 0);
+        for l2_at in l2_tables.take((MAX_L2_BYTES >> self.cluster_bits) as usize) {
             let l2 = self.image.read_at(l2_at, 1 << self.cluster_bits)?;
             let begins = numbers(&l2, self.l2_entry_bytes).into_iter().map(|entry| self.data_at(entry));
             if l2.is_empty() || self.is_beyond(begins.max().unwrap_or(0))? {
@@ -114,4 +115,43 @@ impl<'a> Tables<'a> {
 fn numbers(table: &[u8], entry_bytes: usize) -> Vec<u64> {
     let first = |entry: &[u8]| entry.first_chunk().map_or(0, |number| u64::from_be_bytes(*number));
     table.chunks_exact(entry_bytes).map(first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// An image whose every table says the same, and that ends where its reference counts say that there is more.
+    struct Repeating {
+        read_bytes: Cell<u64>,
+    }
+
+    const END: u64 = 1 << 40;
+
+    impl ReadAt for Repeating {
+        fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+            let length = length.min(END.saturating_sub(offset) as usize);
+            self.read_bytes.set(self.read_bytes.get() + length as u64);
+            // The reference counts, then the first level; a table of the second has no data.
+            let entry = match offset {
+                0x20_0000 => END,
+                0x40_0000 => 0x60_0000,
+                _ => return Ok(vec![0; length]),
+            };
+            Ok(entry.to_be_bytes().repeat(length / 8))
+        }
+    }
+
+    #[test]
+    fn tables_without_end_are_not_read_without_end() {
+        let mut header = vec![0; 112];
+        let fields = [(4, 3), (20, 21), (36, u32::MAX), (44, 0x40_0000), (52, 0x20_0000), (56, 1), (96, 4)];
+        for (at, value) in fields {
+            header[at..at + 4].copy_from_slice(&u32::to_be_bytes(value));
+        }
+        let image = Repeating { read_bytes: Cell::new(0) };
+        assert!(!is_cut_off(&image, &HeaderBytes(header)));
+        assert!((MAX_L2_BYTES..2 * MAX_L2_BYTES).contains(&image.read_bytes.get()), "{}", image.read_bytes.get());
+    }
 }
