@@ -274,18 +274,19 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
     Ok(())
 }
 
-/// Resumes a machine that an I/O error has paused, and once more if another request that met the full scratch space
-/// fails only now.
+/// Resumes a machine that an I/O error has paused, and again if another request that met the full scratch space fails
+/// only now.
 fn keep_running(machine: &Machine) -> Result<()> {
-    machine.resume()?;
     let settled = Instant::now() + SETTLING_TIME;
-    while Instant::now() < settled {
-        thread::sleep(SETTLING_INTERVAL);
+    loop {
         if is_paused_by_io_error(machine) {
-            machine.resume()?;
+            machine.resume_stopped()?;
         }
+        if Instant::now() >= settled {
+            return Ok(());
+        }
+        thread::sleep(SETTLING_INTERVAL);
     }
-    Ok(())
 }
 
 fn end_servers(state: &CaptureState, reader: &OfflineReader, closed: &mut ClosedCapture) -> Result<()> {

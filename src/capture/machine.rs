@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::domain_xml::source::SecretRef;
-use crate::capture::error::{Error, LibvirtContext, Result};
+use crate::capture::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use crate::capture::ffi;
 use crate::capture::limits::CallLimits;
 use crate::capture::link::SharedConnection;
@@ -367,6 +367,14 @@ impl Machine {
     /// Lets it go on.
     pub(crate) fn resume(&self) -> Result<()> {
         self.call(|| format!("resume {}", self.name), |domain| domain.resume())
+    }
+
+    /// Resumes it after an I/O error. That it was resumed already, or has stopped again, is no error.
+    pub(crate) fn resume_stopped(&self) -> Result<()> {
+        match self.resume() {
+            Err(error) if error.meaning() == LibvirtErrorKind::InvalidState => Ok(()),
+            resumed => resumed,
+        }
     }
 
     /// Replaces its definition, which is the same machine; one that runs goes on as it is.

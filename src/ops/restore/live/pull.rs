@@ -3,8 +3,8 @@
 use super::durable::{begin_writing, needs_server, write_out};
 use super::server::PointServer;
 use super::state::{LiveDisk, LiveFile, LiveState};
+use crate::capture::Machine;
 use crate::capture::machine::{MachineState, PausedReason, Which};
-use crate::capture::{LibvirtErrorKind, Machine};
 use crate::failpoint::{self, Failpoint};
 use crate::ops::{Error, Monitor, Progress, Result, Stop};
 use std::fs::File;
@@ -99,11 +99,7 @@ impl DiskPull<'_> {
             MachineState::Off | MachineState::Crashed => {
                 Err(Error::LiveRestoreStopped { machine: self.state.machine.clone() })
             }
-            MachineState::Paused(PausedReason::IoError) => match self.machine.resume() {
-                // It was resumed already, or waits again.
-                Err(error) if error.meaning() == LibvirtErrorKind::InvalidState => Ok(()),
-                resumed => Ok(resumed?),
-            },
+            MachineState::Paused(PausedReason::IoError) => Ok(self.machine.resume_stopped()?),
             _ => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ use super::server::{self, PointServer};
 use super::state::{LiveFolder, LivePhase, LiveState, boot_id};
 use crate::capture::machine::{MachineState, PausedReason};
 use crate::capture::process::ServerProcess;
-use crate::capture::{self, Hypervisor, LibvirtErrorKind, RuntimeDirs};
+use crate::capture::{self, Hypervisor, RuntimeDirs};
 use crate::ops::{Error, Monitor, Result, Stop, guard};
 use rustix::event::{Timespec, poll};
 use std::path::Path;
@@ -219,11 +219,10 @@ pub(crate) fn resume(
     while Instant::now() < deadline {
         stop.check()?;
         match machine.state()? {
-            MachineState::Paused(PausedReason::IoError) => match machine.resume() {
-                Err(error) if error.meaning() != LibvirtErrorKind::InvalidState => return Err(error.into()),
-                // It was resumed already, or waits again.
-                _ => running_since = Some(Instant::now()),
-            },
+            MachineState::Paused(PausedReason::IoError) => {
+                machine.resume_stopped()?;
+                running_since = Some(Instant::now());
+            }
             // It has not waited, or not any more.
             _ if running_since.is_none_or(|since| since.elapsed() >= SETTLED) => return Ok(()),
             _ => {}
