@@ -1,20 +1,21 @@
-//! Threads that help with what one thread could do alone.
+//! Optional threads for work that one thread could do alone.
 //!
 //! The system may refuse a thread: `TasksMax=` of a systemd unit, the limit of a container, `ulimit -u`. The standard
-//! library's `spawn` then panics. Who only wants help goes on without it.
+//! library's `spawn` panics then. Here the caller does the work itself.
 
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// A part of the work: on a thread of its own, or done already where there was none.
+/// A part of the work: running on its own thread, or already done by the caller.
 #[derive(Debug)]
 pub enum HelperThread<'scope, T> {
-    /// It runs.
+    /// The work of a thread.
     Running(ScopedJoinHandle<'scope, T>),
-    /// The caller has done it.
+    /// The result, if the system refused the thread.
     Done(T),
 }
 
-/// Has a thread do some work, or does it before it returns: the work must not wait for its caller.
+/// Starts a thread for some work. If the system refuses it, does the work before returning, so the work must not wait
+/// for its caller.
 pub fn start<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl Fn() -> T + Clone + Send + 'scope,

@@ -119,7 +119,7 @@ pub enum Error {
     },
     /// The system has no thread left for us.
     #[error("cannot start a thread: {0}")]
-    NoThread(std::io::Error),
+    NoThread(#[source] std::io::Error),
     /// The server stopped answering: the connection is gone.
     #[error("the NBD server did not answer within {} s", after.as_secs_f64())]
     Timeout {

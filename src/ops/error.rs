@@ -76,7 +76,7 @@ pub enum Error {
     NotAFolder { path: PathBuf },
     /// The system has no thread left for us.
     #[error("cannot start a thread: {0}")]
-    NoThread(std::io::Error),
+    NoThread(#[source] std::io::Error),
     /// A program could not be started.
     #[error("cannot start {program}: {source}")]
     NotStarted { program: &'static str, source: std::io::Error },

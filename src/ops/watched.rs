@@ -1,10 +1,11 @@
-//! Work with somebody who watches it.
+//! Work that a second thread watches.
 
 use super::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 
-/// Tells the one who watches that the work has ended, however it ended: a panic would else wait for him for ever.
+/// Tells the watcher that the work has ended. This includes a panic, which would otherwise wait forever for the
+/// watcher.
 struct EndOfWork<'a> {
     done: &'a AtomicBool,
     watcher: Thread,
@@ -18,7 +19,7 @@ impl Drop for EndOfWork<'_> {
 }
 
 /// Runs `work` while another thread runs `watch`, which must return soon after its flag was raised and it was unparked.
-/// Returns what came of both; without a thread, nothing was begun.
+/// Returns the results of both. If the system refuses the thread, the work is not started.
 pub(super) fn watched<T, S: Send>(
     watch: impl FnOnce(&AtomicBool) -> S + Send,
     work: impl FnOnce() -> T,

@@ -313,7 +313,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb files cp kvmb-test-vm3 /etc --to into -r other", 0);
     run("kvmb files ls kvmb-test-vm3 /nothing -r other", 1);
     // Damage: a pack that is not what it was.
-    let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf XXX | dd of=$p bs=1 \
+    let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf bad | dd of=$p bs=1 \
         seek=40 conv=notrunc status=none";
     run(&format!("{pack}; kvmb verify --all -r $R"), 4);
     run("kvmb status -r $R", 4);

@@ -161,7 +161,7 @@ fn verifications_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
 
     let keep = env.path("kept");
     env.sh(&format!("cp -a $R {}", keep.display())).run().assert_ok();
-    let spoil = "for p in $(find $R/data -type f); do chmod u+w $p; printf XXX | dd of=$p bs=1 seek=40 conv=notrunc \
+    let spoil = "for p in $(find $R/data -type f); do chmod u+w $p; printf bad | dd of=$p bs=1 seek=40 conv=notrunc \
         status=none; done";
     env.sh(spoil).run().assert_ok();
     env.kvmb(["verify", "--all"]).run().assert_code(4);
@@ -179,7 +179,7 @@ fn verifications_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
     // A snapshot file that nobody can read is damage too, though nobody knows of which machine. Where this host has a
     // copy of what it said, only who wants to knows.
     env.sh(
-        "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf XXX | dd of=$f bs=1 seek=40 conv=notrunc status=none",
+        "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf bad | dd of=$f bs=1 seek=40 conv=notrunc status=none",
     )
     .run()
     .assert_ok();

@@ -1,4 +1,4 @@
-//! Where on a disk which blobs are.
+//! The positions of blobs on a disk.
 
 use super::super::chunk_map::BlobRun;
 use crate::repo::Id;
@@ -8,7 +8,7 @@ use crate::repo::Id;
 pub(super) struct BlobRuns(Vec<BlobRun>);
 
 impl BlobRuns {
-    /// Takes them in their order.
+    /// Takes the runs in the order of their offsets.
     pub(super) fn new(runs: impl Iterator<Item = BlobRun>) -> BlobRuns {
         BlobRuns(runs.collect())
     }
@@ -24,7 +24,7 @@ impl BlobRuns {
         self.at(offset).filter(|run| run.id.is_none()).map_or(offset, BlobRun::end)
     }
 
-    /// The blobs with the next so many bytes of data. Equal ones that follow each other are one.
+    /// The blobs of the next `data_bytes` bytes of data from `offset` on. A run of equal blobs counts once.
     pub(super) fn blobs_from(&self, offset: u64, data_bytes: u64) -> Vec<Id> {
         let first = self.0.partition_point(|run| run.end() <= offset);
         let (mut ids, mut found_bytes) = (Vec::new(), 0);

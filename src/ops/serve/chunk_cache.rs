@@ -23,11 +23,11 @@ use std::time::Duration;
 /// How much memory chunks take: those that are kept, and those that are being sent.
 const KEPT_BYTES: usize = 48 << 20;
 
-/// So many sealed bytes are read ahead at once: several chunks, so that a disk or a server is asked seldom, and few, so
-/// that several threads have a part of what is read ahead of one reader.
+/// The sealed bytes of one read-ahead request: several chunks, so that there are few requests to a disk or a server,
+/// but not so many that one thread reads all that one client will need.
 const GROUP_BYTES: u64 = 2 << 20;
 
-/// So many more groups may wait for a thread that reads them.
+/// The number of requests that may wait for a thread.
 const QUEUE: usize = 32;
 
 /// How often somebody who waits for a chunk looks at the stop flag.
@@ -133,7 +133,7 @@ impl ChunkCache {
         let (ahead, wanted) = bounded::<Vec<Id>>(QUEUE);
         for _ in 0..readers {
             let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));
-            // Without any, who wants a chunk loads it.
+            // Without such a thread, clients load their chunks themselves.
             let _ = thread::Builder::new().spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
         }
         ChunkCache { shared, ahead, streams: Mutex::default() }

@@ -1,7 +1,7 @@
 //! Who reads one chunk after the other, and how far ahead of each of them is read.
 
-/// So much is read ahead of all readers together: half of what is kept, or chunks would be gone before they are wanted.
-/// Over a distance, one reader needs all of it.
+/// The read-ahead of all readers together: half of the cache, so that chunks are not evicted before they are read. On a
+/// slow connection, a single reader needs all of it.
 pub(super) const AHEAD_BYTES: u64 = 24 << 20;
 
 /// So many readers are distinguished: the connections of `nbdcopy`, say.
