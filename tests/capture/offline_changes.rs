@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::support::chains::*;
 use crate::support::change::copy_image;
 use crate::support::storage::{LoopDevice, NetworkStorage};
-use crate::support::{Disk, DiskModel, Env, Output, process, wait_until};
+use crate::support::{Disk, DiskModel, Env, Output, process, wait_until, wait_until_it_listens};
 use serde_json::Value;
 
 /// A raw file full of one byte.
@@ -310,7 +310,7 @@ fn a_server_that_offers_another_size_is_not_read() {
         .args([&socket, &larger])
         .spawn()
         .expect("qemu-nbd");
-    wait_until("the other server answers", Duration::from_secs(10), || socket.exists());
+    wait_until_it_listens(&socket);
     for command in [vec!["hash"], vec!["push", "-r", &repo]] {
         let output = env.kvmb(&command).stdin(captured.stdout()).run().assert_code(1);
         output.assert_stderr_has("offers 5242880 bytes, but 4194304 bytes were captured");

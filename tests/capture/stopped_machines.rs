@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::support::chains::*;
 use crate::support::change::run;
 use crate::support::storage::{LoopDevice, NetworkStorage};
-use crate::support::{Disk, DiskModel, Env, set_mode, wait_until};
+use crate::support::{Disk, DiskModel, Env, set_mode, wait_until_it_listens};
 
 /// A raw file of noise, mode 0600.
 fn noise(path: PathBuf, mib: u64) -> PathBuf {
@@ -308,7 +307,7 @@ fn an_image_that_somebody_writes_is_busy_and_says_who_it_is() {
         .args(["--persistent", "--format=qcow2", "--socket", text(&socket), &image])
         .spawn()
         .expect("qemu-nbd");
-    wait_until("the writer has the image", Duration::from_secs(10), || socket.exists());
+    wait_until_it_listens(&socket);
     let output = try_backup(&machine, &repo, &[]).assert_code(5);
     let failure = output.record_of("failure");
     assert_eq!(failure["code"], "busy", "{output}");

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
-use crate::support::{Disk, Env, Machine, Output, set_mode, wait_until};
+use crate::support::{Disk, Env, Machine, Output, set_mode, wait_until, wait_until_it_listens};
 use serde_json::{Value, json};
 
 /// A machine that boots from the network: firmware variables, an empty drive, and no disk.
@@ -137,7 +137,7 @@ impl Writer {
         let mut command = Command::new("qemu-nbd");
         command.args(["--persistent", "--format=qcow2", "--socket"]).args([&socket, image]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("qemu-nbd");
-        wait_until("it has the image", Duration::from_secs(10), || socket.exists());
+        wait_until_it_listens(&socket);
         Writer(child)
     }
 }

@@ -4,10 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use crate::support::sshd::{SSH_PASSWORD, USER};
-use crate::support::{Env, wait_until};
+use crate::support::{Env, wait_until_it_listens};
 use kvmb::storage::sftp::{self, Credentials, Secret, ShownKey, SshContext};
 use kvmb::storage::{FileKind, Storage};
 
@@ -113,7 +112,7 @@ fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
+    wait_until_it_listens(&socket);
     let added = std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
     assert!(added.unwrap().success());
     let with_agent = SshContext { agent_socket: Some(socket), ..ssh_context(&env) };

@@ -63,6 +63,7 @@ pub mod writer;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -385,6 +386,11 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits until a server accepts connections at a socket: its file is there a moment earlier, and refuses them.
+pub fn wait_until_it_listens(socket: &Path) {
+    wait_until("a server listens", Duration::from_secs(10), || UnixStream::connect(socket).is_ok());
 }
 
 pub fn set_mode(path: &Path, mode: u32) {

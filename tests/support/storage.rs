@@ -4,10 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use super::change::run;
-use super::wait_until;
+use super::wait_until_it_listens;
 
 /// A loop device; root only. Dropped, it is free again.
 pub struct LoopDevice {
@@ -60,7 +59,7 @@ impl NetworkStorage {
             .spawn()
             .expect("qemu-nbd");
         let storage = NetworkStorage { socket: socket.to_owned(), server };
-        wait_until("the network storage answers", Duration::from_secs(10), || socket.exists());
+        wait_until_it_listens(socket);
         fs::set_permissions(socket, fs::Permissions::from_mode(0o777)).expect("chmod");
         storage
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{fs, net};
 
 use super::client::{Console, LIMIT, Page, form, open, start};
-use crate::support::{Disk, Env, wait_until};
+use crate::support::{Disk, Env, wait_until, wait_until_it_listens};
 use rustix::process::Signal;
 
 #[test]
@@ -271,7 +271,7 @@ fn it_listens_on_loopback_or_a_private_socket_and_ends_when_idle() {
     let socket = env.path("ui.sock");
     let ui = || env.kvmb(["ui", "--socket"]).arg(&socket);
     let running = ui().spawn();
-    wait_until("it listens", LIMIT, || socket.exists());
+    wait_until_it_listens(&socket);
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
@@ -285,11 +285,11 @@ fn it_listens_on_loopback_or_a_private_socket_and_ends_when_idle() {
     ui().args(["--idle", "1s"]).run().assert_ok();
     // What one that was killed leaves is no obstacle.
     let killed = ui().spawn();
-    wait_until("it listens", LIMIT, || socket.exists());
+    wait_until_it_listens(&socket);
     killed.kill();
     assert!(killed.wait().ended_by(Signal::KILL) && socket.exists());
     let again = ui().spawn();
-    wait_until("it listens", LIMIT, || UnixStream::connect(&socket).is_ok());
+    wait_until_it_listens(&socket);
     again.interrupt();
     again.wait().assert_ok();
     env.assert_nothing_left();
