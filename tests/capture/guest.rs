@@ -128,7 +128,7 @@ fn a_guest_that_full_scratch_space_stopped_goes_on_once_its_backup_is_over() {
             let point = backup(&guest, &repo);
             Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
         } else {
-            crate::support::wait_until("the guard has noticed it", Duration::from_secs(30), || {
+            crate::support::wait_until("the guard has noticed it", Duration::from_secs(60), || {
                 env.sh("grep -q no_space run/kvmb/c-*/guard.json").run().code() == 0
             });
             let output = go_on(run).assert_code(1);

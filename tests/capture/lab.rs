@@ -375,7 +375,7 @@ pub(crate) fn qemu_img(arguments: &[&str], paths: &[&Path]) {
 }
 
 pub(crate) fn wait_until(mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "waited too long");
         std::thread::sleep(Duration::from_millis(10));

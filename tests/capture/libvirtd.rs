@@ -115,7 +115,7 @@ fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but
     kill_process(qemu, Signal::STOP).expect("stop");
     run.signal(Signal::CONT);
     let status = env.libvirt_root().join("run/libvirt/qemu/vm.xml");
-    wait_until("libvirtd has noted the job", Duration::from_secs(10), || {
+    wait_until("libvirtd has noted the job", Duration::from_secs(60), || {
         fs::read_to_string(&status).is_ok_and(|xml| xml.contains("async='backup'"))
     });
     env.kill_libvirtd();

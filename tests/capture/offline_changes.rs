@@ -302,7 +302,7 @@ fn a_server_that_offers_another_size_is_not_read() {
     for server in machine.servers() {
         process::kill(server);
     }
-    wait_until("the server is gone", Duration::from_secs(10), || machine.servers().is_empty());
+    wait_until("the server is gone", Duration::from_secs(60), || machine.servers().is_empty());
     let _ = fs::remove_file(&socket);
     let larger = raw_file(env.disks().join("larger.img"), 5, 0x22);
     let mut server = std::process::Command::new("qemu-nbd")

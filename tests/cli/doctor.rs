@@ -247,7 +247,7 @@ fn what_holds_a_machine_is_reported() {
     assert_check(&output, "job", "vm", "warning", "of another program", "virsh domjobabort vm");
     // The embedded libvirt of virsh may be gone in the midst of the job's end, and leave behind one that QEMU does not
     // know: then the hint is given again, and helps.
-    crate::support::wait_until("the job is gone", Duration::from_secs(20), || {
+    crate::support::wait_until("the job is gone", Duration::from_secs(60), || {
         env.try_virsh(&["domjobabort", "vm"]);
         let job = check(&doctor(&env, &["vm"]).assert_ok(), "job", "vm");
         job["status"] == "ok" && job["detail"] == "no backup job running"

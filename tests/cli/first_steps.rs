@@ -121,13 +121,13 @@ fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
     let repo = env.repo();
     let backup = env.kvmb(["backup", "vm1", "-r", &repo, "--limit-read", "100K"]).spawn();
     let has_state = |entry: std::fs::DirEntry| entry.path().join("state.json").exists();
-    wait_until("a capture is open", Duration::from_secs(30), || {
+    wait_until("a capture is open", Duration::from_secs(60), || {
         let entries = std::fs::read_dir(env.path("run/kvmb")).into_iter().flatten().flatten();
         entries.flat_map(|entry| std::fs::read_dir(entry.path())).flatten().flatten().any(has_state)
             || std::fs::read_dir(env.path("run/kvmb")).into_iter().flatten().flatten().any(has_state)
     });
     // The state says so too, and how far it is.
-    wait_until("the state shows the progress", Duration::from_secs(30), || {
+    wait_until("the state shows the progress", Duration::from_secs(60), || {
         let output = env.kvmb(["status", "vm1", "-r", &repo]).run();
         let check = output.records_of("check").into_iter().find(|check| check["check"] == "backup").unwrap();
         assert_eq!(check["running_pid"], backup.pid(), "{check}");

@@ -46,7 +46,7 @@ impl Drop for Stopped {
 
 /// Waits until kvmb (no longer the shell that became it) handles SIGINT.
 fn wait_until_it_listens(pid: i32) {
-    wait_until("it handles signals", Duration::from_secs(20), || {
+    wait_until("it handles signals", Duration::from_secs(60), || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let is_kvmb = status.lines().next() == Some("Name:\tkvmb");
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
@@ -59,7 +59,7 @@ fn locks(env: &Env) -> usize {
 }
 
 fn wait_until_it_has_a_lock(env: &Env, running: &mut Running) {
-    wait_until("it has locked the repository", Duration::from_secs(20), || locks(env) > 0 || running.has_ended());
+    wait_until("it has locked the repository", Duration::from_secs(60), || locks(env) > 0 || running.has_ended());
 }
 
 /// Nothing of a run is left: no job, no server, no file, no lock, no point.
@@ -111,7 +111,7 @@ fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
         let script =
             format!("{{ kvmb snapshot kvmb-test-vm1 -r $R >captured; kill -STOP {qemu}; cat captured; }} | {stages}");
         let running = env.sh(&script).spawn();
-        wait_until("a stage reads the capture", Duration::from_secs(20), || {
+        wait_until("a stage reads the capture", Duration::from_secs(60), || {
             let programs = process::of(&env.path(""));
             let reader = programs.iter().find(|program| program.command_line.starts_with(reader));
             let Some(files) = reader.and_then(|reader| fs::read_dir(format!("/proc/{}/fd", reader.pid)).ok()) else {
@@ -133,7 +133,7 @@ fn release_finishes_its_work_even_when_interrupted() {
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused();
     let script = "{ kvmb snapshot kvmb-test-vm1; until [ -e go ]; do sleep 0.02; done; } | kvmb release";
     let running = env.sh(script).spawn();
-    wait_until("the capture is open", Duration::from_secs(20), || vm1.is_captured());
+    wait_until("the capture is open", Duration::from_secs(60), || vm1.is_captured());
     let release = || process::of(&env.path("")).into_iter().find(|process| process.command_line == "kvmb release");
     let pid = release().expect("the last stage").pid;
     wait_until_it_listens(pid);
@@ -155,7 +155,7 @@ fn a_snapshot_that_is_interrupted_ends_what_it_had_opened() {
     for (signal, code) in BOTH {
         let held = Stopped::process(vm2.qemu_pid().unwrap());
         let running = env.kvmb(["snapshot", vm1.name(), vm2.name()]).spawn();
-        wait_until("the first machine is captured", Duration::from_secs(20), || {
+        wait_until("the first machine is captured", Duration::from_secs(60), || {
             running.stdout_so_far().contains("kvmb-test-vm1")
         });
         running.signal(signal);
@@ -207,7 +207,7 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
     for (signal, code) in BOTH {
         for script in ["exec kvmb backup kvmb-test-vm1 -r $R", pipe] {
             let running = env.sh(script).spawn();
-            wait_until("the capture is open", Duration::from_secs(20), || vm1.is_captured());
+            wait_until("the capture is open", Duration::from_secs(60), || vm1.is_captured());
             let held = Stopped::process(vm1.qemu_pid().unwrap());
             // The whole group, as a terminal does it; the shell of the pipe dies of it.
             running.signal(signal);
@@ -234,7 +234,7 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
         let arguments = ["restore", vm1.name(), "-r", &env.repo(), "--as", "kvmb-test-copy", "--into"];
         let running = env.kvmb(arguments).arg(env.disks()).args(["--format", "qcow2"]).spawn();
         let files = || fs::read_dir(env.disks()).expect("a folder").flatten().map(|entry| entry.file_name());
-        wait_until("an image is written", Duration::from_secs(20), || {
+        wait_until("an image is written", Duration::from_secs(60), || {
             files().any(|name| name.to_string_lossy().ends_with(".partial"))
         });
         let held = Stopped::process(running.pid());
@@ -269,7 +269,7 @@ fn nothing_that_is_read_keeps_it_from_ending() {
         let (signal, code) = BOTH[at % 2];
         let running = call().spawn();
         match at {
-            3 => wait_until("it runs", Duration::from_secs(20), || !process::of(&env.path("")).is_empty()),
+            3 => wait_until("it runs", Duration::from_secs(60), || !process::of(&env.path("")).is_empty()),
             _ => wait_until_it_listens(running.pid()),
         }
         running.signal(signal);

@@ -464,7 +464,7 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
 
     // An expired lease: the guard ends the capture, and what was captured is no longer pushed.
     let disks = env.kvmb(["snapshot", vm1.name(), "--lease", "1s"]).run().assert_ok();
-    wait_until("the guard has ended the capture", Duration::from_secs(30), || {
+    wait_until("the guard has ended the capture", Duration::from_secs(60), || {
         !vm1.is_captured() && env.leftovers().is_empty()
     });
     let output = env.kvmb(["push", "-r", &env.repo()]).stdin(&disks.stdout).run().assert_code(1);
@@ -482,7 +482,7 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
     // A forgotten capture of a machine that is off ends by itself, so that the machine can start.
     env.kvmb(["snapshot", vm2.name(), "--lease", "1s"]).run().assert_ok();
     let servers = || env.leftovers().iter().any(|left| left.contains("qemu-storage-daemon"));
-    wait_until("the servers have ended", Duration::from_secs(10), || !servers());
+    wait_until("the servers have ended", Duration::from_secs(60), || !servers());
     vm2.start_paused();
     vm2.stop();
     env.kvmb(["release", "--all"]).run().assert_ok();

@@ -86,7 +86,7 @@ fn a_terminal_that_becomes_narrower_gets_shorter_lines_and_ctrl_c_leaves_nothing
     let before = pty.screen().len();
     pty.resize(50);
     let narrow = || pty.screen()[before..].split("\u{1b}[J").skip(1).any(|frame| frame.contains("reading kvmb"));
-    crate::support::wait_until("it draws again", std::time::Duration::from_secs(20), narrow);
+    crate::support::wait_until("it draws again", std::time::Duration::from_secs(60), narrow);
     pty.send("\u{3}");
     let screen = pty.wait().assert_code(130);
     let sent = screen.stdout();

@@ -46,16 +46,16 @@ fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
         let last = pty.screen().rfind("already exists").unwrap();
         pty.screen()[last..].contains(words)
     };
-    crate::support::wait_until("the name is proposed again", std::time::Duration::from_secs(20), || {
+    crate::support::wait_until("the name is proposed again", std::time::Duration::from_secs(60), || {
         answered(&pty, "New name: kvmb-test-neu")
     });
     pty.send("\r");
-    crate::support::wait_until("the folder is proposed again", std::time::Duration::from_secs(20), || {
+    crate::support::wait_until("the folder is proposed again", std::time::Duration::from_secs(60), || {
         answered(&pty, "Folder for the images: ")
     });
     // Beyond ASCII.
     pty.send("/bücherx\u{7f}\r");
-    crate::support::wait_until("it asks about the start", std::time::Duration::from_secs(20), || {
+    crate::support::wait_until("it asks about the start", std::time::Duration::from_secs(60), || {
         answered(&pty, "Start the machine")
     });
     pty.send("\r");

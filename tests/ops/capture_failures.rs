@@ -88,7 +88,7 @@ fn a_machine_whose_memory_is_saved_is_busy_and_goes_on_when_it_wakes() {
     machine.write("vda", MIB, 512, 0x22);
     machine.disconnect();
     env.virsh(&["managedsave", machine.uuid()]);
-    wait_until("QEMU is gone", std::time::Duration::from_secs(10), || !machine.is_on());
+    wait_until("QEMU is gone", std::time::Duration::from_secs(60), || !machine.is_on());
     // Its memory, which is not in a point, holds what is not on its disks.
     let failure = try_backup(&machine, &repo, &[]).assert_code(5).record_of("failure");
     assert_eq!(failure["code"], "busy", "{failure}");
@@ -175,7 +175,7 @@ fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
         let run = stopped_at(&machine, &repo, step, &["--jobs", "2"]).unwrap_or_else(|output| panic!("{output}"));
         process::kill(run.pid());
         run.wait();
-        wait_until("nobody has its images open", Duration::from_secs(5), || machine.servers().is_empty());
+        wait_until("nobody has its images open", Duration::from_secs(60), || machine.servers().is_empty());
     }
     machine.start_paused();
     machine.write("vda", MIB, 512, 0x33);

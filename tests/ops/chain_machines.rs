@@ -502,7 +502,7 @@ fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
     let point = verified(&machine, &repo);
     let other: i32 = fs::read_to_string(&pid_file).expect("pid").trim().parse().expect("pid");
     crate::support::process::kill(other);
-    crate::support::wait_until("the reader is gone", std::time::Duration::from_secs(5), || {
+    crate::support::wait_until("the reader is gone", std::time::Duration::from_secs(60), || {
         machine.servers().is_empty()
     });
     assert_eq!(bitmaps(machine.image("vda")).len(), 0);

@@ -228,7 +228,7 @@ fn a_repository_that_somebody_else_holds() {
     let held = repo.lock(kvmb::repo::LockMode::Exclusive, std::time::Duration::ZERO).expect("lock");
     // Whoever waits has begun nothing, and Ctrl-C ends it at once.
     let waiting = env.kvmb(["-vv", "backup", "vm1", "-r", &env.repo()]).spawn();
-    crate::support::wait_until("it waits for the lock", std::time::Duration::from_secs(30), || {
+    crate::support::wait_until("it waits for the lock", std::time::Duration::from_secs(60), || {
         waiting.stderr_so_far().contains("waiting for the repository")
     });
     assert!(!machine.is_captured(), "the machine's disks are captured while nobody reads");

@@ -110,7 +110,7 @@ fn a_block_job_makes_a_machine_busy_and_the_hint_ends_it() {
     machine.write("vda", 0, 2 * MIB, 0x11);
     let copy = env.disks().join("copy.qcow2").display().to_string();
     env.virsh(&["blockcopy", "vm1", "vda", "--dest", &copy, "--format", "qcow2", "--transient-job"]);
-    wait_until("the copy is ready", Duration::from_secs(20), || {
+    wait_until("the copy is ready", Duration::from_secs(60), || {
         machine.qmp("query-block-jobs", json!({})).as_array().unwrap().iter().any(|job| job["ready"] == true)
     });
     let failure = assert_busy(&env, "vm1", "disk vda of vm1 has a block job (block copy, ready to pivot)", "--pivot");

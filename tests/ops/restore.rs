@@ -309,7 +309,7 @@ fn caught_writing(env: &Env, args: &[&str]) -> Running {
     for _ in 0..5 {
         let mut running = restore(env, args).arg("-q").spawn();
         let mut ended = false;
-        wait_until("an image is being written", Duration::from_secs(30), || {
+        wait_until("an image is being written", Duration::from_secs(60), || {
             ended = running.has_ended();
             let partial = || hidden_files(&env.disks()).into_iter().map(|name| env.disks().join(name));
             ended || partial().any(|path| fs::metadata(path).is_ok_and(|found| found.blocks() > 2048))
@@ -453,7 +453,7 @@ fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, taken_bytes: u64, disk
     let disks: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", *disk]).collect();
     let mut running = restore(env, &[&["vm1", "--into", &into], &disks[..]].concat()).spawn();
     let mut ended = false;
-    wait_until("it writes", Duration::from_secs(30), || {
+    wait_until("it writes", Duration::from_secs(60), || {
         ended = running.has_ended();
         ended || size_bytes - small.free_bytes() >= taken_bytes
     });

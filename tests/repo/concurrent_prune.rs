@@ -178,7 +178,7 @@ fn killed_backup(machine: &Machine, repo: &str) -> Option<Output> {
     }
     crate::support::process::kill(running.pid());
     running.wait();
-    wait_until("its servers are gone", Duration::from_secs(10), || machine.servers().is_empty());
+    wait_until("its servers are gone", Duration::from_secs(60), || machine.servers().is_empty());
     None
 }
 
@@ -264,7 +264,7 @@ fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
         .env("R", env.repo())
         .env("KVMB_TEST_STOP_AT", "PrunePlanned")
         .spawn();
-    wait_until("it holds the lock", Duration::from_secs(30), || {
+    wait_until("it holds the lock", Duration::from_secs(60), || {
         assert!(!running.has_ended());
         running.is_stopped()
     });
@@ -274,7 +274,7 @@ fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
 
     for command in [&["prune", "--keep-last", "1"][..], &["backup", "vm1"]] {
         let running = env.kvmb(command).args(["-r", &env.repo(), "-vv"]).spawn();
-        wait_until("it names the holder", Duration::from_secs(20), || running.stderr_so_far().contains("on deadhost"));
+        wait_until("it names the holder", Duration::from_secs(60), || running.stderr_so_far().contains("on deadhost"));
         running.interrupt();
         running.wait().assert_code(130);
     }

@@ -506,7 +506,7 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
     let timing = kvmb::repo::LockTiming {
         settle: Duration::from_millis(5),
         refresh: Duration::from_millis(20),
-        stale: Duration::from_millis(300),
+        stale: Duration::from_millis(1000),
         ..Default::default()
     };
     for round in 0..3 {
@@ -519,9 +519,9 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
     assert!(faulty.list(FileKind::Lock).unwrap().len() > 3);
     assert_eq!(repo.snapshots().unwrap().snapshots.len(), 3);
     // An exclusive lock that stays is ignored as well when it is stale.
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(1200));
     drop(repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing).unwrap());
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(1200));
     drop(repo.lock_with(LockMode::Shared, Duration::ZERO, timing).unwrap());
 
     faulty.heal();

@@ -125,7 +125,7 @@ fn a_sample_that_is_interrupted_is_taken_again() {
     let before = next(&env, "--all").unwrap();
     // A server that says nothing any more holds it in the middle of the chunks.
     let mut running = verify().args(["-vv"]).spawn();
-    crate::support::wait_until("it is connected", std::time::Duration::from_secs(20), || sshd.connections() > 0);
+    crate::support::wait_until("it is connected", std::time::Duration::from_secs(60), || sshd.connections() > 0);
     sshd.freeze(true);
     assert!(!running.has_ended(), "it is too fast for this test");
     running.interrupt();

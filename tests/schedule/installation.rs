@@ -367,7 +367,7 @@ fn a_run_does_not_begin_while_the_one_before_is_at_work() {
     let entry = || env.program("env").args(["-i", "HOME=/nonexistent", "/bin/sh", "-c", command]).run();
     let points = || env.kvmb(["points"]).env("KVMB_DATA_DIR", host.data_dir()).without_env("KVMB_PASSWORD_FILE").run();
     let holder = env.program("flock").arg(host.data_dir().join("schedule.lock")).args(["sleep", "60"]).spawn();
-    wait_until("the lock to be held", Duration::from_secs(10), || {
+    wait_until("the lock to be held", Duration::from_secs(60), || {
         let lock = host.data_dir().join("schedule.lock");
         env.program("flock").arg("-n").arg(lock).arg("true").run().code() == 1
     });
@@ -604,7 +604,7 @@ fn a_crontab_or_systemctl_that_hangs_is_ended_by_its_limit_or_a_signal() {
     let crontab = |home| with("crontab", home, &[]);
     let systemctl = |home| with("systemctl", home, &["--systemd"]);
     let running = [crontab("crontab"), systemctl("crontab"), crontab("systemctl"), systemctl("systemctl")];
-    wait_until("all of them hang", Duration::from_secs(25), || sleepers() == 4);
+    wait_until("all of them hang", Duration::from_secs(60), || sleepers() == 4);
     let [first, second, third, fourth] = running;
     for (hanging, signal, code) in [(first, Signal::TERM, 143), (second, Signal::INT, 130)] {
         hanging.signal(signal);
@@ -617,5 +617,5 @@ fn a_crontab_or_systemctl_that_hangs_is_ended_by_its_limit_or_a_signal() {
         assert_eq!(failure["code"], "timeout", "{output}");
         assert!(failure["error"].as_str().unwrap().contains(program), "{output}");
     }
-    wait_until("what hung is gone", Duration::from_secs(10), || sleepers() == 0);
+    wait_until("what hung is gone", Duration::from_secs(60), || sleepers() == 0);
 }

@@ -239,7 +239,7 @@ fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
     {
         let size = size.map(|size| ["--size", size]);
         let running = env.kvmb(["remote", "test", "-r", &url]).args(size.into_iter().flatten()).spawn();
-        wait_until("it measures", Duration::from_secs(20), || {
+        wait_until("it measures", Duration::from_secs(60), || {
             files().iter().any(|name| name.to_string_lossy().contains("-speed-"))
         });
         running.signal(signal);
@@ -385,5 +385,5 @@ fn ctrl_c_ends_a_command_whose_server_is_dead() {
     let output = running.wait();
     sshd.freeze(false);
     assert_eq!(output.code(), 130, "{output}");
-    assert!(output.took < std::time::Duration::from_secs(15), "{output}");
+    assert!(output.took < std::time::Duration::from_secs(30), "{output}");
 }

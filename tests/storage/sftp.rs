@@ -90,7 +90,7 @@ fn an_upload_at_a_pace_goes_out_piece_by_piece() {
     let gate = |bytes: usize| {
         assert!(bytes < 256 << 10, "{bytes} at once");
         // What was let through is there before the next piece may go.
-        wait_until("the last piece has arrived", Duration::from_secs(20), || {
+        wait_until("the last piece has arrived", Duration::from_secs(60), || {
             arrived() >= passed.load(Ordering::Relaxed)
         });
         passed.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -258,7 +258,7 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
         };
         // The last one is closed with the next request, and nobody waits for that.
         assert!(storage.size(FileKind::Config, "").unwrap_err().is_not_found());
-        wait_until(&format!("all is closed with {refused} refused"), Duration::from_secs(10), || {
+        wait_until(&format!("all is closed with {refused} refused"), Duration::from_secs(60), || {
             count("close ") + count("closedir ") == count("open ") + count("opendir ")
         });
     }
@@ -319,7 +319,7 @@ fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not()
     let sshd = env.sshd();
     sshd.trust_host_key();
     let mut ssh_context = ssh_context(&env);
-    ssh_context.timeouts.silence = Duration::from_secs(3);
+    ssh_context.timeouts.silence = Duration::from_secs(6);
     ssh_context.timeouts.keep_alive = Duration::from_secs(1);
     let storage = storage_at(&sshd.url("repo"), &ssh_context);
     storage.create_layout().unwrap();

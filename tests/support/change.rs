@@ -88,7 +88,7 @@ impl Machine<'_> {
     pub fn believe_image(&self, target: &str) {
         let image = self.image(target).display().to_string();
         // A QEMU that was killed holds its locks until its last thread is gone.
-        wait_until("the image is free", Duration::from_secs(10), || {
+        wait_until("the image is free", Duration::from_secs(60), || {
             let info = Command::new("qemu-img").args(["info", "-f", self.format(target), &image]).output();
             info.expect("qemu-img").status.success()
         });
@@ -101,7 +101,7 @@ impl Machine<'_> {
     pub fn quit(&self) {
         self.qmp("quit", serde_json::json!({}));
         self.disconnect();
-        wait_until("QEMU is gone", Duration::from_secs(20), || !self.is_on());
+        wait_until("QEMU is gone", Duration::from_secs(60), || !self.is_on());
     }
 
     /// Starts it after its QEMU ended by itself, which libvirt finds out first.

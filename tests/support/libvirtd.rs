@@ -104,7 +104,7 @@ impl Env {
         let daemon = self.daemon();
         daemon.spawn();
         let log = daemon.log();
-        wait_until(&format!("libvirtd answers (see {})", log.display()), Duration::from_secs(30), || {
+        wait_until(&format!("libvirtd answers (see {})", log.display()), Duration::from_secs(60), || {
             Path::new(&daemon.socket()).exists() && self.try_virsh(&["uri"]).code() == 0
         });
     }

@@ -402,7 +402,7 @@ impl<'e> Machine<'e> {
         let pid = self.qemu_pid().expect("the machine is off");
         process::kill(pid);
         // A dead QEMU may stay a zombie until init gets to it: that is dead enough.
-        wait_until("QEMU is gone", Duration::from_secs(10), || self.qemu_pid().is_none());
+        wait_until("QEMU is gone", Duration::from_secs(60), || self.qemu_pid().is_none());
     }
 
     /// The process id of its QEMU, if it is on.

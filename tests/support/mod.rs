@@ -351,7 +351,7 @@ impl Env {
 
     /// Fails if anything of a capture is still there. A process may need a moment to go.
     pub fn assert_nothing_left(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             let found = self.leftovers();
             if found.is_empty() {
@@ -390,7 +390,7 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 
 /// Waits until a server accepts connections at a socket: its file is there a moment earlier, and refuses them.
 pub fn wait_until_it_listens(socket: &Path) {
-    wait_until("a server listens", Duration::from_secs(10), || UnixStream::connect(socket).is_ok());
+    wait_until("a server listens", Duration::from_secs(60), || UnixStream::connect(socket).is_ok());
 }
 
 pub fn set_mode(path: &Path, mode: u32) {

@@ -75,8 +75,8 @@ impl Pty {
         let is_open = |line: &&str| line.contains(question) && !line.contains("[hidden]");
         // A question that was answered is shown once more, with this in the place of the answer.
         let asked = || self.screen().lines().filter(is_open).count() >= times;
-        wait_until(&format!("it asks: {question}"), Duration::from_secs(20), asked);
-        wait_until("the terminal hides what is typed", Duration::from_secs(20), || {
+        wait_until(&format!("it asks: {question}"), Duration::from_secs(60), asked);
+        wait_until("the terminal hides what is typed", Duration::from_secs(60), || {
             let programs = process::of(&self.folder);
             let Some(kvmb) = programs.iter().find(|program| program.is("kvmb")) else { return false };
             let Ok(terminal) = File::open(format!("/proc/{}/fd/0", kvmb.pid)) else { return false };

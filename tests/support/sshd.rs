@@ -121,7 +121,7 @@ impl Sshd {
             .spawn()
             .expect("unshare");
         *self.child.lock().expect("lock") = Some(child);
-        wait_until("sshd listens", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+        wait_until("sshd listens", Duration::from_secs(60), || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
     /// Ends it with all its connections.
@@ -130,7 +130,7 @@ impl Sshd {
             let _ = child.kill();
             let _ = child.wait();
         }
-        wait_until("sshd has ended", Duration::from_secs(10), || TcpStream::connect(("127.0.0.1", self.port)).is_err());
+        wait_until("sshd has ended", Duration::from_secs(60), || TcpStream::connect(("127.0.0.1", self.port)).is_err());
     }
 
     /// Stops all its processes where they are (or lets them go on): a server that is connected and says nothing.

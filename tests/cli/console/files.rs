@@ -265,7 +265,7 @@ fn a_download_that_nobody_reads_ends_and_leaves_no_lock() {
     let page = download(&console, &id, &[("part", "vda"), ("file", "%2Fetc%2Ffstab")]).page.assert_status(422);
     page.assert_has("Several downloads are under way.");
     drop(streams);
-    wait_until("they have ended", Duration::from_secs(40), || locks(&env) == 0);
+    wait_until("they have ended", Duration::from_secs(60), || locks(&env) == 0);
     let again = || download(&console, &id, &[("part", "vda"), ("file", "%2Fetc%2Ffstab")]);
     wait_until("the next one may begin", LIMIT, || again().bytes == b"# nothing\n");
     console.running.interrupt();

@@ -42,7 +42,7 @@ fn the_log_is_filtered_followed_and_escaped() {
     // What is added while the page is open is sent, filtered as the page is.
     let parts = std::thread::scope(|scope| {
         let reader = scope.spawn(|| console.events("/log?q=release+begins", Duration::from_secs(12)));
-        wait_until("the stream is open", Duration::from_secs(30), || {
+        wait_until("the stream is open", Duration::from_secs(60), || {
             env.kvmb(["release", "kvmb-test-none"]).run().assert_ok();
             reader.is_finished()
         });
