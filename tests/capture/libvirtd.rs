@@ -193,7 +193,7 @@ fn a_machine_whose_qemu_hangs_is_reported_and_the_others_are_backed_up() {
     let env = Env::with_libvirtd("hung qemu");
     let repo = init(&env);
     let (hung, well) = (two_disks(&env, "a-hung"), two_disks(&env, "b-well"));
-    env.configure(&json!({ "limits": { "libvirt": "3s" } }));
+    env.configure(&json!({ "limits": { "libvirt": "5s" } }));
     let all = ["a-hung", "b-well"];
     let of = |records: &[Value], machine: &str| records.iter().filter(|record| record["machine"] == machine).count();
     {
@@ -229,7 +229,7 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
     verified(&machine, &repo);
-    env.configure(&json!({ "limits": { "libvirt": "3s", "backup_begin": "1s" } }));
+    env.configure(&json!({ "limits": { "libvirt": "10s", "backup_begin": "1s" } }));
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
     let stopped = Stopped::qemu_of(&machine);
@@ -237,6 +237,7 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
     assert_eq!(failure["code"], "timeout", "{failure}");
     assert!(failure["error"].as_str().is_some_and(|error| error.contains("begin the backup of vm")), "{failure}");
     drop(stopped);
+    env.configure(&json!({}));
     // libvirtd 11.3 has died of a job that was ended before libvirt was done with its begin: kvmb waits for that.
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
