@@ -1,4 +1,4 @@
-//! One machine, from capture to committed point: snapshot, push and release in the commit order.
+//! Backs up one machine: snapshot, push and release, in the commit order.
 
 use super::locked_repo::{PendingRepo, RepoView};
 use super::push::{PushRequest, Trust, push};
@@ -16,23 +16,24 @@ use crate::repo::{Compression, Repository};
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 
-/// What a backup works with.
+/// The settings and handles of a backup.
 pub(crate) struct Backup<'a> {
     /// The folders of captures.
     pub(crate) runtime: &'a RuntimeDirs,
-    /// Opens the machine's hypervisor: late, and for a short time, since the embedded driver admits one process only.
+    /// Connects to the machine's hypervisor. Called late, and the connection is closed soon: while a process has the
+    /// embedded driver open, no other process can open it.
     pub(crate) connect: &'a (dyn Fn() -> capture::Result<Hypervisor> + Sync),
-    /// Where the point goes.
+    /// Where the point is stored.
     pub(crate) repo: &'a Repository,
-    /// How far the dirty bitmaps are believed.
+    /// How far the dirty bitmaps are trusted.
     pub(crate) trust: Trust,
-    /// How fast the disks may be read, all together.
+    /// Limits the speed at which all disks together are read.
     pub(crate) rate_limit: Option<&'a RateLimiter>,
-    /// The size of chunks; none keeps that of each disk's last point.
+    /// The chunk size; `None` keeps the one of each disk's last point.
     pub(crate) chunk_size: Option<ChunkSize>,
-    /// How hard new data is compressed.
+    /// The compression level of new data.
     pub(crate) compression: Compression,
-    /// What one machine may use.
+    /// The threads and memory that one machine may use.
     pub(crate) parallelism: Parallelism,
     pub(crate) monitor: &'a dyn Monitor,
     pub(crate) stop: &'a Stop,
@@ -46,8 +47,8 @@ struct FailedAttempt {
 }
 
 impl Backup<'_> {
-    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped,
-    /// started or changed meanwhile is captured once more, as what it is then.
+    /// Backs up the machine with this UUID or name. The capture is always ended, even after an error. A machine that is
+    /// stopped, started or changed during its backup is captured once more, in its new state.
     pub(crate) fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
         use capture::Error::{ChangedMeanwhile, StartedMeanwhile};
         let what = match self.attempt(machine, request) {
@@ -81,19 +82,19 @@ impl Backup<'_> {
         let stored = self.store(pending, &file, &state);
         let released = release(self.runtime, None, file);
         if let Err(error) = released {
-            // The next run clears it; a point that is stored stays stored.
+            // The next run releases the capture. A stored point stays valid.
             self.monitor.warn(&format!("{}: {error}; the next run cleans it up", state.machine));
         }
         let mut point = stored.map_err(during)?;
         if let Some(note) = first_checkpoint {
             self.monitor.warn(&note);
         }
-        // The capture is over: nothing is left to be released.
+        // The capture was released.
         point.capture = None;
         Ok(point)
     }
 
-    /// Captures a machine. With it comes what is to be said once the machine's first checkpoint stays.
+    /// Captures a machine. Also returns the warning to show once the machine's first checkpoint is kept.
     fn capture(
         &self,
         machine: &str,
@@ -101,7 +102,7 @@ impl Backup<'_> {
         view: &RepoView,
     ) -> Result<(CaptureState, Option<String>)> {
         let hypervisor = (self.connect)()?;
-        // Nobody else can use this capture: it need not wait for its lease when we are killed.
+        // Only this process uses the capture, so if it is killed, the capture need not wait for its lease to expire.
         let request = SnapshotRequest { owned: true, ..request.clone() };
         let machine = hypervisor.machine(machine)?;
         let state = snapshot(self.runtime, &machine, &request, Some(view))?;
@@ -132,14 +133,15 @@ impl Backup<'_> {
             let hypervisor = (self.connect)()?;
             match hypervisor.machine(&state.uuid) {
                 Ok(machine) => machine.check_unchanged(state)?,
-                // It was undefined; what its disks held is known all the same.
+                // The machine was undefined meanwhile. The content of its disks is still known.
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error.into()),
             }
             drain_capture(self.runtime, Some(&hypervisor), file)?;
             Ok(())
         };
-        // Nothing is stored before the lock is certain; whoever locked at the same moment is waited for.
+        // Nothing is stored before the lock is settled. If another process locked at the same moment, this waits for
+        // it.
         let open = pending.settle(self.stop);
         let point = open.and_then(|open| push(&open, &request, self.monitor, self.stop, &mut after_read));
         file.unlock();
@@ -147,7 +149,7 @@ impl Backup<'_> {
     }
 }
 
-/// What libvirt refuses from now on, said once: when the first checkpoint is made.
+/// Describes what libvirt refuses once a machine has checkpoints. Shown once, when the first checkpoint is made.
 fn about_checkpoints(machine: &str, internal_snapshots: &[String]) -> String {
     let undefine = format!("{machine} has a libvirt checkpoint now: 'virsh undefine' needs --checkpoints-metadata");
     match internal_snapshots {
@@ -160,7 +162,7 @@ fn about_checkpoints(machine: &str, internal_snapshots: &[String]) -> String {
     }
 }
 
-/// Whether the disks vanished while they were read: QEMU ended.
+/// Whether the disks became unreadable during the backup because QEMU exited.
 fn lost_the_disks(error: &Error) -> bool {
     let Error::Disk { source, .. } = error else {
         return false;

@@ -1,10 +1,10 @@
-//! The point that a backup continues: the newest point of the machine in *this* repository with a checkpoint.
+//! Finds the point that a backup continues: the machine's newest point in *this* repository that has a checkpoint.
 //!
-//! «Changed since X» is only ever applied to the point that X was made with. So a point that made no checkpoint (the
-//! machine was off) is passed over, and the one before it is continued; and every repository has a chain of its own, by
-//! the names of its checkpoints: `kvmb-<repository>-<moment>`. A point that was copied from another repository brings
-//! along the name of a checkpoint of that one's chain, which says when to distrust it and when to delete it: it is
-//! passed over too.
+//! "Changed since X" only applies to the point that checkpoint X was made with. A point without a checkpoint (the
+//! machine was off) is therefore skipped, and an earlier one is continued. Each repository has its own chain,
+//! identified by the names of its checkpoints: `kvmb-<repository>-<moment>`. A point copied from another repository
+//! keeps the name of a checkpoint of that repository's chain, which decides when that checkpoint is distrusted and
+//! deleted, so copied points are skipped too.
 
 use super::Result;
 use super::locked_repo::RepoView;
@@ -16,36 +16,38 @@ use crate::record::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// How many points of this host, and of others, are looked at before a chain is given up for lost.
+/// How many points of this host, and how many of other hosts, are searched for a checkpoint.
 const DEPTH: usize = 200;
 
-/// A point that can be continued.
+/// A point that a backup can continue.
 #[derive(Debug)]
 pub(crate) struct Chain {
     pub(crate) point: PointRef,
     /// The checkpoint made with it.
     pub(crate) checkpoint: String,
-    /// What the point says of itself.
+    /// The point's manifest.
     pub(crate) manifest: Manifest,
-    /// The disks whose bitmap a later point found wrong, and that point.
+    /// Disks whose bitmap a later point found to be wrong, and the id of that point.
     pub(crate) distrusted: BTreeMap<String, String>,
 }
 
-/// What the names of a repository's checkpoints begin with.
+/// The prefix of the names of a repository's checkpoints.
 pub(crate) fn prefix(repository: &str) -> String {
     let short: String = repository.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
     format!("{}{short}-", crate::capture::checkpoint::PREFIX)
 }
 
-/// The name of a checkpoint made now: unique, and it sorts by time.
+/// Returns a name for a checkpoint made now. Names are unique and sort by time.
 pub(crate) fn checkpoint_name(repository: &str, now: Time) -> String {
     format!("{}{}", prefix(repository), now.to_utc().format("%Y%m%dT%H%M%S%6fZ"))
 }
 
-/// The chain of a machine; `known` are the checkpoints that libvirt lists. Of the newest of each host that libvirt does
-/// not know (it has forgotten it, or the machine came from there), `is_alive` says whether its bitmaps are in the
-/// images: then what the images hold is that point and what changed since, whichever host it was made on. When none is
-/// known or alive, the newest of this host is proposed; another host may have another machine with the same UUID.
+/// Finds the chain of a machine. `known` are the checkpoints that libvirt lists. libvirt may not know a checkpoint
+/// because its metadata was lost or because the machine came from another host. For the newest unknown checkpoint of
+/// each host, `is_alive` checks whether its bitmaps are in the images: if so, the images hold that point's content and
+/// the changes since then, whichever host it was made on. If no checkpoint is known or alive, the newest one of this
+/// host is returned. Those of other hosts are not, because another host may have a different machine with the same
+/// UUID.
 pub(crate) fn find(
     open: &RepoView,
     uuid: &str,
@@ -56,7 +58,7 @@ pub(crate) fn find(
     let (named, others): (Vec<_>, Vec<_>) = open.points()?.iter().rev().partition(|point| point.machine() == machine);
     let (mut newest, mut looked, mut distrusts) = (None, BTreeSet::new(), Vec::new());
     let (own, this_host) = (prefix(open.repo.id()), super::inventory::host_name());
-    // Points of other hosts must not hide this host's.
+    // Points of other hosts must not use up this host's share of the search depth.
     let mut left = BTreeMap::from([(true, DEPTH), (false, DEPTH)]);
     let mut is_near = |point: &PointRef| {
         let left = left.entry(point.snapshot.hostname == this_host).or_insert(0);
@@ -65,9 +67,9 @@ pub(crate) fn find(
             true
         }
     };
-    // A machine may have been renamed: its UUID decides.
+    // The machine may have been renamed, so its UUID decides.
     for point in named.into_iter().chain(others).filter(|point| is_near(point)) {
-        // A damaged point is no base; verify reports it.
+        // A damaged point cannot be continued. `verify` reports it.
         let Ok(manifest) = open.manifest(point) else { continue };
         if manifest.uuid != uuid {
             continue;
@@ -90,7 +92,7 @@ pub(crate) fn find(
     Ok(newest)
 }
 
-/// Why a disk cannot continue the parent's, by what its image is now and was then; none when it can.
+/// Returns why a disk cannot continue the parent's, by comparing the image now and then. `None` if it can.
 pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
     let before: Vec<ImageIdentity> =
         then.layers.iter().filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
@@ -103,7 +105,7 @@ pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String
     }
     let below = |layers: &[ImageIdentity]| -> Vec<(PathBuf, u64, u64, i64)> {
         let identity = |(at, layer): (usize, &ImageIdentity)| {
-            // The guest writes to the data file of the topmost image.
+            // The guest writes to the data file of the top image, so its size and time change.
             let is_written = at == 0 && layer.is_data_file;
             let (size_bytes, modified_ns) = if is_written { (0, 0) } else { (layer.size_bytes, layer.modified_ns) };
             (plain(&layer.path), layer.inode, size_bytes, modified_ns)
@@ -123,7 +125,7 @@ pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String
     None
 }
 
-/// A path without its «.»: libvirt and we join the relative names of a backing chain differently.
+/// Removes `.` from a path: libvirt and kvmb join the relative names of a backing chain differently.
 fn plain(path: &str) -> PathBuf {
     match path.starts_with('/') {
         true => Path::new(path).components().collect(),

@@ -1,4 +1,4 @@
-//! A disk as a list of chunks, and how that list becomes a file's content in a restic tree and back.
+//! A disk as a list of chunks, and its conversion to and from a file's content in a restic tree.
 //!
 //! ```text
 //! capacity 3.25 MiB, chunks of 1 MiB:   | data A | zeros  | zeros  | data B (256 KiB) |
@@ -6,9 +6,9 @@
 //! the file's content in the tree        | A | z | z | z | z | B |          z = the 512 KiB zero blob
 //! ```
 //!
-//! A chunk is one blob, or - all zero - repetitions of the 512 KiB zero blob, by which restic knows that it may restore
-//! the file sparse, or several blobs ([`Pieces`]). The last chunk may be shorter than the others; when it is all zero,
-//! what is left after the whole 512 KiB is one blob of its own.
+//! A chunk is stored in one of three ways: as one blob, as several blobs ([`Pieces`]), or, if it is all zeros, as
+//! repetitions of the 512 KiB zero blob, which restic recognizes and restores as a hole. The last chunk may be shorter
+//! than the others. If it is all zeros, the rest after the whole 512 KiB blobs is a blob of its own.
 
 use super::pieces::{self, PIECE_BYTES, Pieces};
 use super::shared_list::SharedList;
@@ -16,66 +16,66 @@ use crate::repo::{self, Content, Id};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The size of restic's zero blob (its smallest chunk), by which it finds holes.
+/// The size of restic's zero blob (its smallest chunk), by which restic detects holes.
 pub(crate) const ZERO_BLOB_BYTES: u64 = repo::ZERO_BLOB_BYTES as u64;
 
-/// What one chunk holds.
+/// The content of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MappedChunk {
     Zero,
     /// The blob with this id.
     Blob(Id),
-    /// Several blobs; this is [`Pieces::digest`].
+    /// Several blobs, identified by [`Pieces::digest`].
     Split(Id),
 }
 
-/// How a disk is cut.
+/// How a disk is split into chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    /// The disk's size as the guest sees it.
+    /// The size of the virtual disk.
     pub(crate) capacity_bytes: u64,
-    /// The size of all chunks but the last: a multiple of 512 KiB.
+    /// The size of every chunk but the last, a multiple of 512 KiB.
     pub(crate) chunk_bytes: u32,
 }
 
 impl Geometry {
-    /// How many chunks the disk has.
+    /// The number of chunks of the disk.
     pub(crate) fn chunks(self) -> u64 {
         self.capacity_bytes.div_ceil(u64::from(self.chunk_bytes))
     }
 
-    /// Where a chunk begins.
+    /// The offset of a chunk on the disk.
     pub(crate) fn offset(self, index: u64) -> u64 {
         index * u64::from(self.chunk_bytes)
     }
 
-    /// The length of a chunk: the last may be short.
+    /// The length of a chunk. The last one may be shorter.
     pub(crate) fn length(self, index: u64) -> u64 {
         u64::from(self.chunk_bytes).min(self.capacity_bytes - self.offset(index))
     }
 
-    /// How many whole zero blobs a zero chunk is, and the bytes left after them.
+    /// The number of whole zero blobs in a zero chunk, and the number of bytes after them.
     fn zero_blobs(self, index: u64) -> (u64, u64) {
         (self.length(index) / ZERO_BLOB_BYTES, self.length(index) % ZERO_BLOB_BYTES)
     }
 
-    /// The length of the odd blob of zeros at the end of the disk, should its last chunk be zero; 0 when there is none.
+    /// The length of the shorter zero blob at the end of the disk, needed if the last chunk is zero; 0 if there is
+    /// none.
     pub(crate) fn zero_tail_bytes(self) -> u64 {
         self.chunks().checked_sub(1).map_or(0, |last| self.zero_blobs(last).1)
     }
 }
 
-/// The ids of the blobs that zeros are made of.
+/// The ids of the blobs that represent zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ZeroIds {
     /// The 512 KiB zero blob.
     pub(crate) whole: Id,
-    /// The odd blob at the end of this disk, if its size asks for one.
+    /// The shorter zero blob at the end of this disk, if its size requires one.
     pub(crate) tail: Option<Id>,
 }
 
 impl ZeroIds {
-    /// The ids for a disk of this geometry.
     pub(crate) fn of(geometry: Geometry) -> ZeroIds {
         let zeros = vec![0; ZERO_BLOB_BYTES as usize];
         let tail = geometry.zero_tail_bytes() as usize;
@@ -83,35 +83,35 @@ impl ZeroIds {
     }
 }
 
-/// Every chunk of a disk, in order. Cheap to clone; what it has in common with its parent is there once.
+/// Every chunk of a disk, in order. Cheap to clone: parts in common with the parent are shared.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ChunkMap {
-    /// The blob of each chunk, or the digest of its pieces; nothing for zeros.
+    /// The blob of each chunk, or the digest of its pieces; `None` for zeros.
     list: SharedList,
     /// The chunks that are stored in pieces.
     split: BTreeMap<u64, Pieces>,
 }
 
-/// Equal blobs, or zeros, that lie one after the other.
+/// A run of equal blobs, or of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlobRun {
-    /// Where on the disk they begin.
+    /// The offset of the run on the disk.
     pub(crate) offset: u64,
-    /// All of them together.
+    /// The length of the whole run.
     pub(crate) length: u64,
-    /// Each of them but the last one of the disk.
+    /// The length of each blob; the last one of the disk may be shorter.
     pub(crate) blob_bytes: u64,
-    /// None are zeros.
+    /// The blob, or `None` for zeros.
     pub(crate) id: Option<Id>,
 }
 
 impl BlobRun {
-    /// The byte after the last.
+    /// The offset after the last byte.
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.length
     }
 
-    /// Where each of them is, and its length.
+    /// The offset and length of each blob.
     pub(crate) fn places(self) -> impl Iterator<Item = (u64, u64)> {
         (self.offset..self.end())
             .step_by(self.blob_bytes as usize)
@@ -119,7 +119,7 @@ impl BlobRun {
     }
 }
 
-/// A file's content that is not a list of chunks of this geometry.
+/// The error for content that is not a list of chunks of the given geometry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the content list does not fit a disk of {} chunks: {} were found", wanted, found)]
 pub(crate) struct Misfit {
@@ -128,14 +128,14 @@ pub(crate) struct Misfit {
 }
 
 impl ChunkMap {
-    /// Adds a chunk in pieces at the end.
+    /// Appends a chunk that is stored in pieces.
     pub(crate) fn push_split(&mut self, pieces: Pieces) {
         let digest = pieces.digest();
         self.split.insert(self.len(), pieces);
         self.push(MappedChunk::Split(digest), 1);
     }
 
-    /// Adds `count` equal chunks at the end, which are not in pieces.
+    /// Appends `count` equal chunks that are not stored in pieces.
     pub(crate) fn push(&mut self, chunk: MappedChunk, count: u64) {
         let entry = match chunk {
             MappedChunk::Zero => None,
@@ -144,7 +144,7 @@ impl ChunkMap {
         self.list.push(entry, count);
     }
 
-    /// Adds these chunks of another map at the end; false if it does not have them all.
+    /// Appends these chunks of another map. Returns false if that map does not have all of them.
     pub(crate) fn extend_from(&mut self, other: &ChunkMap, range: Range<u64>) -> bool {
         if range.start > range.end || range.end > other.len() {
             return false;
@@ -156,12 +156,12 @@ impl ChunkMap {
         true
     }
 
-    /// How many chunks there are.
+    /// The number of chunks.
     pub(crate) fn len(&self) -> u64 {
         self.list.len()
     }
 
-    /// The pieces of a chunk that is stored in such.
+    /// The pieces of a chunk, if it is stored in pieces.
     pub(crate) fn pieces(&self, index: u64) -> Option<&Pieces> {
         self.split.get(&index)
     }
@@ -171,7 +171,7 @@ impl ChunkMap {
         self.split.keys().copied()
     }
 
-    /// Runs of equal chunks: the index of the first, what it is, how many.
+    /// Runs of equal chunks: the index of the first, the content, the count.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (u64, MappedChunk, u64)> + '_ {
         self.runs_in(0..self.len()).scan(0, |next, (chunk, count)| {
             let first = *next;
@@ -180,13 +180,13 @@ impl ChunkMap {
         })
     }
 
-    /// How many chunks there are up to the last one that is not zero, and with it.
+    /// The number of chunks up to and including the last one that is not zero.
     pub(crate) fn chunks_to_last_data(&self) -> u64 {
         let data = self.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero);
         data.last().map_or(0, |(first, _, count)| first + count)
     }
 
-    /// Runs of equal chunks of a part, as far as the map goes.
+    /// Runs of equal chunks in `range`, which is cut at the end of the map.
     pub(crate) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (MappedChunk, u64)> + '_ {
         let mut next = range.start;
         let mut split = self.split.range(next..).map(|(index, _)| *index).peekable();
@@ -213,7 +213,7 @@ impl ChunkMap {
         })
     }
 
-    /// Runs of equal blobs, in order: all of the disk.
+    /// Runs of equal blobs in order, covering the whole disk.
     pub(crate) fn blob_runs(&self, geometry: Geometry) -> impl Iterator<Item = BlobRun> + '_ {
         self.runs().flat_map(move |(first, chunk, count)| {
             let (offset, end) = (geometry.offset(first), geometry.offset(first + count).min(geometry.capacity_bytes));
@@ -229,13 +229,13 @@ impl ChunkMap {
         })
     }
 
-    /// The chunks at these indices, which ascend.
+    /// The chunks at these indices, which must be ascending.
     pub(crate) fn at(&self, indices: &[u64]) -> Vec<(u64, MappedChunk)> {
         let chunk = |index: u64| Some((index, self.runs_in(index..index + 1).next()?.0));
         indices.iter().filter_map(|index| chunk(*index)).collect()
     }
 
-    /// The blobs of the file, for the tree: each with how often it comes in a row.
+    /// The blobs of the file for its tree, each with its number of consecutive repetitions.
     pub(crate) fn blobs(&self, geometry: Geometry, zeros: ZeroIds) -> impl Iterator<Item = (Id, u64)> + '_ {
         let last = geometry.chunks().saturating_sub(1);
         self.runs().flat_map(move |(first, chunk, count)| {
@@ -257,8 +257,8 @@ impl ChunkMap {
         })
     }
 
-    /// Reads a file's content back; the chunks of `split`, which ascend, are in pieces. The lengths of the blobs are
-    /// not looked at here: whoever reads them compares.
+    /// Parses a file's content. The chunks in `split`, which must be ascending, are stored in pieces. The lengths of
+    /// the blobs are not checked here; readers compare them.
     pub(crate) fn from_content(
         content: &Content,
         geometry: Geometry,
@@ -283,10 +283,10 @@ impl ChunkMap {
                 }
                 continue;
             }
-            // Chunks up to here are whole ones.
+            // All chunks before this index are stored whole.
             let end = next_split.map_or(u64::MAX, |range| range.start);
             if id != zeros.whole {
-                // A disk shorter than 512 KiB, or whose last chunk is, can end in the odd blob alone.
+                // If the last chunk is shorter than 512 KiB, it can be the shorter zero blob alone.
                 let odd_last =
                     map.len() + 1 == chunks && Some(id) == zeros.tail && last_zeros.is_some_and(|(n, _)| n == 0);
                 if !SharedList::can_have(&id) {
@@ -304,7 +304,7 @@ impl ChunkMap {
             if map.len() == end {
                 runs.give_back(id, count);
             } else if count > 0 {
-                // What is left must be exactly the last chunk.
+                // The rest must be exactly the last chunk.
                 let Some((blobs, tail)) = last_zeros.filter(|_| map.len() + 1 == chunks) else {
                     return Err(misfit(&map));
                 };
@@ -318,7 +318,7 @@ impl ChunkMap {
     }
 }
 
-/// The runs of the pieces of a chunk.
+/// The runs of a chunk that is stored in pieces.
 fn split_runs(geometry: Geometry, index: u64, pieces: &Pieces) -> Vec<BlobRun> {
     let (mut offset, end) = (geometry.offset(index), geometry.offset(index) + geometry.length(index));
     let mut runs: Vec<BlobRun> = Vec::new();
@@ -333,7 +333,7 @@ fn split_runs(geometry: Geometry, index: u64, pieces: &Pieces) -> Vec<BlobRun> {
     runs
 }
 
-/// The blobs of a content, run by run, of which a part can be put back.
+/// The blobs of a content, run by run. A part of a run can be put back.
 struct BlobList<I> {
     runs: I,
     rest: Option<(Id, u64)>,
@@ -348,7 +348,7 @@ impl<I: Iterator<Item = (Id, u64)>> BlobList<I> {
         self.rest = (count > 0).then_some((id, count));
     }
 
-    /// The next blobs, if there are enough.
+    /// Takes the next `wanted` blobs; `None` if there are fewer.
     fn take(&mut self, mut wanted: u64) -> Option<Vec<Id>> {
         let mut ids = Vec::new();
         while wanted > 0 {
@@ -362,7 +362,7 @@ impl<I: Iterator<Item = (Id, u64)>> BlobList<I> {
     }
 }
 
-/// Whether all bytes are zero. Most data shows that it is not in the first few.
+/// Whether all bytes are zero. Returns early for most data, which has a nonzero byte in the first few.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(256).all(|piece| piece.iter().fold(0, |or, byte| or | byte) == 0)
 }
@@ -395,7 +395,7 @@ mod tests {
                 match kind {
                     0 => map.push(MappedChunk::Zero, count),
                     3.. => for _ in 0..count {
-                        // Among the pieces are blobs that also stand for whole chunks, and the zero blob.
+                        // The pieces include blobs that are also whole chunks, and the zero blob.
                         let ids = [Id::hash(&[1]), ZeroIds::of(geometry).whole, Id::hash(&[kind])];
                         let wanted = pieces::count(geometry.length(map.len())) as usize;
                         map.push_split(Pieces::new(ids.into_iter().cycle().take(wanted).collect()));
@@ -408,7 +408,7 @@ mod tests {
             let content = content_of(&map, geometry);
             let text = pieces::ranges_to_text(map.split_chunks());
             let split = pieces::ranges_of_text(&text, geometry.chunks()).unwrap();
-            // The runs of blobs are the same list, with places.
+            // The runs of blobs are the same list, with offsets.
             let mut end = 0;
             let mut listed = Content::default();
             for run in map.blob_runs(geometry) {

@@ -11,101 +11,100 @@ use crate::capture::survey::{
 use crate::record::Status;
 use std::path::PathBuf;
 
-/// libvirt's backup API works without being switched on from here.
+/// Since this version, libvirt's backup API is enabled by default.
 const LIBVIRT_NEEDED: (u32, u32, u32) = (7, 6, 0);
-/// What Debian 12 brings is the oldest that this is made for.
+/// The version in Debian 12, the oldest that kvmb supports.
 const LIBVIRT_WANTED: (u32, u32, u32) = (9, 0, 0);
-/// QEMU can move dirty bitmaps as libvirt's backups want it from here.
+/// Since this version, QEMU can merge dirty bitmaps as libvirt's backups require.
 const QEMU_NEEDED: (u32, u32, u32) = (6, 1, 0);
-/// What Debian 12 brings is the oldest that this is made for.
+/// The version in Debian 12, the oldest that kvmb supports.
 const QEMU_WANTED: (u32, u32, u32) = (7, 2, 0);
 
-/// With more scratch space than this nobody need worry.
+/// More free scratch space than this is always enough.
 const COMFORTABLE_SCRATCH_BYTES: u64 = 4 << 30;
 
-/// One thing that was looked at, and how it is.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// The machine; none is the host.
+    /// The machine, or `None` for the host.
     pub(crate) machine: Option<String>,
     pub(crate) disk: Option<String>,
     pub(crate) status: Status,
     pub(crate) subject: CheckSubject,
 }
 
-/// What was looked at, and what was found.
+/// What was checked, and the details found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CheckSubject {
-    /// Where the machines run.
+    /// The connection to the hypervisor.
     Connection {
         uri: String,
     },
     Libvirt {
         version: (u32, u32, u32),
     },
-    /// QEMU's version; none when libvirt finds no QEMU.
+    /// QEMU's version, or `None` if libvirt finds no QEMU.
     Qemu {
         version: Option<(u32, u32, u32)>,
     },
     Programs {
-        /// Those that are missing.
+        /// The programs that are missing.
         missing: Vec<&'static str>,
     },
     /// A security module that confines machines.
     Confinement {
         by: String,
-        /// Whether the folder that it leaves open was found; none where no machine was looked at.
+        /// Whether the folder that the module leaves accessible was found; `None` if no machine was examined.
         has_open_folder: Option<bool>,
     },
-    /// What this module must permit before a machine can run on its point.
+    /// A rule that this module needs before a machine can run on its point.
     LiveRestore(MissingRule),
     /// The folders for sockets and scratch files.
     Folders {
-        /// The first that QEMU's user cannot pass.
+        /// The first folder that QEMU's user cannot traverse.
         closed: Option<PathBuf>,
         user: Option<u32>,
     },
-    /// Room for what a guest overwrites during its backup.
+    /// The free space for data that a guest overwrites during its backup.
     Scratch(FolderSpace),
     Agent(AgentSurvey),
-    /// What holds the machine.
+    /// The job or capture that occupies the machine.
     Job(JobSurvey),
-    /// The machine waits for a disk that failed.
+    /// The machine is paused because of an I/O error on a disk.
     StoppedByIoError,
-    /// The machine's memory is saved on disk.
+    /// The machine has a managed save image.
     SavedMemory,
-    /// No disk can be backed up: a backup keeps the definition.
+    /// No disk can be backed up; a backup would contain only the definition.
     NoDisks,
-    /// A part that the machine needs, and that a backup would not have.
+    /// A part that the machine needs and that a backup would not include.
     MissingPart(MissingPart),
-    /// A file that its definition mentions, and that a backup would not have.
+    /// A file that the definition references and that a backup would not include.
     OutsideLeftOut(OutsideLeftOut),
-    /// Snapshots inside of its images, which cannot be reverted to while there are bitmaps.
+    /// Internal snapshots of the images. They cannot be reverted to while there are bitmaps.
     InternalSnapshots {
         names: Vec<String>,
         /// Whether there are bitmaps now.
         has_checkpoints: bool,
     },
-    /// Checkpoints, which keep the machine from being undefined.
+    /// Checkpoints, which prevent 'virsh undefine'.
     Checkpoints,
     Disk(DiskSurvey),
-    /// An encrypted disk, which can be read only through its running machine.
+    /// An encrypted disk of a stopped machine. It can be read only while the machine runs.
     EncryptedAndOff(DiskSurvey),
-    /// A bitmap that cannot be used any more.
+    /// A bitmap that can no longer be used.
     Bitmap {
         bitmap: BrokenBitmap,
-        /// Whether its machine runs.
+        /// Whether the machine runs.
         is_on: bool,
     },
 }
 
-/// The room in a folder.
+/// The free space of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FolderSpace {
     pub(crate) folder: PathBuf,
-    /// What is free there.
     pub(crate) free_bytes: u64,
-    /// Without this no backup begins.
+    /// The free space that a backup needs to start.
     pub(crate) needed_bytes: u64,
 }
 
@@ -130,14 +129,14 @@ pub(crate) fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Fin
     findings
 }
 
-/// Judges what a security module must permit for live restores. Backups do without, and so do most hosts: it is a
-/// problem only where a live restore is not finished.
+/// Judges the rules that a security module needs for live restores. Backups do not need them, and neither do most
+/// hosts: a missing rule is a problem only if a live restore is unfinished.
 pub(crate) fn judge_live_restores(missing: Option<MissingRule>, is_unfinished: bool) -> Option<Finding> {
     let status = if is_unfinished { Status::Warning } else { Status::Ok };
     missing.map(|rule| of_host(status, CheckSubject::LiveRestore(rule)))
 }
 
-/// Judges a machine; `scratch` is the folder of scratch files and its free bytes, where these are known.
+/// Judges a machine. `scratch` is the folder of scratch files and its free bytes, if known.
 pub(crate) fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -> Vec<Finding> {
     let mut found: Vec<(Status, CheckSubject)> = Vec::new();
     if machine.is_stopped_by_io_error() {
@@ -213,7 +212,7 @@ fn age(version: (u32, u32, u32), needed: (u32, u32, u32), wanted: (u32, u32, u32
 
 fn of_job(job: &JobSurvey) -> Status {
     match job {
-        // What a killed run left, the next one clears; until then it may keep the machine from starting.
+        // The next run cleans up after a killed run. Until then its remains may keep the machine from starting.
         JobSurvey::Free | JobSurvey::LeftOver { holds_off: false, .. } => Status::Ok,
         JobSurvey::LeftOver { .. }
         | JobSurvey::Captured { .. }
@@ -228,7 +227,7 @@ fn of_agent(agent: &AgentSurvey) -> Status {
     match agent {
         AgentSurvey::Answers => Status::Ok,
         AgentSurvey::NotAsked => Status::Unknown,
-        // A backup works without: its points are then as after a power cut.
+        // A backup works without the agent, but its points are only crash-consistent.
         AgentSurvey::NoChannel | AgentSurvey::Disconnected | AgentSurvey::Silent(_) => Status::Warning,
     }
 }
@@ -243,7 +242,7 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
     }
     let status = match &disk.storage {
         DiskStorage::KeepsBitmaps | DiskStorage::DataFile => Status::Ok,
-        // It is read in full each time.
+        // The disk is read in full each time.
         DiskStorage::OldQcow2 | DiskStorage::Format(_) => Status::Warning,
         DiskStorage::Corrupt | DiskStorage::CutOff | DiskStorage::Unreadable(_) | DiskStorage::NoDriver(_) => {
             Status::Critical
@@ -302,7 +301,7 @@ mod tests {
         }
     }
 
-    /// What is not well.
+    /// The findings that are not OK.
     fn bad(findings: Vec<Finding>) -> Vec<(Status, CheckSubject)> {
         let bad = findings.into_iter().filter(|finding| finding.status != Status::Ok);
         bad.map(|finding| (finding.status, finding.subject)).collect()

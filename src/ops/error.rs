@@ -11,37 +11,37 @@ use std::path::{Path, PathBuf};
 /// The result of a workflow.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a workflow ended early. The command line adds the kind of failure and the hint.
+/// Why a workflow failed. The command line adds the kind of failure and the hint.
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("interrupted")]
     Interrupted,
-    /// libvirt, QEMU or a capture's state.
+    /// An error of libvirt, of QEMU or of a capture's state.
     #[error(transparent)]
     Capture(capture::Error),
-    /// Reading or writing a disk.
+    /// A disk could not be read or written.
     #[error("disk {disk}: {source}")]
     Disk {
         /// The disk's target name.
         disk: String,
         source: nbd::Error,
     },
-    /// Where a disk is to be read is no address.
+    /// The address of a disk is invalid.
     #[error("disk {disk}: {source}")]
     NbdAddress {
         /// The disk's target name.
         disk: String,
         source: nbd::UriError,
     },
-    /// What was read of a disk does not add up.
+    /// The data read from a disk is inconsistent.
     #[error("disk {disk}: {reason}")]
     DiskMap {
         /// The disk's target name.
         disk: String,
         reason: String,
     },
-    /// The list of a disk's chunks would not fit into the repository's format.
+    /// The list of a disk's chunks would exceed the limit of the repository format.
     #[error(
         "disk {disk} is too large for chunks of {} KiB: the list of the chunks of its {} TiB{} would be longer than \
          the 4 GiB that the repository format allows",
@@ -53,37 +53,35 @@ pub enum Error {
         /// The disk's target name.
         disk: String,
         capacity_bytes: u64,
-        /// The size of its chunks.
         chunk_bytes: u32,
-        /// Whether the holes make it so long: then larger chunks do not help.
+        /// Whether the holes alone make the list that long. Larger chunks do not help then.
         has_holes: bool,
     },
     #[error(transparent)]
     Repo(Box<repo::Error>),
-    /// A file of this host.
+    /// An operation on a file of this host failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         action: &'static str,
-        /// The file or folder.
         path: PathBuf,
         source: std::io::Error,
     },
-    /// Something is to be written into a folder that is not there.
+    /// The target folder does not exist.
     #[error("folder {} does not exist", path.display())]
     NoFolder { path: PathBuf },
-    /// Something is to be written into a folder that is a file.
+    /// The target folder is not a folder.
     #[error("{} is not a folder", path.display())]
     NotAFolder { path: PathBuf },
-    /// The system has no thread left for us.
+    /// The system cannot start another thread.
     #[error("cannot start a thread: {0}")]
     NoThread(#[source] std::io::Error),
     /// A program could not be started.
     #[error("cannot start {program}: {source}")]
     NotStarted { program: &'static str, source: std::io::Error },
-    /// The server of a point did not end when it was asked to.
+    /// The server of a point did not exit when it was asked to.
     #[error("server {served} (process {pid}) does not exit")]
     ServerStuck { served: String, pid: u32 },
-    /// A program that mounts did not.
+    /// A program could not mount.
     #[error("{program} did not mount {}: {message}", target.display())]
     Mount {
         /// `guestmount` or `nbdfuse`.
@@ -91,18 +89,18 @@ pub enum Error {
         target: PathBuf,
         message: String,
     },
-    /// A mount would hide what is in the folder.
+    /// A mount would hide the content of the folder.
     #[error("folder {} is not empty", path.display())]
     NotEmpty { path: PathBuf },
-    /// A file of a guest.
+    /// A file of a guest cannot be read.
     #[error("{}: {source}", path)]
     GuestFile {
-        /// The path as it was asked for, or as the guest has it.
+        /// The path as requested, or as the guest has it.
         path: String,
-        /// Why it cannot be had.
+        /// Why it cannot be read.
         source: FsError,
     },
-    /// Copied files that lack something.
+    /// Files were copied without some of their attributes.
     #[error(
         "{count} file{} copied without {what}: {source}",
         if *.count == 1 { " was" } else { "s were" }
@@ -111,55 +109,55 @@ pub enum Error {
         count: u64,
         /// What the first one lacks.
         what: String,
-        /// Why it lacks that.
+        /// Why the first one lacks it.
         source: std::io::Error,
     },
-    /// The program that opens LUKS, RAID and logical volumes.
+    /// guestfish, which opens LUKS, RAID and logical volumes, failed.
     #[error("guestfish: {message}")]
     Guestfish {
-        /// What it said.
+        /// Its message.
         message: String,
     },
     /// A passphrase does not open a LUKS volume.
     #[error("the passphrase does not open {volume}: {message}")]
     WrongPassphrase {
-        /// Its name, `vda5`.
+        /// The volume, such as `vda5`.
         volume: String,
-        /// What cryptsetup said.
+        /// The message of cryptsetup.
         message: String,
     },
-    /// The virtual machine has less memory than the key of a LUKS volume needs.
+    /// guestfish's virtual machine has less memory than the key of a LUKS volume needs.
     #[error("the virtual machine of guestfish has too little memory to open {volume}: {message}")]
     TooLittleMemory {
-        /// Its name, `vda5`.
+        /// The volume, such as `vda5`.
         volume: String,
-        /// What cryptsetup said.
+        /// The message of cryptsetup.
         message: String,
     },
-    /// A LUKS volume that does not open, whatever the passphrase.
+    /// A LUKS volume cannot be opened with any passphrase.
     #[error("cannot open {volume}: {message}")]
     VolumeNotOpened {
-        /// Its name, `vda5`.
+        /// The volume, such as `vda5`.
         volume: String,
-        /// What cryptsetup said.
+        /// The message of cryptsetup.
         message: String,
     },
-    /// The process that reads file systems of guests.
+    /// The process that reads file systems of guests failed.
     #[error(transparent)]
     Confined(ConfinedError),
-    /// A disk record without a capture.
+    /// The input has a disk that is not captured.
     #[error("disk {disk} of {machine} is not captured")]
     NotCaptured { machine: String, disk: String },
-    /// The stream ended before all disks of a capture had come.
+    /// The stream ended before all disks of a capture arrived.
     #[error("only {arrived} of {expected} disks of capture {capture} arrived")]
     CaptureIncomplete {
         capture: String,
-        /// How many disks came.
+        /// The number of disks that arrived.
         arrived: usize,
-        /// How many belong together.
+        /// The number of disks of the capture.
         expected: usize,
     },
-    /// The capture's disks can no longer be read.
+    /// The lease of the capture expired, so its disks can no longer be read.
     #[error("the lease of capture {capture} of {machine} expired at {}", lease_ends_at.to_rfc3339())]
     CaptureExpired {
         capture: String,
@@ -167,95 +165,95 @@ pub enum Error {
         /// When the lease ended.
         lease_ends_at: Time,
     },
-    /// A disk that the user named is not there.
+    /// The requested disk does not exist.
     #[error("{subject} has no disk {disk:?}")]
     NoSuchDisk {
         /// A machine or a point.
         subject: String,
-        /// The name asked for.
+        /// The requested name.
         disk: String,
     },
-    /// No point answers the description.
+    /// No point matches.
     #[error("no point {wanted:?} in {repo}{}{}", suggestion(.near), known_times(.known))]
     NoSuchPoint {
-        /// What was asked for.
+        /// The requested point.
         wanted: String,
         repo: String,
-        /// Machines with points and a name like it.
+        /// Machines that have points and a similar name.
         near: Vec<String>,
-        /// Times of the oldest and newest point of the machine, if it has points.
+        /// The times of the machine's oldest and newest point, if it has points.
         known: Option<(Time, Time)>,
     },
-    /// A snapshot that is no point for want of its tags, which restic can take away.
+    /// A snapshot is not a point because its tags are missing. restic can remove tags.
     #[error("snapshot {snapshot} in {repo} is not a point: it lacks the tag kvmb")]
     NotAPoint {
         snapshot: String,
         repo: String,
-        /// Whose point it would be.
+        /// The machine whose point it would be.
         machine: Option<String>,
     },
-    /// More than one point does.
+    /// More than one point matches.
     #[error("{wanted:?} matches {count} points")]
     AmbiguousPoint {
-        /// What was asked for.
+        /// The requested point.
         wanted: String,
         count: usize,
     },
-    /// Machines of several hosts have the name, and none of this one.
+    /// Machines with this name exist on several other hosts, but not on this one.
     #[error("several hosts have a machine named {machine:?}: {}", hosts_text(.newest))]
     AmbiguousMachine {
         machine: String,
-        /// The hosts of each, and its newest point.
+        /// The host of each machine, and its newest point.
         newest: Vec<(String, String)>,
     },
-    /// A snapshot that is not a point of kvmb's, or one that cannot be read.
+    /// A snapshot is not a point of kvmb, or cannot be read.
     #[error("point {point} cannot be read: {reason}")]
     BadPoint { point: String, reason: String },
-    /// A point whose manifest says what its definition does not.
+    /// The manifest of a point contradicts its definition.
     #[error("point {point} was not restored: its point.json does not match its definition: {reason}")]
     UntrustedPoint { point: String, reason: String },
-    /// A snapshot file that may be the point that is meant.
+    /// A snapshot file that cannot be read may be the requested point.
     #[error("snapshot {snapshot} cannot be read and might be the requested point: {reason}")]
     UnreadableSnapshot { snapshot: String, reason: String },
-    /// The repository does not hold what it should.
+    /// Data of the point is missing or damaged.
     #[error("point {point} is damaged in {} place{}: \
         {}", damage.len(), if damage.len() == 1 { "" } else { "s" }, describe(damage))]
     Damaged { point: String, damage: Vec<Damage> },
-    /// A repository in which nothing may be removed, because something in it is damaged.
+    /// Nothing was removed because the repository is damaged.
     #[error("the repository is damaged, so nothing was removed: {source}")]
     Unprunable { source: Box<repo::Error> },
-    /// A file of a repository that may not be removed.
+    /// The storage refuses to remove a file of the repository.
     #[error("the repository in {url} refuses to remove files: {source}")]
     RemovalRefused { url: String, source: Box<repo::Error> },
-    /// Something is where a restore would write.
+    /// A restore would write to a path that exists already.
     #[error("{} already exists", path.display())]
     Exists { path: PathBuf },
-    /// A machine of that name is there.
+    /// A machine with this name exists already.
     #[error("machine {machine} already exists")]
     MachineExists { machine: String },
-    /// Another machine has the name: replacing it is not what `--overwrite` means.
+    /// Another machine has the name. `--overwrite` does not replace it.
     #[error("another machine is already named {machine} (UUID {uuid})")]
     NameTaken {
         machine: String,
-        /// The other machine's UUID.
+        /// The UUID of the other machine.
         uuid: String,
     },
-    /// The machine of the point has another name by now.
+    /// The machine of the point was renamed.
     #[error("machine {machine} is now named {present}")]
     Renamed {
-        /// Its name when the point was captured, or the one that was asked for.
+        /// Its name when the point was captured, or the requested name.
         machine: String,
         present: String,
     },
-    /// A running machine is never written over.
+    /// A running machine is never overwritten.
     #[error("machine {machine} is running")]
     MachineRunning { machine: String },
-    /// A running machine's image is never written over.
+    /// The image of a running machine is never overwritten.
     #[error("disk {disk} cannot be restored to {}: it is in use by a running machine", path.display())]
     ImageInUse { disk: String, path: PathBuf },
     #[error("{} has {} free, but {} is needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
     NoRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
-    /// Scratch files of a running machine would fill their file system.
+    /// The scratch files of a running machine would fill their file system.
     #[error(
         "{} has {} free, but {} is needed for scratch files",
         path.display(),
@@ -263,7 +261,7 @@ pub enum Error {
         in_units(*wanted_bytes)
     )]
     NoScratchRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
-    /// A server's list of keys has ours, and the server does not take it.
+    /// Our key is in the server's authorized_keys, but the server refuses it.
     #[error(
         "the key was added to .ssh/authorized_keys of {account}, but the server still refuses it; it may read the keys \
          from another file"
@@ -271,28 +269,28 @@ pub enum Error {
     KeyNotTaken {
         /// `user@host`.
         account: String,
-        /// The line for the list that the server reads.
+        /// The line to add to the file that the server reads.
         line: String,
     },
-    /// A device that is not there: a file in its place would be in memory.
+    /// The target device does not exist. A file created in its place would be in memory.
     #[error("disk {disk} cannot be restored: device {} does not exist", path.display())]
     NoDevice {
         disk: String,
         path: PathBuf,
-        /// How large it must be.
+        /// The required size.
         capacity_bytes: u64,
     },
-    /// The same for what is no disk.
+    /// The same as [`Error::NoDevice`], for something other than a disk.
     #[error("{name} cannot be restored: there is no device {}", path.display())]
     NoDeviceOfFile {
-        /// What would be written.
+        /// What was to be restored.
         name: String,
         path: PathBuf,
     },
-    /// There is nothing that says where a machine without disks goes.
+    /// Nothing determines where the definition of a machine without disks is restored to.
     #[error("there is no place for the definition of {machine}, which has no disk")]
     Nowhere { machine: String },
-    /// A volume of a storage pool that is not there and cannot be made.
+    /// The volume of a storage pool does not exist and cannot be created.
     #[error("disk {disk} cannot be restored to volume {volume}: {reason}")]
     NoVolume {
         disk: String,
@@ -302,7 +300,7 @@ pub enum Error {
         /// The command that solves it.
         solve: String,
     },
-    /// Saved memory would be woken on top of other disks than it was saved with.
+    /// The memory saved by a managed save does not match the disks to be restored.
     #[error("{machine} has saved memory, which does not match the disks to be restored")]
     SavedMemory { machine: String },
     /// The machine needs something that this host does not have.
@@ -311,10 +309,10 @@ pub enum Error {
         machine: String,
         what: String,
         solve: String,
-        /// Whether it is needed for the start only.
+        /// Whether only the start needs it.
         is_start: bool,
     },
-    /// Something of a machine cannot be restored while the machine runs.
+    /// A part of the machine cannot be restored while the machine runs.
     #[error("{subject} cannot be restored live: {reason}")]
     NotLive {
         /// A disk, or a file.
@@ -323,46 +321,45 @@ pub enum Error {
         /// What to do instead.
         solve: &'static str,
     },
-    /// The security module of the host keeps QEMU from the socket of the served point.
+    /// The host's security module denies QEMU access to the socket of the served point.
     #[error("{module} does not permit {machine} to run on a served point: the rule {rule} is missing")]
     ForbiddenBy {
         machine: String,
         /// The security module.
         module: String,
         rule: String,
-        /// The command that adds it.
+        /// The command that adds the rule.
         command: String,
     },
     /// The server of a live restore did not start.
     #[error("point {point} cannot be served: {message}")]
     NotServed {
-        /// Its id.
         point: String,
-        /// What the server said.
+        /// The message of the server.
         message: String,
     },
-    /// A live restore of the machine has to end first.
+    /// A live restore of the machine must finish first.
     #[error("the restore of {machine} is not finished")]
     LiveRestoreUnfinished { machine: String },
-    /// Another process is at it.
+    /// Another process is restoring the machine.
     #[error("another process is restoring {machine}")]
     LiveRestoreBusy { machine: String },
-    /// There is nothing to continue.
+    /// There is no live restore to continue.
     #[error("no live restore of {machine} is unfinished")]
     NoLiveRestore { machine: String },
-    /// The machine has never run on its new disks.
+    /// A live restore was interrupted before the machine ran, and was undone.
     #[error("the restore of {machine} was interrupted before the machine ran; everything is as it was before")]
     LiveRestoreUndone { machine: String },
-    /// The machine was shut down before all of its data was there.
+    /// The machine was shut down before all of its data was copied.
     #[error("{machine} was shut down before its restore was finished")]
     LiveRestoreStopped { machine: String },
-    /// QEMU ends the copy again and again.
+    /// QEMU repeatedly aborts the copy.
     #[error("the data of {machine}'s disk {disk} cannot be copied from the point")]
     PullFailed { machine: String, disk: String },
-    /// Nobody says where the disk shall go.
+    /// Nothing determines where the disk is restored to.
     #[error("disk {disk} has no destination: {reason}")]
     NoDestination { disk: String, reason: String },
-    /// The disk cannot be restored where the user wants it.
+    /// The disk cannot be restored to the requested target.
     #[error("disk {disk} cannot be restored to {}: {reason}", path.display())]
     BadTarget {
         disk: String,
@@ -400,12 +397,12 @@ impl From<repo::Error> for Error {
 }
 
 impl Error {
-    /// Makes an [`Error::Io`]; for `map_err`.
+    /// Returns a closure for `map_err` that makes an [`Error::Io`].
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::Io { action, path: path.to_owned(), source }
     }
 
-    /// Makes an [`Error::Disk`]; for `map_err`.
+    /// Returns a closure for `map_err` that makes an [`Error::Disk`].
     pub(crate) fn disk(disk: &str) -> impl Fn(nbd::Error) -> Error {
         move |source| match source {
             nbd::Error::Stopped => Error::Interrupted,
@@ -431,7 +428,7 @@ fn describe(damage: &[Damage]) -> String {
     format!("{place}{}{}", first.error, if damage.len() > 1 { " …" } else { "" })
 }
 
-/// The times that a machine's points are between, for the end of a message.
+/// The end of the message: the times of a machine's oldest and newest point.
 fn known_times(known: &Option<(Time, Time)>) -> String {
     let text = |time: &Time| time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string();
     match known {

@@ -1,17 +1,18 @@
-//! The guard of a capture: a process of its own that keeps the lease and watches the scratch space.
+//! The guard of a capture: a separate process that renews the lease and watches the scratch space.
 //!
 //! ```text
-//!  snapshot ─ starts ─→ guard ──┬ somebody reads ──────────────→ the lease is renewed
-//!                        ↑      ├ nobody, and the lease is over → the capture is ended and cleared
-//!  hash, push, backup ───┘      ├ scratch space runs low ───────→ the job is ended, the reader fails with «no space»
-//!   start it again if it        └ the capture is gone ──────────→ it ends
+//!  snapshot ─ starts ─→ guard ──┬ a process reads the capture ────→ renews the lease
+//!                        ↑      ├ no reader, the lease is over ───→ ends and releases the capture
+//!  hash, push, backup ───┘      ├ scratch space runs low ─────────→ ends the job; readers fail with "no space"
+//!   start it again if it        └ the capture is gone ────────────→ exits
 //!   was killed
 //! ```
-//! A running machine's writes go on during a backup, and what they overwrite is kept in scratch files. When their file
-//! system is full, QEMU stops the *guest*. So the job is ended before, however slowly somebody reads or uploads.
+//! A running machine keeps writing during a backup, and QEMU saves the data that it overwrites in scratch files. When
+//! their file system is full, QEMU pauses the *guest*. The guard ends the job before that happens, even if a reader is
+//! slow.
 //!
-//! The guard never opens libvirt itself: the embedded driver stays open until its process ends, and keeps all others
-//! away. A child that ends the job and then itself does it ([`Errand`]), and is killed when it hangs.
+//! The guard never opens libvirt itself: the embedded driver stays open until its process exits, and excludes all other
+//! processes. A short-lived child ends the job or the capture instead ([`Errand`]), and is killed if it hangs.
 
 use super::release::release;
 use super::watched::watched;
@@ -30,28 +31,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-/// With less scratch space than this the capture ends, unless its disks are smaller.
+/// The job ends when less scratch space than this is free. For smaller disks, their total size is the limit.
 const LOW_BYTES: u64 = 64 << 20;
 
-/// How often the guard looks.
+/// The interval between checks.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often a reader looks at what the guard says.
+/// The interval at which a reader checks for the guard's verdict.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A guard that was started has this long to write its record before another is started.
+/// The time that a started guard has to write its record before another one is started.
 const START_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long asking a file system for its free space may take: a dead one never answers.
+/// The time limit for measuring free space. A dead file system never answers.
 const MEASURE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long a child that ends a job or a capture may take.
+/// The time limit for a child that ends a job or a capture.
 const ERRAND_LIMIT: Duration = Duration::from_secs(15);
 
-/// How often a child is tried before the capture is left to the next run.
+/// The number of attempts before the capture is left to the next run.
 const ERRAND_TRIES: u32 = 40;
 
-/// Secrets of ours that are no business of a guard.
+/// Secrets in the environment that a guard does not need.
 pub(crate) const SECRETS: [&str; 8] = [
     "KVMB_PASSWORD",
     "KVMB_PASSWORD_COMMAND",
@@ -63,25 +64,25 @@ pub(crate) const SECRETS: [&str; 8] = [
     "AWS_SESSION_TOKEN",
 ];
 
-/// What a guard's child does.
+/// The task of a guard's child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Errand {
-    /// Ends the job; checkpoint and state stay, for whoever reads.
+    /// Ends the job. The checkpoint and the state stay for the readers.
     Drain,
-    /// Ends the capture for good.
+    /// Ends and releases the capture.
     Release,
 }
 
 /// The program whose `guard` command is a guard.
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// Says which program's `guard` command is a guard. Without it, as in a library, captures have none.
+/// Sets the program whose `guard` command is a guard. Without one, as in a library, captures are not guarded.
 pub(crate) fn set_program(program: PathBuf) {
-    // It is reported once a process.
+    // A second call changes nothing.
     let _ = PROGRAM.set(program);
 }
 
-/// The program itself, for another of its commands.
+/// The program itself, to run another of its commands.
 pub(crate) fn program() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
@@ -91,12 +92,12 @@ pub(crate) fn is_available() -> bool {
     PROGRAM.get().is_some()
 }
 
-/// Starts a guard, detached. Where there is one already, the new one ends at once.
+/// Starts a detached guard. If the capture has a guard already, the new one exits at once.
 pub(crate) fn start(file: &CaptureFile) -> Result<()> {
     let Some(mut command) = command(file, &[]) else { return Ok(()) };
     let spawned = command.spawn();
     let mut child = spawned.map_err(|source| Error::NotStarted { program: "kvmb guard", source })?;
-    // Somebody has to take the exit status, or it stays a zombie for as long as we run: no harm where no thread can.
+    // Reaps the child. If the thread cannot start, a zombie stays until this process exits, which is harmless.
     let _ = std::thread::Builder::new().spawn(move || child.wait());
     Ok(())
 }
@@ -118,8 +119,9 @@ fn command(file: &CaptureFile, arguments: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-/// Runs `work`, which reads the capture, with a flag that is raised when `stop` is, or when the guard ended the
-/// capture: then that is the error, however the work ended. A guard that was killed is started again.
+/// Runs `work`, which reads the capture, with a flag that is raised when `stop` is raised or when the guard ended the
+/// capture. If the guard ended it and `work` fails, the guard's reason is the error. A guard that was killed is started
+/// again.
 pub(crate) fn guarded<T>(
     file: &CaptureFile,
     capture: &CaptureState,
@@ -139,14 +141,14 @@ pub(crate) fn guarded<T>(
         Ok(result) => Ok(result),
         Err(error) => {
             stop.check()?;
-            // Whichever thread saw it first, and however it says so: this is why.
+            // The guard's reason is the cause, whichever error a thread met first.
             Err(verdict().map_or(error, |verdict| error_of(verdict, capture)))
         }
     }
 }
 
 fn watch(file: &CaptureFile, stop: &Stop, inner: &Stop, done: &AtomicBool) {
-    // Without a record, the one that opened the capture has just started a guard.
+    // If there is no record yet, the process that opened the capture has just started a guard.
     let mut started = file.guard().is_none().then(Instant::now);
     while !done.load(Ordering::Relaxed) {
         let guard = file.guard();
@@ -178,7 +180,7 @@ fn error_of(verdict: Verdict, capture: &CaptureState) -> Error {
     }
 }
 
-/// The life of a guard. It ends with the capture, and when another guards it.
+/// Runs a guard until the capture ends. Returns at once if another guard is running.
 pub(crate) fn run(runtime: &RuntimeDirs, capture: &str, stop: &Stop) -> Result<()> {
     let file = match CaptureFile::open(runtime, capture) {
         Err(capture::Error::NoSuchCapture { .. }) => return Ok(()),
@@ -192,7 +194,7 @@ pub(crate) fn run(runtime: &RuntimeDirs, capture: &str, stop: &Stop) -> Result<(
     Ok(())
 }
 
-/// Does what a guard sends a child for.
+/// Performs the task of a guard's child process.
 pub(crate) fn do_errand(runtime: &RuntimeDirs, capture: &str, errand: Errand) -> Result<()> {
     let file = match CaptureFile::open(runtime, capture) {
         Err(capture::Error::NoSuchCapture { .. }) => return Ok(()),
@@ -229,7 +231,7 @@ impl Guard {
         Ok(Guard { file, record, gauge: Gauge::default(), renewed: Instant::now(), tries: 0 })
     }
 
-    /// One look; false when there is nothing more to guard.
+    /// Performs one check. Returns false if there is nothing left to guard.
     fn look(&mut self, stop: &Stop) -> Result<bool> {
         let Ok(state) = self.file.load() else { return Ok(self.file.exists()) };
         if state.phase == Phase::Open && !self.has_space(&state)? {
@@ -252,13 +254,13 @@ impl Guard {
                 }
                 Ok(false)
             }
-            // A verdict stays: the job ends, whatever was freed meanwhile.
+            // A verdict is final: the job ends even if space was freed meanwhile.
             _ => Ok(self.record.verdict.is_none()),
         }
     }
 
     fn end_job(&mut self, state: &CaptureState, stop: &Stop) {
-        // A process that has the embedded driver open keeps it, and ends the job by itself as soon as it sees the
+        // A process that has the embedded driver open excludes this one, and ends the job itself as soon as it sees the
         // verdict.
         let belongs_to_another = state.owner.as_ref().is_some_and(ServerProcess::is_alive);
         if state.connect.starts_with("qemu:///embed") && belongs_to_another {
@@ -291,7 +293,7 @@ impl Guard {
         Ok(self.file.exists() && self.tries < ERRAND_TRIES)
     }
 
-    /// Has a child do it; one that hangs is killed, and tried again at the next look.
+    /// Runs a child that performs the errand. A child that hangs is killed, and the next check tries again.
     fn send(&self, errand: Errand, stop: &Stop) {
         let argument = match errand {
             Errand::Drain => "--drain",
@@ -323,7 +325,7 @@ fn end_of(lease: Duration) -> DateTime<FixedOffset> {
     end.unwrap_or(DateTime::<chrono::Utc>::MAX_UTC.fixed_offset())
 }
 
-/// Measures free space. A file system that does not answer is asked again only when it has.
+/// Measures free space. While a measurement is pending, no other one is started.
 #[derive(Default)]
 struct Gauge {
     pending: Option<Receiver<Option<u64>>>,
@@ -335,7 +337,7 @@ impl Gauge {
             let (sender, receiver) = mpsc::sync_channel(1);
             let folder = folder.to_owned();
             let measuring = std::thread::Builder::new().spawn(move || {
-                // Nobody may listen any more.
+                // The receiver may be gone.
                 let _ = sender.send(free_bytes(&folder).ok());
             });
             measuring.is_ok().then_some(receiver)

@@ -13,14 +13,14 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::time::Duration;
 
-/// A pipe may have nobody at its other end for a long time.
+/// The writer of a pipe may send nothing for a long time.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The size of reads, and of the zeros that a hole is hashed as.
+/// The size of reads, and of the buffer of zeros that holes are hashed from.
 const STEP_BYTES: u32 = 1 << 20;
 
-/// The SHA-256 of everything that can be read at `uri`, no faster than `rate_limit`, and its size, which must be that
-/// of the capture where there is one. Holes are hashed without being read.
+/// Returns the SHA-256 and the size of everything readable at `uri`, no faster than `rate_limit`. If it belongs to a
+/// capture, the size must be the captured one. Holes are hashed without being read.
 pub(crate) fn hash_export(
     uri: &NbdUri,
     captured_bytes: Option<u64>,
@@ -69,9 +69,9 @@ pub(crate) fn hash_export(
     Ok((hex::encode(hasher.finalize()), size_bytes))
 }
 
-/// The SHA-256 of a file's own bytes, as `sha256sum` prints it.
+/// Returns the SHA-256 of a file's own bytes, as `sha256sum` prints it.
 pub(crate) fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Result<record::File> {
-    // Neither opening nor reading a named pipe may keep us from ending.
+    // Opening or reading a named pipe may block. It must not delay an interrupt.
     let named = path.to_owned();
     let opened = match bounded::call(FOR_EVER, &stop.flag(), move || File::open(named)) {
         Err(GaveUp::Interrupted) => return Err(Error::Interrupted),
@@ -113,12 +113,12 @@ pub(crate) fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Resu
     })
 }
 
-/// Waits until a file, a pipe perhaps, has something to be read.
+/// Waits until a file, which may be a pipe, has data to read.
 fn wait_for_bytes(file: &File, stop: &Stop) -> Result<()> {
     const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     loop {
         stop.check()?;
-        // What cannot be waited for is read, and says what is wrong.
+        // If `poll` fails, the read that follows reports the error.
         if poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&TICK)) != Ok(0) {
             return Ok(());
         }

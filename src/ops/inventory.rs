@@ -35,7 +35,7 @@ pub(crate) fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<reco
     })
 }
 
-/// The records of a machine's disks, in the order of its definition.
+/// Returns the records of a machine's disks, in the order of its definition.
 pub(crate) fn disks(hypervisor: &Hypervisor, machine: &Machine) -> Result<Vec<record::Disk>> {
     let definition = machine.definition(Which::Live)?;
     let state = machine.state()?.as_str().to_owned();
@@ -48,7 +48,7 @@ fn one_disk(
     state: &str,
     disk: &capture::DefinedDisk,
 ) -> Result<record::Disk> {
-    // An image that is missing or a driver that cannot tell leaves the sizes open; it does not hide the disk.
+    // A missing image or a driver that does not report sizes leaves the sizes empty, but does not hide the disk.
     let info = match machine.disk_info(&disk.target) {
         Err(error) if error.is_no_answer() => return Err(error.into()),
         info => info.ok(),
@@ -73,7 +73,7 @@ fn one_disk(
     })
 }
 
-/// The records of a capture's disks.
+/// Returns the records of a capture's disks.
 pub(crate) fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
     let definition = Definition::parse(state.definition_of_disks()).map_err(capture::Error::from)?;
     let record = |disk: &capture::CapturedDisk| {
@@ -110,7 +110,7 @@ pub(crate) fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
     Ok(state.disks.iter().map(record).collect())
 }
 
-/// The word for a read mode.
+/// The word for a read mode in records.
 pub(crate) fn read_mode(mode: ReadMode) -> &'static str {
     match mode {
         ReadMode::Changed => "changed",
@@ -118,7 +118,7 @@ pub(crate) fn read_mode(mode: ReadMode) -> &'static str {
     }
 }
 
-/// A source as the records show it.
+/// Converts a source to its form in records.
 pub(crate) fn source(source: &capture::DiskSource) -> record::Source {
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
     match source {

@@ -1,9 +1,10 @@
 //! The newest points of each machine in a repository, for quick queries.
 //!
-//! A machine is known by its UUID, which stands in a point's manifest; name and host are in the snapshot, and cost
-//! nothing. So the manifests that are read are those of the newest point of each name on each host, and older ones only
-//! where another machine had the name later. What this host has copies of is not read again, and the index only when
-//! something else must be. No lock is taken: nothing is handed out, and a prune beside it may go on.
+//! A machine is identified by its UUID, which is in a point's manifest; name and host are in the snapshot, which is
+//! cheaper to read. So only the manifest of the newest point of each name on each host is read, and older ones only if
+//! another machine took over the name. Manifests that this host has cached are not read again, and the index is loaded
+//! only if a manifest must be read from the repository. No lock is taken: the results are only reported, and a prune
+//! may run concurrently.
 
 use super::inventory::host_name;
 use super::manifest::Manifest;
@@ -18,15 +19,15 @@ use std::sync::Arc;
 /// The newest point of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Newest {
-    /// The machine's name in it.
+    /// The machine's name in that point.
     pub(crate) machine: String,
     pub(crate) uuid: String,
-    /// The host that it was taken on.
+    /// The host that the point was taken on.
     pub(crate) host: String,
     pub(crate) point: String,
-    /// The moment that it is of.
+    /// The moment of the capture.
     pub(crate) captured_at: Time,
-    /// How many points of that host have the machine's name.
+    /// The number of points of that host with the machine's name.
     pub(crate) points: usize,
 }
 
@@ -34,11 +35,11 @@ pub(crate) struct Newest {
 pub(crate) struct LatestPoints<'r> {
     repo: &'r Repository,
     monitor: &'r dyn Monitor,
-    /// None until a manifest must be read.
+    /// `None` until a manifest must be read.
     index: Option<Arc<Index>>,
     /// The points of each name on each host, oldest first.
     by_name: BTreeMap<(String, String), Vec<PointRef>>,
-    /// What was read of manifests; none of those that are damaged.
+    /// The origins read from manifests; `None` for damaged ones.
     origins: HashMap<Id, Option<Origin>>,
     /// Snapshot files that cannot be read.
     pub(crate) damaged: Vec<DamagedSnapshot>,
@@ -47,7 +48,7 @@ pub(crate) struct LatestPoints<'r> {
 }
 
 impl<'r> LatestPoints<'r> {
-    /// Looks at the snapshots.
+    /// Lists the snapshots.
     pub(crate) fn look(repo: &'r Repository, monitor: &'r dyn Monitor) -> Result<LatestPoints<'r>> {
         let (all, damaged) = points::list(repo)?;
         let mut by_name: BTreeMap<_, Vec<PointRef>> = BTreeMap::new();
@@ -59,22 +60,22 @@ impl<'r> LatestPoints<'r> {
         Ok(LatestPoints { repo, monitor, index: None, by_name, origins, damaged, unreadable })
     }
 
-    /// Whether there is such a point, or was before it was pinned or copied.
+    /// Whether the repository has a point with this id, or had it before the point was pinned or copied.
     pub(crate) fn has(&self, point: &str) -> bool {
         let Ok(id) = point.parse::<Id>() else { return false };
         self.by_name.values().flatten().any(|known| known.is_or_was(&id))
     }
 
-    /// The newest point of a machine of this host: by its UUID, first under its name, then under any other. Points of
-    /// other hosts count only where this one has none: another host may have another machine with the same UUID, and
-    /// this one may have come from there.
+    /// Returns the newest point of a machine of this host, identified by its UUID: first among the points with its
+    /// name, then among all others. Points of other hosts are considered only if this host has none: another host may
+    /// have a different machine with the same UUID, but the machine may also have moved here from there.
     pub(crate) fn newest_of(&mut self, name: &str, uuid: &str) -> Result<Option<Newest>> {
         let this_host = host_name();
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             self.by_name.keys().cloned().partition(|(_, host)| *host == this_host);
         for names in [here, elsewhere] {
             let (its, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|(machine, _)| machine == name);
-            // Under another name only the newest is looked at: one that was renamed has that.
+            // Under other names only the newest point is checked, which is enough for a machine that was renamed.
             for (names, wanted) in [(its, Some(uuid)), (others, None)] {
                 let mut found = Vec::new();
                 for name in &names {
@@ -89,7 +90,7 @@ impl<'r> LatestPoints<'r> {
         Ok(None)
     }
 
-    /// The newest point of every name on every host.
+    /// Returns the newest point of every name on every host.
     pub(crate) fn newest_of_all(&mut self) -> Result<Vec<Newest>> {
         let names: Vec<(String, String)> = self.by_name.keys().cloned().collect();
         let mut all = Vec::new();
@@ -99,8 +100,8 @@ impl<'r> LatestPoints<'r> {
         Ok(all)
     }
 
-    /// The newest point of every machine of every host. A machine is its UUID on a host; one that moved, as its chain
-    /// shows, is one machine, and is where its newest point was taken.
+    /// Returns the newest point of every machine on every host. A machine is identified by its UUID and host. A machine
+    /// that moved, as its chain shows, counts as one, on the host of its newest point.
     pub(crate) fn newest_of_each_machine(&mut self) -> Result<Vec<Newest>> {
         let mut newest: BTreeMap<(String, String), Newest> = BTreeMap::new();
         for found in self.newest_of_all()? {
@@ -127,7 +128,7 @@ impl<'r> LatestPoints<'r> {
         Ok(newest.into_values().collect())
     }
 
-    /// Which hosts the machines with these UUIDs were on: that takes the manifests of all their points.
+    /// Returns which hosts the machines with these UUIDs were on. This reads the manifests of all their points.
     fn lineages_of(&mut self, uuids: &BTreeSet<String>) -> Result<Vec<Lineage>> {
         if uuids.is_empty() {
             return Ok(Vec::new());
@@ -140,7 +141,7 @@ impl<'r> LatestPoints<'r> {
         Ok(lineages(origins.iter().map(|(point, origin)| (*point, origin))))
     }
 
-    /// The newest point that can be read of a name on a host, of this machine if one is named.
+    /// Returns the newest readable point of a name on a host; with `uuid`, the newest one of that machine.
     fn newest_under(&mut self, name: &(String, String), uuid: Option<&str>) -> Result<Option<Newest>> {
         let Some(points) = self.by_name.get(name).cloned() else { return Ok(None) };
         for point in points.iter().rev() {
@@ -182,7 +183,7 @@ impl<'r> LatestPoints<'r> {
         }
         if let Some(index) = &self.index {
             match points::read_manifest(self.repo, index, point) {
-                // A prune may have moved what it is made of.
+                // A prune may have moved the manifest's blobs. The index is loaded again.
                 Err(Error::BadPoint { .. }) => {}
                 read => return read,
             }

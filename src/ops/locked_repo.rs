@@ -1,4 +1,5 @@
-//! A repository, locked, with its index: in this order, so that nobody prunes what the index names.
+//! A locked repository with its index. It is locked before the index is loaded, so that no prune can remove what the
+//! index lists.
 
 use super::manifest::Manifest;
 use super::points::{self, Description, OpenPoint, PointRef};
@@ -8,17 +9,17 @@ use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, Repository, ar
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-/// What a repository has: its index and its points, as of a moment at which it was locked.
+/// The index and the points of a repository, as of a moment at which it was locked.
 #[derive(Debug)]
 pub(crate) struct RepoView {
     pub(crate) repo: Repository,
     pub(crate) index: Arc<Index>,
     points: OnceLock<Vec<PointRef>>,
-    /// What was read last: the point that was looked for is the one that is opened.
+    /// The last description that was read: usually the point that was found is then opened.
     described: Mutex<Option<(Id, Description)>>,
 }
 
-/// A repository whose lock has yet to settle. It can be read, and not be added to.
+/// A repository whose lock is not settled yet. It can be read but not written to.
 #[derive(Debug)]
 pub(crate) struct PendingRepo {
     view: RepoView,
@@ -31,20 +32,21 @@ enum PendingOrSettled {
     Settled(Permit),
 }
 
-/// A repository that can be read and added to while this lives.
+/// A repository that can be read and written to while this value lives.
 #[derive(Debug)]
 pub(crate) struct LockedRepo {
     pub(crate) view: RepoView,
-    /// The right to add to it.
+    /// The permission to add files.
     pub(crate) permit: Permit,
 }
 
 impl PendingRepo {
-    /// Locks, then loads the index while the lock settles.
+    /// Locks the repository and loads the index while the lock settles.
     pub(crate) fn begin(repo: &Repository, stop: &Stop) -> Result<PendingRepo> {
         let lock = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
         if repo.has_orphans() {
-            // What an ended run has stored is named before anything else is looked for, and that needs a certain lock.
+            // Packs that an interrupted run left must be indexed before anything else is read, which requires a settled
+            // lock.
             drop(lock);
             let LockedRepo { view, permit } = LockedRepo::shared(repo, stop)?;
             return Ok(PendingRepo { view, lock: PendingOrSettled::Settled(permit) });
@@ -52,13 +54,12 @@ impl PendingRepo {
         Ok(PendingRepo { view: RepoView::load(repo)?, lock: PendingOrSettled::Pending(lock) })
     }
 
-    /// What the repository has.
     pub(crate) fn view(&self) -> &RepoView {
         &self.view
     }
 
-    /// Waits until the lock is certain. If somebody else locked at the same moment it waits for him as well, and looks
-    /// again at what the repository has then.
+    /// Waits until the lock is settled. If another process locked the repository at the same moment, this waits for
+    /// that process too and then loads the index again.
     pub(crate) fn settle(self, stop: &Stop) -> Result<LockedRepo> {
         let PendingRepo { view, lock } = self;
         let settled = match lock {
@@ -79,7 +80,7 @@ impl PendingRepo {
 }
 
 impl LockedRepo {
-    /// Locks, with patience, names what ended runs have stored, and loads the index.
+    /// Locks the repository, with retries, indexes the packs that interrupted runs left, and loads the index.
     pub(crate) fn shared(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
         let permit = lock(repo, LockMode::Shared, stop)?.permit();
         let recovery = repo.begin_recovery();
@@ -102,7 +103,8 @@ impl LockedRepo {
 
 impl RepoView {
     fn load(repo: &Repository) -> Result<RepoView> {
-        // Together, for a server is far away. Points that cannot be listed are a matter for who asks for them.
+        // Both are loaded in parallel because a server may have a high latency. An error of the list of points is left
+        // to the callers that need it.
         let (index, points) = thread::scope(|scope| {
             let mut reading = None;
             let index = repo.load_index_and_list_snapshots(|files| {
@@ -115,7 +117,7 @@ impl RepoView {
         Ok(RepoView { repo: repo.clone(), index: index?, points, described: Mutex::default() })
     }
 
-    /// The same, unless index files that it was made of are not among these any more: then what there is now.
+    /// Returns the same view if all index files that it was loaded from are in `index_files`; otherwise loads it again.
     fn checked_against(self, index_files: &[Id]) -> Result<RepoView> {
         if are_all_there(&self.index, index_files) {
             return Ok(self);
@@ -124,7 +126,7 @@ impl RepoView {
         RepoView::load(&self.repo)
     }
 
-    /// Its points, oldest first, as of the moment it was locked: since then none can be gone.
+    /// The points, oldest first, as of the moment of the lock. None of them can have been removed since.
     pub(crate) fn points(&self) -> Result<&[PointRef]> {
         if let Some(points) = self.points.get() {
             return Ok(points);
@@ -133,7 +135,7 @@ impl RepoView {
         Ok(self.points.get_or_init(|| points))
     }
 
-    /// What a point says of itself.
+    /// Reads the manifest of a point.
     pub(crate) fn manifest(&self, point: &PointRef) -> Result<Manifest> {
         let described = points::describe(&self.repo, &self.index, point)?;
         let manifest = described.manifest.clone();

@@ -1,22 +1,21 @@
 //! `point.json`: the description of a point, with everything that kvmb needs to continue and to restore it.
 //!
-//! Version 1, or 2 where a disk has chunks that are stored in pieces. A reader refuses a version that it does not know
-//! and ignores fields that it does not know. So fields were added without a new version: `earlier_hosts`, `left_out`,
-//! `autostart`, `snapshots`, `outside_files` and a disk's
-//! `owner` and `session`, which the first points do not have.
+//! The version is 1, or 2 if a disk has chunks that are stored in pieces. Readers refuse unknown versions and ignore
+//! unknown fields, so fields were added without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots`,
+//! `outside_files`, and a disk's `owner` and `session`. The oldest points lack them.
 
 use crate::capture::disk_session::DiskSession;
 use crate::capture::images::ImageOwner;
 use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
 use serde::{Deserialize, Serialize};
 
-/// The newest version that this program writes and reads.
+/// The newest version that this program reads and writes.
 const VERSION: u32 = 2;
 
-/// The first version, for points that a program which knows no other can read.
+/// The first version, for points that programs without support for version 2 can read.
 const FIRST_VERSION: u32 = 1;
 
-/// The version of a manifest with these disks.
+/// Returns the version of a manifest with these disks.
 pub(crate) fn version_of(disks: &[ManifestDisk]) -> u32 {
     let has_split = disks.iter().any(|disk| !disk.split_chunks.is_empty());
     if has_split { VERSION } else { FIRST_VERSION }
@@ -28,23 +27,23 @@ pub(crate) const MANIFEST: &str = "point.json";
 /// The definition's name in the point's folder.
 pub(crate) const DEFINITION: &str = "domain.xml";
 
-/// The name of the running machine's definition in the point's folder; only there where [`DEFINITION`] lacks a disk of
+/// The name of the running machine's definition in the point's folder. It exists only if [`DEFINITION`] lacks a disk of
 /// the point.
 pub(crate) const LIVE_DEFINITION: &str = "domain-live.xml";
 
 /// The content of `point.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// The version of this description: see [`version_of`].
+    /// The version of the format: see [`version_of`].
     pub(crate) version: u32,
-    /// Who wrote it: `kvmb 0.1.0`.
+    /// The program that wrote it, such as `kvmb 0.1.0`.
     pub(crate) program: String,
     pub(crate) machine: String,
-    /// Its UUID: what a chain of points is keyed by.
+    /// The machine's UUID, which identifies its chain of points.
     pub(crate) uuid: String,
     pub(crate) host: String,
-    /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps
-    /// that are in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 do not say it.
+    /// Other hosts that the machine was on earlier, as its chain shows: a point taken here continued one taken there,
+    /// by bitmaps in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 lack this field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) earlier_hosts: Vec<EarlierHost>,
     /// The libvirt connection URI.
@@ -53,28 +52,28 @@ pub(crate) struct Manifest {
     pub(crate) captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
     pub(crate) consistency: String,
-    /// The libvirt checkpoint made in the same instant, from which the next point can continue.
+    /// The libvirt checkpoint made at the same instant, which the next point can continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint: Option<String>,
     /// The point that this one continues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<String>,
-    /// From the capture to the moment this was written.
+    /// The time from the capture until this manifest was written.
     pub(crate) duration_seconds: f64,
     /// The disks, in the definition's order.
     pub(crate) disks: Vec<ManifestDisk>,
     /// The other files of the point's folder.
     pub(crate) files: Vec<ManifestFile>,
-    /// Files that the definition mentions - loader, option ROMs, `fw_cfg` files -, as they were.
+    /// Files that the definition references (loader, option ROMs, `fw_cfg` files) as they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) outside_files: Vec<ManifestOutsideFile>,
-    /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
+    /// Parts of the machine that are not in the point, with the reasons. Points of kvmb 0.1.0 lack this field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) left_out: Vec<LeftOut>,
-    /// Whether the machine starts with the host. Points of kvmb 0.1.0 do not say it.
+    /// Whether the machine starts with the host. Points of kvmb 0.1.0 lack this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) autostart: Option<bool>,
-    /// The libvirt snapshots that the machine had, by name; they are not in the point.
+    /// The names of the machine's libvirt snapshots. The snapshots themselves are not in the point.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) snapshots: Vec<String>,
 }
@@ -83,7 +82,7 @@ pub(crate) struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EarlierHost {
     pub(crate) host: String,
-    /// The moment of the first point elsewhere that continued one of there.
+    /// The moment of the first point on another host that continued a point of this one.
     pub(crate) left_at: Time,
 }
 
@@ -91,52 +90,52 @@ pub(crate) struct EarlierHost {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ManifestDisk {
     pub(crate) disk: String,
-    /// Its size as the guest sees it.
+    /// The size of the virtual disk.
     pub(crate) capacity_bytes: u64,
-    /// The size of its chunks.
     pub(crate) chunk_bytes: u32,
-    /// The numbers of the chunks that are stored in pieces of 64 KiB: `3,17-20`.
+    /// The indices of the chunks that are stored in pieces of 64 KiB: `3,17-20`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) split_chunks: String,
-    /// The format of its image.
+    /// The image format.
     pub(crate) format: String,
-    /// Where its content was.
+    /// Where the content was stored on the host.
     pub(crate) source: Source,
-    /// The image and its backing layers as they were: what tells that the target now means another image.
+    /// The image and its backing layers as they were. If they differ later, the target refers to another image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) layers: Vec<serde_json::Value>,
-    /// Who may use the image, where libvirt leaves that alone (`relabel='no'`): a restore that makes it again needs it.
+    /// The owner of the image, if libvirt does not manage it (`relabel='no'`). A restore that recreates the image needs
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<ImageOwner>,
-    /// Which QEMU process had a disk with an external data file open: only while it has, the bitmap can be believed.
+    /// The QEMU process that had a disk with an external data file open. The bitmap is valid only while it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) session: Option<DiskSession>,
-    /// Whether the point's checkpoint records this disk's changes.
+    /// Whether the point's checkpoint tracks the changes of this disk.
     #[serde(default)]
     pub(crate) in_checkpoint: bool,
-    /// The checkpoint whose bitmap of this disk was found wrong: nothing may be continued from it any more.
+    /// The checkpoint whose bitmap of this disk was found to be wrong. Nothing may continue it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) distrusts: Option<String>,
-    /// When everything of it was last read.
+    /// When the whole disk was last read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) read_in_full_at: Option<Time>,
     /// `changed` or `full`.
     pub(crate) read_mode: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) read_mode_reason: Option<String>,
-    /// What was read of it.
+    /// The number of bytes read.
     pub(crate) read_bytes: u64,
-    /// What of that was new to the repository.
+    /// The number of those bytes that were new to the repository.
     pub(crate) new_bytes: u64,
-    /// What that takes there.
+    /// The size of the new data in the repository.
     pub(crate) stored_bytes: u64,
-    /// SHA-256 of the whole disk, if `hash` was in the pipe.
+    /// SHA-256 of the whole disk, if `hash` was part of the pipe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sha256: Option<String>,
 }
 
 impl ManifestDisk {
-    /// The disk as a point record shows it.
+    /// Converts the disk to its form in point records.
     pub(crate) fn to_record(&self) -> PointDisk {
         PointDisk {
             disk: self.disk.clone(),
@@ -152,7 +151,7 @@ impl ManifestDisk {
     }
 }
 
-/// What a file of the point is for.
+/// The purpose of a file of the point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
@@ -165,7 +164,7 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// Its word in records.
+    /// The word for the role in records.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Role::Nvram => "nvram",
@@ -179,23 +178,22 @@ impl Role {
 /// One of the small files of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ManifestFile {
-    /// Its name in the point's folder.
+    /// The name in the point's folder.
     pub(crate) name: String,
-    /// What it is for.
     pub(crate) role: Role,
-    /// Where it was on the host.
+    /// The path on the host.
     pub(crate) path: String,
     pub(crate) size_bytes: u64,
 }
 
-/// A file of the host that the definition mentions.
+/// A file of the host that the definition references.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ManifestOutsideFile {
-    /// Its name in the point's folder, `files/…`.
+    /// The name in the point's folder, `files/…`.
     pub(crate) name: String,
-    /// What it is to the machine: `loader`, `option_rom`, `acpi_table`, `fw_cfg` …
+    /// The kind of file: `loader`, `option_rom`, `acpi_table`, `fw_cfg` …
     pub(crate) part: String,
-    /// Where it was on the host, as the definition has it.
+    /// The path on the host, as in the definition.
     pub(crate) path: String,
     pub(crate) size_bytes: u64,
     pub(crate) mode: u32,
@@ -204,33 +202,33 @@ pub(crate) struct ManifestOutsideFile {
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManifestError {
-    /// Not the JSON that it should be.
+    /// Invalid JSON.
     #[error("{MANIFEST} is not valid: {0}")]
     Json(#[from] serde_json::Error),
     /// Written by a later kvmb.
     #[error("{MANIFEST} has version {0}; this kvmb knows versions up to {VERSION}")]
     Version(u32),
-    /// A machine's name that cannot be one.
+    /// An invalid machine name.
     #[error("{MANIFEST} has an invalid machine name: {0:?}")]
     Machine(String),
-    /// A file that cannot be one of a point's.
+    /// An invalid name of a file of the point.
     #[error("{MANIFEST} has an invalid file name: {0:?}")]
     File(String),
-    /// A checkpoint that libvirt cannot have.
+    /// A checkpoint name that libvirt does not allow.
     #[error("{MANIFEST} has an invalid checkpoint name: {0:?}")]
     Checkpoint(String),
-    /// A disk that no disk can be.
+    /// An invalid description of a disk.
     #[error("{MANIFEST} has an invalid description of disk {0:?}")]
     Disk(String),
 }
 
-/// Whether a name can be the name of a file.
+/// Whether a name is a valid file name.
 fn is_plain_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
 impl Manifest {
-    /// Reads a manifest; what does not make sense is an error, never a panic later.
+    /// Parses a manifest. Invalid values are an error here, so that they cause no panic later.
     pub(crate) fn parse(json: &[u8]) -> Result<Manifest, ManifestError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -241,11 +239,11 @@ impl Manifest {
             return Err(ManifestError::Version(version));
         }
         let manifest: Manifest = serde_json::from_slice(json)?;
-        // Names become names of files: whoever wrote the repository must not choose folders by them.
+        // The machine's name becomes a file name. It must not let the author of the repository choose a folder.
         if !is_plain_name(&manifest.machine) {
             return Err(ManifestError::Machine(manifest.machine));
         }
-        // It becomes a name in libvirt and an argument of qemu-img.
+        // The checkpoint becomes a name in libvirt and an argument of qemu-img.
         let is_checkpoint = |name: &&String| {
             name.len() <= 128 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         };
@@ -280,7 +278,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The files of the point that are no disks, as a point record shows them.
+    /// The files of the point other than disks, as a point record shows them.
     pub(crate) fn file_records(&self) -> Vec<PointFile> {
         let file = |part: &str, path: &str, size_bytes| PointFile { part: part.into(), path: path.into(), size_bytes };
         let parts = self.files.iter().map(|known| file(known.role.word(), &known.path, known.size_bytes));
@@ -288,7 +286,7 @@ impl Manifest {
         parts.chain(outside).collect()
     }
 
-    /// The bytes of `point.json`.
+    /// Serializes the manifest to the bytes of `point.json`.
     pub(crate) fn to_json(&self) -> Vec<u8> {
         let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
         json.push(b'\n');

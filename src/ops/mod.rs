@@ -3,31 +3,31 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`inventory`] | machines and disks as records |
-//! | [`doctor`] | what will stand in the way of a backup (pure) |
+//! | [`doctor`] | the problems that would prevent a backup (pure) |
 //! | [`snapshot`], [`release`] | open and end captures |
-//! | [`guard`] | the guard process of a capture: its lease, the scratch space |
+//! | [`guard`] | the guard process of a capture: renews its lease and watches the scratch space |
 //! | [`hash`] | the SHA-256 of disks and files |
-//! | [`offline_watch`] | an eye on a machine that is off while it is read |
-//! | [`object_lock`] | points in a place that locks files |
-//! | [`store`] | one captured disk into a repository |
-//! | [`push`] | a captured machine into a repository: the one storage path |
-//! | [`copy`] | points from one repository to another, and which are there or are yet to come |
-//! | [`backup`] | the three above for one machine, in the commit order |
-//! | [`chain`] | what a backup can continue, disk by disk, and why not |
-//! | [`points`] | find restore points, by id or by time, and open them; which are one machine's |
-//! | [`repo_lock`], [`locked_repo`] | locks of a repository, and what it has while one is held |
-//! | [`latest_points`] | the newest point of each machine, quickly |
-//! | [`stats`] | the space that each machine takes |
-//! | [`verify`], [`verify_sampling`] | verify points, all of them or a part at a time |
-//! | [`pin`] | keep a point whatever the retention says |
-//! | [`prune`] | apply retention, free the space |
-//! | [`serve`] | the disks of a point over NBD |
-//! | [`drill`] | boot a point in isolation, and report how far it gets |
-//! | [`files`] | the files of a point: listed, read, copied |
+//! | [`offline_watch`] | watches a stopped machine while it is read |
+//! | [`object_lock`] | locks on the files of new points, in storages that support object locks |
+//! | [`store`] | stores one captured disk in a repository |
+//! | [`push`] | stores a captured machine in a repository: the only code path that stores a machine |
+//! | [`copy`] | copies points between repositories, and finds those that are not copied yet |
+//! | [`backup`] | snapshot, push and release of one machine, in the commit order |
+//! | [`chain`] | which point a backup can continue, disk by disk, and why not |
+//! | [`points`] | finds restore points by id or by time, opens them, and groups them by machine |
+//! | [`repo_lock`], [`locked_repo`] | locks of a repository, and its content while one is held |
+//! | [`latest_points`] | the newest point of each machine, for quick queries |
+//! | [`stats`] | the space that each machine uses |
+//! | [`verify`], [`verify_sampling`] | verifies points, completely or in samples |
+//! | [`pin`] | excludes a point from retention |
+//! | [`prune`] | applies the retention rules and frees the space |
+//! | [`serve`] | serves the disks of a point over NBD |
+//! | [`drill`] | boots a point in isolation and reports how far it gets |
+//! | [`files`] | lists, reads and copies the files of a point |
 //! | [`mount`] | mounts of a served point |
-//! | [`restore`] | bring a machine back: the one restore path |
-//! | [`manifest`], [`chunk_map`] | what a point says of itself, and a disk as a list of chunks |
-//! | [`shared_list`] | a long list of which two points have most in common |
+//! | [`restore`] | restores a machine: the only code path that does |
+//! | [`manifest`], [`chunk_map`] | the description of a point, and a disk as a list of chunks |
+//! | [`shared_list`] | a long list that shares unchanged parts with its earlier version |
 
 pub(crate) mod backup;
 pub(crate) mod chain;

@@ -1,4 +1,4 @@
-//! Points in a place that locks files.
+//! Points in storages that lock files.
 
 use super::points::PointRef;
 use super::{Result, Stop};
@@ -8,7 +8,7 @@ use crate::storage::FileKind;
 use chrono::{DateTime, Local};
 use std::time::SystemTime;
 
-/// Locks what new points need for as long as new data is locked, where less than half of that is left.
+/// Extends the locks of the files that new points need to the full lock time, if less than half of it is left.
 pub(crate) fn extend_locks(repo: &Repository, points: &[Id], stop: &Stop) -> Result<()> {
     let mut roots = Vec::new();
     for point in points {
@@ -18,7 +18,7 @@ pub(crate) fn extend_locks(repo: &Repository, points: &[Id], stop: &Stop) -> Res
     stop.check()
 }
 
-/// Until when each of these points cannot be removed.
+/// Returns until when each of these points cannot be removed.
 pub(super) fn locked_until(repo: &Repository, points: &[&PointRef], stop: &Stop) -> Result<Vec<Option<Time>>> {
     if !repo.storage().can_lock().map_err(repo::Error::from)? {
         return Ok(vec![None; points.len()]);
@@ -32,7 +32,7 @@ pub(super) fn locked_until(repo: &Repository, points: &[&PointRef], stop: &Stop)
     Ok(ends)
 }
 
-/// As records and people have it.
+/// Converts a time to local time, as shown in records and output.
 pub(crate) fn local_time(time: SystemTime) -> Time {
     DateTime::<Local>::from(time).fixed_offset()
 }

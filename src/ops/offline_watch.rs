@@ -1,8 +1,8 @@
-//! Keeps an eye on a machine that is off while its capture is read.
+//! Watches a stopped machine while its capture is read.
 //!
-//! Where no lock keeps it from starting, it may be started, and then what is read is of no one moment
-//! ([`crate::capture::offline::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it
-//! only spare reading hours of what cannot be stored.
+//! If no lock prevents it, the machine may be started during the read, and the data is then not of a single moment
+//! ([`crate::capture::offline::offline_fingerprint`]). The check after the last byte decides. The checks before it only
+//! avoid reading for hours what cannot be stored.
 
 use super::watched::watched;
 use super::{Result, Stop};
@@ -11,11 +11,11 @@ use crate::capture::{self, CaptureState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How often to look.
+/// The interval between checks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the
-/// machine did not stay as it was: then that is the error, however the work ended.
+/// Runs `work`, which reads the capture, with a flag that is raised when `stop` is raised or when the machine changed.
+/// A change is the error that is returned, whatever `work` returned.
 pub(crate) fn while_unchanged<T>(
     capture: &CaptureState,
     stop: &Stop,
@@ -28,7 +28,7 @@ pub(crate) fn while_unchanged<T>(
     let (result, seen) = watched(|done| watch(fingerprint, capture, stop, &inner, done), || work(&inner))?;
     stop.check()?;
     seen.unwrap_or(Ok(()))?;
-    // An error may have come of the change.
+    // The error may be a consequence of a change, so the check comes first.
     fingerprint.check(capture, ComparisonDepth::Full)?;
     result
 }
@@ -40,7 +40,7 @@ fn watch(
     inner: &Stop,
     done: &AtomicBool,
 ) -> capture::Result<()> {
-    /// A raised flag is passed on within this time.
+    /// The maximum delay until a raised `stop` is passed on.
     const STOP_INTERVAL: Duration = Duration::from_millis(100);
     let mut since_look = Duration::ZERO;
     while !done.load(Ordering::Relaxed) {

@@ -1,7 +1,8 @@
-//! What a second repository has of a first one's points, without reading data, and what it is yet to get.
+//! The points of a first repository that a second one has or still needs, determined without reading data.
 //!
-//! `backup` copies what awaits its copy, and `prune` keeps it: both ask here, so that nothing is removed that the next
-//! backup would have copied, and nothing is copied again that the second repository's retention removed.
+//! `backup` copies the points that await their copy, and `prune` keeps them. Both use this module, so `prune` never
+//! removes a point that the next backup would copy, and `backup` never copies a point again that the second
+//! repository's retention removed.
 
 use crate::ops::Result;
 use crate::ops::points::lineage::{Lineage, Origin};
@@ -15,12 +16,12 @@ use std::collections::{HashMap, HashSet};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Copies {
     points: Vec<PointRef>,
-    /// By what they are a copy of, and by their own id.
+    /// Indexed by the id of the original and by the point's own id.
     by_id: HashMap<Id, Vec<PointRef>>,
 }
 
 impl Copies {
-    /// Those that a repository has. One whose snapshot file cannot be read does not count.
+    /// Lists the points of a repository. Points with an unreadable snapshot file are left out.
     pub(crate) fn list(second: &Repository) -> Result<Copies> {
         Ok(Copies::of(points::list(second)?.0))
     }
@@ -31,7 +32,7 @@ impl Copies {
         copies
     }
 
-    /// One more, newer than those that are there or a copy.
+    /// Adds a point that is newer than all others, or a copy.
     pub(crate) fn add(&mut self, point: PointRef) {
         for id in point.snapshot.original.into_iter().chain([point.id]) {
             self.by_id.entry(id).or_default().push(point.clone());
@@ -39,7 +40,7 @@ impl Copies {
         self.points.push(point);
     }
 
-    /// The point that is the same as this one, whatever marks either of them got since.
+    /// Returns the point that is identical to this one, regardless of later tags such as pins.
     pub(crate) fn copy_of(&self, point: &PointRef) -> Option<&PointRef> {
         let same = |a: &Snapshot, b: &Snapshot| {
             (a.time, a.tree, &a.hostname, &a.paths) == (b.time, b.tree, &b.hostname, &b.paths)
@@ -47,9 +48,9 @@ impl Copies {
         self.by_id.get(&persistent_id(point))?.iter().find(|other| same(&other.snapshot, &point.snapshot))
     }
 
-    /// Which of a machine's points in the first repository - all of them, oldest first - await their copy. `policy` is
-    /// the second repository's, and `origin_there` reads of which machine a point there is, if that can be read: only
-    /// where it matters.
+    /// Which of a machine's points in the first repository await their copy. `here` holds all of them, oldest first.
+    /// `policy` is the second repository's. `origin_there` reads which machine a point of the second repository belongs
+    /// to, if that is readable, and is only called if the answer matters.
     pub(crate) fn await_copy(
         &self,
         (machine, here): (&Lineage, &[&PointRef]),
@@ -67,13 +68,13 @@ impl Copies {
             .collect();
         let names: HashSet<&str> = here.iter().map(|point| point.machine()).collect();
         let copies: HashSet<Id> = here.iter().filter_map(|point| Some(self.copy_of(point)?.id)).collect();
-        // Points of the same name may be another machine's.
+        // Points with the same name may belong to another machine.
         let is_unknown = |point: &&PointRef| names.contains(point.machine()) && !copies.contains(&point.id);
         let mut unknown = self.points.iter().filter(is_unknown);
         let mut known = Vec::new();
         let awaiting = |only_there: &[Time]| await_copy(policy, &first_tier, only_there, now, &chrono::Local);
         loop {
-            // If more that is there changes nothing, nobody needs to know whose it is.
+            // Points of unknown origin need not be read if they would not change the result.
             let rest = unknown.clone().map(|point| point.snapshot.time);
             let if_all_count = awaiting(&known.iter().copied().chain(rest).collect::<Vec<Time>>());
             let if_none_counts = awaiting(&known);
@@ -89,7 +90,7 @@ impl Copies {
     }
 }
 
-/// The id that all copies of a point share: the first one's.
+/// The id that all copies of a point share: that of the original.
 pub(crate) fn persistent_id(point: &PointRef) -> Id {
     point.snapshot.original.unwrap_or(point.id)
 }
@@ -116,7 +117,7 @@ mod tests {
         PointRef { id: id(number), snapshot }
     }
 
-    /// Which points await their copy, and of how many points there the machine was asked for.
+    /// Returns which points await their copy, and how many points there had their origin read.
     fn await_copy(copies: &Copies, here: &[&PointRef], machine_there: &str, policy: &str) -> (Vec<bool>, usize) {
         let (policy, now) = (serde_json::from_str(policy).unwrap(), point(31, 0, 0).snapshot.time);
         let mut asked = 0;
@@ -137,7 +138,7 @@ mod tests {
         copies.add(point(7, 8, 11));
         copies.add(point(8, 8, 12));
         copies.add(copy(&evening, 13));
-        // The morning's point is the oldest of all, unless those of the days before are the machine's.
+        // The morning's point is the oldest of all, unless those of the days before belong to the machine.
         let daily = r#"{"keep_daily":30}"#;
         assert_eq!(
             await_copy(&copies, &here, "vm1's UUID", daily),
@@ -147,7 +148,7 @@ mod tests {
         for another in ["another's UUID", "vm1's UUID on another host"] {
             assert_eq!(await_copy(&copies, &here, another, daily), (vec![true, false], 2), "{another}");
         }
-        // Where it does not matter, nobody asks.
+        // No origin is read where it does not matter.
         assert_eq!(await_copy(&copies, &here, "", r#"{"keep_last":1}"#), (vec![false, false], 0));
         assert_eq!(await_copy(&copies, &here, "", "{}"), (vec![true, false], 0));
         assert_eq!(await_copy(&copies, &[&evening], "", daily), (vec![false], 0));
@@ -161,7 +162,7 @@ mod tests {
         let mut pinned = copy(&original, 2);
         pinned.snapshot.tags.push("pinned".into());
         assert_eq!(copies.copy_of(&pinned).map(|copy| copy.id), Some(id(11)));
-        // Rewritten by restic, it is another one.
+        // A point that restic rewrote is a different one.
         let mut rewritten = copy(&original, 3);
         rewritten.snapshot.tree = id(9);
         assert!(copies.copy_of(&rewritten).is_none());

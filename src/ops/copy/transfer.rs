@@ -1,13 +1,13 @@
-//! Points from one repository to another.
+//! Copies points from one repository to another.
 //!
-//! A point is copied as it is: the same trees, the same manifest, the same chunks, sealed with the other repository's
-//! key. Only what the other one lacks is read, and verified on the way; what is damaged is reported and never copied.
-//! The snapshot says what it is a copy of, in the field that `restic copy` uses: so either program knows what the other
-//! has copied, without reading any data.
+//! A copy has the same trees, manifest and chunks, encrypted with the other repository's key. Only blobs that the
+//! target lacks are read. They are verified on the way; damaged ones are reported and never copied. The copy's snapshot
+//! names the original in the field that `restic copy` uses, so each program recognizes the other's copies without
+//! reading data.
 //!
-//! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the
-//! manifest names belongs to the chain of the repository that the point was first stored in, and [`crate::ops::chain`]
-//! leaves it alone.
+//! Packs, index and snapshot file are written in this order, each durable before the next, as for a backup. The
+//! checkpoint that the manifest names belongs to the chain of the repository that the point was first stored in, so
+//! [`crate::ops::chain`] ignores it.
 
 use crate::failpoint::{self, Failpoint};
 use crate::ops::copy::plan::{Copies, persistent_id};
@@ -28,7 +28,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Two repositories, both locked, and what the second has already.
+/// Two locked repositories, and the points that the second one has already.
 #[derive(Debug)]
 pub struct Copier {
     source: Repository,
@@ -39,24 +39,24 @@ pub struct Copier {
     target: LockedRepo,
     writer: Writer,
     there: Copies,
-    /// Trees that are whole in the target, with all below them.
+    /// Trees that are in the target with everything below them.
     whole: HashSet<Id>,
-    /// Which machines the points of the source are of; none where the manifest cannot be read.
+    /// The machine of each point of the source; `None` if its manifest cannot be read.
     origins: OnceCell<Vec<Option<Origin>>>,
 }
 
-/// The blobs that a point needs and the target lacks.
+/// The blobs of a point that the target lacks.
 #[derive(Debug, Default)]
 struct MissingBlobs {
     data: Vec<Id>,
     trees: Vec<Id>,
     bytes: u64,
-    /// Every tree of the point that was looked at.
+    /// Every tree of the point that was visited.
     seen: Vec<Id>,
 }
 
 impl Copier {
-    /// Locks both repositories, then loads what they know.
+    /// Locks both repositories, then loads their indexes and points.
     pub fn open(
         source: &Repository,
         target: &Repository,
@@ -88,7 +88,7 @@ impl Copier {
         })
     }
 
-    /// The point of the source that a record means by this id.
+    /// Returns the source's point with this id, as a record names it.
     pub fn find(&self, id: &str) -> Result<PointRef> {
         let found = id.parse().ok().and_then(|id| self.points.iter().find(|point| point.is_or_was(&id))).cloned();
         found.ok_or_else(|| Error::NoSuchPoint {
@@ -99,8 +99,8 @@ impl Copier {
         })
     }
 
-    /// The points of a machine of this host that await their copy, oldest first: see [`Copies::await_copy`]. `policy`
-    /// is the target's.
+    /// Returns the points of a machine of this host that await their copy, oldest first; see [`Copies::await_copy`].
+    /// `policy` is the target's.
     pub fn uncopied(&self, uuid: &str, policy: &Policy, now: record::Time) -> Result<Vec<PointRef>> {
         if self.points.iter().all(|point| self.there.copy_of(point).is_some()) {
             return Ok(Vec::new());
@@ -122,7 +122,7 @@ impl Copier {
         Ok(of_machine.into_iter().zip(awaits).filter(|(_, awaits)| *awaits).map(|(point, _)| point.clone()).collect())
     }
 
-    /// Which machines the points of the source are of, in their order.
+    /// The machine of each point of the source, in the order of the points.
     fn origins(&self) -> Result<&[Option<Origin>]> {
         if let Some(origins) = self.origins.get() {
             return Ok(origins);
@@ -132,7 +132,7 @@ impl Copier {
         Ok(self.origins.get_or_init(|| origins))
     }
 
-    /// Copies a point; the record is that of the copy. One that is there already is left as it is.
+    /// Copies a point and returns the record of the copy. A point that the target has already is left unchanged.
     pub fn copy(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
         let manifest = points::read_manifest(&self.source, &self.index, point)?;
         let mut copied = record::Copied {
@@ -153,7 +153,7 @@ impl Copier {
         self.transfer(point, missing, monitor, stop)?;
         failpoint::hit(Failpoint::CopyTransferred);
         let mut snapshot = Snapshot { parent: None, original: Some(persistent_id(point)), ..point.snapshot.clone() };
-        // The machine runs on the other one.
+        // The machine of a live restore runs on the original, not on the copy.
         snapshot.tags.retain(|tag| !points::is_restoring(tag));
         let id = self.target.view.repo.save_snapshot(&snapshot, &self.target.permit)?;
         failpoint::hit(Failpoint::CopyStored);
@@ -165,7 +165,7 @@ impl Copier {
         Ok(record::Point { copied: Some(copied), ..record })
     }
 
-    /// What the target lacks, from the trees alone.
+    /// Finds the blobs that the target lacks, by reading trees only.
     fn missing(&self, point: &PointRef, stop: &Stop) -> Result<MissingBlobs> {
         let mut missing = MissingBlobs::default();
         let (mut ahead, mut known) = (vec![point.snapshot.tree], HashSet::new());
@@ -205,7 +205,7 @@ impl Copier {
         }
     }
 
-    /// Brings the missing blobs over; when it returns they are durable, and may be referred to.
+    /// Copies the missing blobs. They are durable when this returns.
     fn transfer(&mut self, point: &PointRef, missing: MissingBlobs, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
         let label = format!("{}@{}", point.machine(), point.id.short());
         let progress = monitor.start("copying", &label, missing.bytes);
