@@ -1,29 +1,30 @@
-//! How a workflow reports what it is doing, and how it is interrupted.
+//! Progress reports and interruption of workflows.
 
 use super::{Error, Result};
 use crate::bounded;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Watches long work. The library knows no terminal: the command line draws bars, the tests count.
+/// Receives the progress of long work. The library does not use a terminal: the command line draws progress bars, and
+/// tests count.
 pub trait Monitor: Sync {
-    /// Work on something (`label`: a machine's disk, a point) of at most `total_bytes` begins.
+    /// Called when work starts on `label` (a machine's disk, a point), which is at most `total_bytes` long.
     fn start(&self, verb: &str, label: &str, total_bytes: u64) -> Box<dyn Progress>;
 
-    /// Something that the user should know and that stops nothing.
+    /// Shows a warning that does not stop the work.
     fn warn(&self, message: &str);
 }
 
-/// One piece of long work; dropped when it ends.
+/// The progress of one long task. Dropped when the task ends.
 pub trait Progress: Send + Sync {
-    /// More bytes are done: actually read, not only skipped.
+    /// More bytes were processed, not just skipped.
     fn advance(&self, bytes: u64);
 
-    /// Bytes that need no work, because they are a hole or unchanged.
+    /// Bytes were skipped because they are a hole or unchanged.
     fn skip(&self, bytes: u64);
 }
 
-/// Watches nothing.
+/// A monitor that ignores everything.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Silent;
 
@@ -43,12 +44,12 @@ impl Progress for Silent {
     fn skip(&self, _bytes: u64) {}
 }
 
-/// A flag that a signal handler raises: work ends at the next chunk and cleans up.
+/// A flag that a signal handler raises. Work then ends at the next chunk and cleans up.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// The flag of this process, raised by its signals.
+    /// The flag of this process, raised by signals.
     pub(crate) fn of_process() -> Stop {
         Stop(bounded::ending())
     }
@@ -66,7 +67,7 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// [`Error::Interrupted`] if it is time to stop.
+    /// Returns [`Error::Interrupted`] if the flag is raised.
     pub(crate) fn check(&self) -> Result<()> {
         if self.requested() { Err(Error::Interrupted) } else { Ok(()) }
     }

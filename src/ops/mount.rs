@@ -1,7 +1,7 @@
-//! Mounts of a served point: programs that are clients of its socket, and show what they read as files (FUSE).
+//! Mounts of a served point by FUSE programs, which are NBD clients of its socket.
 //!
-//! The host's kernel parses nothing of a guest: `guestmount` reads file systems in a small virtual machine of its own,
-//! and `nbdfuse` shows a disk as one file.
+//! The host's kernel parses no data of a guest: `guestmount` reads file systems in a small virtual machine, and
+//! `nbdfuse` shows a disk as one file.
 
 use super::{Error, Result};
 use crate::bounded::{self, Group, StopFlag};
@@ -14,21 +14,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long unmounting, and the end of the program after it, may take.
+/// The time limit for unmounting, and for the program's exit after it.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the first look at a mount may take.
+/// The time limit for the first access to a mount.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// So much of what a program says is kept.
+/// The maximum number of bytes kept of a program's messages.
 const MESSAGE_BYTES: u64 = 2000;
 
-/// A program that mounts.
+/// A FUSE program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MountProgram {
-    /// Shows the file systems of the guest; of libguestfs.
+    /// Shows the guest's file systems. Part of libguestfs.
     Guestmount,
-    /// Shows a disk as a file; of libnbd.
+    /// Shows a disk as a file. Part of libnbd.
     Nbdfuse,
 }
 
@@ -40,46 +40,46 @@ impl MountProgram {
         }
     }
 
-    /// It ends, and unmounts, with the thread that starts it, however that ends.
+    /// The program exits, and unmounts, when the thread that started it ends for any reason.
     fn command(self) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig=TERM", "--", self.name()]);
-        // Signals of the terminal are for kvmb, which unmounts.
+        // Signals of the terminal must only reach kvmb, which then unmounts.
         command.process_group(0);
         command
     }
 
-    /// Whether it is on the path.
+    /// Whether the program is in `PATH`.
     pub(crate) fn is_installed(self) -> bool {
         is_on_path(self.name())
     }
 }
 
-/// A mount that was started; it ends when this is dropped.
+/// A started mount. Dropping it unmounts.
 #[derive(Debug)]
 pub(crate) struct Mount {
     program: MountProgram,
     target: PathBuf,
     child: Child,
     messages: File,
-    /// Whether its files could be looked at.
+    /// Whether its files could be accessed.
     has_answered: bool,
-    /// Whether the folder is ours, and goes with the mount.
+    /// Whether the folder was created for the mount and is removed with it.
     is_own_folder: bool,
 }
 
-/// How a mount is.
+/// The state of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MountState {
-    /// Its program has started.
+    /// The program has started.
     Starting,
-    /// Its files can be read.
+    /// The files can be read.
     Mounted,
     Ended,
 }
 
 impl Mount {
-    /// Begins to show a disk as the file `DISK.raw` in a folder `DISK` that is made for it.
+    /// Starts to show a disk as the file `DISK.raw` in a new folder `DISK`.
     pub(crate) fn of_disk(folder: &Path, disk: &str, uri: &str) -> Result<Mount> {
         let target = folder.join(disk);
         fs::create_dir(&target).map_err(Error::io("create", &target))?;
@@ -92,12 +92,12 @@ impl Mount {
         started
     }
 
-    /// Begins to show the file systems of all disks of a guest, as the guest itself mounts them.
+    /// Starts to show the file systems of all disks of a guest, mounted as the guest mounts them.
     pub(crate) fn of_file_systems(folder: &Path, uris: &[String]) -> Result<Mount> {
         let mut command = MountProgram::Guestmount.command();
         command.args(["--ro", "--no-fork"]);
         for uri in uris {
-            // libguestfs has no scheme for sockets of its own: nbd:///EXPORT?socket=PATH.
+            // libguestfs has no URI scheme for Unix sockets; it uses nbd:///EXPORT?socket=PATH.
             let address = uri.strip_prefix("nbd+unix:").map_or_else(|| uri.clone(), |rest| format!("nbd:{rest}"));
             command.args(["--format=raw", "-a", &address]);
         }
@@ -117,12 +117,12 @@ impl Mount {
         Ok(Mount { program, target: target.to_owned(), child, messages, has_answered: false, is_own_folder })
     }
 
-    /// Where its files are.
+    /// The folder of the mounted files.
     pub(crate) fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Looks how it is. A program that ended without a mount is an error, with what it said.
+    /// Checks the state. If the program exited without mounting, its message is the error.
     pub(crate) fn state(&mut self) -> Result<MountState> {
         match self.child.try_wait() {
             Ok(None) if self.is_ready() => Ok(MountState::Mounted),
@@ -137,8 +137,8 @@ impl Mount {
         }
     }
 
-    /// Whether its files can be read. Between the mount and its first answer the program does not handle signals yet:
-    /// one that ends it would leave the mount behind.
+    /// Whether the files can be read. The program handles no signals until it answered for the first time: a signal
+    /// that kills it before would leave the mount behind.
     fn is_ready(&mut self) -> bool {
         if !is_mounted(&self.target) {
             return false;
@@ -151,7 +151,7 @@ impl Mount {
         self.has_answered
     }
 
-    /// The last thing that its program said.
+    /// The last message of the program.
     fn said(&mut self) -> String {
         let mut text = Vec::new();
         let read = self.messages.rewind().and_then(|()| (&self.messages).take(MESSAGE_BYTES).read_to_end(&mut text));
@@ -184,7 +184,7 @@ fn failed(program: MountProgram, target: &Path, message: String) -> Error {
     Error::Mount { program: program.name(), target: target.to_owned(), message }
 }
 
-/// Refuses a folder that a mount would hide something of, or that is none.
+/// Refuses a target that is not a folder, or whose content a mount would hide.
 pub(crate) fn check_target(folder: &Path) -> Result<()> {
     let mut entries = fs::read_dir(folder).map_err(Error::io("mount on", folder))?;
     match entries.next() {
@@ -193,13 +193,13 @@ pub(crate) fn check_target(folder: &Path) -> Result<()> {
     }
 }
 
-/// Unmounts; a mount that is in use disappears when its last user has ended.
+/// Unmounts. A mount in use disappears when its last user exits.
 fn unmount(target: &Path) {
     let attempts = [("fusermount3", ["-u"].as_slice()), ("fusermount3", &["-u", "-z"]), ("fusermount", &["-u", "-z"])];
     for (program, flags) in attempts {
         let mut command = Command::new(program);
         command.args(flags).arg("--").arg(target);
-        // The flag of the program is raised already: this is its end.
+        // The process's own stop flag is raised already, so it is not used here.
         match bounded::output(command, Group::Own, UNMOUNT_LIMIT, &StopFlag::default()) {
             Ok(output) if output.status.success() => return,
             Ok(output) => {
@@ -211,14 +211,14 @@ fn unmount(target: &Path) {
     }
 }
 
-/// Whether something is mounted on this folder, as the kernel lists it: to look at the folder itself could block.
+/// Whether the kernel lists a mount on this folder. Accessing the folder itself could block.
 fn is_mounted(target: &Path) -> bool {
     let list = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mut targets = list.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
     targets.any(|known| unescaped(known) == target.as_os_str().as_bytes())
 }
 
-/// A path of `/proc/self/mountinfo`, where blanks are `\040`.
+/// Unescapes a path of `/proc/self/mountinfo`, where a space is `\040`.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;

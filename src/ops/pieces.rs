@@ -1,20 +1,20 @@
-//! A chunk that is stored in pieces, so that the next change in it costs a piece.
+//! Chunks stored in pieces, so that the next change of such a chunk only stores the changed pieces.
 //!
 //! ```text
-//! first point     | one blob of 1 MiB                        |
-//! a part changed  | 64 KiB | 64 KiB | … 16 blobs             |   all of it is stored again, once
-//! and again       | as it was | 64 KiB, new | as it was …     |   and from now on only what changed
-//! more than half  | one blob of 1 MiB                        |
+//!  first point     | one blob of 1 MiB                        |
+//!  a part changed  | 64 KiB | 64 KiB | … 16 blobs             |   stored completely once more
+//!  changed again   | unchanged | 64 KiB, new | unchanged …    |   from now on only changed pieces are stored
+//!  more than half  | one blob of 1 MiB                        |
 //! ```
 
 use crate::repo::Id;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-/// The size of a piece: what a bit of QEMU's dirty bitmaps stands for, so that less could not be known to have changed.
+/// The size of a piece: the granularity of QEMU's dirty bitmaps, so changes of smaller parts are not visible anyway.
 pub(crate) const PIECE_BYTES: u32 = 64 << 10;
 
-/// The blobs of a chunk that is stored in pieces, in order; the last may be shorter than the others.
+/// The blobs of a chunk that is stored in pieces, in order. The last one may be shorter than the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pieces {
     ids: Arc<[Id]>,
@@ -25,7 +25,7 @@ impl Pieces {
         Pieces { ids: ids.into() }
     }
 
-    /// The pieces of these bytes.
+    /// Splits these bytes into pieces.
     pub(crate) fn of(bytes: &[u8]) -> Pieces {
         Pieces::new(bytes.chunks(PIECE_BYTES as usize).map(Id::hash).collect())
     }
@@ -34,17 +34,18 @@ impl Pieces {
         &self.ids
     }
 
-    /// One name for all of them together.
+    /// An id for all pieces together.
     pub(crate) fn digest(&self) -> Id {
         Id::hash(&self.ids.iter().flat_map(|id| id.as_bytes().iter().copied()).collect::<Vec<u8>>())
     }
 
-    /// Whether all of them are whole pieces of zeros.
+    /// Whether all pieces are full-size pieces of zeros.
     pub(crate) fn is_zero(&self) -> bool {
         self.ids.iter().all(|id| *id == *ZERO_PIECE)
     }
 
-    /// Whether those of these bits, the first one in the lowest, are zeros; of a chunk of this length.
+    /// Whether the pieces selected by `bits` (bit 0 is the first piece) are zeros. `chunk_length` is the length of the
+    /// chunk.
     pub(crate) fn are_zero_at(&self, bits: u64, chunk_length: u64) -> bool {
         let is_zero = |number: usize, id: &Id| match range(number, chunk_length as usize).len() {
             length if length == PIECE_BYTES as usize => *id == *ZERO_PIECE,
@@ -61,23 +62,25 @@ pub(crate) fn count(bytes: u64) -> u64 {
     bytes.div_ceil(u64::from(PIECE_BYTES))
 }
 
-/// Where a piece is in its chunk of this length.
+/// The range of a piece within a chunk of this length.
 pub(crate) fn range(piece: usize, chunk_length: usize) -> Range<usize> {
     let start = piece * PIECE_BYTES as usize;
     start..chunk_length.min(start + PIECE_BYTES as usize)
 }
 
-/// Whether a chunk of so many pieces, of which so many changed, is stored in pieces. One that changed for the most part
-/// is one that a file was written to from one end to the other.
+/// Whether to store a chunk with `pieces` pieces, of which `changed` changed, in pieces. If more than half of them
+/// changed, a file was probably written sequentially.
 pub(crate) fn are_worth_it(pieces: u64, changed: u64) -> bool {
     pieces > 1 && 2 * changed <= pieces
 }
 
-/// How many of a disk's chunks may be stored in pieces: each piece is one entry more in the list, which every point
-/// writes and which is in memory. Four times as many pieces as chunks make it at most five times as long; a small disk
-/// has a short list anyway, and that of a very large one must stay below the 4 GiB of a blob.
+/// The maximum number of a disk's chunks that are stored in pieces. Each piece is one more entry in the list, which is
+/// kept in memory and written with every point. Up to four pieces per chunk make the list at most five times as long.
+/// Small disks may have more because their list is short anyway; very large ones have none because their list must stay
+/// below 4 GiB, the maximum size of a blob.
 pub(crate) fn most_chunks(chunks: u64, chunk_bytes: u32) -> u64 {
-    /// Those of a chunk of 1 MiB: of smaller chunks, no more are in pieces.
+    /// The number of pieces in a chunk of 1 MiB. Smaller chunks count as this many, so that no more of them are in
+    /// pieces.
     const LEAST_PIECES: u64 = 16;
     let pieces = count(chunk_bytes.into()).max(LEAST_PIECES);
     match chunks {
@@ -86,7 +89,7 @@ pub(crate) fn most_chunks(chunks: u64, chunk_bytes: u32) -> u64 {
     }
 }
 
-/// Numbers of chunks as a text: `3,17-20,45`.
+/// Formats chunk numbers as text: `3,17-20,45`.
 pub(crate) fn ranges_to_text(numbers: impl Iterator<Item = u64>) -> String {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for number in numbers {
@@ -99,7 +102,7 @@ pub(crate) fn ranges_to_text(numbers: impl Iterator<Item = u64>) -> String {
     ranges.into_iter().map(word).collect::<Vec<_>>().join(",")
 }
 
-/// The ranges of such a text, ascending and below `end`; none if it is not such a text.
+/// Parses the ranges of such a text, which must be ascending and below `end`. `None` if the text is invalid.
 pub(crate) fn ranges_of_text(text: &str, end: u64) -> Option<Vec<Range<u64>>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for word in text.split(',').filter(|_| !text.is_empty()) {

@@ -1,10 +1,10 @@
-//! Pinning: a point that stays whatever the retention says, until it is unpinned, or until the machines that run on it
-//! have their data.
+//! Pins: a pinned point is kept regardless of retention until it is unpinned. Live restores likewise keep their point
+//! until the machine has all of its data.
 //!
-//! A pin is the snapshot's tag `pinned`: it travels with `restic copy`, restic shows it, and `restic forget --keep-tag
-//! pinned` respects it. A snapshot file is named by its content, so a tag changes the point's id; `original` then keeps
-//! the first one, as with `restic tag`. What refers to points by id - the user, a capture that continues one, the
-//! `parent` in later manifests - finds them by either. Data, manifest, checkpoint and chain are not touched.
+//! A pin is the tag `pinned` of the snapshot: `restic copy` preserves it, restic shows it, and `restic forget
+//! --keep-tag pinned` respects it. A snapshot's id is the hash of its file, so a new tag changes the point's id; as
+//! with `restic tag`, `original` then holds the first id. Users, captures and the `parent` of later manifests refer to
+//! points by id, and both ids are found. Data, manifest, checkpoint and chain are not changed.
 
 use super::points::{self, PINNED_TAG, PointRef, RESTORING_TAG, is_restoring};
 use super::repo_lock::lock;
@@ -12,7 +12,7 @@ use super::{Error, Result, Stop};
 use crate::failpoint::{self, Failpoint};
 use crate::repo::{Id, LockMode, Permit, Repository};
 
-/// Changes pins in one repository, while it holds a lock there.
+/// Changes pins in a repository while holding a lock.
 #[derive(Debug)]
 pub(crate) struct Pinner<'a> {
     repo: &'a Repository,
@@ -20,19 +20,19 @@ pub(crate) struct Pinner<'a> {
 }
 
 impl<'a> Pinner<'a> {
-    /// Takes the lock that a backup takes: pinning adds a file and removes the one that it replaces, and disturbs no
-    /// backup.
+    /// Takes a shared lock, as a backup does: pinning adds a file and removes the one that it replaces, and does not
+    /// interfere with backups.
     pub(crate) fn open(repo: &'a Repository, stop: &Stop) -> Result<Pinner<'a>> {
         Ok(Pinner { repo, permit: lock(repo, LockMode::Shared, stop)?.permit() })
     }
 
-    /// The same with a lock that is held already.
+    /// Uses a lock that is held already.
     pub(crate) fn with(repo: &'a Repository, permit: Permit) -> Pinner<'a> {
         Pinner { repo, permit }
     }
 
-    /// Pins or unpins a point; returns its new id. One that is not pinned, but kept for live restores, is given up by
-    /// them.
+    /// Pins or unpins a point and returns its new id. Unpinning a point that is only kept for live restores removes
+    /// their tags.
     pub(crate) fn set(&self, point: &PointRef, pinned: bool) -> Result<Id> {
         let mut tags = point.snapshot.tags.clone();
         match (pinned, point.is_pinned()) {
@@ -55,13 +55,13 @@ impl<'a> Pinner<'a> {
         self.retag(point, tags)
     }
 
-    /// Whatever was kept for this live restore need not stay any more.
+    /// Stops keeping the points of this live restore.
     pub(crate) fn release(&self, restore: &str) -> Result<()> {
         let (found, _) = points::list(self.repo)?;
         let tag = tag_of(restore);
         let is_held = |point: &PointRef| point.snapshot.tags.contains(&tag);
         for point in found.iter().filter(|point| is_held(point)) {
-            // Where an interrupted change has left two snapshots of the point, the other one is as it was.
+            // If an interrupted change left two snapshots of the point, the other one has the original tags.
             let original = point.snapshot.original;
             let is_twin = |other: &PointRef| !is_held(other) && original.is_some_and(|id| other.is_or_was(&id));
             if found.iter().any(is_twin) {
@@ -85,7 +85,7 @@ impl<'a> Pinner<'a> {
         let mut snapshot = point.snapshot.clone();
         snapshot.tags = tags;
         snapshot.original.get_or_insert(point.id);
-        // In this order a crash leaves two snapshots of one point, never none.
+        // In this order, a crash leaves two snapshots of the point, never none.
         let id = self.repo.save_snapshot(&snapshot, &self.permit)?;
         failpoint::hit(Failpoint::PinStored);
         self.remove(&point.id)?;
@@ -102,7 +102,7 @@ impl<'a> Pinner<'a> {
     }
 }
 
-/// The tag of one live restore.
+/// The tag of a live restore.
 fn tag_of(restore: &str) -> String {
     format!("{RESTORING_TAG}={restore}")
 }

@@ -1,13 +1,13 @@
-//! Applying retention: removing points, and then freeing their space.
+//! Applies retention: removes points, then frees their space.
 //!
-//! All is decided under the repository's exclusive lock before anything is changed: the verdict on each point, and what
-//! of the packs is needed then. Where the repository is damaged, nothing is removed at all.
+//! Everything is decided under the repository's exclusive lock before anything is changed: the decision for each point,
+//! and which packs are needed afterwards. If the repository is damaged, nothing is removed.
 //!
-//! A machine is its UUID on a host, and on those that it came from ([`crate::ops::points::lineage`]): two machines with
-//! one UUID do not share what a rule keeps. It is *gone* when the newest of its points was taken on this host and this
-//! host's libvirt does not know its UUID. Of machines of other hosts nothing is known here: the policy applies to them,
-//! and it counts from their newest point, so that a machine that is not backed up any more keeps what the policy left
-//! it.
+//! A machine is its UUID on a host and on the hosts that it came from ([`crate::ops::points::lineage`]), so that two
+//! machines with one UUID are subject to the rules separately. A machine is *gone* if its newest point was taken on
+//! this host and this host's libvirt does not know its UUID. Whether machines of other hosts still exist is unknown
+//! here. The policy applies to them too and counts from their newest point, so a machine that is no longer backed up
+//! keeps the points that the policy kept last.
 
 use super::manifest::Manifest;
 use super::object_lock::locked_until;
@@ -27,35 +27,34 @@ use crate::retention::{Candidate, Policy, Reason, RetentionDecision, judge};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// What is known of the machines of this host.
+/// The known machines of this host.
 #[derive(Debug, Clone)]
 pub enum Living {
-    /// The user said that it does not matter.
+    /// The user requested to ignore whether machines exist.
     DoesNotMatter,
-    /// libvirt knows these UUIDs.
+    /// The UUIDs that libvirt knows.
     Known(HashSet<String>),
-    /// libvirt could not be asked, and why.
+    /// libvirt is unreachable, with the reason.
     Unknown(String),
 }
 
 /// What to prune, and by which rules.
 #[derive(Debug)]
 pub struct PruneRequest<'a> {
-    /// Which points to keep.
     pub policy: &'a Policy,
-    /// Names and globs of machines; none means all. A machine that is named may be gone.
+    /// Names and globs of machines; empty means all. Points of a gone machine are pruned only if its name is listed.
     pub names: &'a [String],
-    /// Which machines exist.
+    /// The machines that exist.
     pub living: Living,
     /// The second tier, if there is one.
     pub second: Option<SecondTier<'a>>,
-    /// How much waste may stay in packs that are needed.
+    /// The maximum share of unused data in packs that are kept.
     pub max_unused: MaxUnused,
-    /// Change nothing.
+    /// Whether to change nothing.
     pub dry_run: bool,
 }
 
-/// Where the points of a repository are copied to.
+/// The repository that the points are copied to.
 #[derive(Debug, Clone, Copy)]
 pub struct SecondTier<'a> {
     pub(crate) repo: &'a Repository,
@@ -63,32 +62,30 @@ pub struct SecondTier<'a> {
     pub(crate) policy: &'a Policy,
 }
 
-/// A point, and what becomes of it.
+/// A point and the decision about it.
 #[derive(Debug)]
 pub struct JudgedPoint {
     pub(crate) point: PointRef,
-    /// What it says of itself.
     pub(crate) manifest: Manifest,
     pub(crate) verdict: RetentionDecision,
 }
 
-/// What a prune came to.
+/// The result of a prune.
 #[derive(Debug, Clone, Copy)]
 pub struct Pruned {
-    /// What was done.
     pub summary: PruneSummary,
-    /// There was no room for copying what is needed out of packs that are mostly waste.
+    /// Whether there was too little free space to copy the used data out of packs that are mostly unused.
     pub was_short_of_room: bool,
 }
 
-/// A prune that is decided, in a locked repository.
+/// A planned prune of a locked repository.
 #[derive(Debug)]
 pub struct Prune<'a> {
     repo: &'a Repository,
     max_unused: MaxUnused,
-    /// None for a rehearsal.
+    /// `None` for a dry run.
     exclusive: Option<Permit>,
-    /// None for the real thing, and on a medium that cannot be written.
+    /// `None` unless this is a dry run, and on read-only media.
     _shared: Option<RepoLock>,
     points: Vec<JudgedPoint>,
     unreadable: Vec<(PointRef, Error)>,
@@ -96,7 +93,7 @@ pub struct Prune<'a> {
 }
 
 impl<'a> Prune<'a> {
-    /// Locks the repository, reads what it must and decides; changes nothing.
+    /// Locks the repository, reads what it needs and decides. Changes nothing.
     pub fn plan(
         repo: &'a Repository,
         request: &PruneRequest,
@@ -121,22 +118,22 @@ impl<'a> Prune<'a> {
         Ok(Prune { repo, max_unused: request.max_unused, exclusive, _shared: shared, points, unreadable, plan })
     }
 
-    /// The points that were asked about, in the order of machines and times.
+    /// The points that the request covers, sorted by machine and time.
     pub(crate) fn points(&self) -> &[JudgedPoint] {
         &self.points
     }
 
-    /// Points that stay because nobody can say which machine's they are.
+    /// The points that are kept because their machine cannot be determined.
     pub(crate) fn take_unreadable(&mut self) -> Vec<(PointRef, Error)> {
         std::mem::take(&mut self.unreadable)
     }
 
-    /// What the rest of it will come to.
+    /// The expected result of [`Prune::run`].
     pub(crate) fn summary(&self) -> &PruneSummary {
         self.plan.summary()
     }
 
-    /// Forgets the points that go (`forgotten` is called for each) and frees the space. A rehearsal does nothing.
+    /// Removes the points that are not kept (calling `forgotten` for each) and frees the space. A dry run does nothing.
     pub fn run(&self, monitor: &dyn Monitor, stop: &Stop, forgotten: &mut dyn FnMut(&JudgedPoint)) -> Result<Pruned> {
         let mut pruned = Pruned { summary: *self.plan.summary(), was_short_of_room: false };
         let Some(permit) = &self.exclusive else {
@@ -159,10 +156,10 @@ impl<'a> Prune<'a> {
         let mut done = self.plan.execute(permit, &|event| watch.hear(event), &flag);
         let mut last = *self.plan.summary();
         let mut was_full = false;
-        // Where there was room for a part of the copies only, there is more now.
+        // If there was space for only a part of the copies, there may be enough now.
         loop {
             let room_bytes = match &done {
-                // The place knew of less room than there was: the rest without copies.
+                // The storage ran out of space earlier than it reported. Continue without copies.
                 Err(error) if is_no_space(error) && !was_full => Some(0),
                 Ok(()) if last.is_short_of_room && last.freed_bytes() > 0 && !was_full => room(self.repo)?,
                 _ => break,
@@ -174,7 +171,7 @@ impl<'a> Prune<'a> {
             done = plan
                 .remove_unnamed(permit, &|_| {}, &flag)
                 .and_then(|()| plan.execute(permit, &|event| watch.hear(event), &flag));
-            // What the full disk stopped was not done.
+            // The work that the full disk prevented does not count.
             pruned.summary = match was_full {
                 true => PruneSummary { size_bytes: pruned.summary.size_bytes, ..*plan.summary() },
                 false => pruned.summary.followed_by(*plan.summary()),
@@ -189,7 +186,8 @@ impl<'a> Prune<'a> {
     }
 }
 
-/// How much may be copied at once: the index and the other users of the disk need some of what is free as well.
+/// The number of bytes that may be copied at once. Some free space is left for the index and for other users of the
+/// disk.
 fn room(repo: &Repository) -> Result<Option<u64>> {
     let free_bytes = repo.storage().free_bytes().map_err(repo::Error::from)?;
     Ok(free_bytes.map(|bytes| bytes / 4 * 3))
@@ -208,7 +206,7 @@ fn make_plan(
     plan.map_err(damaged)?.ok_or(Error::Interrupted)
 }
 
-/// Damage is a reason to remove nothing; other errors are what they are.
+/// Maps damage to [`Error::Unprunable`]. Other errors are kept.
 fn damaged(error: repo::Error) -> Error {
     use repo::Error as E;
     match error.root() {
@@ -222,8 +220,8 @@ fn damaged(error: repo::Error) -> Error {
     }
 }
 
-/// Not being allowed to remove files is a matter of its own; damage found while copying leaves the packs where they
-/// are.
+/// Maps a refused removal to [`Error::RemovalRefused`]. Damage found while copying is [`Error::Unprunable`]; the packs
+/// are left where they are.
 fn refused(repo: &Repository, error: repo::Error) -> Error {
     match error.is_refused_removal() {
         true => Error::RemovalRefused { url: repo.url(), source: Box::new(error) },
@@ -231,7 +229,7 @@ fn refused(repo: &Repository, error: repo::Error) -> Error {
     }
 }
 
-/// Passes on what a prune reports: to the progress bar, and to the tests that stop it.
+/// Forwards the events of a prune to the progress bar and to the tests that interrupt it.
 struct PruneProgress {
     progress: Box<dyn Progress>,
 }
@@ -269,7 +267,7 @@ impl PruneProgress {
     }
 }
 
-/// What becomes of the points, and those that nobody can judge.
+/// The decisions about the points, and the points that cannot be read.
 struct Judgement {
     points: Vec<JudgedPoint>,
     unreadable: Vec<(PointRef, Error)>,
@@ -300,7 +298,7 @@ impl MachinePoints {
         groups
     }
 
-    /// Its name in its newest point.
+    /// The machine's name in its newest point.
     fn name(&self) -> &str {
         self.points.last().map_or("", |(point, _)| point.machine())
     }
@@ -330,7 +328,7 @@ fn judge_points(
     groups.retain(|group| group.points.iter().any(|(point, _)| is_meant(point.machine())));
     unreadable.retain(|(point, _)| is_meant(point.machine()));
 
-    // Without rules nothing is judged, and nobody needs to know.
+    // Without rules no point is judged, so damage need not be known.
     let mut verifier = match request.policy.is_empty() {
         true => None,
         false => Some(Verifier::new(repo, index, VerifyDepth::Quick)?),
@@ -382,7 +380,7 @@ fn judge_points(
     Ok(Judgement { points, unreadable })
 }
 
-/// Keeps the points that the place locks.
+/// Keeps the points that the storage locks.
 fn keep_locked(repo: &Repository, points: &mut [JudgedPoint], stop: &Stop) -> Result<()> {
     let mut going: Vec<&mut JudgedPoint> = points.iter_mut().filter(|judged| !judged.verdict.keep).collect();
     if going.is_empty() {
@@ -397,7 +395,7 @@ fn keep_locked(repo: &Repository, points: &mut [JudgedPoint], stop: &Stop) -> Re
     Ok(())
 }
 
-/// The second tier, with its index as soon as that is needed.
+/// The second tier. Its index is loaded when it is first needed.
 struct OpenSecondTier<'a> {
     tier: SecondTier<'a>,
     index: Option<Arc<Index>>,
@@ -429,8 +427,8 @@ fn outlives_machine(group: &MachinePoints, request: &PruneRequest) -> bool {
     is_of_this_host && !is_named && !lives
 }
 
-/// The damaged points that are newer than the newest whole one, but those that are dated in the future. No chunk is
-/// read: this is about which point may be the last one that is good for anything.
+/// Returns the damaged points that are newer than the newest intact one, except those dated in the future. No chunk is
+/// read, because this only determines which point may be the last usable one.
 fn newest_damaged(verifier: &mut Verifier, group: &MachinePoints, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
     let mut damaged = HashSet::new();
     for (point, _) in group.points.iter().rev().filter(|(point, _)| point.snapshot.time <= now) {

@@ -1,8 +1,8 @@
-//! Storing a captured machine in a repository: the only path by which data is stored.
+//! Stores a captured machine in a repository. All data is stored by this path.
 //!
-//! The order of the last steps is the promise (design: "The commit order"): packs, then index, then the snapshot file,
-//! each durable before the next. The snapshot file is the commit; without it, everything stored before is merely unused
-//! data.
+//! The order of the last steps guarantees consistency (design: "The commit order"): packs, then index, then the
+//! snapshot file, each durable before the next. The snapshot file is the commit. Without it, everything stored before
+//! is unused data.
 
 use super::chain::mismatch;
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
@@ -39,24 +39,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The largest blob that a small file is cut into.
+/// The maximum size of the blobs of a small file.
 const SMALL_FILE_BLOB_BYTES: usize = 4 << 20;
 
-/// The open packs of all machines that are stored at the same time, as long as each has more than the smallest.
+/// The memory for the open packs of all machines that are stored in parallel, unless that makes packs too small.
 const OPEN_PACKS_BYTES: usize = 64 << 20;
 const SMALLEST_PACK_BYTES: usize = 8 << 20;
 
-/// The share of clean chunks that is read all the same, unless set otherwise.
+/// The default share of clean chunks that are read and compared.
 pub(crate) const AUDIT: f64 = 0.001;
 
-/// How far the dirty bitmaps are believed.
+/// How far the dirty bitmaps are trusted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trust {
-    /// The share of clean chunks that is read all the same, and compared.
+    /// The share of clean chunks that are read and compared anyway.
     pub(crate) audit: f64,
-    /// Read everything and compare.
+    /// Whether to read and compare everything.
     pub(crate) read_all: bool,
-    /// Read everything and compare when a disk was last read so longer ago.
+    /// The age of a disk's last full read after which everything is read and compared.
     pub(crate) read_all_every: Option<Duration>,
 }
 
@@ -68,24 +68,23 @@ impl Default for Trust {
 
 #[derive(Debug)]
 pub(crate) struct PushRequest<'a> {
-    /// The capture, which the caller holds locked.
+    /// The capture, locked by the caller.
     pub(crate) file: &'a CaptureFile,
     pub(crate) capture: &'a CaptureState,
-    /// The SHA-256 of whole disks that came along, by target.
+    /// The SHA-256 of whole disks that the input contained, by target.
     pub(crate) sha256: BTreeMap<String, String>,
-    /// How far the dirty bitmaps are believed.
     pub(crate) trust: Trust,
-    /// How fast the disks may be read.
+    /// Limits the speed at which the disks are read.
     pub(crate) rate_limit: Option<&'a RateLimiter>,
-    /// The size of chunks; none keeps that of the disk's last point, and goes by the size of a new disk.
+    /// The chunk size. `None` keeps that of the disk's last point; new disks get one by their size.
     pub(crate) chunk_size: Option<ChunkSize>,
-    /// How hard new data is compressed.
+    /// The compression level of new data.
     pub(crate) compression: Compression,
-    /// What this machine may use.
+    /// The threads and memory that this machine may use.
     pub(crate) parallelism: Parallelism,
 }
 
-/// Called when the last byte of the last disk was read: the job may end.
+/// Called after the last byte of the last disk was read, so that the job can end.
 pub(crate) type AfterRead<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// Stores a capture as a point.
@@ -129,7 +128,7 @@ pub(crate) fn push(
     let read = while_locked(permit, stop, |stop| {
         guarded(request.file, capture, stop, |stop| {
             while_unchanged(capture, stop, |stop| {
-                // Whoever waits for a slow upload sees it as well.
+                // The writer must see the flag too, because a thread may be waiting for a slow upload.
                 writer.end_with(stop.flag());
                 capture.disks.iter().try_for_each(|disk| reading.check_storable(disk, stop))?;
                 capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
@@ -225,7 +224,7 @@ pub(crate) fn push(
     let mut record = points::to_record(&view.repo, &id, &snapshot, &manifest);
     record.capture = Some(capture.id.clone());
     if has_lost {
-        // The point is committed: that others cannot be looked at now is no failure of it.
+        // The point is committed. A failure to check the other points is not a failure of this one.
         record.damaged_points = damaged_points(view).unwrap_or_else(|error| {
             monitor.warn(&format!("cannot determine which points lack data: {error}; run 'kvmb verify --all'"));
             Vec::new()
@@ -235,8 +234,8 @@ pub(crate) fn push(
     Ok(record)
 }
 
-/// The point that the capture continues, none when it does not or the point is gone; and whether it, or the
-/// newest one of the machine, is there and damaged.
+/// Returns the point that the capture continues, if there is one, and whether that point or the machine's newest one
+/// exists but is damaged.
 fn base_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Option<OpenPoint>, bool)> {
     let Some(id) = capture.parent_point.as_ref().and_then(|id| id.parse::<Id>().ok()) else {
         return Ok((None, false));
@@ -246,7 +245,7 @@ fn base_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Op
     };
     let base = whole(view.point(point))?;
     let mut is_damaged = base.is_none();
-    // The newest one would have been continued, were it whole.
+    // If it is intact, the newest point would have been continued.
     let of_machine = |other: &&PointRef| other.machine() == capture.machine && other.snapshot.hostname == host;
     if let Some(newest) = view.points()?.iter().rev().find(of_machine).filter(|newest| newest.id != point.id) {
         is_damaged |= whole(view.manifest(newest))?.is_none();
@@ -254,7 +253,8 @@ fn base_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Op
     Ok((base, is_damaged))
 }
 
-/// None for what is damaged: that is no base and no reference. A repository that cannot be reached is an error.
+/// Returns `None` for damaged data, which can be neither continued nor used as a reference. An unreachable repository
+/// is an error.
 fn whole<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
@@ -267,9 +267,9 @@ fn whole<T>(read: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again.
-/// One of this host if there is one, for another host may have another machine with the same UUID. And whether a
-/// damaged one was met.
+/// Returns the newest point with the machine's name and UUID, for the chunk sizes of its disks and for unchanged
+/// folders. Points of this host come first, because another host may have a different machine with the same UUID. Also
+/// returns whether a damaged point was found.
 fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Option<OpenPoint>, bool)> {
     /// The number of points of other machines with the same name that are skipped.
     const DEPTH: usize = 20;
@@ -292,8 +292,8 @@ fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(
     Ok((None, has_damage))
 }
 
-/// The hosts that the machine was on before this one: those of the points that are known of it, and that of the point
-/// that it continues now.
+/// Returns the hosts that the machine was on before this one, according to its known points and the point that it
+/// continues now.
 fn earlier_hosts<'a>(
     known: impl Iterator<Item = &'a OpenPoint>,
     parent: Option<Id>,
@@ -304,7 +304,7 @@ fn earlier_hosts<'a>(
     for point in known {
         let manifest = &point.manifest;
         let is_continued = Some(point.id) == parent;
-        // Of another host's machine that is not continued nothing is known but its UUID.
+        // A point of another host that is not continued may belong to a different machine with the same UUID.
         if !is_continued && manifest.host != host {
             continue;
         }
@@ -319,8 +319,8 @@ fn earlier_hosts<'a>(
     left.into_iter().map(|(host, left_at)| EarlierHost { host, left_at }).collect()
 }
 
-/// The checkpoint that the next backup can continue from. A machine that is off made none; but when nothing at all was
-/// dirty since the parent's checkpoint, «since then» and «since now» are the same, and it passes on.
+/// Returns the checkpoint that the next backup can continue from. A stopped machine makes no checkpoint. But if nothing
+/// was dirty since the parent's checkpoint, that one is still valid for the new point.
 fn checkpoint_of(capture: &CaptureState, base: Option<&OpenPoint>, read: &[ReadDisk]) -> Option<String> {
     if capture.checkpoint.is_some() || capture.job().is_some() {
         return capture.checkpoint.clone();
@@ -335,42 +335,42 @@ fn manifest_disk<'a>(point: &'a OpenPoint, disk: &str) -> Option<&'a ManifestDis
     point.manifest.disks.iter().find(|known| known.disk == disk)
 }
 
-/// What reading one disk came to.
+/// The result of reading one disk.
 struct ReadDisk {
     stored: StoredDisk,
     chunk_bytes: u32,
     mode: ReadMode,
     reason: Option<String>,
-    /// Its clean chunks were taken from the parent, or compared with it.
+    /// Whether its clean chunks were taken from the parent, or compared with it.
     continues: bool,
     in_full_at: Option<record::Time>,
     chain_damage: Vec<Damage>,
 }
 
-/// Where a disk can be read.
+/// The address at which a disk can be read.
 fn nbd_uri(disk: &CapturedDisk) -> Result<NbdUri> {
     disk.nbd_uri.parse().map_err(|source| Error::NbdAddress { disk: disk.target.clone(), source })
 }
 
-/// What the disks of one capture are read with.
+/// The state shared by the reads of a capture's disks.
 struct CaptureReading<'a> {
     request: &'a PushRequest<'a>,
     base: Option<&'a OpenPoint>,
     reference: Option<&'a OpenPoint>,
     writer: &'a Writer,
     monitor: &'a dyn Monitor,
-    /// Whether a parent's chunk was met that the repository does not have.
+    /// Whether the repository lacks a chunk of the parent.
     has_lost: AtomicBool,
 }
 
 impl CaptureReading<'_> {
-    /// Refuses what could not be stored after all the reading.
+    /// Refuses a disk that could not be stored, before it is read.
     fn check_storable(&self, disk: &CapturedDisk, stop: &Stop) -> Result<()> {
         let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: self.chunk_bytes(disk) };
         check_storable(&disk.target, &nbd_uri(disk)?, geometry, stop)
     }
 
-    /// Reads what changed of a disk where that is certain, else everything.
+    /// Reads the changed parts of a disk if they are known for certain, otherwise all of it.
     fn disk(&self, disk: &CapturedDisk, stop: &Stop) -> Result<ReadDisk> {
         let uri = nbd_uri(disk)?;
         let label = format!("{}/{}", self.request.capture.machine, disk.target);
@@ -414,7 +414,7 @@ impl CaptureReading<'_> {
                             } else {
                                 then.read_in_full_at
                             },
-                            // What was caught lying once is not passed on.
+                            // A bitmap that missed changes is not used again.
                             continues: stored.bitmap_mismatches.is_empty(),
                             reason: due,
                             stored,
@@ -425,7 +425,7 @@ impl CaptureReading<'_> {
                         let damage = self.chain_damage(disk, task.chunk_bytes, disk.capacity_bytes, &bitmap_mismatches);
                         self.monitor.warn(&format!("{label}: {reason}; reading the disk in full"));
                         let whole = DiskTask { base: None, ..task };
-                        // All of it, from the start.
+                        // The progress restarts because the whole disk is read.
                         drop(progress);
                         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
                         self.in_full(&whole, Some(reason), damage, &*progress, stop)
@@ -435,14 +435,14 @@ impl CaptureReading<'_> {
         }
     }
 
-    /// The size of a disk's chunks: what is asked for, else what its last point has, else what suits its size.
+    /// The chunk size of a disk: the requested one, else that of its last point, else the default for its size.
     fn chunk_bytes(&self, disk: &CapturedDisk) -> u32 {
         let known = || self.reference.and_then(|point| manifest_disk(point, &disk.target)).map(|disk| disk.chunk_bytes);
         let asked_for = self.request.chunk_size.map(ChunkSize::bytes);
         asked_for.or_else(known).unwrap_or_else(|| ChunkSize::for_disk(disk.capacity_bytes).bytes())
     }
 
-    /// The chunks of a disk's last point, if some of them are in pieces.
+    /// The chunks of a disk's last point, if some of them are stored in pieces.
     fn earlier_map(&self, disk: &CapturedDisk, chunk_bytes: u32) -> Result<Option<ChunkMap>> {
         let Some(point) = self.reference else { return Ok(None) };
         let known = manifest_disk(point, &disk.target);
@@ -450,7 +450,7 @@ impl CaptureReading<'_> {
         known.map(|known| point.chunk_map(known)).transpose()
     }
 
-    /// What a disk continues - bitmap, the parent's disk, its chunks - or why it cannot.
+    /// Returns what a disk continues (the bitmap, the parent's disk and its chunks), or why it cannot continue.
     #[allow(clippy::type_complexity)]
     fn continuation<'s>(
         &'s self,
@@ -479,7 +479,7 @@ impl CaptureReading<'_> {
         Ok(Ok((bitmap, then, base.chunk_map(then)?)))
     }
 
-    /// Why everything of a disk is to be read and compared, if it is.
+    /// Returns why the whole disk must be read and compared, if it must.
     fn is_due(&self, then: &ManifestDisk) -> Option<String> {
         if self.request.trust.read_all {
             return Some("asked for".into());
@@ -535,7 +535,7 @@ impl CaptureReading<'_> {
     }
 }
 
-/// What of the machine the capture does not have.
+/// The parts of the machine that the capture lacks.
 fn left_out(capture: &CaptureState) -> Vec<LeftOut> {
     let text = |path: &Path| Some(path.to_string_lossy().into_owned());
     let disks = capture.skipped.iter().map(|skipped| LeftOut {
@@ -555,12 +555,12 @@ fn left_out(capture: &CaptureState) -> Vec<LeftOut> {
     disks.chain(parts).chain(others).collect()
 }
 
-/// Who wrote a point.
+/// The program and version that write the point.
 fn program() -> String {
     concat!("kvmb ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// The machine's folder in the making.
+/// The machine's folder while it is built.
 struct PointFolder<'a> {
     writer: &'a Writer,
     time: record::Time,
@@ -581,7 +581,7 @@ impl<'a> PointFolder<'a> {
         Ok(())
     }
 
-    /// The firmware variables, kernel and initrd that the capture copied, and the TPM's state in a folder of its own.
+    /// Adds the copied firmware variables, kernel and initrd, and the TPM's state in a folder of its own.
     fn add_copies(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestFile>> {
         let mut files = Vec::new();
         let mut tpm = PointFolder::new(self.writer, self.time);
@@ -608,7 +608,7 @@ impl<'a> PointFolder<'a> {
         Ok(files)
     }
 
-    /// The files that the definition mentions, in a folder of their own.
+    /// Adds the files that the definition references, in a folder of their own.
     fn add_outside(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestOutsideFile>> {
         let mut files = Vec::new();
         let mut folder = PointFolder::new(self.writer, self.time);
@@ -632,7 +632,7 @@ impl<'a> PointFolder<'a> {
         Ok(files)
     }
 
-    /// A disk that is as it was in the parent keeps the parent's folder, so that it costs no new tree.
+    /// Adds a disk. If it is identical to the parent's, the parent's folder is used, so that no new tree is stored.
     fn add_disk(&mut self, disk: &str, read: &ReadDisk, earlier: Option<&OpenPoint>) -> Result<()> {
         let stored = &read.stored;
         let geometry = Geometry { capacity_bytes: stored.capacity_bytes, chunk_bytes: read.chunk_bytes };

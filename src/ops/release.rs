@@ -1,15 +1,16 @@
-//! Ending a capture. Whether its point was stored stands in the capture's own state, never in a stream.
+//! Ends captures. Whether a capture's point was stored is recorded in the capture's own state, not in the records of a
+//! pipe.
 
 use super::Result;
 use super::chain;
 use crate::capture::{CaptureFile, CloseRequest, ClosedCapture, Hypervisor, RuntimeDirs, close_capture};
 use std::time::Duration;
 
-/// How long a release waits for whoever still reads.
+/// The time that a release waits for readers.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// Ends a capture for good: job or servers, sockets, scratch files, then the checkpoint - kept if its point was stored,
-/// rolled back if not. Without `hypervisor` the capture's own connection is opened, if it is needed.
+/// Ends a capture: its job or servers, sockets and scratch files. Its checkpoint is kept if the point was stored, and
+/// rolled back otherwise. Without `hypervisor`, the capture's own connection is opened if it is needed.
 pub(crate) fn release(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,

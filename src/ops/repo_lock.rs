@@ -1,4 +1,4 @@
-//! Locks of a repository: taken with a limit, and watched while something is written.
+//! Locks of a repository, with a time limit, and watched while data is written.
 
 use super::watched::watched;
 use super::{Error, Monitor, Result, Stop};
@@ -10,16 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait for a repository that somebody else needs for himself.
+/// The maximum time to wait for the lock of another process.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
-/// How long to wait between two tries, at random: who needs the repository for himself must find the gaps of others.
+/// The random delay between two attempts: an exclusive lock must find a gap between the locks of others.
 const LOCK_RETRY: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_millis(1500);
 
-/// How often to look whether the lock is lost.
+/// How often to check whether the lock was lost.
 const WATCH: Duration = Duration::from_millis(100);
 
-/// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
+/// Takes a lock. Waits for conflicting locks until the time limit or an interrupt.
 pub(crate) fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
     let lock = patiently(stop, || repo.lock(mode, Duration::ZERO))?;
     failpoint::hit(Failpoint::LockTaken);
@@ -49,8 +49,8 @@ pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> R
     }
 }
 
-/// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of
-/// one: a prune beside us could only make chunks go missing, which is reported; what is read is verified in any case.
+/// Takes the lock of a command that only reads. Read-only media cannot be locked, and need not be: a concurrent prune
+/// could only make chunks disappear, which is reported, and all data is verified anyway.
 pub(crate) fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     match lock(repo, LockMode::Shared, stop) {
         Ok(lock) => Ok(Some(lock)),
@@ -58,7 +58,7 @@ pub(crate) fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &
     }
 }
 
-/// The same with the list of the snapshots, which on a far server takes no more round trips than the lock alone.
+/// Takes the lock and lists the snapshots, in no more round trips to a distant server than the lock alone.
 pub(crate) fn lock_and_list(
     repo: &Repository,
     monitor: &dyn Monitor,
@@ -76,7 +76,7 @@ pub(crate) fn lock_and_list(
     }
 }
 
-/// Warns if there is no lock because nothing can be written there; any other error stays one.
+/// Warns if no lock can be taken because the storage is read-only. Other errors are returned.
 fn go_without(error: Error, monitor: &dyn Monitor) -> Result<()> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     if let Error::Repo(inner) = &error
@@ -89,8 +89,8 @@ fn go_without(error: Error, monitor: &dyn Monitor) -> Result<()> {
     Err(error)
 }
 
-/// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the
-/// work ended.
+/// Runs `work` with a flag that is raised when `stop` is raised or when the lock is lost. A lost lock is the error that
+/// is returned, whatever `work` returned.
 pub(crate) fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
     let inner = Stop::default();
     let watch = |done: &AtomicBool| {

@@ -1,26 +1,28 @@
-//! A long list of ids, or of nothing, whose parts several lists can share.
+//! A long list of optional ids, parts of which several lists can share.
 //!
 //! ```text
-//! parent:  | 256 entries | 256 times A | 256 entries | 90 entries |
-//! child:   |      ↑      |      ↑      | others      |     ↑      |
+//!  parent:  | 256 entries | 256 times A | 256 entries | 90 entries |
+//!  child:   |      ↑      |      ↑      | others      |     ↑      |
 //! ```
 //!
-//! Memory: 32 bytes an entry, and 40 for a block of 256; a block of equal entries, or of another list, only these 40.
+//! Memory: 32 bytes per entry and 40 bytes per block of 256 entries. A block of equal entries, or one shared with
+//! another list, only takes the 40 bytes.
 
 use crate::repo::Id;
 use std::iter::{from_fn, repeat_n};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How many entries are shared together. A change costs a copy of its block; smaller ones make the list of blocks long.
+/// The number of entries in a block. Changing one entry copies its block; smaller blocks make the list of blocks
+/// longer.
 const BLOCK: u64 = 256;
 
-/// Stands for nothing; the SHA-256 of no known data.
+/// Represents an empty entry. It is not the SHA-256 of any known data.
 const NOTHING: Id = Id::from_bytes([0; 32]);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SharedList {
-    /// All of [`BLOCK`] entries but the last.
+    /// Blocks of [`BLOCK`] entries; the last one may be shorter.
     blocks: Vec<Block>,
     length: u64,
 }
@@ -34,7 +36,7 @@ enum Block {
 }
 
 impl SharedList {
-    /// Whether an id can be in a list.
+    /// Whether a list can contain this id.
     pub(crate) fn can_have(id: &Id) -> bool {
         *id != NOTHING
     }
@@ -43,7 +45,7 @@ impl SharedList {
         self.length
     }
 
-    /// Adds equal entries at the end.
+    /// Appends equal entries.
     pub(crate) fn push(&mut self, entry: Option<Id>, mut count: u64) {
         let id = entry.unwrap_or(NOTHING);
         while count > 0 {
@@ -70,7 +72,7 @@ impl SharedList {
         }
     }
 
-    /// Adds a part of another list, which is not copied where it consists of whole blocks.
+    /// Appends a part of another list. Whole blocks are shared, not copied.
     pub(crate) fn extend_from(&mut self, other: &SharedList, range: Range<u64>) {
         let (mut next, end) = (range.start, range.end.min(other.length));
         while next < end {
@@ -86,7 +88,7 @@ impl SharedList {
         }
     }
 
-    /// The entries of a part, each with how often it stands there in a row; equal neighbours may come apart.
+    /// The entries of a range, each with its number of consecutive repetitions. A run of equal entries may be split.
     pub(crate) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (Option<Id>, u64)> + '_ {
         let (mut next, end) = (range.start, range.end.min(self.length));
         from_fn(move || {
@@ -147,7 +149,7 @@ mod tests {
             prop_assert_eq!(all(&child, 0..u64::MAX), wanted.clone());
             let middle = wanted.len() as u64 / 3;
             prop_assert_eq!(&all(&child, middle..2 * middle)[..], &wanted[middle as usize..2 * middle as usize]);
-            // What is equal has one form.
+            // Equal lists have equal representations.
             let mut plain = SharedList::default();
             wanted.iter().for_each(|entry| plain.push(*entry, 1));
             prop_assert_eq!(child, plain);

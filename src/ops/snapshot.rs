@@ -1,4 +1,4 @@
-//! Opening a capture: every disk of a machine, frozen at one instant, readable over NBD.
+//! Opens captures: every disk of a machine, frozen at one instant and readable over NBD.
 
 use super::chain::{self, Chain};
 use super::guard;
@@ -16,33 +16,33 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Scratch space that is enough to begin with, unless the disks are smaller.
+/// The scratch space that must be free at the start, unless the disks are smaller.
 const SCRATCH_BYTES: u64 = 256 << 20;
 
-/// Why a disk is left out that the configuration excludes.
+/// The reason for leaving out a disk that the configuration excludes.
 pub(crate) const EXCLUDED_BY_CONFIGURATION: &str = "excluded in the configuration (excluded_disks)";
 
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotRequest {
-    /// Only these disks; none means all that can be backed up.
+    /// Only these disks; `None` means all that can be backed up.
     pub(crate) disks: Option<Vec<String>>,
     pub(crate) exclude: Vec<String>,
-    /// Not these either, if the machine has them and `disks` does not name them: the configuration leaves them out.
+    /// Disks that the configuration excludes. They are ignored if `disks` lists them or the machine does not have them.
     pub(crate) configured_exclude: Vec<String>,
     /// Whether to freeze the guest's file systems.
     pub(crate) freeze: FreezeOptions,
-    /// How long the capture may stay open.
+    /// How long the capture may stay open without being used.
     pub(crate) lease: Duration,
-    /// The folder for what the guest overwrites meanwhile; none is the default.
+    /// The folder for data that the guest overwrites during the capture; `None` is the default folder.
     pub(crate) scratch: Option<PathBuf>,
-    /// Whether the capture ends with this process, whatever its lease.
+    /// Whether the capture ends with this process, regardless of its lease.
     pub(crate) owned: bool,
-    /// Files with the passphrases of encrypted images, by target, for a machine that is off.
+    /// Files with the passphrases of encrypted images, by target. Used for stopped machines.
     pub(crate) luks_key_files: BTreeMap<String, PathBuf>,
 }
 
-/// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same
-/// instant, and each disk shows what changed since the last one where that is possible.
+/// Opens a capture. With a repository, it continues that repository's chain: a new checkpoint is made at the same
+/// instant, and each disk exposes the changes since the last one if possible.
 pub(crate) fn snapshot(
     runtime: &RuntimeDirs,
     machine: &Machine,
@@ -51,7 +51,7 @@ pub(crate) fn snapshot(
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, mut skipped) = choose(machine, &definition, request)?;
-    // First of all: what is left may fill the scratch space, or hold a checkpoint that was never committed.
+    // This comes first, because leftovers may fill the scratch space or include a checkpoint that was never committed.
     clear_leftovers(runtime, machine)?;
     let has_disks = !disks.is_empty();
     if machine.is_running()? {
@@ -85,12 +85,12 @@ pub(crate) fn snapshot(
     };
     let state = open_capture(runtime, machine, &request)?;
     if !has_disks {
-        // There is nothing to be kept open.
+        // Without disks, nothing needs to be kept open.
         return Ok(state);
     }
     let guarded = CaptureFile::open(runtime, &state.id).map_err(Error::from).and_then(|file| guard::start(&file));
     if let Err(error) = guarded {
-        // Whoever reads starts it again.
+        // A reader will start the guard again.
         tracing::warn!("capture {} has no guard: {error}", state.id);
     }
     failpoint::hit(Failpoint::CaptureOpen);
@@ -118,14 +118,15 @@ fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRe
     }
 }
 
-/// Whether a machine has no disk to capture: a backup keeps its definition.
+/// Whether a machine has no disk to capture. A backup then contains only its definition.
 pub(crate) fn is_without_disks(machine: &Machine, request: &SnapshotRequest) -> Result<bool> {
     let definition = machine.definition(Which::Live)?;
     Ok(choose(machine, &definition, request)?.0.is_empty())
 }
 
-/// The disks to capture, and the others with the reason. None at all is for a machine of which none can be backed up,
-/// or whose disks are all excluded on request; that no disk was chosen of one that has some is an error.
+/// Returns the disks to capture, and the others with the reason why not. No disk at all is accepted if none of the
+/// machine's disks can be backed up, or if all are excluded on request. If the machine has disks that can be backed up
+/// but none was selected, it is an error.
 pub(crate) fn choose(
     machine: &Machine,
     definition: &Definition,
@@ -143,7 +144,7 @@ pub(crate) fn choose(
         let own_reason = machine.skip_reason(disk);
         is_any_possible |= own_reason.is_none();
         let reason = match (own_reason, asked, request.exclude.contains(&disk.target)) {
-            // Named and impossible: let the capture refuse it rather than leave it out in silence.
+            // A requested disk that cannot be captured is kept in the list, so that the capture reports the error.
             (Some(_), true, _) if request.disks.is_some() => None,
             (Some(reason), ..) => Some(reason),
             (None, false, _) => Some("not asked for".to_owned()),
@@ -158,19 +159,19 @@ pub(crate) fn choose(
             None => chosen.push(disk.target.clone()),
         }
     }
-    // Records named no disk that can be backed up, of a machine that has one: something was lost on the way.
+    // The machine has disks that can be backed up, but the input records select none: records were probably lost.
     if chosen.is_empty() && is_any_possible && request.disks.as_ref().is_some_and(Vec::is_empty) {
         return Err(capture::Error::NothingToCapture { machine: machine.name().to_owned() }.into());
     }
     Ok((chosen, skipped))
 }
 
-/// The scratch space without which disks of this size together are not captured while their machine runs.
+/// The free scratch space required to capture disks of this total size while their machine runs.
 pub(crate) fn scratch_needed(capacity_bytes: u64) -> u64 {
     capacity_bytes.saturating_add(capacity_bytes / 100).min(SCRATCH_BYTES)
 }
 
-/// When the scratch files' file system runs full, it is the guest that suffers: there must be room before.
+/// Refuses a capture without enough scratch space: if the scratch files' file system fills up, the guest is paused.
 fn refuse_without_scratch(
     runtime: &RuntimeDirs,
     machine: &Machine,

@@ -8,25 +8,25 @@ use crate::repo::{DamagedSnapshot, Id, Index, RepoUsage, Repository};
 use chrono::TimeDelta;
 use std::collections::{BTreeSet, HashSet};
 
-/// Growth is that of the points of this time.
+/// The period whose points determine the growth.
 const GROWTH_PERIOD: TimeDelta = TimeDelta::days(30);
 
-/// Points that are closer together say nothing about a day.
+/// The minimum period for calculating a daily growth.
 const SHORTEST_PERIOD: TimeDelta = TimeDelta::days(1);
 
-/// What a repository holds.
+/// The content of a repository.
 pub(crate) struct Stats {
-    /// The machines, the one that takes most first.
+    /// The machines, the largest first.
     pub(crate) machines: Vec<record::Usage>,
     /// The repository as a whole.
     pub(crate) total: record::Usage,
-    /// Snapshot files that cannot be read; what they need counts as unused.
+    /// Snapshot files that cannot be read. The data that they need counts as unused.
     pub(crate) damaged: Vec<DamagedSnapshot>,
-    /// Points whose description cannot be read, with the machine's name; what they need counts as unused.
+    /// Points whose description cannot be read, with the machine's name. The data that they need counts as unused.
     pub(crate) unreadable: Vec<(String, Error)>,
 }
 
-/// What one point says of itself.
+/// A point and its description.
 struct Described {
     point: PointRef,
     origin: Origin,
@@ -34,7 +34,7 @@ struct Described {
     stored_bytes: u64,
 }
 
-/// Looks at the snapshots, the points and every tree. Hold a lock since before the index was loaded.
+/// Reads the snapshots, the points and every tree. The caller must hold a lock since before the index was loaded.
 pub(crate) fn stats(repo: &Repository, index: &Index, stop: &Stop) -> Result<Stats> {
     let (found, damaged) = points::list(repo)?;
     let known: HashSet<Id> = found.iter().map(|point| point.id).collect();
@@ -48,7 +48,7 @@ pub(crate) fn stats(repo: &Repository, index: &Index, stop: &Stop) -> Result<Sta
         .iter()
         .map(|points| points.iter().map(|described| described.point.snapshot.tree).collect())
         .collect();
-    // What restic itself has backed up to the same repository may share blobs, and is not unused.
+    // Snapshots of restic in the same repository may share blobs, which are then not unused.
     let foreign = repo.snapshots()?.snapshots.into_iter().filter(|stored| !known.contains(&stored.id));
     groups.push(foreign.map(|stored| stored.snapshot.tree).collect());
     let usage = RepoUsage::of(repo, index, &groups, &stop.flag())?;
@@ -74,7 +74,7 @@ pub(crate) fn stats(repo: &Repository, index: &Index, stop: &Stop) -> Result<Sta
 
 type Unreadable = Vec<(String, Error)>;
 
-/// Reads what each point says of itself.
+/// Reads the description of each point.
 fn describe(
     repo: &Repository,
     index: &Index,
@@ -98,7 +98,7 @@ fn describe(
     Ok((described, unreadable))
 }
 
-/// The record of a machine with these points, oldest first, without its sizes.
+/// The record of a machine with these points, oldest first. Its sizes are not filled in.
 fn of_machine(machine: &Lineage, points: &[&Described]) -> Option<record::Usage> {
     let newest = points.last()?;
     let stored: Vec<(Time, u64)> =
@@ -131,8 +131,8 @@ fn of_repository(repo: String, machines: &[record::Usage], usage: &RepoUsage) ->
     }
 }
 
-/// What the points of the last weeks have added a day: given with their times, oldest first. The first of them does not
-/// count: what it added, it did before.
+/// Returns the average daily growth of the last weeks from the points' times and new bytes, oldest first. The bytes of
+/// the first point are not counted, because they were added before its time.
 fn growth(points: &[(Time, u64)]) -> Option<f64> {
     let (newest, _) = points.last()?;
     let first = points.iter().position(|(time, _)| *newest - *time <= GROWTH_PERIOD)?;
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(growth(&[(at(0), 1000), (at(23), 10)]), None);
         assert_eq!(growth(&[(at(0), 1000), (at(24), 10)]), Some(10.0));
         assert_eq!(growth(&[(at(0), 1000), (at(36), 10), (at(48), 30)]), Some(20.0));
-        // What is older than a month is not counted, and neither is the first one after it.
+        // Points older than a month are not counted, and neither is the first one after them.
         let old = [(at(-40 * 24), 5000), (at(0), 1000), (at(10 * 24), 100)];
         assert_eq!(growth(&old), Some(10.0));
         assert_eq!(growth(&[(at(0), 1000), (at(40 * 24), 100)]), None);

@@ -1,23 +1,23 @@
-//! Whether a disk's list of chunks fits into a restic tree, before an hour is spent on reading it.
+//! Checks whether a disk's list of chunks fits into a restic tree before the disk is read.
 //!
-//! The list is one blob of JSON with 67 bytes a chunk, or for each 512 KiB of a chunk of zeros, and no blob is larger
-//! than 4 GiB. So a disk of 30 TiB always fits; beyond, it depends on its chunks and its holes.
+//! The list is one JSON blob with 67 bytes for each chunk, or for each 512 KiB of a chunk of zeros, and a blob is
+//! limited to 4 GiB. A disk of up to 30 TiB always fits; for larger ones, it depends on the chunk size and the holes.
 
 use super::chunk_map::{Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Result, Stop};
 use crate::nbd::wire::BASE_ALLOCATION;
 use crate::nbd::{Client, ClientOptions, NbdUri, extents};
 
-/// What a blob's id takes in the list: 64 digits, two quotes, a comma.
+/// The size of a blob's id in the list: 64 digits, two quotes, a comma.
 const ITEM_BYTES: u64 = 67;
 
-/// Kept free for the other fields of the tree.
+/// Reserved for the other fields of the tree.
 const RESERVED_BYTES: u64 = 64 << 10;
 
 /// The longest list that a tree can hold.
 const LONGEST_BYTES: u64 = u32::MAX as u64 - RESERVED_BYTES;
 
-/// The length of the list of a disk of which so many chunks are known to be zero, at least.
+/// The minimum length of the list of a disk with this number of zero chunks.
 fn shortest_list_bytes(geometry: Geometry, zero_chunks: u64) -> u64 {
     let chunk_bytes = u64::from(geometry.chunk_bytes);
     let zeros = zero_chunks * (chunk_bytes / ZERO_BLOB_BYTES);
@@ -25,13 +25,13 @@ fn shortest_list_bytes(geometry: Geometry, zero_chunks: u64) -> u64 {
     (zeros + data).saturating_mul(ITEM_BYTES)
 }
 
-/// How many whole chunks lie in a range.
+/// The number of whole chunks in a range.
 fn whole_chunks(geometry: Geometry, begin: u64, end: u64) -> u64 {
     let chunk_bytes = u64::from(geometry.chunk_bytes);
     (end / chunk_bytes).saturating_sub(begin.div_ceil(chunk_bytes))
 }
 
-/// Refuses a disk that cannot be stored whatever it holds, or with the holes that it has.
+/// Refuses a disk that cannot be stored, either with any content or because of its holes.
 pub(super) fn check_storable(disk: &str, uri: &NbdUri, geometry: Geometry, stop: &Stop) -> Result<()> {
     let refuse = |has_holes| Error::DiskTooLarge {
         disk: disk.to_owned(),
@@ -49,7 +49,7 @@ pub(super) fn check_storable(disk: &str, uri: &NbdUri, geometry: Geometry, stop:
     let contexts = vec![BASE_ALLOCATION.to_owned()];
     let options = ClientOptions { contexts, stop: stop.flag(), ..ClientOptions::default() };
     let mut client = Client::connect(uri, &options).map_err(&failed)?;
-    // Chunks of zeros before the present run of zeros, and where that run began.
+    // The number of zero chunks before the current run of zeros, and the start of that run.
     let (mut before, mut run) = (0, None);
     for extent in extents(&mut client, None) {
         let extent = extent.map_err(&failed)?;
@@ -81,7 +81,7 @@ mod tests {
         assert!(list(30, 512, 30) <= LONGEST_BYTES && list(31, 512, 0) > LONGEST_BYTES);
         assert!(list(60, 1024, 0) <= LONGEST_BYTES && list(62, 1024, 0) > LONGEST_BYTES);
         assert!(list(240, 4096, 0) <= LONGEST_BYTES && list(250, 4096, 0) > LONGEST_BYTES);
-        // Holes are written in pieces of 512 KiB, whatever the chunks.
+        // Holes are listed in units of 512 KiB, whatever the chunk size.
         assert!(list(60, 4096, 26) <= LONGEST_BYTES && list(60, 4096, 27) > LONGEST_BYTES);
     }
 

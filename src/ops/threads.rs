@@ -1,35 +1,36 @@
-//! The number of threads for a part of the work.
+//! The number of threads for each kind of work.
 
-/// No more than this, so that memory stays bounded on any machine.
+/// The upper limit, which bounds the memory on any machine.
 const MOST: usize = 8;
 
-/// Threads that hash and compress: one for each processor.
+/// The number of threads that hash and compress: one per processor.
 pub(crate) fn for_processors() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, MOST)
 }
 
-/// What each machine may use while several are stored at the same time.
+/// The resources of each machine while several are stored in parallel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Parallelism {
-    /// Threads that hash and compress.
+    /// The number of threads that hash and compress.
     pub(crate) threads: usize,
-    /// How many machines share the memory.
+    /// The number of machines that share the memory.
     pub(crate) machines: usize,
 }
 
 impl Parallelism {
-    /// With this number of threads for each machine, by default one for each processor.
+    /// `threads` is the number for each machine, by default one per processor.
     pub(crate) fn new(threads: Option<usize>, machines: usize) -> Parallelism {
         Parallelism { threads: threads.unwrap_or_else(for_processors).max(1), machines: machines.max(1) }
     }
 
-    /// How much of an amount that is for all machines together one of them may take.
+    /// The share of one machine in an amount that is for all machines together.
     pub(crate) fn share(&self, amount: usize) -> usize {
         amount / self.machines
     }
 }
 
-/// Threads that also read from a disk or write to one: while half of them wait, the others keep the processors busy.
+/// The number of threads that also read from or write to a disk: while half of them wait for it, the others keep the
+/// processors busy.
 pub(crate) fn for_disks() -> usize {
     (2 * for_processors()).min(MOST)
 }

@@ -1,4 +1,4 @@
-//! Verification of points: data of a repository is trusted only after it was read back and its SHA-256 compared.
+//! Verifies points: the data of a repository is trusted only after it was read back and its SHA-256 compared.
 
 use super::chunk_map::{BlobRun, ChunkMap, Geometry, ZeroIds};
 use super::manifest::ManifestDisk;
@@ -17,14 +17,14 @@ use std::sync::Mutex;
 pub(crate) enum VerifyDepth {
     /// Structure, and every chunk.
     Full,
-    /// Structure, and the chunks of this part of the circle.
+    /// Structure, and the chunks in this sector of the circle of ids.
     Sample(Sector),
-    /// Structure only: manifests, trees, index, and that every pack is there and long enough.
+    /// Structure only: manifests, trees and index, and that every pack exists and is long enough.
     Quick,
 }
 
 impl VerifyDepth {
-    /// The word in a record's `verified`.
+    /// The word for `verified` in records.
     pub(crate) fn word(self) -> &'static str {
         match self {
             VerifyDepth::Full => "full",
@@ -34,7 +34,7 @@ impl VerifyDepth {
     }
 }
 
-/// What of a point is hit by blobs that are known to be broken.
+/// The parts of a point that are affected by blobs known to be damaged.
 pub(super) fn damage_of(
     repo: &Repository,
     index: &Index,
@@ -47,20 +47,20 @@ pub(super) fn damage_of(
     Ok(verifier.verify(point, monitor, stop)?.damage)
 }
 
-/// Verifies the points of one repository, one after the other; what several of them share is read once.
+/// Verifies the points of a repository, one after the other. Chunks that several of them share are read once.
 #[derive(Debug)]
 pub(crate) struct Verifier<'a> {
     repo: &'a Repository,
     index: &'a Index,
     depth: VerifyDepth,
     pack_sizes: HashMap<Id, u64>,
-    /// The chunks that were read and are whole; those that the index has from a copy on this host are not remembered.
+    /// The chunks that were read and are intact. Chunks that the index has from its copy on this host are not included.
     intact: PlaceSet,
     broken: BTreeMap<Id, String>,
 }
 
 impl<'a> Verifier<'a> {
-    /// Looks at the packs' sizes; the points are read by [`Verifier::verify`].
+    /// Reads the sizes of the packs. [`Verifier::verify`] then reads the points.
     pub(crate) fn new(repo: &'a Repository, index: &'a Index, depth: VerifyDepth) -> Result<Verifier<'a>> {
         let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
         let pack_sizes =
@@ -68,7 +68,7 @@ impl<'a> Verifier<'a> {
         Ok(Verifier { repo, index, depth, pack_sizes, intact: PlaceSet::new(index), broken: BTreeMap::new() })
     }
 
-    /// Verifies one point. Damage is no error: it is in the record, and `verified` is false.
+    /// Verifies one point. Damage is not an error: it is listed in the record, whose `verified` is false.
     pub(crate) fn verify(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
         let opened = match points::open_with_damage(self.repo, self.index, point) {
             Ok(opened) => opened,
@@ -102,7 +102,7 @@ impl<'a> Verifier<'a> {
         Ok(record)
     }
 
-    /// The record of a point whose description is gone: what the snapshot file says, and the damage.
+    /// The record of a point whose description is unreadable: the data of the snapshot file, and the damage.
     fn unreadable(&self, point: &PointRef, reason: String) -> record::Point {
         record::Point {
             point: point.id.to_string(),
@@ -137,7 +137,7 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    /// The distinct blobs of a point that nobody has looked at yet.
+    /// The distinct blobs of a point that were not verified yet.
     fn wanted(&self, opened: &OpenPoint) -> Vec<Id> {
         let is_intact = |id: &Id| self.intact.contains_blob(self.index, BlobKind::Data, id);
         let is_new = |id: &Id| !is_intact(id) && !self.broken.contains_key(id);
@@ -189,7 +189,7 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// Whether the index knows a place of the blob in a pack that is there and long enough.
+    /// Whether the index has a location of the blob in a pack that exists and is long enough.
     fn located(&self, id: &Id) -> std::result::Result<(), String> {
         let mut why = "the chunk is not in any index".to_owned();
         for found in self.index.locations(BlobKind::Data, id) {
@@ -215,13 +215,13 @@ impl<'a> Verifier<'a> {
         for run in map.blob_runs(geometry) {
             let (id, error) = match run.id {
                 Some(id) => (id, self.chunk_error(&id, run)),
-                // kvmb needs no blob to restore zeros, but restic does.
+                // kvmb does not need the zero blob to restore zeros, but restic does.
                 None => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
             };
             let Some(error) = error else { continue };
             let BlobRun { offset, length, .. } = run;
             match damage[first_new..].last_mut() {
-                // Neighbours that are hit by the same thing are one place.
+                // Adjacent damage with the same cause is reported as one place.
                 Some(last)
                     if last.error == error
                         && last.offset_bytes.zip(last.length_bytes).is_some_and(|(o, l)| o + l == offset) =>

@@ -1,12 +1,12 @@
-//! A part of all chunks, so that several runs verify them all.
+//! Verifies a part of all chunks at a time, so that several runs verify all of them.
 //!
-//! Chunks lie on a circle by their ids, which are hashes and so spread evenly. A run verifies those of one sector of
-//! it, and the next run goes on where that ends: after twenty sectors of 5 % every chunk was read that was there all
-//! the time, and damage that is older than that was found. A new chunk that falls into a sector that is past waits for
-//! the next round, at most as long as any other. How wide the sectors are may change from run to run.
+//! Chunk ids are hashes, so they are evenly distributed on a circle. A run verifies the chunks in one sector of the
+//! circle, and the next run continues where that sector ends. After twenty sectors of 5 %, every chunk that existed all
+//! the time was read, and any damage older than that was found. A new chunk in a sector that was already verified waits
+//! for the next round, no longer than any other chunk. The size of the sectors may change from run to run.
 //!
-//! Where the next one begins, [`SampleCursor`] remembers on this host, apart for each selection of points that is
-//! verified: other selections would tear holes into each other's rounds.
+//! [`SampleCursor`] stores the start of the next sector on this host, separately for each selection of points: a shared
+//! cursor would leave gaps in the rounds of the selections.
 
 use super::Monitor;
 use crate::record::Time;
@@ -16,16 +16,16 @@ use serde::{Deserialize, Serialize};
 /// The file in a repository's [`RepoCacheDir`].
 const FILE: &str = "rounds.json";
 
-/// The selections that are remembered; of more, the ones that were verified last.
+/// The maximum number of stored selections; those verified last are kept.
 const MOST_SELECTIONS: usize = 100;
 
-/// How many places there are on the circle: the first eight bytes of an id say which.
+/// The number of positions on the circle: the first eight bytes of an id.
 const CIRCLE: u128 = 1 << 64;
 
-/// More than a share loses by being rounded, so that twenty times 5 % are never less than all.
+/// More than the rounding error of a share, so that twenty times 5 % always cover the whole circle.
 const ROUNDING: u128 = 1 << 12;
 
-/// A part of the circle.
+/// A sector of the circle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sector {
     start: u64,
@@ -33,20 +33,20 @@ pub(crate) struct Sector {
 }
 
 impl Sector {
-    /// From `start` on, this share of the circle (0 to 1), or a hair more.
+    /// The sector from `start` with this share of the circle (0 to 1), rounded up slightly.
     pub(crate) fn new(start: u64, share: f64) -> Sector {
         let length = (share.clamp(0.0, 1.0) * CIRCLE as f64) as u128;
         Sector { start, length: (length + ROUNDING).min(CIRCLE) }
     }
 
-    /// Whether a chunk is in it.
+    /// Whether a chunk is in the sector.
     pub(crate) fn contains(self, id: &Id) -> bool {
         u128::from(place(id).wrapping_sub(self.start)) < self.length
     }
 
-    /// Where the next one begins.
+    /// The start of the next sector.
     pub(crate) fn end(self) -> u64 {
-        // All of the circle ends where it began.
+        // The whole circle ends at its start.
         self.start.wrapping_add(self.length as u64)
     }
 }
@@ -55,7 +55,7 @@ fn place(id: &Id) -> u64 {
     id.as_bytes().iter().take(8).fold(0, |place, byte| place << 8 | u64::from(*byte))
 }
 
-/// One run of a round over a selection of points.
+/// The progress of one run over a selection of points.
 #[derive(Debug)]
 pub(crate) struct SampleCursor<'a> {
     repo: &'a Repository,
@@ -63,18 +63,18 @@ pub(crate) struct SampleCursor<'a> {
     sector: Sector,
 }
 
-/// What is remembered of one selection.
+/// The stored position of one selection.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     selection: String,
-    /// Where the next sector begins, as an id does.
+    /// The start of the next sector, as the first digits of an id.
     next: String,
-    /// When the last one was verified.
+    /// When the last sector was verified.
     at: Time,
 }
 
 impl<'a> SampleCursor<'a> {
-    /// Goes on where the last run over these points ended; at random if nothing is known of one.
+    /// Continues where the last run over these points ended, or at a random position if there was none.
     pub(crate) fn go_on(repo: &'a Repository, selection: &str, share: f64) -> SampleCursor<'a> {
         let known = repo.host_folder().map(remembered).unwrap_or_default();
         let known = known.into_iter().find(|known| known.selection == selection);
@@ -83,12 +83,12 @@ impl<'a> SampleCursor<'a> {
         SampleCursor { repo, selection: selection.to_owned(), sector: Sector::new(start, share) }
     }
 
-    /// What is to be verified now.
+    /// The sector to verify now.
     pub(crate) fn sector(&self) -> Sector {
         self.sector
     }
 
-    /// All of it was read, whatever was found: the next run goes on behind it.
+    /// Records that the whole sector was read, whether or not damage was found. The next run continues after it.
     pub(crate) fn done(self, monitor: &dyn Monitor) {
         let Some(host_folder) = self.repo.host_folder() else { return };
         let next = format!("{:016x}", self.sector.end());
@@ -109,7 +109,7 @@ impl<'a> SampleCursor<'a> {
     }
 }
 
-/// What is remembered, the last first. A file that cannot be read is as good as none.
+/// The stored positions, the latest first. An unreadable file counts as empty.
 fn remembered(host_folder: &RepoCacheDir) -> Vec<Remembered> {
     match host_folder.read(FILE) {
         Ok(json) => parse(host_folder, &json.unwrap_or_default()),
@@ -141,7 +141,7 @@ mod tests {
         Id::from_bytes(bytes)
     }
 
-    /// How many sectors are verified until all of the circle is.
+    /// The number of sectors until the place is verified.
     fn runs(start: u64, share: f64, place: u64) -> usize {
         let mut sector = Sector::new(start, share);
         let mut runs = 1;
@@ -156,7 +156,7 @@ mod tests {
     fn twenty_times_five_percent_is_all() {
         for (percent, most) in [(5.0, 20), (20.0, 5), (7.0, 15), (33.4, 3), (50.0, 2), (100.0, 1), (0.1, 1000)] {
             for start in [0, 1, u64::MAX, 0x1234_5678_9abc_def0] {
-                // The last place of the circle as it is seen from the start.
+                // The position furthest from the start.
                 assert!(runs(start, percent / 100.0, start.wrapping_sub(1)) <= most, "{percent} from {start}");
             }
         }

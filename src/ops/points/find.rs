@@ -18,14 +18,14 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum PointName {
     /// An id or its beginning, or a machine's name, which means its newest point.
     Plain(String),
-    /// The newest point of a machine at or before a moment (none: its newest).
+    /// The newest point of a machine at or before a moment. `None` means its newest point.
     At { machine: String, moment: Option<DateTime<FixedOffset>> },
 }
 
 impl PointName {
-    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@yesterday`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`,
-    /// `NAME@-2h`; times without an offset are local, and a date means its end. What stands after an `@` and is no time
-    /// belongs to the name.
+    /// Parses `ID`, `NAME`, `NAME@latest`, `NAME@yesterday`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`, `NAME@-2h`.
+    /// Times without an offset are local, and a date means the end of that day. Text after an `@` that is not a time is
+    /// part of the name.
     pub(crate) fn parse(text: &str, now: DateTime<Local>) -> PointName {
         if let Some((machine, time)) = text.rsplit_once('@')
             && !machine.is_empty()
@@ -56,7 +56,7 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
         return local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?);
     }
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
-        // Records have whole milliseconds, and a time without a fraction is the whole second.
+        // Records have whole milliseconds, and a time without a fraction means the whole second.
         let nanoseconds = moment.timestamp_subsec_nanos();
         let rest = match nanoseconds {
             0 => 999_999_999,
@@ -67,21 +67,21 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
     }
     for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {
         if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
-            // A table shows no parts of a second: what it shows must find its point.
+            // Tables show no fractions of a second, and a time from a table must find its point.
             return local(naive + Duration::nanoseconds(999_999_999));
         }
     }
     for form in ["%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"] {
         if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
-            // "14:30" is the whole minute: a point of 14:30:20 is meant by it.
+            // "14:30" means the whole minute, so it includes a point of 14:30:20.
             return local(naive + Duration::seconds(59) + Duration::nanoseconds(999_999_999));
         }
     }
     None
 }
 
-/// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that
-/// name and several others have, it is [`Error::AmbiguousMachine`].
+/// Returns the only point that `name` means. A machine's name means the machine of this host. If this host has none
+/// with that name and several others do, the error is [`Error::AmbiguousMachine`].
 pub(crate) fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
     let missing = |wanted: String| {
         let error = no_such_point(repo, points.iter().map(PointRef::machine), wanted);
@@ -115,7 +115,7 @@ pub(crate) fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> 
     }
 }
 
-/// The error for an id that is a snapshot's and no point's, if it is.
+/// Returns an error if the id belongs to a snapshot that is not a point.
 fn without_tag(repo: &Repository, is_meant: impl Fn(&Id) -> bool) -> Option<Error> {
     let mut untagged = repo.snapshots().ok()?.snapshots.into_iter().filter(|stored| !is_point(&stored.snapshot));
     let meant = untagged.find(|stored| is_meant(&stored.id))?;
@@ -126,15 +126,15 @@ fn without_tag(repo: &Repository, is_meant: impl Fn(&Id) -> bool) -> Option<Erro
     Some(Error::NotAPoint { snapshot: meant.id.short(), repo: repo.url(), machine })
 }
 
-/// The newest point of a machine at or before a moment; without one the newest whose date is not in the future, if
-/// there is one.
+/// Returns the newest point of a machine at or before `moment`. Without a moment, the newest that is not dated in the
+/// future, or if all are, the newest.
 fn newest_named(
     repo: &Repository,
     points: &[PointRef],
     machine: &str,
     moment: Option<DateTime<FixedOffset>>,
 ) -> Result<Option<PointRef>> {
-    /// Clocks differ by seconds without being wrong.
+    /// Clocks may differ by this much without being wrong.
     const SKEW: Duration = Duration::minutes(5);
     let named: Vec<&PointRef> = points.iter().filter(|point| point.machine() == machine).collect();
     let mut newest_first = of_one_machine(repo, named, machine)?.into_iter().rev();
@@ -146,13 +146,13 @@ fn newest_named(
     Ok(newest_first.find(|point| point.snapshot.time <= now).or(newest).cloned())
 }
 
-/// Of the points with a machine's name, those of the machine that is meant, oldest first.
+/// Returns the points of the machine that is meant, among the points with its name, oldest first.
 fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str) -> Result<Vec<&'p PointRef>> {
     let is_of_one_host = named.windows(2).all(|pair| pair[0].snapshot.hostname == pair[1].snapshot.hostname);
     if is_of_one_host {
         return Ok(named);
     }
-    // Only their manifests say whether it is one machine that moved.
+    // Whether it is a single machine that moved is only recorded in the manifests.
     let (index, _) = repo.load_index_with_damage()?;
     let mut origins = Vec::new();
     for point in &named {
@@ -162,7 +162,7 @@ fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str
     let machines = lineages(known);
     let hosts_of = |(point, origin): (&'p PointRef, Option<Origin>)| {
         let its = origin.as_ref().and_then(|origin| machines.iter().find(|machine| machine.has(origin)));
-        // A damaged one may be anybody's of its host.
+        // A point with a damaged manifest may belong to any machine of its host.
         let hosts = its.map_or_else(|| BTreeSet::from([point.snapshot.hostname.clone()]), |its| its.hosts.clone());
         (point, hosts)
     };
@@ -179,7 +179,7 @@ fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str
             Ok(groups.into_iter().map(|(point, _)| point).collect())
         }
         false => {
-            // The newest of each, for whoever looks for one.
+            // The newest point of each machine, for the error message.
             let newest: BTreeMap<BTreeSet<String>, &PointRef> =
                 groups.into_iter().map(|(point, hosts)| (hosts, point)).collect();
             let describe = |(hosts, point): (BTreeSet<String>, &PointRef)| {
@@ -194,7 +194,7 @@ fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str
     }
 }
 
-/// That there is no such point, with those of the `machines` in the repository that may have been meant.
+/// Returns the error that there is no such point, with names of `machines` that may have been meant.
 pub(crate) fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a str>, wanted: String) -> Error {
     let machines: BTreeSet<&str> = machines.collect();
     let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
@@ -205,7 +205,7 @@ pub(crate) fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item 
     Error::NoSuchPoint { wanted, repo: repo.url(), near, known: None }
 }
 
-/// The same, with the times of the machine's points, if it has any.
+/// Adds the times of the machine's points to the error, if there are any.
 fn with_known_times(error: Error, points: &[PointRef]) -> Error {
     let Error::NoSuchPoint { wanted, repo, near, .. } = error else { return error };
     let machine = wanted.rsplit_once('@').map_or(wanted.as_str(), |(machine, _)| machine);
@@ -214,8 +214,8 @@ fn with_known_times(error: Error, points: &[PointRef]) -> Error {
     Error::NoSuchPoint { wanted, repo, near, known }
 }
 
-/// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and
-/// an older one is not what was meant. A point can then still be had by its id.
+/// The same as [`find`], if snapshot files are damaged: each of them could be a newer point of the requested machine,
+/// so an older one is not returned. A point can still be requested by its id.
 pub(crate) fn find_surely(
     repo: &Repository,
     points: &[PointRef],
@@ -237,7 +237,7 @@ pub(crate) fn find_surely(
     }
 }
 
-/// Whether a name or glob (`web*`) means this machine.
+/// Whether a name or glob (`web*`) matches this machine.
 pub(crate) fn name_matches(pattern: &str, machine: &str) -> bool {
     pattern == machine || (is_glob(pattern) && glob::matches(pattern, machine))
 }

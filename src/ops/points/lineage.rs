@@ -1,18 +1,18 @@
 //! Determines which points belong to one machine.
 //!
-//! A UUID does not tell machines apart: a definition that was copied to another host has the UUID of the first. So a
-//! machine is its UUID on a host. A machine that moved is known by its chain: its first point on the new host
-//! continues, by bitmaps that are in the images, a point of the old host, and no point of the old host came after that
-//! but those that came back the same way.
+//! A UUID alone does not identify a machine: a definition that is copied to another host keeps its UUID. Therefore a
+//! machine is its UUID on a host. A machine that moved is recognized by its chain: its first point on the new host
+//! continues a point of the old host, by bitmaps in the images, and the old host has no later points except those that
+//! came back in the same way.
 //!
 //! ```text
 //!  moved:   host a  a1 ← a2                     moved twice:  a1 ← a2       a3          copied:  a1 ← a2 ← a3
 //!           host b         ↖ b1 ← b2                               ↖ b1 ↙                             ↖ b1 ← b2
 //! ```
-//! In the third picture the images were copied with their bitmaps, and both machines went on: two machines, of which
-//! neither may cost the other a point. The links are in the manifests: `parent`, and `earlier_hosts`, which names
-//! the move and its time when the points that showed it are gone. Where that evidence is lost all the same, there are
-//! two machines, and retention keeps more than it would.
+//! In the third picture the images were copied with their bitmaps and both machines continued. They are two machines,
+//! and neither may cause points of the other to be removed. The evidence is in the manifests: `parent`, and
+//! `earlier_hosts`, which records the move and its time for when the points that showed it are gone. If the evidence is
+//! lost nevertheless, they count as two machines, and retention keeps more than necessary.
 
 use crate::ops::manifest::{EarlierHost, Manifest};
 use crate::ops::points::PointRef;
@@ -20,28 +20,28 @@ use crate::record::Time;
 use crate::repo::Id;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What a point says of the machine that it is of.
+/// The machine of a point, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub(crate) uuid: String,
-    /// The host that it was on.
+    /// The host that the machine was on.
     pub(crate) host: String,
-    /// Hosts that it was on before.
+    /// The hosts that it was on before.
     earlier_hosts: Vec<EarlierHost>,
-    /// The point that it continues.
+    /// The point that this one continues.
     parent: Option<Id>,
     taken_at: Time,
 }
 
 impl Origin {
-    /// Of a machine that was never elsewhere.
+    /// The origin of a machine that was never on another host.
     #[cfg(test)]
     pub(crate) fn new(uuid: &str, host: &str, taken_at: Time) -> Origin {
         let (uuid, host) = (uuid.to_owned(), host.to_owned());
         Origin { uuid, host, earlier_hosts: Vec::new(), parent: None, taken_at }
     }
 
-    /// As the manifest says it.
+    /// Reads the origin from a manifest.
     pub(crate) fn of(manifest: &Manifest) -> Origin {
         Origin {
             uuid: manifest.uuid.clone(),
@@ -53,7 +53,7 @@ impl Origin {
     }
 }
 
-/// The hosts on which a machine was when it was backed up.
+/// A machine and the hosts on which it was backed up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lineage {
     pub(crate) uuid: String,
@@ -61,14 +61,14 @@ pub(crate) struct Lineage {
 }
 
 impl Lineage {
-    /// Whether a point is this machine's.
+    /// Whether a point belongs to this machine.
     pub(crate) fn has(&self, origin: &Origin) -> bool {
         self.uuid == origin.uuid && self.hosts.contains(&origin.host)
     }
 }
 
-/// The machines that these points are of; each point is of exactly one. As evidence, all points that there are must
-/// be among them, of whatever name.
+/// Groups points by machine; each point belongs to exactly one. `points` must include all points of the repository,
+/// with any name, because they are the evidence.
 pub(crate) fn lineages<'a>(points: impl IntoIterator<Item = (&'a PointRef, &'a Origin)>) -> Vec<Lineage> {
     let mut machines: BTreeMap<&str, Vec<&Origin>> = BTreeMap::new();
     let mut hosts: HashMap<Id, &str> = HashMap::new();
@@ -80,7 +80,7 @@ pub(crate) fn lineages<'a>(points: impl IntoIterator<Item = (&'a PointRef, &'a O
 }
 
 fn of_one_uuid(uuid: &str, origins: &[&Origin], hosts: &HashMap<Id, &str>) -> Vec<Lineage> {
-    // The hosts that a point says its machine came from, and when it left them.
+    // The hosts that the machine came from, according to a point, and when it left them.
     let came_from = |origin: &Origin| -> BTreeMap<String, Time> {
         let parent = origin.parent.and_then(|parent| hosts.get(&parent)).filter(|host| **host != origin.host);
         let mut left: BTreeMap<String, Time> =
@@ -96,7 +96,7 @@ fn of_one_uuid(uuid: &str, origins: &[&Origin], hosts: &HashMap<Id, &str>) -> Ve
         let heirs: Vec<(&String, Time)> =
             claims.iter().filter_map(|(origin, left)| Some((&origin.host, *left.get(host)?))).collect();
         let left_at = heirs.iter().map(|(_, left_at)| *left_at).min();
-        // Whatever came after that has to have come back.
+        // Later points on the old host must be of a machine that came back.
         let has_moved = left_at.is_some_and(|left_at| {
             let came_back = |left: &BTreeMap<String, Time>| {
                 heirs.iter().any(|(heir, _)| left.get(*heir).is_some_and(|returned_at| *returned_at >= left_at))
@@ -129,8 +129,8 @@ mod tests {
         format!("2026-11-{day:02}T02:00:00Z").parse().unwrap()
     }
 
-    /// Points as «host, day, the parent's number, the hosts before with the day of the move»; the machines as their
-    /// hosts.
+    /// Converts points, given as (host, day, number of the parent, earlier hosts with the days of the moves), to
+    /// machines, given as their hosts.
     fn machines(points: &[TestPoint]) -> Vec<String> {
         let id = |number: usize| Id::hash(&number.to_be_bytes());
         let one = |(number, (host, at, parent, earlier)): (usize, &TestPoint)| {
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_machine_that_moved_is_one_wherever_it_went() {
         assert_eq!(machines(&[("a", 1, None, &[]), ("b", 2, Some(0), &[]), ("b", 3, None, &[])]), ["a b"]);
-        // There and back, and on.
+        // There and back again, and then to a third host.
         let there_and_back = [
             ("a", 1, None, &[][..]),
             ("b", 2, Some(0), &[("a", 2)]),
@@ -161,7 +161,7 @@ mod tests {
             ("c", 5, Some(3), &[("a", 5), ("b", 3)]),
         ];
         assert_eq!(machines(&there_and_back), ["a b c"]);
-        // The evidence was pruned, and the manifest remembers.
+        // The evidence was pruned, but the manifest records the move.
         assert_eq!(machines(&[("a", 1, None, &[]), ("b", 3, None, &[("a", 2)])]), ["a b"]);
     }
 
@@ -174,9 +174,9 @@ mod tests {
             ("b", 4, Some(1), &[("a", 2)]),
         ];
         assert_eq!(machines(&copied), ["a", "b"]);
-        // Whatever was pruned meanwhile.
+        // The same with pruned points.
         assert_eq!(machines(&copied[2..]), ["a", "b"]);
-        // The copy moved; and the original had come from elsewhere itself.
+        // The copy moved, and the original had itself come from another host.
         let moved = ("c", 5, Some(3), &[("b", 5), ("a", 2)][..]);
         assert_eq!(machines(&[&copied[..], &[moved]].concat()), ["a", "b c"]);
         let original = ("a", 6, None, &[("z", 1)][..]);

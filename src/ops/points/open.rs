@@ -1,4 +1,4 @@
-//! Opens a point: what it says of itself, and the contents of its disks.
+//! Opens points: their description and the content of their disks.
 
 use super::lineage::Origin;
 use super::point_ref::{PINNED_TAG, PointRef};
@@ -12,33 +12,33 @@ use crate::repo::{self, Content, Id, Index, NodeKind, Repository, Snapshot, read
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The largest small file (manifest, definition, firmware variables) that is read into memory.
+/// The maximum size of a small file (manifest, definition, firmware variables) that is read into memory.
 const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
 
-/// A point that was opened: its description and the contents of its disks.
+/// An opened point: its description and the content of its disks.
 #[derive(Debug)]
 pub(crate) struct OpenPoint {
     pub(crate) id: Id,
     pub(crate) snapshot: Snapshot,
     /// `point.json`.
     pub(crate) manifest: Manifest,
-    /// Every file of the point's folder and of the folders in it, without the disks: the path within the point, the
-    /// size, the content.
+    /// All files of the point's folder and its subfolders except the disks, by their path within the point: the size
+    /// and the content.
     pub(crate) files: BTreeMap<String, (u64, Content)>,
     /// The chunks of the disks.
     maps: BTreeMap<String, (Geometry, ChunkMap)>,
-    /// The tree of each disk's folder, for a later point that changes nothing in it.
+    /// The tree of each disk's folder, for a later point in which it is unchanged.
     pub(crate) disk_trees: BTreeMap<String, Id>,
-    /// Disks whose content cannot be known any more, and why; only [`open_with_damage`] lets such a point through.
+    /// Disks whose content is lost, and why. Only [`open_with_damage`] returns such points.
     pub(crate) broken: BTreeMap<String, String>,
 }
 
-/// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
+/// Loads the index as far as it is readable. Lost entries show up as damage of the affected points.
 pub(crate) fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
     with_warnings(repo.load_index_with_damage()?, monitor)
 }
 
-/// The same of all index files, with nothing from a copy on this host: for whoever goes through every blob.
+/// Loads the index from all index files of the repository, without the copy on this host. Used to check every blob.
 pub(crate) fn load_whole_index(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
     with_warnings(repo.reload_index_with_damage()?, monitor)
 }
@@ -50,7 +50,7 @@ fn with_warnings((index, damaged): repo::IndexWithDamage, monitor: &dyn Monitor)
     Ok(index)
 }
 
-/// Reads a point's manifest, and nothing else of it.
+/// Reads only the manifest of a point.
 pub(crate) fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
     if let Some(known) = known_manifest(repo, point) {
         return Ok(known);
@@ -60,12 +60,12 @@ pub(crate) fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) 
     Ok(description.manifest)
 }
 
-/// A point's manifest, if this host has a copy of it.
+/// The manifest of a point, if this host has cached it.
 pub(crate) fn known_manifest(repo: &Repository, point: &PointRef) -> Option<Manifest> {
     Manifest::parse(&repo.note_of(&point.id)?).ok()
 }
 
-/// What a point says of its machine; none where the point is damaged, which verify reports.
+/// Reads the origin of a point. `None` if the point is damaged, which `verify` reports.
 pub(crate) fn read_origin(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<Origin>> {
     match read_manifest(repo, index, point) {
         Ok(manifest) => Ok(Some(Origin::of(&manifest))),
@@ -74,7 +74,7 @@ pub(crate) fn read_origin(repo: &Repository, index: &Index, point: &PointRef) ->
     }
 }
 
-/// What a point says of itself, without the contents of its disks.
+/// The description of a point, without the content of its disks.
 #[derive(Debug)]
 pub(crate) struct Description {
     /// `point.json`.
@@ -82,7 +82,7 @@ pub(crate) struct Description {
     top: Top,
 }
 
-/// The machine's folder of a point.
+/// The machine's folder in a point.
 #[derive(Debug)]
 struct Top {
     files: FileContents,
@@ -95,7 +95,7 @@ fn bad(point: &PointRef) -> impl Fn(String) -> Error + Copy + '_ {
     |reason| Error::BadPoint { point: point.id.to_string(), reason }
 }
 
-/// What cannot be read is damaged, unless the repository as a whole cannot be reached.
+/// Classifies a read error as damage, unless the whole repository is unreachable.
 fn unreadable(what: &str, error: repo::Error, bad: impl Fn(String) -> Error) -> Error {
     match error.is_unreachable() {
         true => error.into(),
@@ -126,12 +126,12 @@ fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
     Ok(top)
 }
 
-/// Reads a point's manifest. What is missing or does not fit is [`Error::BadPoint`].
+/// Reads a point's manifest. Missing or inconsistent data is [`Error::BadPoint`].
 pub(crate) fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<Description> {
     Ok(read_description(repo, index, point)?.0)
 }
 
-/// The same, with the manifest as it is stored.
+/// Also returns the manifest as it is stored.
 fn read_description(repo: &Repository, index: &Index, point: &PointRef) -> Result<(Description, Vec<u8>)> {
     let bad = bad(point);
     let top = read_top(repo, index, point)?;
@@ -140,7 +140,7 @@ fn read_description(repo: &Repository, index: &Index, point: &PointRef) -> Resul
     Ok((Description { manifest, top }, json))
 }
 
-/// Opens a point that was described: reads the folders of its disks.
+/// Opens a point with this description: reads the folders of its disks.
 pub(crate) fn open(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
     let opened = open_described(repo, index, point, described)?;
     match opened.broken.values().next() {
@@ -149,8 +149,8 @@ pub(crate) fn open(repo: &Repository, index: &Index, point: &PointRef, described
     }
 }
 
-/// Opens a point for whoever can do with a part: a disk whose list of chunks is lost is in [`OpenPoint::broken`], and
-/// [`OpenPoint::chunk_map`] of it is the error.
+/// Opens a point even if it is only partly readable. A disk whose list of chunks is lost is in [`OpenPoint::broken`],
+/// and [`OpenPoint::chunk_map`] returns the error for it.
 pub(crate) fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
     open_described(repo, index, point, describe(repo, index, point)?)
 }
@@ -164,7 +164,7 @@ fn open_described(repo: &Repository, index: &Index, point: &PointRef, described:
                 for file in folder.nodes {
                     let NodeKind::File { size_bytes, content } = file.kind else { continue };
                     let path = format!("{name}/{}", file.name.to_string_lossy());
-                    // The list of a disk is long: it is not kept twice.
+                    // The list of a disk is long, so it is not kept twice.
                     match manifest.disks.iter().find(|disk| disk_file(&disk.disk) == path) {
                         Some(disk) => match map_of(disk, size_bytes, &content) {
                             Ok(map) => drop(maps.insert(disk.disk.clone(), map)),
@@ -185,7 +185,7 @@ fn open_described(repo: &Repository, index: &Index, point: &PointRef, described:
     Ok(OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, maps, disk_trees, broken })
 }
 
-/// The chunks of a disk whose file has this size and these blobs, or what does not fit.
+/// Returns the chunks of a disk whose file has this size and these blobs, or why they do not match.
 fn map_of(
     disk: &ManifestDisk,
     size_bytes: u64,
@@ -226,13 +226,13 @@ fn read_small(
     Ok(bytes)
 }
 
-/// The name of a disk's file within the point.
+/// The path of a disk's file within the point.
 pub(crate) fn disk_file(disk: &str) -> String {
     format!("{disk}/{disk}.raw")
 }
 
 impl OpenPoint {
-    /// One of the small files.
+    /// Reads one of the small files.
     pub(crate) fn read_file(&self, repo: &Repository, index: &Index, name: &str) -> Result<Vec<u8>> {
         let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
         read_small(repo, index, &self.files, name, bad)
@@ -243,8 +243,8 @@ impl OpenPoint {
             .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
     }
 
-    /// The definition that has all disks of the point, and whether it is that of the running machine: one that was
-    /// attached to it alone is in no other.
+    /// Returns the definition that has all disks of the point, and whether it is the one of the running machine. Only
+    /// that one has disks that were attached just to the running machine.
     pub(crate) fn definition_of_disks(&self, repo: &Repository, index: &Index) -> Result<(String, bool)> {
         let inactive = self.definition(repo, index)?;
         if !self.files.contains_key(LIVE_DEFINITION) {
@@ -261,7 +261,7 @@ impl OpenPoint {
         }
     }
 
-    /// The chunks of one of the manifest's disks.
+    /// Returns the chunks of one of the manifest's disks.
     pub(crate) fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
         let reason = match (self.broken.get(&disk.disk), self.map_of(&disk.disk)) {
             (None, Some((_, map))) => return Ok(map.clone()),
@@ -270,30 +270,30 @@ impl OpenPoint {
         Err(Error::BadPoint { point: self.id.to_string(), reason })
     }
 
-    /// How a disk is cut, and its chunks, if they are known.
+    /// The geometry of a disk and its chunks, if they are known.
     pub(crate) fn map_of(&self, disk: &str) -> Option<(Geometry, &ChunkMap)> {
         self.maps.get(disk).map(|(geometry, map)| (*geometry, map))
     }
 
-    /// The blobs of a disk; equal neighbours come once.
+    /// The blobs of a disk. Consecutive equal ones are returned once.
     pub(crate) fn blobs_of_disk(&self, disk: &str) -> Option<impl Iterator<Item = Id> + '_> {
         let (geometry, map) = self.map_of(disk)?;
         Some(map.blobs(geometry, ZeroIds::of(geometry)).map(|(id, _)| id))
     }
 
-    /// The blobs of all files and disks; equal neighbours come once.
+    /// The blobs of all files and disks. Consecutive equal ones are returned once.
     pub(crate) fn blobs(&self) -> impl Iterator<Item = Id> + '_ {
         let of_files = self.files.values().flat_map(|(_, content)| content.runs().map(|(id, _)| id));
         of_files.chain(self.maps.keys().filter_map(|disk| self.blobs_of_disk(disk)).flatten())
     }
 
-    /// The point as a record.
+    /// Converts the point to a record.
     pub(crate) fn to_record(&self, repo: &Repository) -> record::Point {
         to_record(repo, &self.id, &self.snapshot, &self.manifest)
     }
 }
 
-/// A point as a record.
+/// Converts a point to a record.
 pub(crate) fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Manifest) -> record::Point {
     let sum = |of: fn(&ManifestDisk) -> u64| manifest.disks.iter().map(of).sum();
     record::Point {

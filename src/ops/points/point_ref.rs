@@ -3,66 +3,66 @@
 use crate::ops::Result;
 use crate::repo::{DamagedSnapshot, Id, Repository, Snapshot, SnapshotList};
 
-/// The tag that marks kvmb's snapshots among others in a repository.
+/// The tag that distinguishes kvmb's snapshots from others in a repository.
 pub(crate) const TAG: &str = "kvmb";
 
-/// The beginning of the tag that names the machine.
+/// The prefix of the tag with the machine's name.
 pub(crate) const MACHINE_TAG: &str = "machine=";
 
-/// The tag that keeps a point whatever the retention says; restic's `forget --keep-tag pinned` keeps it too.
+/// The tag of a point that is kept regardless of retention; restic's `forget --keep-tag pinned` keeps it too.
 pub(crate) const PINNED_TAG: &str = "pinned";
 
-/// The tag of a point that machines run on, until their live restores have ended. Each restore adds one of its own:
+/// The tag of a point that machines run on, until their live restores are finished. Each restore also adds its own tag,
 /// `restoring=<id>`.
 pub(crate) const RESTORING_TAG: &str = "restoring";
 
 /// A snapshot that kvmb made.
 #[derive(Debug, Clone)]
 pub struct PointRef {
-    /// The snapshot's id, which is the point's.
+    /// The id of the snapshot, which is also the point's.
     pub(crate) id: Id,
     pub(crate) snapshot: Snapshot,
 }
 
 impl PointRef {
-    /// The machine's name, from the tag.
+    /// The machine's name, from its tag.
     pub(crate) fn machine(&self) -> &str {
         self.snapshot.tags.iter().find_map(|tag| tag.strip_prefix(MACHINE_TAG)).unwrap_or("")
     }
 
-    /// Whether retention leaves it alone.
+    /// Whether retention always keeps the point.
     pub(crate) fn is_pinned(&self) -> bool {
         self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG)
     }
 
-    /// Whether a machine runs on it, so that it must stay.
+    /// Whether a machine runs on the point, which must therefore be kept.
     pub(crate) fn is_restoring(&self) -> bool {
         self.snapshot.tags.iter().any(|tag| is_restoring(tag))
     }
 
-    /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id,
-    /// and so does copying it to another repository.
+    /// Whether the point has or had this id. Pinning a point, tagging it with restic and copying it to another
+    /// repository change its id.
     pub(crate) fn is_or_was(&self, id: &Id) -> bool {
         self.id == *id || self.snapshot.original == Some(*id)
     }
 }
 
-/// Whether kvmb made a snapshot, and nobody took its tags away.
+/// Whether kvmb made the snapshot and its tags were not removed.
 pub(crate) fn is_point(snapshot: &Snapshot) -> bool {
     snapshot.tags.iter().any(|tag| tag == TAG)
 }
 
-/// Whether a tag is one of those that live restores set.
+/// Whether a tag is one that live restores set.
 pub(crate) fn is_restoring(tag: &str) -> bool {
     tag.strip_prefix(RESTORING_TAG).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
-/// All points of a repository, oldest first, and what could not be read.
+/// Returns all points of a repository, oldest first, and the snapshots that could not be read.
 pub(crate) fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
     Ok(of_snapshots(repo.snapshots()?))
 }
 
-/// The points among snapshots, oldest first, and what could not be read.
+/// Returns the points among these snapshots, oldest first, and the snapshots that could not be read.
 pub(crate) fn of_snapshots(list: SnapshotList) -> (Vec<PointRef>, Vec<DamagedSnapshot>) {
     let mut points: Vec<PointRef> = list
         .snapshots

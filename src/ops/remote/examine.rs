@@ -1,4 +1,4 @@
-//! Tests of a server, step by step, in the order in which a backup needs them.
+//! Tests a server step by step, in the order in which a backup needs the steps.
 
 use super::failures::{failed, unreachable_host};
 use super::speed::{self, Speed};
@@ -17,27 +17,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// One thing that is looked at.
+/// A step of the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExamineStep {
-    /// Whether the server answers.
+    /// Whether the server is reachable.
     Reach,
-    /// Whether it is the right one.
+    /// Whether its host key is known.
     HostKey,
-    /// Whether it lets us in.
+    /// Whether it accepts the login.
     Login,
     /// Whether the folder can be written to.
     Path,
-    /// How much room there is.
+    /// How much space is free.
     Space,
-    /// How quick the way is.
+    /// How fast the connection is.
     Speed,
-    /// Whether its clock is right.
+    /// Whether the server's clock is right.
     Clock,
 }
 
 impl ExamineStep {
-    /// All of them, in order.
+    /// All steps, in order.
     pub(crate) const ALL: [ExamineStep; 7] = [
         ExamineStep::Reach,
         ExamineStep::HostKey,
@@ -53,76 +53,77 @@ impl ExamineStep {
 pub(crate) enum ExamineFinding {
     Reached {
         address: Option<SocketAddr>,
-        /// How long it took until the encrypted connection was there.
+        /// The time until the encrypted connection was established.
         took: Duration,
     },
-    /// Its key is known.
+    /// The host key is known.
     HostKey {
         algorithm: String,
-        /// Its SHA-256.
+        /// The SHA-256 of the key.
         fingerprint: String,
     },
-    /// It let us in.
+    /// The login succeeded.
     LoggedIn {
         /// `user@host`.
         account: String,
         by: Login,
     },
     Path {
-        /// Its absolute path there.
+        /// The absolute path on the server.
         path: String,
-        /// What is in it.
+        /// What the folder contains.
         place: FolderKind,
-        /// Whether what was written could be removed again.
+        /// Whether the test file could be removed again.
         removable: bool,
-        /// The folder that was asked for, where it holds other things and the repository is below it.
+        /// The requested folder, if it holds other files and the repository is in a subfolder.
         beside: Option<String>,
     },
-    /// The room; none if the server cannot tell.
+    /// The free space; `None` if the server does not report it.
     Space {
         free_bytes: Option<u64>,
     },
     Speed(Speed),
-    /// By how much the server's clock is ahead of ours; negative where it is behind.
+    /// How many seconds the server's clock is ahead of ours; negative if it is behind.
     Clock {
         ahead_seconds: i64,
     },
 }
 
-/// What the repository's folder is.
+/// The kind of the repository's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FolderKind {
-    /// It holds a repository.
+    /// It is a repository.
     Repository,
-    /// It is there and holds none.
+    /// It exists and is not a repository.
     Folder,
-    /// It is not there, and can be made.
+    /// It does not exist and can be created.
     Missing,
 }
 
-/// What is looked at, and how closely.
+/// What to test, and how thoroughly.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExamineTarget<'a> {
     pub(crate) target: &'a SftpAddress,
-    /// The repository's folder in the target, should that hold other things.
+    /// The subfolder of the target for the repository, in case the target holds other files.
     pub(crate) below: Option<&'a str>,
-    /// How many bytes are sent to measure the speed, on all connections; none takes a short look at one connection.
+    /// The number of bytes to send over all connections to measure the speed. `None` runs a short test on one
+    /// connection.
     pub(crate) speed_bytes: Option<u64>,
 }
 
-/// Takes the steps; `report` is called for each. After one that failed the others are not tried. Once
-/// `ssh_context.stop` is raised it ends as interrupted, and nothing is reported of the step that it was at.
+/// Runs the steps and calls `report` for each. After a failed step, the others are skipped. Once `ssh_context.stop` is
+/// raised, this returns [`Error::Interrupted`] and does not report the current step.
 pub(crate) fn examine(
     subject: ExamineTarget,
     ssh_context: &SshContext,
     report: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
 ) -> Result<()> {
     let mut step = ExamineStep::Reach;
-    // The speed may need further connections, for which nobody shall be asked again.
+    // The speed test may open more connections. The user must not be prompted again for them.
     let credentials = Arc::new(CredentialCache::new(Arc::clone(&ssh_context.credentials)));
     let ssh_context = SshContext { credentials, ..ssh_context.clone() };
     match walk(subject, &ssh_context, &mut step, report) {
-        // Whatever failed, failed because of it.
+        // After an interrupt, any failure is a consequence of it.
         Err(_) if ssh_context.stop.load(Ordering::Relaxed) => return Err(Error::Interrupted),
         Err(error) => report(step, Err(error)),
         Ok(()) => {}
@@ -215,7 +216,7 @@ fn walk(
     Ok(())
 }
 
-/// The folder to write to: the repository's, or the nearest one above that is there.
+/// Returns the folder to write to: the repository's, or its nearest existing parent.
 fn find_place(files: &SftpClient, target: &SftpAddress) -> Result<(String, FolderKind)> {
     let root = target.path.as_str();
     match files.stat(root) {

@@ -1,4 +1,4 @@
-//! Failures of the connection to a server, or on the server.
+//! Failures of the connection to a server, and on the server.
 
 use crate::ops::Error;
 use crate::repo;
@@ -6,7 +6,7 @@ use crate::storage::sftp::fault::SftpFault;
 use crate::storage::sftp::{self, SftpAddress};
 use crate::storage::{self, FileAction};
 
-/// A failure on the way to the server.
+/// A failure to connect to the server.
 pub(super) fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> Error {
     move |source| {
         let error = storage::Error::Server { url: target.to_string(), source: Box::new(source) };
@@ -19,11 +19,11 @@ pub(crate) struct RefusedKey<'a> {
     /// `unknown`, `changed` or `revoked`.
     pub(crate) state: &'static str,
     pub(crate) algorithm: &'a str,
-    /// Its SHA-256.
+    /// The SHA-256 of the key.
     pub(crate) fingerprint: &'a str,
 }
 
-/// The host key that a failure is about.
+/// Returns the host key that caused a failure.
 pub(crate) fn refused_key(error: &Error) -> Option<RefusedKey<'_>> {
     let Error::Repo(error) = error else { return None };
     let repo::Error::Storage(storage::Error::Server { source, .. }) = &**error else { return None };
@@ -36,7 +36,7 @@ pub(crate) fn refused_key(error: &Error) -> Option<RefusedKey<'_>> {
     Some(RefusedKey { state, algorithm, fingerprint })
 }
 
-/// A failure with a file there.
+/// A failed operation on a file of the server.
 pub(super) fn failed(target: &SftpAddress, action: FileAction, path: &str) -> impl Fn(SftpFault) -> Error {
     let path = path.to_owned();
     move |fault| repo::Error::Storage(fault.explain(&target.to_string(), action, &path)).into()

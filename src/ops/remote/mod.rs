@@ -1,4 +1,4 @@
-//! The backup server as such: making friends with it, and looking whether all is well.
+//! Setup and tests of a backup server.
 
 mod examine;
 mod failures;

@@ -1,13 +1,13 @@
 //! Setting up passwordless access to a server, so that cron can use it.
 //!
-//! | step | changed when |
+//! | step | changed if |
 //! | --- | --- |
 //! | the host key | it was unknown and was accepted |
 //! | this host's own key | there was none |
-//! | the account's list of keys | the key was not yet let in |
+//! | the account's authorized keys | the key was not accepted yet |
 //!
-//! Each step looks first, so that a second run changes nothing. In the end the key alone must lead to SFTP: a server
-//! that keeps its lists elsewhere is found out now, and not by cron.
+//! Each step checks first, so a second run changes nothing. At the end, the key alone must give access to SFTP: a
+//! server that keeps its authorized keys elsewhere is detected now, and not by cron.
 
 use super::failures::{failed, unreachable_host};
 use crate::ops::{Error, Result};
@@ -26,30 +26,29 @@ pub(crate) enum SetupChange {
     HostKey {
         server: String,
         algorithm: String,
-        /// Its SHA-256.
+        /// The SHA-256 of the key.
         fingerprint: String,
-        /// The file that it was noted in; none if it was known.
+        /// The file to which the key was added; `None` if it was known already.
         noted_in: Option<PathBuf>,
     },
     /// This host's own key.
     OwnKey {
         path: PathBuf,
-        /// The line for the account's list; unknown in a rehearsal that would make the key.
+        /// The line for the account's authorized keys. Unknown in a dry run that would create the key.
         line: Option<String>,
-        /// Whether it was made.
+        /// Whether the key was created.
         made: bool,
     },
-    /// The account's list of keys.
+    /// The account's authorized keys.
     Authorized {
         /// `user@host`.
         account: String,
-        /// Whether the key was added.
         added: bool,
     },
 }
 
-/// Sets it up; `report` is called for each step as it is done. A rehearsal looks at the server's key and whether this
-/// host's key is let in, and changes nothing. `comment` is what the key is known by in the account's list.
+/// Sets up the access and calls `report` after each step. A dry run checks the server's key and whether this host's key
+/// is accepted, and changes nothing. `comment` identifies the key among the account's authorized keys.
 pub(crate) fn setup(
     target: &SftpAddress,
     ssh_context: &SshContext,
@@ -87,7 +86,7 @@ pub(crate) fn setup(
 
     let authorized = |added: bool| SetupChange::Authorized { account: ssh_target.account(), added };
     let by_key = ssh_target.only_with(&own);
-    // A connection of its own: a server counts the tries of each.
+    // This uses a separate connection, because servers count the login attempts of each connection.
     let is_let_in = || match SftpClient::open(&by_key, &ssh_context, None) {
         Ok(_) => Ok(None),
         Err(error @ (sftp::Error::Login { .. } | sftp::Error::NoSftp { .. })) => Ok(Some(error)),
@@ -135,7 +134,7 @@ fn host_key(ssh_target: &SshTarget, connection: Option<&Connection>, noted: Opti
     }
 }
 
-/// Hears what key was shown and accepted; in a rehearsal none is accepted, but the question is asked all the same.
+/// Records which key was shown and accepted. In a dry run no key is accepted, but the question is still asked.
 #[derive(Debug)]
 struct Watched {
     inner: Arc<dyn Credentials>,

@@ -1,4 +1,4 @@
-//! The speed of a server: files of noise go there, are put on its disk, come back and are removed.
+//! Measures the speed of a server: files of random data are stored there durably, read back and removed.
 
 use crate::repo::WriterOptions;
 use crate::storage::sftp::SshContext;
@@ -10,24 +10,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a short look sends: at most so much, in pieces, for at most so long.
+/// The limits of the short test: the size and number of the pieces, and the duration of each direction.
 const PIECE_BYTES: usize = 4 << 20;
 const MOST_PIECES: u64 = 12;
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// The rates of the way to a server, in bytes a second.
+/// The transfer rates to and from a server, in bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Speed {
-    /// Of this number of connections together.
+    /// The number of connections used in parallel.
     pub(crate) connections: usize,
-    /// To the server, until the data was on its disk.
+    /// The rate until the data was durable on the server.
     pub(crate) upload: u64,
     pub(crate) download: u64,
 }
 
 type SpeedResult<T> = std::result::Result<T, SftpFault>;
 
-/// A short look at one connection. It ends soon once `stop` is raised; then what it measured means nothing.
+/// Runs a short test on one connection. Once `stop` is raised, it ends soon and the result is meaningless.
 pub(crate) fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> SpeedResult<Speed> {
     let piece = noise(PIECE_BYTES);
     let name = |number: u64| name(folder, number);
@@ -50,14 +50,14 @@ pub(crate) fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -
     };
     let measured = transfer();
     for number in 1..=pieces {
-        // Half a piece too; what is not there needs no removing.
+        // A partly written piece must be removed too. It is not an error if a piece is missing.
         let _ = files.remove(&name(number));
     }
     measured
 }
 
-/// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the
-/// packs on the way once `ssh_context.stop` is raised; then what it measured means nothing.
+/// Transfers this number of bytes over all connections, stored as a backup stores its packs, which gives the speed of a
+/// long backup. Once `ssh_context.stop` is raised, it ends after the packs in transit, and the result is meaningless.
 pub(crate) fn at_length(
     ssh_target: &SshTarget,
     ssh_context: &SshContext,
@@ -79,7 +79,7 @@ pub(crate) fn at_length(
                         return Ok(());
                     }
                     if let Err(fault) = pool.with(|files| work(files, number)) {
-                        // The others need not go on.
+                        // The other threads need not continue.
                         next.fetch_max(packs, Ordering::Relaxed);
                         return Err(fault);
                     }
@@ -111,7 +111,8 @@ pub(crate) fn at_length(
         Ok(Speed { connections, upload: rate(upload), download: rate(download) })
     };
     let measured = transfer();
-    // What was begun and not finished, too; over a distance it would take long to look for all that was not even begun.
+    // Partly written packs are removed too. Packs that were not started are not looked for, which would take long on a
+    // distant server.
     let _ = for_each_pack(begun.into_inner(), &|files, number| {
         let name = name(number);
         let _ = files.remove(&name).or_else(|_| files.remove(&part(&name)));
@@ -120,7 +121,7 @@ pub(crate) fn at_length(
     measured
 }
 
-/// Nothing on the way shall be able to compress it.
+/// Random data, so that nothing on the way can compress it.
 fn noise(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     rand::RngCore::fill_bytes(&mut rand::rng(), &mut bytes);
@@ -135,7 +136,7 @@ fn part(name: &str) -> String {
     format!("{name}-part")
 }
 
-/// In bytes a second.
+/// The rate in bytes per second.
 fn rate(pieces: u64, piece_bytes: usize, took: Duration) -> u64 {
     ((pieces * piece_bytes as u64) as f64 / took.as_secs_f64().max(0.001)) as u64
 }

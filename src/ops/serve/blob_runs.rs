@@ -3,7 +3,7 @@
 use super::super::chunk_map::BlobRun;
 use crate::repo::Id;
 
-/// The runs of a disk, which cover it from its beginning to its end.
+/// The runs of a disk. They cover it from its start to its end.
 #[derive(Debug)]
 pub(super) struct BlobRuns(Vec<BlobRun>);
 
@@ -13,13 +13,13 @@ impl BlobRuns {
         BlobRuns(runs.collect())
     }
 
-    /// The run that a byte of the disk is in.
+    /// The run that contains this offset.
     pub(super) fn at(&self, offset: u64) -> Option<&BlobRun> {
         let after = self.0.partition_point(|run| run.offset <= offset);
         self.0.get(after.checked_sub(1)?)
     }
 
-    /// The first byte from `offset` on that is not in a run of zeros.
+    /// The first offset from `offset` on that is not in a run of zeros.
     pub(super) fn next_data(&self, offset: u64) -> u64 {
         self.at(offset).filter(|run| run.id.is_none()).map_or(offset, BlobRun::end)
     }

@@ -1,7 +1,7 @@
-//! The memory that chunks are in: used again and again, and counted.
+//! The memory of chunks: reused, and limited.
 //!
-//! A chunk of a megabyte that is allocated costs 256 page faults, and freed it stays with the thread that allocated it:
-//! with many connections that was twice what the chunks themselves need.
+//! Allocating a chunk of 1 MiB costs 256 page faults, and freed memory stays with the thread that allocated it. With
+//! many connections, that doubled the memory.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ struct Account {
     used_bytes: usize,
 }
 
-/// Buffers of one size or a few, together within a budget as long as those in use are.
+/// Buffers of one or a few sizes. Free buffers are only kept while all buffers together are within the budget.
 #[derive(Debug)]
 pub(super) struct ChunkBuffers {
     budget_bytes: usize,
@@ -29,15 +29,15 @@ impl ChunkBuffers {
         self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// By how much the budget would be exceeded if so many bytes more were in use.
+    /// By how much the budget would be exceeded if this number of bytes more were in use.
     pub(super) fn excess(&self, more_bytes: usize) -> usize {
         (self.account().used_bytes + more_bytes).saturating_sub(self.budget_bytes)
     }
 
-    /// A copy of these bytes. The budget is the caller's affair.
+    /// Copies these bytes into a buffer. The caller must check the budget.
     pub(super) fn copy_of(self: &Arc<Self>, content: &[u8]) -> ChunkBuffer {
         let mut account = self.account();
-        // One that is much larger would count for more than is in it.
+        // A buffer much larger than the content would waste memory that counts towards the budget.
         let fits = |buffer: &Vec<u8>| buffer.capacity() >= content.len() && buffer.capacity() / 2 <= content.len();
         let fitting = account.free.iter().rposition(fits);
         let recycled = fitting.map(|at| account.free.swap_remove(at));
@@ -49,7 +49,7 @@ impl ChunkBuffers {
             None => Vec::with_capacity(content.len()),
         };
         account.used_bytes += bytes.capacity();
-        // Free ones that are of another size are in its way.
+        // Free buffers of other sizes are dropped if they exceed the budget.
         let mut surplus = Vec::new();
         while account.used_bytes + account.free_bytes > self.budget_bytes
             && let Some(buffer) = account.free.pop()
@@ -64,7 +64,7 @@ impl ChunkBuffers {
     }
 }
 
-/// The bytes of a chunk. Dropped, their memory is another's.
+/// The bytes of a chunk. Dropping it makes the memory available for another chunk.
 #[derive(Debug)]
 pub(super) struct ChunkBuffer {
     bytes: Vec<u8>,

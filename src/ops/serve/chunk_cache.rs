@@ -1,12 +1,13 @@
-//! The chunks of a served point: read once, verified, kept while they are used.
+//! The chunks of a served point: read once, verified, and kept while they are used.
 //!
 //! ```text
-//! absent ─ wanted or read ahead ─→ loading ─┬─→ loaded ─ not used for long ─→ absent
-//!    ↑                                      ├─→ damaged: it stays that, and is reported once
-//!    └──────── the repository is unreachable ┘
+//!  absent ─ wanted or read ahead ─→ loading ─┬─→ loaded ─ not used for long ─→ absent
+//!     ↑                                      ├─→ damaged: final, reported once
+//!     └──────── the repository is unreachable ┘
 //! ```
-//! Whoever wants a chunk that is loading waits for it: it is never read twice at once. Chunks that are being sent count
-//! with those that are kept, and only so many are read at once: memory does not grow with the connections.
+//! A chunk is never read twice at the same time: requests for a chunk that is loading wait for it. Chunks that are
+//! being sent count towards the memory limit, and the number of parallel reads is limited, so memory does not grow with
+//! the number of connections.
 
 use super::super::{Stop, threads};
 use super::chunk_buffers::{ChunkBuffer, ChunkBuffers};
@@ -20,32 +21,32 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How much memory chunks take: those that are kept, and those that are being sent.
+/// The memory for chunks, both cached ones and those being sent.
 const KEPT_BYTES: usize = 48 << 20;
 
-/// The sealed bytes of one read-ahead request: several chunks, so that there are few requests to a disk or a server,
-/// but not so many that one thread reads all that one client will need.
+/// The encrypted size of one read-ahead request. It has several chunks, so that a disk or server receives few requests,
+/// but is small enough that several threads share the chunks that one client will need.
 const GROUP_BYTES: u64 = 2 << 20;
 
 /// The number of requests that may wait for a thread.
 const QUEUE: usize = 32;
 
-/// How often somebody who waits for a chunk looks at the stop flag.
+/// How often a thread that waits for a chunk checks the stop flag.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Why a chunk cannot be had.
+/// Why a chunk is not available.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unavailable {
-    /// It is damaged, or gone.
+    /// The chunk is damaged or lost.
     Damaged(Arc<str>),
-    /// The repository cannot be reached now.
+    /// The repository is currently unreachable.
     Unreachable(String),
     Stopping,
 }
 
 enum Slot {
     Loading {
-        /// Whether somebody waits for it.
+        /// Whether a request waits for it.
         is_awaited: bool,
     },
     Loaded {
@@ -60,14 +61,14 @@ struct Slots {
     by_id: HashMap<Id, Slot>,
     by_use: BTreeMap<u64, Id>,
     uses: u64,
-    /// How many are read because somebody waits for them.
+    /// The number of chunks that are being read for a waiting request.
     wanted: usize,
-    /// How many wait until fewer are.
+    /// The number of requests that wait until fewer are being read.
     waiting: usize,
 }
 
 impl Slots {
-    /// The bytes of a loaded chunk, which are used now.
+    /// Returns the bytes of a loaded chunk and marks it as just used.
     fn touch(&mut self, id: &Id) -> Option<Arc<ChunkBuffer>> {
         let Some(Slot::Loaded { bytes, last_use }) = self.by_id.get_mut(id) else { return None };
         self.uses += 1;
@@ -83,14 +84,15 @@ impl Slots {
         self.by_id.insert(id, Slot::Loaded { bytes, last_use: self.uses });
     }
 
-    /// Drops what was not used for long, until there is memory for so many bytes or all that is left is being sent.
+    /// Drops the least recently used chunks until this number of bytes is available, or only chunks being sent are
+    /// left.
     fn make_room(&mut self, buffers: &ChunkBuffers, length: usize) {
         let mut passed = 0;
         while buffers.excess(length) > 0
             && let Some((use_number, id)) = self.by_use.range(passed..).next().map(|(number, id)| (*number, *id))
         {
             passed = use_number + 1;
-            // One that is sent would keep its memory.
+            // Dropping a chunk that is being sent would not free its memory.
             if matches!(self.by_id.get(&id), Some(Slot::Loaded { bytes, .. }) if Arc::strong_count(bytes) == 1) {
                 self.by_use.remove(&use_number);
                 self.by_id.remove(&id);
@@ -105,7 +107,7 @@ struct Shared {
     slots: Mutex<Slots>,
     buffers: Arc<ChunkBuffers>,
     changed: Condvar,
-    /// How many chunks may be read at once for somebody who waits.
+    /// The maximum number of chunks that are read in parallel for waiting requests.
     most_wanted: usize,
     stop: Stop,
 }
@@ -113,7 +115,7 @@ struct Shared {
 /// Verified chunks of one repository.
 pub(super) struct ChunkCache {
     shared: Arc<Shared>,
-    /// Chunks to read ahead; the threads end when this is dropped.
+    /// Chunks to read ahead. The threads end when this is dropped.
     ahead: Sender<Vec<Id>>,
     streams: Mutex<Streams>,
 }
@@ -133,29 +135,28 @@ impl ChunkCache {
         let (ahead, wanted) = bounded::<Vec<Id>>(QUEUE);
         for _ in 0..readers {
             let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));
-            // Without such a thread, clients load their chunks themselves.
+            // If a thread cannot start, requests load their chunks themselves.
             let _ = thread::Builder::new().spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
         }
         ChunkCache { shared, ahead, streams: Mutex::default() }
     }
 
-    /// A chunk, as the repository's index and its SHA-256 say that it is.
+    /// Returns a chunk after verifying its SHA-256.
     pub(super) fn get(&self, id: &Id) -> Result<Arc<ChunkBuffer>, Unavailable> {
         self.shared.get(id)
     }
 
-    /// Whether a chunk is there, or on its way.
+    /// Whether a chunk is loaded or loading.
     pub(super) fn is_known(&self, id: &Id) -> bool {
         self.shared.slots().by_id.contains_key(id)
     }
 
-    /// How far to read ahead of whoever reads this part of a disk now, if he goes on from where he was.
+    /// How far to read ahead of the reader of this part of a disk, if it reads sequentially.
     pub(super) fn ahead_of(&self, disk: usize, chunk: (u64, u64)) -> Option<u64> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).ahead_of(disk, chunk)
     }
 
-    /// Has those of the chunks read that are not there. It does not wait: when too much waits for the readers, nobody
-    /// reads ahead.
+    /// Requests the chunks that are absent. This never waits: if too many requests are queued, nothing is read ahead.
     pub(super) fn read_ahead(&self, ids: impl IntoIterator<Item = Id>) {
         let mut slots = self.shared.slots();
         let mut wanted = Vec::new();
@@ -211,14 +212,15 @@ impl Shared {
         self.put(*id, read.as_deref())
     }
 
-    /// Puts what reading a chunk came to in its place, and wakes whoever waits for it.
+    /// Stores the result of reading a chunk and wakes the threads that wait for it.
     fn put(&self, id: Id, read: Result<&[u8], &repo::Error>) -> Result<Arc<ChunkBuffer>, Unavailable> {
         let copied = read.map(|bytes| {
             self.slots().make_room(&self.buffers, bytes.len());
             Arc::new(self.buffers.copy_of(bytes))
         });
         let mut slots = self.slots();
-        // Most of what is read ahead nobody waits for yet, and those who wait for other chunks need not look.
+        // Most chunks that are read ahead have no waiting request yet, and threads that wait for other chunks need not
+        // wake.
         let is_awaited = slots.waiting > 0 || matches!(slots.by_id.get(&id), Some(Slot::Loading { is_awaited: true }));
         let result = match copied {
             Ok(bytes) => {
@@ -242,11 +244,11 @@ impl Shared {
         result
     }
 
-    /// Reads chunks that were marked as loading.
+    /// Reads chunks that are marked as loading.
     fn load_all(&self, ids: Vec<Id>) {
         let flag = self.stop.flag();
         let read = read_blobs(&self.repo, &self.index, ids.clone(), 1, &flag, |id, blob| {
-            // Whoever wants it asks for it.
+            // Requests take the result from the cache.
             let _ = self.put(id, blob.as_ref().map(|bytes| *bytes));
             ControlFlow::Continue(())
         });
@@ -256,7 +258,7 @@ impl Shared {
         self.forget(&ids);
     }
 
-    /// Chunks that are still marked as loading are not: whoever waits for one reads it.
+    /// Removes the marks of chunks that are still marked as loading. Waiting requests then read them.
     fn forget(&self, ids: &[Id]) {
         let mut slots = self.slots();
         for id in ids {

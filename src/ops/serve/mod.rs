@@ -1,17 +1,16 @@
-//! A point's disks, read-only over NBD: what can be read, copied, mounted and booted without restoring it.
+//! Serves a point's disks read-only over NBD, so that they can be read, copied, mounted and booted without a restore.
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
 //! | `chunk_cache.rs` | verified chunks, read ahead, bounded in memory |
-//! | `chunk_buffers.rs` | the memory that they are in |
-//! | `read_ahead.rs` | who reads one chunk after the other |
-//! | `blob_runs.rs` | where on a disk which blobs are |
+//! | `chunk_buffers.rs` | the memory of the chunks |
+//! | `read_ahead.rs` | detection of sequential readers |
+//! | `blob_runs.rs` | the positions of the blobs on a disk |
 //! | `point_disk.rs` | a disk of the point as an export |
 //! | `socket.rs` | a private socket |
 //! | `registry.rs` | the detached servers of this host |
 //!
-//! No byte leaves before the chunk that it is in was verified. What is damaged is an I/O error (EIO) for exactly that
-//! range.
+//! No byte is sent before its chunk was verified. Damage is an I/O error (EIO) for exactly the affected range.
 
 mod blob_runs;
 mod chunk_buffers;
@@ -45,11 +44,11 @@ pub(crate) struct ServedPoint {
     damage: Arc<DamageLog>,
 }
 
-/// What is served of a point.
+/// What to serve of a point.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ServeRequest<'a> {
     pub(crate) disks: &'a [&'a ManifestDisk],
-    /// Where what is written goes until the server ends: a folder. Without one nothing can be written.
+    /// The folder for written data, which is discarded when the server ends. Without one the disks are read-only.
     pub(crate) overlays: Option<&'a Path>,
     pub(crate) view: DiskView,
 }
@@ -57,16 +56,16 @@ pub(crate) struct ServeRequest<'a> {
 /// What clients see of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DiskView {
-    /// All of it, and where it has no data.
+    /// The whole disk, with information about its holes.
     Whole,
-    /// What an image on top of it needs that knows itself where there is no data: the disk ends with its last data, and
-    /// clients that would ask before each read whether there is any cannot.
+    /// The view for the backing file of an image that itself records its holes: the disk ends after its last data, and
+    /// clients that would query holes before each read cannot do so.
     BelowImage,
 }
 
-/// Disks of a point whose bytes can be read, verified, in this process.
+/// Disks of a point whose verified bytes can be read in this process.
 pub(in crate::ops) struct PointDisks {
-    /// Each with its name.
+    /// The disks with their names.
     pub(in crate::ops) disks: Vec<(String, Arc<dyn Export>)>,
     damage: Arc<DamageLog>,
 }
@@ -94,7 +93,7 @@ impl PointDisks {
                 DiskView::Whole => export,
                 DiskView::BelowImage => export.ending_with_data(&map),
             };
-            // The disks are copied one after the other, once the machine has started.
+            // The disks are copied one after the other once the machine has started.
             if view == DiskView::BelowImage && number == 0 {
                 export.read_beginning();
             }
@@ -103,7 +102,7 @@ impl PointDisks {
         Ok(PointDisks { disks, damage })
     }
 
-    /// The damage that was met since the last time.
+    /// Returns the damage found since the last call.
     pub(in crate::ops) fn take_damage(&self) -> Vec<Damage> {
         self.damage.take()
     }
@@ -132,8 +131,8 @@ impl ServedPoint {
         Ok(ServedPoint { server: Server::new(exports, stop.flag()), damage })
     }
 
-    /// Serves until `stop` is raised, or `look` returns false: it is called some ten times a second, with the damage
-    /// that was met since the last time, and whether anybody is connected.
+    /// Serves until `stop` is raised or `look` returns false. `look` is called about ten times a second with the damage
+    /// found since the last call, and with whether a client is connected.
     pub(crate) fn run(&self, socket: &PrivateSocket, mut look: impl FnMut(Vec<Damage>, bool) -> bool) -> Result<()> {
         let served = self.server.run(&socket.listener, || look(self.damage.take(), self.server.connections() > 0));
         look(self.damage.take(), false);
@@ -141,13 +140,13 @@ impl ServedPoint {
     }
 }
 
-/// A file without a name, which is gone with the process.
+/// Creates a file without a name, which disappears with the process.
 fn overlay_file(folder: &Path) -> Result<fs::File> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     tempfile::tempfile_in(folder).map_err(Error::io("create a file in", folder))
 }
 
-/// The folder of one server's socket, removed with it.
+/// The folder of one server's socket. Dropping it removes the folder.
 #[derive(Debug)]
 pub(crate) struct SocketFolder(PathBuf);
 
@@ -159,12 +158,12 @@ impl SocketFolder {
 
 impl Drop for SocketFolder {
     fn drop(&mut self) {
-        // 'release' may have been faster.
+        // 'release' may have removed it already.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// Makes a folder for the socket of one server, which everybody can pass: the socket itself is private.
+/// Creates a folder for the socket of one server. Every user may traverse the folder; the socket itself is private.
 pub(crate) fn new_socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<SocketFolder> {
     clear_abandoned(runtime);
     let folder = runtime.socket_folder().join(id);
@@ -172,11 +171,11 @@ pub(crate) fn new_socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<Socke
     Ok(SocketFolder(folder))
 }
 
-/// Removes the socket folders of servers that were killed: nobody listens there any more.
+/// Removes the socket folders of servers that were killed.
 pub(crate) fn clear_abandoned(runtime: &RuntimeDirs) {
     let entries = fs::read_dir(runtime.socket_folder()).into_iter().flatten().flatten();
     for folder in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("s-")) {
-        // One that has no socket yet is being made.
+        // A folder without a socket is just being created.
         if socket::is_abandoned(&folder.path().join(SERVED_SOCKET)) {
             let _ = fs::remove_dir_all(folder.path());
         }

@@ -11,19 +11,19 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The damage that was met, until somebody takes it to report it.
+/// The damage found since it was last taken for reporting.
 #[derive(Debug, Default)]
 pub(super) struct DamageLog(Mutex<NotedDamage>);
 
 #[derive(Debug, Default)]
 struct NotedDamage {
-    /// The disks and offsets that were noted.
+    /// The disks and offsets recorded so far.
     places: BTreeSet<(String, u64)>,
     new: Vec<Damage>,
 }
 
 impl DamageLog {
-    /// Notes damage; each place once.
+    /// Records damage. Each place is recorded once.
     fn note(&self, damage: Damage) {
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let place = (damage.disk.clone().unwrap_or_default(), damage.offset_bytes.unwrap_or_default());
@@ -32,7 +32,7 @@ impl DamageLog {
         }
     }
 
-    /// What was noted since the last time.
+    /// Returns the damage recorded since the last call.
     pub(super) fn take(&self) -> Vec<Damage> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).new)
     }
@@ -47,7 +47,7 @@ pub(super) struct ServedDisk {
     size_bytes: u64,
     pub(super) cache: Arc<ChunkCache>,
     pub(super) damage: Arc<DamageLog>,
-    /// Which of the point's disks it is, for whoever reads ahead.
+    /// The number of the disk within the point, for the read-ahead.
     number: usize,
 }
 
@@ -71,30 +71,30 @@ impl ServedDisk {
         }
     }
 
-    /// The same disk up to the last chunk that is not zero; at least one chunk, because not every client takes an empty
-    /// disk.
+    /// Cuts the disk after its last chunk that is not zero. At least one chunk is kept, because some clients refuse an
+    /// empty disk.
     pub(super) fn ending_with_data(self, map: &ChunkMap) -> ServedDisk {
         let end = self.geometry.offset(map.chunks_to_last_data().max(1));
         ServedDisk { size_bytes: end.min(self.geometry.capacity_bytes), ..self }
     }
 
-    /// Has the first data of the disk read, for somebody who will read it from its beginning.
+    /// Reads ahead the first data of the disk, for a client that will read it from its start.
     pub(super) fn read_beginning(&self) {
         self.cache.read_ahead(self.runs.blobs_from(0, AHEAD_BYTES));
     }
 
-    /// Has what follows a blob read, if its reader goes on. Zeros are no data: who passes them goes on.
+    /// Reads ahead the data after a blob if its reader is sequential. Readers that skip zeros count as sequential.
     fn read_ahead_of(&self, (start, end): (u64, u64)) {
         let end = self.runs.next_data(end);
         let Some(ahead_bytes) = self.cache.ahead_of(self.number, (start, end)) else { return };
         let ids = self.runs.blobs_from(end, ahead_bytes);
-        // Half of them at a time: neighbours in a pack are read together.
+        // Half of the blobs are requested at a time, because neighbours in a pack are read together.
         if ids.get(ids.len() / 2).is_some_and(|middle| !self.cache.is_known(middle)) {
             self.cache.read_ahead(ids);
         }
     }
 
-    /// The part of a blob's bytes that is asked for, or why it cannot be had.
+    /// Returns the requested part of a blob's bytes, or why it is not available.
     fn read_blob(
         &self,
         id: &Id,

@@ -1,26 +1,26 @@
-//! Who reads one chunk after the other, and how far ahead of each of them is read.
+//! Detects sequential readers and determines how far to read ahead of each of them.
 
 /// The read-ahead of all readers together: half of the cache, so that chunks are not evicted before they are read. On a
 /// slow connection, a single reader needs all of it.
 pub(super) const AHEAD_BYTES: u64 = 24 << 20;
 
-/// So many readers are distinguished: the connections of `nbdcopy`, say.
+/// The number of readers that are distinguished, such as the connections of `nbdcopy`.
 const STREAMS: usize = 32;
 
-/// Who has not gone on while the others together read so many chunks is not counted.
+/// A reader that did not continue while this number of chunks were read is no longer counted.
 const IDLE_CHUNKS: u64 = 4 * STREAMS as u64;
 
-/// Where somebody reads.
+/// The position of a reader.
 #[derive(Debug, Clone, Copy)]
 struct Stream {
     disk: usize,
-    /// Where the chunk that was read last begins, and where the next data do.
+    /// The start of the chunk that was read last, and the start of the next data.
     chunk: (u64, u64),
     last_use: u64,
     goes_on: bool,
 }
 
-/// The readers of all disks, so that one that goes on is distinguished from one that jumps.
+/// The readers of all disks. Used to distinguish sequential readers from random ones.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     streams: Vec<Stream>,
@@ -28,7 +28,7 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// How far to read ahead of the reader of this chunk, if it follows one that was read last.
+    /// How far to read ahead of the reader of this chunk, if the chunk follows one that was read recently.
     pub(super) fn ahead_of(&mut self, disk: usize, chunk: (u64, u64)) -> Option<u64> {
         if self.streams.iter().any(|stream| stream.disk == disk && stream.chunk == chunk) {
             return None;
@@ -48,7 +48,7 @@ impl Streams {
         None
     }
 
-    /// How many go on.
+    /// The number of sequential readers.
     fn readers(&self) -> u64 {
         let is_active = |stream: &&Stream| stream.goes_on && self.uses - stream.last_use < IDLE_CHUNKS;
         self.streams.iter().filter(is_active).count().max(1) as u64
@@ -83,7 +83,7 @@ mod tests {
             }
         }
         assert_eq!(ahead, AHEAD_BYTES / 16);
-        // Fifteen of them are done.
+        // Fifteen of them have stopped.
         for step in 8..300 {
             ahead = streams.ahead_of(0, (step, step + 1)).unwrap_or_default();
         }

@@ -1,4 +1,4 @@
-//! The points that are served on this host by detached processes: a file each, in the state folder.
+//! The points that detached processes on this host serve. Each has a file in the state folder.
 
 use super::super::{Error, Result};
 use crate::atomic_file;
@@ -12,35 +12,34 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What the names of the files begin with.
+/// The prefix of the file names.
 const PREFIX: &str = "served-";
 
-/// How long a server may take to end.
+/// The time limit for the exit of a server.
 const ENDING_LIMIT: Duration = Duration::from_secs(10);
 
-/// A point that is served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServedState {
-    /// What `release` ends it by: `s-1a2b3c4d`.
+    /// The name by which `release` ends it: `s-1a2b3c4d`.
     pub(crate) id: String,
     pub(crate) machine: String,
     pub(crate) point: String,
     pub(crate) repo: String,
     pub(crate) socket: PathBuf,
     pub(crate) process: ServerProcess,
-    /// When it ends if nobody is connected.
+    /// When the server exits unless a client is connected.
     pub(crate) lease_ends_at: Time,
 }
 
 impl ServedState {
-    /// Writes its file, or replaces it.
+    /// Writes or replaces its file.
     pub(crate) fn save(&self, runtime: &RuntimeDirs) -> Result<()> {
         let path = path_of(runtime, &self.id);
         let json = serde_json::to_vec(self).map_err(|error| Error::io("write", &path)(error.into()))?;
         atomic_file::write(&path, &json, 0o600).map_err(Error::io("write", &path))
     }
 
-    /// Those whose server is alive; what a killed one left is removed.
+    /// Lists the points whose server is alive. The files of killed servers are removed.
     pub(crate) fn list(runtime: &RuntimeDirs) -> Result<Vec<ServedState>> {
         let folder = runtime.state_folder();
         let mut found = Vec::new();
@@ -58,19 +57,20 @@ impl ServedState {
         Ok(found)
     }
 
-    /// Those that `release` may end: a machine runs on the point of a live restore, which ends its server itself.
+    /// Lists the servers that `release` may end. The server of a live restore is not included: a machine runs on its
+    /// point, and the restore ends the server itself.
     pub(crate) fn releasable(runtime: &RuntimeDirs) -> Result<Vec<ServedState>> {
         let all = ServedState::list(runtime)?;
         Ok(all.into_iter().filter(|state| !is_of_live_restore(&state.socket)).collect())
     }
 
-    /// Those of them that a name means: an id, or a machine.
+    /// Lists those among them that match a name, which is an id or a machine.
     pub(crate) fn named(runtime: &RuntimeDirs, name: &str) -> Result<Vec<ServedState>> {
         let all = ServedState::releasable(runtime)?;
         Ok(all.into_iter().filter(|state| state.id == name || state.machine == name).collect())
     }
 
-    /// Ends the server, and waits for its end.
+    /// Ends the server and waits for its exit.
     pub(crate) fn end(&self, runtime: &RuntimeDirs) -> Result<()> {
         self.process.ask_to_end();
         if !self.process.wait_for_end(ENDING_LIMIT) {
@@ -79,9 +79,9 @@ impl ServedState {
         self.clear(runtime)
     }
 
-    /// Removes what it left.
+    /// Removes the files that the server left.
     pub(crate) fn clear(&self, runtime: &RuntimeDirs) -> Result<()> {
-        // Only what lies in our own folder is known to be ours.
+        // Only a folder within our own socket folder may be removed.
         if let Some(folder) = self.socket.parent().filter(|folder| folder.parent() == Some(runtime.socket_folder())) {
             remove(fs::remove_dir_all(folder), folder)?;
         }
@@ -96,7 +96,7 @@ fn path_of(runtime: &RuntimeDirs, id: &str) -> PathBuf {
 
 fn load(path: &Path) -> Result<Option<ServedState>> {
     match fs::read(path) {
-        // What cannot be understood belongs to another version.
+        // A file that cannot be parsed belongs to another version.
         Ok(json) => Ok(serde_json::from_slice(&json).ok()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),

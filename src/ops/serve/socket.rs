@@ -1,4 +1,4 @@
-//! The socket of a served point: private from its first moment.
+//! The socket of a served point, which is private from the moment it is created.
 
 use super::super::{Error, Result};
 use crate::capture::runtime::MAX_SOCKET_PATH_BYTES;
@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// A listening socket, whose file is removed with it.
+/// A listening socket. Dropping it removes the file.
 #[derive(Debug)]
 pub(crate) struct PrivateSocket {
     path: PathBuf,
@@ -16,15 +16,15 @@ pub(crate) struct PrivateSocket {
 }
 
 impl PrivateSocket {
-    /// Listens at a path, for its owner alone (mode 0600): this user, or the given user and group. A socket that nobody
-    /// listens on any more is replaced; anything else that has the name is not.
+    /// Listens at a path, accessible only to its owner (mode 0600): this user, or the given user and group. An
+    /// abandoned socket at the path is replaced; any other file is not.
     pub(crate) fn bind(path: &Path, owner: Option<(u32, u32)>) -> Result<PrivateSocket> {
         if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
             return Err(crate::capture::Error::SocketPathTooLong { path: path.to_owned() }.into());
         }
         remove_abandoned(path)?;
         let failed = Error::io("listen on", path);
-        // From the first moment on nobody else can connect.
+        // The umask ensures that nobody else can connect, even before the owner is changed.
         let before = rustix::process::umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         rustix::process::umask(before);
@@ -41,7 +41,7 @@ impl PrivateSocket {
         &self.path
     }
 
-    /// Where clients are accepted.
+    /// The socket that accepts clients.
     pub(in crate::ops) fn listener(&self) -> &UnixListener {
         &self.listener
     }
@@ -49,12 +49,12 @@ impl PrivateSocket {
 
 impl Drop for PrivateSocket {
     fn drop(&mut self) {
-        // Nobody can connect any more, with or without the name.
+        // Nobody can connect any more, even if the file is left.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Whether this is a socket on which nobody listens.
+/// Whether this is a socket without a listener.
 pub(super) fn is_abandoned(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
         && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
