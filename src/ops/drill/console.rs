@@ -1,4 +1,4 @@
-//! What a machine writes to its serial ports: read from sockets that QEMU connects to, and kept within bounds.
+//! The output of a machine's serial ports, read from sockets that QEMU connects to. Its size is limited.
 
 use crate::ops::serve::socket::PrivateSocket;
 use std::io::{self, ErrorKind, Read};
@@ -8,19 +8,19 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// So much of the beginning, and of the end, of what a port says is kept.
+/// The number of bytes kept of the start and of the end of a port's output.
 const KEPT_BYTES: usize = 256 << 10;
 
-/// A machine has no more ports that anybody reads.
+/// The maximum number of ports that are read.
 const MOST_PORTS: usize = 16;
 
-/// How often to look whether something was written.
+/// How often to check for new output.
 const TICK: Duration = Duration::from_millis(50);
 
-/// So much is read of a port at once, so that one that never ends does not keep out the others.
+/// The maximum number of bytes read from a port at once, so that a port with endless output does not block the others.
 const READ_BYTES: usize = 1 << 20;
 
-/// What one port has said.
+/// The output of one port.
 #[derive(Debug, Default)]
 struct PortText {
     head: Vec<u8>,
@@ -33,7 +33,7 @@ impl PortText {
         let of_head = bytes.len().min(KEPT_BYTES - self.head.len());
         self.head.extend_from_slice(&bytes[..of_head]);
         self.tail.extend_from_slice(&bytes[of_head..]);
-        // Not for every byte that is too much.
+        // The tail is cut only now and then, not for each byte.
         if self.tail.len() > 2 * KEPT_BYTES {
             let surplus = self.tail.len() - KEPT_BYTES;
             self.tail.drain(..surplus);
@@ -50,12 +50,12 @@ impl PortText {
     }
 }
 
-/// What the ports behind one socket have said.
+/// The output of the ports behind one socket.
 #[derive(Debug, Default)]
 pub(super) struct ConsoleText(Mutex<Vec<PortText>>);
 
 impl ConsoleText {
-    /// All of it, one port after the other.
+    /// The output of all ports, one after the other.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut text = Vec::new();
         let ports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,12 +63,12 @@ impl ConsoleText {
         text
     }
 
-    /// The same as text.
+    /// The output as text.
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
-    /// Reads what comes, until it is over.
+    /// Reads output until `is_over` is set.
     pub(super) fn collect(&self, socket: &PrivateSocket, is_over: &AtomicBool) -> io::Result<()> {
         let listener = socket.listener();
         listener.set_nonblocking(true)?;

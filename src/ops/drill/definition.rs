@@ -1,9 +1,9 @@
-//! The machine that is tried out: the definition of a point, isolated, and the small files that it needs.
+//! Prepares the test machine of a drill: the point's definition, isolated, and the small files that the machine needs.
 //!
 //! ```text
-//! domain.xml ─ a copy's: name, UUID, MACs, nothing shared ─ isolated: disks over NBD, no cable, consoles to sockets
-//! nvram, kernel, initrd, loader … ─→ private files
-//! TPM state ─→ where libvirt keeps that of the new UUID
+//!  domain.xml ─ as a copy: new name, UUID, MACs ─ isolated: disks over NBD, no network link, consoles on sockets
+//!  nvram, kernel, initrd, loader … ─→ private files
+//!  TPM state ─→ the folder that libvirt uses for the new UUID
 //! ```
 
 use crate::capture::connection::log_files;
@@ -24,20 +24,20 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
-/// The names of what is in the folder of a drill.
+/// The names in the folder of a drill.
 pub(super) const NBD_SOCKET: &str = "nbd";
 pub(super) const CONSOLE_SOCKET: &str = "console";
 pub(super) const FIRMWARE_SOCKET: &str = "firmware";
 const QEMU_FOLDER: &str = "own";
 const NVRAM_FILE: &str = "nvram";
 
-/// What a drill is made of.
+/// The source of a drill and where it is prepared.
 pub(super) struct DrillSource<'a> {
     pub(super) repo: &'a Repository,
     pub(super) index: &'a Index,
     pub(super) point: &'a OpenPoint,
     pub(super) hypervisor: &'a Hypervisor,
-    /// Its private folder.
+    /// The drill's private folder.
     pub(super) folder: &'a Path,
     pub(super) name: &'a str,
     pub(super) uuid: &'a str,
@@ -45,23 +45,23 @@ pub(super) struct DrillSource<'a> {
     pub(super) vcpus: u32,
 }
 
-/// A machine that is ready to be started.
+/// A machine that is ready to start.
 pub(super) struct Prepared {
     pub(super) name: String,
     pub(super) xml: String,
-    /// The disks of the point that it has.
+    /// The disks of the point that the machine has.
     pub(super) disks: Vec<ManifestDisk>,
-    /// Whether the processor runs it.
+    /// Whether hardware virtualization is used.
     pub(super) is_accelerated: bool,
-    /// Whether an agent may answer.
+    /// Whether the machine has a channel for the guest agent.
     pub(super) has_agent_channel: bool,
-    /// User and group of its QEMU.
+    /// The user and group of its QEMU.
     pub(super) owner: (u32, u32),
-    /// What it does not have, one sentence each.
+    /// What the machine lacks compared with the original, one sentence each.
     pub(super) notes: Vec<String>,
 }
 
-/// What a drill of a machine with this name and UUID may leave outside of its folder.
+/// The paths outside its folder that a drill of a machine with this name and UUID may create.
 pub(super) fn outside_paths(hypervisor: &Hypervisor, definition: &Definition, name: &str, uuid: &str) -> Vec<PathBuf> {
     let mut paths = log_files(hypervisor.uri(), name);
     if let Some(StatePlace::Folder(state)) = tpm_place(definition, hypervisor.uri(), uuid) {
@@ -70,7 +70,7 @@ pub(super) fn outside_paths(hypervisor: &Hypervisor, definition: &Definition, na
     paths
 }
 
-/// Where libvirt looks for the TPM's state of the new machine, whose definition names no place.
+/// Where libvirt looks for the TPM state of the new machine, whose definition does not set a path.
 fn tpm_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlace> {
     let mut definition = definition.clone();
     if let Some(tpm) = &mut definition.tpm {
@@ -80,7 +80,7 @@ fn tpm_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlac
 }
 
 impl DrillSource<'_> {
-    /// Writes the small files and makes the definition.
+    /// Writes the small files and creates the definition.
     pub(super) fn prepare(&self) -> Result<Prepared> {
         let (xml, _) = self.point.definition_of_disks(self.repo, self.index)?;
         let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
@@ -116,7 +116,7 @@ impl DrillSource<'_> {
         })
     }
 
-    /// The disks of the point: what is not a disk of the definition was not written by kvmb.
+    /// Returns the disks of the point. A disk that the definition lacks was not written by kvmb and is refused.
     fn disks(&self, definition: &Definition) -> Result<Vec<ManifestDisk>> {
         let mut disks: Vec<ManifestDisk> = Vec::new();
         for disk in &self.point.manifest.disks {
@@ -131,7 +131,8 @@ impl DrillSource<'_> {
     }
 
     fn changes(&self, definition: &Definition, disks: &[ManifestDisk]) -> Changes {
-        // Isolating replaces the path: it only marks the disk as one that the copy has.
+        // The path is replaced when the definition is isolated. It only marks the disk as one that the test machine
+        // has.
         let new = |disk: &ManifestDisk| NewDisk {
             path: self.folder.join(&disk.disk),
             kind: NewDiskKind::File,
@@ -155,7 +156,7 @@ impl DrillSource<'_> {
         self.folder.join(QEMU_FOLDER).join(NVRAM_FILE)
     }
 
-    /// Writes what the point has beside its disks.
+    /// Writes the files of the point other than disks.
     fn small_files(&self, definition: &Definition, owner: (u32, u32), changes: &mut Changes) -> Result<()> {
         let own = self.folder.join(QEMU_FOLDER);
         fs::DirBuilder::new().mode(0o700).create(&own).map_err(Error::io("create", &own))?;
@@ -185,11 +186,11 @@ impl DrillSource<'_> {
                 changes.files.insert(original.to_owned(), path);
             }
         }
-        // From here on QEMU's user may put into it what it likes, and nobody else opens anything there.
+        // From now on QEMU's user can write to the folder, so nothing else opens a file there.
         Ok(make_qemu_folder(&own, owner)?)
     }
 
-    /// Writes a file of the TPM's state into a new folder, where libvirt looks for it and gives it to swtpm's user.
+    /// Writes a file of the TPM state into a new folder, where libvirt looks for it. libvirt gives it to swtpm's user.
     fn tpm_file(&self, definition: &Definition, name: &str, read: &dyn Fn() -> Result<Vec<u8>>) -> Result<()> {
         let place = tpm_place(definition, self.hypervisor.uri(), self.uuid);
         let (Some(StatePlace::Folder(folder)), true) = (place, name != tpm::SINGLE_FILE) else { return Ok(()) };
@@ -201,8 +202,8 @@ impl DrillSource<'_> {
         write_private(&folder.join(file_name), &read()?, (0, 0))
     }
 
-    /// Chooses what this host has where it lacks the original's QEMU or machine type; whether a machine of KVM's is
-    /// emulated.
+    /// Selects an alternative if this host lacks the original's QEMU or machine type. Returns whether a machine that
+    /// used KVM is emulated.
     fn choose_hypervisor(&self, xml: &str, changes: &mut Changes) -> Result<bool> {
         let kind = references(xml).map_err(capture::Error::from)?.into_iter().find_map(|reference| match reference {
             Reference::MachineType(kind) => Some(kind),
@@ -224,12 +225,12 @@ impl DrillSource<'_> {
                 return Ok(other.virt_type != kind.virt_type);
             }
         }
-        // libvirt says what is missing.
+        // libvirt will report what is missing.
         Ok(false)
     }
 }
 
-/// Writes a file that belongs to a user and that no other user may read.
+/// Creates a file that belongs to `owner` and that only its owner can read.
 fn write_private(path: &Path, bytes: &[u8], owner: (u32, u32)) -> Result<()> {
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(Error::io("create", path))?;

@@ -1,4 +1,4 @@
-//! Queries to the guest agent: whether it answers, what the guest is, and to run a command.
+//! Queries to the guest agent: whether it answers, what system the guest is, and the result of a command.
 
 use crate::capture::Result;
 use crate::capture::transient::TransientMachine;
@@ -7,34 +7,33 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// How long one answer may take.
+/// The time limit for one answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// So much of what a command prints is kept.
+/// The number of characters kept of a command's output.
 const OUTPUT_CHARS: usize = 2000;
 
-/// What a guest says of itself.
+/// Information about the guest, from its agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct GuestFacts {
-    /// The operating system, for people.
+    /// The name of the operating system.
     pub(super) system: Option<String>,
-    /// Whether it is one of Microsoft's.
+    /// Whether the guest is Windows.
     pub(super) is_windows: bool,
-    /// Where file systems are mounted.
+    /// The mount points of the file systems.
     pub(super) mount_points: Vec<String>,
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CommandResult {
-    /// Whether it succeeded.
     pub(super) is_success: bool,
-    /// What it printed, and how it ended where it failed.
+    /// The output, preceded by the exit status if the command failed.
     pub(super) output: String,
 }
 
 impl CommandResult {
-    /// The result of a command with this exit code, or none for one that was ended by a signal.
+    /// The result of a command with this exit code, or `None` if a signal ended it.
     pub(super) fn new(code: Option<i64>, output: &str) -> CommandResult {
         let output: String = output.trim().chars().take(OUTPUT_CHARS).collect();
         match code {
@@ -59,7 +58,7 @@ pub(super) fn answers(machine: &TransientMachine) -> bool {
     ask(machine, json!({"execute": "guest-ping"})).is_ok()
 }
 
-/// What the guest says of itself; an agent need not know.
+/// Returns the information that the agent provides. Each item is optional.
 pub(super) fn facts(machine: &TransientMachine) -> GuestFacts {
     let system = ask(machine, json!({"execute": "guest-get-osinfo"})).unwrap_or_default();
     let mounts = ask(machine, json!({"execute": "guest-get-fsinfo"})).unwrap_or_default();
@@ -75,7 +74,7 @@ pub(super) fn facts(machine: &TransientMachine) -> GuestFacts {
     }
 }
 
-/// Runs a command in the guest's shell; none when it has not ended in time.
+/// Runs a command in the guest's shell. Returns `None` if it does not end in time.
 pub(super) fn run(
     machine: &TransientMachine,
     facts: &GuestFacts,

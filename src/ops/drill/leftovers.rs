@@ -10,30 +10,29 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// What the names of the files begin with.
+/// The prefix of the file names.
 const PREFIX: &str = "drill-";
 
-/// What the names of the machines begin with.
+/// The prefix of the machine names.
 pub(super) const MACHINE_PREFIX: &str = "kvmb-drill-";
 
-/// One drill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DrillState {
-    /// Its id, which is in the machine's name.
+    /// The drill's id, which is part of the machine's name.
     pub(crate) id: String,
-    /// The machine whose point it is.
+    /// The machine whose point is tested.
     pub(crate) machine: String,
     /// The libvirt connection.
     pub(crate) connect: String,
-    /// The UUID of the machine that is tried out.
+    /// The UUID of the test machine.
     pub(crate) uuid: String,
-    /// Folders and files that are its alone.
+    /// Folders and files that belong only to this drill.
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) process: ServerProcess,
 }
 
 impl DrillState {
-    /// The name of the machine that is tried out.
+    /// The name of the test machine.
     pub(crate) fn drill_machine(&self) -> String {
         format!("{MACHINE_PREFIX}{}", self.id)
     }
@@ -45,14 +44,14 @@ impl DrillState {
         atomic_file::write(&path, &json, 0o600).map_err(Error::io("write", &path))
     }
 
-    /// Those whose process was killed.
+    /// Lists the drills whose process was killed.
     pub(crate) fn abandoned(runtime: &RuntimeDirs) -> Result<Vec<DrillState>> {
         let folder = runtime.state_folder();
         let mut found = Vec::new();
         for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
             let entry = entry.map_err(Error::io("list", folder))?;
             if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-                // What cannot be understood belongs to another version; what is gone was removed by its owner.
+                // A file that cannot be parsed belongs to another version; a missing one was removed by its owner.
                 let state = fs::read(entry.path()).ok().and_then(|json| serde_json::from_slice(&json).ok());
                 found.extend(state.filter(|state: &DrillState| !state.process.is_alive()));
             }
@@ -60,13 +59,13 @@ impl DrillState {
         Ok(found)
     }
 
-    /// Ends the machine, if it lives on, and removes everything.
+    /// Ends the machine if it still runs, and removes everything.
     pub(crate) fn clear(&self, hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
         hypervisor.end_abandoned(&self.uuid)?;
         self.remove_files(runtime)
     }
 
-    /// Removes its files, this one last.
+    /// Removes the drill's files, and this record last.
     pub(super) fn remove_files(&self, runtime: &RuntimeDirs) -> Result<()> {
         self.paths.iter().try_for_each(|path| remove(path))?;
         remove(&path_of(runtime, &self.id))

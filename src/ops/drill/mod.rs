@@ -1,12 +1,12 @@
-//! Drills: booting a point in isolation, and watching how far it gets.
+//! Drills: boot a point in isolation and watch how far it gets.
 //!
 //! ```text
-//! point ─ served over NBD, writable, forgotten ──────────┐
-//!  └ definition ─ isolated, own name, UUID, MACs ─→ transient machine ─ started ─ console ─ agent ─ check
-//!                                                        └ ends with this process, and leaves nothing
+//!  point ─ served over NBD, writes discarded ─────────────┐
+//!   └ definition ─ isolated, own name, UUID, MACs ─→ transient machine ─ started ─ console ─ agent ─ check
+//!                                                         └ ends with this process and leaves nothing behind
 //! ```
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
 //! | `definition.rs` | the isolated machine and its small files |
 //! | `result.rs` | the goal of a drill, and its result |
@@ -46,11 +46,11 @@ use std::thread;
 use std::time::Duration;
 pub(crate) use verdict::Rung;
 
-/// How long a drill takes unless set otherwise, with the help of the processor and without it.
+/// The default time limits of a drill, with and without hardware virtualization.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 const EMULATED_LIMIT: Duration = Duration::from_secs(40 * 60);
 
-/// Where a drill works, and with what.
+/// The resources of a drill.
 pub(crate) struct Drill<'a> {
     pub(crate) hypervisor: &'a Hypervisor,
     pub(crate) runtime: &'a RuntimeDirs,
@@ -59,7 +59,7 @@ pub(crate) struct Drill<'a> {
     pub(crate) stop: &'a Stop,
 }
 
-/// Removes what drills of this connection left whose process was killed.
+/// Removes the leftovers of killed drills of this connection.
 pub(crate) fn clear_abandoned(hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
     for state in DrillState::abandoned(runtime)?.iter().filter(|state| state.connect == hypervisor.uri()) {
         tracing::warn!(machine = state.machine, "removing the leftovers of a killed drill: {}", state.drill_machine());
@@ -69,7 +69,7 @@ pub(crate) fn clear_abandoned(hypervisor: &Hypervisor, runtime: &RuntimeDirs) ->
 }
 
 impl Drill<'_> {
-    /// Boots a point, and watches until it has come far enough, fails, or its time is over. Nothing of it remains.
+    /// Boots a point and watches it until it reaches the goal, fails, or runs out of time. Nothing of it remains.
     pub(crate) fn run(&self, point: &OpenPoint, request: &DrillRequest) -> Result<DrillResult> {
         let (xml, _) = point.definition_of_disks(self.repo, &self.index)?;
         let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
@@ -163,7 +163,7 @@ impl Drill<'_> {
                     return Err(Error::io("read", socket.path())(error));
                 }
             }
-            // Why it failed, and not what that led to.
+            // The first error is the cause; an error of the server is only a consequence.
             let result = result?;
             served.map(|()| result)
         })
@@ -174,7 +174,7 @@ impl Drill<'_> {
     }
 }
 
-/// What there is of a drill. Dropped, it is gone.
+/// The resources of a drill. Dropping this removes them.
 struct Remains<'a> {
     state: DrillState,
     runtime: &'a RuntimeDirs,
@@ -188,8 +188,8 @@ impl Drop for Remains<'_> {
     }
 }
 
-/// Keeps what a drill has shown, and no more than that of the last one of this machine: the paths of the log and of the
-/// picture.
+/// Saves the console log and the screenshot of a drill, replacing those of this machine's previous drill. Returns their
+/// paths.
 pub(crate) fn keep(folder: &Path, machine_uuid: &str, result: &DrillResult) -> Result<(PathBuf, Option<PathBuf>)> {
     let uuid = uuid::Uuid::parse_str(machine_uuid).unwrap_or_default();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::io("create", folder))?;

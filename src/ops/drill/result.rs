@@ -7,26 +7,26 @@ use crate::record::{Check, Damage, Status, time_value};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// What is asked of a drill.
+/// The parameters of a drill.
 #[derive(Debug, Clone)]
 pub(crate) struct DrillRequest {
-    /// The rung that is enough; none leaves that to what is asked for.
+    /// The rung to reach; `None` derives it from the other parameters.
     pub(crate) until: Option<Rung>,
-    /// How long it may take; none leaves that to whether KVM helps.
+    /// The time limit; `None` uses a default that depends on whether KVM is available.
     pub(crate) limit: Option<Duration>,
-    /// The most memory and processors.
+    /// The maximum memory and number of processors.
     pub(crate) memory_bytes: u64,
     pub(crate) vcpus: u32,
-    /// A command that is to succeed.
+    /// A command that must succeed.
     pub(crate) check: Option<String>,
-    /// Whether it runs on this host instead of in the guest.
+    /// Whether the command runs on this host instead of in the guest.
     pub(crate) is_check_of_host: bool,
-    /// A text that is to come on the console.
+    /// A text that must appear on the console.
     pub(crate) expect: Option<String>,
 }
 
 impl DrillRequest {
-    /// The rung that is enough.
+    /// The rung to reach.
     pub(super) fn target(&self) -> Rung {
         match (&self.check, self.until, &self.expect) {
             (Some(_), ..) => Rung::Check,
@@ -36,47 +36,47 @@ impl DrillRequest {
         }
     }
 
-    /// Whether somebody said what is to be reached: then it is a failure if it is not.
+    /// Whether the user set a goal. It is then a failure not to reach it.
     pub(super) fn is_explicit(&self) -> bool {
         self.until.is_some() || self.check.is_some() || self.expect.is_some()
     }
 }
 
-/// What a drill came to.
+/// The result of a drill.
 #[derive(Debug, Clone)]
 pub(crate) struct DrillResult {
     pub(crate) status: Status,
     pub(crate) detail: String,
-    /// The rungs that were reached, with the seconds from the start.
+    /// The rungs that were reached, with the seconds since the start.
     pub(crate) rungs: Vec<(Rung, f64)>,
     /// The seconds from the start to the end.
     pub(crate) seconds: f64,
-    /// Whether the processor ran it.
+    /// Whether hardware virtualization was used.
     pub(crate) is_accelerated: bool,
-    /// How often the guest was restarted.
+    /// How often the guest restarted.
     pub(super) reboots: u32,
-    /// What the agent said of the guest.
+    /// The operating system and mount points, as reported by the agent.
     pub(super) system: Option<String>,
     pub(super) mount_points: Vec<String>,
-    /// What the command printed.
+    /// The output of the command.
     pub(super) check_output: Option<String>,
-    /// What the machine does not have that the original has.
+    /// What the test machine lacks compared with the original.
     pub(super) notes: Vec<String>,
-    /// What of the point could not be read.
+    /// The parts of the point that could not be read.
     pub(super) damage: Vec<Damage>,
-    /// What it wrote to its serial ports.
+    /// The output of the serial ports.
     pub(crate) console: Vec<u8>,
-    /// The last picture of its screen.
+    /// The last screenshot.
     pub(crate) screenshot: Option<Screenshot>,
 }
 
 impl DrillResult {
-    /// The highest rung, and when it was reached.
+    /// The highest rung and the time at which it was reached.
     pub(crate) fn highest(&self) -> Option<(Rung, f64)> {
         self.rungs.iter().copied().max_by_key(|(rung, _)| *rung)
     }
 
-    /// The record; where the log and the picture were kept the caller adds.
+    /// Converts the result to a record. The caller adds the paths of the log and the screenshot.
     pub(crate) fn to_check(&self, point: &OpenPoint, repo: &str) -> Check {
         let manifest = &point.manifest;
         let mut check = Check::new("drill", &manifest.machine, self.status, &self.detail);

@@ -1,24 +1,24 @@
-//! The interpretation of what was observed of a machine (pure).
+//! The interpretation of the observations of a machine (pure).
 
 use crate::capture::machine::{MachineState, PausedReason};
 use crate::record::{Damage, plain_text};
 
-/// How often a guest may restart itself: an installation or an update does so once or twice.
+/// How often a guest may restart itself: installations and updates do so once or twice.
 const MOST_REBOOTS: u32 = 2;
 
-/// Longer quotations of a console are cut off.
+/// The maximum length of a quotation from the console.
 const LONGEST_LINE_CHARS: usize = 200;
 
-/// How far a machine has come; each rung takes the ones before it for granted.
+/// How far a machine got. Each rung implies the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rung {
-    /// QEMU runs it.
+    /// QEMU runs the machine.
     Started,
     /// The guest wrote to its console, or drew on its screen and read its disks.
     Console,
     /// The guest agent answers.
     Agent,
-    /// The command that was to succeed has succeeded.
+    /// The check command succeeded.
     Check,
 }
 
@@ -34,21 +34,21 @@ impl Rung {
     }
 }
 
-/// What was seen of a machine at one moment.
+/// What was observed of a machine at one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Observation<'a> {
     pub(super) state: MachineState,
-    /// How often the guest was restarted.
+    /// How often the guest restarted.
     pub(super) reboots: u32,
-    /// What the guest wrote to its consoles.
+    /// The output of the guest's consoles.
     pub(super) console: &'a str,
-    /// What the firmware wrote to its own port.
+    /// The output of the firmware on its own port.
     pub(super) firmware: &'a str,
-    /// What of the point could not be read.
+    /// The parts of the point that could not be read.
     pub(super) damage: &'a [Damage],
 }
 
-/// Why the machine will not come further; none while it may.
+/// Returns why the machine will not get further, or `None` if it still may.
 pub(super) fn failure(seen: &Observation) -> Option<String> {
     let damage = seen.damage.first().map(|damage| {
         let disk = damage.disk.as_deref().unwrap_or("a disk");
@@ -74,7 +74,7 @@ pub(super) fn failure(seen: &Observation) -> Option<String> {
     damage
 }
 
-/// Whether the text is more than what firmware and boot loaders print before an operating system begins.
+/// Whether the text has more than the messages of firmware and boot loaders.
 pub(super) fn is_of_a_guest(console: &str) -> bool {
     const OF_FIRMWARE: [&str; 6] = ["BdsDxe", "SeaBIOS", "iPXE", "Booting from", "UEFI", "Machine UUID"];
     plain_lines(console).any(|line| {
@@ -83,7 +83,7 @@ pub(super) fn is_of_a_guest(console: &str) -> bool {
     })
 }
 
-/// Whether a text is somewhere on the console, whatever colours it has.
+/// Whether a text is on the console, ignoring colour codes.
 pub(super) fn has_text(console: &str, wanted: &str) -> bool {
     console.contains(wanted) || plain_text(console).contains(wanted)
 }

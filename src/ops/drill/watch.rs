@@ -1,4 +1,4 @@
-//! The rungs of a drill, climbed one after the other while what would end it is looked for.
+//! Watches a drill reach its rungs one after the other, and detects failures.
 
 use super::console::ConsoleText;
 use super::definition::Prepared;
@@ -16,13 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often to look.
+/// How often to check the machine.
 const TICK: Duration = Duration::from_millis(200);
 
-/// How often to look at the screen.
+/// How often to check the screen.
 const SCREEN_TICK: Duration = Duration::from_secs(5);
 
-/// How often to ask the agent, and to repeat a command that did not succeed.
+/// How often to query the agent, and to repeat a command that failed.
 const AGENT_TICK: Duration = Duration::from_secs(1);
 const CHECK_TICK: Duration = Duration::from_secs(3);
 
@@ -32,7 +32,7 @@ struct DrillVerdict {
     detail: String,
 }
 
-/// A machine that is watched.
+/// A machine under observation.
 pub(super) struct DrillWatch<'a> {
     pub(super) hypervisor: &'a Hypervisor,
     pub(super) request: &'a DrillRequest,
@@ -44,7 +44,7 @@ pub(super) struct DrillWatch<'a> {
     pub(super) stop: &'a Stop,
 }
 
-/// What was found out so far.
+/// The observations so far.
 struct DrillProgress {
     began: Instant,
     rungs: Vec<(Rung, f64)>,
@@ -56,7 +56,7 @@ struct DrillProgress {
     is_expectation_met: bool,
 }
 
-/// The screen, and whether it has changed while disks were read.
+/// The screen, and whether it changed while disks were read.
 #[derive(Default)]
 struct Screen {
     last: Option<Screenshot>,
@@ -71,7 +71,7 @@ impl Screen {
             return;
         }
         self.looked_at = Some(Instant::now());
-        // A machine without a screen has none to look at, and one that ends has none any more.
+        // The machine may have no screen, or may just be ending.
         let (Ok(screen), Ok(moved_bytes)) = (machine.screenshot(), machine.moved_bytes(disks)) else { return };
         let has_changed = self.last.as_ref().is_some_and(|last| last.bytes != screen.bytes);
         if has_changed && moved_bytes > self.moved_bytes && self.moved_bytes > 0 {
@@ -99,7 +99,7 @@ impl DrillProgress {
 }
 
 impl DrillWatch<'_> {
-    /// Starts the machine, watches it, and ends it.
+    /// Starts the machine, watches it and ends it.
     pub(super) fn run(&self, on_rung: impl Fn(Rung)) -> Result<DrillResult> {
         let now = Instant::now();
         let mut progress = DrillProgress {
@@ -179,7 +179,7 @@ impl DrillWatch<'_> {
         }
     }
 
-    /// Looks for the next rungs.
+    /// Checks for the next rungs.
     fn look(
         &self,
         machine: &TransientMachine,
@@ -208,7 +208,7 @@ impl DrillWatch<'_> {
         self.check(machine, progress, on_rung)
     }
 
-    /// Runs the command, if there is one and it is time.
+    /// Runs the check command if there is one and it is due.
     fn check(&self, machine: &TransientMachine, progress: &mut DrillProgress, on_rung: &dyn Fn(Rung)) -> Result<()> {
         let Some(command) = &self.request.check else { return Ok(()) };
         let needed = match self.request.is_check_of_host && !self.prepared.has_agent_channel {
@@ -222,7 +222,7 @@ impl DrillWatch<'_> {
         let left = self.limit.saturating_sub(progress.began.elapsed()).max(AGENT_TICK);
         let result = match self.request.is_check_of_host {
             true => Some(self.run_on_host(command, left)),
-            // An agent may go while it is asked; it is asked again.
+            // The agent may disappear during the call; the command is then repeated.
             false => guest::run(machine, &progress.facts, command, left)
                 .unwrap_or_else(|error| Some(CommandResult { is_success: false, output: error.to_string() })),
         };
@@ -268,7 +268,7 @@ impl DrillWatch<'_> {
         }
     }
 
-    /// What it means that the time is over.
+    /// The verdict if the time is over.
     fn out_of_time(&self, progress: &DrillProgress) -> DrillVerdict {
         let limit = format!("in {} s", self.limit.as_secs());
         let critical = |detail: String| DrillVerdict { status: Status::Critical, detail };

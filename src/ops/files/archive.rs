@@ -1,7 +1,7 @@
-//! Files as a tar archive, in the form of POSIX (pax) that GNU tar and bsdtar read.
+//! Writes files as a tar archive in POSIX (pax) format, which GNU tar and bsdtar read.
 //!
-//! Long names, fractions of seconds, attributes and ACLs are records before a member's header. A file with holes is
-//! stored as GNU's sparse format 1.0: its size stays its size, and its holes take no room.
+//! Long names, fractions of seconds, attributes and ACLs are stored in records before a member's header. A file with
+//! holes is stored in GNU's sparse format 1.0, which keeps its size and omits its holes.
 
 use super::content::{TakeBytes, zeros};
 use super::{FileSink, GuestFile, WalkStart};
@@ -17,36 +17,36 @@ const BLOCK: u64 = 512;
 const MOST_ID: u32 = 0o7_777_777;
 const MOST_SIZE: u64 = 0o77_777_777_777;
 
-/// What stands in a header for a name that is in a record.
+/// The name in a header if the actual name is in a record.
 const NAME_IN_RECORD: &[u8] = b"././@PaxHeader";
 
-/// What cannot be read, with its path.
+/// Called for each file that cannot be read.
 pub(crate) type Report<'a> = &'a mut dyn FnMut(Error);
 
-/// Writes members of an archive. [`end`] ends it.
+/// Writes the members of an archive. [`end`] finishes it.
 pub(crate) struct Archive<'a> {
     take: TakeBytes<'a>,
     report: Report<'a>,
-    /// For files whose file system does not say when they changed.
+    /// The time of files whose file system does not record modification times.
     default_time: Timestamp,
     with_devices: bool,
     start: WalkStart,
     open: Option<Member>,
 }
 
-/// The file whose data comes.
+/// The file whose data is being received.
 struct Member {
     file: GuestFile,
     ranges: Vec<DataRange>,
-    /// Whether the header is written; then the data must be, too.
+    /// Whether the header is written. All data of the member must then follow.
     begun: bool,
-    /// The stretch that is written, and what was written of it.
+    /// The index of the current range, and the number of bytes written of it.
     at: usize,
     written: u64,
     data_bytes: u64,
 }
 
-/// Two blocks of zeros end an archive.
+/// Writes the two blocks of zeros that end an archive.
 pub(crate) fn end(take: TakeBytes<'_>) -> Result<()> {
     zeros(take, 2 * BLOCK)
 }
@@ -57,7 +57,7 @@ impl<'a> Archive<'a> {
         Archive { take, report, default_time, with_devices, start: WalkStart::default(), open: None }
     }
 
-    /// The name of a member: the path without the slash at its beginning.
+    /// The name of a member: the path without a leading slash.
     fn name(&self, names: &Names) -> Vec<u8> {
         let all: Names = self.start.names.iter().chain(names).cloned().collect();
         if all.is_empty() { b".".to_vec() } else { all.join(&b'/') }
@@ -67,7 +67,7 @@ impl<'a> Archive<'a> {
         zeros(self.take, length.next_multiple_of(BLOCK) - length)
     }
 
-    /// The records and the header of a member whose stored data has this number of bytes.
+    /// Writes the records and the header of a member with this number of stored bytes.
     fn header(&mut self, file: &GuestFile, kind: EntryType, stored_bytes: u64, sparse: bool) -> Result<()> {
         let metadata = &file.metadata;
         let mut name = self.name(&file.names);
@@ -89,7 +89,7 @@ impl<'a> Archive<'a> {
         let time = metadata.modified.unwrap_or(self.default_time);
         header.set_mtime(time.seconds.clamp(0, MOST_SIZE as i64).cast_unsigned());
         let (major, minor) = metadata.device.unwrap_or((0, 0));
-        // A number that does not fit is refused by whoever reads it, not by us.
+        // A number that does not fit is left out.
         let _ = header.set_device_major(major).and_then(|()| header.set_device_minor(minor));
         if sparse {
             record(&mut records, b"GNU.sparse.major", b"1");
@@ -137,7 +137,7 @@ impl<'a> Archive<'a> {
         self.pad(records.len() as u64)
     }
 
-    /// Writes the header of the open file, now that its stretches are known.
+    /// Writes the header of the open file, after all its ranges are known.
     fn begin(&mut self) -> Result<()> {
         let Some(mut member) = self.open.take() else { return Ok(()) };
         if !member.begun {
@@ -152,7 +152,7 @@ impl<'a> Archive<'a> {
         Ok(())
     }
 
-    /// Zeros up to an offset of the file: what of its stretches has not come is zeros.
+    /// Writes zeros up to an offset of the file, for data within its ranges that was not received.
     fn fill_to(&mut self, offset: u64) -> Result<()> {
         let Some(member) = &mut self.open else { return Ok(()) };
         while let Some(range) = member.ranges.get(member.at) {
@@ -176,7 +176,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Puts a name into a header, or into a record if it does not fit or is more than ASCII.
+/// Stores a name in a header field, or in a record if it is too long or not ASCII.
 fn put(field: &mut [u8; 100], name: &[u8], key: &[u8], records: &mut Vec<u8>) {
     if name.len() <= field.len() && name.is_ascii() {
         field[..name.len()].copy_from_slice(name);
@@ -187,7 +187,7 @@ fn put(field: &mut [u8; 100], name: &[u8], key: &[u8], records: &mut Vec<u8>) {
     field[..part].copy_from_slice(&name[..part]);
 }
 
-/// "%d %s=%s\n": its length, with the digits of the length itself, a key and a value.
+/// Appends a record "%d %s=%s\n": its length (including the digits of the length), a key and a value.
 fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -225,7 +225,7 @@ fn xattr_record(records: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     }
 }
 
-/// An ACL as `getfacl` prints it, on one line; ids are numbers.
+/// Formats an ACL on one line, as `getfacl` prints it with numeric ids.
 fn acl_text(value: &[u8]) -> String {
     let entries = value.get(4..).unwrap_or_default().chunks_exact(8).filter_map(|entry| {
         let (tag, bits) = (u16::from_le_bytes([entry[0], entry[1]]), entry[2]);
@@ -247,8 +247,8 @@ fn acl_text(value: &[u8]) -> String {
     entries.collect::<Vec<_>>().join(",")
 }
 
-/// "The map: the number of stretches, then the offset and size of each, one a line", padded to a block. A file that
-/// ends with a hole has a last stretch of no size.
+/// Formats the sparse map, padded to a block: the number of ranges, then the offset and size of each, one number per
+/// line. A file that ends with a hole has an empty range at its end.
 fn sparse_map(ranges: &[DataRange], size_bytes: u64) -> Vec<u8> {
     let ends_with_data = ranges.last().is_some_and(|last| last.offset + last.length == size_bytes);
     let mut numbers = vec![ranges.len() as u64 + u64::from(!ends_with_data)];
@@ -280,7 +280,7 @@ impl FileSink for Archive<'_> {
             InodeKind::Fifo => EntryType::Fifo,
             InodeKind::CharDevice if self.with_devices => EntryType::Char,
             InodeKind::BlockDevice if self.with_devices => EntryType::Block,
-            // A socket is nothing without the program behind it.
+            // A socket is useless without its program.
             InodeKind::Socket | InodeKind::CharDevice | InodeKind::BlockDevice => return Ok(()),
         };
         self.header(&file, kind, 0, false)
@@ -309,7 +309,7 @@ impl FileSink for Archive<'_> {
         let path = self.start.path(names);
         match was_begun {
             true => {
-                // Its size was promised. Whoever reads the archive must hear that this is not the file.
+                // The header has promised the size, so the member is filled with zeros and the damage is reported.
                 self.finish()?;
                 let reason = format!("the rest of it is zeros in the archive: {source}");
                 (self.report)(Error::GuestFile { path, source: FsError::Unreadable(reason) });

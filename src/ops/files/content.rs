@@ -1,4 +1,4 @@
-//! The bytes of a file, with the holes as zeros.
+//! The bytes of a file, with zeros for its holes.
 
 use super::{FileSink, GuestFile, WalkStart};
 use crate::filesystems::namespace::Names;
@@ -7,10 +7,10 @@ use crate::ops::{Error, Result};
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Where bytes go; false when nobody takes any more.
+/// Receives bytes. An error ends the transfer.
 pub(crate) type TakeBytes<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
-/// Passes this number of zeros on.
+/// Passes on this number of zeros.
 pub(super) fn zeros(take: TakeBytes<'_>, mut length: u64) -> Result<()> {
     while length > 0 {
         let part = length.min(ZEROS.len() as u64);
@@ -20,7 +20,7 @@ pub(super) fn zeros(take: TakeBytes<'_>, mut length: u64) -> Result<()> {
     Ok(())
 }
 
-/// Hands the bytes of one file on.
+/// Passes on the bytes of one file.
 pub(crate) struct FileContent<'a> {
     path: &'a str,
     take: TakeBytes<'a>,

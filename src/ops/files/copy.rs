@@ -1,8 +1,8 @@
-//! Files of a guest into a folder of this host.
+//! Copies files of a guest into a folder of this host.
 //!
-//! The guest chose the names, links and modes. So a path is opened one name at a time, and no link of the target is
-//! followed; a file is written beside its place, given its owner, mode and attributes, and renamed; a directory gets
-//! its own in the end. Nothing is written over unless that was asked for.
+//! The guest chose the names, links and modes. Therefore paths are opened one name at a time without following links in
+//! the target. A file is written under a temporary name, gets its owner, mode and attributes, and is then renamed.
+//! Folders get theirs at the end. Nothing is overwritten unless the user requested it.
 
 use super::{FileSink, GuestFile, WalkStart};
 use crate::filesystems::namespace::Names;
@@ -23,13 +23,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// From this much data on a file has a progress bar.
+/// Files with at least this much data get a progress bar.
 const LARGE_BYTES: u64 = 16 << 20;
 
-/// What a copy may do.
+/// The options of a copy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CopyOptions {
-    /// Replace what is there.
+    /// Whether to replace existing files.
     pub(crate) overwrite: bool,
     pub(crate) devices: bool,
 }
@@ -42,10 +42,10 @@ pub(crate) struct CopyTotals {
     pub(crate) skipped: u64,
 }
 
-/// Something that was not copied.
+/// Called for each file that was not copied.
 pub(crate) type Report<'a> = &'a mut dyn FnMut(Error);
 
-/// Copies one walk into a folder: under the last name of where it began, or, from a root, into the folder itself.
+/// Copies one walk into a folder: under the last name of its start, or directly into the folder if it starts at a root.
 pub(crate) struct CopyTarget<'a> {
     folder: PathBuf,
     base: OwnedFd,
@@ -54,20 +54,20 @@ pub(crate) struct CopyTarget<'a> {
     monitor: &'a dyn Monitor,
     report: Report<'a>,
     start: WalkStart,
-    /// Regular files that were written by this copy, for links to them.
+    /// Regular files written by this copy, as targets of hard links.
     written: HashSet<Names>,
-    /// Folders that could not be made: what is in them cannot, either.
+    /// Folders that could not be created. Their content cannot be copied either.
     refused: HashSet<Names>,
-    /// Folders that get their modes and times in the end.
+    /// Folders that get their modes and times at the end.
     folders: Vec<GuestFile>,
     open: Option<UnfinishedFile>,
-    /// The parent that was opened last.
+    /// The parent folder that was opened last.
     parent: Option<(Names, OwnedFd)>,
     totals: CopyTotals,
     incomplete: Option<(u64, String, io::Error)>,
 }
 
-/// The file that is being written.
+/// The file being written.
 struct UnfinishedFile {
     guest: GuestFile,
     file: File,
@@ -78,12 +78,12 @@ struct UnfinishedFile {
     data_bytes: u64,
 }
 
-/// One name as a path: it has no slash.
+/// A name as a path. It contains no slash.
 fn component(name: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(name))
 }
 
-/// Whether nothing more can be written.
+/// Whether an error means that nothing more can be written.
 fn is_fatal(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -92,7 +92,7 @@ fn is_fatal(error: &io::Error) -> bool {
 }
 
 impl<'a> CopyTarget<'a> {
-    /// Copies into a folder, which must be there.
+    /// Opens a folder to copy into, which must exist.
     pub(crate) fn open(
         folder: &Path,
         options: CopyOptions,
@@ -100,7 +100,7 @@ impl<'a> CopyTarget<'a> {
         report: Report<'a>,
     ) -> Result<CopyTarget<'a>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // The folder is the user's: a link to it is followed.
+        // The user specified the folder, so a link to it is followed.
         let base = rustix::fs::open(folder, flags, Mode::empty()).map_err(|error| match error {
             Errno::NOENT => Error::NoFolder { path: folder.to_owned() },
             error => Error::io("open", folder)(error.into()),
@@ -123,7 +123,7 @@ impl<'a> CopyTarget<'a> {
         })
     }
 
-    /// Gives folders their modes and times, and returns what was copied, and to where.
+    /// Sets the modes and times of folders. Returns what was copied, and where to.
     pub(crate) fn finish(mut self) -> Result<(CopyTotals, PathBuf)> {
         self.open = None;
         self.parent = None;
@@ -143,7 +143,7 @@ impl<'a> CopyTarget<'a> {
         Ok((self.totals, target))
     }
 
-    /// The names below the folder.
+    /// The names below the target folder.
     fn target_names(&self, names: &Names) -> Names {
         self.start.names.last().into_iter().chain(names).cloned().collect()
     }
@@ -153,7 +153,7 @@ impl<'a> CopyTarget<'a> {
         self.target_names(names).iter().fold(self.folder.clone(), |path, name| path.join(component(name)))
     }
 
-    /// Opens a folder below the target, one name after the other and no link.
+    /// Opens a folder below the target, one name at a time, without following links.
     fn open_folder(&self, names: &[Vec<u8>]) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut folder = self.base.try_clone()?;
@@ -163,7 +163,7 @@ impl<'a> CopyTarget<'a> {
         Ok(folder)
     }
 
-    /// The folder that a file goes into, and its name there; none for the root of a walk.
+    /// Returns the folder that a file is copied into and its name there, or `None` for the root of a walk.
     fn place(&mut self, names: &Names) -> io::Result<Option<(OwnedFd, Vec<u8>)>> {
         let mut names = self.target_names(names);
         let Some(name) = names.pop() else { return Ok(None) };
@@ -177,7 +177,7 @@ impl<'a> CopyTarget<'a> {
         }
     }
 
-    /// Reports one file; the copy goes on unless nothing can be written any more.
+    /// Reports a failure of one file. It is returned as an error only if nothing more can be written.
     fn fail(&mut self, names: &Names, error: io::Error) -> Result<()> {
         let path = self.target_path(names);
         if is_fatal(&error) {
@@ -198,7 +198,7 @@ impl<'a> CopyTarget<'a> {
         }
     }
 
-    /// Owner, mode, attributes and times, in the order in which none undoes another.
+    /// Sets owner, mode, attributes and times, in an order in which none resets another.
     fn set_metadata(
         &mut self,
         metadata: &InodeMetadata,
@@ -214,7 +214,7 @@ impl<'a> CopyTarget<'a> {
             }
         }
         let default = if metadata.kind == InodeKind::Directory { 0o755 } else { 0o644 };
-        // A file that is somebody else's must not run as whoever copied it.
+        // Without its owner, a setuid file would run as the user who copied it.
         let mask = if is_owned { 0o7777 } else { 0o777 };
         fchmod(file, Mode::from_raw_mode(metadata.mode.unwrap_or(default) & mask))?;
         for (name, value) in xattrs {
@@ -239,7 +239,7 @@ impl<'a> CopyTarget<'a> {
 
     fn make(&mut self, file: GuestFile) -> io::Result<()> {
         let Some((parent, name)) = self.place(&file.names)? else {
-            // The root of a guest goes into the folder itself, which stays as it is.
+            // The root of a guest is copied into the folder itself, whose metadata is not changed.
             return Ok(());
         };
         match file.metadata.kind {
@@ -247,7 +247,7 @@ impl<'a> CopyTarget<'a> {
             InodeKind::Directory => {
                 match mkdirat(&parent, component(&name), Mode::RWXU) {
                     Err(Errno::EXIST) if self.options.overwrite => {
-                        // It must be one, and no link to one.
+                        // It must be a folder, not a link to one.
                         openat(
                             &parent,
                             component(&name),
@@ -285,13 +285,13 @@ impl<'a> CopyTarget<'a> {
         Ok(())
     }
 
-    /// Removes what is in the place of something that is no file, if it may be replaced.
+    /// Removes an existing file at the place of a link or node, if overwriting is allowed.
     fn make_way(&self, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
         match statx(parent, component(name), AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE) {
             Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
             Ok(_) if !self.options.overwrite => Err(io::ErrorKind::AlreadyExists.into()),
-            // Not a folder: that is an error.
+            // A folder is not removed; this is an error.
             Ok(_) => Ok(unlinkat(parent, component(name), AtFlags::empty())?),
         }
     }
@@ -319,12 +319,12 @@ impl<'a> CopyTarget<'a> {
         let (major, minor) = file.metadata.device.unwrap_or((0, 0));
         mknodat(parent, component(name), kind, Mode::RUSR | Mode::WUSR, makedev(major, minor))?;
         self.set_link_metadata(&file.metadata, parent, name);
-        // Not through a link: the node was made a moment ago, by us, in a folder that is ours.
+        // This cannot follow a link: the node was just created in a folder that only we write to.
         let mode = Mode::from_raw_mode(file.metadata.mode.unwrap_or(0o600) & 0o777);
         Ok(rustix::fs::chmodat(parent, component(name), mode, AtFlags::empty())?)
     }
 
-    /// Owner and times of what cannot be opened.
+    /// Sets owner and times of a file that cannot be opened.
     fn set_link_metadata(&mut self, metadata: &InodeMetadata, parent: &OwnedFd, name: &[u8]) {
         if let Some((uid, gid)) = metadata.owner.filter(|_| self.is_root).and_then(|(uid, gid)| owner(uid, gid))
             && let Err(error) = chownat(parent, component(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
@@ -358,7 +358,7 @@ impl<'a> CopyTarget<'a> {
         let renamed = match self.options.overwrite {
             true => renameat(&open.parent, from, &open.parent, to),
             false => match renameat_with(&open.parent, from, &open.parent, to, RenameFlags::NOREPLACE) {
-                // A file system that cannot do that: whether the place is free was looked at before.
+                // The file system does not support this flag. Whether the place is free was checked before.
                 Err(Errno::INVAL) => renameat(&open.parent, from, &open.parent, to),
                 renamed => renamed,
             },
@@ -375,7 +375,7 @@ impl<'a> CopyTarget<'a> {
 }
 
 fn owner(uid: u32, gid: u32) -> Option<(Uid, Gid)> {
-    // The number that means "leave it as it is" is no owner.
+    // The value -1, which means "unchanged" to chown, is not a valid owner.
     (uid != u32::MAX && gid != u32::MAX).then(|| (Uid::from_raw(uid), Gid::from_raw(gid)))
 }
 
@@ -387,7 +387,7 @@ fn timestamps(metadata: &InodeMetadata) -> Option<Timestamps> {
 
 impl Drop for UnfinishedFile {
     fn drop(&mut self) {
-        // Renamed by now, unless it is not whole.
+        // A complete file was renamed already; only an incomplete one is still here.
         let _ = unlinkat(&self.parent, self.temporary.as_str(), AtFlags::empty());
     }
 }

@@ -1,12 +1,12 @@
-//! A session of `guestfish`, which has a small virtual machine that opens what kvmb's own readers cannot: LUKS, RAID,
-//! every kind of logical volume.
+//! A session of `guestfish`, whose virtual machine opens what kvmb itself cannot read: LUKS, RAID and all kinds of
+//! logical volumes.
 //!
 //! ```text
 //!  kvmb ── commands ──→ guestfish ──→ virtual machine ── NBD, read-only ──→ kvmb
 //!       ←─ bytes, a mark ──┘
 //! ```
-//! Only bytes of devices come from it, as many as were asked for; the file systems on them are parsed by the confined
-//! process, like those of every disk. The host's kernel parses nothing of a guest.
+//! It is only used to read bytes of devices. The file systems on them are parsed by the confined process, as for every
+//! disk. The host's kernel parses nothing of a guest.
 
 use crate::bounded::StopFlag;
 use crate::capture::offline::storage_daemon::is_on_path;
@@ -25,58 +25,59 @@ use zeroize::Zeroizing;
 
 const PROGRAM: &str = "guestfish";
 
-/// How long its machine may take to start: a few seconds, without KVM half a minute, on a busy host some minutes.
+/// The time limit for starting its virtual machine: usually a few seconds, half a minute without KVM, and minutes on a
+/// busy host.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(900);
 
-/// How long any other command may take: the key of a LUKS volume is meant to be slow.
+/// The time limit for any other command. Deriving the key of a LUKS volume is slow by design.
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 
-/// How long it may take to end its machine.
+/// The time limit for ending its virtual machine.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
-/// How often it is looked whether the program is to stop.
+/// How often to check the stop flag.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// The memory of its machine, unless [`MEMORY_VARIABLE`] says another one. LUKS2 may need 1 GiB to derive a key.
+/// The memory of its virtual machine unless [`MEMORY_VARIABLE`] is set. LUKS2 may need 1 GiB to derive a key.
 const MEMORY_MIB: u32 = 2048;
 
-/// libguestfs's own name for it, in MiB.
+/// libguestfs's own variable for the memory, in MiB.
 const MEMORY_VARIABLE: &str = "LIBGUESTFS_MEMSIZE";
 
-/// The longest answer that is not bytes of a device.
+/// The maximum length of an answer other than bytes of a device.
 const MOST_ANSWER_BYTES: usize = 1 << 20;
 
-/// So much of what it says on standard error is looked at for one command.
+/// The maximum number of bytes of standard error that is read for one command.
 const MOST_MESSAGE_BYTES: u64 = 64 << 10;
 
-/// What stands before each of its errors.
+/// The text before each error message.
 const ERROR: &str = "libguestfs: error: ";
 
-/// A program that has started, ended when this is dropped.
+/// A running guestfish. Dropping it ends the process.
 pub(super) struct Guestfish {
     child: Child,
-    /// Closed, it ends.
+    /// Closing it ends guestfish.
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
-    /// Its standard error.
+    /// The standard error.
     messages: File,
-    /// What of that has been read.
+    /// The number of bytes of it that were read.
     messages_read: u64,
-    /// It prints this line after each answer. No guest can know it.
+    /// The line that guestfish prints after each answer. It is random, so a guest cannot forge it.
     mark: Vec<u8>,
     stop: StopFlag,
 }
 
 impl Guestfish {
-    /// Starts it, without its machine.
+    /// Starts guestfish without its virtual machine.
     pub(super) fn start(stop: StopFlag) -> Result<Guestfish> {
         let failed = |source: io::Error| Error::NotStarted { program: PROGRAM, source };
         if !is_on_path(PROGRAM) {
             return Err(failed(ErrorKind::NotFound.into()));
         }
         let messages = tempfile::tempfile().map_err(failed)?;
-        // It ends its machine, and removes its files, when its input ends, however kvmb does. So it must survive that
-        // nobody takes its output, and the signal that hurries the machine: QEMU sets its own handler.
+        // guestfish ends its machine and removes its files when its input is closed, however kvmb ends. It must
+        // therefore survive SIGPIPE, and the SIGTERM that is sent to end QEMU, which installs its own handler.
         let mut command = Command::new("sh");
         command.args(["-c", "trap '' TERM PIPE; exec guestfish --keys-from-stdin"]).env("LC_ALL", "C");
         if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
@@ -97,7 +98,7 @@ impl Guestfish {
         Ok(Guestfish { child, stdin: Some(stdin), stdout, messages, messages_read: 0, mark, stop })
     }
 
-    /// Starts its machine, with the exports of a socket as its disks: the first is `/dev/sda`.
+    /// Starts the virtual machine with the exports of a socket as its disks, beginning with `/dev/sda`.
     pub(super) fn launch(&mut self, socket: &Path, exports: &[String]) -> Result<()> {
         let socket = socket
             .to_str()
@@ -114,7 +115,7 @@ impl Guestfish {
         Ok(())
     }
 
-    /// Opens a LUKS volume as `/dev/mapper/NAME`. Without success it says why.
+    /// Opens a LUKS volume as `/dev/mapper/NAME`. The inner error is guestfish's message.
     pub(super) fn open_luks(
         &mut self,
         device: &str,
@@ -132,12 +133,12 @@ impl Guestfish {
         })
     }
 
-    /// What a command answers; that it fails is an error.
+    /// Returns the answer to a command. A failed command is an error.
     pub(super) fn ask(&mut self, command: &str) -> Result<String> {
         self.command(command, None, COMMAND_LIMIT, MOST_ANSWER_BYTES)?.text()
     }
 
-    /// What a command answers, if it does not fail.
+    /// Returns the answer to a command, or `None` if the command fails.
     pub(super) fn try_ask(&mut self, command: &str) -> Result<Option<String>> {
         Ok(self.command(command, None, COMMAND_LIMIT, MOST_ANSWER_BYTES)?.text().ok())
     }
@@ -153,7 +154,7 @@ impl Guestfish {
     }
 
     fn command(&mut self, command: &str, more: Option<&[u8]>, limit: Duration, most: usize) -> Result<Answer> {
-        // A command that fails does not end the session if there is a minus before it.
+        // With a minus sign before it, a failed command does not end the session.
         let mut input = Zeroizing::new(format!("-{command}\n").into_bytes());
         input.extend_from_slice(more.unwrap_or_default());
         input.extend_from_slice(b"echo ");
@@ -169,7 +170,7 @@ impl Guestfish {
         Ok(Answer { bytes, error: self.last_error() })
     }
 
-    /// What comes before the mark.
+    /// Reads the output until the mark.
     fn receive(&mut self, limit: Duration, most: usize) -> Result<Vec<u8>> {
         let deadline = Instant::now() + limit;
         let (mut received, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
@@ -199,7 +200,7 @@ impl Guestfish {
         Ok(received)
     }
 
-    /// The first error that it reported since the last time.
+    /// The first error on standard error since the last call.
     fn last_error(&mut self) -> Option<String> {
         let mut text = Vec::new();
         let begun = self.messages.seek(SeekFrom::Start(self.messages_read));
@@ -219,7 +220,7 @@ impl Guestfish {
     }
 }
 
-/// What was answered.
+/// The answer to a command.
 struct Answer {
     bytes: Vec<u8>,
     error: Option<String>,
@@ -234,7 +235,7 @@ impl Answer {
     }
 }
 
-/// The first error of a text, without control characters: a guest may have a part in it.
+/// The first error in a text, without control characters, because a guest may have influenced it.
 fn error_in(text: &str) -> Option<String> {
     let message = text.lines().find_map(|line| line.split_once(ERROR).map(|(_, message)| message))?;
     Some(message.chars().filter(|character| !character.is_control()).take(300).collect())
@@ -245,7 +246,7 @@ impl Drop for Guestfish {
         self.stdin = None;
         let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         let signal = |signal: Signal| {
-            // It has not been waited for: the number is its own.
+            // The child was not reaped yet, so its process id is still valid.
             if let Some(group) = group {
                 let _ = kill_process_group(group, signal);
             }
@@ -257,7 +258,7 @@ impl Drop for Guestfish {
                 let _ = self.child.wait();
                 break;
             }
-            // Its machine has nothing to write; without it every command ends.
+            // The virtual machine has nothing to write. Ending it ends every command.
             signal(Signal::TERM);
             thread::sleep(Duration::from_millis(50));
         }

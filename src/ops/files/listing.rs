@@ -9,7 +9,7 @@ use crate::ops::{Error, Result};
 use crate::record::{self, Time};
 use chrono::DateTime;
 
-/// The record of what is on a partition.
+/// The record of a volume's file system.
 pub(crate) fn filesystem_record(point: &OpenPoint, volume: &VolumeInfo) -> record::Filesystem {
     record::Filesystem {
         machine: point.manifest.machine.clone(),
@@ -33,20 +33,20 @@ pub(crate) fn time(time: Timestamp) -> Option<Time> {
     Some(DateTime::from_timestamp(time.seconds, time.nanoseconds)?.fixed_offset())
 }
 
-/// What is done with each record, or with what cannot be read.
+/// Called with each record, or with the error for a file that cannot be read.
 pub(crate) type TakeRecord<'a> = &'a mut dyn FnMut(std::result::Result<record::File, Error>) -> Result<()>;
 
-/// Makes records of files.
+/// Converts files to records.
 pub(crate) struct Listing<'a> {
     point: &'a OpenPoint,
     start: WalkStart,
-    /// What stands before each path: `vda2:`, where the path on the command line had it.
+    /// The prefix of each path, such as `vda2:`, if the path on the command line had it.
     prefix: String,
     take: TakeRecord<'a>,
 }
 
 impl<'a> Listing<'a> {
-    /// For a walk that `path` begins.
+    /// The listing of a walk that starts at `path`.
     pub(crate) fn new(point: &'a OpenPoint, path: &str, take: TakeRecord<'a>) -> Listing<'a> {
         let prefix = path.split_once(':').filter(|(volume, _)| !volume.contains('/'));
         let prefix = prefix.map(|(volume, _)| format!("{volume}:")).unwrap_or_default();

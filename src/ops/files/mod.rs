@@ -1,14 +1,14 @@
-//! The files of a point: listed, printed, copied, without restoring a disk and without mounting anything.
+//! Lists, prints and copies the files of a point without restoring a disk and without mounting anything.
 //!
-//! | module | what |
+//! | module | content |
 //! | --- | --- |
-//! | this | a confined process, the blocks that it asks for, and a check of all that it says |
+//! | this | the connection to the confined process: serves the blocks that it requests and checks all its answers |
 //! | `listing` | file systems and files as records |
 //! | `content` | the bytes of files, one after the other |
-//! | `copy` | files into a folder of this host |
-//! | `archive` | files as a tar archive |
+//! | `copy` | copies files into a folder of this host |
+//! | `archive` | writes files as a tar archive |
 //! | `guestfish` | a session of `guestfish`, which reads devices in a virtual machine |
-//! | `opened` | LUKS, RAID and logical volumes that it opens |
+//! | `opened` | the LUKS, RAID and logical volumes that guestfish opens |
 
 pub(crate) mod archive;
 pub(crate) mod content;
@@ -42,39 +42,39 @@ use std::sync::Arc;
 /// "A component of a pathname has at most 255 bytes".
 const MOST_NAME_BYTES: usize = 255;
 
-/// The longest target of a link that this host takes.
+/// The maximum length of a link target on this host.
 const MOST_TARGET_BYTES: usize = 4095;
 
-/// A file as the guest says that it is; its names are safe to use, one by one.
+/// A file as the guest describes it. Each of its names was checked and is safe to use.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestFile {
-    /// The names below the start of the walk; none for the start.
+    /// The names below the start of the walk; empty for the start itself.
     pub(crate) names: Names,
     pub(crate) metadata: InodeMetadata,
     pub(crate) target: Option<Vec<u8>>,
-    /// The names of the same file that came before.
+    /// The names of an earlier hard link to the same file.
     pub(crate) same_as: Option<Names>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Where a walk began.
+/// The start of a walk.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct WalkStart {
-    /// The file system, `vda2`.
+    /// The file system, such as `vda2`.
     pub(crate) filesystem: String,
-    /// The names from its root, or from that of the operating system.
+    /// The names from the root of the file system or of the operating system.
     pub(crate) names: Names,
 }
 
 impl WalkStart {
-    /// The full path of a file of the walk, for people.
+    /// The full path of a file of the walk, for messages.
     pub(crate) fn path(&self, names: &Names) -> String {
         let all: Names = self.names.iter().chain(names).cloned().collect();
         display(&all)
     }
 }
 
-/// Takes what a walk brings: a file, where its data is, the data, and the end of it. An error ends the walk.
+/// Receives the results of a walk: for each file its metadata, data ranges, data and end. An error ends the walk.
 pub(crate) trait FileSink {
     fn start(&mut self, _start: &WalkStart) -> Result<()> {
         Ok(())
@@ -82,22 +82,22 @@ pub(crate) trait FileSink {
 
     fn file(&mut self, file: GuestFile) -> Result<()>;
 
-    /// Stretches of its data, in order; there may be more.
+    /// Ranges of the file that have data, in order. May be called several times.
     fn ranges(&mut self, _ranges: &[DataRange]) -> Result<()> {
         Ok(())
     }
 
-    /// Bytes within one of the stretches, in order. What does not come is zeros.
+    /// Bytes within one of the ranges, in order. Bytes that are not received are zeros.
     fn data(&mut self, _offset: u64, _bytes: &[u8]) -> Result<()> {
         Ok(())
     }
 
-    /// All of the file has come.
+    /// The file is complete.
     fn end_of_file(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// A file that cannot be had; if some of it has come, no more does.
+    /// A file cannot be read. If parts of it were received already, no more follow.
     fn unreadable(&mut self, names: &Names, error: FsError) -> Result<()>;
 }
 
@@ -105,14 +105,14 @@ pub(crate) trait FileSink {
 pub(crate) struct PointFiles {
     confined: Confined,
     disks: PointDisks,
-    /// What was made of the disks by another program.
+    /// The devices that guestfish opened on the disks.
     opened: Option<OpenedDevices>,
     volumes: Vec<VolumeInfo>,
     stop: Stop,
 }
 
 impl PointFiles {
-    /// Looks at the file systems of disks of a point.
+    /// Opens the file systems on disks of a point.
     pub(crate) fn open(
         repo: &Repository,
         index: Arc<Index>,
@@ -127,8 +127,8 @@ impl PointFiles {
         Ok(files)
     }
 
-    /// Opens what its own readers cannot - LUKS, RAID, other kinds of logical volumes - with `guestfish`, if there is
-    /// any.
+    /// Opens volumes that kvmb itself cannot read (LUKS, RAID, other kinds of logical volumes) with `guestfish`, if
+    /// there are any.
     pub(crate) fn open_closed(
         &mut self,
         runtime: &RuntimeDirs,
@@ -138,7 +138,8 @@ impl PointFiles {
         if !self.volumes.iter().any(opened::is_closed) {
             return Ok(());
         }
-        // Nobody wants to wait for a question: the passphrases that are needed first come before the machine.
+        // The passphrases known to be needed are requested before the virtual machine starts, so that the user need not
+        // wait.
         let mut passphrases = BTreeMap::new();
         for volume in self.volumes.iter().filter(|volume| volume.format == FilesystemFormat::Luks) {
             passphrases.insert(volume.name.clone(), ask(&volume.name)?);
@@ -152,10 +153,10 @@ impl PointFiles {
             OpenedDevices::start(&self.disks.disks, runtime, &self.stop)?
         };
         let opened = self.opened.insert(started);
-        // What is in a volume that was opened may be closed as well: logical volumes on LUKS on RAID.
+        // An opened volume may contain further closed ones, as with logical volumes on LUKS on RAID.
         let mut has_more = opened.open(&self.volumes, &mut ask)?;
         while has_more {
-            // It forgets what it has read, and knows the new devices.
+            // A new process has an empty cache and knows the new devices.
             self.confined = Confined::start(self.stop.flag())?;
             self.find_volumes()?;
             has_more = match &mut self.opened {
@@ -166,7 +167,7 @@ impl PointFiles {
         Ok(())
     }
 
-    /// Asks which file systems and operating systems there are.
+    /// Queries the file systems and operating systems.
     fn find_volumes(&mut self) -> Result<()> {
         let disks = self.disks.disks.iter().zip(0..).map(|((name, export), number)| ConfinedDisk {
             name: name.clone(),
@@ -197,17 +198,17 @@ impl PointFiles {
         }
     }
 
-    /// What is on the disks.
+    /// The volumes on the disks.
     pub(crate) fn volumes(&self) -> &[VolumeInfo] {
         &self.volumes
     }
 
-    /// The damage of the repository that was met since the last time.
+    /// Returns the damage of the repository found since the last call.
     pub(crate) fn take_damage(&self) -> Vec<Damage> {
         self.disks.take_damage()
     }
 
-    /// Brings files to a sink.
+    /// Passes the files of a walk to a sink.
     pub(crate) fn walk(&mut self, walk: &Walk, sink: &mut dyn FileSink) -> Result<()> {
         let mut checker = Checker { sink, open: None, refused: None };
         let mut result = Ok(());
@@ -263,7 +264,7 @@ fn read_export(export: &dyn crate::nbd::Export, offset: u64, buffer: &mut [u8]) 
     }
 }
 
-/// Why a name cannot be one.
+/// Why a file name is invalid.
 fn name_fault(name: &[u8]) -> Option<&'static str> {
     match name {
         b"" | b"." | b".." => Some("its name refers to another folder"),
@@ -273,10 +274,10 @@ fn name_fault(name: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Checks what the confined process says before anybody uses it.
+/// Checks the messages of the confined process before they are used.
 struct Checker<'s> {
     sink: &'s mut dyn FileSink,
-    /// The file whose data comes.
+    /// The file whose data is being received.
     open: Option<OpenFile>,
     refused: Option<FsError>,
 }
@@ -284,9 +285,9 @@ struct Checker<'s> {
 struct OpenFile {
     size_bytes: u64,
     ranges: Vec<DataRange>,
-    /// The stretch that the data is in.
+    /// The index of the current range.
     at: usize,
-    /// Data before this has come.
+    /// The end of the data received so far.
     next: u64,
 }
 
@@ -354,7 +355,7 @@ impl Checker<'_> {
     }
 
     fn ranges(&mut self, ranges: &[DataRange]) -> Result<()> {
-        // The data of a file that was refused is not wanted.
+        // The ranges of a refused file are ignored.
         let Some(open) = &mut self.open else { return Ok(()) };
         let mut last = open.ranges.last().map_or(0, |range| range.offset + range.length);
         for range in ranges {
@@ -436,7 +437,7 @@ mod tests {
             let mut sink = Recorder::default();
             let mut checker = Checker { sink: &mut sink, open: None, refused: None };
             checker.take(entry(&[b"a", wrong], 10)).unwrap();
-            // Its data goes nowhere.
+            // The data of the refused file is ignored.
             checker.take(Event::Reply(ChildReply::Ranges(vec![DataRange { offset: 0, length: 10 }]))).unwrap();
             checker.take(Event::Data { offset: 0, bytes: b"0123456789" }).unwrap();
             checker.take(entry(&[b"good"], 0)).unwrap();

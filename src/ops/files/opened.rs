@@ -1,10 +1,10 @@
-//! What `guestfish` opens of a point: LUKS, RAID, logical volumes of every kind. Each becomes a device whose bytes can
-//! be read like those of a disk.
+//! The volumes of a point that `guestfish` opens: LUKS, RAID and all kinds of logical volumes. Each becomes a device
+//! that can be read like a disk.
 //!
-//! | what | its name |
+//! | volume | name of the device |
 //! | --- | --- |
-//! | LUKS on `vda5` | `vda5_crypt`, as Debian's installer calls it |
-//! | RAID | `md0`, `md-data`: as the machine names it |
+//! | LUKS on `vda5` | `vda5_crypt`, as in Debian's installer |
+//! | RAID | `md0`, `md-data`: the name of the array |
 //! | a logical volume | `vg0-root`, as in `/dev/mapper` |
 
 use super::guestfish::Guestfish;
@@ -23,19 +23,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-/// Bytes are read in pieces of this size, since each request costs the same.
+/// The size of reads. It is large because the cost of a request hardly depends on its size.
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// The number of cached pieces.
 const PIECES: usize = 16;
 
-/// The most devices that are opened.
+/// The maximum number of opened devices.
 const MOST_DEVICES: usize = 256;
 
-/// The passphrase of a LUKS volume, by its name; none leaves it closed.
+/// Returns the passphrase of the LUKS volume with this name, or `None` to leave it closed.
 pub(crate) type AskPassphrase<'a> = &'a mut dyn FnMut(&str) -> Result<Option<Password>>;
 
-/// A device in the machine of `guestfish`.
+/// A device in guestfish's virtual machine.
 #[derive(Debug, Clone)]
 pub(super) struct OpenedDevice {
     pub(super) name: String,
@@ -43,41 +43,41 @@ pub(super) struct OpenedDevice {
     path: String,
 }
 
-/// The devices that were opened.
+/// The opened devices.
 pub(super) struct OpenedDevices {
     devices: Vec<OpenedDevice>,
     /// The names of the machine's disks, in the order in which they were added.
     disks: Vec<String>,
-    /// The volumes that it was tried with.
+    /// The volumes that opening was attempted for.
     tried: BTreeSet<String>,
     pieces: VecDeque<Piece>,
     guestfish: Guestfish,
-    // Ended last: the machine reads from it.
+    // Dropped last, because the virtual machine reads from it.
     _server: DiskServer,
 }
 
-/// Bytes that were read.
+/// A piece of a device that was read.
 struct Piece {
     device: usize,
     number: u64,
     bytes: Vec<u8>,
 }
 
-/// Whether a volume can be opened.
+/// Whether guestfish may be able to open a volume.
 pub(super) fn is_closed(volume: &VolumeInfo) -> bool {
     matches!(volume.format, FilesystemFormat::Luks | FilesystemFormat::Raid)
         || matches!(volume.problem, Some(FsError::Closed(_)))
 }
 
 impl OpenedDevices {
-    /// Starts the machine, with these disks.
+    /// Starts the virtual machine with these disks.
     pub(super) fn start(
         disks: &[(String, Arc<dyn Export>)],
         runtime: &RuntimeDirs,
         stop: &Stop,
     ) -> Result<OpenedDevices> {
         let mut guestfish = Guestfish::start(stop.flag())?;
-        // Removed when the machine has started: it is connected then, and nobody else shall be.
+        // The folder is removed when the machine has started. It is connected by then, and no other client may connect.
         let folder = new_socket_folder(runtime, &format!("s-{:08x}", rand::random::<u32>()))?;
         let socket = folder.path().join(SERVED_SOCKET);
         let names: Vec<String> = (0..disks.len()).map(|number| format!("disk{number}")).collect();
@@ -98,7 +98,7 @@ impl OpenedDevices {
         &self.devices
     }
 
-    /// Opens what is closed of these volumes, and returns whether there are new devices.
+    /// Opens those of these volumes that are closed. Returns whether there are new devices.
     pub(super) fn open(&mut self, volumes: &[VolumeInfo], ask: AskPassphrase<'_>) -> Result<bool> {
         let known = self.devices.len();
         let closed: Vec<&VolumeInfo> = volumes.iter().filter(|volume| is_closed(volume)).collect();
@@ -127,12 +127,12 @@ impl OpenedDevices {
             return Err(not_opened(volume.name.clone(), message));
         }
         self.add(format!("{}_crypt", volume.name), format!("/dev/mapper/{mapped}"))?;
-        // Logical volumes that have a part on it.
+        // Activates logical volumes that are on the opened volume.
         self.guestfish.ask("lvm-scan true")?;
         Ok(())
     }
 
-    /// Adds the arrays that the machine has assembled.
+    /// Adds the arrays that the virtual machine has assembled.
     fn add_arrays(&mut self) -> Result<()> {
         let list = self.guestfish.ask("list-md-devices")?;
         for path in list.lines().filter(|path| path.strip_prefix("/dev/").is_some_and(is_mapper_name)) {
@@ -146,7 +146,7 @@ impl OpenedDevices {
         Ok(())
     }
 
-    /// Adds a device if it is there.
+    /// Adds a device if it exists.
     fn add(&mut self, mut name: String, path: String) -> Result<()> {
         let size = self.guestfish.try_ask(&format!("blockdev-getsize64 {path}"))?;
         let Some(size_bytes) = size.and_then(|size| size.trim().parse().ok()) else { return Ok(()) };
@@ -162,7 +162,8 @@ impl OpenedDevices {
         Ok(())
     }
 
-    /// Where a volume is in the machine; none for a partition of what was opened, which has no device there.
+    /// The path of a volume in the virtual machine. `None` for a partition of an opened device, which has no device
+    /// node there.
     fn path_of(&self, volume: &VolumeInfo) -> Option<String> {
         let disk = self.disks.iter().position(|name| *name == volume.disk).map(drive_path);
         let device = || Some(self.devices.iter().find(|device| device.name == volume.disk)?.path.clone());
@@ -175,7 +176,7 @@ impl OpenedDevices {
         }
     }
 
-    /// Fills a buffer with bytes of a device.
+    /// Reads bytes of a device into a buffer.
     pub(super) fn read(&mut self, device: usize, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), String> {
         let size = self.devices.get(device).ok_or("there is no such device")?.size_bytes;
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > size) {
@@ -210,8 +211,8 @@ impl OpenedDevices {
     }
 }
 
-/// Why a LUKS volume did not open, by what cryptsetup(8) said, whose exit codes are "2 no permission (bad passphrase)"
-/// and "3 out of memory". A machine that has none left ends it by a signal.
+/// Returns why a LUKS volume did not open, based on cryptsetup(8), whose exit codes are "2 no permission (bad
+/// passphrase)" and "3 out of memory". If the virtual machine runs out of memory, cryptsetup is killed by a signal.
 fn not_opened(volume: String, message: String) -> Error {
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
     if says(&["exited with status 2", "No key available", "line end or a zero byte"]) {
@@ -223,7 +224,7 @@ fn not_opened(volume: String, message: String) -> Error {
     }
 }
 
-/// The name of a disk by its number, as Linux counts: `sda` to `sdz`, then `sdaa`.
+/// The device name of a disk by its number, as Linux assigns it: `sda` to `sdz`, then `sdaa`.
 fn drive_path(number: usize) -> String {
     let (mut letters, mut rest) = (Vec::new(), number + 1);
     while rest > 0 {
@@ -234,13 +235,13 @@ fn drive_path(number: usize) -> String {
     format!("/dev/sd{}", String::from_utf8_lossy(&letters))
 }
 
-/// Whether a name can be one in `/dev/mapper`, and means nothing else in a command.
+/// Whether a name is valid in `/dev/mapper` and needs no quoting in a command.
 fn is_mapper_name(name: &str) -> bool {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "+_.-".contains(character);
     !name.is_empty() && name.len() <= 255 && name != "control" && !name.starts_with('.') && name.chars().all(is_plain)
 }
 
-/// The name of an array by what `mdadm` says of it, "name:HOST:NAME": `/dev/md0` for a number, else `/dev/md/NAME`.
+/// The name of an array, from `mdadm`'s "name:HOST:NAME": `/dev/md0` for a number, otherwise `/dev/md/NAME`.
 fn array_name(details: &str) -> Option<String> {
     let name = details.lines().find_map(|line| line.strip_prefix("name:"))?.trim();
     let name = name.rsplit_once(':').map_or(name, |(_, name)| name);
@@ -251,7 +252,7 @@ fn array_name(details: &str) -> Option<String> {
     Some(if is_number { format!("md{name}") } else { format!("md-{}", name.replace('-', "--")) })
 }
 
-/// The disks of a point on a socket, in a thread.
+/// Serves the disks of a point on a socket, in a thread.
 struct DiskServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -281,7 +282,7 @@ impl Drop for DiskServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic in it was reported there.
+            // A panic was reported by the thread itself.
             let _ = thread.join();
         }
     }

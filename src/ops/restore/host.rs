@@ -1,7 +1,7 @@
 //! Resources of a restored definition that this host lacks.
 //!
-//! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with
-//! what solves it.
+//! libvirt accepts such a definition but refuses to start the machine. Missing resources are therefore reported with a
+//! solution before anything is written.
 
 use super::planned::PlannedDisk;
 use crate::capture::domain_xml::references::{MachineType, Reference, references};
@@ -14,20 +14,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Something that the machine needs and this host does not have.
+/// A resource that the machine needs and this host lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Missing {
-    /// What, and where it should be.
+    /// The resource, and where it is expected.
     pub(crate) what: String,
-    /// The flag or command that solves it.
+    /// The flag or command that solves the problem.
     pub(crate) solve: String,
-    /// The drive that it is the medium of.
+    /// The drive, if the resource is its medium.
     pub(crate) medium_of: Option<String>,
-    /// Whether libvirt does not even take the definition without it.
+    /// Whether libvirt refuses the definition without it.
     pub(crate) prevents_definition: bool,
 }
 
-/// What will be missing once the planned disks and files are written.
+/// Returns what will be missing after the planned disks and files are written.
 pub(super) fn missing(
     xml: &str,
     machine: &str,
@@ -62,7 +62,7 @@ struct HostParts<'a> {
 }
 
 impl HostParts<'_> {
-    /// How to get a file that QEMU or libvirt reads.
+    /// How to provide a file that QEMU or libvirt reads.
     fn provide_file(&self, path: &Path, is_firmware: bool) -> String {
         let provide = match is_firmware {
             true => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
@@ -165,7 +165,7 @@ impl HostParts<'_> {
     }
 
     fn machine_type(&self, kind: &MachineType) -> Result<Option<Missing>> {
-        // An emulator that is not there is named already.
+        // A missing emulator is reported separately.
         if kind.emulator.as_ref().is_some_and(|path| !path.exists()) || self.hypervisor.runs(kind)? {
             return Ok(None);
         }
@@ -206,7 +206,7 @@ impl HostParts<'_> {
     }
 }
 
-/// Whether a device with this vendor and product is plugged in.
+/// Whether a USB device with this vendor and product is connected.
 fn has_usb_device(device: &str) -> bool {
     let devices = fs::read_dir("/sys/bus/usb/devices").into_iter().flatten().flatten();
     devices.map(|entry| entry.path()).any(|folder| {

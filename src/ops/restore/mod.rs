@@ -1,8 +1,8 @@
-//! Bringing a machine back: the one restore path.
+//! Restores machines. All restores use this code path, or [`live`].
 //!
-//! The order is: plan (nothing is touched), write every image under a temporary name, verify it complete, put the
-//! images in their places, then the firmware variables, and last the definition. Until the definition is in, everything
-//! is undone when something fails. A running machine is never written over.
+//! A restore makes a plan (nothing is changed), writes every image under a temporary name, verifies that it is
+//! complete, moves the images to their places, writes the firmware variables, and finally defines the machine. If a
+//! step before that fails, everything is undone. A running machine is never overwritten.
 
 mod host;
 pub(crate) mod live;
@@ -37,9 +37,9 @@ use target::{Placed, TargetDisk, WrittenDisk};
 
 pub(crate) use request::{ImageFormat, RestoreRequest};
 
-/// Carries a plan out.
+/// Carries out a plan.
 ///
-/// `connect` opens the hypervisor; it is called late, and not at all when the plan defines nothing.
+/// `connect` opens the hypervisor. It is called late, and not at all if the plan defines nothing.
 pub(crate) fn restore(
     repo: &Repository,
     index: &Index,
@@ -49,7 +49,7 @@ pub(crate) fn restore(
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<record::Point> {
-    // Ctrl-C on a terminal hits the programs that help us as well: what they say then is not what happened.
+    // Ctrl-C on a terminal also reaches helper programs, whose errors are then only a consequence.
     let meant = |error| if stop.requested() { Error::Interrupted } else { error };
     for note in &plan.notes {
         monitor.warn(note);
@@ -67,7 +67,7 @@ pub(crate) fn restore(
     stop.check()?;
     failpoint::hit(Failpoint::RestoreWritten);
 
-    // From here on things change places; each guard puts back what it moved unless it is asked to keep it.
+    // From here on files are replaced. Each guard restores what it replaced unless it is told to keep it.
     if plan.discard_saved_memory {
         plan::discard_saved_memory(&connect()?, plan)?;
     }
@@ -118,7 +118,7 @@ pub(crate) fn restore(
     Ok(record)
 }
 
-/// Volumes that libvirt made for this restore. Dropped, they are removed.
+/// Volumes that libvirt created for this restore. Dropping this removes them.
 struct NewVolumes<'a> {
     made: Vec<(&'a str, &'a str)>,
     hypervisor: Option<Hypervisor>,
@@ -157,7 +157,7 @@ impl Drop for NewVolumes<'_> {
     }
 }
 
-/// Where the bytes come from.
+/// The repository and point that the data is read from.
 #[derive(Clone, Copy)]
 struct RestoreSource<'a> {
     repo: &'a Repository,
@@ -165,7 +165,7 @@ struct RestoreSource<'a> {
     point: &'a OpenPoint,
 }
 
-/// Something complete and durable that has not taken its place yet.
+/// A complete and durable file that is not in its place yet.
 enum Finished {
     Disk(WrittenDisk),
     Small(SmallFile),
@@ -180,7 +180,8 @@ impl Finished {
     }
 }
 
-/// Writes everything under temporary names. Devices have none and come last, when all that can be verified is verified.
+/// Writes everything under temporary names. Devices are written in place, so they come last, after everything that can
+/// be verified was verified.
 fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
     let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
     let folders = images.iter().filter_map(|disk| disk.real_path.parent()).collect::<BTreeSet<_>>();
@@ -216,8 +217,8 @@ fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, 
     Ok(finished)
 }
 
-/// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs. Without a target it
-/// only verifies that all of it is there.
+/// Reads every chunk of a disk, compares its SHA-256 and writes it. Without a target, this only verifies that the disk
+/// is complete.
 fn write_disk(
     source: &RestoreSource,
     disk: &PlannedDisk,
@@ -264,10 +265,10 @@ fn write_disk(
     Err(Error::Damaged { point: point.id.to_string(), damage })
 }
 
-/// A blob, where it goes, and how long it is to be.
+/// The id of a blob, its offset and its expected length.
 type DiskPlace = (Id, u64, u32);
 
-/// Where each blob goes; the zeros are dealt with on the spot. Also how many bytes those were.
+/// Returns where each blob is written. Zeros are written immediately; their number of bytes is returned too.
 fn places(map: &ChunkMap, geometry: Geometry, target: Option<&TargetDisk>) -> Result<(Vec<DiskPlace>, u64)> {
     let (mut places, mut zero_bytes) = (Vec::new(), 0);
     for run in map.blob_runs(geometry) {

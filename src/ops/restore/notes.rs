@@ -5,7 +5,7 @@ use super::request::RestoreRequest;
 use crate::capture::Definition;
 use crate::ops::points::OpenPoint;
 
-/// What is otherwise with the images.
+/// Differences of the images.
 pub(super) fn of_images(point: &OpenPoint, definition: &Definition, disks: &[PlannedDisk]) -> Vec<String> {
     let mut notes = Vec::new();
     for planned in disks {
@@ -37,7 +37,7 @@ pub(super) fn of_images(point: &OpenPoint, definition: &Definition, disks: &[Pla
     notes
 }
 
-/// What is otherwise with the machine as a whole.
+/// Differences of the machine as a whole.
 pub(super) fn of_machine(point: &OpenPoint, is_live: bool, request: &RestoreRequest) -> Vec<String> {
     let manifest = &point.manifest;
     let mut notes = Vec::new();

@@ -1,12 +1,12 @@
-//! Where each disk of a restore goes.
+//! Determines the target of each disk of a restore.
 //!
-//! | the definition has | without `--to` and `--into` |
+//! | source in the definition | target without `--to` and `--into` |
 //! | --- | --- |
 //! | a file | that file |
-//! | a block device, or any path below `/dev` | that device; it must be there |
-//! | a volume of a storage pool | that volume, made again if need be |
-//! | network storage | nowhere |
-//! | a slice of a file or device | nowhere: the rest of it may belong to others |
+//! | a block device, or any path below `/dev` | that device, which must exist |
+//! | a volume of a storage pool | that volume, created if necessary |
+//! | network storage | none |
+//! | a slice of a file or device | none: the rest of it may contain other data |
 
 use super::planned::{PlannedVolume, TargetKind};
 use super::preconditions::refuse_without_folder;
@@ -19,28 +19,28 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-/// The place of one disk.
+/// The target of one disk.
 #[derive(Debug)]
 pub(super) struct DiskPlace {
-    /// The file or device as it is named.
+    /// The file or device as specified.
     pub(crate) path: PathBuf,
-    /// The same, links followed.
+    /// The same path with links resolved.
     pub(crate) real_path: PathBuf,
-    /// Which of the two.
+    /// Whether it is a file or a device.
     pub(crate) kind: TargetKind,
-    /// Whether that is the place that the definition has for it.
+    /// Whether this is the path in the definition.
     pub(crate) is_unmoved: bool,
-    /// The volume that it is.
+    /// The volume of a storage pool, if the target is one.
     pub(crate) volume: Option<PlannedVolume>,
 }
 
-/// What decides on the place of a disk.
+/// The parameters that determine the target of a disk.
 pub(super) struct Placing<'a> {
     pub(crate) request: &'a RestoreRequest,
     pub(crate) hypervisor: Option<&'a Hypervisor>,
-    /// The machine's name from now on.
+    /// The machine's new name.
     pub(crate) machine: &'a str,
-    /// The disk's name, and what the definition says of it.
+    /// The disk's name, and its element in the definition.
     pub(crate) disk: &'a str,
     pub(crate) described: Option<&'a DefinedDisk>,
     pub(crate) capacity_bytes: u64,
@@ -48,7 +48,7 @@ pub(super) struct Placing<'a> {
 }
 
 impl Placing<'_> {
-    /// The file or device that the disk goes to.
+    /// Returns the file or device that the disk is restored to.
     pub(crate) fn place(&self) -> Result<DiskPlace> {
         let source = self.described.map(|disk| &disk.source);
         match (self.request.to.get(self.disk), &self.request.into, source) {
@@ -80,9 +80,9 @@ impl Placing<'_> {
             Ok(found) if found.file_type().is_block_device() => true,
             Ok(found) if !found.is_file() => return Err(bad("it is neither a file nor a block device")),
             Ok(_) if must_be_device => return Err(bad("it is a file, and the definition has a block device there")),
-            // What is made below /dev is a file in memory, gone with the next boot.
+            // A file created below /dev would be in memory and lost at the next boot.
             Ok(_) if is_below_dev(&real_path) => return Err(bad("it is a regular file in /dev")),
-            // `--into /dev/null`: it is the folder that is wrong, as is said below.
+            // With `--into /dev/null` the folder is invalid, which is reported below.
             Err(error) if error.kind() == ErrorKind::NotADirectory => false,
             Err(_) if must_be_device || is_below_dev(&path) || is_below_dev(&real_path) => {
                 let (disk, capacity_bytes) = (self.disk.to_owned(), self.capacity_bytes);
@@ -132,13 +132,13 @@ impl Placing<'_> {
     }
 }
 
-/// Whether a path is one that only devices can have. (`/dev/shm` is a folder for files in memory by its purpose.)
+/// Whether a path is below `/dev`, where only devices are expected. (`/dev/shm` is meant for files in memory.)
 pub(super) fn is_below_dev(path: &Path) -> bool {
     path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
-/// The one name of a file: links are followed, so that the image behind one is replaced and not the link, and so that
-/// two names of one place are seen to be the same. What does not exist yet has its folder's one name.
+/// Resolves a path to its canonical name. The image behind a link is thus replaced, not the link, and two names of one
+/// place are recognized as equal. For a file that does not exist yet, its folder is resolved.
 pub(super) fn resolved(path: &Path) -> PathBuf {
     if let Ok(real) = fs::canonicalize(path) {
         return real;

@@ -1,4 +1,4 @@
-//! The plan of a restore: everything that it will write, decided before anything is touched.
+//! Plans restores: everything that will be written is decided before anything is changed.
 
 use super::host::{self, Missing};
 use super::place::{Placing, resolved};
@@ -21,44 +21,44 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// All that will be written.
+/// Everything that a restore will write.
 #[derive(Debug)]
 pub(crate) struct RestorePlan {
-    /// The machine's name from now on.
+    /// The machine's new name.
     pub(crate) machine: String,
-    /// Its UUID from now on.
+    /// The machine's new UUID.
     pub(crate) uuid: String,
     pub(crate) disks: Vec<PlannedDisk>,
     pub(crate) files: Vec<PlannedFile>,
-    /// The definition as it will be.
+    /// The new definition.
     pub(crate) definition: String,
-    /// Where the definition is written to, when libvirt does not get it.
+    /// The file that the definition is written to if it is not passed to libvirt.
     pub(crate) definition_file: Option<PathBuf>,
-    /// Whether libvirt gets it.
+    /// Whether to define the machine in libvirt.
     pub(crate) define: bool,
-    /// Whether the machine is started.
+    /// Whether to start the machine.
     pub(crate) start: bool,
-    /// Whether what exists may be replaced.
+    /// Whether existing files may be replaced.
     pub(crate) overwrite: bool,
-    /// Whether saved memory may be removed.
+    /// Whether a managed save image may be removed.
     pub(crate) discard_saved_memory: bool,
-    /// Whether the machine starts with the host; none leaves that as it is.
+    /// Whether the machine starts with the host; `None` leaves this unchanged.
     pub(crate) autostart: Option<bool>,
-    /// What will be different from the machine that was backed up, one sentence each.
+    /// Differences from the machine that was backed up, one sentence each.
     pub(crate) notes: Vec<String>,
-    /// What the machine needs and this host does not have.
+    /// What the machine needs and this host lacks.
     pub(crate) missing: Vec<Missing>,
 }
 
 impl RestorePlan {
-    /// The devices that are written in place: an interruption leaves them incomplete.
+    /// The devices that are written in place. An interruption leaves them incomplete.
     pub(crate) fn devices(&self) -> impl Iterator<Item = &Path> {
         self.disks.iter().filter(|disk| disk.kind == TargetKind::Device).map(|disk| disk.path.as_path())
     }
 }
 
-/// Decides everything, and refuses what must not be written over. Without a hypervisor there are no storage pools, and
-/// nothing is said of what is missing on this host.
+/// Plans a restore and refuses to overwrite what must not be overwritten. Without a hypervisor, storage pools are not
+/// available, and resources missing on this host are not reported.
 pub(crate) fn plan(
     repo: &Repository,
     index: &Index,
@@ -160,15 +160,15 @@ pub(crate) fn plan(
         start: request.start && define,
         overwrite: request.overwrite,
         discard_saved_memory: request.discard_saved_memory,
-        // A copy beside the original starts when it is asked to.
+        // A copy next to the original starts with the host only if the user requests it.
         autostart: point.manifest.autostart.filter(|_| request.as_name.is_none()),
         notes,
         missing,
     })
 }
 
-/// The name that the machine of the point has by now, if that is the one which was asked for: to restore it under this
-/// name makes no copy.
+/// The current name of the point's machine, if it equals the requested name. Restoring under this name does not make a
+/// copy.
 fn present_name(
     point: &OpenPoint,
     request: &RestoreRequest,
@@ -179,7 +179,7 @@ fn present_name(
     Ok(existing(hypervisor, name)?.filter(is_same).map(|_| name.clone()))
 }
 
-/// Where one disk goes, and as what.
+/// Plans the target and the format of one disk.
 fn plan_disk(
     point: &OpenPoint,
     disk: &ManifestDisk,
@@ -196,7 +196,8 @@ fn plan_disk(
     let (capacity_bytes, chunk_bytes) = (disk.capacity_bytes, disk.chunk_bytes);
     let placing = Placing { request, hypervisor, machine, disk: &disk.disk, described, capacity_bytes, format };
     let place = placing.place()?;
-    // A file's format is for files; a device has another one only where it had it before, or where it is asked for.
+    // The image format of the definition applies to files. A device only gets a format other than raw if it had it
+    // before or the user requests it.
     let was_device = place.is_unmoved
         || described.is_some_and(|disk| matches!(disk.source, DiskSource::Block { .. } | DiskSource::Volume { .. }));
     let format = match place.kind {
@@ -215,12 +216,12 @@ fn plan_disk(
         chunk_bytes,
         map: point.chunk_map(disk)?,
         overwrite: request.overwrite,
-        // In another place the definition says nothing of who may use it.
+        // At another path, the definition does not determine the owner.
         owner: disk.owner.filter(|_| place.is_unmoved),
     })
 }
 
-/// The definition for this host, and what this host lacks of it.
+/// Rewrites the definition for this host. Also returns what this host lacks.
 #[allow(clippy::too_many_arguments)]
 fn for_this_host(
     xml: &str,
@@ -254,7 +255,7 @@ fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {
     (disk.disk.clone(), NewDisk { path: disk.path.clone(), kind, format: disk.format.name().to_owned() })
 }
 
-/// Refuses when two of the things to be written (name, path) would end in one file or device.
+/// Refuses a plan in which two items (name, path) would be written to the same file or device.
 fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBuf)>) -> Result<()> {
     let mut taken: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for (name, path) in things {
@@ -266,8 +267,8 @@ fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBu
     Ok(())
 }
 
-/// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists. A definition whose images are
-/// all gone is what a lost file system leaves: to restore such a machine overwrites nothing of it.
+/// Refuses to overwrite a running machine and, without `--overwrite`, an existing one. A machine whose images are all
+/// gone, as after the loss of a file system, may be restored, because nothing of it is overwritten.
 pub(crate) fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     let names = [&plan.machine, &plan.uuid];
     for name in names.into_iter().filter(|_| plan.define) {
@@ -308,13 +309,13 @@ fn has_lost_its_images(machine: &Machine) -> Result<bool> {
     Ok(disks.peek().is_some() && disks.all(is_gone))
 }
 
-/// The machines whose memory is saved on disk while one of their disks is replaced: woken, it would destroy what is
-/// there.
+/// Returns the machines that have a managed save image while one of their disks is replaced. Resuming them would
+/// destroy the new data.
 fn with_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<Vec<Machine>> {
     let written: BTreeSet<&PathBuf> = plan.disks.iter().map(|disk| &disk.real_path).collect();
     let mut found = Vec::new();
     for machine in hypervisor.machines(&[])? {
-        // A machine that is gone meanwhile, or that knows no saved memory, has none.
+        // A machine that is gone by now, or that does not support managed save, has no saved memory.
         if !machine.has_saved_memory().unwrap_or(false) {
             continue;
         }
@@ -332,7 +333,7 @@ fn with_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<Vec<
     Ok(found)
 }
 
-/// Removes the saved memory of the machines whose disks are replaced.
+/// Removes the managed save images of machines whose disks are replaced.
 pub(super) fn discard_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     for machine in with_saved_memory(hypervisor, plan)? {
         machine.discard_saved_memory()?;
@@ -348,8 +349,8 @@ pub(super) fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Mac
     }
 }
 
-/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone. Those of others are left, and
-/// named.
+/// Deletes the metadata of kvmb's checkpoints, because the images with their bitmaps are gone. Returns the names of
+/// other checkpoints, which are kept.
 pub(super) fn drop_checkpoints(machine: &Machine) -> Result<Vec<String>> {
     let (ours, others): (Vec<String>, Vec<String>) =
         machine.checkpoints()?.into_iter().partition(|name| name.starts_with("kvmb-"));

@@ -1,4 +1,4 @@
-//! The parts of a plan: the disks and the small files that a restore will write.
+//! The parts of a restore plan: disks and small files.
 
 use super::qcow2::Layout;
 use super::request::ImageFormat;
@@ -8,7 +8,7 @@ use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use crate::record::RestoredDisk;
 use std::path::PathBuf;
 
-/// Whether a disk goes to a file or to a device.
+/// Whether a disk is restored to a file or to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TargetKind {
     File,
@@ -20,26 +20,25 @@ pub(crate) enum TargetKind {
 #[derive(Debug)]
 pub(crate) struct PlannedDisk {
     pub(crate) disk: String,
-    /// The file or device, as the definition names it.
+    /// The file or device, as in the definition.
     pub(crate) path: PathBuf,
-    /// The same, links followed: what is written.
+    /// The same path with links resolved, which is what is written.
     pub(crate) real_path: PathBuf,
-    /// Which of the two.
+    /// Whether it is a file or a device.
     pub(crate) kind: TargetKind,
-    /// Whether that is the place that the definition has for it.
+    /// Whether this is the path in the original definition.
     pub(crate) is_unmoved: bool,
-    /// The volume of a storage pool that it is.
+    /// The volume of a storage pool, if the target is one.
     pub(crate) volume: Option<PlannedVolume>,
-    /// The format that is written.
+    /// The image format to write.
     pub(crate) format: ImageFormat,
-    /// The size that the guest sees.
+    /// The size of the virtual disk.
     pub(crate) capacity_bytes: u64,
-    /// The size of chunks.
     pub(crate) chunk_bytes: u32,
     pub(crate) map: ChunkMap,
-    /// Whether what is there may be replaced.
+    /// Whether an existing image may be replaced.
     pub(crate) overwrite: bool,
-    /// Who may use an image that is made where none is: libvirt leaves that alone.
+    /// The owner of an image that is created where none exists, if libvirt does not manage it.
     pub(crate) owner: Option<ImageOwner>,
 }
 
@@ -49,7 +48,7 @@ impl PlannedDisk {
         Geometry { capacity_bytes: self.capacity_bytes, chunk_bytes: self.chunk_bytes }
     }
 
-    /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
+    /// The ranges of the disk that are not zero, as (offset, length). Adjacent chunks are merged.
     pub(crate) fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let geometry = self.geometry();
         let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero).peekable();
@@ -63,7 +62,7 @@ impl PlannedDisk {
         })
     }
 
-    /// How much of a file or device it takes.
+    /// The length of the file, or the size needed on a device.
     pub(super) fn length_bytes(&self) -> u64 {
         match self.format {
             ImageFormat::Raw => self.capacity_bytes,
@@ -71,7 +70,7 @@ impl PlannedDisk {
         }
     }
 
-    /// Where it is restored to, as a record.
+    /// The target as a record.
     pub(super) fn to_record(&self) -> RestoredDisk {
         RestoredDisk {
             disk: self.disk.clone(),
@@ -81,7 +80,7 @@ impl PlannedDisk {
         }
     }
 
-    /// What it will take on the host, about.
+    /// The approximate space that the disk takes on the host.
     pub(crate) fn data_bytes(&self) -> u64 {
         self.data_ranges().map(|(_, length)| length).sum()
     }
@@ -92,24 +91,24 @@ impl PlannedDisk {
 pub(crate) struct PlannedVolume {
     pub(crate) pool: String,
     pub(crate) volume: String,
-    /// Whether libvirt has to make it: a device that is not there.
+    /// Whether libvirt must create it because it is a device that does not exist.
     pub(crate) is_new_device: bool,
 }
 
 /// One small file of the plan.
 #[derive(Debug)]
 pub(crate) struct PlannedFile {
-    /// Its name in the point.
+    /// The name in the point.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// The folder above it that the user of the command named, if it is below one.
+    /// The folder above it that the user specified, if there is one.
     pub(crate) below: Option<PathBuf>,
-    /// Network storage that it goes to instead of a file.
+    /// The network storage that it is written to instead of a file.
     pub(crate) network: Option<DiskSource>,
-    /// Whether it goes to a block device, which must be there.
+    /// Whether it is written to a block device, which must exist.
     pub(crate) is_on_device: bool,
-    /// Whether its folder is made if it is missing.
+    /// Whether its folder is created if it is missing.
     pub(crate) makes_folder: bool,
-    /// Its permissions; none are those of what it replaces, or mode 0600.
+    /// The file mode; `None` uses the mode of the replaced file, or 0600.
     pub(crate) mode: Option<u32>,
 }

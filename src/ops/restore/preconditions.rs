@@ -11,19 +11,19 @@ use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Refuses a file whose folder is not there.
+/// Refuses a file whose folder does not exist.
 pub(super) fn refuse_without_folder(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     match fs::metadata(folder) {
         Ok(there) if there.is_dir() => Ok(()),
         Ok(_) => Err(Error::NotAFolder { path: folder.to_owned() }),
-        // Not made: it may be the folder of a disk that is not mounted, or mistyped.
+        // The folder is not created, because it may belong to a disk that is not mounted, or the path may be mistyped.
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::NoFolder { path: folder.to_owned() }),
         Err(error) => Err(Error::io("open", folder)(error)),
     }
 }
 
-/// Refuses to replace what may not be replaced, is in use, or is too small.
+/// Refuses a target that exists and may not be replaced, is in use, or is too small.
 pub(super) fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
     let there = disk.real_path.exists();
     if there && !disk.overwrite {
@@ -39,7 +39,7 @@ pub(super) fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a device that the kernel writes nothing to, which it says only when something is written.
+/// Refuses a read-only device. Opening it for writing would succeed; only the writes would fail.
 fn refuse_read_only(disk: &PlannedDisk) -> Result<()> {
     let device = fs::metadata(&disk.real_path).map_err(Error::io("read", &disk.real_path))?.rdev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -51,7 +51,7 @@ fn refuse_read_only(disk: &PlannedDisk) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a device that the disk does not fit on.
+/// Refuses a device that is too small for the disk.
 pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
     let wanted_bytes = disk.length_bytes();
     let size = File::open(&disk.real_path).and_then(|mut device| device.seek(SeekFrom::End(0)));
@@ -66,7 +66,7 @@ pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
     Ok(())
 }
 
-/// Refuses an image that a QEMU has open.
+/// Refuses an image that is open in QEMU.
 pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
     if in_use_by_qemu(path)? {
         return Err(Error::ImageInUse { disk: disk.to_owned(), path: path.to_owned() });
@@ -74,9 +74,9 @@ pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
-/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts
-/// in that moment fails to, which is what must happen to it.
+/// Whether a QEMU process holds image locks on the file (open file description locks from byte 100,
+/// `block/file-posix.c`), regardless of what started it. This is tested by briefly locking the whole file. A QEMU that
+/// starts at that moment fails, as it should.
 fn in_use_by_qemu(path: &Path) -> Result<bool> {
     let file = File::options().read(true).write(true).open(path).map_err(Error::io("open", path))?;
     match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -86,7 +86,7 @@ fn in_use_by_qemu(path: &Path) -> Result<bool> {
     }
 }
 
-/// Refuses when a file system has not the room for what goes to it.
+/// Refuses a restore if a file system has too little free space.
 pub(super) fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
     let mut wanted: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
     for disk in disks.iter().filter(|disk| disk.kind == TargetKind::File) {

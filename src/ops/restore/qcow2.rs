@@ -1,46 +1,46 @@
-//! A new qcow2 image, laid out at once: what is going to be written is known, so every table can be.
+//! Writes new qcow2 images. Their content is known in advance, so all tables are computed before any data is written.
 //!
-//! The format is QEMU's (`docs/interop/qcow2.txt`, version 3). An image of ours is flat - no backing file, no
-//! snapshots, no bitmaps - with clusters of 64 KiB:
+//! The format is QEMU's (`docs/interop/qcow2.txt`, version 3). The images are flat (no backing file, no snapshots, no
+//! bitmaps) with clusters of 64 KiB:
 //!
 //! ```text
 //! | header | refcount table | refcount blocks | L1 table | L2 tables | data, in the order of the guest's addresses … |
 //! ```
 //!
-//! Chunks are whole clusters and lie in one piece, so a chunk is written with one call, from any thread, as into a raw
-//! file. Chunks of zeros are not allocated. Every cluster of the file is used exactly once: all reference counts are 1.
+//! Chunks are whole clusters and contiguous, so a chunk is written with one call from any thread, as in a raw file.
+//! Chunks of zeros are not allocated. Every cluster of the file is used exactly once, so all reference counts are 1.
 //!
-//! An image on top of another ([`Layout::overlay`]) has no data, and its chunks of zeros say that they are: QEMU does
-//! not look below for them. Those behind the last data say nothing: the image below ends there, so that QEMU knows in
-//! one step, and not for every 512 KiB, that there is nothing to copy.
+//! An overlay ([`Layout::overlay`]) has no data. Its chunks of zeros are marked as such, so QEMU does not read them
+//! from the backing file. Chunks after the last data are not marked: the backing file ends there, so QEMU knows in one
+//! step that there is nothing to copy, instead of one step per 512 KiB.
 
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
-/// The size of clusters: QEMU's default.
+/// The cluster size, QEMU's default.
 const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
 const CLUSTER_BITS: u32 = 16;
-/// L2 entries in a table: one cluster of 8-byte entries.
+/// The number of entries of an L2 table: one cluster of 8-byte entries.
 const L2_ENTRIES: u64 = CLUSTER_BYTES / 8;
-/// Reference counts in a block: one cluster of 2-byte counts.
+/// The number of reference counts in a block: one cluster of 2-byte counts.
 const BLOCK_ENTRIES: u64 = CLUSTER_BYTES / 2;
-/// In L1 and L2 entries: exactly one reference, so that writing needs no copy («OFLAG_COPIED»).
+/// In L1 and L2 entries: the reference count is exactly one, so writes need no copy ("OFLAG_COPIED").
 const COPIED: u64 = 1 << 63;
-/// In L2 entries: the cluster reads as zeros, whatever lies below («OFLAG_ZERO»).
+/// In L2 entries: the cluster reads as zeros, whatever the backing file has ("OFLAG_ZERO").
 const ZEROS: u64 = 1;
-/// The header of version 3, without extensions.
+/// The length of a version 3 header without extensions.
 const HEADER_BYTES: u32 = 104;
-/// The header extension that says which format the image below has.
+/// The header extension with the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 
-/// Where everything of an image is.
+/// The positions of all parts of an image.
 #[derive(Debug)]
 pub(crate) struct Layout {
     geometry: Geometry,
     content: LayoutContent,
-    /// Runs of chunks with L2 entries: the first one's index, how many, and the cluster in the file where they begin.
+    /// Runs of chunks that have L2 entries: the first chunk, the count, and the first cluster in the file.
     runs: Vec<(u64, u64, u64)>,
     table_clusters: u64,
     block_clusters: u64,
@@ -53,20 +53,20 @@ pub(crate) struct Layout {
 /// Which chunks have L2 entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LayoutContent {
-    /// Those with data, which is in the file.
+    /// Chunks with data, which is in the file.
     Data,
-    /// Those of zeros, which need no place in the file.
+    /// Chunks of zeros, which take no space in the file.
     Zeros,
 }
 
 impl Layout {
-    /// The image of a disk with these chunks. They are whole clusters: a multiple of 512 KiB, as everywhere in kvmb.
+    /// The layout of an image with these chunks. The chunk size is a multiple of 512 KiB, so chunks are whole clusters.
     pub(crate) fn new(geometry: Geometry, map: &ChunkMap) -> Layout {
         Layout::of(geometry, map, LayoutContent::Data)
     }
 
-    /// An image that lies on one with these chunks, which ends with its last data. It has no data of its own, and knows
-    /// which of the chunks before that are zeros.
+    /// The layout of an overlay on a backing file with these chunks that ends after its last data. The overlay has no
+    /// data, but records which chunks before that are zeros.
     pub(crate) fn overlay(geometry: Geometry, map: &ChunkMap) -> Layout {
         Layout::of(geometry, map, LayoutContent::Zeros)
     }
@@ -97,7 +97,7 @@ impl Layout {
         let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER_BYTES);
         let others = 1 + l1_clusters + l2_tables.len() as u64 + data;
         let (mut table_clusters, mut block_clusters) = (1, 1);
-        // The reference counts count themselves too.
+        // The refcount blocks also count themselves.
         loop {
             let clusters = others + table_clusters + block_clusters;
             let blocks = clusters.div_ceil(BLOCK_ENTRIES);
@@ -120,7 +120,7 @@ impl Layout {
         }
     }
 
-    /// Where in the file a byte of the disk is that belongs to an allocated chunk.
+    /// The offset in the file of a byte of the disk that is in an allocated chunk.
     pub(crate) fn file_offset(&self, offset: u64) -> Option<u64> {
         let chunk = offset / u64::from(self.geometry.chunk_bytes);
         let at = self.runs.partition_point(|(first, ..)| *first <= chunk).checked_sub(1)?;
@@ -128,19 +128,19 @@ impl Layout {
         (chunk < first + count).then(|| cluster * CLUSTER_BYTES + offset - self.geometry.offset(first))
     }
 
-    /// Where in the file the data is: from which byte, and how much.
+    /// The offset and length of the data in the file.
     pub(crate) fn data(&self) -> (u64, u64) {
         let first = self.runs.first().map_or(self.clusters, |(.., cluster)| *cluster);
         (first * CLUSTER_BYTES, (self.clusters - first) * CLUSTER_BYTES)
     }
 
-    /// How long the image is.
+    /// The length of the image file.
     pub(crate) fn file_bytes(&self) -> u64 {
         self.clusters * CLUSTER_BYTES
     }
 
-    /// Writes all but the data; every byte of it, so that nothing of what a device held before is taken for a part of
-    /// it.
+    /// Writes everything but the data. Every byte of the metadata is written, so that the old content of a device is
+    /// never mistaken for a part of it.
     pub(crate) fn write_metadata(&self, file: &File) -> io::Result<()> {
         if file.metadata()?.is_file() {
             file.set_len(self.file_bytes())?;
@@ -179,11 +179,11 @@ impl Layout {
         out.flush()
     }
 
-    /// Has the image lie on a raw one: what it does not hold itself reads as that one. Metadata is written before.
+    /// Makes a raw file the backing file of the image. The metadata must be written already.
     pub(crate) fn write_backing(&self, file: &File, name: &str) -> io::Result<()> {
         let mut extensions = BACKING_FORMAT.to_be_bytes().to_vec();
         extensions.extend(3_u32.to_be_bytes());
-        // Padded to 8 bytes; then the end of the extensions.
+        // Padded to 8 bytes, followed by the end of the extensions.
         extensions.extend(b"raw\0\0\0\0\0");
         extensions.extend([0; 8]);
         let at = u64::from(HEADER_BYTES) + extensions.len() as u64;
@@ -230,13 +230,13 @@ impl Layout {
         put64(&mut header, 0); // autoclear features
         put32(&mut header, 4); // refcounts of 2⁴ bits
         put32(&mut header, HEADER_BYTES);
-        // The rest is zeros, which also say «no header extension».
+        // The rest is zeros, which also means "no header extension".
         header.resize(CLUSTER_BYTES as usize, 0);
         out.write_all(&header)
     }
 }
 
-/// Writes 8-byte entries, and zeros to the end of the last cluster.
+/// Writes 8-byte entries, followed by zeros up to the end of the last cluster.
 fn write_table(out: &mut impl Write, clusters: u64, entries: impl Iterator<Item = u64>) -> io::Result<()> {
     let mut left = clusters * L2_ENTRIES;
     for entry in entries {
@@ -262,7 +262,7 @@ mod tests {
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Builds the image and a raw one of the same content; qemu-img must find the first flawless and both equal.
+    /// Builds the image and a raw image of the same content. `qemu-img` must find no error and no difference.
     fn check(capacity_bytes: u64, chunk_bytes: u32, kinds: &[(bool, u64)]) {
         let geometry = Geometry { capacity_bytes, chunk_bytes };
         let mut map = ChunkMap::default();
@@ -310,15 +310,15 @@ mod tests {
         check(512, 1 << 20, &[(true, 1)]);
         check(1 << 20, 1 << 20, &[]);
         check(3 << 20, 1 << 20, &[(true, 3)]);
-        // Several L2 tables with a gap between.
+        // Several L2 tables with a gap between them.
         check(3 << 30, 1 << 20, &[(true, 2), (false, 1500), (true, 1)]);
-        // More than one cluster of L1.
+        // An L1 table of more than one cluster.
         check(8 << 40, 1 << 20, &[(false, 5_000_000), (true, 1)]);
     }
 
     #[test]
     fn reference_counts_count_themselves() {
-        // Just below and above what one refcount block can count: 2 GiB of file.
+        // Just below and above the capacity of one refcount block: 2 GiB of file.
         for chunks in [2040, 2047, 2048, 2060] {
             let geometry = Geometry { capacity_bytes: chunks << 20, chunk_bytes: 1 << 20 };
             let mut map = ChunkMap::default();
@@ -340,7 +340,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (image, raw, expected) =
             (folder.path().join("image"), folder.path().join("raw"), folder.path().join("expected"));
-        // The zeros are the image's own: here the one below has none.
+        // The zeros must come from the overlay, because the backing file here has none.
         std::fs::write(&raw, vec![7; 5 << 20]).unwrap();
         std::fs::write(&expected, [vec![7; 2 << 20], vec![0; 2 << 20], vec![7; 1 << 20]].concat()).unwrap();
         let (layout, file) = (Layout::overlay(geometry, &map), File::create_new(&image).unwrap());

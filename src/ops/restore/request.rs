@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// An image format that can be restored to.
+/// An image format that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ImageFormat {
-    /// The bytes as the guest sees them.
+    /// The bytes of the virtual disk.
     Raw,
     Qcow2,
 }
 
 impl ImageFormat {
-    /// QEMU's name for it, which is its extension as well.
+    /// QEMU's name of the format, also used as the file extension.
     pub(crate) fn name(self) -> &'static str {
         match self {
             ImageFormat::Raw => "raw",
@@ -21,39 +21,39 @@ impl ImageFormat {
     }
 }
 
-/// What the user asked for.
+/// The user's request.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct RestoreRequest {
-    /// Another name for the machine, which then gets a new UUID and new MAC addresses.
+    /// A new name for the machine, which then also gets a new UUID and new MAC addresses.
     pub(crate) as_name: Option<String>,
     /// The folder for all images.
     pub(crate) into: Option<PathBuf>,
-    /// A file or device for one disk.
+    /// The target file or device of individual disks.
     pub(crate) to: BTreeMap<String, PathBuf>,
-    /// Only these disks, and no definition; empty means all.
+    /// Only these disks, without the definition; empty means everything.
     pub(crate) only_disks: Vec<String>,
-    /// The format of new images; none keeps the machine's.
+    /// The format of new images; `None` keeps that of the definition.
     pub(crate) format: Option<ImageFormat>,
-    /// Whether libvirt gets the definition.
+    /// Whether to define the machine in libvirt.
     pub(crate) define: bool,
-    /// The URI of the libvirt that gets it, which has a place of its own for a TPM's state.
+    /// The URI of the libvirt that defines the machine. It determines the location of the TPM state.
     pub(crate) connect: Option<String>,
-    /// Whether the machine is started in the end.
+    /// Whether to start the machine at the end.
     pub(crate) start: bool,
-    /// Whether what exists may be replaced.
+    /// Whether existing files may be replaced.
     pub(crate) overwrite: bool,
-    /// Whether the saved memory of the machine that is replaced may be removed.
+    /// Whether the managed save image of the replaced machine may be removed.
     pub(crate) discard_saved_memory: bool,
-    /// Whether drives whose medium is not on this host are left empty.
+    /// Whether to leave drives empty whose medium is missing on this host.
     pub(crate) drop_missing_media: bool,
-    /// The folder for the files that the definition mentions; none leaves them where they are.
+    /// The folder for the files that the definition references; `None` leaves them where they are.
     pub(crate) with_files: Option<PathBuf>,
-    /// The QEMU that runs the machine here; none keeps that of the definition.
+    /// The emulator to use on this host; `None` keeps that of the definition.
     pub(crate) emulator: Option<PathBuf>,
-    /// The machine type here; none keeps that of the definition.
+    /// The machine type to use on this host; `None` keeps that of the definition.
     pub(crate) machine_type: Option<String>,
-    /// What networks of the definition are called here.
+    /// The names on this host of the definition's networks.
     pub(crate) networks: BTreeMap<String, String>,
-    /// What bridges and network devices of the definition are called here.
+    /// The names on this host of the definition's bridges and network devices.
     pub(crate) bridges: BTreeMap<String, String>,
 }

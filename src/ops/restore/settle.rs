@@ -5,10 +5,10 @@ use super::planned::PlannedDisk;
 use crate::capture::{Hypervisor, Machine};
 use crate::ops::Monitor;
 
-/// What libvirt keeps beside a definition. The machine is whole already: what fails here is a warning.
+/// Updates what libvirt keeps besides the definition. The machine is complete already, so failures are only warnings.
 pub(super) fn settle(defined: &Machine, autostart: Option<bool>, monitor: &dyn Monitor) {
     let name = defined.name();
-    // A backup that finds no bitmap behind a checkpoint reads everything.
+    // A backup that finds no bitmap for a checkpoint reads the disks in full.
     match drop_checkpoints(defined) {
         Ok(others) => {
             for other in others {
@@ -34,7 +34,7 @@ pub(super) fn settle(defined: &Machine, autostart: Option<bool>, monitor: &dyn M
     }
 }
 
-/// Has libvirt see the volumes that are files in folders of its own.
+/// Refreshes the storage pools, so that libvirt finds the new volumes that are files in their folders.
 pub(super) fn refresh_pools(hypervisor: &Hypervisor, disks: &[PlannedDisk], monitor: &dyn Monitor) {
     for volume in disks.iter().filter_map(|disk| disk.volume.as_ref()) {
         if let Err(error) = hypervisor.refresh_pool(&volume.pool) {

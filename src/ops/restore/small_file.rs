@@ -1,8 +1,8 @@
-//! Where firmware variables, TPM state, kernel, initrd and other small files are written.
+//! Writes firmware variables, TPM state, kernel, initrd and other small files to their places.
 //!
-//! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the
-//! way is opened by [`crate::capture::parts::safe_path`], held open until the restore is over, and never looked up by
-//! its path again.
+//! libvirt gives the folders of these files to the users that QEMU and swtpm run as, who could put links there.
+//! Therefore [`crate::capture::parts::safe_path`] opens each folder on the path, and the folder is held open until the
+//! restore is over instead of being looked up again.
 
 use super::planned::PlannedFile;
 use super::target::{Destination, Looks, PartialFile, Placed};
@@ -15,18 +15,18 @@ use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// A small file that is complete and has not taken its place yet.
+/// A small file that is complete but not in its place yet.
 pub(super) enum SmallFile {
-    /// Written beside its place.
+    /// Written to a temporary file next to its place.
     Beside { temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks },
-    /// To be written over a device, which is large enough.
+    /// To be written to a device, which is large enough.
     Device { device: File, bytes: Vec<u8>, at: Destination },
-    /// To be written onto network storage.
+    /// To be written to network storage.
     Network { source: DiskSource, bytes: Vec<u8> },
 }
 
 impl SmallFile {
-    /// Writes a file of a point beside its place.
+    /// Writes a file of a point to a temporary file next to its place.
     pub(super) fn create(file: &PlannedFile, bytes: Vec<u8>, overwrite: bool) -> Result<SmallFile> {
         if let Some(source) = &file.network {
             return Ok(SmallFile::Network { source: source.clone(), bytes });
@@ -47,7 +47,7 @@ impl SmallFile {
         Ok(SmallFile::Device { device, bytes, at })
     }
 
-    /// Writes a file that nobody else may read beside its place, in a folder that nobody else can write.
+    /// Writes a file that only its owner may read, next to its place, in a folder that nobody else can write to.
     pub(super) fn create_private(path: &Path, bytes: &[u8], overwrite: bool) -> Result<SmallFile> {
         SmallFile::beside(Destination::new(path), bytes, overwrite, Looks::Private)
     }
@@ -59,7 +59,7 @@ impl SmallFile {
         Ok(SmallFile::Beside { temporary, at, overwrite, looks })
     }
 
-    /// Puts it in its place; onto the network by way of this hypervisor.
+    /// Moves the file to its place. Files on network storage are written by this hypervisor.
     pub(super) fn place(self, connect: &dyn Fn() -> capture::Result<Hypervisor>) -> Result<Placed> {
         match self {
             SmallFile::Network { source, bytes } => {
@@ -76,8 +76,8 @@ impl SmallFile {
     }
 }
 
-/// The place of a small file. What the user of the command named leads where the user wants it; what the definition
-/// names is not trusted beyond what root made.
+/// Returns the place of a small file. A path that the user specified is trusted, including its links; a path from the
+/// definition is trusted only as far as it leads through folders that only root can change.
 pub(super) fn place_of(file: &PlannedFile) -> Result<ResolvedPath> {
     let Some(below) = &file.below else {
         return Ok(safe_path::place_for_writing(&file.path)?);
@@ -97,7 +97,7 @@ fn names_below(path: &Path, below: &Path) -> Vec<OsString> {
     rest.components().map(|component| component.as_os_str().to_owned()).collect()
 }
 
-/// A device that QEMU's user could have put there is not written, nor is it replaced.
+/// Refuses to write to or replace a device that QEMU's user could have put there.
 fn refuse_device(place: &ResolvedPath) -> Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match place.kind() {
@@ -109,11 +109,11 @@ fn refuse_device(place: &ResolvedPath) -> Result<()> {
     }
 }
 
-/// Folders that were made for a TPM's state: they go again unless they are kept.
+/// Folders created for a TPM's state. They are removed unless they are kept.
 pub(super) struct NewFolders(Vec<(OpenFolder, OsString)>);
 
 impl NewFolders {
-    /// Makes those that are missing, as libvirt makes them: swtpm's user passes through those above its own.
+    /// Creates the missing folders as libvirt does: swtpm's user may traverse all of them and owns the last one.
     pub(super) fn create(files: &[PlannedFile]) -> Result<NewFolders> {
         let mut made = NewFolders(Vec::new());
         for file in files.iter().filter(|file| file.makes_folder) {
@@ -135,7 +135,7 @@ impl NewFolders {
     }
 }
 
-/// The nearest folder on the way that is there, and the names that are missing.
+/// Returns the nearest existing folder on the path, and the names that are missing below it.
 fn nearest(wanted: &Path, below: Option<&Path>) -> Result<(OpenFolder, Vec<OsString>)> {
     if let Some(below) = below {
         let mut folder = OpenFolder::open_named(below)?;
@@ -162,7 +162,7 @@ fn nearest(wanted: &Path, below: Option<&Path>) -> Result<(OpenFolder, Vec<OsStr
 
 impl Drop for NewFolders {
     fn drop(&mut self) {
-        // The files in them were removed before; what is not empty is not ours alone.
+        // The files in them were removed before. Folders that are not empty contain files of others and stay.
         for (folder, name) in self.0.iter().rev() {
             let _ = folder.remove_folder(name);
         }

@@ -1,5 +1,5 @@
-//! Where a restore puts what is no disk: firmware variables, TPM state, kernel and initial RAM disk, and the files that
-//! the definition mentions.
+//! Determines where a restore writes the small files: firmware variables, TPM state, kernel, initial RAM disk, and the
+//! files that the definition references.
 //!
 //! The places come from the definition and from the user, never from the manifest.
 
@@ -18,21 +18,21 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// What decides on their places.
+/// The parameters that determine the places.
 pub(super) struct SmallFiles<'a> {
     pub(super) request: &'a RestoreRequest,
     pub(super) definition: &'a Definition,
-    /// The machine's name and UUID from now on.
+    /// The machine's new name and UUID.
     pub(super) machine: &'a str,
     pub(super) uuid: &'a str,
-    /// Whether libvirt gets the definition.
+    /// Whether the machine is defined in libvirt.
     pub(super) define: bool,
     /// The folder of the first image.
     pub(super) beside: Option<PathBuf>,
 }
 
 impl SmallFiles<'_> {
-    /// The files that are written, and what becomes of the definition by that.
+    /// Returns the files to write, and the resulting changes of the definition.
     pub(super) fn plan(&self, manifest: &Manifest) -> Result<(Vec<PlannedFile>, Changes)> {
         let (mut files, mut moved) = (Vec::new(), Changes::default());
         for file in &manifest.files {
@@ -54,14 +54,14 @@ impl SmallFiles<'_> {
         if let (Some(_), false, Some(original)) =
             (&self.request.as_name, has_variables, self.nvram().and_then(Nvram::path))
         {
-            // libvirt makes new ones at the first start: those of the original are not shared.
+            // libvirt creates new variables at the first start; the original's are not shared.
             moved.nvram = Some(self.nvram_of_copy(original)?);
         }
         Ok((files, moved))
     }
 
-    /// The files that the definition mentions, into a folder that the user named: those that are written, and what they
-    /// are called there. One that is there already, byte for byte, is not written again.
+    /// Plans the files that the definition references, to be written into a folder that the user specified. Returns the
+    /// files to write and their new paths. Files that exist there with the same content are not written again.
     pub(super) fn plan_outside(
         &self,
         manifest: &Manifest,
@@ -73,7 +73,7 @@ impl SmallFiles<'_> {
             let path = folder.join(Path::new(&file.name).file_name().unwrap_or_default());
             let planned = PlannedFile {
                 below: Some(folder.to_owned()),
-                // Nobody but root may change what a machine is started with.
+                // Only root may change files that a machine is started with.
                 mode: Some(file.mode & 0o755),
                 ..PlannedFile::new(&file.name, path.clone())
             };
@@ -91,7 +91,7 @@ impl SmallFiles<'_> {
         Ok((files, moved))
     }
 
-    /// Where a file goes; none for one that is not written.
+    /// Returns the place of a file, or `None` if the file is not written.
     fn place(&self, file: &ManifestFile) -> Result<Option<PlannedFile>> {
         let original = Path::new(&file.path);
         let into = self.request.into.as_deref();
@@ -123,13 +123,13 @@ impl SmallFiles<'_> {
             (Role::Kernel | Role::Initrd, Some(folder)) => {
                 at(folder.join(format!("{}-{}", self.machine, file.name)), Some(folder))
             }
-            // A kernel that is still there is the host's; one that is gone is put back.
+            // An existing kernel belongs to the host and is kept; a missing one is restored.
             (Role::Kernel | Role::Initrd, None) if original.exists() => return Ok(None),
             (Role::Kernel | Role::Initrd, None) => at(original.to_owned(), None),
         }))
     }
 
-    /// The new path of a file, where it is another one.
+    /// The new path of a file, if it changed.
     fn moved(&self, file: &ManifestFile, planned: &PlannedFile) -> Option<PathBuf> {
         (planned.path != Path::new(&file.path)).then(|| planned.path.clone())
     }
@@ -138,24 +138,24 @@ impl SmallFiles<'_> {
         self.definition.nvram.as_ref()
     }
 
-    /// The firmware variables of a machine that is not in its old place.
+    /// The firmware variables of a machine that is not restored to its old place.
     fn nvram_of_copy(&self, original: &Path) -> Result<PathBuf> {
         let name = format!("{}_VARS.fd", self.machine);
         match (&self.request.into, original.is_absolute() && !is_below_dev(original), &self.beside) {
             (Some(folder), ..) => Ok(folder.join(name)),
             (None, true, _) => Ok(original.with_file_name(name)),
-            // They were on a device or on the network.
+            // The original variables were on a device or on the network.
             (None, false, Some(folder)) => Ok(folder.join(name)),
             (None, false, None) => Err(Error::NoFolder { path: name.into() }),
         }
     }
 
-    /// Whether the TPM's state is one file.
+    /// Whether the TPM's state is a single file.
     fn has_tpm_file(&self) -> bool {
         self.definition.tpm.as_ref().is_some_and(|tpm| tpm.state_is_file)
     }
 
-    /// The file of the TPM's state, and the folder above that the user named.
+    /// Returns the file of the TPM's state, and the folder above it that the user specified.
     fn tpm_file(&self) -> Result<(PathBuf, Option<&Path>)> {
         let before = self.tpm_state_before().unwrap_or(Path::new("/"));
         let name = format!("{}.tpm", self.machine);
@@ -168,13 +168,13 @@ impl SmallFiles<'_> {
         }
     }
 
-    /// Where the definition has the TPM's state, if it says.
+    /// The path of the TPM's state in the definition, if it is set.
     fn tpm_state_before(&self) -> Option<&Path> {
         self.definition.tpm.as_ref()?.state_path.as_deref()
     }
 
-    /// Where a TPM's state goes, and the folder above that the user named: to where the definition or libvirt will look
-    /// for it; without libvirt beside the images.
+    /// Returns the folder of the TPM's state, and the folder above it that the user specified. It is where the
+    /// definition or libvirt expects the state, or next to the images if the machine is not defined.
     fn tpm_folder(&self) -> Result<(PathBuf, Option<&Path>)> {
         let named = self.tpm_state_before();
         let connect = self.request.connect.as_deref().filter(|_| self.define && named.is_none());
@@ -194,10 +194,10 @@ impl SmallFiles<'_> {
         }
     }
 
-    /// Refuses what must not be written over, and a place that cannot be trusted.
+    /// Refuses a file that must not be overwritten, and a place that cannot be trusted.
     fn check(&self, planned: &PlannedFile) -> Result<()> {
         if planned.network.is_some() {
-            // What is on the network is there.
+            // A file on network storage is assumed to exist.
             return match self.request.overwrite {
                 true => Ok(()),
                 false => Err(Error::Exists { path: planned.path.clone() }),
@@ -220,14 +220,14 @@ impl SmallFiles<'_> {
 }
 
 impl PlannedFile {
-    /// A file that goes there.
+    /// A file with this target path.
     fn new(name: &str, path: PathBuf) -> PlannedFile {
         let name = name.to_owned();
         PlannedFile { name, path, below: None, network: None, is_on_device: false, makes_folder: false, mode: None }
     }
 }
 
-/// Whether a file holds these bytes.
+/// Whether a file has this content.
 fn holds(file: File, bytes: &Result<Vec<u8>>) -> bool {
     let Ok(bytes) = bytes else { return false };
     let mut there = Vec::new();

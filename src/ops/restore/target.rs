@@ -1,9 +1,9 @@
-//! Where a restored disk is written: a file - raw, or laid out as qcow2 - or a block device.
+//! Writes restored disks to a file, raw or qcow2, or to a block device.
 //!
-//! | name in the target's folder | what |
+//! | name in the target's folder | content |
 //! | --- | --- |
-//! | `.kvmb-….partial` | an image in the making; one that a killed restore left is removed by the next one in that folder |
-//! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
+//! | `.kvmb-….partial` | an unfinished image; one that a killed restore left is removed by the next one in that folder |
+//! | `.kvmb-….replaced` | the replaced image, until the machine is defined; kept after a kill, as it may be needed |
 
 use super::planned::{PlannedDisk, TargetKind};
 use super::preconditions::{refuse_in_use, refuse_too_small};
@@ -23,36 +23,36 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fc
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The beginning of all temporary names.
+/// The prefix of all temporary names.
 const TEMPORARY_PREFIX: &str = ".kvmb-";
-/// The end of the names of what was replaced.
+/// The suffix of the names of replaced files.
 const REPLACED_SUFFIX: &str = ".replaced";
-/// The end of the names of files in the making.
+/// The suffix of the names of unfinished files.
 const PARTIAL_SUFFIX: &str = ".partial";
-/// A file in the making is locked; one that is younger may not be locked yet.
+/// Unfinished files are locked. A file younger than this may not be locked yet.
 const UNLOCKED_AGE: Duration = Duration::from_secs(60);
 
-/// The most that an extended attribute, or the list of all, may take (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+/// The maximum size of an extended attribute and of the list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const LARGEST_ATTRIBUTE_BYTES: usize = 64 << 10;
 
-/// Where a file goes.
+/// The place of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
-    /// Its path, for people.
+    /// The path for messages.
     pub(crate) path: PathBuf,
-    /// The path by which system calls reach it.
+    /// The path used in system calls.
     reach: PathBuf,
-    /// The folder that this path leads through, where it must not be looked up again.
+    /// The open folder that `reach` leads through, if the folder must not be looked up again.
     _folder: Option<OpenFolder>,
 }
 
 impl Destination {
-    /// A path in a folder that nobody else can write.
+    /// A path in a folder that nobody else can write to.
     pub(crate) fn new(path: &Path) -> Destination {
         Destination { path: path.to_owned(), reach: path.to_owned(), _folder: None }
     }
 
-    /// A place in a folder that others may write.
+    /// A place in a folder that others may write to.
     pub(crate) fn anchored(place: &ResolvedPath) -> Destination {
         Destination { path: place.path(), reach: place.anchored(), _folder: Some(place.folder.clone()) }
     }
@@ -73,18 +73,18 @@ pub(crate) struct TargetDisk {
     form: DiskForm,
 }
 
-/// How the bytes of the disk lie.
+/// How the bytes of the disk are arranged.
 #[derive(Debug)]
 enum DiskForm {
-    /// As the guest sees them, in a new file that is all zeros.
+    /// Linear, in a new file that is all zeros.
     Raw,
-    /// As the guest sees them, over whatever the device holds.
+    /// Linear, on a device with unknown content.
     Device,
-    /// By a layout, in a new file or over whatever a device holds.
+    /// According to a qcow2 layout, in a new file or on a device with unknown content.
     Qcow2(Layout),
 }
 
-/// A disk that is complete and durable, still under its temporary name.
+/// A complete and durable disk that still has its temporary name.
 #[derive(Debug)]
 pub(crate) struct WrittenDisk {
     disk: String,
@@ -93,26 +93,26 @@ pub(crate) struct WrittenDisk {
     temporary: Option<PartialFile>,
 }
 
-/// A file in the making beside its place, locked so that nobody takes it for one that a killed restore left. Dropped,
-/// it is removed.
+/// An unfinished file next to its place. It is locked, so that it is not mistaken for a leftover of a killed restore.
+/// Dropping it removes the file.
 #[derive(Debug)]
 pub(crate) struct PartialFile {
     path: tempfile::TempPath,
     file: File,
 }
 
-/// Whose mode and owner a file that replaces another has.
+/// The mode and owner of a file that replaces another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Looks {
-    /// Those of what it replaces.
+    /// Those of the replaced file.
     OfReplaced,
-    /// Its own: mode 0600, ours.
+    /// Mode 0600 and the current user.
     Private,
-    /// Its own: these permissions, ours.
+    /// This mode and the current user.
     Mode(u32),
 }
 
-/// A file that took its place; what it replaced comes back unless [`Placed::keep`] is called.
+/// A file in its place. Dropping this restores the replaced file unless [`Placed::keep`] was called.
 #[derive(Debug)]
 pub(crate) struct Placed {
     at: Destination,
@@ -121,7 +121,7 @@ pub(crate) struct Placed {
 }
 
 impl PartialFile {
-    /// Makes an empty file, mode 0600, in the folder of what it is to become.
+    /// Creates an empty file with mode 0600 in the folder of its destination.
     pub(crate) fn create(at: &Destination) -> Result<PartialFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -131,7 +131,7 @@ impl PartialFile {
             .make_in(at.folder(), |path| options.open(path))
             .map_err(Error::io("create", &at.path))?;
         let (file, path) = made.into_parts();
-        // Some network file systems know no locks: there the age alone protects.
+        // Some network file systems do not support locks. Only the age protects the file there.
         if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
             tracing::debug!("{}: {error}", path.display());
         }
@@ -143,8 +143,8 @@ impl PartialFile {
         &mut self.file
     }
 
-    /// Takes the place of the image at `path`, if there is one; that gets the name `aside` in the same folder. At no
-    /// moment there is nothing.
+    /// Replaces the image at `path`, if there is one, which is kept as `aside` in the same folder. `path` exists at
+    /// every moment.
     pub(super) fn replace_keeping(self, path: &Path, aside: &Path) -> Result<()> {
         self.file.sync_all().map_err(Error::io("sync", path))?;
         if let Some(old) = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file) {
@@ -156,18 +156,18 @@ impl PartialFile {
         atomic_file::sync_folder(folder).map_err(Error::io("sync the folder of", path))
     }
 
-    /// Gives it the owner, mode, ACL, label and user attributes of the file that it replaces.
+    /// Copies the owner, mode, ACL, label and user attributes of the file that it replaces.
     fn look_like(&self, old: &fs::Metadata, at: &Destination) -> Result<()> {
         self.give_to(ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, &at.path)?;
         if let Err(error) = self.copy_attributes(&at.reach) {
-            // Its mode alone decides then, as on a file system without attributes.
+            // Only the mode applies then, as on a file system without attributes.
             tracing::debug!("{}: extended attributes: {error}", at.path.display());
         }
         Ok(())
     }
 
-    /// Copies extended attributes that an administrator may have set. Those by which libvirt remembers an owner, for as
-    /// long as a machine runs, are about the old file.
+    /// Copies extended attributes that an administrator may have set. The attributes in which libvirt remembers the
+    /// owner while a machine runs are not copied, because they belong to the old file.
     fn copy_attributes(&self, old: &Path) -> rustix::io::Result<()> {
         let (mut names, mut value) = (vec![0; LARGEST_ATTRIBUTE_BYTES], vec![0; LARGEST_ATTRIBUTE_BYTES]);
         let length = llistxattr(old, &mut names[..])?;
@@ -178,7 +178,7 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Gives it this owner and mode.
+    /// Sets the owner and mode.
     pub(super) fn give_to(&self, owner: ImageOwner, path: &Path) -> Result<()> {
         self.file
             .set_permissions(fs::Permissions::from_mode(owner.mode & 0o777))
@@ -187,13 +187,13 @@ impl PartialFile {
     }
 }
 
-/// Whether an extended attribute says something that no program sets by itself.
+/// Whether an extended attribute may have been set by an administrator.
 fn is_administrators(name: &[u8]) -> bool {
     name == b"system.posix_acl_access" || name == b"security.selinux" || name.starts_with(b"user.")
 }
 
-/// Removes the unfinished files that killed restores left in a folder; failing to do so harms nobody. Returns the paths
-/// of the replaced files that they left, which may be the only copy of an old image and stay.
+/// Removes the unfinished files that killed restores left in a folder; failures are harmless. Returns the paths of
+/// replaced files that they left. These may be the only copy of an old image, so they are kept.
 pub(crate) fn sweep(folder: &Path) -> Vec<PathBuf> {
     let mut replaced = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -219,7 +219,7 @@ pub(crate) fn sweep(folder: &Path) -> Vec<PathBuf> {
 }
 
 impl TargetDisk {
-    /// Makes the empty image beside its place, or opens the device.
+    /// Creates the empty image next to its place, or opens the device.
     pub(crate) fn create(disk: &PlannedDisk) -> Result<TargetDisk> {
         let path = disk.real_path.clone();
         let (temporary, file) = match disk.kind {
@@ -257,7 +257,7 @@ impl TargetDisk {
         Ok(TargetDisk { disk: disk.disk.clone(), path, overwrite, temporary, file, form })
     }
 
-    /// Writes data; from several threads at once.
+    /// Writes data. May be called from several threads in parallel.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = match &self.form {
             DiskForm::Raw | DiskForm::Device => offset,
@@ -269,7 +269,7 @@ impl TargetDisk {
         self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))
     }
 
-    /// Makes a range read as zeros. In a new image it does already.
+    /// Makes a range read as zeros. This is already the case in a new image.
     pub(crate) fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
         let (DiskForm::Device, file) = (&self.form, self.file.file()) else {
             return Ok(());
@@ -288,14 +288,14 @@ impl TargetDisk {
         Ok(())
     }
 
-    /// Makes what was written durable.
+    /// Makes the written data durable.
     pub(crate) fn finish(self) -> Result<WrittenDisk> {
         self.file.file().sync_all().map_err(Error::io("sync", &self.path))?;
         Ok(WrittenDisk { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
 }
 
-/// Opens a device for writing, unless it is mounted or otherwise taken (`O_EXCL`).
+/// Opens a device for writing, unless it is mounted or otherwise in use (`O_EXCL`).
 fn open_device(disk: &PlannedDisk) -> Result<File> {
     let flags = rustix::fs::OFlags::EXCL.bits() as i32;
     let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&disk.real_path);
@@ -305,7 +305,7 @@ fn open_device(disk: &PlannedDisk) -> Result<File> {
 }
 
 impl WrittenDisk {
-    /// Puts the disk in its place, unless its machine was started while it was being written.
+    /// Moves the disk to its place, unless its machine was started while the disk was being written.
     pub(crate) fn place(self) -> Result<Placed> {
         if self.temporary.is_some() && self.path.exists() {
             refuse_in_use(&self.disk, &self.path)?;
@@ -319,13 +319,13 @@ impl WrittenDisk {
 }
 
 impl Placed {
-    /// What was written over what is there, and cannot be undone: a device.
+    /// A device or file that was overwritten in place, which cannot be undone.
     pub(crate) fn in_place(at: Destination) -> Placed {
         Placed { at, replaced: None, kept: true }
     }
 
-    /// Renames `temporary` to what it is to become. What is there is an error, or - with `overwrite` - changes places
-    /// with it, so that at no moment there is nothing. A link is replaced and not followed.
+    /// Renames `temporary` to its destination. An existing file is an error or, with `overwrite`, is exchanged
+    /// atomically, so that the path exists at every moment. A link is replaced, not followed.
     pub(crate) fn put(temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
         let old = if overwrite { fs::symlink_metadata(&at.reach).ok() } else { None };
         let folder = at.folder().to_owned();
@@ -336,7 +336,7 @@ impl Placed {
         }
         let placed = match old {
             Some(old) => {
-                // What is no file has no looks that a file could have.
+                // Only a regular file has attributes that a file can take over.
                 if looks == Looks::OfReplaced && old.is_file() {
                     temporary.look_like(&old, &at)?;
                 }
@@ -354,7 +354,8 @@ impl Placed {
 
     fn exchange(temporary: PartialFile, at: Destination) -> Result<Placed> {
         let partial = temporary.path;
-        // Under this name first: what is exchanged for it must not look like something that can be swept away.
+        // The file is first renamed to this name, so that after the exchange the replaced file is not removed as a
+        // leftover.
         let aside = partial.with_extension(REPLACED_SUFFIX.trim_start_matches('.'));
         partial.persist_noclobber(&aside).map_err(|error| Error::io("rename", &at.path)(error.error))?;
         let undo = |error: std::io::Error| {
@@ -363,8 +364,8 @@ impl Placed {
         };
         match renameat_with(CWD, &aside, CWD, &at.reach, RenameFlags::EXCHANGE) {
             Ok(()) => Ok(Placed { at, replaced: Some(aside), kept: false }),
-            // A file system without it, NFS for one: there is a moment without an image, and the old one is kept by its
-            // second name.
+            // The file system (such as NFS) does not support the exchange. There is a moment without an image, and the
+            // old one is kept under a second name.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 let older = partial_sibling(&aside);
                 fs::rename(&at.reach, &older).map_err(undo)?;
@@ -378,7 +379,7 @@ impl Placed {
         }
     }
 
-    /// The file stays, and what it replaced goes.
+    /// Keeps the file and removes the one that it replaced.
     pub(crate) fn keep(mut self) {
         self.kept = true;
         if let Some(replaced) = self.replaced.take() {
@@ -387,7 +388,7 @@ impl Placed {
     }
 }
 
-/// Another name for what is replaced.
+/// A second name for a replaced file.
 fn partial_sibling(aside: &Path) -> PathBuf {
     aside.with_extension("old.replaced")
 }

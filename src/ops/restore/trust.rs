@@ -1,9 +1,9 @@
 //! Compares `point.json` with the definition before anything is planned from it.
 //!
-//! Whoever can write to the repository chooses what is in a manifest, and kvmb restores as root. So the manifest may
-//! choose no place on the host and no other machine: a disk must be one of the definition's, a file must be where the
-//! definition has it, and name and UUID must be the definition's.
-//! ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has looked at what can be judged without the definition:
+//! Anyone who can write to the repository controls the manifests, and kvmb restores as root. So a manifest may choose
+//! neither a place on the host nor another machine: its disks must be in the definition, its files must have the paths
+//! in the definition, and its name and UUID must be those of the definition.
+//! ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has checked what can be checked without the definition:
 //! sizes, and names that lead elsewhere.)
 
 use super::request::RestoreRequest;
@@ -17,7 +17,7 @@ use crate::ops::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-/// Refuses a point whose manifest does not fit its definition, as far as the request makes use of it.
+/// Refuses a point whose manifest does not match its definition, as far as the request uses it.
 pub(super) fn check(point: &OpenPoint, xml: &str, definition: &Definition, request: &RestoreRequest) -> Result<()> {
     let found = misfit(&point.manifest, definition, request);
     let reason = match found.or_else(|| request.with_files.as_ref().and_then(|_| misfit_outside(point, xml))) {
@@ -30,7 +30,7 @@ pub(super) fn check(point: &OpenPoint, xml: &str, definition: &Definition, reque
     Err(Error::UntrustedPoint { point: point.id.to_string(), reason })
 }
 
-/// A file that the definition mentions is one that it really mentions; where it goes, the user says.
+/// A file must be one that the definition references. The user chooses where it is written.
 fn misfit_outside(point: &OpenPoint, xml: &str) -> Option<String> {
     let known = outside_files(xml).unwrap_or_default();
     let mut seen = BTreeSet::new();
@@ -46,7 +46,7 @@ fn misfit_outside(point: &OpenPoint, xml: &str) -> Option<String> {
 }
 
 fn has_its_size(point: &OpenPoint, file: &ManifestFile) -> bool {
-    // What is missing altogether is said when it is read.
+    // A missing file is reported when it is read.
     point.files.get(&file.name).is_none_or(|(size_bytes, _)| *size_bytes == file.size_bytes)
 }
 
@@ -100,7 +100,7 @@ fn is_of(definition: &Definition, uuid: &str, file: &ManifestFile, request: &Res
     file.name == name && known == Some(path)
 }
 
-/// Older versions of libvirt write the file that they choose into the live definition only.
+/// Older versions of libvirt write the path that they choose to the live definition only.
 fn is_libvirts_choice(definition: &Definition, path: &Path, request: &RestoreRequest) -> bool {
     let of_this_user = match rustix::process::geteuid().is_root() {
         true => "qemu:///system",
@@ -113,8 +113,8 @@ fn is_libvirts_choice(definition: &Definition, path: &Path, request: &RestoreReq
         && extension.is_some_and(|extension| ["fd", "qcow2", "json"].contains(&extension))
 }
 
-/// The folder is the one that the definition names; where it names none libvirt chooses it by the UUID, below a folder
-/// of its own that only the host knows.
+/// The folder must be the one in the definition. If there is none, libvirt chooses it by the UUID, below a folder of
+/// its own that only the host knows.
 fn is_tpm_state(definition: &Definition, uuid: &str, file: &ManifestFile) -> bool {
     let path = Path::new(&file.path);
     let Some(state) = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator") else { return false };
@@ -183,8 +183,7 @@ mod tests {
     fn what_the_definition_does_not_say_is_refused() {
         assert_eq!(misfit_of(NVRAM, &[], |_| {}), None);
         assert_eq!(misfit_of(NVRAM, &[], |m| m["uuid"] = UUID.to_uppercase().into()), None);
-        // A disk that is not asked for does not matter: one that was attached to the running machine only, for
-        // instance.
+        // A disk that is not requested does not matter, for example one that was attached to the running machine only.
         let another = |m: &mut Value| {
             let mut disk = m["disks"][0].clone();
             disk["disk"] = "vdz".into();

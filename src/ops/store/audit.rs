@@ -1,11 +1,11 @@
-//! Auditing the dirty bitmap: clean chunks are read again and compared with the parent.
+//! Audits the dirty bitmap: chunks that it reports as clean are read and compared with the parent.
 //!
-//! Nothing can see a `dd` into an image or a bitmap that was cleared by hand, but reading. So every run reads a small
-//! random sample of what is said to be clean, and now and then everything is read.
+//! A `dd` into an image, or a bitmap that was cleared by hand, can only be detected by reading. Therefore every run
+//! reads a small random sample of the clean chunks, and some runs read everything.
 //!
-//! One chunk is always in the sample: the last that is clean and not zero. A disk that was cut short and grown again
-//! lost everything from some byte on; what lies wholly behind that byte reads as zeros and is found by the assembler,
-//! and the chunk that the byte is in is exactly this one.
+//! The sample always includes the last clean chunk that is not zero. If a disk was truncated and grown again,
+//! everything after some offset is lost. Chunks completely after that offset read as zeros, which the chunk map builder
+//! detects, and this chunk is the one that contains the offset.
 
 use super::task::{Base, DiskTask, StoreOutcome, StoredDisk};
 use crate::nbd::{ChunkState, Client, ClientOptions, chunk_runs, extents};
@@ -17,7 +17,7 @@ use rand::Rng;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Reads single chunks over a connection of its own, opened at the first.
+/// Reads single chunks over its own connection, which is opened for the first one.
 pub(super) struct ChunkReader<'a> {
     task: &'a DiskTask<'a>,
     geometry: Geometry,
@@ -31,12 +31,12 @@ impl<'a> ChunkReader<'a> {
         ChunkReader { task, geometry, stop, client: None, buffer: Vec::new() }
     }
 
-    /// The bytes of a chunk.
+    /// Reads a chunk.
     pub(crate) fn read(&mut self, index: u64) -> Result<&[u8]> {
         self.read_part(index, 0..self.geometry.length(index) as usize)
     }
 
-    /// The bytes of a part of a chunk.
+    /// Reads a part of a chunk.
     pub(crate) fn read_part(&mut self, index: u64, part: Range<usize>) -> Result<&[u8]> {
         self.stop.check()?;
         let failed = Error::disk(self.task.disk);
@@ -85,7 +85,7 @@ pub(super) fn sample(
     Ok(StoreOutcome::BitmapInvalid { reason, bitmap_mismatches })
 }
 
-/// The chunks to look at, ascending: the last, and a random share of all.
+/// Selects the chunks to read, ascending: the last one and a random share of all.
 fn choose(clean: &[(u64, u64)], share: f64) -> Vec<u64> {
     let total: u64 = clean.iter().map(|(_, count)| count).sum();
     let Some((first, count)) = clean.last() else {
@@ -114,7 +114,7 @@ fn choose(clean: &[(u64, u64)], share: f64) -> Vec<u64> {
     chosen.into_iter().collect()
 }
 
-/// Everything was read: what differs from the parent although the bitmap calls it clean is noted.
+/// After everything was read, records the chunks that differ from the parent although the bitmap reports them as clean.
 pub(super) fn compare_all(
     task: &DiskTask,
     geometry: Geometry,
@@ -150,7 +150,7 @@ pub(super) fn compare_all(
     Ok(StoreOutcome::Stored(stored))
 }
 
-/// Where two lists of runs differ, as (first, count).
+/// The differences between two lists of runs, as (first, count).
 fn differences(
     first: u64,
     mut then: impl Iterator<Item = (MappedChunk, u64)>,

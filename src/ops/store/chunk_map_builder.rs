@@ -1,25 +1,25 @@
-//! Puts the pieces of a disk that the workers finish in any order into one chunk map.
+//! Builds a chunk map from runs of chunks that the workers finish in any order.
 
 use super::task::{Base, StoredDisk};
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use crate::ops::pieces::Pieces;
 use std::collections::BTreeMap;
 
-/// What a run of chunks turned out to be.
+/// The content of a run of chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RunKind {
-    /// All of them this.
+    /// Each chunk has this content.
     Chunk(MappedChunk),
-    /// One, in pieces.
+    /// A single chunk, stored in pieces.
     Split(Pieces),
-    /// As in the parent, says the bitmap.
+    /// Unchanged since the parent, according to the bitmap.
     Clean {
-        /// They read as zeros now.
+        /// Whether the chunks read as zeros now.
         zero: bool,
     },
 }
 
-/// A run of chunks, dealt with.
+/// A run of chunks that was processed.
 #[derive(Debug)]
 pub(super) struct SlotRun {
     pub(crate) first: u64,
@@ -31,28 +31,28 @@ pub(super) struct SlotRun {
 }
 
 impl SlotRun {
-    /// A run that cost nothing so far.
+    /// A run for which nothing was read or stored.
     pub(crate) fn new(first: u64, count: u64, what: RunKind) -> SlotRun {
         SlotRun { first, count, what, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
     }
 }
 
-/// What came of it.
+/// The result of building the map.
 #[derive(Debug)]
 pub(super) enum Assembled {
-    /// Every chunk came once.
+    /// Every chunk arrived once.
     Whole {
         stored: StoredDisk,
-        /// The runs that were taken from the parent and are not zero now, as (first, count).
+        /// The runs taken over from the parent that are not zero now, as (first, count).
         clean: Vec<(u64, u64)>,
     },
-    /// This chunk had data in the parent, is clean, and is zero now.
+    /// This chunk had data in the parent and is reported as clean, but is zero now.
     Vanished(u64),
-    /// Some chunk never came, or came from nowhere.
+    /// A chunk is missing or is not in the parent.
     Incomplete(String),
 }
 
-/// The map in the making.
+/// Builds the chunk map of a disk.
 #[derive(Debug)]
 pub(super) struct ChunkMapBuilder<'a> {
     geometry: Geometry,
@@ -66,7 +66,7 @@ pub(super) struct ChunkMapBuilder<'a> {
 }
 
 impl<'a> ChunkMapBuilder<'a> {
-    /// An empty map; clean pieces are taken from `base`.
+    /// Starts with an empty map. Clean runs are taken over from `base`.
     pub(crate) fn new(geometry: Geometry, base: Option<Base<'a>>) -> ChunkMapBuilder<'a> {
         ChunkMapBuilder {
             geometry,
@@ -80,7 +80,7 @@ impl<'a> ChunkMapBuilder<'a> {
         }
     }
 
-    /// Adds a piece; those that come early wait for their turn.
+    /// Adds a run. Runs that arrive early are kept until it is their turn.
     pub(crate) fn add(&mut self, piece: SlotRun) {
         self.stored.read_bytes += piece.read_bytes;
         self.stored.new_bytes += piece.new_bytes;
@@ -126,7 +126,7 @@ impl<'a> ChunkMapBuilder<'a> {
         }
     }
 
-    /// The whole map, or what is wrong with it.
+    /// Returns the complete map, or what is wrong with it.
     pub(crate) fn finish(mut self) -> Assembled {
         if let Some(index) = self.orphan {
             return Assembled::Incomplete(format!("chunk {index} is clean, but the parent has no such chunk"));

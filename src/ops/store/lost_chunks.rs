@@ -1,8 +1,9 @@
-//! Chunks that the parent point names and that no index knows any more: a pack was lost, and a repair took it out of
-//! the index.
+//! Chunks that the parent point refers to but that no index lists any more, because a pack was lost and a repair
+//! removed it from the index.
 //!
-//! A clean chunk is taken over from the parent unread, so it is looked up when the parent's list is: one that is
-//! unknown is read as if it had changed. The new point is whole then. The older points lack what nobody can read again.
+//! Clean chunks are taken over from the parent without being read. They are looked up in the index together with the
+//! parent's list, and unknown ones are read as if they had changed. The new point is then complete. Older points lack
+//! data that can no longer be read.
 
 use crate::ops::Result;
 use crate::ops::chunk_map::{ChunkMap, MappedChunk};
@@ -11,10 +12,10 @@ use crate::ops::points::OpenPoint;
 use crate::record::DamagedPoint;
 use crate::repo::{BlobKind, Id, Index, Writer};
 
-/// The number of chunks looked up together.
+/// The number of chunks looked up at once.
 const TOGETHER: usize = 1 << 18;
 
-/// The chunks of a map that the repository does not have, as (first, count), ascending.
+/// Returns the chunks of a map that the repository lacks, as (first, count), ascending.
 pub(crate) fn lost_chunks(map: &ChunkMap, writer: &Writer) -> Vec<(u64, u64)> {
     lost_runs(map, |id| writer.has(BlobKind::Data, id), TOGETHER)
 }
@@ -35,12 +36,12 @@ fn lost_runs(map: &ChunkMap, is_known: impl Fn(&Id) -> bool, together: usize) ->
         if some.is_empty() {
             break;
         }
-        // An index that is not in memory is sorted, and has neighbours in one page.
+        // An index on disk is sorted, so sorted lookups access neighbours on the same page.
         some.sort_unstable();
         lost.extend(some.iter().filter(|(id, ..)| !is_known(id)).map(|(_, first, count)| (*first, *count)));
     }
     lost.sort_unstable();
-    // A chunk of which several pieces are lost is one.
+    // A chunk that lost several pieces is listed once.
     lost.dedup();
     lost
 }
@@ -48,13 +49,13 @@ fn lost_runs(map: &ChunkMap, is_known: impl Fn(&Id) -> bool, together: usize) ->
 /// A part of a run of clean chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CleanPart {
-    /// The repository has these: first, count.
+    /// The repository has these chunks: first, count.
     Known(u64, u64),
-    /// These must be read.
+    /// These chunks must be read: first, count.
     Lost(u64, u64),
 }
 
-/// Cuts a run of clean chunks where the repository lacks some.
+/// Splits a run of clean chunks where the repository lacks some.
 pub(super) fn cut(first: u64, count: u64, lost: &[(u64, u64)]) -> Vec<CleanPart> {
     let (mut parts, mut next, end) = (Vec::new(), first, first + count);
     let begin = lost.partition_point(|(first, count)| first + count <= next);
@@ -75,14 +76,14 @@ pub(super) fn cut(first: u64, count: u64, lost: &[(u64, u64)]) -> Vec<CleanPart>
     parts
 }
 
-/// The points that lack chunks, as of the moment that `view` shows, and the disks that the chunks are of.
+/// Returns the points that lack chunks, as of the moment of `view`, and the affected disks.
 pub(crate) fn damaged_points(view: &RepoView) -> Result<Vec<DamagedPoint>> {
     let mut damaged = Vec::new();
     for point in view.points()? {
         let open = match view.point(point) {
             Ok(open) => Some(open),
             Err(crate::ops::Error::Repo(error)) if error.is_unreachable() => return Err((*error).into()),
-            // Nothing of it can be read.
+            // The point is completely unreadable.
             Err(_) => None,
         };
         let disks: Vec<String> = open.iter().flat_map(|open| lacking_disks(open, &view.index)).collect();
@@ -93,7 +94,7 @@ pub(crate) fn damaged_points(view: &RepoView) -> Result<Vec<DamagedPoint>> {
     Ok(damaged)
 }
 
-/// The disks of a point of which the index does not know every chunk.
+/// The disks of a point with chunks that the index does not list.
 fn lacking_disks(point: &OpenPoint, index: &Index) -> Vec<String> {
     let is_known = |id: Id| index.contains(BlobKind::Data, &id);
     let is_whole = |disk: &str| point.blobs_of_disk(disk).is_some_and(|mut blobs| blobs.all(is_known));

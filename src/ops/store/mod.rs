@@ -1,11 +1,11 @@
-//! The disks of a capture into a repository, one at a time.
+//! Stores the disks of a capture in a repository, one at a time.
 //!
-//! | module | what |
+//! | module | content |
 //! | --- | --- |
-//! | `task` | what is to be read of a disk, and what storing it came to |
+//! | `task` | what to read of a disk, and the result of storing it |
 //! | `store_disk` | the pipeline: read, find zeros, hash, compress, encrypt, pack |
-//! | `chunk_map_builder` | the chunks that come in any order, put into one map |
-//! | `audit` | clean chunks read again and compared with the parent |
+//! | `chunk_map_builder` | combines chunks that arrive in any order into one map |
+//! | `audit` | reads clean chunks again and compares them with the parent |
 //! | `lost_chunks` | chunks of the parent that the repository has lost |
 
 mod audit;

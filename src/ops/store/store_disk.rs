@@ -1,16 +1,16 @@
-//! Storing one captured disk in the repository: read, find zeros, hash, look up, compress, encrypt, pack.
+//! Stores one captured disk in the repository: read, find zeros, hash, look up, compress, encrypt, pack.
 //!
 //! ```text
 //! QEMU ─NBD─▶ reader threads ─▶ bounded queue ─▶ N workers: zero? SHA-256, known?, zstd, AES ─▶ packs ─▶ storage
 //!                                                    │
 //!                                                    ▼
-//!                                    assembler: chunk map, in order
+//!                                    chunk map builder: chunks in order
 //! ```
 //!
-//! A chunk that is dirty in a part is not read by the reader threads: a worker reads what it needs of it, which are the
-//! dirty pieces if the parent has the chunk in pieces ([`Pieces`]).
+//! A partly dirty chunk is not read by the reader threads. A worker reads the part of it that it needs: if the parent
+//! has the chunk in pieces ([`Pieces`]), only the dirty ones.
 //!
-//! Memory is bounded by the queue (8 MiB) and the packs in the making; the chunk map takes 32 bytes for each chunk that
+//! Memory is bounded by the queue (8 MiB) and the packs being written. The chunk map takes 32 bytes for each chunk that
 //! is not zero, unless the parent has it at the same place, and 32 bytes for each piece.
 
 use super::audit;
@@ -27,7 +27,7 @@ use crate::repo::{self, BlobKind, Id, Writer};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How much of the disks of all machines is being read, or waits for a worker.
+/// The maximum amount of data, over all machines, that is being read or waits for a worker.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 pub(crate) fn store_disk(
@@ -68,7 +68,7 @@ pub(crate) fn store_disk(
                 let next = || locked(&source).as_mut().and_then(Iterator::next);
                 if let Err(error) = worker.run(next) {
                     locked(&failed).get_or_insert(error);
-                    // The other workers then see the end.
+                    // This ends the other workers.
                     *locked(&source) = None;
                 }
             });
@@ -107,7 +107,7 @@ struct StoreWorker<'a, 'base> {
 }
 
 impl StoreWorker<'_, '_> {
-    /// Takes chunks until there are none.
+    /// Processes chunks until there are no more.
     fn run(&self, next: impl Fn() -> Option<nbd::Result<nbd::Chunk>>) -> Result<()> {
         let mut second_look = audit::ChunkReader::new(self.task, self.geometry, self.stop);
         while let Some(chunk) = next() {
@@ -126,7 +126,8 @@ impl StoreWorker<'_, '_> {
                 nbd::Chunk::Clean { first, count, zero } => {
                     let known = self.skips.map_or(0, |base| base.comparable(self.geometry));
                     let same = known.saturating_sub(first).min(count);
-                    // What is zero now is not read: where the parent had data, that is found without.
+                    // Chunks that are zero now are not read. If the parent had data there, the chunk map builder
+                    // detects it.
                     let lost = self.skips.filter(|_| !zero).map_or(&[][..], |base| base.lost);
                     for part in cut(first, same, lost) {
                         match part {
@@ -143,7 +144,7 @@ impl StoreWorker<'_, '_> {
                     match count - same {
                         0 => {}
                         rest if zero => self.add(SlotRun::new(first + same, rest, RunKind::Chunk(MappedChunk::Zero))),
-                        // The disk grew: what the parent did not have is new, whatever the bitmap says.
+                        // The disk grew. Chunks that the parent did not have are new, whatever the bitmap says.
                         _ => {
                             for index in first + same..first + count {
                                 self.store(index, second_look.read(index)?)?;
@@ -156,7 +157,7 @@ impl StoreWorker<'_, '_> {
         Ok(())
     }
 
-    /// Stores a chunk that was read: in pieces if it was so and few of them changed.
+    /// Stores a chunk that was read. It is stored in pieces if it was before and few of them changed.
     fn store(&self, index: u64, bytes: &[u8]) -> Result<()> {
         let earlier = self.task.earlier.and_then(|map| map.pieces(index));
         if let Some(earlier) = earlier.filter(|_| !is_zero(bytes)) {
@@ -169,8 +170,8 @@ impl StoreWorker<'_, '_> {
         self.store_whole(index, bytes)
     }
 
-    /// Stores a chunk of which only these pieces are dirty, and these are clean and zero. What is in pieces already is
-    /// read and stored only where it is dirty.
+    /// Stores a partly dirty chunk, given its dirty pieces and its pieces that are clean and zero. If it is stored in
+    /// pieces already, only the dirty ones are read and stored.
     fn store_mixed(&self, index: u64, (dirty, clean_zeros): (u64, u64), reader: &mut audit::ChunkReader) -> Result<()> {
         let total = pieces::count(self.geometry.length(index));
         let is_part = pieces::are_worth_it(total, u64::from(dirty.count_ones()));
@@ -188,7 +189,7 @@ impl StoreWorker<'_, '_> {
             };
         };
         if !before.are_zero_at(clean_zeros, self.geometry.length(index)) {
-            // The bitmap missed it, as with a whole chunk.
+            // The bitmap missed a change; this reports it in the same way as for a whole chunk.
             self.add(SlotRun::new(index, 1, RunKind::Clean { zero: true }));
             return Ok(());
         }
@@ -248,7 +249,7 @@ impl StoreWorker<'_, '_> {
     }
 }
 
-/// The zero blobs are in every repository that has a disk, so that a chunk of zeros is always a known chunk.
+/// Stores the zero blobs. They are in every repository that has a disk, so that a chunk of zeros is always known.
 fn store_zero_blobs(writer: &Writer, geometry: Geometry) -> repo::Result<()> {
     let zeros = vec![0; ZERO_BLOB_BYTES as usize];
     writer.put(BlobKind::Data, &zeros)?;
@@ -259,7 +260,7 @@ fn store_zero_blobs(writer: &Writer, geometry: Geometry) -> repo::Result<()> {
     Ok(())
 }
 
-/// Taken over from a worker that panicked as well: the panic itself ends the scope.
+/// Locks a mutex even if a worker panicked. The panic itself ends the scope.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

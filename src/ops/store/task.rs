@@ -6,66 +6,65 @@ use crate::ops::threads::Parallelism;
 use crate::ops::{Error, Result, Stop};
 use crate::rate_limiter::RateLimiter;
 
-/// What storing one disk came to.
+/// The result of storing one disk.
 #[derive(Debug, Default)]
 pub(crate) struct StoredDisk {
     pub(crate) map: ChunkMap,
-    /// The disk's size as the capture has it.
+    /// The size of the captured disk.
     pub(crate) capacity_bytes: u64,
-    /// What was read over NBD.
+    /// The number of bytes read over NBD.
     pub(crate) read_bytes: u64,
-    /// What of it was new to the repository.
+    /// The number of those bytes that were new to the repository.
     pub(crate) new_bytes: u64,
-    /// What that takes there.
+    /// The size of the new data in the repository.
     pub(crate) stored_bytes: u64,
-    /// Whether its bitmap said that nothing changed since the parent; false without a bitmap.
+    /// Whether the bitmap reported no change since the parent; false without a bitmap.
     pub(crate) is_unchanged: bool,
-    /// Chunks that differ from the parent although the bitmap called them clean, as (first, count).
+    /// Chunks that differ from the parent although the bitmap reported them as clean, as (first, count).
     pub(crate) bitmap_mismatches: Vec<(u64, u64)>,
 }
 
-/// How storing a disk ended.
+/// The outcome of storing a disk.
 #[derive(Debug)]
 pub(crate) enum StoreOutcome {
     Stored(StoredDisk),
-    /// The bitmap cannot be relied on: the disk must be read in full.
+    /// The bitmap cannot be trusted. The disk must be read in full.
     BitmapInvalid {
         reason: String,
-        /// What it was caught lying about: the parent is suspect there.
+        /// The changes that the bitmap missed. The parent may be wrong there.
         bitmap_mismatches: Vec<(u64, u64)>,
     },
 }
 
 impl StoreOutcome {
-    /// BitmapInvalid, without evidence of a lie.
+    /// An invalid bitmap without known mismatches.
     pub(super) fn untrusted(reason: impl Into<String>) -> StoreOutcome {
         StoreOutcome::BitmapInvalid { reason: reason.into(), bitmap_mismatches: Vec::new() }
     }
 }
 
-/// What is to be read of a disk.
+/// What to read of a disk.
 #[derive(Debug)]
 pub(crate) struct DiskTask<'a> {
     /// The disk's target name.
     pub(crate) disk: &'a str,
-    /// Where it can be read.
+    /// The address of the disk.
     pub(crate) uri: &'a NbdUri,
-    /// The size that the capture says.
+    /// The size of the disk in the capture.
     pub(crate) capacity_bytes: u64,
-    /// The size of its chunks.
     pub(crate) chunk_bytes: u32,
-    /// What the disk continues; none reads everything.
+    /// What the disk continues; `None` reads everything.
     pub(crate) base: Option<Base<'a>>,
-    /// The chunks of an earlier point: those that are in pieces there stay so where they did not change.
+    /// The chunks of an earlier point. Those stored in pieces stay so if few of them changed.
     pub(crate) earlier: Option<&'a ChunkMap>,
-    /// How fast it may be read.
+    /// Limits the speed of reading.
     pub(crate) rate_limit: Option<&'a RateLimiter>,
-    /// What its machine may use.
+    /// The threads and memory that its machine may use.
     pub(crate) parallelism: Parallelism,
 }
 
 impl DiskTask<'_> {
-    /// Waits until this number of bytes may be read. What is read ahead is little, so it serves as well just after
+    /// Waits until this number of bytes may be read. Little data is read ahead, so this may also be called just after
     /// reading.
     pub(super) fn keep_pace(&self, bytes: usize, stop: &Stop) {
         if let Some(rate_limit) = self.rate_limit {
@@ -74,25 +73,26 @@ impl DiskTask<'_> {
     }
 }
 
-/// What a disk continues: the parent's chunks, and the bitmap that says what changed since.
+/// What a disk continues: the parent's chunks, and the bitmap of the changes since.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Base<'a> {
-    /// The meta context of the dirty bitmap.
+    /// The NBD meta context of the dirty bitmap.
     pub(crate) bitmap: &'a str,
     pub(crate) map: &'a ChunkMap,
-    /// Chunks of it that the repository has lost, as (first, count), ascending: they are read whatever the bitmap says.
+    /// Chunks of the map that the repository has lost, as (first, count), ascending. They are read whatever the bitmap
+    /// says.
     pub(crate) lost: &'a [(u64, u64)],
-    /// The size that the disk had then.
+    /// The size of the disk in the parent.
     pub(crate) capacity_bytes: u64,
-    /// The share of clean chunks that is read all the same, and compared.
+    /// The share of clean chunks that is read and compared anyway.
     pub(crate) audit: f64,
-    /// Whether everything is read all the same, and compared.
+    /// Whether everything is read and compared anyway.
     pub(crate) read_all: bool,
 }
 
 impl Base<'_> {
-    /// How many chunks, from the first, are the same range of the disk then and now: beyond, everything counts as
-    /// changed.
+    /// The number of chunks, from the first, that cover the same ranges of the disk as in the parent. Later ones count
+    /// as changed.
     pub(super) fn comparable(&self, geometry: Geometry) -> u64 {
         match self.capacity_bytes == geometry.capacity_bytes {
             true => geometry.chunks(),
@@ -101,8 +101,8 @@ impl Base<'_> {
     }
 }
 
-/// Refuses to read what has another size than the disk that was captured. QEMU and libvirt count in sectors of 512
-/// bytes or not, so that is no difference.
+/// Refuses a disk whose size differs from that of the captured one. QEMU and libvirt may round sizes to sectors of 512
+/// bytes, so such a difference is accepted.
 pub(crate) fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result<()> {
     const SECTOR_BYTES: u64 = 512;
     if offered_bytes.div_ceil(SECTOR_BYTES) == capacity_bytes.div_ceil(SECTOR_BYTES) {

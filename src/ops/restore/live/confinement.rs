@@ -1,36 +1,36 @@
-//! What a security module of the host must permit for a machine to run on a served point: QEMU opens the socket, and
-//! the profiles that libvirt makes for machines do not name it (pure, but for [`missing_rule`]).
+//! The rules that the host's security module needs for a machine to run on a served point: QEMU opens the socket, which
+//! the profiles that libvirt generates do not cover. Pure except for [`missing_rule`].
 
 use crate::capture::RuntimeDirs;
 use std::fs;
 use std::path::Path;
 
-/// Where site-specific rules of AppArmor for all machines are.
+/// The files with site-specific AppArmor rules for all machines.
 const APPARMOR: [&str; 2] =
     ["etc/apparmor.d/abstractions/libvirt-qemu", "etc/apparmor.d/local/abstractions/libvirt-qemu"];
-/// The folder whose files are read too.
+/// A folder whose files are included too.
 const APPARMOR_FOLDER: &str = "etc/apparmor.d/abstractions/libvirt-qemu.d";
 
-/// Where SELinux keeps the modules that are loaded.
+/// The folder of the installed SELinux modules.
 const SELINUX: &str = "var/lib/selinux";
 
-/// A rule that is missing.
+/// A missing rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MissingRule {
     /// The security module.
     pub(crate) module: String,
-    /// The rule, in its language.
+    /// The rule, in the language of the security module.
     pub(crate) rule: String,
     /// The command that adds it.
     pub(crate) command: String,
 }
 
-/// What must be added for machines that this module confines.
+/// Returns the rule that this module lacks, if any.
 pub(crate) fn missing_rule(module: &str, runtime: &RuntimeDirs) -> Option<MissingRule> {
     missing_below(Path::new("/"), module, &runtime.live_restore_sockets())
 }
 
-/// The same for a host whose files are below this folder.
+/// The same for a host whose files are below `root`.
 fn missing_below(root: &Path, module: &str, sockets: &str) -> Option<MissingRule> {
     match module {
         "apparmor" => {
@@ -64,7 +64,7 @@ fn selinux(has_module: bool) -> Option<MissingRule> {
     (!has_module).then(|| MissingRule { module: "SELinux".to_owned(), rule: rule.to_owned(), command })
 }
 
-/// Whether a module `kvmb` is loaded: `<policy>/active/modules/<priority>/kvmb`.
+/// Whether a module `kvmb` is installed: `<policy>/active/modules/<priority>/kvmb`.
 fn has_selinux_module(folder: &Path) -> bool {
     let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let modules = entries(folder).map(|policy| policy.join("active/modules"));

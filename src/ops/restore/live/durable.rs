@@ -1,11 +1,12 @@
-//! Images that are complete on disk, and not only as far as their QEMU knows.
+//! Makes images complete on disk, not just in the memory of their QEMU.
 //!
 //! ```text
-//!  all data of a disk is copied ── QEMU writes what it has in memory ──→ the image needs nothing of the point
-//!     └─ QEMU is killed, the host loses its power ──→ the image is put on the point again, and the copy repeated
+//!  all data of a disk is copied ── QEMU writes its cached metadata ──→ the image no longer needs the point
+//!     └─ QEMU is killed, the host loses power ──→ the image is put on the point again and the copy is repeated
 //! ```
-//! When QEMU has copied what is below an image, the header names nothing below any more. Which clusters hold the copy,
-//! QEMU may still have in memory alone, until its guest flushes its disk: one that was killed leaves an empty image.
+//! After QEMU has copied everything from a backing file, the image's header names no backing file. But the information
+//! which clusters hold the copy may exist only in QEMU's memory until the guest flushes its disk: if QEMU is killed
+//! before, the image appears empty.
 
 use super::state::{LiveFile, LiveState};
 use crate::capture::domain_xml::rewrite::served::{on_served_point, sockets_below};
@@ -21,17 +22,17 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// How often a machine is looked at that does not run.
+/// How often to check a machine that is not running.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Has the kernel begin to write what QEMU has handed to it: otherwise the whole disk is waited for at the end.
+/// Lets the kernel start writing the data that QEMU has passed to it. Otherwise all of it is written at the end.
 pub(super) fn begin_writing(image: &File) {
     if let Err(error) = fadvise(image, 0, None, Advice::DontNeed) {
         tracing::debug!("{error}");
     }
 }
 
-/// Has QEMU write what it has in memory of an image, by a moment's pause: libvirt knows no other way.
+/// Lets QEMU write its cached metadata of an image by pausing the machine briefly. libvirt has no other way.
 pub(super) fn write_out(
     machine: &Machine,
     image: &Path,
@@ -39,7 +40,7 @@ pub(super) fn write_out(
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<()> {
-    // Before the machine is paused: what is left to be written then is little.
+    // This sync comes before the pause, so that little is left to write during it.
     sync(image)?;
     let mut is_said = false;
     loop {
@@ -67,7 +68,7 @@ pub(super) fn write_out(
     written
 }
 
-/// Lets a machine go on that was paused for a moment by a process that has ended since.
+/// Resumes a machine that was left paused by a process that ended.
 pub(super) fn end_pause(machine: &Machine, state: &LiveState) -> Result<()> {
     if state.paused && machine.state()? == MachineState::Paused(PausedReason::User) {
         machine.resume()?;
@@ -75,8 +76,8 @@ pub(super) fn end_pause(machine: &Machine, state: &LiveState) -> Result<()> {
     Ok(())
 }
 
-/// Puts images of a machine that is off on the point again, whose QEMU had copied everything, but may have been killed
-/// before that was on disk. Where it was, nothing is copied twice.
+/// Puts images of a stopped machine on the point again if QEMU had copied everything but may have been killed before
+/// that was on disk. Data that did reach the disk is not copied again.
 pub(super) fn put_back_on_point(machine: &Machine, state: &LiveState) -> Result<()> {
     let xml = machine.definition_xml(Which::Inactive, true)?;
     let mut names = BTreeSet::new();
@@ -88,14 +89,14 @@ pub(super) fn put_back_on_point(machine: &Machine, state: &LiveState) -> Result<
         }
     }
     if !names.is_empty() {
-        // How the settings were before is known since the restore began.
+        // The original settings were recorded when the restore began.
         let (xml, _) = on_served_point(&xml, &state.socket, &names).map_err(capture::Error::from)?;
         machine.redefine(&xml)?;
     }
     Ok(())
 }
 
-/// Whether a disk of the machine, as it runs or as it would start, needs the point.
+/// Whether a disk of the machine, as it runs or in the persistent definition, needs the point.
 pub(super) fn needs_server(machine: &Machine, which: Which, disk: &str, state: &LiveState) -> capture::Result<bool> {
     let definition = machine.definition(which)?;
     Ok(sockets_below(&definition).any(|(name, socket)| name == disk && *socket == state.socket))

@@ -1,13 +1,14 @@
-//! A live restore: the machine runs at once on an empty image on top of its served point, and its data follows.
+//! Live restores: the machine runs at once on an empty image on top of its served point, and its data is copied
+//! meanwhile.
 //!
 //! ```text
-//! state file ─ images beside the old ones ─ files ─ definition ─ server ─ start
-//!    ─ copy disk by disk, each written to disk ─ definition as it was ─ old images gone ─ server ended ─ state file gone
+//!  state file ─ images next to the old ones ─ files ─ definition ─ server ─ start
+//!     ─ copy disk by disk, each made durable ─ final definition ─ old images, server and state file removed
 //! ```
-//! Until all data is on the disks of this host, the machine needs the server of its point. When that dies it is started
-//! again, and the machine waits meanwhile. When this process dies, the server goes on, and so does the machine: the
-//! supervisor sees to both, and another process continues by the state file. The definition names the server's socket:
-//! without the server libvirt refuses to start the machine.
+//! Until all data is on the disks of this host, the machine needs the server of its point. If the server exits, it is
+//! restarted while the machine waits. If this process exits, the server and the machine continue under the supervisor,
+//! and another process can continue the restore from the state file. The definition names the server's socket, so
+//! libvirt refuses to start the machine without the server.
 
 pub(crate) mod confinement;
 mod durable;
@@ -48,34 +49,34 @@ use std::path::Path;
 use std::time::Instant;
 use supervisor::{HostService, Supervised};
 
-/// The largest small file that is kept until a restore is over.
+/// The maximum size of a small file that is kept until a restore is over.
 const LARGEST_FILE_BYTES: u64 = 256 << 20;
 
-/// What a live restore works with.
+/// The environment of a live restore.
 pub(crate) struct LiveContext<'a> {
     pub(crate) folder: &'a LiveFolder,
     pub(crate) runtime: &'a RuntimeDirs,
-    /// No more than so many bytes a second are copied.
+    /// The maximum number of bytes copied per second.
     pub(crate) limit_read: Option<u32>,
-    /// What starts a supervisor with the host.
+    /// Starts a supervisor when the host boots.
     pub(crate) service: &'a dyn HostService,
     pub(crate) monitor: &'a dyn Monitor,
     pub(crate) stop: &'a Stop,
 }
 
-/// What is restored, and how the server finds it.
+/// What is restored, and how the server accesses the repository.
 pub(crate) struct LiveSource<'a> {
     pub(crate) repo: &'a Repository,
     pub(crate) index: &'a Index,
     pub(crate) point: &'a OpenPoint,
     pub(crate) access: ServerAccess,
-    /// The right to mark the point; none in a repository that cannot be written.
+    /// The permission to tag the point; `None` for a read-only repository.
     pub(crate) permit: Option<Permit>,
-    /// When the command began.
+    /// When the command started.
     pub(crate) began: Instant,
 }
 
-/// Fails when this plan cannot be carried out while the machine runs.
+/// Fails if this plan cannot be carried out as a live restore.
 pub(crate) fn check(plan: &RestorePlan, hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
     for disk in &plan.disks {
         let refused = |reason: &'static str, solve: &'static str| Error::NotLive {
@@ -103,7 +104,7 @@ pub(crate) fn check(plan: &RestorePlan, hypervisor: &Hypervisor, runtime: &Runti
     }
 }
 
-/// Carries a plan out. `on_running` is called with the seconds that it took when the machine runs.
+/// Carries out a plan. When the machine runs, `on_running` is called with the seconds that it took.
 pub(crate) fn restore_live(
     source: &LiveSource,
     plan: &RestorePlan,
@@ -127,7 +128,7 @@ pub(crate) fn restore_live(
     let machine = match placed {
         Ok(placed) => placed,
         Err(error) => {
-            // What failed first is why; what is not undone, the state file still knows.
+            // The first error is the cause. If the undo fails too, the state file records what is left to undo.
             if let Err(undone) = give_up(&hypervisor, &state, file, Some(source), context) {
                 monitor.warn(&format!("{}: what the restore replaced is not back yet: {undone}", plan.machine));
             }
@@ -151,7 +152,7 @@ pub(crate) fn restore_live(
     Ok(record)
 }
 
-/// The id of a point that is found however often its tags change: the mark of the restore comes and goes.
+/// The id by which the point is found even after its tags change, as they do when the restore starts and ends.
 fn persistent_id(point: &OpenPoint) -> String {
     point.snapshot.original.unwrap_or(point.id).to_string()
 }
@@ -200,8 +201,8 @@ fn new_state(
     })
 }
 
-/// Keeps the point until all data is here, whatever prunes do on whichever host while no server runs. A repository that
-/// takes no mark still gives its data.
+/// Protects the point from prunes on any host until all data is copied, even while no server runs. A repository that
+/// cannot be tagged can still be restored from.
 fn hold_point(source: &LiveSource, state: &LiveState, monitor: &dyn Monitor) {
     let point = PointRef { id: source.point.id, snapshot: source.point.snapshot.clone() };
     let held = source.permit.clone().map(|permit| Pinner::with(source.repo, permit).hold(&point, &state.id));
@@ -213,7 +214,7 @@ fn hold_point(source: &LiveSource, state: &LiveState, monitor: &dyn Monitor) {
     }
 }
 
-/// Copies a small file that will be replaced to kvmb's own folder: it is where QEMU's user can write.
+/// Copies a small file that will be replaced to kvmb's own folder. QEMU's user can write to the folder of the original.
 fn keep_copy(planned: &PlannedFile, copy: &Path) -> Result<ReplacedFile> {
     let replaced = |copy| ReplacedFile {
         name: planned.name.clone(),
@@ -221,7 +222,7 @@ fn keep_copy(planned: &PlannedFile, copy: &Path) -> Result<ReplacedFile> {
         below: planned.below.clone(),
         copy,
     };
-    // Its folder may have to be made.
+    // The folder may not exist yet.
     let place = match place_of(planned) {
         Ok(place) if place.kind().is_some() => place,
         _ => return Ok(replaced(None)),
@@ -237,7 +238,7 @@ fn keep_copy(planned: &PlannedFile, copy: &Path) -> Result<ReplacedFile> {
     Ok(replaced(Some(copy.to_owned())))
 }
 
-/// Puts everything in its place and starts the machine.
+/// Moves everything to its place and starts the machine.
 fn place(
     source: &LiveSource,
     plan: &RestorePlan,
@@ -275,7 +276,7 @@ fn place(
     machine.start()?;
     folders.keep();
     state.phase = LivePhase::Pulling;
-    // It runs: from here on nothing is undone.
+    // The machine runs. From here on nothing is undone.
     if let Err(error) = file.save(state) {
         context.monitor.warn(&error.to_string());
     }
@@ -292,8 +293,8 @@ fn supervised<'a>(state: &'a LiveState, context: &LiveContext<'a>) -> Supervised
     Supervised { folder: context.folder, runtime: context.runtime, state, service: context.service }
 }
 
-/// An image without data of its own, on top of the served disk. It knows the zeros of that one: QEMU need not read them
-/// through the server one by one.
+/// Creates an image without data on top of the served disk. The image records which chunks are zeros, so that QEMU need
+/// not read them through the server.
 fn empty_image(disk: &PlannedDisk, socket: &Path) -> Result<PartialFile> {
     let path = &disk.real_path;
     let layout = Layout::overlay(disk.geometry(), &disk.map);
@@ -308,13 +309,13 @@ fn empty_image(disk: &PlannedDisk, socket: &Path) -> Result<PartialFile> {
     Ok(image)
 }
 
-/// Whom a machine's QEMU runs as.
+/// The user and group that a machine's QEMU runs as.
 fn owner_of(machine: &Machine) -> Result<(u32, u32)> {
     let definition: Definition = machine.definition(Which::Live)?;
     Ok(QemuUser::of(machine, &definition, definition.disks.iter())?.owner)
 }
 
-/// Copies what is still missing, and ends the restore. `source` is the repository, where that is open.
+/// Copies the missing data and ends the restore. `source` is the repository, if it is open.
 fn finish(
     machine: &Machine,
     state: &LiveState,
@@ -346,11 +347,11 @@ fn finish(
     end(state, file, source, context)
 }
 
-/// Ends what serves the point and forgets the restore.
+/// Ends the server and the supervisor, and removes the state of the restore.
 fn end(state: &LiveState, file: LiveFile, source: Option<&LiveSource>, context: &LiveContext) -> Result<()> {
-    // It takes a moment to end, and so does the server: both are waited for at once.
+    // The supervisor and the server both take a moment to exit. This waits for both in parallel.
     let supervisor = supervised(state, context).ask_to_end(context.monitor);
-    // Nobody starts the server again between its end and that of the state file.
+    // The lock prevents a restart of the server before the state file is removed.
     let alone = context.folder.lock_server(&state.uuid, &state.machine, context.stop)?;
     server::end(context.runtime, state)?;
     let permit = source.and_then(|source| Some((source.repo, source.permit.clone()?)));
@@ -364,7 +365,7 @@ fn end(state: &LiveState, file: LiveFile, source: Option<&LiveSource>, context: 
     Ok(())
 }
 
-/// Brings back what the restore replaced, and forgets it. The machine must be off.
+/// Restores what the live restore replaced and removes its state. The machine must be off.
 fn give_up(
     hypervisor: &Hypervisor,
     state: &LiveState,
@@ -381,32 +382,32 @@ pub(crate) fn is_served(runtime: &RuntimeDirs, state: &LiveState) -> Result<bool
     Ok(server::running(runtime, state)?.is_some())
 }
 
-/// Whether something starts the server of a live restore again when it ends.
+/// Whether a supervisor restarts the server of a live restore when it exits.
 pub(crate) fn is_supervised(folder: &LiveFolder, state: &LiveState) -> bool {
     folder.supervisor(&state.uuid).is_some()
 }
 
-/// Takes the file of an unfinished restore of a machine.
+/// Locks the state file of a machine's unfinished restore.
 fn take(machine: &str, context: &LiveContext) -> Result<(LiveState, LiveFile)> {
     let none = || Error::NoLiveRestore { machine: machine.to_owned() };
     let found = context.folder.find(machine)?.ok_or_else(none)?;
     let file = context.folder.lock(&found.uuid, &found.machine)?;
-    // It may have ended meanwhile.
+    // The restore may have ended in the meantime.
     let state = file.load()?.ok_or_else(none)?;
     let limit_read = context.limit_read.or(state.limit_read);
     Ok((LiveState { limit_read, ..state }, file))
 }
 
-/// Who continues a live restore.
+/// What continues a live restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ContinuedBy {
     Person,
-    /// Its supervisor, which leaves alone what a person stopped, but for a reboot of the host.
+    /// The supervisor. It does not continue what a person stopped, except after a reboot of the host.
     Supervisor,
 }
 
-/// Goes on with a restore that a crash, a reboot or an error interrupted: its server is started again, and so is the
-/// machine if it is off. Returns what is known of it.
+/// Continues a restore that was interrupted by a crash, a reboot or an error. Its server is restarted, and so is the
+/// machine if it is off. Returns the state of the restore.
 pub(crate) fn continue_live(
     machine: &str,
     by: ContinuedBy,
@@ -438,7 +439,7 @@ pub(crate) fn continue_live(
     Ok(state)
 }
 
-/// Whether the machine was started in the moment before the state file was to say so.
+/// Whether the machine was started just before the state file could record it.
 fn has_begun(hypervisor: &Hypervisor, state: &LiveState) -> Result<bool> {
     match plan::existing(hypervisor, &state.uuid)? {
         Some(machine) => Ok(machine.is_running()?),
@@ -446,7 +447,7 @@ fn has_begun(hypervisor: &Hypervisor, state: &LiveState) -> Result<bool> {
     }
 }
 
-/// Gives the restore of a machine up, which must be off: the images and the definition that it replaced come back.
+/// Aborts the restore of a machine, which must be off, and restores the images and the definition that it replaced.
 pub(crate) fn abort_live(
     machine: &str,
     connect: &dyn Fn(&str) -> capture::Result<Hypervisor>,

@@ -1,4 +1,4 @@
-//! Copying the data of a machine that runs on its point to its own disks, disk by disk.
+//! Copies the data of a machine that runs on its point to the machine's own disks, disk by disk.
 
 use super::durable::{begin_writing, needs_server, write_out};
 use super::server::PointServer;
@@ -11,14 +11,14 @@ use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A copy is looked at often in the beginning, so that a small disk costs no wait, and then less often.
+/// The interval between checks of a copy. It is short at first, so that a small disk is not delayed, and then grows.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_INTERVAL: Duration = Duration::from_millis(200);
 
-/// So often a copy may fail without having come any further.
+/// How often a copy may fail without progress.
 const FRUITLESS_TRIES: u32 = 5;
 
-/// Copies all that the machine still needs the server for.
+/// Copies everything that the machine still needs the server for.
 pub(super) fn pull_all(
     machine: &Machine,
     (state, file): (&LiveState, &LiveFile),
@@ -84,16 +84,16 @@ impl DiskPull<'_> {
                     return Err(Error::PullFailed { machine: self.state.machine.clone(), disk: disk.clone() });
                 }
                 Ok(()) => {}
-                // Its job ends just now, or the machine does.
+                // The previous job, or the machine, may just be ending.
                 Err(error) if tries <= FRUITLESS_TRIES => tracing::debug!("{error}"),
                 Err(error) => return Err(error.into()),
             }
-            // What ends just now gets the time to.
+            // A job that is just ending is given time to end.
             if tries > 1 { thread::sleep(LONGEST_INTERVAL) } else { pause() }
         }
     }
 
-    /// A machine that waits because its point was not served goes on.
+    /// Resumes a machine that is paused because its point was not served.
     fn keep_running(&self) -> Result<()> {
         match self.machine.state()? {
             MachineState::Off | MachineState::Crashed => {

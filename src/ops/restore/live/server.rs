@@ -1,4 +1,4 @@
-//! The server of the point that a machine runs on: `kvmb serve`, detached, on a socket that QEMU's user alone may open.
+//! The server of the point that a machine runs on: a detached `kvmb serve` on a socket that only QEMU's user can open.
 
 use super::state::{LiveFolder, LiveState, ServerAccess};
 use crate::bounded::{self, Group};
@@ -14,39 +14,39 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-/// How long the server may take to open the repository.
+/// The time limit for opening the repository.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
-/// How long the repository may take to let go of the point.
+/// The time limit for removing the tags from the point in the repository.
 const RELEASE_LIMIT: Duration = Duration::from_secs(120);
 
-/// A server that nobody is connected to ends after this time.
+/// The time after which a server without clients exits.
 const LEASE: &str = "7d";
 
-/// What keeps the point served.
+/// Keeps the point served.
 pub(super) struct PointServer<'a> {
     pub(super) folder: &'a LiveFolder,
     pub(super) runtime: &'a RuntimeDirs,
     pub(super) state: &'a LiveState,
-    /// The repository, where this process has opened it.
+    /// The repository, if this process has opened it.
     pub(super) repo: Option<&'a Repository>,
     pub(super) stop: &'a Stop,
 }
 
 impl PointServer<'_> {
-    /// Starts the server, unless it runs; true if it was started.
+    /// Starts the server unless it runs. Returns whether it was started.
     pub(super) fn ensure(&self) -> Result<bool> {
         if running(self.runtime, self.state)?.is_some() {
             return Ok(false);
         }
         let _alone = self.folder.lock_server(&self.state.uuid, &self.state.machine, self.stop)?;
-        // Another process may have started it meanwhile, or ended the restore.
+        // Another process may have started the server, or ended the restore, while this one waited for the lock.
         if running(self.runtime, self.state)?.is_some() || self.folder.load(&self.state.uuid)?.is_none() {
             return Ok(false);
         }
         let socket = &self.state.socket;
         let folder = socket.parent().unwrap_or(Path::new("/"));
-        // Everybody can pass it, and open nothing in it: the socket is private.
+        // Every user may traverse the folder but not list it. The socket itself is private.
         match DirBuilder::new().mode(0o711).create(folder) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create", folder)(error)),
             _ => {}
@@ -71,7 +71,7 @@ impl PointServer<'_> {
     }
 }
 
-/// A command of kvmb's that works with the repository of a live restore.
+/// A command of kvmb that uses the repository of a live restore.
 fn command(name: &str, access: &ServerAccess, runtime: &RuntimeDirs) -> std::result::Result<Command, String> {
     let mut command = plain_command(runtime).ok_or("its program is not known")?;
     command.args([name, "--json", "--quiet", "--repo", &access.repo]);
@@ -90,7 +90,7 @@ fn command(name: &str, access: &ServerAccess, runtime: &RuntimeDirs) -> std::res
     Ok(command)
 }
 
-/// Any other command of kvmb's; none where its program is not known.
+/// Any other command of kvmb. `None` if the path of the program is not known.
 pub(super) fn plain_command(runtime: &RuntimeDirs) -> Option<Command> {
     let mut command = Command::new(guard::program()?);
     command.env("KVMB_RUNTIME_DIR", runtime.state_folder()).current_dir("/");
@@ -98,15 +98,14 @@ pub(super) fn plain_command(runtime: &RuntimeDirs) -> Option<Command> {
     Some(command)
 }
 
-/// What a command that failed says of it.
+/// The error message of a failed command.
 fn failure_of(output: &Output) -> Option<String> {
     let said = String::from_utf8_lossy(&output.stderr);
     let line = said.lines().next().unwrap_or_default();
     (!output.status.success()).then(|| line.trim_start_matches("kvmb: error: ").to_owned())
 }
 
-/// Lets go of the point, which was kept for the restore. A repository that cannot be reached any more does not fail a
-/// restore whose data is here: then this is a warning.
+/// Removes the restore's tags from the point. An unreachable repository is only a warning, because all data was copied.
 pub(super) fn release_point(runtime: &RuntimeDirs, state: &LiveState, monitor: &dyn Monitor) {
     let released = command("pin", &state.access, runtime).and_then(|mut command| {
         command.args(["--undo", "--restoring", &state.id]);
@@ -126,7 +125,7 @@ pub(super) fn running(runtime: &RuntimeDirs, state: &LiveState) -> Result<Option
     Ok(ServedState::list(runtime)?.into_iter().find(|served| served.socket == state.socket))
 }
 
-/// Ends the server, and removes its socket and its folder.
+/// Ends the server, and removes its socket and folder.
 pub(super) fn end(runtime: &RuntimeDirs, state: &LiveState) -> Result<()> {
     if let Some(served) = running(runtime, state)? {
         served.end(runtime)?;

@@ -1,8 +1,8 @@
-//! What is known of a live restore, on disk: a file in kvmb's private folder, which outlives a reboot.
+//! The state of a live restore: a file in kvmb's private folder that survives a reboot.
 //!
 //! ```text
-//!  placing ── the machine runs ──→ pulling ── all data is here ──→ no file
-//!     └─ a failure, a crash: the old images and the old definition come back
+//!  placing ── the machine runs ──→ pulling ── all data is copied ──→ no file
+//!     └─ a failure, a crash: the old images and the old definition are restored
 //! ```
 
 use super::super::planned::PlannedFile;
@@ -21,105 +21,102 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long another process may take to start the server, or to end it.
+/// How long to wait for another process that starts or ends the server.
 const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
-/// How far a live restore has come.
+/// The phase of a live restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LivePhase {
-    /// Images and definition change places; the machine has not run.
+    /// Images and definition are being replaced; the machine has not run yet.
     Placing,
     /// The machine has run on its new disks.
     Pulling,
 }
 
-/// How the server of the point finds the repository.
+/// How the server of the point accesses the repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServerAccess {
-    /// The repository.
     pub(crate) repo: String,
-    /// Files with passwords; the passwords themselves are not kept.
+    /// Password files. The passwords themselves are not stored.
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) ssh_password_file: Option<PathBuf>,
-    /// Files with certificates.
+    /// Certificate files.
     pub(crate) cacert: Option<PathBuf>,
     pub(crate) tls_client_cert: Option<PathBuf>,
-    /// The configuration file that was named.
+    /// The configuration file that the user specified.
     pub(crate) config: Option<PathBuf>,
 }
 
 /// A live restore.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LiveState {
-    /// What its point is marked with.
+    /// The id in the point's tag.
     pub(crate) id: String,
     pub(crate) machine: String,
     pub(crate) uuid: String,
-    /// The URI of its libvirt.
+    /// The libvirt connection URI.
     pub(crate) connect: String,
-    /// The point's id.
     pub(crate) point: String,
     pub(crate) access: ServerAccess,
     pub(crate) began_at: Time,
     pub(crate) phase: LivePhase,
-    /// The process that is at it, or was.
+    /// The process that works on the restore, or did last.
     pub(crate) process: ServerProcess,
-    /// Which start of the host it runs, or ran, in.
+    /// The boot id of the host at that time.
     pub(crate) boot: String,
-    /// Whether a person stopped the copying, or the machine: only a person continues it in this start of the host.
+    /// Whether a person stopped the copy or the machine. Until the next boot of the host, only a person continues it.
     #[serde(default)]
     pub(crate) held: bool,
     /// The user and group that QEMU runs as, once the machine is defined.
     pub(crate) owner: Option<(u32, u32)>,
-    /// Whether the machine is paused, or about to be, so that its QEMU writes what it has in memory.
+    /// Whether the machine is paused, or about to be, so that QEMU writes its cached metadata.
     #[serde(default)]
     pub(crate) paused: bool,
-    /// No more than so many bytes a second are copied.
+    /// The maximum number of bytes copied per second.
     pub(crate) limit_read: Option<u32>,
     pub(crate) disks: Vec<LiveDisk>,
     /// The small files that were replaced.
     pub(crate) files: Vec<ReplacedFile>,
     /// The definition that was replaced.
     pub(crate) previous_definition: Option<String>,
-    /// Whether the machine is to start with the host; none leaves that as it is.
+    /// Whether the machine starts with the host; `None` leaves this unchanged.
     pub(crate) autostart: Option<bool>,
-    /// What the definition says of each disk again when it is all over.
+    /// The settings of each disk in the definition, which are restored at the end.
     pub(crate) settings: BTreeMap<String, DiskSettings>,
-    /// Where the point is served.
+    /// The socket of the point's server.
     pub(crate) socket: PathBuf,
-    /// Whether its disks end with their last data there; images of the first version lie on all of them.
+    /// Whether the served disks end after their last data. In restores of the first version, they have their full size.
     #[serde(default)]
     pub(crate) ends_with_data: bool,
 }
 
-/// One disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LiveDisk {
     pub(crate) disk: String,
     pub(crate) path: PathBuf,
     pub(crate) capacity_bytes: u64,
-    /// Where the image that was replaced is until the end.
+    /// Where the replaced image is kept until the end.
     pub(crate) aside: PathBuf,
-    /// Whether there was one.
+    /// Whether there was an image.
     pub(crate) had_image: bool,
-    /// The number of the new image's inode, once it is in its place.
+    /// The inode number of the new image, once it is in its place.
     #[serde(default)]
     pub(crate) inode: Option<u64>,
 }
 
-/// A small file that was replaced, or made where none was.
+/// A small file that was replaced or created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReplacedFile {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) below: Option<PathBuf>,
-    /// The copy of the old one, in kvmb's folder.
+    /// The copy of the old file in kvmb's folder, if there was one.
     pub(crate) copy: Option<PathBuf>,
 }
 
 impl ReplacedFile {
-    /// As a file that is to be written.
+    /// The file as one to be written.
     pub(super) fn planned(&self) -> PlannedFile {
         PlannedFile {
             name: self.name.clone(),
@@ -133,11 +130,11 @@ impl ReplacedFile {
     }
 }
 
-/// The live restores of this host.
+/// The folder with the live restores of this host.
 #[derive(Debug, Clone)]
 pub(crate) struct LiveFolder(PathBuf);
 
-/// The file of one of them, which nobody else works on.
+/// The state file of a live restore, locked by this process.
 #[derive(Debug)]
 pub(crate) struct LiveFile {
     path: PathBuf,
@@ -145,12 +142,13 @@ pub(crate) struct LiveFile {
 }
 
 impl LiveFolder {
-    /// Those whose files are below kvmb's folder for its state.
+    /// The live restores below kvmb's state folder.
     pub(crate) fn below(state_folder: &Path) -> LiveFolder {
         LiveFolder(state_folder.join("live-restores"))
     }
 
-    /// All of them. What cannot be understood is an error: it is about somebody's only image.
+    /// Lists all live restores. A file that cannot be parsed is an error, because it may refer to a machine's only
+    /// image.
     pub(crate) fn all(&self) -> Result<Vec<LiveState>> {
         let mut found = Vec::new();
         let entries = match fs::read_dir(&self.0) {
@@ -168,18 +166,18 @@ impl LiveFolder {
         Ok(found)
     }
 
-    /// The one of a machine, by its name or UUID.
+    /// Finds the live restore of a machine by its name or UUID.
     pub(crate) fn find(&self, machine: &str) -> Result<Option<LiveState>> {
         let is_meant = |state: &LiveState| state.machine == machine || state.uuid.eq_ignore_ascii_case(machine);
         Ok(self.all()?.into_iter().find(is_meant))
     }
 
-    /// What is known of the one of this machine.
+    /// Loads the state of this machine's live restore.
     pub(super) fn load(&self, uuid: &str) -> Result<Option<LiveState>> {
         load(&self.0.join(format!("{uuid}.json")))
     }
 
-    /// Keeps others from starting the server of a machine's point, or from ending it.
+    /// Prevents other processes from starting or ending the server of a machine's point.
     pub(super) fn lock_server(&self, uuid: &str, machine: &str, stop: &Stop) -> Result<File> {
         let (path, deadline) = (self.0.join(format!("{uuid}.server.lock")), Instant::now() + LOCK_LIMIT);
         let lock = open_lock(&path)?;
@@ -193,7 +191,7 @@ impl LiveFolder {
         Ok(lock)
     }
 
-    /// Makes this process the only supervisor of a machine's restore; none where there is one.
+    /// Makes this process the only supervisor of a machine's restore. Returns `None` if there is one already.
     pub(super) fn lock_supervisor(&self, uuid: &str) -> Result<Option<File>> {
         let path = self.supervisor_path(uuid);
         let lock = open_lock(&path)?;
@@ -216,7 +214,7 @@ impl LiveFolder {
         self.0.join(format!("{uuid}.supervisor.lock"))
     }
 
-    /// Takes the file of a machine; an error while another process has it.
+    /// Locks the state file of a machine. It is an error if another process holds the lock.
     pub(crate) fn lock(&self, uuid: &str, machine: &str) -> Result<LiveFile> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(Error::io("create", &self.0))?;
         let lock_path = self.0.join(format!("{uuid}.lock"));
@@ -238,12 +236,13 @@ impl LiveFile {
         json.and_then(|json| atomic_file::write(&self.path, &json, 0o600)).map_err(Error::io("write", &self.path))
     }
 
-    /// The place for a copy of a small file.
+    /// The path for a copy of a small file.
     pub(super) fn copy_path(&self, number: usize) -> PathBuf {
         self.path.with_extension(format!("{number}.copy"))
     }
 
-    /// Forgets the restore. The lock's file stays: to remove one that somebody waits for is a race.
+    /// Removes the state. The lock file is kept, because removing a file that another process waits for would be a
+    /// race.
     pub(super) fn remove(self, state: &LiveState) -> Result<()> {
         let copies = state.files.iter().filter_map(|file| file.copy.as_ref());
         for path in copies.chain([&self.path]) {
@@ -261,7 +260,7 @@ fn open_lock(path: &Path) -> Result<File> {
     options.map_err(Error::io("open", path))
 }
 
-/// Which start of the host this is.
+/// The id of the host's current boot.
 pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }

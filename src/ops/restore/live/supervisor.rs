@@ -1,16 +1,17 @@
-//! What keeps the point of a machine served when the process that restores it has ended: a process of its own, and
-//! under systemd a unit, which starts with the host.
+//! Keeps the point of a machine served after the restoring process has ended. The supervisor is a separate process and,
+//! under systemd, a unit that starts with the host.
 //!
 //! ```text
 //!  the restore runs ───────────────────→ nothing to do
-//!     └ it has ended ┬ the server does not run ─→ it is started
-//!                    ├ a person has ended it ───→ a machine that waits because of an I/O error goes on
-//!                    ├ it was killed or failed ─→ `kvmb restore --continue`, again until it succeeds
-//!                    ├ the host was started ────→ the same, and the machine is started
-//!                    └ all data is here ────────→ the supervisor ends
+//!     └ it has ended ┬ the server does not run ─→ restart it
+//!                    ├ stopped by a person ─────→ resume the machine if it is paused by an I/O error
+//!                    ├ killed or failed ────────→ `kvmb restore --continue`, repeated until it succeeds
+//!                    ├ the host was rebooted ───→ the same, which also starts the machine
+//!                    └ all data is copied ──────→ the supervisor exits
 //! ```
-//! Machines of the embedded driver belong to one program: there it continues the copying after a reboot only.
-//! It never opens libvirt itself: the embedded driver stays open until its process ends, and keeps all others away.
+//! A machine of the embedded driver belongs to one program, so there the copy is only continued after a reboot. The
+//! supervisor never opens libvirt itself: the embedded driver stays open until its process exits, and excludes all
+//! other processes.
 
 use super::server::{self, PointServer};
 use super::state::{LiveFolder, LivePhase, LiveState, boot_id};
@@ -24,39 +25,38 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often it is looked at.
+/// How often to check the restore.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often a machine is looked at that may wait because of an I/O error.
+/// How often to check a machine that may be paused because of an I/O error.
 const RESUME_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long a restore that cannot be continued, because its repository is away for example, may wait for the next
-/// attempt: each one is a job in the history.
+/// The maximum delay before the next attempt to continue a restore, for example while its repository is unreachable.
+/// Each attempt is a job in the history.
 const LONGEST_CONTINUE_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How long to wait before what failed is tried again.
+/// The delay before a failed step is repeated.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How long a machine must run before it counts as one that does not wait any more. What it asked for in vain may stop
-/// it once more.
+/// How long a machine must run until it counts as resumed. Requests that failed before may pause it once more.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// How long it is resumed again and again.
+/// How long resuming is repeated.
 const RESUME_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a supervisor that is asked to end may take.
+/// The time limit for a supervisor to exit.
 const ENDING_LIMIT: Duration = Duration::from_secs(10);
 
-/// What has the host start a supervisor: now, and with every start of the host until it is removed.
+/// Lets the host start a supervisor now and at every boot until it is removed.
 pub(crate) trait HostService {
-    /// Starts the supervisor of this machine's restore; false where the host does not start services for it.
+    /// Starts the supervisor of this machine's restore. Returns false if the host does not start services for it.
     fn install(&self, machine: &str, uuid: &str, connect: &str) -> std::result::Result<bool, String>;
 
-    /// Ends it, if there is one.
+    /// Ends and removes the supervisor, if there is one.
     fn remove(&self, uuid: &str) -> std::result::Result<(), String>;
 }
 
-/// Whose point is kept served.
+/// The live restore to supervise.
 pub(super) struct Supervised<'a> {
     pub(super) folder: &'a LiveFolder,
     pub(super) runtime: &'a RuntimeDirs,
@@ -65,7 +65,8 @@ pub(super) struct Supervised<'a> {
 }
 
 impl Supervised<'_> {
-    /// Starts the supervisor, unless there is one. Without it the restore goes on, and a person has to continue it.
+    /// Starts the supervisor unless there is one. The restore also works without it, but a person must then continue it
+    /// after an interruption.
     pub(super) fn start(&self, monitor: &dyn Monitor) {
         let Some(program) = guard::program() else { return };
         if self.folder.supervisor(&self.state.uuid).is_some() {
@@ -78,14 +79,14 @@ impl Supervised<'_> {
         }
         let mut command = command(program, self.runtime, &self.state.uuid);
         match command.spawn() {
-            // Somebody has to take the exit status, or it stays a zombie for as long as we run.
+            // Reaps the child, which would otherwise be a zombie until this process exits.
             Ok(mut child) => drop(thread::Builder::new().spawn(move || child.wait())),
             Err(source) => monitor.warn(&Error::NotStarted { program: "kvmb guard", source }.to_string()),
         }
     }
 
-    /// Asks it to end, and removes its unit: all data is here, or the restore was given up. Returns its process, if
-    /// there is one.
+    /// Asks the supervisor to exit and removes its unit, because all data is copied or the restore was aborted. Returns
+    /// the supervisor's process, if there is one.
     pub(super) fn ask_to_end(&self, monitor: &dyn Monitor) -> Option<ServerProcess> {
         if let Err(error) = self.service.remove(&self.state.uuid) {
             monitor.warn(&format!("the service of the restore is still there: {error}"));
@@ -96,7 +97,7 @@ impl Supervised<'_> {
     }
 }
 
-/// Waits for a supervisor that was asked to end.
+/// Waits for a supervisor that was asked to exit.
 pub(super) fn wait_for_end(supervisor: Option<ServerProcess>) {
     if let Some(process) = supervisor {
         process.wait_for_end(ENDING_LIMIT);
@@ -110,7 +111,7 @@ fn command(program: &Path, runtime: &RuntimeDirs, uuid: &str) -> Command {
     command
 }
 
-/// The life of a supervisor. It ends with the restore, and when there is another one.
+/// Runs a supervisor until the restore ends. Returns at once if there is another supervisor.
 pub(crate) fn run(folder: &LiveFolder, runtime: &RuntimeDirs, uuid: &str, stop: &Stop) -> Result<()> {
     let Some(_only_one) = folder.lock_supervisor(uuid)? else { return Ok(()) };
     let now = Instant::now();
@@ -131,7 +132,7 @@ pub(crate) fn run(folder: &LiveFolder, runtime: &RuntimeDirs, uuid: &str, stop: 
             tracing::warn!("{}: {error}", state.machine);
             supervisor.next_try = Instant::now() + RETRY;
         }
-        // The signal that ends it ends the wait.
+        // A signal that ends the process also ends this wait.
         let _ = poll(&mut [], Timespec::try_from(INTERVAL).ok().as_ref());
     }
     Ok(())
@@ -141,11 +142,11 @@ struct Supervisor<'a> {
     folder: &'a LiveFolder,
     runtime: &'a RuntimeDirs,
     stop: &'a Stop,
-    /// What it has started last.
+    /// The child that was started last.
     child: Option<Child>,
     next_try: Instant,
     next_resume: Instant,
-    /// How long after the next attempt to continue the restore another one may follow.
+    /// The delay between the next attempt to continue the restore and the one after it.
     continue_interval: Duration,
 }
 
@@ -176,14 +177,14 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    /// When a restore that is continued now may be continued again, later each time.
+    /// Returns the time of the next attempt if the restore is continued now. The delay grows with each attempt.
     fn next_continue(&mut self) -> Instant {
         let interval = self.continue_interval;
         self.continue_interval = (interval * 2).min(LONGEST_CONTINUE_INTERVAL);
         Instant::now() + interval
     }
 
-    /// Has a child do it, which opens libvirt.
+    /// Lets a child, which opens libvirt, resume the machine.
     fn resume(&mut self, uuid: &str) -> Result<()> {
         let Some(program) = guard::program() else { return Ok(()) };
         let mut command = command(program, self.runtime, uuid);
@@ -198,14 +199,14 @@ impl Supervisor<'_> {
         if let Some(config) = &state.access.config {
             command.arg("--config").arg(config);
         }
-        // What goes wrong is in the journal.
+        // Errors go to the journal.
         command.args(["--continue", &state.uuid, "--unattended"]).stderr(Stdio::inherit());
         self.child = Some(command.spawn().map_err(|source| Error::NotStarted { program: "kvmb restore", source })?);
         Ok(())
     }
 }
 
-/// Lets a machine go on that waits because its point was not served.
+/// Resumes a machine that is paused because its point was not served.
 pub(crate) fn resume(
     folder: &LiveFolder,
     uuid: &str,
@@ -223,7 +224,7 @@ pub(crate) fn resume(
                 machine.resume_stopped()?;
                 running_since = Some(Instant::now());
             }
-            // It has not waited, or not any more.
+            // The machine was not paused, or has been running long enough.
             _ if running_since.is_none_or(|since| since.elapsed() >= SETTLED) => return Ok(()),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! Giving a live restore up: the old images, files and definition come back. Each step may be repeated after a crash.
+//! Aborts a live restore: restores the old images, files and definition. Each step can be repeated after a crash.
 
 use super::super::plan::existing;
 use super::super::small_file::{SmallFile, place_of};
@@ -10,14 +10,14 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Brings back what the restore replaced. The machine must be off.
+/// Restores what the live restore replaced. The machine must be off.
 pub(super) fn undo(hypervisor: &Hypervisor, state: &LiveState) -> Result<()> {
     if let Some(machine) = existing(hypervisor, &state.uuid)?
         && machine.is_running()?
     {
         return Err(Error::MachineRunning { machine: state.machine.clone() });
     }
-    // The definition first: no machine is to be started on disks that change.
+    // The definition comes first, so that no machine starts on disks that are changing.
     match (&state.previous_definition, existing(hypervisor, &state.uuid)?) {
         (Some(definition), _) => drop(hypervisor.define(definition)?),
         (None, Some(machine)) => machine.undefine(false)?,
@@ -41,7 +41,7 @@ pub(super) fn undo(hypervisor: &Hypervisor, state: &LiveState) -> Result<()> {
 fn bring_back(disk: &LiveDisk) -> Result<()> {
     match (disk.had_image, disk.aside.exists()) {
         (true, true) => fs::rename(&disk.aside, &disk.path).map_err(Error::io("replace", &disk.path))?,
-        // It has not been replaced, or is back.
+        // The image was not replaced yet, or is restored already.
         (true, false) => return Ok(()),
         (false, _) => remove(&disk.path, &disk.path)?,
     }
