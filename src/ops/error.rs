@@ -63,6 +63,7 @@ pub enum Error {
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         action: &'static str,
+        /// The file or folder.
         path: PathBuf,
         source: std::io::Error,
     },

@@ -2,7 +2,7 @@
 //!
 //! | name in the target's folder | content |
 //! | --- | --- |
-//! | `.kvmb-….partial` | an unfinished image; one that a killed restore left is removed by the next one in that folder |
+//! | `.kvmb-….partial` | an unfinished image; one left by a killed restore is removed by the next one in that folder |
 //! | `.kvmb-….replaced` | the replaced image, until the machine is defined; kept after a kill, as it may be needed |
 
 use super::planned::{PlannedDisk, TargetKind};
