@@ -41,6 +41,7 @@ pub enum Living {
 /// What to prune, and by which rules.
 #[derive(Debug)]
 pub struct PruneRequest<'a> {
+    /// The rules that decide which points to keep.
     pub policy: &'a Policy,
     /// Names and globs of machines; empty means all. Points of a gone machine are pruned only if its name is listed.
     pub names: &'a [String],
@@ -73,6 +74,7 @@ pub struct JudgedPoint {
 /// The result of a prune.
 #[derive(Debug, Clone, Copy)]
 pub struct Pruned {
+    /// What was removed.
     pub summary: PruneSummary,
     /// Whether there was too little free space to copy the used data out of packs that are mostly unused.
     pub was_short_of_room: bool,
