@@ -1,13 +1,13 @@
-//! Freezing the guest's file systems so that it cannot hang and a thaw is never forgotten.
+//! Freezes the guest's file systems, without ever hanging and without ever leaving the guest frozen.
 //!
 //! ```text
-//!  set timeout → freeze ─ ok ────────────→ begin → thaw                 «filesystem»
-//!                       ├ the agent says no → begin                     «crash»
-//!                       └ no answer ──→ thaw → begin → thaw (again)     «crash», and if the second thaw
-//!                                                                        is not answered either: a thaw is due
+//!  set timeout → freeze ─ ok ────────────→ begin → thaw                 "filesystem"
+//!                       ├ the agent says no → begin                     "crash"
+//!                       └ no answer ──→ thaw → begin → thaw (again)     "crash"; if the second thaw is not answered
+//!                                                                       either, a thaw is due
 //! ```
-//! An agent that does not answer in time may still freeze later, which is why it is told to thaw after the capture too.
-//! What is due is kept in the capture's state, and closing the capture tries again.
+//! An agent that does not answer in time may still freeze later, so it is thawed again after the capture. A thaw that
+//! is due is recorded in the capture's state, and closing the capture repeats it.
 
 use std::thread;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::capture::ffi;
 use crate::capture::machine::{Machine, MachineState};
 use crate::capture::signals::Shield;
 
-/// What a capture's contents can be relied on for.
+/// The consistency of a capture's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Consistency {
-    /// The guest's file systems were frozen: as after a clean unmount.
+    /// The guest's file systems were frozen, so their state is as after a clean unmount.
     Filesystem,
-    /// As after a power cut.
+    /// As after a power failure.
     Crash,
     /// The machine was off.
     Offline,
@@ -43,14 +43,14 @@ impl Consistency {
     }
 }
 
-/// Whether to freeze.
+/// Whether to freeze the guest's file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezeMode {
-    /// If there is an agent; else, or if it fails, crash-consistent with a note.
+    /// Freeze if there is an agent. Without one, or if it fails, the capture is crash-consistent and has a note.
     Auto,
-    /// No.
+    /// Do not freeze.
     Never,
-    /// Yes, or no capture at all.
+    /// Freeze, or fail without a capture.
     Required,
 }
 
@@ -59,7 +59,7 @@ pub enum FreezeMode {
 pub struct FreezeOptions {
     /// Whether to freeze.
     pub mode: FreezeMode,
-    /// How long the guest agent may take for an answer.
+    /// The time limit for an answer of the guest agent.
     pub timeout: Duration,
 }
 
@@ -69,23 +69,23 @@ impl Default for FreezeOptions {
     }
 }
 
-/// A guest that is (or may be) frozen; dropping it thaws.
+/// A guest that is, or may be, frozen. Dropping this thaws it.
 pub(super) struct FrozenGuest<'a> {
     machine: &'a Machine,
     thawed: bool,
     _shield: Shield,
 }
 
-/// What came of trying to freeze.
+/// The result of an attempt to freeze.
 pub(super) enum FreezeOutcome<'a> {
     Frozen(FrozenGuest<'a>),
-    /// Not frozen, for this reason.
+    /// The guest is not frozen, for this reason.
     NotFrozen(String),
-    /// The agent did not answer: it may yet freeze.
+    /// The agent did not answer and may still freeze the guest.
     Unknown(FrozenGuest<'a>, String),
 }
 
-/// Freezes if that is sensible; never fails, says why not instead.
+/// Freezes the guest if possible. This never fails; it returns the reason instead.
 pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: Duration) -> FreezeOutcome<'a> {
     if !live.has_agent_channel {
         return FreezeOutcome::NotFrozen("the machine has no guest agent channel".to_owned());
@@ -113,7 +113,7 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
             FreezeOutcome::NotFrozen(error.to_string())
         }
         _ => {
-            // Best effort now: it is tried again when the capture is made.
+            // This is only a first attempt; it is repeated after the capture was made.
             let _ = machine.thaw_once();
             FreezeOutcome::Unknown(guest, error.to_string())
         }
@@ -121,7 +121,7 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
 }
 
 impl FrozenGuest<'_> {
-    /// Thaws; an error when the guest did not confirm it after several tries.
+    /// Thaws the guest. Fails if the guest does not confirm it after several attempts.
     pub(super) fn thaw(mut self) -> Result<()> {
         self.thawed = true;
         let result = self.machine.thaw();
@@ -134,7 +134,7 @@ impl FrozenGuest<'_> {
         self.restore_timeout();
     }
 
-    /// Back to libvirt's default; there is no way to ask what it was.
+    /// Restores libvirt's default timeout. The previous value cannot be queried.
     fn restore_timeout(&self) {
         let _ = self.machine.set_agent_timeout(ffi::AGENT_TIMEOUT_BLOCK);
     }
@@ -152,7 +152,7 @@ impl Drop for FrozenGuest<'_> {
 }
 
 impl Machine {
-    /// Asks the guest agent for the time, which costs the guest nothing: to see whether it answers.
+    /// Queries the time from the guest agent, to test whether it answers. This has no effect on the guest.
     pub(super) fn agent_time(&self, timeout: Duration) -> Result<()> {
         let context = || format!("ask the guest agent of {}", self.name());
         let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
@@ -168,12 +168,12 @@ impl Machine {
         self.call(action, move |domain| ffi::set_agent_timeout(domain, seconds))
     }
 
-    /// A guest must not stay frozen, whatever else hangs.
+    /// The call is made even if another one hangs, because the guest must not stay frozen.
     fn thaw_once(&self) -> Result<u32> {
         self.call_regardless(self.limits().call, || format!("thaw {}", self.name()), ffi::thaw)
     }
 
-    /// Thaws the guest's file systems, trying several times. Harmless for a guest that is not frozen.
+    /// Thaws the guest's file systems, with several attempts. This is harmless if they are not frozen.
     pub(crate) fn thaw(&self) -> Result<()> {
         const TRIES: u32 = 3;
         let mut tried = 1;

@@ -1,17 +1,17 @@
-//! Block jobs on a disk of a running machine. A disk has at most one at a time, and a backup counts as one.
+//! Block jobs on the disks of a running machine. A disk has at most one at a time, and a backup counts as one.
 
 use std::fmt;
 
-/// A block job that is no backup.
+/// A block job other than a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockJob {
-    /// What it does.
+    /// The kind of the job.
     pub kind: BlockJobKind,
-    /// Whether it has done its work and waits to be ended.
+    /// Whether it has finished its work and waits to be ended.
     pub is_ready: bool,
 }
 
-/// What a block job does.
+/// The kind of a block job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockJobKind {
     /// Copies a backing file into the image (`virsh blockpull`).
@@ -25,7 +25,7 @@ pub enum BlockJobKind {
 }
 
 impl BlockJob {
-    /// Of libvirt's numbers; none for a backup, which is looked for as such.
+    /// Converts libvirt's numbers. Returns `None` for a backup, which is detected separately.
     pub(super) fn from_numbers(kind: i32, position: u64, end: u64) -> Option<BlockJob> {
         let kind = match kind {
             1 => BlockJobKind::Pull,
@@ -37,7 +37,7 @@ impl BlockJob {
         Some(BlockJob { kind, is_ready: end > 0 && position == end })
     }
 
-    /// Whether it ends by a decision: to go over to what it made, or to drop that.
+    /// Whether the job waits for a decision: to pivot to its result or to abort.
     pub(crate) fn waits_for_pivot(&self) -> bool {
         self.is_ready && matches!(self.kind, BlockJobKind::Copy | BlockJobKind::Commit)
     }

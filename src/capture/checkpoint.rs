@@ -1,7 +1,7 @@
-//! Checkpoints: from each on, libvirt records changes in a dirty bitmap of the same name in every image.
+//! Checkpoints. For each, libvirt tracks the changes since then in a dirty bitmap of the same name in every image.
 //!
-//! Known from experiments: every bitmap records independently, so «changed since X» is bitmap X alone, and deleting
-//! another one never harms it. Checkpoints of other tools are listed and left alone.
+//! According to experiments, bitmaps are independent: "changed since X" is bitmap X alone, and deleting another bitmap
+//! does not affect it. Checkpoints of other tools are listed but not changed.
 
 use std::collections::HashMap;
 
@@ -12,19 +12,19 @@ use crate::capture::ffi;
 use crate::capture::machine::{Machine, Which};
 use crate::capture::offline::image_lookup::read_header;
 
-/// What the names of our checkpoints begin with.
+/// The prefix of the names of kvmb's checkpoints.
 pub(crate) const PREFIX: &str = "kvmb-";
 
 impl Machine {
-    /// The names of all checkpoints that libvirt knows of this machine, ours and others'.
+    /// Returns the names of all checkpoints of this machine that libvirt knows, including those of other tools.
     pub fn checkpoints(&self) -> Result<Vec<String>> {
         let mut names = self.call(|| format!("list the checkpoints of {}", self.name()), ffi::checkpoint_names)?;
         names.sort();
         Ok(names)
     }
 
-    /// The disks whose bitmap of this checkpoint can be used, and how many bytes changed since. Empty when the
-    /// checkpoint is not known, or the machine is off.
+    /// Returns the disks whose bitmap of this checkpoint is usable, with the number of bytes changed since. Empty if
+    /// the checkpoint is unknown or the machine is off.
     pub fn usable_bitmaps(&self, checkpoint: &str) -> Result<HashMap<String, u64>> {
         let xml = self.checkpoint_definition(checkpoint, ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN);
         let xml = match xml {
@@ -44,8 +44,7 @@ impl Machine {
         read_sizes(&xml)
     }
 
-    /// The disks that have a bitmap of this checkpoint, as far as libvirt knows; whether it can be used is another
-    /// question.
+    /// Returns the disks that, according to libvirt, have a bitmap of this checkpoint. The bitmaps may be unusable.
     pub(crate) fn disks_of_checkpoint(&self, name: &str) -> Result<Vec<String>> {
         read_disks(&self.checkpoint_definition(name, ffi::CHECKPOINT_XML_NO_DOMAIN)?)
     }
@@ -64,8 +63,8 @@ impl Machine {
         self.call(action, move |domain| ffi::create_checkpoint(domain, &xml, flags))
     }
 
-    /// Whether the image of one of the disks has a bitmap of this name, which libvirt need not know of. What cannot be
-    /// looked into has none.
+    /// Whether the image of one of the disks has a bitmap of this name, even if libvirt does not know it. Unreadable
+    /// images count as having none.
     pub(crate) fn has_bitmap(&self, name: &str) -> bool {
         let Ok(definition) = self.definition(Which::Live) else { return false };
         definition.disks.iter().filter(|disk| disk.keeps_bitmaps()).any(|disk| {
@@ -75,12 +74,12 @@ impl Machine {
         })
     }
 
-    /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running
-    /// machine: where that ends in the middle, it is an error, and bitmaps may be left of which libvirt knows no more.
+    /// Deletes a checkpoint and its bitmaps, even broken ones. Returns false if there was no such checkpoint. The
+    /// machine must be running. If it stops meanwhile, this fails, and bitmaps may remain that libvirt no longer knows.
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
         let error = match self.delete_checkpoint_with(name, 0) {
             Ok(()) => return Ok(true),
-            // Somebody else has deleted it since, or a libvirtd that was killed while it did.
+            // Another program, or a libvirtd that was killed meanwhile, has deleted it.
             Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => error,
         };
@@ -96,8 +95,8 @@ impl Machine {
         Ok(true)
     }
 
-    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a
-    /// machine that is off as well.
+    /// Deletes the metadata of a checkpoint whose bitmaps are gone with their images, if libvirt still knows it. The
+    /// machine may be off.
     pub(crate) fn forget_checkpoint(&self, name: &str) -> Result<()> {
         let (action, name) =
             (|| format!("remove the metadata of checkpoint {name} of {}", self.name()), name.to_owned());
@@ -105,8 +104,8 @@ impl Machine {
         forgotten(self.call(action, forget))
     }
 
-    /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again
-    /// for one disk after the other, and delete that.
+    /// Deletes a checkpoint disk by disk, because libvirt stops at the first missing bitmap: deletes its metadata, then
+    /// redefines and deletes it for each disk.
     fn delete_disk_by_disk(&self, name: &str) -> Result<()> {
         let disks = self.disks_of_checkpoint(name)?;
         forgotten(self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))?;
@@ -118,7 +117,7 @@ impl Machine {
                 .make_known(xml, ffi::CHECKPOINT_REDEFINE, || format!("delete checkpoint {name} of {}", self.name()));
             match redefined {
                 Err(error) if error.is_no_answer() => return Err(error),
-                // The disk is gone from the machine, and its bitmap with it.
+                // The disk was detached, and its bitmap is gone with it.
                 Err(error) => {
                     tracing::debug!("disk {disk}: {error}");
                     continue;
@@ -128,7 +127,7 @@ impl Machine {
             if let Err(error) = self.delete_checkpoint_with(name, 0) {
                 tracing::debug!("disk {disk}: {error}");
                 forgotten(self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))?;
-                // QEMU has ended meanwhile, and left the bitmaps in the images: whoever asked takes them out of there.
+                // QEMU has exited and left the bitmaps in the images. The caller removes them from there.
                 if !self.is_running()? {
                     return Err(error);
                 }
@@ -137,8 +136,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes a checkpoint known again whose bitmaps are still in the images (after an undefine, on another host …).
-    /// libvirt checks on a running machine that they are.
+    /// Redefines a checkpoint whose bitmaps are still in the images, for example after an undefine or on another host.
+    /// If the machine runs, libvirt checks that they exist.
     pub(crate) fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
         let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
         let xml = known_checkpoint_xml(name, disks, &self.targets()?);
@@ -150,7 +149,7 @@ impl Machine {
     }
 }
 
-/// That libvirt knows a checkpoint no more is what was wanted.
+/// Treats a checkpoint that libvirt no longer knows as a success.
 fn forgotten(result: Result<()>) -> Result<()> {
     match result {
         Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => Ok(()),
@@ -158,7 +157,8 @@ fn forgotten(result: Result<()>) -> Result<()> {
     }
 }
 
-/// A `<domaincheckpoint>` that names every disk of the machine: libvirt takes a missing one for «yes».
+/// Returns a `<domaincheckpoint>` that lists every disk of the machine, because libvirt includes disks that are not
+/// listed.
 pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
     let mut xml = format!("<domaincheckpoint><name>{}</name><disks>", escape(name));
     for target in all {
@@ -169,13 +169,13 @@ pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> Stri
     xml
 }
 
-/// The same for one that exists already; libvirt insists on a time, which means nothing to us.
+/// The same for an existing checkpoint. libvirt requires a creation time, which has no meaning here.
 fn known_checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
     let time = format!("</name><creationTime>{}</creationTime>", chrono::Utc::now().timestamp());
     checkpoint_xml(name, disks, all).replacen("</name>", &time, 1)
 }
 
-/// The disks with a `size`, which libvirt gives only for a bitmap that can be used.
+/// Returns the disks with a `size`, which libvirt reports only for usable bitmaps.
 fn read_sizes(xml: &str) -> Result<HashMap<String, u64>> {
     let document = parse_xml(xml)?;
     Ok(child(document.root_element(), "disks")
@@ -186,7 +186,7 @@ fn read_sizes(xml: &str) -> Result<HashMap<String, u64>> {
         .collect())
 }
 
-/// The disks that have a bitmap.
+/// Returns the disks that have a bitmap.
 fn read_disks(xml: &str) -> Result<Vec<String>> {
     let document = parse_xml(xml)?;
     Ok(child(document.root_element(), "disks")

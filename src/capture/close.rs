@@ -1,8 +1,8 @@
 //! Closes captures, and cleans up after killed runs.
 //!
-//! Every step of closing is idempotent: it acts on what actually exists, not on what the state file says should exist.
-//! The order - end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a
-//! crash in between leaves the state file, and with it the rest of the work, to the next one.
+//! Every step is idempotent: it acts on what exists, not on what the state file lists. The order is: end the job,
+//! remove sockets and scratch files, settle the checkpoints, remove the capture's state. After a crash in between, the
+//! state file still exists, so the next run completes the work.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,42 +25,42 @@ use crate::capture::state::{
 };
 use crate::failpoint::{self, Failpoint};
 
-/// How long a machine that was resumed is watched, and how often: it may be paused by the same cause again.
+/// How long and how often a resumed machine is checked, because the same cause may pause it again.
 const SETTLING_TIME: Duration = Duration::from_secs(1);
 const SETTLING_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How to close.
+/// How to close a capture.
 #[derive(Debug, Clone, Default)]
 pub struct CloseRequest {
-    /// What the names of the checkpoints of this chain begin with. When a point and its checkpoint were stored, the
+    /// The prefix of the names of this chain's checkpoints. If a point was stored together with its checkpoint, the
     /// others of the chain are superseded and deleted.
     pub chain: Option<String>,
-    /// How long to wait for readers.
+    /// The time to wait for readers.
     pub wait: Duration,
 }
 
-/// What closing did.
+/// The result of closing a capture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClosedCapture {
     pub(crate) capture: String,
     pub(crate) machine: String,
-    /// The point that was stored from it.
+    /// The point that was stored from the capture.
     pub(crate) committed_point: Option<String>,
-    /// A job or server of ours was running and was ended.
+    /// Whether a running job or server of ours was ended.
     pub ended: bool,
-    /// The machine had been paused by an I/O error meanwhile, as when the scratch files' file system is full, and runs
-    /// again.
+    /// Whether the machine was resumed after an I/O error had paused it during the capture, for example because the
+    /// scratch files' file system was full.
     pub(crate) resumed: bool,
-    /// The machine does not exist any more.
+    /// Whether the machine no longer exists.
     pub machine_gone: bool,
-    /// Checkpoints that were deleted.
+    /// The checkpoints that were deleted.
     pub deleted_checkpoints: Vec<String>,
-    /// Checkpoints that could not be deleted because the machine is off; a later run does it.
+    /// Checkpoints that could not be deleted because the machine is off. A later run deletes them.
     pub pending_checkpoints: Vec<String>,
 }
 
-/// Closes a capture for good. Waits for readers as the request says, then fails with [`Error::Held`]. Without a
-/// hypervisor it opens the one that the capture was made through, if it needs one.
+/// Closes a capture. Waits for readers as requested, then fails with [`Error::Held`]. Without a hypervisor, it opens
+/// the connection that the capture was made through, if needed.
 pub fn close_capture(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,
@@ -72,9 +72,9 @@ pub fn close_capture(
     close_with_machine(runtime, machine.as_ref(), file, request)
 }
 
-/// Ends the job (or the servers) and removes sockets and scratch files, but leaves checkpoints and the capture's state:
-/// for when the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only
-/// reader.
+/// Ends the job (or the servers) and removes sockets and scratch files, but keeps checkpoints and the capture's state.
+/// Used when the last byte was read and the point is not stored yet. The caller must hold the exclusive lock or be the
+/// only reader.
 pub fn drain_capture(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,
@@ -87,9 +87,9 @@ pub fn drain_capture(
     Ok(closed)
 }
 
-/// Clears what earlier runs left and no live capture owns: a job, servers, sockets, scratch files, checkpoints that
-/// were never committed. Fails with [`Error::Held`] for a live capture and with [`Error::ForeignJob`] for a job that is
-/// not ours.
+/// Cleans up what earlier runs left and no live capture owns: a job, servers, sockets, scratch files, and checkpoints
+/// that were never committed. Fails with [`Error::Held`] for a live capture, and with [`Error::ForeignJob`] for a job
+/// of another program.
 pub fn clear_leftovers(runtime: &RuntimeDirs, machine: &Machine) -> Result<Vec<ClosedCapture>> {
     let _lock = lock_machine(runtime, machine)?;
     clear_leftovers_locked(runtime, machine)
@@ -113,8 +113,7 @@ pub(super) fn clear_leftovers_locked(runtime: &RuntimeDirs, machine: &Machine) -
         if !state.uuid.eq_ignore_ascii_case(machine.uuid()) {
             continue;
         }
-        // Nobody can hold the lock of one that is being opened but whoever opens it, and that would hold the machine's
-        // lock.
+        // A capture that is being opened cannot be one in use: the process that opens it would hold the machine's lock.
         let leased = state.phase == Phase::Open && !state.is_expired() && !state.is_orphaned();
         if leased {
             return Err(Error::Held {
@@ -138,7 +137,7 @@ pub(super) fn is_paused_by_io_error(machine: &Machine) -> bool {
     matches!(machine.state(), Ok(MachineState::Paused(PausedReason::IoError)))
 }
 
-/// Closes a capture whose lock is ours.
+/// Closes a capture that this process has locked.
 pub(super) fn close_with_machine(
     runtime: &RuntimeDirs,
     machine: Option<&Machine>,
@@ -180,7 +179,7 @@ impl ClosedCapture {
     }
 }
 
-/// The capture's machine; none when it exists no more.
+/// Returns the capture's machine, or `None` if it no longer exists.
 fn find_machine(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,
@@ -226,7 +225,7 @@ fn drain(
     }
     if state.phase != Phase::Drained || state.job().is_some_and(|job| job.thaw_due) {
         note_drained(state);
-        // Whoever reads may note its point meanwhile.
+        // A reader may record its point at the same time.
         file.update(note_drained)?;
     }
     Ok(())
@@ -241,7 +240,7 @@ fn note_drained(state: &mut CaptureState) {
 
 fn end_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCapture) -> Result<()> {
     match end_running_job(machine, job, closed) {
-        // It stopped, or vanished, while we were at it: then the job is gone too.
+        // The machine stopped or vanished meanwhile, so the job is gone too.
         Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::NotFound) => {
             closed.machine_gone = error.is_not_found();
             Ok(())
@@ -255,7 +254,7 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
         return Ok(());
     }
     if job.thaw_due {
-        // A guest that never answers must not keep the capture from being closed.
+        // A guest that never answers must not prevent the capture from being closed.
         if let Err(error) = machine.thaw() {
             tracing::error!("{error}");
         }
@@ -265,8 +264,8 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
         return Ok(());
     }
     closed.ended = machine.end_backup()?;
-    // Our scratch space was full, though it may have room again by now. A guest whose own disk is at fault stops again
-    // at the same request.
+    // The scratch space was full, although there may be space again by now. A guest whose own disk failed is paused
+    // again at the same request.
     if !job.io_paused_before && is_paused_by_io_error(machine) {
         keep_running(machine)?;
         closed.resumed = true;
@@ -274,8 +273,8 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
     Ok(())
 }
 
-/// Resumes a machine that an I/O error has paused, and again if another request that met the full scratch space fails
-/// only now.
+/// Resumes a machine that an I/O error paused, and again if another request that found the scratch space full only
+/// fails now.
 fn keep_running(machine: &Machine) -> Result<()> {
     let settled = Instant::now() + SETTLING_TIME;
     loop {
@@ -293,14 +292,14 @@ fn end_servers(state: &CaptureState, reader: &OfflineReader, closed: &mut Closed
     for server in &reader.servers {
         closed.ended |= storage_daemon::end(&server.process, &server.socket)?;
     }
-    // One that was started and not noted yet.
+    // A server may have been started without being recorded yet.
     for socket in SERVER_SOCKETS {
         storage_daemon::end_all_on(&state.socket_folder.join(socket));
     }
     Ok(())
 }
 
-/// The socket folder is ours and goes as a whole; in libvirt's folder only our socket does.
+/// Removes our socket folder with its content. In libvirt's folder, only our socket is removed.
 fn remove_sockets(runtime: &RuntimeDirs, state: &CaptureState) -> Result<()> {
     if is_domain_folder(&state.socket_folder) {
         if let Some(job) = state.job() {
@@ -311,7 +310,7 @@ fn remove_sockets(runtime: &RuntimeDirs, state: &CaptureState) -> Result<()> {
     remove_folder(&runtime.socket_folder().join(&state.id))
 }
 
-/// Only a folder that is named like the capture is ours as a whole.
+/// Removes the scratch folder. Only a folder with the name of the capture belongs to it completely.
 fn remove_scratch(folder: &Path, id: &str) -> Result<()> {
     if folder.file_name().is_some_and(|name| name == id) {
         remove_folder(folder)?;
@@ -329,7 +328,7 @@ fn settle_checkpoints(
         return Ok(());
     };
     let Some(machine) = machine else {
-        // Its images may still be there.
+        // The images may still exist.
         if state.committed_point.is_none() && state.offline().is_some() {
             remove_bitmaps(&images_of(state), made)?;
         }
@@ -345,7 +344,7 @@ fn settle_checkpoints(
     };
     for name in doomed {
         let deleted = match delete_known_or_not(machine, &name, state) {
-            // QEMU ended in the middle of it.
+            // QEMU exited during the deletion.
             Err(error) if !error.is_not_found() && ends_now(machine) => {
                 tracing::debug!("{error}");
                 delete_known_or_not(machine, &name, state)
@@ -366,7 +365,7 @@ fn settle_checkpoints(
     Ok(())
 }
 
-/// Whether a machine that libvirt may still call running has ended: libvirt hears of it a moment later.
+/// Whether a machine has stopped, although libvirt may need a moment to notice.
 fn ends_now(machine: &Machine) -> bool {
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
@@ -378,8 +377,8 @@ fn ends_now(machine: &Machine) -> bool {
     }
 }
 
-/// libvirt has not heard of a chain that was started while the machine was off. Should this fail, the next backup tries
-/// again.
+/// Defines a checkpoint in libvirt for a chain that was started while the machine was off. If this fails, the next
+/// backup tries again.
 fn make_known(machine: &Machine, state: &CaptureState, name: &str) {
     let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
     let known = machine.checkpoints().is_ok_and(|names| names.iter().any(|known| known == name));
@@ -388,7 +387,7 @@ fn make_known(machine: &Machine, state: &CaptureState, name: &str) {
     }
 }
 
-/// The checkpoints of a chain but the newest.
+/// Returns the checkpoints of a chain except the newest.
 fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String>> {
     let names = match machine.checkpoints() {
         Err(error) if error.is_not_found() => Vec::new(),
@@ -397,7 +396,7 @@ fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String
     Ok(names.into_iter().filter(|name| name.starts_with(chain) && name != newest).collect())
 }
 
-/// Deletes a checkpoint with its bitmaps, wherever they are known.
+/// Deletes a checkpoint and its bitmaps, whether or not libvirt knows it.
 fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
     if !machine.is_running()? {
         return delete_off(machine, name, state);
@@ -408,12 +407,12 @@ fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> R
     if state.checkpoint.as_deref() != Some(name) {
         return Ok(false);
     }
-    // libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet; those of a
-    // machine that was off it never knew.
+    // libvirt may have been killed after creating the bitmaps and before recording the checkpoint. Checkpoints of
+    // stopped machines are never known to it.
     let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
     match machine.redefine_checkpoint(name, &disks) {
         Ok(()) => machine.delete_checkpoint(name),
-        // The usual case: there are no such bitmaps either.
+        // This is the usual case: the bitmaps do not exist either.
         Err(error) => {
             tracing::debug!("{error}");
             Ok(false)
@@ -421,8 +420,8 @@ fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> R
     }
 }
 
-/// libvirt deletes no checkpoint of a machine that is off: the bitmaps are taken out of the images, then it forgets the
-/// name.
+/// Deletes a checkpoint of a stopped machine. libvirt cannot, so the bitmaps are removed from the images, and then
+/// libvirt deletes the metadata.
 fn delete_off(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
     let mut images = images_of(state);
     for disk in machine.definition(Which::Inactive)?.disks {
@@ -441,13 +440,13 @@ fn delete_off(machine: &Machine, name: &str, state: &CaptureState) -> Result<boo
     Ok(known || removed)
 }
 
-/// The topmost images of a capture that can hold bitmaps.
+/// Returns the top images of a capture that may have bitmaps.
 fn images_of(state: &CaptureState) -> BTreeSet<PathBuf> {
     let tops = state.disks.iter().filter_map(|disk| disk.image.first());
     tops.filter(|top| top.format == "qcow2" && top.inode != 0).map(|top| PathBuf::from(&top.path)).collect()
 }
 
-/// Takes a bitmap out of each of these images that has it; says whether one had.
+/// Removes a bitmap from those of these images that have it. Returns whether one had it.
 fn remove_bitmaps(images: &BTreeSet<PathBuf>, name: &str) -> Result<bool> {
     let mut removed = false;
     for path in images.iter().filter(|path| path.exists()) {
@@ -464,7 +463,7 @@ fn remove_bitmaps(images: &BTreeSet<PathBuf>, name: &str) -> Result<bool> {
     Ok(removed)
 }
 
-/// A job without a state: ours if its socket is, and then nobody reads from it any more.
+/// Ends a job without a state. It is ours if its socket is, and then nothing reads from it.
 fn end_stray_job(runtime: &RuntimeDirs, machine: &Machine) -> Result<()> {
     if !machine.is_running()? {
         return Ok(());
@@ -495,7 +494,7 @@ fn end_stray_job(runtime: &RuntimeDirs, machine: &Machine) -> Result<()> {
     remove_folder(&runtime.socket_folder().join(&capture))
 }
 
-/// The capture that a socket belongs to: `<sockets>/<id>/…`, or `domain-…/kvmb-<id>`.
+/// Returns the capture that a socket belongs to: `<sockets>/<id>/…` or `domain-…/kvmb-<id>`.
 pub(super) fn capture_of_socket(runtime: &RuntimeDirs, socket: &Path) -> Option<String> {
     let folder = socket.parent()?;
     let id = if is_domain_folder(folder) {
@@ -508,7 +507,7 @@ pub(super) fn capture_of_socket(runtime: &RuntimeDirs, socket: &Path) -> Option<
     is_capture_id(id).then(|| id.to_owned())
 }
 
-/// Removes the folders of captures whose owner was killed before it had done anything.
+/// Removes the folders of captures whose owner was killed before it wrote a state.
 pub(crate) fn clear_stateless(runtime: &RuntimeDirs) -> Result<()> {
     remove_nameless(runtime);
     for file in CaptureFile::open_all(runtime)? {
@@ -519,10 +518,10 @@ pub(crate) fn clear_stateless(runtime: &RuntimeDirs) -> Result<()> {
     Ok(())
 }
 
-/// One that is still at work holds the lock.
+/// A process that is still opening the capture holds the lock.
 fn remove_stateless(file: CaptureFile) -> Result<()> {
     if file.lock_exclusive(Duration::ZERO).is_ok() {
-        // Its state may have come between the look and the lock.
+        // The state may have been written between the check and the lock.
         if matches!(file.load(), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound) {
             file.remove()?;
         }
@@ -530,7 +529,7 @@ fn remove_stateless(file: CaptureFile) -> Result<()> {
     Ok(())
 }
 
-/// The state folder is gone after a reboot, scratch files are not. What is older than the boot belongs to nobody.
+/// Removes scratch files that are older than the last boot. Unlike the state folder, they survive a reboot.
 fn remove_scratch_of_before_boot(runtime: &RuntimeDirs) {
     let Some(boot) = boot_time() else { return };
     let Ok(entries) = fs::read_dir(runtime.scratch_folder()) else {

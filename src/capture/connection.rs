@@ -1,4 +1,4 @@
-//! The hypervisor: machines, networks and filters by name.
+//! The hypervisor: finds machines, networks and filters by name.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,29 +28,29 @@ impl Hypervisor {
         Hypervisor::open_within(uri, &CallLimits::default())
     }
 
-    /// Opens a connection; without a URI libvirt chooses as it does for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
-    /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
+    /// Opens a connection. Without a URI, libvirt chooses one as for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
+    /// configuration, then what it finds). The user is never prompted: a connection that requires a password fails.
     pub(crate) fn open_within(uri: Option<&str>, limits: &CallLimits) -> Result<Hypervisor> {
         Ok(Hypervisor { link: Arc::new(SharedConnection::open(uri, limits)?) })
     }
 
-    /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until
-    /// it ends.
+    /// Whether [`Hypervisor::open`] with this URI runs libvirt inside this process, which then excludes all other
+    /// processes until it exits.
     pub(crate) fn would_be_embedded(uri: Option<&str>) -> bool {
         uri.map(str::to_owned).or_else(default_uri).is_some_and(|uri| uri.starts_with("qemu:///embed"))
     }
 
-    /// The connection's URI, as libvirt says it.
+    /// The connection's URI, as reported by libvirt.
     pub(crate) fn uri(&self) -> &str {
         &self.link.uri
     }
 
-    /// Whether this is QEMU on this host, which is what a capture needs: disks and sockets are reached by path.
+    /// Whether this is QEMU on this host, which a capture requires because it accesses disks and sockets by path.
     pub fn is_local(&self) -> bool {
         is_local_uri(self.uri())
     }
 
-    /// libvirt's version on the hypervisor's side: (11, 3, 0).
+    /// libvirt's version on the side of the hypervisor: (11, 3, 0).
     pub(crate) fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
         let version = self.link.call(|| "query the version of libvirt".to_owned(), |connect| connect.lib_version())?;
         Ok(split_version(version))
@@ -62,14 +62,14 @@ impl Hypervisor {
         Ok(split_version(version))
     }
 
-    /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them
-    /// when no name is given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is
-    /// an error.
+    /// Returns the machines with these names or UUIDs or that match these globs (`*`, `?`, `[a-z]`), each once, sorted
+    /// by name; all machines if `names` is empty. `web*` also matches a machine that is literally named `web*`. A name
+    /// without a machine is an error.
     pub fn machines(&self, names: &[String]) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
         let action = || format!("list the machines of {}", self.uri());
         for domain in self.link.call(action, |connect| connect.list_all_domains(0))? {
-            // A transient machine may be gone between the two calls.
+            // A transient machine may disappear between the two calls.
             if let Ok(machine) = Machine::new(domain, &self.link) {
                 all.push(machine);
             }
@@ -94,7 +94,7 @@ impl Hypervisor {
         Ok(all.into_iter().zip(chosen).filter_map(|(machine, chosen)| chosen.then_some(machine)).collect())
     }
 
-    /// The machine with this name or UUID.
+    /// Returns the machine with this name or UUID.
     pub fn machine(&self, name_or_uuid: &str) -> Result<Machine> {
         let found = if name_or_uuid.contains('\0') {
             None
@@ -117,8 +117,8 @@ impl Hypervisor {
         }
     }
 
-    /// Defines a machine (or redefines the one with this name and UUID); with libvirt's schema check first, and without
-    /// it only when the schema - not the definition's meaning - is what libvirt complains of.
+    /// Defines a machine, or redefines the one with this name and UUID. The schema check is skipped only if it alone,
+    /// not the meaning of the definition, is what libvirt refuses.
     pub fn define(&self, xml: &str) -> Result<Machine> {
         if xml.contains('\0') {
             return Err(crate::capture::domain_xml::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
@@ -129,11 +129,10 @@ impl Hypervisor {
         Machine::new(domain, &self.link)
     }
 
-    /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever
-    /// is closed.
+    /// Closes the connection unless a [`Machine`] or a clone of it is alive. The embedded driver always stays open.
     pub(crate) fn close(self) {}
 
-    /// Whether a network is started; none when there is no such network.
+    /// Whether a network is started; `None` if there is no such network.
     pub(crate) fn network_is_active(&self, name: &str) -> Result<Option<bool>> {
         let (action, wanted) = (|| format!("look up network {name}"), name.to_owned());
         let is_active = move |connect: &Connect| connect.lookup_network_by_name(&wanted)?.is_active();
@@ -146,7 +145,7 @@ impl Hypervisor {
         }
     }
 
-    /// The QEMU that libvirt chooses for machines of this host's architecture.
+    /// The emulator that libvirt selects for machines of this host's architecture.
     pub(crate) fn own_emulator(&self) -> Result<Option<PathBuf>> {
         let capabilities = self.domain_capabilities(None)?;
         let path = |xml: &str| {
@@ -157,12 +156,13 @@ impl Hypervisor {
         Ok(capabilities.as_deref().and_then(path))
     }
 
-    /// Whether a QEMU of this host runs machines of this kind; true where libvirt cannot tell.
+    /// Whether a QEMU of this host supports machines of this kind. True if libvirt cannot tell.
     pub(crate) fn runs(&self, kind: &MachineType) -> Result<bool> {
         Ok(self.domain_capabilities(Some(kind))?.is_some() || self.domain_capabilities(None)?.is_none())
     }
 
-    /// What libvirt says of machines of a kind, or of its own choice; none if there are no such machines here.
+    /// Returns libvirt's capabilities for machines of a kind, or of its default kind. `None` if this host does not
+    /// support them.
     fn domain_capabilities(&self, kind: Option<&MachineType>) -> Result<Option<String>> {
         let kind = kind.cloned();
         let ask = move |connect: &Connect| {
@@ -183,7 +183,7 @@ impl Hypervisor {
         }
     }
 
-    /// Whether libvirt knows a filter of network traffic.
+    /// Whether libvirt knows a network filter.
     pub(crate) fn has_network_filter(&self, name: &str) -> Result<bool> {
         let (action, wanted) = (|| format!("look up network filter {name}"), name.to_owned());
         match self.link.call(action, move |connect| connect.lookup_nwfilter_by_name(&wanted).map(drop)) {
@@ -195,7 +195,7 @@ impl Hypervisor {
         }
     }
 
-    /// Whether libvirt knows a secret; true where it cannot tell.
+    /// Whether libvirt knows a secret. True if it cannot tell.
     pub(crate) fn has_secret(&self, secret: &SecretRef) -> Result<bool> {
         let (action, wanted) = (|| "look up a secret".to_owned(), secret.clone());
         match self.link.call(action, move |connect| ffi::find_secret(connect, &wanted)) {
@@ -214,8 +214,8 @@ impl Hypervisor {
     }
 }
 
-/// Keeps libvirt's own log lines («info : libvirt version …») off stderr, unless the user chose an output. Must be
-/// called before the process has a second thread, best first thing in `main`; says whether it took effect.
+/// Keeps libvirt's own log lines ("info : libvirt version …") off stderr unless the user configured an output. Must be
+/// called before the process has a second thread, ideally first in `main`. Returns whether it took effect.
 pub(crate) fn quiet_libvirt_log() -> bool {
     const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(OUTPUTS).is_some() || std::env::var_os("LIBVIRT_DEBUG").is_some() {
@@ -224,11 +224,11 @@ pub(crate) fn quiet_libvirt_log() -> bool {
     ffi::set_env_while_single_threaded(OUTPUTS, "4:file:/dev/null")
 }
 
-/// The folders where systems keep their programs. cron's `PATH` has few of them, and a crontab may set any.
+/// The folders of the system's programs. cron's `PATH` has few of them, and a crontab may set any.
 const PROGRAM_FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Lets this process, and what it starts, find the system's programs: its folders are looked through after those of
-/// `PATH`. Must be called before the process has a second thread; says whether it took effect.
+/// Appends the folders of the system's programs to `PATH`, for this process and its children. Must be called before the
+/// process has a second thread. Returns whether it took effect.
 pub(crate) fn complete_path() -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut folders: Vec<&str> = path.split(':').filter(|folder| !folder.is_empty()).collect();
@@ -240,7 +240,7 @@ pub(crate) fn complete_path() -> bool {
     ffi::set_env_while_single_threaded("PATH", &folders.join(":"))
 }
 
-/// The folder where libvirt keeps firmware variables of machines whose definitions name no place.
+/// The folder in which libvirt keeps firmware variables of machines whose definitions do not set a path.
 pub(crate) fn nvram_folder(uri: &str) -> Option<PathBuf> {
     if let Some(root) = embedded_root(uri) {
         return Some(root.join("lib/qemu/nvram"));
@@ -252,7 +252,7 @@ pub(crate) fn nvram_folder(uri: &str) -> Option<PathBuf> {
     Some(configuration.or_else(|| Some(std::env::home_dir()?.join(".config")))?.join("libvirt/qemu/nvram"))
 }
 
-/// The files that QEMU and swtpm log to for a machine.
+/// The log files of QEMU and swtpm for a machine.
 pub(crate) fn log_files(uri: &str, name: &str) -> Vec<PathBuf> {
     let folders = if let Some(root) = embedded_root(uri) {
         Some((root.join("log/qemu"), root.join("log/swtpm")))
@@ -270,7 +270,7 @@ pub(crate) fn log_files(uri: &str, name: &str) -> Vec<PathBuf> {
     folders.map(files).unwrap_or_default()
 }
 
-/// The path of a volume of a storage pool, on the machine's connection.
+/// The path of a volume of a storage pool, looked up on the machine's connection.
 pub(super) fn volume_path(
     domain: &Domain,
     pool: &str,

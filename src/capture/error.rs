@@ -15,36 +15,36 @@ use virt::error::{ErrorDomain, ErrorNumber};
 /// The result of a call of this layer.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
-/// What an error of libvirt means to us.
+/// The meaning of a libvirt error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LibvirtErrorKind {
-    /// There is no such machine.
+    /// The machine does not exist.
     NotFound,
-    /// The checkpoint is not known (any more).
+    /// libvirt does not, or no longer, know the checkpoint.
     CheckpointMissing,
-    /// The bitmap behind a checkpoint is missing or broken, of at least one disk.
+    /// The bitmap of a checkpoint is missing or broken on at least one disk.
     BitmapBroken,
     /// There is no backup job.
     NoBackupJob,
-    /// libvirt, QEMU or the machine cannot do that.
+    /// libvirt, QEMU or the machine does not support the operation.
     Unsupported,
-    /// Another job holds the machine.
+    /// The machine is busy with another job.
     Busy,
-    /// The guest agent is not connected, vanished, or did not answer in time.
+    /// The guest agent is not connected, disappeared, or did not answer in time.
     AgentSilent,
     /// The guest agent answered with an error.
     AgentFailed,
-    /// The connection allows reading only, or the user may not do this.
+    /// The connection is read-only, or the user lacks the permission.
     ReadOnlyUri,
-    /// libvirt cannot be reached, or the connection broke.
+    /// libvirt is unreachable, or the connection was lost.
     NoConnection,
-    /// The machine is not in the state for that, for example not running.
+    /// The machine is in the wrong state for the operation, for example not running.
     InvalidState,
-    /// There was no answer: the limit was over, or the program was interrupted.
+    /// There was no answer: the time limit was exceeded or the program was interrupted.
     NoAnswer,
-    /// Something failed in libvirt or QEMU that has no number of its own.
+    /// An error of libvirt or QEMU without a specific code.
     Internal,
-    /// Anything else; the message says what.
+    /// Any other error; the message describes it.
     Other,
 }
 
@@ -54,182 +54,182 @@ pub enum LibvirtErrorKind {
 pub enum Error {
     #[error("cannot {action}: {message}")]
     Libvirt {
-        /// What was tried, for example "begin the backup of web1".
+        /// The failed action, for example "begin the backup of web1".
         action: String,
-        /// What it means to us.
+        /// The meaning of libvirt's error code.
         meaning: LibvirtErrorKind,
-        /// libvirt's message, in the language of its daemon: nothing is decided by it.
+        /// libvirt's message, in the language of its daemon. No decision depends on it.
         message: String,
     },
-    /// libvirt or QEMU did not answer in time. What was asked for may still come about.
+    /// libvirt or QEMU did not answer in time. The action may still be carried out.
     #[error("cannot {action}: no response within {} s", .limit.as_secs())]
     TimedOut {
         action: String,
-        /// How long it may take.
+        /// The time limit.
         limit: Duration,
     },
-    /// A call about this machine was given up before, and has not returned.
+    /// An earlier call about this machine timed out and has not returned yet.
     #[error("cannot {action}: {machine} is not responding")]
     Silent {
-        /// What was to be tried.
+        /// The action that was not attempted.
         action: String,
         machine: String,
     },
     /// The program was interrupted.
     #[error("interrupted")]
     Interrupted,
-    /// A name that no machine has.
+    /// There is no machine with this name.
     #[error("no machine named '{name}' on {uri}{}", suggestion(.near))]
     NoSuchMachine {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         uri: String,
-        /// Machines whose names are close.
+        /// Machines with similar names.
         near: Vec<String>,
     },
-    /// A domain definition that cannot be used.
+    /// The definition of a machine is unusable.
     #[error("the machine's definition cannot be read: {0}")]
     Definition(#[from] crate::capture::domain_xml::definition::DefinitionError),
-    /// A capture needs the hypervisor of this host.
+    /// A capture requires the hypervisor of this host.
     #[error("{uri} is not the QEMU hypervisor of this host; a machine can only be captured on the host that runs it")]
     NotLocal { uri: String },
-    /// A backup job of somebody else is running.
+    /// Another program has a backup job of the machine.
     #[error("{machine} has a backup job of another program ({job})")]
     ForeignJob {
         machine: String,
-        /// What is known of the job.
+        /// The known details of the job.
         job: String,
     },
-    /// libvirt is at work on something that is no backup.
+    /// libvirt is busy with another operation on the machine.
     #[error("{machine} is busy: it is being saved, migrated or dumped, or a snapshot is being created")]
     OtherJob { machine: String },
-    /// Some of the machine's data is still in the repository.
+    /// Some of the machine's data is still only in the repository.
     #[error("the restore of {machine} is not finished: disk {disk} still needs the served point")]
     LiveRestore { machine: String, disk: String },
-    /// A block job is at work on a disk: libvirt permits one at a time.
+    /// A disk has a block job, and libvirt allows only one at a time.
     #[error("disk {disk} of {machine} has a block job ({job})")]
     BlockJob { machine: String, disk: String, job: BlockJob },
-    /// The memory of a machine that is off is saved on disk, with what its guest has not written to the disks yet.
+    /// A stopped machine has a managed save image, which includes data that the guest has not written to the disks yet.
     #[error("the memory of {machine} is saved on disk, and a backup of only its disks would not match it")]
     SavedMemory { machine: String },
-    /// QEMU sees other mounts than we do.
+    /// QEMU sees different mounts than this process.
     #[error(
         "QEMU of {machine} does not see the folder {}: its file system was mounted after the machine was \
          started", .folder.display()
     )]
     ScratchHidden {
         machine: String,
-        /// The folder for scratch files.
+        /// The folder of the scratch files.
         folder: PathBuf,
     },
-    /// A live capture of ours is in the way.
+    /// A live capture of kvmb exists.
     #[error("{}", held_text(machine, capture, until, by.as_ref()))]
     Held {
         machine: String,
         capture: String,
-        /// The end of its lease, when that is what holds it.
+        /// The end of its lease, if the lease is what keeps it.
         until: Option<String>,
-        /// The backup that it belongs to.
+        /// The running backup that it belongs to.
         by: Option<RunningBackup>,
     },
-    /// Another command opens or closes a capture of the machine, and does not end.
+    /// Another command has been opening or closing a capture of the machine for too long.
     #[error("another command is opening or closing a capture of {machine}")]
     BeingOpened { machine: String },
     /// No capture has this id or belongs to this machine.
     #[error("no capture '{name}': it was released or its lease expired")]
     NoSuchCapture {
-        /// What was asked for.
+        /// The requested id or name.
         name: String,
     },
-    /// The state file of a capture cannot be understood.
+    /// The state file of a capture cannot be parsed.
     #[error("the state of capture {capture} cannot be read: {message}")]
     BadState { capture: String, message: String },
-    /// A disk that cannot be captured.
+    /// A disk cannot be captured.
     #[error("disk {disk} of {machine} cannot be captured: {reason}")]
     DiskNotCapturable { machine: String, disk: String, reason: String },
-    /// An image or storage that cannot be opened while its machine is off.
+    /// An image or storage cannot be opened while its machine is off.
     #[error("{image}: {reason}")]
     UnsupportedImage {
-        /// Its path or address.
+        /// The path or address.
         image: String,
         reason: String,
     },
-    /// An image whose header is not one of its format.
+    /// The header of an image is invalid.
     #[error("{image}: {reason}")]
     DamagedImage {
-        /// Its path.
+        /// The path.
         image: String,
         reason: String,
     },
     /// This host's QEMU has no driver for a disk's storage.
     #[error("{image}: QEMU has no driver for it ({message})")]
     NoBlockDriver {
-        /// Its path or address.
+        /// The path or address.
         image: String,
         message: String,
     },
-    /// An image that does not record which format its backing file has: to guess it would be unsafe.
+    /// An image does not record the format of its backing file, and guessing it would be unsafe.
     #[error("{image} does not record the format of its backing file {backing}, and guessing it would be unsafe")]
     NoBackingFormat {
         image: String,
         format: String,
-        /// Its backing file, as it spells it.
+        /// The backing file, as spelled in the image.
         backing: String,
     },
-    /// The program that serves the disks of a machine that is off is not installed.
+    /// The program that serves the disks of stopped machines is not installed.
     #[error("qemu-storage-daemon is not installed; it is needed to read the disks of a stopped machine")]
     NoStorageDaemon {
-        /// The package that has it.
+        /// The package that contains it.
         package: &'static str,
     },
-    /// QEMU's user may not read what a disk needs.
+    /// QEMU's user cannot read a file that a disk needs.
     #[error("disk {disk} of {machine} cannot be read as QEMU's user: {message}")]
     DiskNotReadable {
         machine: String,
-        /// The disk's target; several with commas.
+        /// The target of the disk; several are separated by commas.
         disk: String,
         message: String,
-        /// Whether only the header of an image names what cannot be read.
+        /// Whether the unreadable file is only referenced by the header of an image.
         is_of_header: bool,
     },
-    /// A label that names a user or group that this host does not know.
+    /// A security label contains a user or group that does not exist on this host.
     #[error("QEMU of {machine} runs as '{label}', which is not a user of this host")]
     UnknownOwner { machine: String, label: String },
-    /// Somebody has an image of a machine that is off open for writing.
+    /// An image of a stopped machine is open for writing in another process.
     #[error("an image of {machine} is in use{}: {message}", holders_text(.holders))]
     ImageHeld {
         machine: String,
-        /// The processes that have it open, as far as they can be found.
+        /// The processes that have it open, as far as they can be determined.
         holders: Vec<Holder>,
         message: String,
     },
-    /// A secret that a disk is opened with cannot be had.
+    /// A secret that a disk requires cannot be read.
     #[error("the secret of disk {disk} of {machine} cannot be read: {message}")]
     SecretUnavailable { machine: String, disk: String, message: String },
-    /// A machine that was off has been started while it was being captured.
+    /// A stopped machine was started while it was being captured.
     #[error("{machine} was started while it was being captured")]
     StartedMeanwhile { machine: String },
-    /// A machine that is off did not stay as it was until all of it was read: what was read is of no one moment.
+    /// A stopped machine changed while it was being read, so the data is not of a single moment.
     #[error("{machine} changed while it was being read: {what}")]
     ChangedMeanwhile { machine: String, what: String },
-    /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over,
-    /// and what it says of their bitmaps means nothing.
+    /// A machine was not resumed after a restore or migration. QEMU has not activated its images, and the state of
+    /// their bitmaps is meaningless.
     #[error("{machine} is still paused after a restore or migration")]
     NotResumed { machine: String },
-    /// No disk was chosen of a machine that has some.
+    /// None of the machine's disks was selected.
     #[error("{machine} has no selected disk that can be backed up")]
     NothingToCapture { machine: String },
-    /// The guest had to be frozen and could not.
+    /// The guest had to be frozen but could not be.
     #[error("the file systems of {machine} could not be frozen: {reason}")]
     FreezeFailed { machine: String, reason: String },
     /// A job did not end in time.
     #[error("the backup job of {machine} did not end within {} s", .waited.as_secs())]
     JobStuck {
         machine: String,
-        /// How long it was waited for.
+        /// The time that was waited.
         waited: Duration,
     },
-    /// libvirt lost track of a job when it was killed in the middle of beginning it.
+    /// libvirt was killed while it began a job, and lost track of it.
     #[error("libvirt has lost track of the backup job of {machine} ({message})")]
     Wedged { machine: String, message: String },
     /// A program could not be started.
@@ -243,20 +243,20 @@ pub enum Error {
         subject: String,
         message: String,
     },
-    /// The path of a Unix socket has 107 bytes at most.
+    /// The path of a Unix socket exceeds 107 bytes.
     #[error("the socket path {} is longer than 107 bytes; set KVMB_RUNTIME_DIR to a shorter path", .path.display())]
     SocketPathTooLong { path: PathBuf },
-    /// A folder that others could tamper with.
+    /// A folder could be tampered with by other users.
     #[error("the folder {} is not safe to use: {reason}", .path.display())]
     UnsafeFolder { path: PathBuf, reason: String },
-    /// A file or folder in a place that others than root can write, where something else was put in its stead.
+    /// A file or folder is in a place that users other than root can write to, and was replaced.
     #[error("{} is not safe to use: {reason}", .path.display())]
     UnsafePath {
         /// The file or folder.
         path: PathBuf,
         reason: String,
     },
-    /// A file that is larger than what is stored of its kind.
+    /// A file exceeds the maximum size for its kind.
     #[error("{} has {}; the maximum is {}", .path.display(), in_units(*size_bytes), in_units(*limit_bytes))]
     TooLarge {
         /// The file or device.
@@ -264,14 +264,14 @@ pub enum Error {
         size_bytes: u64,
         limit_bytes: u64,
     },
-    /// A folder that QEMU's user cannot enter.
+    /// A folder is not accessible to QEMU's user.
     #[error("QEMU runs as user {uid}, which has no access to {}", .path.display())]
     Unreachable {
-        /// The first folder on the way that is closed.
+        /// The first inaccessible folder on the path.
         path: PathBuf,
         uid: u32,
     },
-    /// A local call failed.
+    /// An operation on a file of this host failed.
     #[error("cannot {action} {}: {source}", .path.display())]
     Io {
         /// The verb: "read", "create" …
@@ -283,7 +283,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What libvirt's error means; [`LibvirtErrorKind::Other`] when it is not libvirt's.
+    /// The meaning of libvirt's error; [`LibvirtErrorKind::Other`] if the error is not from libvirt.
     pub fn meaning(&self) -> LibvirtErrorKind {
         match self {
             Error::Libvirt { meaning, .. } => *meaning,
@@ -302,12 +302,12 @@ impl Error {
         }
     }
 
-    /// Whether waiting may help: somebody else holds the machine.
+    /// Whether it may help to wait, because the machine is busy.
     pub fn is_busy(&self) -> bool {
         self.meaning() == LibvirtErrorKind::Busy
     }
 
-    /// Whether the machine is not there (any more).
+    /// Whether the machine does not, or no longer, exist.
     pub fn is_not_found(&self) -> bool {
         self.meaning() == LibvirtErrorKind::NotFound
     }
@@ -321,13 +321,13 @@ impl Error {
         Error::Libvirt { action: action.into(), meaning, message: error.message().to_owned() }
     }
 
-    /// Whether there was no answer: the limit was over, or the program was interrupted.
+    /// Whether there was no answer: the time limit was exceeded or the program was interrupted.
     pub(crate) fn is_no_answer(&self) -> bool {
         self.meaning() == LibvirtErrorKind::NoAnswer
     }
 
-    /// The same, of opening a connection: what libvirt has no number for means that it cannot be reached, or that this
-    /// user may not.
+    /// Adjusts an error of opening a connection: an error without a specific code then means that libvirt is
+    /// unreachable or that this user lacks the permission.
     pub(super) fn of_opening(self, is_refused: bool) -> Error {
         let vague = |meaning| {
             use LibvirtErrorKind::{Internal, NoConnection, Other};
@@ -351,7 +351,7 @@ impl Error {
     }
 }
 
-/// Adds what was tried to an error of the `virt` crate.
+/// Adds the failed action to an error of the `virt` crate.
 pub(super) trait LibvirtContext<T> {
     fn context(self, action: impl FnOnce() -> String) -> Result<T>;
 }
@@ -362,8 +362,8 @@ impl<T> LibvirtContext<T> for std::result::Result<T, virt::error::Error> {
     }
 }
 
-/// What libvirt's number means to us, and where it comes from. Its messages are in the language of its daemon and
-/// decide nothing: what a number leaves open is found out by asking libvirt for more.
+/// Maps libvirt's error code and domain to a meaning. The messages are in the language of its daemon and are not
+/// evaluated; if a code is ambiguous, further queries to libvirt decide.
 fn meaning(number: ErrorNumber, domain: ErrorDomain) -> LibvirtErrorKind {
     match number {
         ErrorNumber::NoDomain
@@ -391,7 +391,7 @@ fn meaning(number: ErrorNumber, domain: ErrorDomain) -> LibvirtErrorKind {
         | ErrorNumber::AuthUnavailable => LibvirtErrorKind::ReadOnlyUri,
         ErrorNumber::NoConnect | ErrorNumber::Rpc => LibvirtErrorKind::NoConnection,
         ErrorNumber::OperationInvalid => LibvirtErrorKind::InvalidState,
-        // The connection's own layer has no numbers for what happens to it.
+        // The connection's own layer has no specific codes for its failures.
         ErrorNumber::InternalError | ErrorNumber::SystemError
             if matches!(domain, ErrorDomain::Rpc | ErrorDomain::Remote) =>
         {

@@ -1,4 +1,4 @@
-//! The libvirt calls that the `virt` crate lacks. All unsafe code of kvmb is here.
+//! Calls of libvirt that the `virt` crate lacks. All unsafe code of kvmb is in this file.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -18,21 +18,21 @@ use crate::capture::first_schema::SCHEMA;
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// `virDomainCheckpointXMLFlags`: no copy of the domain's definition.
+/// `virDomainCheckpointXMLFlags`: without the domain's definition.
 pub(super) const CHECKPOINT_XML_NO_DOMAIN: u32 = sys::VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN;
-/// `virDomainCheckpointXMLFlags`: with the size of what changed since.
+/// `virDomainCheckpointXMLFlags`: with the size of the changes since the checkpoint.
 pub(super) const CHECKPOINT_XML_SIZE: u32 = sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE;
-/// `virDomainCheckpointDeleteFlags`: leave the bitmap alone.
+/// `virDomainCheckpointDeleteFlags`: keep the bitmap.
 pub(super) const CHECKPOINT_DELETE_METADATA_ONLY: u32 = sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY;
-/// `virDomainCheckpointCreateFlags`: make known what exists already, and look whether its bitmaps do.
+/// `virDomainCheckpointCreateFlags`: redefine an existing checkpoint, and check that its bitmaps exist.
 pub(super) const CHECKPOINT_REDEFINE_VALIDATE: u32 =
     sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
-/// `virDomainCheckpointCreateFlags`: make known what exists already.
+/// `virDomainCheckpointCreateFlags`: redefine an existing checkpoint.
 pub(super) const CHECKPOINT_REDEFINE: u32 = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE;
-/// `virDomainAgentResponseTimeoutValues`: wait for ever, libvirt's default.
+/// `virDomainAgentResponseTimeoutValues`: wait forever, libvirt's default.
 pub(super) const AGENT_TIMEOUT_BLOCK: i32 = sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK;
 
-/// Starts a backup job, with a checkpoint made at the same instant.
+/// Starts a backup job, with a checkpoint created at the same instant.
 pub(super) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Result<()> {
     let backup = CString::new(backup_xml)?;
     let checkpoint = checkpoint_xml.map(CString::new).transpose()?;
@@ -43,21 +43,21 @@ pub(super) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Op
     })
 }
 
-/// The XML of the backup job that is running.
+/// Returns the XML of the running backup job.
 pub(super) fn backup_xml(domain: &Domain) -> Result<String> {
     // SAFETY: the domain lives until the call returns.
     let text = unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) };
     take_string(text)
 }
 
-/// Asks the job that is running to end.
+/// Asks the running job to end.
 pub(super) fn abort_job(domain: &Domain) -> Result<()> {
     // SAFETY: the domain lives until the call returns.
     check(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
 }
 
-/// Whether libvirt is at work on a job for the domain: a backup, a migration, a snapshot … The `virt` crate's own call
-/// reads what it has let go of.
+/// Whether libvirt is working on a job for the domain, such as a backup, a migration or a snapshot. The `virt` crate's
+/// own call reads memory after freeing it.
 pub(super) fn has_job(domain: &Domain) -> Result<bool> {
     let mut info = MaybeUninit::<sys::virDomainJobInfo>::zeroed();
     // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
@@ -68,7 +68,7 @@ pub(super) fn has_job(domain: &Domain) -> Result<bool> {
     Ok(matches!(info.type_.unsigned_abs(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED))
 }
 
-/// Kind (`virDomainBlockJobType`), position and end of the block job of a disk; none without one.
+/// Returns the kind (`virDomainBlockJobType`), position and end of a disk's block job, or `None` if there is none.
 pub(super) fn block_job(domain: &Domain, disk: &str) -> Result<Option<(i32, u64, u64)>> {
     let disk = CString::new(disk)?;
     let mut info = MaybeUninit::<sys::virDomainBlockJobInfo>::zeroed();
@@ -81,8 +81,8 @@ pub(super) fn block_job(domain: &Domain, disk: &str) -> Result<Option<(i32, u64,
     Ok((found > 0).then_some((info.type_, info.cur, info.end)))
 }
 
-/// Begins to copy all that is below a disk's image into the image; no more than this many bytes a second, 0 for as many
-/// as possible.
+/// Starts to copy everything below a disk's image into the image, at most this number of bytes per second; 0 means
+/// unlimited.
 pub(super) fn block_pull(domain: &Domain, disk: &str, bytes_per_second: u64) -> Result<()> {
     let disk = CString::new(disk)?;
     let flags = sys::VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES;
@@ -90,27 +90,27 @@ pub(super) fn block_pull(domain: &Domain, disk: &str, bytes_per_second: u64) -> 
     check(unsafe { sys::virDomainBlockPull(domain.as_ptr(), disk.as_ptr(), bytes_per_second, flags) })
 }
 
-/// Freezes all file systems of the guest; how many there are.
+/// Freezes all file systems of the guest and returns their number.
 pub(super) fn freeze(domain: &Domain) -> Result<u32> {
     // SAFETY: a null list of zero entries means all; the domain lives until the call returns.
     let count = unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) };
     check(count).map(|()| count.unsigned_abs())
 }
 
-/// Thaws all file systems of the guest; how many were frozen.
+/// Thaws all file systems of the guest and returns the number of those that were frozen.
 pub(super) fn thaw(domain: &Domain) -> Result<u32> {
     // SAFETY: a null list of zero entries means all; the domain lives until the call returns.
     let count = unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) };
     check(count).map(|()| count.unsigned_abs())
 }
 
-/// How long libvirt waits for an answer of the guest agent.
+/// Sets how long libvirt waits for an answer of the guest agent.
 pub(super) fn set_agent_timeout(domain: &Domain, seconds: i32) -> Result<()> {
     // SAFETY: the domain lives until the call returns.
     check(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) })
 }
 
-/// State and reason as libvirt numbers them (`virDomainState`). The `virt` crate's own call ignores errors.
+/// Returns the state and reason as libvirt's numbers (`virDomainState`). The `virt` crate's own call ignores errors.
 pub(super) fn state(domain: &Domain) -> Result<(i32, i32)> {
     let (mut state, mut reason) = (0, 0);
     // SAFETY: the domain lives until the call returns, which fills in both numbers.
@@ -118,7 +118,7 @@ pub(super) fn state(domain: &Domain) -> Result<(i32, i32)> {
     Ok((state, reason))
 }
 
-/// Most memory in KiB, and number of virtual CPUs.
+/// Returns the maximum memory in KiB and the number of virtual CPUs.
 pub(super) fn info(domain: &Domain) -> Result<(u64, u32)> {
     let mut info = MaybeUninit::<sys::virDomainInfo>::zeroed();
     // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
@@ -129,7 +129,7 @@ pub(super) fn info(domain: &Domain) -> Result<(u64, u32)> {
     Ok((info.maxMem, u32::from(info.nrVirtCpu)))
 }
 
-/// Capacity, allocation and physical size of a disk. The `virt` crate's own call ignores errors.
+/// Returns the capacity, allocation and physical size of a disk. The `virt` crate's own call ignores errors.
 pub(super) fn block_info(domain: &Domain, disk: &str) -> Result<(u64, u64, u64)> {
     let disk = CString::new(disk)?;
     let mut info = MaybeUninit::<sys::virDomainBlockInfo>::zeroed();
@@ -141,27 +141,27 @@ pub(super) fn block_info(domain: &Domain, disk: &str) -> Result<(u64, u64, u64)>
     Ok((info.capacity, info.allocation, info.physical))
 }
 
-/// The names of all checkpoints that libvirt knows of this domain.
+/// Returns the names of all checkpoints of this domain that libvirt knows.
 pub(super) fn checkpoint_names(domain: &Domain) -> Result<Vec<String>> {
     CheckpointRef::list(domain)?.iter().map(CheckpointRef::name).collect()
 }
 
-/// The definition of a checkpoint.
+/// Returns the definition of a checkpoint.
 pub(super) fn checkpoint_xml(domain: &Domain, name: &str, flags: u32) -> Result<String> {
     CheckpointRef::lookup(domain, name)?.xml(flags)
 }
 
-/// Makes a checkpoint (or makes one known, by the flags).
+/// Creates a checkpoint, or redefines one, depending on the flags.
 pub(super) fn create_checkpoint(domain: &Domain, xml: &str, flags: u32) -> Result<()> {
     CheckpointRef::create(domain, xml, flags).map(drop)
 }
 
-/// Deletes a checkpoint: bitmaps and metadata, or as the flags say.
+/// Deletes the bitmaps and metadata of a checkpoint, or what the flags specify.
 pub(super) fn delete_checkpoint(domain: &Domain, name: &str, flags: u32) -> Result<()> {
     CheckpointRef::lookup(domain, name)?.delete(flags)
 }
 
-/// A checkpoint of a domain.
+/// An owned reference to a checkpoint of a domain.
 struct CheckpointRef {
     raw: sys::virDomainCheckpointPtr,
 }
@@ -174,7 +174,7 @@ impl Drop for CheckpointRef {
 }
 
 impl CheckpointRef {
-    /// All checkpoints that libvirt knows of this domain.
+    /// Returns all checkpoints of this domain that libvirt knows.
     fn list(domain: &Domain) -> Result<Vec<CheckpointRef>> {
         let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
         // SAFETY: libvirt sets `list` to an array of as many entries as it returns; the domain lives until then.
@@ -191,7 +191,7 @@ impl CheckpointRef {
         Ok(checkpoints)
     }
 
-    /// The checkpoint of this name.
+    /// Returns the checkpoint with this name.
     fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
         let name = CString::new(name)?;
         // SAFETY: the domain and the name live until the call returns.
@@ -199,7 +199,7 @@ impl CheckpointRef {
         CheckpointRef::own(raw)
     }
 
-    /// Makes a checkpoint (or makes one known, by the flags).
+    /// Creates a checkpoint, or redefines one, depending on the flags.
     fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
         let xml = CString::new(xml)?;
         SCHEMA.read(|| {
@@ -224,7 +224,7 @@ impl CheckpointRef {
         take_string(unsafe { sys::virDomainCheckpointGetXMLDesc(self.raw, flags) })
     }
 
-    /// Deletes it: bitmaps and metadata, or as the flags say.
+    /// Deletes the bitmaps and metadata of the checkpoint, or what the flags specify.
     fn delete(&self, flags: u32) -> Result<()> {
         // SAFETY: the reference is ours and stays valid, whatever becomes of the checkpoint.
         check(unsafe { sys::virDomainCheckpointDelete(self.raw, flags) })
@@ -235,7 +235,7 @@ impl CheckpointRef {
     }
 }
 
-/// Looks a secret up; whoever gets it frees it.
+/// Looks up a secret, which the caller must free.
 fn lookup_secret(connect: &Connect, secret: &SecretRef) -> Result<sys::virSecretPtr> {
     let usage = match secret.usage {
         SecretUsage::Volume => sys::VIR_SECRET_USAGE_TYPE_VOLUME,
@@ -256,7 +256,7 @@ fn lookup_secret(connect: &Connect, secret: &SecretRef) -> Result<sys::virSecret
     if found.is_null() { Err(Error::last_error()) } else { Ok(found) }
 }
 
-/// Whether there is such a secret; an error when there is none.
+/// Fails if there is no such secret.
 pub(super) fn find_secret(connect: &Connect, secret: &SecretRef) -> Result<()> {
     let found = lookup_secret(connect, secret)?;
     // SAFETY: the secret is ours, and is freed once.
@@ -264,7 +264,7 @@ pub(super) fn find_secret(connect: &Connect, secret: &SecretRef) -> Result<()> {
     Ok(())
 }
 
-/// The value of a secret; libvirt keeps that of a private one to itself.
+/// Returns the value of a secret. libvirt does not reveal private ones.
 pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
     let found = lookup_secret(connect, secret)?;
     let mut length = 0;
@@ -284,7 +284,7 @@ pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zero
     }
 }
 
-/// How often a guest was restarted, as libvirt reports it.
+/// Counts the restarts of a guest, as reported by libvirt.
 #[derive(Debug)]
 pub(super) struct RebootCounter {
     connect: Connect,
@@ -293,12 +293,12 @@ pub(super) struct RebootCounter {
 }
 
 impl RebootCounter {
-    /// Counts from now on.
+    /// Starts counting.
     pub(super) fn start(domain: &Domain) -> Result<RebootCounter> {
         let (connect, count) = (domain.connect()?, Arc::new(AtomicU32::new(0)));
         let opaque = Arc::into_raw(Arc::clone(&count)).cast_mut().cast::<c_void>();
-        // SAFETY: connection and domain live until the call returns. The pointer is a reference that is libvirt's until
-        // it calls the second function; where it does not take it, it is given back.
+        // SAFETY: connection and domain live until the call returns. The pointer is a reference owned by libvirt until
+        // it calls the second function. If libvirt does not accept it, it is reclaimed below.
         let callback = unsafe {
             let registered = sys::virConnectDomainEventRegisterAny(
                 connect.as_ptr(),
@@ -318,12 +318,12 @@ impl RebootCounter {
         Ok(RebootCounter { connect, callback, count })
     }
 
-    /// How often it was restarted since.
+    /// The number of restarts since the start of counting.
     pub(super) fn count(&self) -> u32 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Ends the counting; a call of libvirt's.
+    /// Stops counting. This is a call of libvirt.
     pub(super) fn end(self) -> Result<()> {
         // SAFETY: the connection lives until the call returns; the number is one that it gave out, and is used once.
         check(unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), self.callback) })
@@ -341,7 +341,7 @@ unsafe extern "C" fn forget_counter(counter: *mut c_void) {
     drop(unsafe { Arc::from_raw(counter.cast::<AtomicU32>()) });
 }
 
-/// Sets an environment variable if that is safe: when this process has one thread. Says whether it is set.
+/// Sets an environment variable if that is safe because this process has a single thread. Returns whether it was set.
 pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
     let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     if threads != 1 {
@@ -352,30 +352,30 @@ pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
     true
 }
 
-/// Makes this process one that nobody's terminal or pipe knows: a session of its own, and nothing open but the standard
-/// streams. Only for a process that has opened nothing yet: a descriptor that somebody relies on would be gone.
+/// Detaches this process from terminals and pipes: it gets its own session and closes everything but the standard
+/// streams. Only for a process that has opened nothing yet; a descriptor in use would be closed.
 pub(crate) fn detach_from_terminal() {
-    // Fails for the leader of a group, which has left the session of its parent already.
+    // This fails if the process is a group leader, in which case it has already left its parent's session.
     let _ = rustix::process::setsid();
     // SAFETY: descriptors above the standard streams were inherited; nobody in this process has opened or keeps one.
     unsafe { close_range(3, std::ffi::c_uint::MAX, 0) };
 }
 
-/// Has the memory that one thread frees serve the others, and what is large go back to the system at once. For a
-/// process that many threads pass large buffers through for a long time: the C library otherwise gives each thread
-/// memory of its own, and keeps all of it. It costs processes that allocate much at once some speed.
+/// Lets threads share freed memory, and returns large blocks to the system at once. This is for a process in which many
+/// threads handle large buffers for a long time: by default, the C library gives each thread its own arena and keeps
+/// all of the memory. It slows down processes that allocate a lot in a short time.
 pub(crate) fn share_freed_memory() {
     const LARGE_BYTES: c_int = 4 << 20;
-    // SAFETY: it changes how malloc works from now on, in any state of the process. An old C library that refuses goes
-    // on as before.
+    // SAFETY: this changes malloc's behaviour from now on, and is valid in any state of the process. An old C library
+    // that refuses it continues as before.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
     }
 }
 
-/// Makes two processes of this one: the parent gets the child's number. Only for a process with a single thread: the
-/// child would have no other, and whatever the others held would stay locked.
+/// Forks this process and returns the child's id to the parent. Only for a process with a single thread: other threads
+/// would not exist in the child, and locks that they held would never be released.
 pub(crate) fn fork() -> std::io::Result<Option<rustix::process::Pid>> {
     // SAFETY: it has no arguments, and with a single thread the child may do whatever the parent may.
     match unsafe { libc_fork() } {

@@ -1,14 +1,14 @@
 //! Lets a single thread load the first schema.
 //!
-//! libvirt compares the XML of backups and checkpoints with a schema. What libxml2 needs for that, it makes when the
-//! first schema is read, and says that it is there before it is: a second thread then finds nothing, and the backup of
-//! its machine fails («Error type 'string' is not exported by type library»). With the embedded driver that happens in
-//! this process, else in a daemon that has just started.
+//! libvirt validates the XML of backups and checkpoints against a schema. libxml2 initializes its datatype library when
+//! it parses the first schema, and marks it as initialized too early: a second thread then finds it empty, and the
+//! backup of its machine fails ("Error type 'string' is not exported by type library"). This happens in this process
+//! with the embedded driver, otherwise in a daemon that was just started.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Others wait no longer for the first: its machine may hang, and theirs may be frozen.
+/// The maximum time to wait for the first thread. Its machine may hang while the machines of others are frozen.
 const LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,14 +18,14 @@ enum Phase {
     Read,
 }
 
-/// Whether a schema was read.
+/// Records whether a schema was parsed.
 #[derive(Debug)]
 pub(super) struct FirstSchema {
     phase: Mutex<Phase>,
     changed: Condvar,
 }
 
-/// That of this process.
+/// The state of this process.
 pub(super) static SCHEMA: FirstSchema = FirstSchema::new();
 
 impl FirstSchema {
@@ -37,7 +37,7 @@ impl FirstSchema {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a call that reads a schema.
+    /// Makes a call that parses a schema.
     pub(super) fn read<T>(&self, call: impl FnOnce() -> T) -> T {
         let mut phase = self.phase();
         if *phase == Phase::Unread {
@@ -72,7 +72,7 @@ mod tests {
                         arrived.fetch_add(1, Ordering::SeqCst);
                         schema.read(|| {
                             assert!(is_read.load(Ordering::SeqCst), "it is not the only one");
-                            // Nobody comes past this before all have come to it.
+                            // No thread passes this barrier before all have reached it.
                             together.wait();
                         });
                     });

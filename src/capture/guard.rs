@@ -1,8 +1,8 @@
-//! What is known of a capture's guard: `guard.json` beside the state, which the guard writes and whoever reads the
-//! capture looks at.
+//! The record of a capture's guard: `guard.json` next to the state, written by the guard and read by the readers of the
+//! capture.
 //!
-//! The guard renews the lease while somebody reads. That stands in a file of its own, so that no writer of the state
-//! ever takes the place of another.
+//! The guard renews the lease while the capture is read. The lease is in a separate file, so that the guard and the
+//! writers of the state never overwrite each other's changes.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,13 +17,13 @@ use crate::capture::error::{Error, Result};
 use crate::capture::process::ServerProcess;
 use crate::capture::state::CaptureFile;
 
-/// A guard, and what it decided.
+/// A guard and its decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GuardRecord {
     pub(crate) process: ServerProcess,
-    /// How long the capture may stay open while nobody reads it.
+    /// How long the capture may stay open without being read.
     pub(crate) lease_seconds: u64,
-    /// When it may be cleared away; moved on while it is read.
+    /// When the capture may be removed. Moved forward while it is read.
     pub(crate) lease_ends_at: DateTime<FixedOffset>,
     /// Why the guard ended the capture.
     pub(crate) verdict: Option<Verdict>,
@@ -33,19 +33,19 @@ pub(crate) struct GuardRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
-    /// The file system of the scratch files was about to run full.
+    /// The file system of the scratch files was almost full.
     NoSpace {
         folder: PathBuf,
         free_bytes: u64,
-        /// Below this the capture ends.
+        /// The limit of free space below which the capture ends.
         needed_bytes: u64,
     },
-    /// Nobody read it until its lease was over.
+    /// The lease expired because nothing read the capture.
     Expired,
 }
 
 impl CaptureFile {
-    /// What the guard wrote last; none if there was no guard yet.
+    /// Returns the guard's last record, or `None` if there was no guard yet.
     pub(crate) fn guard(&self) -> Option<GuardRecord> {
         serde_json::from_slice(&atomic_file::read(&self.folder().join("guard.json")).ok()?).ok()
     }
@@ -56,7 +56,7 @@ impl CaptureFile {
         text.and_then(|text| atomic_file::write(&path, &text, 0o600)).map_err(Error::io("write", &path))
     }
 
-    /// Makes this process the capture's only guard for as long as the lock lives; none where there is one.
+    /// Makes this process the capture's only guard while the lock lives. Returns `None` if there is one already.
     pub(crate) fn lock_guard(&self) -> Result<Option<File>> {
         let path = self.folder().join("guard.lock");
         let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -64,7 +64,7 @@ impl CaptureFile {
         Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
     }
 
-    /// Whether the capture is still there.
+    /// Whether the capture still exists.
     pub(crate) fn exists(&self) -> bool {
         fs::exists(self.folder().join("state.json")).unwrap_or(true)
     }

@@ -1,4 +1,4 @@
-//! The processes that have a file open.
+//! Finds the processes that have a file open.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,9 +9,9 @@ use std::path::Path;
 /// A process that has a file open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Its name, as the kernel has it.
+    /// The name, as the kernel has it.
     pub name: String,
-    /// Its number.
+    /// The process id.
     pub pid: u32,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The processes that have one of these files open for writing, as far as we may see.
+/// Returns the processes that have one of these files open for writing, as far as this process may see.
 pub(crate) fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holder> {
     let identity = |found: fs::Metadata| (found.dev(), found.ino());
     let wanted: HashSet<(u64, u64)> = paths.filter_map(|path| fs::metadata(path).ok().map(identity)).collect();
@@ -48,7 +48,7 @@ pub(crate) fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holde
     holders
 }
 
-/// By the access mode in the kernel's flags of a descriptor, which are octal.
+/// Whether a descriptor is open for writing, according to its flags, which the kernel prints in octal.
 fn is_for_writing(pid: u32, descriptor: &str) -> bool {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));

@@ -1,4 +1,4 @@
-//! Image files: which file a layer is, and the bitmaps in it.
+//! Image files: the identity of a layer, and the bitmaps in an image.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,41 +13,41 @@ use serde_json::json;
 use crate::bounded::{self, Group};
 use crate::capture::error::{Error, Result};
 
-/// How long `qemu-img` may take: it reads or writes a few blocks.
+/// The time limit for `qemu-img`, which only reads or writes a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Which file a layer of a disk is, and since when.
+/// The identity of the file behind a layer of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageIdentity {
-    /// Its path (or, for what has none, its address).
+    /// The path, or the address if there is no path.
     pub path: String,
     pub(crate) format: String,
-    /// The file system's number; 0 for what is no local file.
+    /// The device number of the file system; 0 for anything but a local file.
     pub(crate) device: u64,
-    /// The file's number there (for a block device, the device's number).
+    /// The inode number; for a block device, its device number.
     pub inode: u64,
-    /// How long the file is.
+    /// The size of the file.
     pub(crate) size_bytes: u64,
-    /// When it was last written, in nanoseconds since 1970.
+    /// The modification time, in nanoseconds since 1970.
     pub(crate) modified_ns: i64,
-    /// When the file was made, where the file system knows: a number there is given again after the file is gone.
+    /// The creation time, if the file system records it: inode numbers are reused after a file is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) born_ns: Option<i64>,
-    /// Whether it holds the data of the layer before it, and so is written whenever the guest writes.
+    /// Whether it is the data file of the layer before it, and thus changes whenever the guest writes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_data_file: bool,
 }
 
-/// Who may use an image.
+/// The owner and permissions of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageOwner {
     pub(crate) user: u32,
     pub(crate) group: u32,
-    /// The permissions, as the lower nine bits of a mode.
+    /// The permissions: the lower nine bits of the mode.
     pub(crate) mode: u32,
 }
 
-/// Who may use an image now; none for what is no file.
+/// Returns the current owner of an image, or `None` if it is not a regular file.
 pub(crate) fn owner_of(path: &Path) -> Option<ImageOwner> {
     let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     Some(ImageOwner { user: found.uid(), group: found.gid(), mode: found.mode() & 0o777 })
@@ -57,28 +57,28 @@ pub(crate) fn owner_of(path: &Path) -> Option<ImageOwner> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
     pub name: String,
-    /// Its flags: exactly `["auto"]` when it records and can be trusted.
+    /// Its flags: exactly `["auto"]` if it is enabled and consistent.
     pub(crate) flags: Vec<String>,
 }
 
 impl Bitmap {
-    /// Whether it recorded everything: it is switched on, and was closed properly.
+    /// Whether it has recorded all changes: it is enabled and was closed properly.
     pub(crate) fn is_usable(&self) -> bool {
         self.flags == ["auto"]
     }
 
-    /// Whether whoever had the image open last closed it properly.
+    /// Whether the last process that had the image open closed the bitmap properly.
     pub(crate) fn was_closed(&self) -> bool {
         self.flags.iter().all(|flag| flag != "in-use")
     }
 }
 
-/// How large the disk is that can be read at an NBD URI.
+/// Returns the size of the disk at an NBD URI.
 pub(crate) fn size_of_export(nbd_uri: &str) -> Result<u64> {
     Ok(qemu_img_info(Command::new("qemu-img"), nbd_uri, Some("raw"), nbd_uri)?.virtual_size)
 }
 
-/// Which file this is now.
+/// Returns the current identity of a file.
 pub(crate) fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
     let found = fs::metadata(path).map_err(Error::io("access", path))?;
     let block = found.file_type().is_block_device();
@@ -99,21 +99,20 @@ fn born_ns(found: &fs::Metadata) -> Option<i64> {
     i64::try_from(since.as_nanos()).ok()
 }
 
-/// Puts a bitmap into a qcow2 image: from now on it records. QEMU's own image locks refuse it when anybody has the
-/// image open.
+/// Adds a bitmap to a qcow2 image, which records changes from then on. QEMU's image locks make this fail if the image
+/// is open.
 pub(crate) fn add_bitmap(path: &Path, name: &str) -> Result<()> {
     qemu_img_bitmap("--add", path, name, None)
 }
 
-/// Takes a bitmap out of a qcow2 image, whatever state it is in. Refused when anybody has the image open.
+/// Removes a bitmap, even a broken one, from a qcow2 image. This fails if the image is open.
 ///
 /// `data_bytes` is the size of an image whose data is in an external file.
 pub(crate) fn remove_bitmap(path: &Path, name: &str, data_bytes: Option<u64>) -> Result<()> {
     qemu_img_bitmap("--remove", path, name, data_bytes)
 }
 
-/// Has the header of a qcow2 image name a raw one that lies below it. Neither is read. Refused when anybody has the
-/// image open.
+/// Sets a raw backing file in the header of a qcow2 image. Neither is read. This fails if the image is open.
 pub(crate) fn put_on(path: &Path, below: &str) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command.args(["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", below, "--"]).arg(path);
@@ -124,7 +123,7 @@ pub(crate) fn put_on(path: &Path, below: &str) -> Result<()> {
     Ok(())
 }
 
-/// The image is opened without what is below it or beside it, which its header may name wrongly.
+/// Opens the image without its backing file and data file, which its header may name wrongly.
 fn qemu_img_bitmap(action: &str, path: &Path, name: &str, data_bytes: Option<u64>) -> Result<()> {
     let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
     let driver = if is_device { "host_device" } else { "file" };
@@ -141,16 +140,16 @@ fn qemu_img_bitmap(action: &str, path: &Path, name: &str, data_bytes: Option<u64
     Ok(())
 }
 
-/// What `qemu-img info` says of an image.
+/// The output of `qemu-img info` for an image.
 #[derive(Deserialize)]
 pub(super) struct Info {
-    /// What the guest sees.
+    /// The size of the virtual disk.
     #[serde(rename = "virtual-size")]
     pub(super) virtual_size: u64,
-    /// The layer below, as the header spells it.
+    /// The backing file, as spelled in the header.
     #[serde(rename = "backing-filename")]
     pub(super) backing: Option<String>,
-    /// Its format, if that is recorded.
+    /// The format of the backing file, if it is recorded.
     #[serde(rename = "backing-filename-format")]
     pub(super) backing_format: Option<String>,
     #[serde(rename = "format-specific")]
@@ -170,13 +169,13 @@ struct SpecificData {
 }
 
 impl Info {
-    /// The file that holds its data.
+    /// The external data file.
     pub(super) fn data_file(&self) -> Option<&str> {
         self.specific.as_ref()?.data.data_file.as_deref()
     }
 }
 
-/// Asks a `qemu-img` about an image; messages name it `subject`.
+/// Runs a `qemu-img info` on an image. Messages name the image `subject`.
 pub(super) fn qemu_img_info(mut qemu_img: Command, image: &str, format: Option<&str>, subject: &str) -> Result<Info> {
     let subject = Path::new(subject);
     qemu_img.args(["info", "--force-share", "--output=json"]);
@@ -191,7 +190,7 @@ pub(super) fn qemu_img_info(mut qemu_img: Command, image: &str, format: Option<&
     serde_json::from_slice(&output.stdout).map_err(|error| failed(subject, error.to_string()))
 }
 
-/// Storage may hang, and the program with it.
+/// Storage may hang, and the program with it, so there is a time limit.
 fn run(mut command: Command, path: &Path) -> Result<Output> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     bounded::output(command, Group::Own, LIMIT, &bounded::ending()).map_err(|error| match error.kind() {

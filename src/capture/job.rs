@@ -1,7 +1,6 @@
 //! The backup job of a running machine: libvirt's pull mode, read over NBD.
 //!
-//! Every disk is an export named by its target; what changed since a checkpoint is the meta context
-//! [`dirty_context`].
+//! Every disk is an export named by its target. The changes since a checkpoint are the meta context [`dirty_context`].
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -21,16 +20,16 @@ use crate::capture::job_exports;
 use crate::capture::machine::{Machine, Which};
 use crate::failpoint::{self, Failpoint};
 
-/// How long a job may take to end after it was asked to; it takes 15 ms, and longer on a machine under load.
+/// The time limit for the end of a job. It usually takes 15 ms, and longer on a machine under load.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the begin of a job that is to be ended may still take.
+/// How long to wait for the begin of a job that is to be ended.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What to back up, and where QEMU puts socket and scratch files.
+/// What to back up, and where QEMU creates the socket and the scratch files.
 #[derive(Debug, Clone, Default)]
 pub struct JobRequest {
-    /// The Unix socket that QEMU will listen on, in a folder that its user can write.
+    /// The Unix socket that QEMU will listen on, in a folder that its user can write to.
     pub socket: PathBuf,
     /// The disks to read.
     pub disks: Vec<JobDisk>,
@@ -43,59 +42,59 @@ pub struct JobRequest {
 /// A disk to read.
 #[derive(Debug, Clone)]
 pub struct JobDisk {
-    /// Its target.
+    /// The disk's target.
     pub target: String,
-    /// Where QEMU keeps what the guest overwrites meanwhile; must not exist.
+    /// The file in which QEMU saves data that the guest overwrites during the job. It must not exist.
     pub scratch: PathBuf,
-    /// The checkpoint since which changes are wanted; none for all.
+    /// The checkpoint since which changes are requested; `None` for the whole disk.
     pub parent: Option<String>,
 }
 
-/// A checkpoint to make.
+/// A checkpoint to create.
 #[derive(Debug, Clone)]
 pub struct NewCheckpoint {
-    /// Its name, never used before.
+    /// Its name, which was never used before.
     pub(crate) name: String,
-    /// The disks that get a bitmap: some or all of those read.
+    /// The disks that get a bitmap, which must be among those read.
     pub(crate) disks: Vec<String>,
 }
 
-/// What [`Machine::begin_backup`] did.
+/// The result of [`Machine::begin_backup`].
 #[derive(Debug, Clone)]
 pub struct Begun {
-    /// The moment captured. Everything that the guest wrote before is in it.
+    /// The captured moment. Everything that the guest wrote before it is included.
     pub(crate) captured_at: DateTime<FixedOffset>,
     /// Whether the guest's file systems were frozen.
     pub(crate) consistency: Consistency,
-    /// Why not, if not.
+    /// Why they were not frozen.
     pub(crate) freeze_note: Option<String>,
-    /// The guest did not confirm the thaw: it must be tried again.
+    /// Whether the guest did not confirm the thaw, which must then be repeated.
     pub(crate) thaw_due: bool,
-    /// The machine's definition (inactive, with secrets where permitted), read right then.
+    /// The machine's definition (inactive, with secrets if permitted), read at that moment.
     pub(crate) definition_xml: String,
-    /// The live definition, where the inactive one lacks a disk that was read or has another image for it.
+    /// The live definition, if the inactive one lacks a disk that is read or has another image for it.
     pub(crate) live_definition_xml: Option<String>,
 }
 
-/// A backup job that is running.
+/// A running backup job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobInfo {
-    /// Its socket, if it is a pull-mode job on a Unix socket.
+    /// Its socket, if it is a pull-mode job with a Unix socket.
     pub(crate) socket: Option<PathBuf>,
-    /// Its scratch files (or, of a push-mode job, its targets).
+    /// Its scratch files, or the targets of a push-mode job.
     pub(crate) scratch: Vec<PathBuf>,
-    /// The disks that take part.
+    /// The disks of the job.
     pub disks: Vec<String>,
 }
 
-/// The meta context of what changed on a disk since the job's checkpoint.
+/// The name of the meta context with a disk's changes since the job's checkpoint.
 pub(crate) fn dirty_context(target: &str) -> String {
     format!("qemu:dirty-bitmap:backup-{target}")
 }
 
 impl Machine {
-    /// Captures this instant: freezes the guest, begins the job (with the new checkpoint), thaws, in this order and
-    /// within milliseconds; thaws whatever happens.
+    /// Captures this instant: freezes the guest, begins the job (with the new checkpoint) and thaws the guest, within
+    /// milliseconds. The guest is always thawed, even after an error.
     pub fn begin_backup(&self, request: &JobRequest, freeze: FreezeOptions) -> Result<Begun> {
         let live = self.definition(Which::Live)?;
         let backup = backup_xml(request, &live)?;
@@ -115,7 +114,7 @@ impl Machine {
         if guest.is_some() {
             failpoint::hit(Failpoint::Frozen);
         }
-        // Told to end meanwhile: a guest that is frozen is thawed, and nothing is begun.
+        // After an interrupt, no job is begun. A frozen guest is thawed.
         self.limits().check_stop()?;
         let captured_at = Local::now().fixed_offset();
         let began = self.call_within(
@@ -147,7 +146,7 @@ impl Machine {
         })
     }
 
-    /// The backup job that is running, whoever began it.
+    /// Returns the running backup job, even if another program began it.
     pub fn running_backup(&self) -> Result<Option<JobInfo>> {
         let xml = self.call(|| format!("check for a backup job of {}", self.name()), ffi::backup_xml);
         match xml {
@@ -164,8 +163,8 @@ impl Machine {
         }
     }
 
-    /// As [`Machine::running_backup`], after libvirt has come so far with the begin of a job that it can name it: a
-    /// begin that was given up may go on for a while.
+    /// The same as [`Machine::running_backup`], but waits while libvirt is still beginning a job: a call that timed out
+    /// may continue for a while.
     pub(super) fn settled_backup(&self) -> Result<Option<JobInfo>> {
         let wait = self.limits().wait(BEGIN_PATIENCE.min(self.limits().call));
         loop {
@@ -184,9 +183,9 @@ impl Machine {
         }
     }
 
-    /// Fails when libvirt is at work on something else for the machine (a migration, a snapshot, a managed save):
-    /// beginning a backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the
-    /// middle of beginning looks like this too, and never ends.
+    /// Fails if libvirt is busy with another operation on the machine, such as a migration, a snapshot or a managed
+    /// save: beginning a backup would wait for half a minute with the guest frozen. If libvirt was killed while
+    /// beginning a backup, the state is the same, but lasts forever.
     pub(crate) fn expect_no_job(&self) -> Result<()> {
         match self.call(|| format!("check for a job of {}", self.name()), ffi::has_job) {
             Ok(false) => Ok(()),
@@ -201,12 +200,12 @@ impl Machine {
         }
     }
 
-    /// The block job of a disk.
+    /// Returns the block job of a disk.
     pub(crate) fn block_job(&self, disk: &str) -> Result<Option<BlockJob>> {
         let (action, target) = (|| format!("check for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
         match self.call(action, move |domain| ffi::block_job(domain, &target)) {
             Ok(found) => Ok(found.and_then(|(kind, position, end)| BlockJob::from_numbers(kind, position, end))),
-            // It is off, or its driver knows no such jobs.
+            // The machine is off, or its driver does not support block jobs.
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported) => {
                 Ok(None)
             }
@@ -214,7 +213,7 @@ impl Machine {
         }
     }
 
-    /// Fails when a block job is at work on one of these disks.
+    /// Fails if one of these disks has a block job.
     pub(super) fn expect_no_block_job<'a>(&self, disks: impl Iterator<Item = &'a str>) -> Result<()> {
         for disk in disks {
             if let Some(job) = self.block_job(disk)? {
@@ -224,14 +223,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has
-    /// checked.
+    /// Ends the backup job and waits until it is gone. Returns false if there was none. The caller must have checked
+    /// whose job it is.
     pub fn end_backup(&self) -> Result<bool> {
         let Some(job) = self.running_backup()? else { return Ok(false) };
         self.wait_until_begun(&job)?;
         let deadline = Instant::now() + END_LIMIT;
         match self.call(|| format!("end the backup job of {}", self.name()), ffi::abort_job) {
-            // «no job is active»: it ended meanwhile.
+            // "No job is active": it has already ended.
             Err(error) if error.meaning() != LibvirtErrorKind::InvalidState => return Err(error),
             _ => {}
         }
@@ -244,9 +243,9 @@ impl Machine {
         Ok(true)
     }
 
-    /// Waits until libvirt is done with the begin of a job, which it shows before that: libvirtd 11.3 can crash when a
-    /// job is ended meanwhile. The last that it asks of QEMU is to export each disk. A job that never comes so far,
-    /// because libvirtd was killed in the middle of its begin, is ended all the same.
+    /// Waits until libvirt has completed the begin of a job, because libvirtd 11.3 can crash if a job is ended while it
+    /// begins. libvirt reports a job before that, but its last request to QEMU is to export the disks. A job whose
+    /// disks are never exported, because libvirtd was killed while beginning it, is ended anyway.
     fn wait_until_begun(&self, job: &JobInfo) -> Result<()> {
         let Some(socket) = &job.socket else { return Ok(()) };
         let limit = BEGIN_PATIENCE.min(self.limits().call);
@@ -262,7 +261,7 @@ impl Machine {
             if !wait.is_over() {
                 wait.check_stop()?;
             } else if silent {
-                // QEMU hangs: libvirt may be in the middle of it still.
+                // QEMU hangs, so libvirt may still be beginning the job.
                 return Err(Error::TimedOut { action: action(), limit });
             } else {
                 return Ok(());
@@ -274,8 +273,8 @@ impl Machine {
         }
     }
 
-    /// Whether libvirt cannot say how far the machine's job is although it knows of no backup: it was killed in the
-    /// middle of beginning one.
+    /// Whether libvirt lost track of a job: it cannot report the job's progress and knows no backup, because it was
+    /// killed while beginning one.
     fn has_lost_its_job(&self) -> Result<bool> {
         Ok(self.is_running()? && self.running_backup()?.is_none())
     }
@@ -291,7 +290,7 @@ impl Machine {
     }
 }
 
-/// Whether a definition has every disk that is read, each with the image that the running machine has for it.
+/// Whether a definition has every disk that is read, with the same image as the running machine.
 fn describes_all(inactive: &str, live: &Definition, request: &JobRequest) -> Result<bool> {
     let inactive = Definition::parse(inactive)?;
     Ok(request.disks.iter().all(|disk| match (inactive.disk(&disk.target), live.disk(&disk.target)) {
@@ -319,7 +318,7 @@ fn backup_xml(request: &JobRequest, live: &Definition) -> Result<String> {
             target = escape(&disk.target),
         );
     }
-    // A disk that is not named at all would be backed up: so name every one.
+    // Disks that are not listed would be backed up, so every disk is listed.
     let named = |target: &str| request.disks.iter().any(|disk| disk.target == target);
     for disk in live.disks.iter().filter(|disk| !named(&disk.target)) {
         xml += &format!("<disk name='{}' backup='no'/>", escape(&disk.target));
@@ -361,7 +360,7 @@ fn read_job(xml: &str) -> Result<JobInfo> {
     })
 }
 
-/// libvirt takes paths as UTF-8 text only.
+/// Returns a path as text, because libvirt only accepts UTF-8.
 fn path_text(path: &std::path::Path) -> Result<&str> {
     path.to_str().ok_or_else(|| Error::UnsafeFolder {
         path: path.to_owned(),

@@ -1,5 +1,5 @@
-//! Whether QEMU serves what a backup job is to serve: `doc/proto.md` of NBD, "Fixed newstyle negotiation", only as much
-//! of it as lists exports. The client that reads disks is [`crate::nbd::Client`].
+//! Checks whether QEMU serves the exports of a backup job. This implements just enough of NBD's "Fixed newstyle
+//! negotiation" (`doc/proto.md`) to list exports. The client that reads disks is [`crate::nbd::Client`].
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,27 +11,27 @@ use crate::nbd::wire::{
     OPTION_REPLY_MAGIC, REP_ACK, REP_SERVER,
 };
 
-/// QEMU answers within milliseconds unless it hangs.
+/// The time limit for an answer. QEMU answers within milliseconds unless it hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// No server has more exports than a machine has disks.
+/// The maximum number of exports. A machine does not have more disks.
 const MOST_EXPORTS: usize = 4096;
 
-/// How many exports there are behind a socket. An error of the kind [`ErrorKind::WouldBlock`] says that somebody
-/// listens and does not answer.
+/// Returns the number of exports of a socket. An error of the kind [`ErrorKind::WouldBlock`] means that the server
+/// accepts connections but does not answer.
 pub(super) fn count(socket: &Path) -> io::Result<usize> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     stream.set_write_timeout(Some(ANSWER_LIMIT))?;
     let count = list(&mut stream);
-    // QEMU reports a client that leaves without a word, even to whoever is at its monitor.
+    // QEMU reports clients that disconnect without this option, also on its monitor.
     if count.is_ok() && stream.write_all(&option(OPT_ABORT)).is_ok() {
         let _ = stream.read_to_end(&mut Vec::new());
     }
     count
 }
 
-/// A request without data.
+/// An option request without data.
 fn option(kind: u32) -> Vec<u8> {
     let mut request = OPTION_MAGIC.to_be_bytes().to_vec();
     request.extend_from_slice(&kind.to_be_bytes());
@@ -70,7 +70,7 @@ fn receive<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// At most eight bytes, the first the highest.
+/// Decodes a big-endian number of at most eight bytes.
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    /// Says what it was given, and forgets what it hears.
+    /// Plays back the given bytes and ignores what it receives.
     struct TestServer(VecDeque<u8>);
 
     impl Read for TestServer {

@@ -1,8 +1,8 @@
 //! Time limits for libvirt calls, and the handling of machines whose QEMU does not answer.
 //!
-//! A call of libvirt that waits for a QEMU that hangs cannot be cancelled: it is left behind on its thread
-//! ([`crate::bounded`]). While such a call of a machine is pending, no other is made that would wait behind it, so that
-//! a dead machine costs its limit once, and no more than one of libvirt's few workers.
+//! A libvirt call that waits for a hung QEMU cannot be cancelled. It is abandoned on its thread ([`crate::bounded`]).
+//! While such a call is pending for a machine, no other call is made that would wait behind it. A dead machine thus
+//! costs its time limit only once, and blocks only one of libvirt's few worker threads.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use crate::bounded::{self, GaveUp, StopFlag};
 use crate::capture::error::{Error, Result};
 
-/// How long libvirt may take; shared by all that comes of one run.
+/// The time limits for libvirt calls, shared by all parts of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct CallLimits {
     pub(crate) call: Duration,
-    /// For beginning a backup.
+    /// The limit for beginning a backup.
     pub(crate) begin: Duration,
-    /// Raised when the program shall end.
+    /// Raised when the program should end.
     pub(crate) stop: StopFlag,
-    /// By machine: the calls that were given up, each with whether it has returned since.
+    /// The calls that timed out, by machine, each with whether it has returned since.
     given_up: Arc<Mutex<HashMap<String, Vec<Arc<AtomicBool>>>>>,
 }
 
@@ -36,17 +36,17 @@ impl Default for CallLimits {
 }
 
 impl CallLimits {
-    /// Limits for calls and for beginning a backup, ended by this flag.
+    /// The limits for calls and for beginning a backup, and the flag that ends them early.
     pub(crate) fn new(call: Duration, begin: Duration, stop: StopFlag) -> CallLimits {
         CallLimits { call, begin, stop, ..CallLimits::default() }
     }
 
-    /// [`Error::Interrupted`] if the program shall end.
+    /// Returns [`Error::Interrupted`] if the program should end.
     pub(crate) fn check_stop(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Makes one call of libvirt's that is about no machine.
+    /// Makes a libvirt call that does not concern a machine.
     pub(super) fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -56,7 +56,7 @@ impl CallLimits {
         bounded::call(limit, &self.stop, work).map_err(|why| gave_up(why, action(), limit))
     }
 
-    /// Makes one call about a machine.
+    /// Makes a libvirt call about a machine.
     pub(super) fn run_for<T: Send + 'static>(
         &self,
         machine: &str,
@@ -77,7 +77,7 @@ impl CallLimits {
         result
     }
 
-    /// Whether a call about the machine was given up and has not returned.
+    /// Whether a call about the machine timed out and has not returned.
     pub(super) fn is_silent(&self, machine: &str) -> bool {
         let mut given_up = self.given_up();
         let Some(calls) = given_up.get_mut(machine) else { return false };
@@ -89,15 +89,15 @@ impl CallLimits {
         self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something that is looked at again and again: ends at the limit, and at once when the program shall
-    /// end. A wait that begins after that is cleaning up, and has its whole limit.
+    /// Starts a wait with repeated checks. It ends at the limit, and immediately if the program should end. A wait that
+    /// starts after that is part of the cleanup and has its whole limit.
     pub(super) fn wait(&self, limit: Duration) -> Wait<'_> {
         let end = Instant::now() + limit;
         Wait { stop: &self.stop, stopped_before: self.stop.load(Ordering::Relaxed), end }
     }
 }
 
-/// A wait for something that is looked at again and again.
+/// A wait with repeated checks.
 pub(super) struct Wait<'a> {
     stop: &'a AtomicBool,
     stopped_before: bool,
@@ -110,7 +110,7 @@ impl Wait<'_> {
         Instant::now() >= self.end
     }
 
-    /// [`Error::Interrupted`] when the program shall end since the wait began.
+    /// Returns [`Error::Interrupted`] if the stop flag was raised since the wait began.
     pub(super) fn check_stop(&self) -> Result<()> {
         let stopped = !self.stopped_before && self.stop.load(Ordering::Relaxed);
         if stopped { Err(Error::Interrupted) } else { Ok(()) }

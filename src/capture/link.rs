@@ -1,10 +1,11 @@
 //! A libvirt connection, shared by a hypervisor and its machines.
 //!
-//! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of
-//! it only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
+//! Only one process at a time can use a root of `qemu:///embed`, and a process can only use one root in its lifetime:
+//! libvirt releases it only when the process exits, even if the connection is closed. A process that needs the root
+//! waits for the previous one to exit.
 //!
-//! libvirtd works on five calls of a connection at a time. One that a hung QEMU does not answer keeps its place, so a
-//! connection with such a call is left to the machine that made it, and the others open their own.
+//! libvirtd handles five calls of a connection in parallel. A call that waits for a hung QEMU occupies one of them. A
+//! connection with such a call is left to the machine that made it, and other machines open their own.
 
 use crate::bounded;
 use crate::capture::error::{Error, LibvirtContext, Result};
@@ -21,14 +22,14 @@ use std::thread;
 use std::time::Duration;
 use virt::connect::Connect;
 
-/// How long another process may hold an embedded root before we give up.
+/// How long to wait for another process that holds an embedded root.
 const EMBED_WAIT: Duration = Duration::from_secs(30);
 const EMBED_RETRY: Duration = Duration::from_millis(100);
 
-/// How long closing a connection may take: libvirtd is told, and may be the one that hangs.
+/// The time limit for closing a connection, which involves libvirtd, and libvirtd may hang.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// A connection, which a hypervisor and its machines share.
+/// A connection that a hypervisor and its machines share.
 #[derive(Debug)]
 pub(super) struct SharedConnection {
     connect: Option<Connect>,
@@ -43,7 +44,7 @@ impl SharedConnection {
         let uri = uri.map(str::to_owned).or_else(default_uri);
         let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
         let context = || format!("open {shown}");
-        // The crate panics on a zero byte.
+        // The crate panics if the URI contains a zero byte.
         uri.as_deref().map(CString::new).transpose().map_err(virt::error::Error::from).context(context)?;
         let connect = match uri.as_deref().and_then(embedded_root) {
             Some(root) => open_embedded(uri.as_deref().unwrap_or_default(), &root, limits)?,
@@ -59,7 +60,7 @@ impl SharedConnection {
         Ok(SharedConnection { connect: Some(connect), uri, limits: limits.clone(), is_blocked: AtomicBool::new(false) })
     }
 
-    /// Makes a call of libvirt's that is about no machine.
+    /// Makes a libvirt call that does not concern a machine.
     pub(super) fn call<T: Send + 'static>(
         &self,
         action: impl FnOnce() -> String,
@@ -72,12 +73,12 @@ impl SharedConnection {
         self.limits.run(self.limits.call, || action.clone(), move || work(&connect))?.context(|| action)
     }
 
-    /// Notes that a call was given up, and keeps its place.
+    /// Records that a call timed out and still occupies a worker.
     pub(super) fn note_blocked(&self) {
         self.is_blocked.store(true, Ordering::Relaxed);
     }
 
-    /// Whether others than the machine that does not answer need a connection of their own.
+    /// Whether machines other than the one that does not answer need their own connection.
     pub(super) fn is_blocked(&self) -> bool {
         self.is_blocked.load(Ordering::Relaxed) && embedded_root(&self.uri).is_none()
     }
@@ -86,13 +87,13 @@ impl SharedConnection {
 impl Drop for SharedConnection {
     fn drop(&mut self) {
         if let Some(connect) = self.connect.take() {
-            // What does not end is left behind.
+            // A close that does not finish is abandoned.
             let _ = bounded::call(CLOSE_LIMIT, &self.limits.stop, move || drop(connect));
         }
     }
 }
 
-/// Whether this user may not write to the sockets of this host's libvirt, which have no number for that.
+/// Whether this user lacks write access to the sockets of this host's libvirt, for which libvirt has no error code.
 fn is_refused(uri: Option<&str>) -> bool {
     let is_of_system = match uri {
         Some(uri) => uri == "qemu:///system",
@@ -103,7 +104,8 @@ fn is_refused(uri: Option<&str>) -> bool {
     is_of_system && sockets.iter().any(refused)
 }
 
-/// Once a process: no errors printed by libvirt, and an event loop, which the embedded driver needs to talk to QEMU.
+/// Prepares libvirt once per process: it must not print errors, and the embedded driver needs an event loop to
+/// communicate with QEMU.
 fn prepare_libvirt() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -127,8 +129,8 @@ fn prepare_libvirt() {
     });
 }
 
-/// The embedded driver is opened once in the life of a process, and only one attempt counts: after one that came too
-/// late, every other says «qemu state driver is not active». So it is made only when nobody holds the root.
+/// Opens the embedded driver. Only the first attempt in a process counts: if it fails because the root is in use, every
+/// later one fails with "qemu state driver is not active". It is therefore only made when no process holds the root.
 fn open_embedded(uri: &str, root: &Path, limits: &CallLimits) -> Result<Connect> {
     static EMBEDDED: Mutex<Option<(String, Connect, Queue)>> = Mutex::new(None);
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,12 +152,12 @@ fn open_embedded(uri: &str, root: &Path, limits: &CallLimits) -> Result<Connect>
     Ok(connect)
 }
 
-/// Our own processes come to an embedded root one after the other: a lock on its folder, held for as long as the driver
-/// is, which is until the process ends.
+/// Serializes kvmb's own processes that use an embedded root: a lock on its folder, held as long as the driver is open,
+/// which is until the process exits.
 struct Queue(#[allow(dead_code)] Option<File>);
 
 impl Queue {
-    /// Waits for its turn. A root that is not there yet, or is not ours to open, has no queue.
+    /// Waits for its turn. A root that does not exist yet, or that this user cannot open, has no queue.
     fn enter(root: &Path, wait: &Wait) -> Result<Queue> {
         let Ok(folder) = File::open(root) else {
             return Ok(Queue(None));
@@ -170,7 +172,7 @@ impl Queue {
     }
 }
 
-/// The folder of `qemu:///embed?root=…`.
+/// Returns the root folder of `qemu:///embed?root=…`.
 pub(super) fn embedded_root(uri: &str) -> Option<PathBuf> {
     let query = uri.strip_prefix("qemu:///embed")?.split_once('?')?.1;
     let root = query.split('&').find_map(|pair| pair.strip_prefix("root="))?;
@@ -178,8 +180,8 @@ pub(super) fn embedded_root(uri: &str) -> Option<PathBuf> {
     Some(PathBuf::from(root.as_ref()))
 }
 
-/// Looked up in the kernel's list, because opening and closing the file ourselves would give up a lock of this very
-/// process.
+/// Whether another process has locked this file. This reads the kernel's list, because opening and closing the file
+/// would release a lock of this process.
 fn is_locked_by_another(file: &Path) -> bool {
     let Ok(inode) = std::fs::metadata(file).map(|found| found.ino()) else {
         return false;
@@ -193,7 +195,7 @@ fn is_locked_by_another(file: &Path) -> bool {
     })
 }
 
-/// What `virsh` looks at before libvirt's own default.
+/// Returns the URI that `virsh` uses before libvirt's own default.
 pub(super) fn default_uri() -> Option<String> {
     ["VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"]
         .iter()

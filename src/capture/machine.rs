@@ -1,4 +1,4 @@
-//! One domain of libvirt.
+//! A domain of libvirt.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,21 +16,21 @@ use crate::capture::ffi;
 use crate::capture::limits::CallLimits;
 use crate::capture::link::SharedConnection;
 
-/// A machine that libvirt knows. Cheap to clone; keeps its connection open.
+/// A machine that libvirt knows. Cheap to clone. Keeps its connection open.
 #[derive(Clone)]
 pub struct Machine {
     domain: Domain,
     name: String,
     uuid: String,
     link: Arc<SharedConnection>,
-    /// Opened when the shared connection is blocked by another machine.
+    /// Opened when another machine blocks the shared connection.
     own: Arc<Mutex<Option<(Domain, SharedConnection)>>>,
 }
 
-/// What a machine that does not answer may still be asked, it may take so long for.
+/// The time limit for calls that are made even though the machine does not answer.
 const SILENT_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a machine is doing.
+/// The state of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineState {
     /// Running (or blocked on a resource).
@@ -43,54 +43,54 @@ pub enum MachineState {
     Off,
     /// Crashed; not running.
     Crashed,
-    /// Suspended by its guest's power management; QEMU runs.
+    /// Suspended by its guest's power management. QEMU runs.
     Suspended,
-    /// libvirt does not know.
+    /// Unknown to libvirt.
     Unknown,
 }
 
 /// Why a machine is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PausedReason {
-    /// Somebody paused it.
+    /// Paused by a user.
     User,
     /// A disk failed, or a file system was full.
     IoError,
-    /// It was started from a saved state or a migration and waits to go on.
+    /// Started from a saved state or a migration, and not resumed yet.
     Migration,
-    /// It is just being started.
+    /// It is being started.
     StartingUp,
-    /// A snapshot is being made.
+    /// A snapshot is being created.
     Snapshot,
-    /// Anything else: libvirt's number.
+    /// Any other reason, as libvirt's number.
     Other(i32),
 }
 
-/// Which of a machine's two definitions.
+/// One of a machine's two definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// As it runs now; the inactive one when it is off.
+    /// The current one. If the machine is off, the same as `Inactive`.
     Live,
-    /// As it will start next time.
+    /// The one that applies at the next start.
     Inactive,
 }
 
-/// Memory and processors of a machine.
+/// The memory and processors of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineInfo {
-    /// The most memory it may have.
+    /// The maximum memory.
     pub max_memory_bytes: u64,
     pub(crate) vcpus: u32,
 }
 
-/// How large a disk is.
+/// The sizes of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskInfo {
-    /// What the guest sees.
+    /// The size of the virtual disk.
     pub capacity_bytes: u64,
-    /// What it takes up on the host.
+    /// The space used on the host.
     pub(crate) allocated_bytes: u64,
-    /// How far its file or device reaches.
+    /// The size of the file or device.
     pub(crate) physical_bytes: u64,
 }
 
@@ -107,7 +107,7 @@ impl MachineState {
         }
     }
 
-    /// The word for it: `running`, `paused`, `off` …
+    /// The word for the state: `running`, `paused`, `off` …
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             MachineState::Running => "running",
@@ -148,12 +148,12 @@ impl Machine {
         Ok(Machine { domain, name, uuid, link: Arc::clone(link), own: Arc::default() })
     }
 
-    /// How long libvirt may take.
+    /// The time limits for libvirt calls.
     pub(super) fn limits(&self) -> &CallLimits {
         &self.link.limits
     }
 
-    /// Makes a call of libvirt's about this machine. While one that was given up is pending, no other is made.
+    /// Makes a libvirt call about this machine. Fails at once while an earlier call that timed out is pending.
     pub(super) fn call<T: Send + 'static>(
         &self,
         action: impl FnOnce() -> String,
@@ -162,7 +162,7 @@ impl Machine {
         self.call_within(self.limits().call, action, work)
     }
 
-    /// The same with a limit of its own.
+    /// The same with another time limit.
     pub(super) fn call_within<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -175,7 +175,8 @@ impl Machine {
         self.call_regardless(limit, action, work)
     }
 
-    /// The same for what libvirt knows by itself, and for what must be tried: although another call is pending.
+    /// The same even while another call is pending, for calls that libvirt answers without QEMU and for calls that must
+    /// be attempted.
     pub(super) fn call_regardless<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -193,7 +194,7 @@ impl Machine {
         }
     }
 
-    /// The machine on a connection that no other machine blocks.
+    /// Returns the machine on a connection that no other machine blocks.
     fn domain(&self) -> Result<Domain> {
         if !self.link.is_blocked() {
             return Ok(self.domain.clone());
@@ -208,32 +209,32 @@ impl Machine {
         Ok(own.insert((domain, link)).0.clone())
     }
 
-    /// Its name.
+    /// The machine's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its UUID.
+    /// The machine's UUID.
     pub fn uuid(&self) -> &str {
         &self.uuid
     }
 
-    /// The URI of the connection that it was found through.
+    /// The URI of the connection through which the machine was found.
     pub fn uri(&self) -> &str {
         &self.link.uri
     }
 
-    /// Whether this is its name or UUID.
+    /// Whether this is the machine's name or UUID.
     pub(crate) fn is_called(&self, name_or_uuid: &str) -> bool {
         self.name == name_or_uuid || self.uuid.eq_ignore_ascii_case(name_or_uuid)
     }
 
-    /// libvirt's number of the running machine; none when it is off.
+    /// libvirt's id of the running machine; `None` if it is off.
     pub(crate) fn id(&self) -> Option<u32> {
         self.domain.id()
     }
 
-    /// The process of its QEMU, by its command line; none when it is off or not of this host.
+    /// The process id of the machine's QEMU, found by its command line. `None` if it is off or not on this host.
     pub(super) fn qemu_pid(&self) -> Option<u32> {
         let is_its = |pid: &u32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -244,19 +245,19 @@ impl Machine {
         processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_its)
     }
 
-    /// Whether QEMU runs for it, paused or not.
+    /// Whether QEMU runs for the machine, paused or not.
     pub fn is_running(&self) -> Result<bool> {
         let action = || format!("check whether {} runs", self.name);
         self.call_regardless(self.limits().call, action, |domain| domain.is_active())
     }
 
-    /// What it is doing.
+    /// The state of the machine.
     pub fn state(&self) -> Result<MachineState> {
         let (state, reason) = self.state_numbers()?;
         Ok(MachineState::from_numbers(state, reason))
     }
 
-    /// libvirt's number for why it is off, or for why it is in whatever state it is in.
+    /// libvirt's number for the reason of the current state, such as why the machine is off.
     pub(super) fn off_reason(&self) -> Result<i32> {
         Ok(self.state_numbers()?.1)
     }
@@ -265,40 +266,40 @@ impl Machine {
         self.call_regardless(self.limits().call, || format!("read the state of {}", self.name), ffi::state)
     }
 
-    /// Whether it has a definition that outlives its run.
+    /// Whether the machine is persistent, that is, has a definition that outlives its run.
     pub(crate) fn is_persistent(&self) -> Result<bool> {
         self.call(|| format!("check whether {} is persistent", self.name), |domain| domain.is_persistent())
     }
 
-    /// Whether it starts with the host; false for a transient machine.
+    /// Whether the machine starts with the host. False for a transient machine.
     pub(crate) fn autostart(&self) -> Result<bool> {
         self.call(|| format!("check whether {} starts with the host", self.name), |domain| domain.autostart())
     }
 
-    /// Makes it start with the host, or not.
+    /// Sets whether the machine starts with the host.
     pub(crate) fn set_autostart(&self, autostart: bool) -> Result<()> {
         let set = move |domain: &Domain| domain.set_autostart(autostart).map(drop);
         self.call(|| format!("set the autostart of {}", self.name), set)
     }
 
-    /// Whether its memory is saved on disk: its next start continues from there.
+    /// Whether the machine has a managed save image, from which its next start resumes.
     pub(crate) fn has_saved_memory(&self) -> Result<bool> {
         self.call(|| format!("check for saved memory of {}", self.name), |domain| domain.has_managed_save(0))
     }
 
-    /// Removes its saved memory: its next start boots.
+    /// Removes the managed save image, so that the next start boots.
     pub(crate) fn discard_saved_memory(&self) -> Result<()> {
         let remove = |domain: &Domain| domain.managed_save_remove(0).map(drop);
         self.call(|| format!("remove the saved memory of {}", self.name), remove)
     }
 
-    /// The names of its snapshots, internal and external.
+    /// The names of the machine's snapshots, internal and external.
     pub(crate) fn snapshots(&self) -> Result<Vec<String>> {
         let names = |domain: &Domain| domain.list_all_snapshots(0)?.iter().map(|snapshot| snapshot.name()).collect();
         self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
-    /// The names of its snapshots that are inside of its images.
+    /// The names of the machine's internal snapshots.
     pub(crate) fn internal_snapshots(&self) -> Result<Vec<String>> {
         let flags = virt_sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL;
         let names =
@@ -306,14 +307,13 @@ impl Machine {
         self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
-    /// Memory and processors.
+    /// The memory and processors of the machine.
     pub fn info(&self) -> Result<MachineInfo> {
         let (max_memory_kib, vcpus) = self.call(|| format!("read the size of {}", self.name), ffi::info)?;
         Ok(MachineInfo { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
     }
 
-    /// Its definition as XML. With `secure`, passwords are in it where the connection permits that, else they are left
-    /// out.
+    /// The definition as XML. With `secure`, it includes passwords if the connection permits that.
     pub fn definition_xml(&self, which: Which, secure: bool) -> Result<String> {
         let base = match which {
             Which::Live => 0,
@@ -330,12 +330,12 @@ impl Machine {
         self.call(action, move |domain| domain.xml_desc(base))
     }
 
-    /// Its definition, read.
+    /// The parsed definition.
     pub fn definition(&self, which: Which) -> Result<Definition> {
         Ok(Definition::parse(&self.definition_xml(which, false)?)?)
     }
 
-    /// How large one of its disks is; an error when the file is missing or libvirt cannot tell.
+    /// The sizes of one of the disks. Fails if the file is missing or libvirt cannot tell.
     pub fn disk_info(&self, target: &str) -> Result<DiskInfo> {
         let (action, disk) = (|| format!("read the size of {}'s disk {target}", self.name), target.to_owned());
         let (capacity_bytes, allocated_bytes, physical_bytes) =
@@ -353,23 +353,23 @@ impl Machine {
         self.call(|| format!("start {}", self.name), |domain| domain.create())
     }
 
-    /// Starts it without letting it run: a machine that needs no operating system.
+    /// Starts the machine paused. Useful for machines without an operating system.
     pub fn start_paused(&self) -> Result<()> {
         let paused = |domain: &Domain| domain.create_with_flags(virt_sys::VIR_DOMAIN_START_PAUSED).map(drop);
         self.call(|| format!("start {}", self.name), paused)
     }
 
-    /// Pauses it. QEMU writes then what it has in memory of its images.
+    /// Pauses the machine. QEMU then writes its cached metadata of the images.
     pub(crate) fn suspend(&self) -> Result<()> {
         self.call(|| format!("pause {}", self.name), |domain| domain.suspend())
     }
 
-    /// Lets it go on.
+    /// Resumes the machine.
     pub(crate) fn resume(&self) -> Result<()> {
         self.call(|| format!("resume {}", self.name), |domain| domain.resume())
     }
 
-    /// Resumes it after an I/O error. That it was resumed already, or has stopped again, is no error.
+    /// Resumes the machine after an I/O error. It is not an error if it was resumed already or is paused again.
     pub(crate) fn resume_stopped(&self) -> Result<()> {
         match self.resume() {
             Err(error) if error.meaning() == LibvirtErrorKind::InvalidState => Ok(()),
@@ -377,15 +377,15 @@ impl Machine {
         }
     }
 
-    /// Replaces its definition, which is the same machine; one that runs goes on as it is.
+    /// Replaces the definition, which must be of the same machine. A running machine is not affected.
     pub(crate) fn redefine(&self, xml: &str) -> Result<()> {
         let xml = xml.to_owned();
         let define = move |domain: &Domain| define(&domain.connect()?, &xml).map(drop);
         self.call(|| format!("change the definition of {}", self.name), define)
     }
 
-    /// Forgets its definition, with what libvirt keeps beside it (checkpoints' and snapshots' metadata, firmware
-    /// variables only when `nvram` says so). Disks stay.
+    /// Removes the definition and what libvirt keeps with it: the metadata of checkpoints and snapshots, and, with
+    /// `nvram`, the firmware variables. Disks stay.
     pub fn undefine(&self, nvram: bool) -> Result<()> {
         let nvram_flag =
             if nvram { virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM } else { virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM };
@@ -396,10 +396,10 @@ impl Machine {
     }
 }
 
-/// Defines a machine; what only the schema does not know is left to libvirt.
+/// Defines a machine. If only the schema check fails, the definition is passed to libvirt without it.
 pub(super) fn define(connect: &Connect, xml: &str) -> std::result::Result<Domain, VirtError> {
     match connect.define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE) {
-        // The machine ran with this definition before, so let libvirt judge it itself.
+        // The machine ran with this definition before, so libvirt itself decides.
         Err(error) if error.code().is(ErrorNumber::XmlInvalidSchema) => {
             tracing::debug!("libvirt's schema does not know this definition: {error}");
             connect.define_domain_xml_flags(xml, 0)

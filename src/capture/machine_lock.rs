@@ -9,10 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::Duration;
 
-/// How long another command may be busy with the same machine: opening takes seconds at most.
+/// How long to wait for another command that is busy with the same machine. Opening a capture takes seconds at most.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
-/// Serialises opening and clearing of captures of one machine.
+/// Serializes opening and clearing captures of one machine.
 pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<File> {
     let path = runtime.machine_lock(machine.uuid());
     let file = OpenOptions::new()

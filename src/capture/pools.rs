@@ -10,22 +10,22 @@ use crate::capture::domain_xml::definition::{child, parse_xml};
 use crate::capture::domain_xml::xml::escape;
 use crate::capture::error::{LibvirtErrorKind, Result};
 
-/// Where a volume of a storage pool is on this host.
+/// The place of a storage pool's volume on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum VolumePlace {
     There(PathBuf),
-    /// Its pool is there. It would be this file: writing it and telling libvirt is enough.
+    /// The pool exists. The volume would be this file: it is enough to write it and refresh the pool.
     NewFile(PathBuf),
-    /// Its pool is there. It would be this device, which libvirt has to make.
+    /// The pool exists. The volume would be this device, which libvirt must create.
     NewDevice(PathBuf),
-    /// Its pool is known and not started.
+    /// The pool is defined but not started.
     PoolNotStarted,
-    /// There is no such pool.
+    /// The pool does not exist.
     NoPool,
 }
 
 impl Hypervisor {
-    /// Looks a volume up.
+    /// Looks up a volume.
     pub(crate) fn volume_place(&self, pool: &str, volume: &str) -> Result<VolumePlace> {
         let (action, wanted, name) = (|| format!("look up storage pool {pool}"), pool.to_owned(), volume.to_owned());
         let looked_up =
@@ -42,7 +42,7 @@ impl Hypervisor {
         }
     }
 
-    /// Makes a volume that is a device.
+    /// Creates a volume that is a device.
     pub(crate) fn create_volume(&self, pool: &str, volume: &str, capacity_bytes: u64) -> Result<PathBuf> {
         let name = escape(volume);
         let xml = format!("<volume><name>{name}</name><capacity unit='bytes'>{capacity_bytes}</capacity></volume>");
@@ -58,7 +58,7 @@ impl Hypervisor {
         self.with_pool(pool, action, move |pool| pool.lookup_storage_vol_by_name(&name)?.delete(0).map(drop))
     }
 
-    /// Tells libvirt to look at a pool's volumes again.
+    /// Makes libvirt update its list of a pool's volumes.
     pub(crate) fn refresh_pool(&self, pool: &str) -> Result<()> {
         self.with_pool(pool, || format!("refresh storage pool {pool}"), |pool| pool.refresh(0).map(drop))
     }
@@ -74,12 +74,12 @@ impl Hypervisor {
     }
 }
 
-/// What libvirt knows of a volume.
+/// The result of looking up a volume.
 enum FoundVolume {
     Volume(PathBuf),
-    /// It is not there; its pool's description.
+    /// The volume does not exist. This is the XML of its pool.
     Pool(String),
-    /// Its pool is not started.
+    /// The pool is not started.
     NotStarted,
 }
 
@@ -87,7 +87,7 @@ fn look_up(pool: &StoragePool, volume: &str) -> std::result::Result<FoundVolume,
     if !pool.is_active()? {
         return Ok(FoundVolume::NotStarted);
     }
-    // Files that were put there or removed since are seen by that.
+    // The refresh finds files that were added or removed since.
     if let Err(error) = pool.refresh(0) {
         tracing::debug!("{error}");
     }
@@ -97,7 +97,7 @@ fn look_up(pool: &StoragePool, volume: &str) -> std::result::Result<FoundVolume,
     }
 }
 
-/// Where a volume that is not there would be, by the pool's own description.
+/// Determines where a missing volume would be, from the XML of its pool.
 fn new_place(pool_xml: &str, volume: &str) -> Result<VolumePlace> {
     let document = parse_xml(pool_xml)?;
     let pool = document.root_element();
@@ -109,7 +109,7 @@ fn new_place(pool_xml: &str, volume: &str) -> Result<VolumePlace> {
     Ok(match pool.attribute("type") {
         Some("dir" | "fs" | "netfs" | "vstorage") => VolumePlace::NewFile(path),
         Some("logical" | "zfs") => VolumePlace::NewDevice(path),
-        // Devices that libvirt finds and cannot make: iSCSI, multipath, whole disks.
+        // libvirt finds devices of these pools but cannot create them: iSCSI, multipath, whole disks.
         _ => VolumePlace::NoPool,
     })
 }

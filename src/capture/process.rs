@@ -9,15 +9,15 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a process is looked at whose end the kernel does not report.
+/// How often to check a process whose exit the kernel cannot report.
 const WITHOUT_HANDLE: Duration = Duration::from_millis(20);
 
-/// A process, distinguished from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`,
-/// whose number this is), or the owner of a capture.
+/// A process, distinguished from later ones with the same PID: a `qemu-storage-daemon` that kvmb started (under
+/// `timeout`, whose PID this is), or the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {
     pub(crate) pid: u32,
-    /// Its start time in the kernel's ticks, which tells it from a later process with the same number.
+    /// The start time in clock ticks, which distinguishes it from later processes with the same PID.
     pub(crate) started_ticks: u64,
 }
 
@@ -27,24 +27,24 @@ impl ServerProcess {
         ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub(crate) fn is_alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started_ticks)
     }
 
-    /// Sends it SIGTERM, unless it is gone, or this process.
+    /// Sends SIGTERM to the process unless it is gone or is this process.
     pub(crate) fn ask_to_end(&self) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid
             && self.is_alive()
             && self.pid != std::process::id()
         {
-            // It may end just now.
+            // The process may just be exiting.
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
-    /// Waits until it has ended, and no longer than so; whether it has.
+    /// Waits for the process to exit, at most for `limit`. Returns whether it has exited.
     pub(crate) fn wait_for_end(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
@@ -52,11 +52,11 @@ impl ServerProcess {
         while self.is_alive() {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
             match (&handle, Timespec::try_from(left)) {
-                // A signal of ours ends it early.
+                // A signal to this process ends the wait early.
                 (Some(handle), Ok(left)) => {
                     let _ = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&left));
                 }
-                // An old kernel.
+                // The kernel is too old for pidfds.
                 _ => thread::sleep(WITHOUT_HANDLE.min(left)),
             }
         }
@@ -64,10 +64,10 @@ impl ServerProcess {
     }
 }
 
-/// A backup that is running: the process that a capture belongs to.
+/// A running backup: the process that owns a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningBackup {
-    /// The process.
+    /// The process id.
     pub pid: u32,
     /// When it began with the machine.
     pub since: DateTime<FixedOffset>,
@@ -82,7 +82,8 @@ impl fmt::Display for RunningBackup {
     }
 }
 
-/// When a process started: field 22 of its `stat`, counted after the name in parentheses. A zombie has ended.
+/// Returns the start time of a process: field 22 of its `stat`, counted after the name in parentheses. `None` for a
+/// zombie.
 pub(super) fn start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
@@ -106,7 +107,7 @@ mod tests {
         assert!(process.is_alive() && !another.is_alive());
         assert!(!process.wait_for_end(Duration::from_millis(1)) && another.wait_for_end(Duration::ZERO));
         child.kill().unwrap();
-        // Still a zombie, or waited for: it has ended.
+        // The process is a zombie or was reaped. Both count as exited.
         assert!(process.wait_for_end(Duration::from_secs(60)) && !process.is_alive());
         child.wait().unwrap();
         assert!(!process.is_alive());

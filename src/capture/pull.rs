@@ -4,7 +4,7 @@ use crate::capture::error::{LibvirtErrorKind, Result};
 use crate::capture::ffi;
 use crate::capture::machine::Machine;
 
-/// How far a copy has come.
+/// The progress of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PullProgress {
     pub(crate) done_bytes: u64,
@@ -19,12 +19,12 @@ impl Machine {
         self.call(action, move |domain| ffi::block_pull(domain, &target, limit))
     }
 
-    /// How far the block job of a disk has come; none without one.
+    /// Returns the progress of a disk's block job, or `None` if there is none.
     pub(crate) fn pull_progress(&self, disk: &str) -> Result<Option<PullProgress>> {
         let (action, target) = (|| format!("check for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
         match self.call(action, move |domain| ffi::block_job(domain, &target)) {
             Ok(job) => Ok(job.map(|(_, done_bytes, total_bytes)| PullProgress { done_bytes, total_bytes })),
-            // It is off.
+            // The machine is off.
             Err(error) if error.meaning() == LibvirtErrorKind::InvalidState => Ok(None),
             Err(error) => Err(error),
         }

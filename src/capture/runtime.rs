@@ -1,16 +1,16 @@
-//! The folders of captures.
+//! The folders of captures, with those of users other than root in parentheses.
 //!
-//! | folder | mode | holds |
+//! | folder | mode | content |
 //! | --- | --- | --- |
-//! | `/run/kvmb` (`$XDG_RUNTIME_DIR/kvmb` for a user) | 0700 | a folder for each capture: state, lock, copied files; a lock for each machine |
-//! | `/run/kvmb-nbd` (the same name with `-nbd`) | 0711 | a folder for each capture, 0700, owned by QEMU's user: sockets |
-//! | `/var/lib/kvmb/scratch` (`$XDG_DATA_HOME/kvmb/scratch`) | 0711 | a folder for each capture, 0700, owned by QEMU's user: scratch files |
+//! | `/run/kvmb` (`$XDG_RUNTIME_DIR/kvmb`) | 0700 | per capture: state, lock, copied files; a lock per machine |
+//! | `/run/kvmb-nbd` (the same name with `-nbd`) | 0711 | per capture, 0700, owned by QEMU's user: sockets |
+//! | `/var/lib/kvmb/scratch` (`$XDG_DATA_HOME/kvmb/scratch`) | 0711 | per capture, the same: scratch files |
 //!
-//! A live restore has a folder beside those of captures, `live-` and a part of its machine's UUID: the socket of the
-//! point that its disks are on.
+//! A live restore has a folder next to those of captures, named `live-` and a part of its machine's UUID, with the
+//! socket of the served point.
 //!
-//! `$KVMB_RUNTIME_DIR` names another state folder. A folder that somebody else owns or can write, or that is a symbolic
-//! link, is refused: definitions with secrets are in there.
+//! `$KVMB_RUNTIME_DIR` sets another state folder. A folder that another user owns or can write to, or that is a
+//! symbolic link, is refused, because the folders contain definitions with secrets.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -25,10 +25,10 @@ use rustix::io::Errno;
 use crate::capture::error::{Error, Result};
 use crate::capture::limits::CallLimits;
 
-/// The longest path that a Unix socket can have, without the zero byte.
+/// The maximum length of a Unix socket's path, without the terminating zero byte.
 pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// The folders of captures, checked.
+/// The folders of captures, after they were checked.
 #[derive(Debug, Clone)]
 pub struct RuntimeDirs {
     state: PathBuf,
@@ -38,7 +38,7 @@ pub struct RuntimeDirs {
 }
 
 impl RuntimeDirs {
-    /// The default folders of this user, made if missing.
+    /// The default folders of this user. Missing ones are created.
     pub(crate) fn open() -> Result<RuntimeDirs> {
         let state = match std::env::var_os("KVMB_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
             Some(dir) => PathBuf::from(dir),
@@ -47,7 +47,7 @@ impl RuntimeDirs {
         RuntimeDirs::open_at(&state)
     }
 
-    /// The state folder at this path, the sockets beside it.
+    /// The state folder at this path, with the socket folder next to it.
     pub fn open_at(state: &Path) -> Result<RuntimeDirs> {
         let state = std::path::absolute(state).map_err(Error::io("find", state))?;
         let mut sockets = state.clone().into_os_string();
@@ -63,17 +63,17 @@ impl RuntimeDirs {
         Ok(runtime)
     }
 
-    /// Where the state of captures is.
+    /// The folder of the captures' states.
     pub fn state_folder(&self) -> &Path {
         &self.state
     }
 
-    /// Where the sockets are.
+    /// The folder of the sockets.
     pub fn socket_folder(&self) -> &Path {
         &self.sockets
     }
 
-    /// The socket of the point that a machine is restored from while it runs.
+    /// The socket of the point that a machine runs on during a live restore.
     pub(crate) fn live_restore_socket(&self, uuid: &str) -> PathBuf {
         let part: String = uuid.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
         self.sockets.join(format!("{LIVE_PREFIX}{part}")).join(SERVED_SOCKET)
@@ -84,29 +84,29 @@ impl RuntimeDirs {
         format!("{}/{LIVE_PREFIX}*/{SERVED_SOCKET}", self.sockets.display())
     }
 
-    /// Where scratch files go unless set otherwise.
+    /// The default folder of scratch files.
     pub fn scratch_folder(&self) -> &Path {
         &self.scratch
     }
 
-    /// The same, with another folder for scratch files.
+    /// Sets another folder for scratch files.
     pub fn with_scratch_folder(mut self, scratch: PathBuf) -> RuntimeDirs {
         self.scratch = scratch;
         self
     }
 
-    /// The same, with other limits.
+    /// Sets other time limits.
     pub(crate) fn with_limits(mut self, limits: CallLimits) -> RuntimeDirs {
         self.limits = limits;
         self
     }
 
-    /// How long libvirt may take where a capture opens a connection by itself.
+    /// The time limits for connections that a capture opens itself.
     pub(crate) fn limits(&self) -> &CallLimits {
         &self.limits
     }
 
-    /// The lock file that opening and closing captures of one machine takes.
+    /// The lock file for opening and closing captures of a machine.
     pub(super) fn machine_lock(&self, uuid: &str) -> PathBuf {
         let name: String =
             uuid.chars().filter(|character| character.is_ascii_alphanumeric() || *character == '-').collect();
@@ -114,20 +114,20 @@ impl RuntimeDirs {
     }
 }
 
-/// What the names of the folders of live restores begin with.
+/// The prefix of the folders of live restores.
 const LIVE_PREFIX: &str = "live-";
 
 /// The name of a served point's socket in its folder.
 pub(crate) const SERVED_SOCKET: &str = "nbd";
 
-/// Whether a socket is that of a live restore.
+/// Whether a socket belongs to a live restore.
 pub(crate) fn is_of_live_restore(socket: &Path) -> bool {
     let folder = socket.parent().and_then(Path::file_name).and_then(|name| name.to_str());
     socket.file_name().is_some_and(|name| name == SERVED_SOCKET)
         && folder.is_some_and(|name| name.starts_with(LIVE_PREFIX))
 }
 
-/// The room left where a folder is (or will be made), for whoever is not root.
+/// The free space, for users other than root, at a folder that exists or will be created.
 pub(crate) fn free_bytes(folder: &Path) -> Result<u64> {
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let stat = rustix::fs::statvfs(existing)
@@ -137,7 +137,7 @@ pub(crate) fn free_bytes(folder: &Path) -> Result<u64> {
 
 /// The NBD URI of an export on a Unix socket.
 pub(crate) fn nbd_uri(socket: &Path, export: &str) -> String {
-    /// What may stand as it is in the path and query of a URI.
+    /// The characters that need no escaping in the path and query of a URI.
     const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
     format!(
         "nbd+unix:///{}?socket={}",
@@ -153,14 +153,14 @@ pub(super) fn check_socket_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to
-/// pass, and every folder on the way must let that user pass.
+/// Creates a folder that only QEMU's user (and root) can access. Its parents are created so that everybody can traverse
+/// them, and every folder on the path must let that user pass.
 pub(crate) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     make_daemon_folder(path, owner)?;
     check_reachable(path, owner)
 }
 
-/// The same for a process of that user which may pass every folder.
+/// The same for a process of that user that may traverse every folder.
 pub(super) fn make_daemon_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     if let Some(parent) = path.parent() {
         make_passable_folders(parent)?;
@@ -169,7 +169,7 @@ pub(super) fn make_daemon_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create", path)(error)),
         _ => {}
     }
-    // Whatever has the name now is looked at, and handed over, through one descriptor.
+    // What exists at the path is checked and changed through one descriptor.
     let folder = open_folder(path)?;
     if ![owner.0, our_uid()].contains(&folder.metadata().map_err(Error::io("access", path))?.uid()) {
         return Err(unsafe_folder(path, "it exists and belongs to somebody else"));
@@ -181,7 +181,7 @@ pub(super) fn make_daemon_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     Ok(())
 }
 
-/// Whether a user can pass every folder on the way.
+/// Checks whether a user can traverse every folder on the path.
 pub(super) fn check_reachable(path: &Path, owner: (u32, u32)) -> Result<()> {
     if owner.0 == 0 {
         return Ok(());
@@ -203,7 +203,7 @@ pub(super) fn check_reachable(path: &Path, owner: (u32, u32)) -> Result<()> {
     Ok(())
 }
 
-/// Sets the mode of a folder; a link is refused.
+/// Sets the mode of a folder. Refuses a link.
 pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     set_mode_of(&open_folder(path)?, path, mode)
 }
@@ -212,13 +212,13 @@ fn set_mode_of(folder: &File, path: &Path, mode: u32) -> Result<()> {
     folder.set_permissions(fs::Permissions::from_mode(mode)).map_err(Error::io("set the mode of", path))
 }
 
-/// Opens a folder; what is a link, or no folder at all, is refused.
+/// Opens a folder. Refuses a link, and anything that is not a folder.
 fn open_folder(path: &Path) -> Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
     opened.map_err(|error| match Errno::from_io_error(&error) {
         Some(Errno::LOOP) => unsafe_folder(path, "it is a symbolic link"),
-        // The kernel's answer to a link where it is asked for a folder.
+        // The kernel's error for a link if a folder is required.
         Some(Errno::NOTDIR) if path.is_symlink() => unsafe_folder(path, "it is a symbolic link"),
         Some(Errno::NOTDIR) => unsafe_folder(path, "it is not a folder"),
         _ => Error::io("open", path)(error),
@@ -275,7 +275,7 @@ fn make_private_folder(path: &Path, mode: u32) -> Result<()> {
     set_mode_of(&folder, path, mode)
 }
 
-/// Makes the folders that are missing, passable (not readable) for everybody.
+/// Creates missing folders that everybody can traverse but not list.
 fn make_passable_folders(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());

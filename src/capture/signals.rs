@@ -1,9 +1,8 @@
-//! No Ctrl-C between freeze and thaw.
+//! Prevents signals from ending the program between freeze and thaw.
 //!
-//! A program that handles its signals itself is left alone. In one that does not, SIGINT, SIGTERM and SIGHUP are held
-//! back while a [`Shield`] exists, and do what they do by default when the last one is dropped: a guest must not stay
-//! frozen because somebody lost patience. (SIGKILL cannot be held back: the capture's state file remembers that a thaw
-//! is due.)
+//! A program that handles its signals itself is not affected. In other programs, SIGINT, SIGTERM and SIGHUP are held
+//! back while a [`Shield`] exists, and have their default effect when the last one is dropped, so that an interrupt
+//! does not leave the guest frozen. SIGKILL cannot be held back; the capture's state file records that a thaw is due.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,7 +18,7 @@ pub(super) struct Shield(());
 struct HeldSignals {
     /// Whether a signal ends the program at once.
     default: Arc<AtomicBool>,
-    /// Which signals came, in the order of [`SIGNALS`].
+    /// Which signals arrived, in the order of [`SIGNALS`].
     came: [Arc<AtomicBool>; 3],
     shields: Mutex<usize>,
 }
@@ -47,7 +46,7 @@ impl Drop for Shield {
         held.default.store(true, Ordering::SeqCst);
         for (signal, came) in SIGNALS.iter().zip(&held.came) {
             if came.swap(false, Ordering::SeqCst) {
-                // Only fails for signals that cannot be handled.
+                // This only fails for signals that cannot be handled.
                 let _ = signal_hook::low_level::emulate_default_handler(*signal);
             }
         }
@@ -63,7 +62,8 @@ impl HeldSignals {
             if taken & (1 << (signal - 1)) != 0 {
                 continue;
             }
-            // Both only fail for signals that cannot be handled. The order matters: first the default, then the note.
+            // Both calls only fail for signals that cannot be handled. The order matters: the default action comes
+            // before the record.
             let _ = signal_hook::flag::register_conditional_default(*signal, held.default.clone());
             let _ = signal_hook::flag::register(*signal, came.clone());
         }
@@ -71,7 +71,7 @@ impl HeldSignals {
     }
 }
 
-/// The signals that this process handles or ignores already, as the kernel's mask.
+/// The signals that this process already handles or ignores, as the kernel's mask.
 fn signals_taken() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     ["SigCgt:", "SigIgn:"]

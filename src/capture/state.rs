@@ -39,123 +39,123 @@ pub struct CaptureState {
     /// The machine's name.
     pub machine: String,
     pub(crate) uuid: String,
-    /// The libvirt connection that it was made through.
+    /// The libvirt connection URI that it was made through.
     pub(crate) connect: String,
     /// How its disks are read.
     #[serde(flatten)]
     pub method: CaptureMethod,
-    /// How far it has come.
+    /// The phase of the capture.
     pub(crate) phase: Phase,
     /// When the opening began.
     pub(crate) created_at: DateTime<FixedOffset>,
-    /// The moment that it shows.
+    /// The captured moment.
     pub(crate) captured_at: DateTime<FixedOffset>,
-    /// When it may be cleared away by others.
+    /// When other processes may remove it.
     pub(crate) lease_ends_at: DateTime<FixedOffset>,
-    /// What the contents can be relied on for.
+    /// The consistency of the content.
     pub consistency: Consistency,
     /// The checkpoint made at the same instant.
     pub checkpoint: Option<String>,
-    /// The disks that it covers.
+    /// The disks that the checkpoint covers.
     pub checkpoint_disks: Vec<String>,
     /// The repository whose chain is continued.
     pub(crate) repository: Option<String>,
-    /// The restore point that it continues.
+    /// The restore point that this capture continues.
     pub(crate) parent_point: Option<String>,
     /// The disks, in the definition's order.
     pub disks: Vec<CapturedDisk>,
-    /// The machine's disks that are not part of it, with the reason.
+    /// The machine's disks that the capture leaves out, with the reasons.
     pub skipped: Vec<SkippedDisk>,
-    /// The machine's definition at that moment (inactive, with secrets where permitted).
+    /// The machine's definition at that moment (inactive, with secrets if permitted).
     pub definition_xml: String,
-    /// The running machine's definition at that moment, where the inactive one lacks a captured disk or has another
-    /// image for it.
+    /// The running machine's definition at that moment, if the inactive one lacks a captured disk or has another image
+    /// for it.
     #[serde(default)]
     pub(crate) live_definition_xml: Option<String>,
     /// Whether the machine starts with the host.
     #[serde(default)]
     pub(crate) autostart: bool,
-    /// The names of the libvirt snapshots that the machine has; they are not part of a capture.
+    /// The names of the machine's libvirt snapshots, which are not part of the capture.
     #[serde(default)]
     pub(crate) snapshots: Vec<String>,
     /// Files copied at that moment, in the capture's folder (see [`CaptureFile::folder`]).
     pub copies: Vec<CopiedFile>,
-    /// Files that belong to the machine and could not be copied.
+    /// Files that belong to the machine but could not be copied.
     #[serde(default)]
     pub(crate) missing: Vec<MissingPart>,
-    /// Files that the definition mentions, copied at that moment.
+    /// Files that the definition references, copied at that moment.
     #[serde(default)]
     pub(crate) outside: Vec<OutsideCopy>,
-    /// Those that were not copied.
+    /// Files that the definition references but that were not copied.
     #[serde(default)]
     pub(crate) outside_left_out: Vec<OutsideLeftOut>,
-    /// The folder with the sockets.
+    /// The folder of the sockets.
     pub(crate) socket_folder: PathBuf,
-    /// The restore point that was stored from it: it is what makes the checkpoint stay.
+    /// The restore point that was stored from the capture. If it is set, the checkpoint is kept.
     pub(crate) committed_point: Option<String>,
-    /// The process that the capture lives and dies with; none for one that outlives its command until its lease ends.
+    /// The process that owns the capture. `None` if the capture outlives its command until its lease ends.
     #[serde(default)]
     pub(crate) owner: Option<ServerProcess>,
 }
 
-/// How a capture's disks are read, and what only that way has.
+/// How a capture's disks are read, with the data specific to that method.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum CaptureMethod {
     /// From a running machine.
     Job(BackupJob),
-    /// From a machine that is off.
+    /// From a stopped machine.
     #[serde(alias = "qemu_nbd")]
     Offline(OfflineReader),
-    /// Not at all: the machine has no disk to capture, and only its definition is kept.
+    /// No disk is read: the machine has none to capture, and only its definition is kept.
     Definition,
 }
 
 /// A libvirt backup job of a running machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupJob {
-    /// Where QEMU serves the disks.
+    /// The socket on which QEMU serves the disks.
     #[serde(rename = "job_socket")]
     pub(crate) socket: PathBuf,
-    /// The folder with the scratch files.
+    /// The folder of the scratch files.
     pub(crate) scratch_folder: PathBuf,
     /// Why the guest was not frozen.
     pub freeze_note: Option<String>,
-    /// The guest did not confirm its thaw.
+    /// Whether the guest did not confirm its thaw.
     pub thaw_due: bool,
-    /// The machine was paused by an I/O error before.
+    /// Whether an I/O error had paused the machine before the capture.
     pub(crate) io_paused_before: bool,
 }
 
-/// The `qemu-storage-daemon` processes that read the disks of a machine that is off.
+/// The `qemu-storage-daemon` processes that read the disks of a stopped machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfflineReader {
     /// The processes, in the order of their start.
     #[serde(default)]
     pub servers: Vec<DiskServer>,
-    /// What shows whether the machine stays as it is; none for a machine that is moving to another host.
+    /// Detects whether the machine changes. `None` for a machine that is being migrated to another host.
     #[serde(default, alias = "stillness")]
     pub(crate) fingerprint: Option<OfflineFingerprint>,
 }
 
-/// How far a capture has come.
+/// The phase of a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
-    /// Being opened; if its process is gone, anything from nothing to everything may be there.
+    /// Being opened. If the process is gone, any part of the capture may exist.
     Opening,
     Open,
-    /// Disks are closed; only checkpoints may be left to settle.
+    /// The disks are closed; only checkpoints may be left to settle.
     Drained,
 }
 
-/// How much of a disk has to be read.
+/// How much of a disk is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadMode {
-    /// What the dirty bitmap says.
+    /// The parts that changed according to the dirty bitmap.
     Changed,
-    /// Everything.
+    /// The whole disk.
     Full,
 }
 
@@ -163,39 +163,39 @@ pub enum ReadMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturedDisk {
     pub(crate) target: String,
-    /// The address to read it at, `nbd+unix:///vda?socket=…`.
+    /// The address to read it at: `nbd+unix:///vda?socket=…`.
     pub nbd_uri: String,
     /// The socket in that address.
     pub(crate) socket: PathBuf,
     pub(crate) export: String,
-    /// Its size as the guest sees it.
+    /// The size of the virtual disk.
     pub capacity_bytes: u64,
-    /// The image's format.
+    /// The image format.
     pub format: String,
-    /// Everything, or what changed.
+    /// Whether the whole disk or only changes are read.
     pub read_mode: ReadMode,
-    /// Why everything, where changes were asked for.
+    /// Why the whole disk is read although changes were requested.
     pub read_mode_reason: Option<String>,
-    /// The checkpoint since which changes are shown.
+    /// The checkpoint since which changes are exposed.
     pub(crate) parent_checkpoint: Option<String>,
-    /// The meta context that shows them.
+    /// The meta context of the changes.
     pub dirty_context: Option<String>,
-    /// Whether the new checkpoint records this disk.
+    /// Whether the new checkpoint tracks this disk.
     pub has_new_bitmap: bool,
-    /// Where the job keeps what the guest overwrites.
+    /// The file in which the job saves data that the guest overwrites.
     pub(crate) scratch: Option<PathBuf>,
-    /// The image, and every layer below it, as they were.
+    /// The image and every layer below it, as they were.
     pub image: Vec<ImageIdentity>,
-    /// Who may use the image, where libvirt leaves that alone.
+    /// The owner of the image, if libvirt does not manage it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<ImageOwner>,
-    /// Whether the data of its image is in an external file, which other programs can write to.
+    /// Whether the image has its data in an external file, which other programs can write to.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) has_data_file: bool,
-    /// Since when the running QEMU has a disk with an external data file open.
+    /// The QEMU session of a disk with an external data file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) session: Option<DiskSession>,
-    /// The checkpoint whose bitmap misses what changed in this disk.
+    /// The checkpoint whose bitmap misses changes of this disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) distrusts: Option<String>,
 }
@@ -205,41 +205,41 @@ pub struct CapturedDisk {
 pub struct DiskServer {
     /// The process.
     pub process: ServerProcess,
-    /// Its socket.
+    /// The server's socket.
     pub socket: PathBuf,
 }
 
 /// A disk that a capture leaves out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedDisk {
-    /// Its target.
+    /// The disk's target.
     pub target: String,
-    /// Why.
+    /// Why it is left out.
     pub reason: String,
-    /// The image or medium, if it has one.
+    /// The image or medium, if there is one.
     #[serde(default)]
     pub(crate) path: Option<PathBuf>,
-    /// Whether the running machine does not have it at all: only its definition for the next start does.
+    /// Whether the running machine lacks the disk and only the definition for the next start has it.
     #[serde(default)]
     pub(crate) is_absent: bool,
 }
 
-/// A file that the definition mentions, copied when the capture was made.
+/// A file that the definition references, copied when the capture was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OutsideCopy {
-    /// What it is, a word of [`OutsideKind`](crate::capture::domain_xml::outside_files::OutsideKind).
+    /// The kind of file, a word of [`OutsideKind`](crate::capture::domain_xml::outside_files::OutsideKind).
     pub(crate) part: String,
-    /// Its name in the capture's folder, and in a point.
+    /// The name in the capture's folder and in a point.
     pub(crate) name: String,
-    /// Where it was copied from.
+    /// The path that it was copied from.
     pub(crate) origin: PathBuf,
     pub(crate) mode: u32,
 }
 
-/// A file that the definition mentions, and that a capture does not have.
+/// A file that the definition references and that the capture lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OutsideLeftOut {
-    /// What it is, as [`OutsideCopy::part`].
+    /// The kind of file, as in [`OutsideCopy::part`].
     pub(crate) part: String,
     pub(crate) origin: PathBuf,
     /// Why it was not copied.
@@ -249,11 +249,11 @@ pub(crate) struct OutsideLeftOut {
 /// A file copied when the capture was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopiedFile {
-    /// What it is.
+    /// The role of the file.
     pub role: FileRole,
-    /// Its name in the capture's folder.
+    /// The name in the capture's folder.
     pub name: String,
-    /// Where it was copied from.
+    /// The path that it was copied from.
     pub origin: PathBuf,
 }
 
@@ -267,22 +267,22 @@ pub(crate) struct MissingPart {
     pub(crate) reason: String,
 }
 
-/// What a copied file is to the machine.
+/// The role of a copied file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileRole {
     /// UEFI variables.
     Nvram,
-    /// Kernel of a direct boot.
+    /// The kernel of a direct boot.
     Kernel,
-    /// Initial RAM disk of a direct boot.
+    /// The initial RAM disk of a direct boot.
     Initrd,
     /// A file of an emulated TPM's state.
     Tpm,
 }
 
 impl FileRole {
-    /// Its name in captures, points and records.
+    /// The role's name in captures, points and records.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             FileRole::Nvram => "nvram",
@@ -292,7 +292,7 @@ impl FileRole {
         }
     }
 
-    /// What it is, for messages.
+    /// The role in words, for messages.
     pub(crate) fn words(self) -> &'static str {
         match self {
             FileRole::Nvram => "firmware variables",
@@ -304,23 +304,23 @@ impl FileRole {
 }
 
 impl CaptureState {
-    /// The backup that it belongs to, while that runs.
+    /// The running backup that the capture belongs to, if any.
     pub(crate) fn running_backup(&self) -> Option<RunningBackup> {
         let owner = self.owner.as_ref().filter(|owner| owner.is_alive())?;
         Some(RunningBackup { pid: owner.pid, since: self.created_at })
     }
 
-    /// Whether its lease is over.
+    /// Whether the lease has expired.
     pub fn is_expired(&self) -> bool {
         self.lease_ends_at <= Local::now()
     }
 
-    /// Whether the process that it belonged to is gone.
+    /// Whether the process that owned the capture is gone.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| !owner.is_alive())
     }
 
-    /// The backup job, if that is how its disks are read.
+    /// The backup job, if the disks are read through one.
     pub fn job(&self) -> Option<&BackupJob> {
         match &self.method {
             CaptureMethod::Job(job) => Some(job),
@@ -335,7 +335,7 @@ impl CaptureState {
         }
     }
 
-    /// What reads the disks of a machine that is off, if that is how they are read.
+    /// The offline reader, if the disks are read through one.
     pub fn offline(&self) -> Option<&OfflineReader> {
         match &self.method {
             CaptureMethod::Offline(reader) => Some(reader),
@@ -343,12 +343,12 @@ impl CaptureState {
         }
     }
 
-    /// What shows whether a machine that is off stays as it is.
+    /// The fingerprint of a stopped machine.
     pub(crate) fn fingerprint(&self) -> Option<&OfflineFingerprint> {
         self.offline().and_then(|reader| reader.fingerprint.as_ref())
     }
 
-    /// The definition that has all captured disks: the inactive one wherever it does.
+    /// The definition that has all captured disks: the inactive one if it does.
     pub(crate) fn definition_of_disks(&self) -> &str {
         self.live_definition_xml.as_ref().unwrap_or(&self.definition_xml)
     }
@@ -359,7 +359,7 @@ impl CaptureState {
     }
 }
 
-/// A capture's folder, and the lock that we hold on it.
+/// A capture's folder, and this process's lock on it.
 #[derive(Debug)]
 pub struct CaptureFile {
     id: String,
@@ -368,7 +368,7 @@ pub struct CaptureFile {
 }
 
 impl CaptureFile {
-    /// Every capture of this host and user, in no order; what is not a capture is left out.
+    /// Opens every capture of this host and user, in no particular order. Other files are skipped.
     pub fn open_all(runtime: &RuntimeDirs) -> Result<Vec<CaptureFile>> {
         let mut files = Vec::new();
         let folder = runtime.state_folder();
@@ -378,7 +378,7 @@ impl CaptureFile {
             if is_capture_id(&name) {
                 match CaptureFile::open_folder(&name, entry.path()) {
                     Ok(file) => files.push(file),
-                    // Removed meanwhile.
+                    // The capture was removed meanwhile.
                     Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
@@ -387,7 +387,7 @@ impl CaptureFile {
         Ok(files)
     }
 
-    /// The capture with this id, or the newest of the machine with this UUID or name.
+    /// Opens the capture with this id, or the newest one of the machine with this UUID or name.
     pub fn open(runtime: &RuntimeDirs, id_or_machine: &str) -> Result<CaptureFile> {
         let none = || Error::NoSuchCapture { name: id_or_machine.to_owned() };
         if is_capture_id(id_or_machine) {
@@ -407,8 +407,8 @@ impl CaptureFile {
         found.map(|(_, file)| file).ok_or_else(none)
     }
 
-    /// Makes the folder of a new capture, locked for us alone. It gets its name when it is locked: so a capture without
-    /// a state that nobody holds is nobody's.
+    /// Creates the folder of a new capture with an exclusive lock. The folder gets its name only after it is locked, so
+    /// a capture without a state and without a lock is abandoned.
     pub(super) fn create(runtime: &RuntimeDirs) -> Result<CaptureFile> {
         loop {
             let id = format!("c-{:08x}", rand::random::<u32>());
@@ -432,18 +432,19 @@ impl CaptureFile {
         &self.id
     }
 
-    /// Its folder, which holds the copied files too.
+    /// The capture's folder, which also contains the copied files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Locks it for reading: it cannot be ended meanwhile. Fails with [`Error::Held`] when it is being ended.
+    /// Locks the capture for reading, so that it cannot be ended meanwhile. Fails with [`Error::Held`] if it is being
+    /// ended.
     pub fn lock_shared(&self) -> Result<()> {
-        // Its guard looks now and then whether it is in use, which takes no time at all.
+        // The guard briefly locks the file now and then to check whether the capture is in use.
         self.lock(FlockOperation::NonBlockingLockShared, Duration::from_secs(1))
     }
 
-    /// Whether anybody holds it: reads it, opens or ends it.
+    /// Whether another process holds the lock because it reads, opens or ends the capture.
     pub(crate) fn is_in_use(&self) -> bool {
         let is_free = flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok();
         if is_free {
@@ -452,18 +453,18 @@ impl CaptureFile {
         !is_free
     }
 
-    /// Locks it for ending it; waits for readers this long, then fails with [`Error::Held`].
+    /// Locks the capture for ending it. Waits for readers for this long, then fails with [`Error::Held`].
     pub(crate) fn lock_exclusive(&self, wait: Duration) -> Result<()> {
         self.lock(FlockOperation::NonBlockingLockExclusive, wait)
     }
 
-    /// Gives the lock up.
+    /// Releases the lock.
     pub(crate) fn unlock(&self) {
-        // Fails for a bad descriptor only.
+        // This only fails for an invalid descriptor.
         let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 
-    /// Reads the state, with the lease as its guard has it.
+    /// Loads the state, with the lease from the guard's record.
     pub fn load(&self) -> Result<CaptureState> {
         let state = self.load_stored()?;
         Ok(match self.guard() {
@@ -491,12 +492,13 @@ impl CaptureFile {
         atomic_file::write(&path, &text, 0o600).map_err(Error::io("write", &path))
     }
 
-    /// Notes that a restore point was stored from this capture: its checkpoint stays when it is closed.
+    /// Records that a restore point was stored from this capture. Its checkpoint is then kept when the capture is
+    /// closed.
     pub fn commit(&self, point: &str) -> Result<()> {
         self.update(|state| state.committed_point = Some(point.to_owned()))
     }
 
-    /// Changes the state; of several processes that do so, each keeps what the others changed.
+    /// Changes the state. Concurrent changes of several processes are all kept.
     pub(super) fn update(&self, change: impl FnOnce(&mut CaptureState)) -> Result<()> {
         let path = self.folder.join("state.lock");
         let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -507,14 +509,14 @@ impl CaptureFile {
         self.save(&state)
     }
 
-    /// Removes the folder and all that is in it.
+    /// Removes the folder with its content.
     ///
-    /// It loses its name first: a guard of a killed run may be about to write its record, and a file that comes while
-    /// the folder is being emptied would keep it from going. A folder without a name is removed by the next run.
+    /// The folder is renamed first: the guard of a killed run may be about to write its record, and a file created
+    /// while the folder is being emptied would prevent its removal. The next run removes a renamed folder.
     pub(super) fn remove(self) -> Result<()> {
         let nameless = self.folder.with_file_name(format!(".{}", self.id));
         let mut removed = fs::rename(&self.folder, &nameless).and_then(|()| fs::remove_dir_all(&nameless));
-        // A guard that had looked the folder up before may still write its record there.
+        // A guard that has resolved the folder's path before may still write its record there.
         for _ in 1..REMOVE_TRIES {
             if !removed.as_ref().is_err_and(|error| error.kind() == ErrorKind::DirectoryNotEmpty) {
                 break;
@@ -558,7 +560,7 @@ impl CaptureFile {
                 Err(error) => return Err(Error::io("lock", &path)(error.into())),
             }
         }
-        // Whoever held it before may have removed the folder.
+        // The previous holder of the lock may have removed the folder.
         let ours = self.lock.metadata().map_err(Error::io("lock", &path))?;
         match fs::metadata(&path) {
             Ok(there) if there.ino() == ours.ino() && there.dev() == ours.dev() => Ok(()),
@@ -567,7 +569,8 @@ impl CaptureFile {
     }
 }
 
-/// Removes folders of captures whose makers were killed before they named them. A living maker locks its own at once.
+/// Removes folders of captures whose creators were killed before naming them. A live creator locks its folder
+/// immediately.
 pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
     for entry in fs::read_dir(runtime.state_folder()).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -586,7 +589,7 @@ pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
     }
 }
 
-/// `c-` and eight hex digits.
+/// Whether this is `c-` and eight hex digits.
 pub(crate) fn is_capture_id(name: &str) -> bool {
     name.strip_prefix("c-")
         .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
@@ -606,7 +609,7 @@ mod tests {
             let (lock, is_over) = (file.folder().join("lock"), AtomicBool::new(false));
             let removed = thread::scope(|scope| {
                 scope.spawn(|| {
-                    // As the guard of a killed run does, and whoever opens the capture meanwhile.
+                    // The guard of a killed run does this, and so does a process that opens the capture meanwhile.
                     while !is_over.load(Ordering::Relaxed) {
                         let _ = atomic_file::write(&lock.with_file_name("guard.json"), b"{}", 0o600);
                         let _ = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);

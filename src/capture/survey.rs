@@ -27,71 +27,70 @@ use crate::capture::offline::storage_daemon::{is_on_path, is_ours};
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, DiskServer, MissingPart, OutsideLeftOut, Phase};
 
-/// The programs of QEMU's that captures need beside QEMU itself.
+/// The programs of QEMU that captures need besides QEMU itself.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-storage-daemon"];
 
-/// How long a guest agent may take for an answer that needs no thought.
+/// The time limit for a trivial query to the guest agent.
 const AGENT_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a host offers.
+/// The properties of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostSurvey {
-    /// The connection that reports it.
+    /// The URI of the connection.
     pub(crate) uri: String,
-    /// Whether the machines run on this very host.
+    /// Whether the machines run on this host.
     pub(crate) is_local: bool,
     pub(crate) libvirt: (u32, u32, u32),
-    /// QEMU's version; none when libvirt finds no QEMU.
+    /// QEMU's version, or `None` if libvirt finds no QEMU.
     pub(crate) qemu: Option<(u32, u32, u32)>,
-    /// `apparmor` or `selinux`, where machines are confined by them.
+    /// `apparmor` or `selinux`, if it confines machines.
     pub(crate) confined_by: Option<String>,
-    /// User and group of the machines' QEMU.
+    /// The user and group of the machines' QEMU.
     pub(crate) qemu_owner: Option<(u32, u32)>,
 }
 
-/// How a machine is, as far as a backup cares.
+/// The properties of a machine that matter for a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MachineSurvey {
     pub(crate) name: String,
-    /// What it is doing.
+    /// The state of the machine.
     pub(crate) state: MachineState,
-    /// It is off and has its memory saved on disk.
+    /// Whether the machine is off and has a managed save image.
     pub(crate) has_saved_memory: bool,
     pub(crate) agent: AgentSurvey,
     pub(crate) job: JobSurvey,
-    /// Where a security module confines its QEMU: that module, and whether the folder that it leaves open was found.
+    /// The security module that confines its QEMU, and whether the folder that the module leaves accessible was found.
     pub(crate) confined: Option<(String, bool)>,
-    /// The first folder on the way to sockets and scratch files that its QEMU may not pass.
+    /// The first folder on the paths to sockets and scratch files that its QEMU cannot traverse.
     pub(crate) closed_folder: Option<PathBuf>,
     pub(crate) qemu_user: Option<u32>,
     pub(crate) disks: Vec<DiskSurvey>,
-    /// Bitmaps that record changes and can no longer be used.
+    /// Bitmaps that track changes and can no longer be used.
     pub(crate) broken_bitmaps: Vec<BrokenBitmap>,
-    /// Parts that it needs and that a backup would not have.
+    /// Parts that the machine needs and a backup would not include.
     pub(crate) missing: Vec<MissingPart>,
-    /// Other files that its definition mentions and that a backup would not have.
+    /// Other files that its definition references and a backup would not include.
     pub(crate) outside_left_out: Vec<OutsideLeftOut>,
-    /// The names of its libvirt snapshots inside of its images.
+    /// The names of its internal libvirt snapshots.
     pub(crate) internal_snapshots: Vec<String>,
-    /// Whether it has checkpoints.
     pub(crate) has_checkpoints: bool,
 }
 
 /// The guest agent of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AgentSurvey {
-    /// The machine has no channel for one.
+    /// The machine has no agent channel.
     NoChannel,
-    /// It cannot be asked: the machine is off or paused, or being captured.
+    /// The agent cannot be queried because the machine is off, paused or being captured.
     NotAsked,
-    /// There is a channel, and nobody at its end.
+    /// There is a channel, but no agent is connected.
     Disconnected,
-    /// It does not answer, says libvirt.
+    /// The agent does not answer; the message is libvirt's.
     Silent(String),
     Answers,
 }
 
-/// What holds a machine.
+/// What occupies a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum JobSurvey {
     Free,
@@ -100,32 +99,31 @@ pub(crate) enum JobSurvey {
         disk: String,
         job: BlockJob,
     },
-    /// A capture of ours, until its lease ends.
+    /// A capture of kvmb, until its lease ends.
     Captured {
         capture: String,
-        /// The end of its lease.
         until: DateTime<FixedOffset>,
-        /// Whether the machine is off and cannot start meanwhile.
+        /// Whether the machine is off and cannot start while the capture exists.
         holds_off: bool,
-        /// Whether its guard lives: without one nobody watches the scratch space.
+        /// Whether its guard is alive. Without one, the scratch space is not watched.
         is_guarded: bool,
     },
-    /// What a run that was killed left.
+    /// The leftovers of a killed run.
     LeftOver {
         capture: String,
-        /// Whether the machine is off and cannot start meanwhile.
+        /// Whether the machine is off and cannot start while they exist.
         holds_off: bool,
     },
-    /// A backup job of somebody else.
+    /// A backup job of another program.
     Foreign {
-        /// Where: its socket, or its disks.
+        /// Its socket, or its disks.
         job: String,
     },
     /// libvirt has lost track of a job.
     Wedged {
         message: String,
     },
-    /// It could not be found out.
+    /// The state could not be determined.
     Unknown {
         error: String,
     },
@@ -134,40 +132,40 @@ pub(crate) enum JobSurvey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DiskSurvey {
     pub(crate) target: String,
-    /// Why it is left out of a backup.
+    /// Why a backup leaves it out.
     pub(crate) exclusion: Option<String>,
-    /// Whether that is a matter of course: a drive for media.
+    /// Whether that is expected because it is a drive for removable media.
     pub(crate) is_drive: bool,
     /// The path of its image or device.
     pub(crate) path: Option<PathBuf>,
-    /// Whether that is a file.
+    /// Whether the path is a regular file.
     pub(crate) is_file: bool,
-    /// What keeps its content.
+    /// The storage of its content.
     pub(crate) storage: DiskStorage,
-    /// How it is encrypted.
+    /// The encryption format.
     pub(crate) encryption: Option<String>,
-    /// Why libvirt does not give the passphrase away, without which it can be read only while the machine runs.
+    /// Why libvirt does not reveal the passphrase, without which the disk can only be read while the machine runs.
     pub(crate) secret_error: Option<String>,
-    /// What the guest sees; none when that is not known.
+    /// The size of the virtual disk, if known.
     pub(crate) capacity_bytes: Option<u64>,
 }
 
-/// What keeps a disk's content, and whether QEMU can note there what changes.
+/// The storage of a disk's content, and whether QEMU can track changes in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DiskStorage {
     /// A qcow2 image that keeps bitmaps.
     KeepsBitmaps,
     /// A qcow2 image of version 2.
     OldQcow2,
-    /// A qcow2 image that is marked as corrupt, or lies on one.
+    /// A qcow2 image that is marked as corrupt, or has such a backing file.
     Corrupt,
-    /// A qcow2 image that ends before its data, or lies on one.
+    /// A qcow2 image that ends before its data, or has such a backing file.
     CutOff,
-    /// A qcow2 image with its data in a raw file.
+    /// A qcow2 image with its data in an external raw file.
     DataFile,
-    /// Another format: `raw` mostly.
+    /// Another format, usually `raw`.
     Format(String),
-    /// The image cannot be looked at.
+    /// The image cannot be inspected.
     Unreadable(String),
     /// QEMU has no driver for network storage of this kind.
     NoDriver(String),
@@ -177,19 +175,19 @@ pub(crate) enum DiskStorage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BrokenBitmap {
     pub(crate) disk: String,
-    /// The image that holds it, when the machine is off and it does.
+    /// The image that contains the bitmap, if the machine is off and the bitmap exists.
     pub(crate) image: Option<PathBuf>,
-    /// Its name, which is its checkpoint's.
+    /// The name, which is also that of its checkpoint.
     pub(crate) name: String,
 }
 
-/// The programs that are not on the path.
+/// Returns the programs that are not in `PATH`.
 pub(crate) fn missing_programs() -> Vec<&'static str> {
     PROGRAMS.into_iter().filter(|program| !is_on_path(program)).collect()
 }
 
 impl Hypervisor {
-    /// Looks at the host.
+    /// Inspects the host.
     pub(crate) fn survey(&self) -> Result<HostSurvey> {
         let action = || "query the capabilities of the host".to_owned();
         let capabilities = self.link.call(action, |connect| connect.capabilities());
@@ -209,7 +207,7 @@ impl Hypervisor {
 }
 
 impl Machine {
-    /// Looks at the machine; its guest agent is asked for the time.
+    /// Inspects the machine. Its guest agent is queried for the time.
     pub(crate) fn survey(&self, runtime: &RuntimeDirs, host: &HostSurvey) -> Result<MachineSurvey> {
         let definition = self.definition(Which::Live)?;
         let state = self.state()?;
@@ -256,12 +254,13 @@ impl Machine {
     }
 
     fn ask_agent(&self, runtime: &RuntimeDirs) -> AgentSurvey {
-        // libvirt keeps one time limit for a machine's agent: a run that is about to freeze must not lose its own.
+        // libvirt has one time limit per machine for its agent. This must not change the limit of a run that is about
+        // to freeze.
         let Ok(_lock) = lock_machine(runtime, self) else {
             return AgentSurvey::NotAsked;
         };
         match self.agent_time(AGENT_LIMIT) {
-            // One that is told not to say the time answers all the same.
+            // An agent that is configured not to report the time still answers.
             Err(error) if error.meaning() != LibvirtErrorKind::AgentFailed => AgentSurvey::Silent(error.to_string()),
             _ => AgentSurvey::Answers,
         }
@@ -326,7 +325,8 @@ impl Machine {
         Ok(broken)
     }
 
-    /// In the images: bitmaps that were open when QEMU died, and those that died with it.
+    /// Finds broken bitmaps of a stopped machine: those that were open when QEMU died, and those that were lost with
+    /// it.
     fn broken_while_off(&self, disks: &[(DiskSurvey, Option<Header>)]) -> Result<Vec<BrokenBitmap>> {
         let mut broken = Vec::new();
         for (disk, top) in disks {
@@ -355,7 +355,7 @@ impl MachineSurvey {
         !matches!(self.state, MachineState::Off | MachineState::Crashed)
     }
 
-    /// Whether a disk that failed holds it.
+    /// Whether it is paused because a disk failed.
     pub(crate) fn is_stopped_by_io_error(&self) -> bool {
         self.state == MachineState::Paused(PausedReason::IoError)
     }
@@ -415,10 +415,10 @@ fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) 
     (survey, top)
 }
 
-/// The first folder on the way to sockets or scratch files that this user may not pass.
+/// Returns the first folder on the paths to sockets and scratch files that this user cannot traverse.
 fn closed_folder(runtime: &RuntimeDirs, owner: (u32, u32)) -> Option<PathBuf> {
     [runtime.socket_folder(), runtime.scratch_folder()].into_iter().find_map(|folder| {
-        // What is missing is made so that everybody may pass.
+        // Missing folders will be created so that every user can traverse them.
         let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
         match runtime::check_reachable(existing, owner) {
             Err(Error::Unreachable { path, .. }) => Some(path),
@@ -431,7 +431,7 @@ fn confines(model: &str) -> bool {
     matches!(model, "apparmor" | "selinux")
 }
 
-/// How the host's machines are secured.
+/// The security settings of the host's machines.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Security {
     confined_by: Option<String>,

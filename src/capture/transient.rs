@@ -1,4 +1,4 @@
-//! A transient machine that ends with this process: libvirt destroys it when the connection is lost, and keeps no
+//! Transient machines that end with this process: libvirt destroys them when the connection is lost, and keeps no
 //! definition.
 
 use std::io::Write;
@@ -16,33 +16,34 @@ use crate::capture::machine::{Machine, MachineState};
 use crate::capture::offline::qemu_user::base_owner;
 use crate::capture::runtime::our_owner;
 
-/// A picture of a screen is never larger.
+/// The maximum size of a screenshot.
 const LARGEST_SCREENSHOT_BYTES: usize = 32 << 20;
 
-/// How long a picture may take.
+/// The time limit for a screenshot.
 const SCREENSHOT_LIMIT: Duration = Duration::from_secs(20);
 
-/// A machine that was started for a while. Dropped, it is gone.
+/// A machine that was started temporarily. Dropping this ends it.
 #[derive(Debug)]
 pub(crate) struct TransientMachine {
     machine: Machine,
     reboots: Option<RebootCounter>,
 }
 
-/// A picture of a machine's screen.
+/// A screenshot of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Screenshot {
-    /// `image/png`; older versions of QEMU have `image/x-portable-pixmap` only.
+    /// `image/png`; older versions of QEMU only support `image/x-portable-pixmap`.
     pub(crate) mime_type: String,
-    /// The file.
+    /// The content of the image file.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Hypervisor {
-    /// Makes a machine of a definition and starts it; its guest waits for [`TransientMachine::run`].
+    /// Creates and starts a machine from a definition. Its guest waits for [`TransientMachine::run`].
     pub(crate) fn start_transient(&self, xml: &str) -> Result<TransientMachine> {
         let xml = xml.to_owned();
-        // The embedded driver cannot do that: there, whoever comes next ends what a killed process left.
+        // The embedded driver does not support this flag. There, the next command ends the machines of a killed
+        // process.
         let ends_with_us = match embedded_root(self.uri()) {
             None => virt_sys::VIR_DOMAIN_START_AUTODESTROY,
             Some(_) => virt_sys::VIR_DOMAIN_NONE,
@@ -56,7 +57,7 @@ impl Hypervisor {
         Ok(started)
     }
 
-    /// Ends a machine that another process left; false when there is none.
+    /// Ends a machine that another process left. Returns false if there is none.
     pub(crate) fn end_abandoned(&self, uuid: &str) -> Result<bool> {
         let wanted = uuid.to_owned();
         let find = move |connect: &Connect| connect.lookup_domain_by_uuid_string(&wanted);
@@ -67,7 +68,7 @@ impl Hypervisor {
         }
     }
 
-    /// User and group of QEMU on this host, where a definition names no others.
+    /// Returns the default user and group of QEMU on this host.
     pub(crate) fn qemu_owner(&self) -> Result<(u32, u32)> {
         if our_owner().0 != 0 {
             return Ok(our_owner());
@@ -83,7 +84,7 @@ impl TransientMachine {
         self.machine.resume()
     }
 
-    /// What it is doing; off when it is gone.
+    /// The state of the machine. It is off if it no longer exists.
     pub(crate) fn state(&self) -> Result<MachineState> {
         match self.machine.state() {
             Err(error) if error.meaning() == LibvirtErrorKind::NotFound => Ok(MachineState::Off),
@@ -91,12 +92,12 @@ impl TransientMachine {
         }
     }
 
-    /// How often its guest was restarted.
+    /// The number of times that its guest restarted.
     pub(crate) fn reboots(&self) -> u32 {
         self.reboots.as_ref().map_or(0, RebootCounter::count)
     }
 
-    /// What was read of its disks, and written, together.
+    /// The sum of the bytes read from and written to its disks.
     pub(crate) fn moved_bytes(&self, disks: &[String]) -> Result<u64> {
         let disks = disks.to_owned();
         let ask = move |domain: &Domain| {
@@ -111,7 +112,7 @@ impl TransientMachine {
         self.machine.call(|| format!("read the statistics of {}", self.machine.name()), ask)
     }
 
-    /// A picture of its screen.
+    /// Takes a screenshot.
     pub(crate) fn screenshot(&self) -> Result<Screenshot> {
         let take = |domain: &Domain| {
             let stream = Stream::new(&domain.connect()?, 0)?;
@@ -122,7 +123,7 @@ impl TransientMachine {
                 if count == 0 || bytes.len() > LARGEST_SCREENSHOT_BYTES {
                     break;
                 }
-                // Writing into memory does not fail.
+                // Writing to memory does not fail.
                 let _ = bytes.write_all(&buffer[..count]);
             }
             stream.finish()?;
@@ -131,7 +132,7 @@ impl TransientMachine {
         self.machine.call_within(SCREENSHOT_LIMIT, || format!("take a screenshot of {}", self.machine.name()), take)
     }
 
-    /// Gives the guest agent a command, and returns its answer.
+    /// Passes a command to the guest agent and returns its answer.
     pub(crate) fn ask_agent(&self, command: &str, limit: Duration) -> Result<String> {
         let seconds = i32::try_from(limit.as_secs().max(1)).unwrap_or(i32::MAX);
         let command = command.to_owned();
@@ -144,9 +145,9 @@ impl TransientMachine {
 fn destroy(machine: &Machine) -> Result<()> {
     let end = |domain: &Domain| domain.destroy();
     match machine.call_regardless(machine.limits().call, || format!("end {}", machine.name()), end) {
-        // It has ended by itself.
+        // The machine has already ended.
         Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound) => Ok(()),
-        // A transient machine that is off is gone a moment later.
+        // A transient machine that is off disappears a moment later.
         Err(error) => match machine.is_running() {
             Ok(true) => Err(error),
             _ => Ok(()),
@@ -161,7 +162,7 @@ impl Drop for TransientMachine {
             tracing::error!("{error}");
         }
         if let Some(reboots) = self.reboots.take() {
-            // With the connection it would end, too.
+            // It would also end with the connection.
             let _ = self.machine.call_regardless(
                 self.machine.limits().call,
                 || "end the watch of a machine".to_owned(),

@@ -1,8 +1,8 @@
-//! Opens a capture of a machine, running or off.
+//! Opens captures of running and stopped machines.
 //!
 //! ```text
 //!  machine lock → clear leftovers → which disks, from which parents
-//!    → state file «opening» → folders → [freeze → begin → thaw | qemu-storage-daemon] → copies → state file «open»
+//!    → state file "opening" → folders → [freeze → begin → thaw | qemu-storage-daemon] → copies → state file "open"
 //! ```
 //! If a step fails, everything that the state file records is closed again.
 
@@ -59,11 +59,11 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
         open_off(runtime, machine, &definition, request, &file, &mut state)
     };
     if let Err(error) = opened {
-        // Its QEMU has the images open: whatever failed, this is why.
+        // The machine's QEMU has the images open, which is the cause of any other error.
         let is_off = state.offline().is_some() && !request.moving;
         let was_started = is_off && machine.is_running().unwrap_or(false);
         if machine.limits().is_silent(machine.uuid()) {
-            // What it was asked to begin may come about later: the state tells the next run of it.
+            // The machine may still carry out a request that timed out. The next run learns about it from the state.
             tracing::warn!("capture {} is left to the next run, which clears it", state.id);
             return Err(error);
         }
@@ -83,7 +83,7 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     Ok(state)
 }
 
-/// Only what cannot work at all is refused here; what is sensible to leave out, the caller knows.
+/// Refuses only disks that cannot be captured at all. The caller decides which others to leave out.
 fn check_capturable(machine: &Machine, definition: &Definition, target: &str) -> Result<()> {
     let refuse = |reason: &str| Error::DiskNotCapturable {
         machine: machine.name().to_owned(),
@@ -161,7 +161,7 @@ fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
     }
 }
 
-/// Keeps the definition, and what belongs to it, of a machine that has no disk to capture.
+/// Keeps the definition, and the files that belong to it, of a machine without disks to capture.
 fn open_definition(machine: &Machine, live: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
     let is_running = machine.is_running()?;
     state.consistency = if is_running { Consistency::Crash } else { Consistency::Offline };

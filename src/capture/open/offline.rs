@@ -1,8 +1,8 @@
 //! Opens a capture of a stopped machine.
 //!
 //! ```text
-//!  definition + headers → layers → block graph ─┬─ what the definition names ──► daemon with leave to read ──► socket «nbd»
-//!                                               └─ what only headers name ─────► daemon without it ──────────► socket «side»
+//!  definition + headers → layers → block graph ─┬─ named in the definition ─► daemon that may read all ─► socket "nbd"
+//!                                               └─ named only in headers ───► unprivileged daemon ──────► socket "side"
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -41,7 +41,7 @@ const CORRUPT: &str = "the image is marked as corrupt";
 /// Why a disk whose image ends before its data is read in full.
 const CUT_OFF: &str = "the image is cut off";
 
-/// A disk that is going to be served.
+/// A disk that will be served.
 struct OffDisk {
     captured: CapturedDisk,
     layers: Vec<Found>,
@@ -49,7 +49,7 @@ struct OffDisk {
     keeps_bitmaps: bool,
 }
 
-/// Opens the disks of a machine that is off; `state` says what is there, whatever happens.
+/// Opens the disks of a stopped machine. `state` always describes what exists, even after an error.
 pub(super) fn open_off(
     runtime: &RuntimeDirs,
     machine: &Machine,
@@ -64,7 +64,7 @@ pub(super) fn open_off(
     state.method = CaptureMethod::Offline(OfflineReader::default());
     state.consistency = Consistency::Offline;
     state.socket_folder = runtime.socket_folder().join(file.id());
-    // Known before it is there: whoever clears after a kill goes by the state.
+    // The state is saved before the folder is created, because cleanup after a kill depends on it.
     file.save(state)?;
     let user = QemuUser::of(machine, definition, wanted_disks(definition, request).map(|(disk, _)| disk))?;
     runtime::make_daemon_folder(&state.socket_folder, user.owner)?;
@@ -77,13 +77,13 @@ pub(super) fn open_off(
         disks.push(off);
     }
     start_chain(request, file, state)?;
-    // Before anybody can read; our own bitmaps are in the images by now.
+    // This comes before anybody can read, and after our own bitmaps were added to the images.
     let before = (!request.moving).then(|| OfflineFingerprint::note(machine, state));
     let opening = Opening { machine, request, file, user, disks: &disks };
     opening.serve(state)?;
     failpoint::hit(Failpoint::Begun);
     state.captured_at = Local::now().fixed_offset();
-    // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
+    // The first server's image locks keep the machine from starting. It may have been started just before.
     if !request.moving && machine.is_running()? {
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
@@ -99,7 +99,7 @@ pub(super) fn open_off(
     Ok(())
 }
 
-/// What the daemons of one capture are started with.
+/// The parameters of the daemons of one capture.
 struct Opening<'a> {
     machine: &'a Machine,
     request: &'a OpenRequest,
@@ -109,7 +109,7 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    /// Starts the daemons: the one without privileges first, since the other reads from it.
+    /// Starts the daemons, the unprivileged one first because the other reads from it.
     fn serve(&self, state: &mut CaptureState) -> Result<()> {
         for privilege in [Privilege::None, Privilege::ReadAll] {
             self.start(privilege, state)?;
@@ -190,14 +190,14 @@ impl Opening<'_> {
         })
     }
 
-    /// Why a daemon could not open everything.
+    /// Explains why a daemon could not open all of its files.
     fn explain(&self, Refused(message): Refused, is_side: bool) -> Error {
         let machine = self.machine.name().to_owned();
         let concerned = self.disks.iter().filter(|disk| match is_side {
             true => disk.graph.is_unprivileged || !disk.graph.sides.is_empty(),
             false => !disk.graph.is_unprivileged,
         });
-        // The message names a file, and so its disk.
+        // The message names a file, which identifies the disk.
         let names = |disk: &&OffDisk| disk.layers.iter().flat_map(Found::paths).any(|path| names_file(&message, path));
         let all: Vec<&OffDisk> = concerned.collect();
         let named: Vec<&OffDisk> = all.iter().copied().filter(names).collect();
@@ -227,7 +227,7 @@ fn socket_of(folder: &Path, is_side: bool) -> PathBuf {
     folder.join(SERVER_SOCKETS[usize::from(is_side)])
 }
 
-/// Files with secrets, by the names of their objects; gone when this is.
+/// Files with secrets, by the names of their QEMU objects. Dropping this removes them.
 #[derive(Default)]
 struct SecretFiles(Vec<(String, PathBuf)>);
 
@@ -251,9 +251,9 @@ impl Drop for SecretFiles {
     }
 }
 
-/// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue:
-/// what the guest writes from its next start on is then known. Entered with `has_new_bitmap` saying which disks could
-/// have one.
+/// Adds new bitmaps to the images of a stopped machine, for disks that can have a bitmap and have none to continue.
+/// What the guest writes after its next start is then tracked. On entry, `has_new_bitmap` marks the disks that can have
+/// one.
 fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
     let starts = state.disks.iter().any(|disk| disk.has_new_bitmap && disk.parent_checkpoint.is_none());
     let name = request.checkpoint.as_ref().filter(|_| starts);
@@ -264,7 +264,7 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
         }
         None => state.disks.iter_mut().for_each(|disk| disk.has_new_bitmap = false),
     }
-    // What is begun is known before it begins: every socket, and every bitmap.
+    // Sockets and bitmaps are recorded before they are created.
     file.save(state)?;
     failpoint::hit(Failpoint::CaptureNoted);
     let Some(name) = name else {
@@ -273,7 +273,7 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
     for disk in state.disks.iter_mut().filter(|disk| disk.has_new_bitmap) {
         let Some(image) = disk.image.first() else { continue };
         if let Err(error) = images::add_bitmap(Path::new(&image.path), name) {
-            // Somebody has it open, or it may not be written: it is read in full next time.
+            // The image is open or read-only. The disk is read in full next time.
             tracing::debug!("{error}");
             disk.has_new_bitmap = false;
         }
@@ -306,8 +306,8 @@ fn off_disk(
             None => reason = Some(format!("the bitmap {parent} is not in the image")),
         }
     }
-    // A repair changes what the guest sees, and no bitmap records it: neither this read nor the one after the repair
-    // may continue an older point.
+    // A repair changes the content of the disk, and no bitmap records it. Neither this read nor the one after the
+    // repair may continue an older point.
     let damage = layers.iter().find_map(|layer| match &layer.header {
         header if header.is_corrupt => Some(CORRUPT),
         header if header.is_cut_off => Some(CUT_OFF),
@@ -328,7 +328,7 @@ fn off_disk(
         bitmap = None;
         reason = Some(damage.to_owned());
     }
-    // Nobody watched the data file while the machine was off.
+    // While the machine was off, any program could have written to the data file.
     let has_data_file = top.data_file.is_some();
     if has_data_file && bitmap.take().is_some() {
         reason = Some(DATA_FILE_UNWATCHED.to_owned());
@@ -370,7 +370,7 @@ fn identities_of(layer: &Found) -> Vec<images::ImageIdentity> {
     identities
 }
 
-/// What the guest sees; 0 where only the daemon can tell.
+/// The size of the virtual disk; 0 if only the daemon can determine it.
 fn capacity_of(top: &Found) -> u64 {
     const SECTOR_BYTES: u64 = 512;
     if let Some(capacity_bytes) = top.header.capacity_bytes {

@@ -14,30 +14,29 @@ use crate::capture::state::{CaptureState, ReadMode, SkippedDisk};
 pub struct OpenRequest {
     /// The disks to capture. All others are left out.
     pub disks: Vec<DiskRequest>,
-    /// Disks that are left out for a reason that the caller wants to be remembered.
+    /// Disks that are left out, with reasons that the caller wants to be recorded.
     pub skipped: Vec<SkippedDisk>,
-    /// The name of a checkpoint to make at the same instant, covering the captured disks that can keep a bitmap. A
-    /// machine that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that
-    /// can be used.
+    /// The name of a checkpoint to create at the same instant, covering the captured disks that can keep a bitmap. A
+    /// stopped machine does not change, so it gets one only if such a disk has no usable bitmap of the parent.
     pub checkpoint: Option<String>,
     /// Whether to freeze the guest's file systems.
     pub freeze: FreezeOptions,
-    /// How long the capture stays open at most.
+    /// How long the capture may stay open.
     pub lease: Duration,
-    /// Whether a guard ends the capture with its lease.
+    /// Whether a guard ends the capture when its lease expires.
     pub guarded: bool,
-    /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
+    /// Whether the capture belongs to this process. Once the process is gone, any other may remove the capture.
     pub owned: bool,
-    /// Whether the images are read as they are, although the machine may be writing to them: no moment is captured.
+    /// Whether to read the images as they are, even if the machine may be writing to them. The result is not of a
+    /// single moment.
     pub moving: bool,
-    /// The repository whose chain is continued; only remembered.
+    /// The repository whose chain is continued; only recorded.
     pub repository: Option<String>,
-    /// The restore point that is continued; only remembered.
+    /// The restore point that is continued; only recorded.
     pub parent_point: Option<String>,
-    /// Where scratch files go, if not where the runtime says.
+    /// The folder of scratch files, if not the default one.
     pub scratch_dir: Option<PathBuf>,
-    /// Files with the passphrases of encrypted images, by target: instead of libvirt's secrets, for a machine that is
-    /// off.
+    /// Files with the passphrases of encrypted images, by target. For stopped machines, instead of libvirt's secrets.
     pub luks_key_files: BTreeMap<String, PathBuf>,
 }
 
@@ -45,10 +44,10 @@ pub struct OpenRequest {
 #[derive(Debug, Clone)]
 pub struct DiskRequest {
     pub(crate) target: String,
-    /// The checkpoint since which changes are wanted. When its bitmap cannot be used, the disk is captured in full, and
+    /// The checkpoint since which changes are requested. If its bitmap is unusable, the disk is captured in full and
     /// the reason is reported.
     pub(crate) parent: Option<String>,
-    /// Why it has no parent, where one could be expected; becomes the reason of the full read.
+    /// Why a disk that should have a parent has none. It becomes the reason of the full read.
     pub(crate) full_reason: Option<String>,
 }
 
@@ -72,7 +71,8 @@ impl Default for OpenRequest {
 }
 
 impl OpenRequest {
-    /// When a server of a machine that is off ends by itself: a guard renews the lease, which a server could not.
+    /// The time after which a server of a stopped machine exits by itself. It is long if a guard renews the lease,
+    /// because the server's own limit cannot be extended.
     pub(super) fn server_lease(&self) -> Duration {
         const GUARDED: Duration = Duration::from_secs(30 * 24 * 3600);
         if self.guarded { GUARDED } else { self.lease }
@@ -85,13 +85,13 @@ impl DiskRequest {
         DiskRequest { target: target.into(), parent: None, full_reason: None }
     }
 
-    /// A disk to read what changed since a checkpoint.
+    /// A disk of which the changes since a checkpoint are read.
     pub fn since(target: impl Into<String>, checkpoint: impl Into<String>) -> DiskRequest {
         DiskRequest { target: target.into(), parent: Some(checkpoint.into()), full_reason: None }
     }
 }
 
-/// The image and its layers as the live definition names them, which is what QEMU really has open.
+/// The identities of the image and its layers in the live definition, which is what QEMU actually has open.
 pub(super) fn live_identity(disk: &DefinedDisk, source: &DiskSource) -> Vec<ImageIdentity> {
     let mut identities = vec![identity_of(source, format_of(disk))];
     let data_file = disk.data_file.iter().map(|data| identity_of(&data.source, "raw"));
@@ -111,7 +111,7 @@ fn identity_of(source: &DiskSource, format: &str) -> ImageIdentity {
     identity_at(source.path().map(PathBuf::as_path), source.address(), format)
 }
 
-/// A file's identity; of what is no local file, or cannot be seen, only the address.
+/// The identity of a file. If it is not a local file, or is not accessible, only its address is known.
 pub(super) fn identity_at(path: Option<&Path>, address: String, format: &str) -> ImageIdentity {
     match path.map(|path| images::identify(path, format)) {
         Some(Ok(identity)) => return identity,

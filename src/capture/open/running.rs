@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-/// How long libvirt may be at work on something else for the machine.
+/// How long to wait while libvirt is busy with another operation on the machine.
 const OTHER_JOB_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) fn open_running(
@@ -52,7 +52,7 @@ pub(super) fn open_running(
             state.checkpoint_disks = covered;
         }
     }
-    // If we are killed from here on, this is what the next run goes by: a thaw that is not needed does no harm.
+    // If this process is killed from here on, the next run depends on this state. An unneeded thaw is harmless.
     let thaw_due = request.freeze.mode != FreezeMode::Never && live.agent_connected;
     state.method = CaptureMethod::Job(BackupJob {
         socket,
@@ -77,7 +77,7 @@ pub(super) fn open_running(
     state.definition_xml = begun.definition_xml;
     state.live_definition_xml = begun.live_definition_xml;
     for disk in &mut state.disks {
-        // While the job runs it stays what it is; it may have grown just before.
+        // The size cannot change while the job runs, but the disk may have been resized just before.
         disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
     }
     note_sessions(machine, state)?;
@@ -85,7 +85,7 @@ pub(super) fn open_running(
     Ok(())
 }
 
-/// Notes since when QEMU has the disks with external data files open. While the job runs, none of them can go.
+/// Records the QEMU sessions of disks with external data files. While the job runs, such a disk cannot be detached.
 fn note_sessions(machine: &Machine, state: &mut CaptureState) -> Result<()> {
     if state.disks.iter().any(|disk| disk.has_data_file) {
         let (live, pid) = (machine.definition(Which::Live)?, machine.qemu_pid());
@@ -97,7 +97,8 @@ fn note_sessions(machine: &Machine, state: &mut CaptureState) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
+/// Waits until another operation, such as a snapshot or a migration, has ended, so that the guest is not frozen
+/// meanwhile.
 fn wait_for_other_job(machine: &Machine) -> Result<()> {
     let wait = machine.limits().wait(OTHER_JOB_LIMIT);
     loop {
@@ -111,8 +112,8 @@ fn wait_for_other_job(machine: &Machine) -> Result<()> {
     }
 }
 
-/// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for
-/// the running machine.
+/// The path of the job's socket. Under AppArmor or SELinux, QEMU can only create one in libvirt's folder for the
+/// running machine.
 fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
     let confined = live.seclabel_models.iter().any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
     if confined {
@@ -138,7 +139,7 @@ fn running_disks(
     let mut disks = Vec::new();
     for (disk, wanted) in wanted_disks(live, request) {
         let info = machine.disk_info(&disk.target)?;
-        // A volume is the file or device that it is now.
+        // The file or device that a volume currently refers to.
         let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
         let header = source.path().filter(|_| disk.slice.is_none()).map(|path| read_header(path, format_of(disk)));
         let has_data_file =
@@ -175,7 +176,7 @@ fn running_disks(
     Ok(disks)
 }
 
-/// For each checkpoint asked for, the disks whose bitmap can be used.
+/// For each requested checkpoint, the disks whose bitmap is usable.
 struct Parents {
     usable: std::collections::HashMap<String, Vec<String>>,
 }
@@ -197,7 +198,7 @@ impl Parents {
         Ok(Parents { usable })
     }
 
-    /// The parent to use for a disk, or why there is none.
+    /// Returns the parent to use for a disk, or why there is none.
     fn choose(&self, wanted: &DiskRequest) -> (Option<String>, Option<String>) {
         let Some(parent) = &wanted.parent else {
             return (None, wanted.full_reason.clone());
@@ -207,8 +208,8 @@ impl Parents {
     }
 }
 
-/// A checkpoint may be forgotten while its bitmaps live on (undefine, rename, another host): try to make it known
-/// again.
+/// Tries to redefine a checkpoint whose metadata is gone while its bitmaps still exist (after an undefine, a rename, or
+/// on another host).
 fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
     match machine.checkpoints() {
         Ok(names) if !names.iter().any(|name| name == checkpoint) => {}
@@ -230,8 +231,7 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
     if disks.is_empty() || !is_broken(&disks) {
         return;
     }
-    // One disk without its bitmap does not keep the others from theirs: those whose bitmap is there are found one by
-    // one.
+    // A disk without its bitmap must not affect the others, so disks are tried one by one to find those with a bitmap.
     let mut whole = Vec::new();
     for disk in disks {
         if machine.redefine_checkpoint(checkpoint, &[disk]).is_ok() {
@@ -247,7 +247,7 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
     }
 }
 
-/// Begins the job. A bitmap that turns out to be broken after all costs its disk a full read, not the backup.
+/// Begins the job. If a bitmap turns out to be broken, its disk is read in full and the backup continues.
 fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<job::Begun> {
     loop {
         let wanted = job_request(state);
@@ -259,7 +259,7 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
         let gave_way = match error.meaning() {
             LibvirtErrorKind::BitmapBroken => {
                 let broken = broken_bitmaps(machine, state);
-                // None is broken any more, or libvirt does not say which: none is trusted.
+                // No bitmap is broken any more, or libvirt does not report which one, so none is trusted.
                 read_in_full(state, |at| broken.is_empty() || broken.contains(&at.target), &reason)
             }
             LibvirtErrorKind::CheckpointMissing => read_in_full(state, |_| true, &reason),
@@ -279,11 +279,11 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
             | LibvirtErrorKind::Other => false,
         };
         if !gave_way {
-            // Who does not answer is not asked more.
+            // No further queries are made if there was no answer.
             if error.is_no_answer() {
                 return Err(error);
             }
-            // One that was begun meanwhile is why.
+            // A block job that started meanwhile may be the cause.
             let disks = state.disks.iter().map(|disk| disk.target.as_str());
             if let Err(held @ Error::BlockJob { .. }) = machine.expect_no_block_job(disks) {
                 return Err(held);
@@ -295,8 +295,8 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
     }
 }
 
-/// Whether the folder for scratch files is on a file system that was mounted after the machine was started: libvirt
-/// starts QEMU with mounts of its own.
+/// Whether the folder for scratch files is on a file system that was mounted after the machine was started. libvirt
+/// starts QEMU in its own mount namespace.
 fn scratch_hidden(machine: &Machine, state: &CaptureState) -> Option<Error> {
     let folder = &state.job()?.scratch_folder;
     let pid = machine.qemu_pid()?;
@@ -325,7 +325,7 @@ fn job_request(state: &CaptureState) -> JobRequest {
     }
 }
 
-/// Says whether that changed anything.
+/// Makes the selected disks be read in full. Returns whether anything changed.
 fn read_in_full(state: &mut CaptureState, which: impl Fn(&CapturedDisk) -> bool, reason: &str) -> bool {
     let mut changed = false;
     for disk in &mut state.disks {
@@ -340,7 +340,7 @@ fn read_in_full(state: &mut CaptureState, which: impl Fn(&CapturedDisk) -> bool,
     changed
 }
 
-/// The disks that are to be continued from a checkpoint, and whose bitmap of it libvirt does not call usable.
+/// Returns the disks that continue a checkpoint whose bitmap libvirt does not report as usable.
 fn broken_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
     let is_broken = |disk: &&CapturedDisk| {
         let Some(parent) = &disk.parent_checkpoint else { return false };
@@ -349,8 +349,8 @@ fn broken_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
     state.disks.iter().filter(is_broken).map(|disk| disk.target.clone()).collect()
 }
 
-/// The disks of the new checkpoint whose image does not say itself that QEMU can keep bitmaps in it: it could not be
-/// looked into, or has been replaced.
+/// Returns the disks of the new checkpoint whose image is not known to support bitmaps, because it could not be
+/// inspected or was replaced.
 fn uncertain_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
     let Ok(live) = machine.definition(Which::Live) else { return Vec::new() };
     let is_certain = |target: &String| {
@@ -364,7 +364,7 @@ fn uncertain_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
     state.checkpoint_disks.iter().filter(|target| !is_certain(target)).cloned().collect()
 }
 
-/// Takes disks out of the new checkpoint. Says whether that changed anything.
+/// Removes disks from the new checkpoint. Returns whether anything changed.
 fn leave_out_of_checkpoint(state: &mut CaptureState, out: &[String]) -> bool {
     if out.is_empty() {
         return false;
