@@ -1,7 +1,7 @@
 //! A machine's definition, read from libvirt's domain XML.
 //!
-//! Pure: no libvirt, no file system. What comes from a repository may be hostile, so a document with a DTD, absurd
-//! nesting or size is refused, and a disk's target - it becomes a file name - must be a plain word.
+//! Pure: no libvirt, no file system. A definition from a repository may be hostile, so a document with a DTD or with
+//! absurd nesting or size is refused, and a disk's target, which becomes a file name, must be a plain word.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -16,40 +16,41 @@ pub(crate) use super::source::{Encryption, Host, Layer, Slice};
 use super::xml::text_of;
 pub(crate) use super::xml::{child, children};
 
-/// No definition is larger; libvirt's own limit for a string in its protocol is 4 MiB.
+/// The maximum size of a definition. libvirt's own limit for a string in its protocol is 4 MiB.
 const MAX_XML_BYTES: usize = 16 << 20;
-/// A definition nests about ten levels deep; a backing chain adds one for each layer (QEMU's limit is 200).
+/// The maximum depth. A definition nests about ten levels deep, and a backing chain adds one per layer (QEMU's limit is
+/// 200).
 const MAX_DEPTH: usize = 512;
-/// Far above the thousand or so of a large machine.
+/// The maximum number of nodes, far above the thousand or so of a large machine.
 const MAX_NODES: u32 = 500_000;
 
 /// Why a definition cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DefinitionError {
-    /// Not well-formed, or with a DTD.
+    /// Not well-formed, or contains a DTD.
     #[error("not valid XML: {0}")]
     Xml(String),
     /// Larger or deeper than any real definition.
     #[error("{0}")]
     Absurd(String),
-    /// Another document.
+    /// The document is not a domain definition.
     #[error("this is a <{0}>, not a <domain>")]
     NotADomain(String),
-    /// Something that every definition has.
+    /// A mandatory element is missing.
     #[error("the definition has no {0}")]
     Missing(&'static str),
-    /// A value that makes no sense.
+    /// A value is invalid.
     #[error("{what} '{value}' is invalid")]
     BadValue {
-        /// What it is the value of.
+        /// What the value is for.
         what: &'static str,
         /// The value.
         value: String,
     },
-    /// Two disks with one target.
+    /// Two disks have the same target.
     #[error("two disks have the target '{0}'")]
     DuplicateTarget(String),
-    /// A change that names a disk which is not there.
+    /// A change refers to a disk that does not exist.
     #[error("the definition has no disk '{0}'")]
     NoSuchDisk(String),
 }
@@ -57,53 +58,53 @@ pub enum DefinitionError {
 /// The result of reading a definition.
 pub(crate) type Result<T> = std::result::Result<T, DefinitionError>;
 
-/// What we need of a machine's definition.
+/// The parts of a machine's definition that kvmb uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
     /// The machine's name.
     pub name: String,
-    /// Its UUID, when given (libvirt always gives it).
+    /// The UUID, if it is set (libvirt always sets it).
     pub uuid: Option<String>,
     /// `kvm`, `qemu`, `test` …
     pub domain_type: String,
-    /// A short title, if somebody gave one.
+    /// A short title, if there is one.
     pub title: Option<String>,
-    /// The most memory that the machine may have.
+    /// The maximum memory of the machine.
     pub memory_bytes: u64,
-    /// The most virtual CPUs.
+    /// The maximum number of virtual CPUs.
     pub vcpus: u32,
-    /// Every disk in the definition's order, those that cannot be backed up too.
+    /// Every disk, in the definition's order, including those that cannot be backed up.
     pub disks: Vec<DefinedDisk>,
-    /// The firmware, if the definition names a file.
+    /// The firmware, if the definition specifies a file.
     pub(crate) loader: Option<PathBuf>,
-    /// UEFI variables.
+    /// The UEFI variables.
     pub nvram: Option<Nvram>,
     /// An emulated TPM.
     pub tpm: Option<Tpm>,
-    /// Kernel of a direct boot.
+    /// The kernel of a direct boot.
     pub kernel: Option<PathBuf>,
-    /// Initial RAM disk of a direct boot.
+    /// The initial RAM disk of a direct boot.
     pub initrd: Option<PathBuf>,
     /// Whether there is a channel for the QEMU guest agent.
     pub has_agent_channel: bool,
-    /// Whether the agent is connected (a live definition only).
+    /// Whether the agent is connected. Only set in a live definition.
     pub agent_connected: bool,
-    /// User and group that QEMU runs as (a live definition only).
+    /// The user and group that QEMU runs as. Only set in a live definition.
     pub dac_owner: Option<(u32, u32)>,
-    /// The same as the definition spells it, also where names stand instead of numbers.
+    /// The same as spelled in the definition, which may use names instead of numbers.
     pub(crate) dac_label: Option<String>,
-    /// The security models in force, for example `dac`, `apparmor`, `selinux`.
+    /// The active security models, for example `dac`, `apparmor`, `selinux`.
     pub seclabel_models: Vec<String>,
 }
 
-/// What keeps UEFI variables.
+/// The storage of UEFI variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvram {
-    /// The file, device or network storage; none when libvirt will choose a file at the first start.
+    /// The file, device or network storage; `None` if libvirt will choose a file at the first start.
     pub(crate) source: Option<DiskSource>,
-    /// Its format, `raw` unless set otherwise.
+    /// The format, `raw` by default.
     pub format: Option<String>,
-    /// What it was made from.
+    /// The template that the variables were created from.
     pub template: Option<PathBuf>,
 }
 
@@ -121,15 +122,15 @@ pub struct Tpm {
     pub backend: String,
     /// `1.2` or `2.0`.
     pub version: Option<String>,
-    /// Where the emulator's state lies, if the definition says (libvirt 10.10).
+    /// The path of the emulator's state, if the definition sets it (libvirt 10.10).
     pub state_path: Option<PathBuf>,
-    /// Whether that is one file or device, not a folder.
+    /// Whether that path is a single file or device instead of a folder.
     pub(crate) state_is_file: bool,
     /// Whether the state is encrypted with a libvirt secret.
     pub(crate) encrypted: bool,
 }
 
-/// What the guest sees.
+/// The kind of device that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     /// A hard disk.
@@ -145,48 +146,48 @@ pub enum Device {
 /// One block device of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefinedDisk {
-    /// Its name in the definition, for example `vda`.
+    /// The name in the definition, for example `vda`.
     pub target: String,
-    /// What the guest sees.
+    /// The kind of device that the guest sees.
     pub device: Device,
     /// `virtio`, `scsi`, `sata` …
     pub bus: Option<String>,
     /// The serial number that the guest sees.
     pub serial: Option<String>,
-    /// Where the contents are.
+    /// The location of the content.
     pub source: DiskSource,
-    /// The image's format; libvirt treats none as `raw`.
+    /// The image format; libvirt treats a missing one as `raw`.
     pub format: Option<String>,
-    /// The guest cannot write.
+    /// Whether the disk is read-only for the guest.
     pub(crate) read_only: bool,
-    /// Other machines may use it at the same time.
+    /// Whether other machines may use the disk at the same time.
     pub(crate) shareable: bool,
-    /// Changes are thrown away when the machine stops.
+    /// Whether changes are discarded when the machine stops.
     pub(crate) transient: bool,
-    /// The layers below, nearest first, as far as the definition tells (a live one tells all).
+    /// The backing layers, nearest first, as far as the definition lists them (a live one lists all).
     pub backing: Vec<Layer>,
-    /// Whether the definition says that nothing is below these layers (or, without any, below the image).
+    /// Whether the definition states that there is nothing below these layers, or, if there are none, below the image.
     pub(crate) backing_is_complete: bool,
-    /// The part of the source that is the image; none for all of it.
+    /// The part of the source that is the image; `None` for the whole source.
     pub(crate) slice: Option<Slice>,
-    /// The user and group that its `<source>` is labelled with, as the definition spells them.
+    /// The user and group in the label of its `<source>`, as spelled in the definition.
     pub(crate) dac_label: Option<String>,
-    /// Whether libvirt leaves owner and mode of the image alone (`<seclabel model='dac' relabel='no'/>`).
+    /// Whether libvirt does not manage owner and mode of the image (`<seclabel model='dac' relabel='no'/>`).
     pub(crate) keeps_owner: bool,
-    /// The raw file that holds a qcow2 image's data.
+    /// The external raw file with a qcow2 image's data.
     pub data_file: Option<Layer>,
-    /// The number of the image in the QEMU process that has it open; only a running machine's definition has it.
+    /// The index of the image in the QEMU process that has it open. Only set in a live definition.
     pub(crate) source_index: Option<String>,
-    /// libvirt's name of the running device (a live definition only, or one that a user gave).
+    /// libvirt's name of the device. Only set in a live definition, or if the user chose it.
     pub(crate) alias: Option<String>,
-    /// How it is encrypted.
+    /// The encryption, if there is one.
     pub encryption: Option<Encryption>,
-    /// Whether the machine starts without it when its source is missing (`startupPolicy='optional'`).
+    /// Whether the machine starts without the disk if its source is missing (`startupPolicy='optional'`).
     pub(crate) is_optional: bool,
 }
 
 impl Definition {
-    /// Reads a definition.
+    /// Parses a definition.
     pub fn parse(xml: &str) -> Result<Definition> {
         let document = parse_document(xml)?;
         let domain = document.root_element();
@@ -241,14 +242,14 @@ impl Definition {
         })
     }
 
-    /// The disk with this target.
+    /// Returns the disk with this target.
     pub fn disk(&self, target: &str) -> Option<&DefinedDisk> {
         self.disks.iter().find(|disk| disk.target == target)
     }
 }
 
 impl DefinedDisk {
-    /// Why this disk is not backed up; none when it is.
+    /// Why this disk is not backed up, or `None` if it is.
     pub fn exclusion(&self) -> Option<&'static str> {
         match self.device {
             Device::Cdrom => return Some("cdrom"),
@@ -279,12 +280,12 @@ impl DefinedDisk {
         None
     }
 
-    /// The local path of the image or device, if it has one.
+    /// The local path of the image or device, if there is one.
     pub fn path(&self) -> Option<&PathBuf> {
         self.source.path()
     }
 
-    /// Whether QEMU can keep a dirty bitmap in the image, as far as the definition tells.
+    /// Whether QEMU can keep a dirty bitmap in the image, according to the definition.
     pub fn keeps_bitmaps(&self) -> bool {
         self.format.as_deref() == Some("qcow2") && !self.read_only
     }
@@ -339,7 +340,7 @@ pub(crate) fn parse_document(xml: &str) -> Result<Document<'_>> {
     Ok(document)
 }
 
-/// Parses any document of libvirt's, within limits.
+/// Parses any XML document of libvirt, within limits.
 pub(crate) fn parse_xml(xml: &str) -> Result<Document<'_>> {
     if xml.len() > MAX_XML_BYTES {
         return Err(DefinitionError::Absurd(format!("a definition of {} bytes is too large", xml.len())));
@@ -349,7 +350,7 @@ pub(crate) fn parse_xml(xml: &str) -> Result<Document<'_>> {
     Document::parse_with_options(xml, options).map_err(|error| DefinitionError::Xml(error.to_string()))
 }
 
-/// The parser recurses for every level, so the depth is checked before it runs.
+/// Checks the depth before parsing, because the parser is recursive.
 fn check_depth(xml: &str) -> Result<()> {
     let mut depth = 0usize;
     let mut rest = xml;
@@ -379,12 +380,12 @@ fn check_depth(xml: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where `end` ends, looked for from `from`; the whole text when it is missing.
+/// Returns the offset after the first `end` at or after `from`, or the length of the text if there is none.
 fn after(text: &str, from: usize, end: &str) -> usize {
     text[from..].find(end).map_or(text.len(), |at| from + at + end.len())
 }
 
-/// The length of the tag that `text` begins with; a `>` inside a quoted value does not end it.
+/// The length of the tag at the start of `text`. A `>` inside a quoted value does not end it.
 fn tag_length(text: &str) -> usize {
     let mut quote = None;
     for (at, byte) in text.bytes().enumerate() {
@@ -399,7 +400,7 @@ fn tag_length(text: &str) -> usize {
     text.len()
 }
 
-/// A target becomes a file name and the name of an NBD export, so it must be a plain word.
+/// Checks that a target is a plain word, because it becomes a file name and the name of an NBD export.
 fn check_target(target: &str) -> Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':');
     let first_is_letter = target.starts_with(|first: char| first.is_ascii_alphabetic());
@@ -457,7 +458,7 @@ fn read_tpm(node: Node) -> Tpm {
     }
 }
 
-/// `+64055:+64055`; names instead of numbers are looked up by nobody here, so they are none.
+/// Parses `+64055:+64055`. Names are not looked up here, so they are `None`.
 pub(crate) fn parse_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();

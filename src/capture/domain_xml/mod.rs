@@ -1,12 +1,12 @@
-//! Domain XML: parsing a definition, and changing it for a restore.
+//! Domain XML: parsing definitions, and changing them for a restore.
 //!
 //! | module | subject |
 //! | --- | --- |
 //! | [`definition`] | parses domain XML (pure) |
-//! | [`outside_files`] | the files that a definition mentions (pure) |
-//! | [`references`] | what a definition refers to on its host (pure) |
+//! | [`outside_files`] | the files that a definition references (pure) |
+//! | [`references`] | the resources of a host that a definition references (pure) |
 //! | [`mod@rewrite`] | changes domain XML for a restore (pure) |
-//! | [`source`] | the location of a disk's contents, layer by layer (pure) |
+//! | [`source`] | the location of a disk's content, layer by layer (pure) |
 //! | [`tpm`] | the location of the state of an emulated TPM |
 
 pub mod definition;

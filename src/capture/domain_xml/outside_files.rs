@@ -1,10 +1,10 @@
-//! The files that a definition mentions and that are no disk, no kernel and no firmware variables: loader, option ROMs,
-//! ACPI tables, `fw_cfg` files … (pure).
+//! The files that a definition references other than disks, kernels and firmware variables: loader, option ROMs, ACPI
+//! tables, `fw_cfg` files … (pure).
 //!
-//! They are stored beside the definition, for a host that does not have them. What QEMU writes to, and the drives that
-//! only QEMU's arguments name, are found too: a backup names them as left out.
+//! They are stored next to the definition, for hosts that lack them. Files that QEMU writes to, and drives that only
+//! occur in QEMU's arguments, are found too; a backup reports them as left out.
 //!
-//! | where | what |
+//! | element | reference |
 //! | --- | --- |
 //! | `<os>` | `<loader>`, `<nvram template=…>`, `<dtb>`, `<acpi><table>` |
 //! | `<features><acpi>` | `<table>` |
@@ -18,11 +18,11 @@ use roxmltree::Node;
 
 use super::definition::{Result, child, children, parse_document};
 
-/// What a file is to the machine.
+/// The purpose of a file for the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum OutsideKind {
     Loader,
-    /// What libvirt makes new firmware variables from.
+    /// The template from which libvirt creates new firmware variables.
     NvramTemplate,
     DeviceTree,
     AcpiTable,
@@ -33,18 +33,18 @@ pub(crate) enum OutsideKind {
     /// A script that sets up an interface.
     Script,
     Smbios,
-    /// A kernel or RAM disk that an argument of QEMU's names.
+    /// A kernel or RAM disk in an argument of QEMU.
     Argument,
-    /// The file behind a memory device, which the guest writes.
+    /// The file behind a memory device, which the guest writes to.
     Memory,
-    /// The file that keeps what a guest's kernel said last.
+    /// The file that keeps the last messages of the guest's kernel.
     PersistentStore,
-    /// A drive that an argument of QEMU's names.
+    /// A drive in an argument of QEMU.
     Drive,
 }
 
 impl OutsideKind {
-    /// Its word in records.
+    /// The word for the kind in records.
     pub(crate) fn word(self) -> &'static str {
         match self {
             OutsideKind::Loader => "loader",
@@ -62,7 +62,7 @@ impl OutsideKind {
         }
     }
 
-    /// What it is, for messages.
+    /// The kind in words, for messages.
     pub(crate) fn words(self) -> &'static str {
         match self {
             OutsideKind::Loader => "loader",
@@ -80,21 +80,21 @@ impl OutsideKind {
         }
     }
 
-    /// Whether a backup stores such a file: QEMU only reads it.
+    /// Whether a backup stores such a file, because QEMU only reads it.
     pub(crate) fn is_stored(self) -> bool {
         !matches!(self, OutsideKind::Memory | OutsideKind::PersistentStore | OutsideKind::Drive)
     }
 }
 
-/// A file that a definition mentions.
+/// A file that a definition references.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OutsideFile {
     pub(crate) kind: OutsideKind,
-    /// Where it is. That of a drive is as the argument has it.
+    /// The path. For a drive, as spelled in the argument.
     pub(crate) path: PathBuf,
 }
 
-/// A place in a definition that mentions a file.
+/// A place in a definition that references a file.
 #[derive(Debug, Clone)]
 pub(super) struct Mention<'a, 'i> {
     pub(super) kind: OutsideKind,
@@ -102,17 +102,17 @@ pub(super) struct Mention<'a, 'i> {
     pub(super) place: MentionPlace<'a, 'i>,
 }
 
-/// How a file is mentioned.
+/// The form of a reference.
 #[derive(Debug, Clone)]
 pub(super) enum MentionPlace<'a, 'i> {
-    /// As the text of an element.
+    /// The text of an element.
     Text(Node<'a, 'i>),
     Attribute(Node<'a, 'i>, &'static str),
-    /// Within an argument of QEMU's, behind this text.
+    /// The part of an argument of QEMU after this text.
     Argument(Node<'a, 'i>, &'static str),
 }
 
-/// Every file that a definition mentions, each once.
+/// Returns every file that a definition references, each once.
 pub(crate) fn outside_files(xml: &str) -> Result<Vec<OutsideFile>> {
     let document = parse_document(xml)?;
     let mut files: Vec<OutsideFile> = Vec::new();
@@ -124,13 +124,13 @@ pub(crate) fn outside_files(xml: &str) -> Result<Vec<OutsideFile>> {
     Ok(files)
 }
 
-/// Every place that mentions one.
+/// Returns every place that references a file.
 pub(super) fn mentions<'a, 'i: 'a>(domain: Node<'a, 'i>) -> Vec<Mention<'a, 'i>> {
     let mut found = Vec::new();
     let mut text = |holder: Option<Node<'a, 'i>>, name: &'static str, kind| {
         for node in holder.into_iter().flat_map(|holder| children(holder, name)) {
             let path = node.text().unwrap_or_default().trim();
-            // libvirt knows some loaders by a plain name.
+            // libvirt knows some loaders by a plain name instead of a path.
             if path.starts_with('/') {
                 found.push(Mention { kind, path: path.into(), place: MentionPlace::Text(node) });
             }
@@ -178,7 +178,7 @@ pub(super) fn mentions<'a, 'i: 'a>(domain: Node<'a, 'i>) -> Vec<Mention<'a, 'i>>
     found
 }
 
-/// The file that an argument names as the value of an option.
+/// Returns the file that is referenced in the value of an option.
 fn in_argument<'a, 'i>(option: &str, value: &str, argument: Node<'a, 'i>) -> Option<Mention<'a, 'i>> {
     let named = |key: &'static str, kind| {
         let from = match value.starts_with(key) {
@@ -224,12 +224,12 @@ fn in_argument<'a, 'i>(option: &str, value: &str, argument: Node<'a, 'i>) -> Opt
     }
 }
 
-/// What stands behind a key of an argument, wherever the key is.
+/// Returns the value after a key in an argument, at any position.
 fn after(value: &str, key: &str) -> Option<String> {
     value.find(key).map(|at| unescaped(&value[at + key.len()..]))
 }
 
-/// The value up to the next comma; a doubled one is a comma of the value's own.
+/// Returns the value up to the next comma. A doubled comma is part of the value.
 fn unescaped(text: &str) -> String {
     let mut value = String::new();
     let mut characters = text.chars().peekable();
@@ -242,7 +242,7 @@ fn unescaped(text: &str) -> String {
     value
 }
 
-/// A path as a value of an argument.
+/// Escapes a path for use as a value in an argument.
 pub(super) fn escaped(path: &str) -> String {
     path.replace(',', ",,")
 }

@@ -1,4 +1,4 @@
-//! The resources of its host that a definition refers to, so that another host can report what it lacks (pure).
+//! The resources of its host that a definition references, so that another host can report which ones it lacks (pure).
 
 use std::path::PathBuf;
 
@@ -8,32 +8,32 @@ use super::definition::{DefinedDisk, Definition, Device, DiskSource, Result, chi
 use super::outside_files::{OutsideKind, mentions};
 use super::source::{SecretName, SecretRef, SecretUsage};
 
-/// Something outside of the definition that the machine needs to start.
+/// A resource outside the definition that the machine needs to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
-    /// The QEMU that runs it: without it libvirt does not even take the definition.
+    /// The emulator. Without it, libvirt refuses the definition.
     Emulator(PathBuf),
-    /// The kind of machine that QEMU must be able to run; libvirt takes no definition of another kind.
+    /// A kind of machine that QEMU must support; otherwise libvirt refuses the definition.
     MachineType(MachineType),
     /// The medium of a CD or floppy drive.
     Medium {
-        /// The drive.
+        /// The target of the drive.
         disk: String,
         /// The image or device.
         path: PathBuf,
     },
     /// The image or device of a disk.
     Disk {
-        /// The disk.
+        /// The target of the disk.
         disk: String,
         /// The image or device.
         path: PathBuf,
     },
     /// A volume of a storage pool.
     Volume {
-        /// The disk or drive.
+        /// The target of the disk or drive.
         disk: String,
-        /// Whether the disk is a drive for media.
+        /// Whether it is a medium of a drive.
         is_medium: bool,
         /// The pool.
         pool: String,
@@ -42,50 +42,50 @@ pub enum Reference {
     },
     /// A file that QEMU reads: loader, kernel, option ROM …
     File {
-        /// What it is.
+        /// What the file is.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// The file from which libvirt makes firmware variables that do not exist yet.
+    /// The file from which libvirt creates missing firmware variables.
     NvramTemplate {
         /// The template.
         template: PathBuf,
-        /// The variables, where their place is known.
+        /// The variables, if their path is known.
         variables: Option<PathBuf>,
     },
-    /// A folder that the guest gets.
+    /// A folder of the host that is shared with the guest.
     Folder(PathBuf),
-    /// A network of libvirt's.
+    /// A libvirt network.
     Network(String),
     /// A bridge.
     Bridge(String),
     /// A network device of the host.
     NetworkDevice(String),
-    /// A filter of network traffic.
+    /// A libvirt network filter.
     Filter(String),
-    /// A PCI device, as `0000:01:00.0`.
+    /// A PCI device: `0000:01:00.0`.
     Pci(String),
-    /// A USB device by vendor and product, as `1050:0407`.
+    /// A USB device by vendor and product: `1050:0407`.
     Usb(String),
     /// A mediated device, by its UUID.
     Mdev(String),
-    /// A device file that QEMU opens: an input device, a TPM, a serial port …
+    /// A device file that QEMU opens, such as an input device, a TPM or a serial port.
     DeviceFile(PathBuf),
-    /// A secret of libvirt's, by its UUID or, as `volume:NAME`, by what it is for.
+    /// A libvirt secret, by its UUID or by its usage (`volume:NAME`).
     Secret(SecretRef),
 }
 
-/// What QEMU runs: one of its machine types, emulated or with the help of the processor.
+/// The kind of machine: a machine type of QEMU, emulated or with hardware virtualization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineType {
-    /// The QEMU that runs it; none leaves the choice to libvirt.
+    /// The emulator; `None` leaves the choice to libvirt.
     pub emulator: Option<PathBuf>,
-    /// The architecture, as `x86_64`.
+    /// The architecture, such as `x86_64`.
     pub arch: Option<String>,
-    /// The name of the machine type, as `pc-q35-9.2`.
+    /// The name of the machine type, such as `pc-q35-9.2`.
     pub name: String,
-    /// How it is run: `kvm`, `qemu`, ….
+    /// The virtualization type: `kvm`, `qemu`, ….
     pub virt_type: String,
 }
 
@@ -100,8 +100,8 @@ impl MachineType {
         })
     }
 
-    /// The name of the newest machine type of the same family, which is not bound to a distribution or a version.
-    /// None for a family that this version does not know.
+    /// The alias of the newest machine type of the same family, which does not depend on a distribution or version.
+    /// `None` for an unknown family.
     pub fn family(&self) -> Option<&'static str> {
         let families = [
             ("pc-q35-", "q35"),
@@ -115,8 +115,8 @@ impl MachineType {
     }
 }
 
-/// All that a definition refers to. A medium or disk that libvirt starts the machine without
-/// (`startupPolicy='optional'`) is not needed.
+/// Returns all references of a definition. A medium or disk without which libvirt starts the machine
+/// (`startupPolicy='optional'`) is not included.
 pub fn references(xml: &str) -> Result<Vec<Reference>> {
     let document = parse_document(xml)?;
     let domain = document.root_element();
@@ -157,7 +157,7 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
     Ok(found)
 }
 
-/// The secrets that it takes to open a disk.
+/// The secrets that are needed to open a disk.
 fn secrets_of(disk: &DefinedDisk) -> impl Iterator<Item = SecretRef> {
     let login = match &disk.source {
         DiskSource::Network { options, .. } => options.auth.as_ref().and_then(|auth| auth.secret.clone()),
@@ -209,7 +209,7 @@ fn host_device(device: Node, found: &mut Vec<Reference>) {
     let address = child(source, "address");
     let number =
         |name: &str| child(source, name)?.attribute("id").map(|id| id.trim_start_matches("0x").to_ascii_lowercase());
-    // libvirt starts the machine without it.
+    // libvirt starts the machine without an optional device.
     let is_optional = source.attribute("startupPolicy") == Some("optional");
     found.extend(match device.attribute("type") {
         Some("pci") => address.and_then(pci_address).map(Reference::Pci),
@@ -221,7 +221,7 @@ fn host_device(device: Node, found: &mut Vec<Reference>) {
     });
 }
 
-/// As the kernel writes it.
+/// Formats a PCI address as the kernel does.
 fn pci_address(address: Node) -> Option<String> {
     let number = |name: &str| u32::from_str_radix(address.attribute(name)?.trim_start_matches("0x"), 16).ok();
     let domain = number("domain").unwrap_or(0);
@@ -230,7 +230,7 @@ fn pci_address(address: Node) -> Option<String> {
 
 fn text(node: Node, name: &str) -> Option<PathBuf> {
     let text = child(node, name)?.text()?.trim();
-    // libvirt knows some loaders by a plain name.
+    // libvirt knows some loaders by a plain name instead of a path.
     text.starts_with('/').then(|| PathBuf::from(text))
 }
 

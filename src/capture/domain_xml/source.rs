@@ -1,4 +1,4 @@
-//! Where the contents of a disk are, and of each layer below it: the `<source>` of parses domain XML (pure).
+//! The location of a disk's content and of each layer below it: the `<source>` elements of domain XML (pure).
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use roxmltree::Node;
 
 use super::xml::{child, children, text_of};
 
-/// Where a disk's contents are.
+/// The location of a disk's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskSource {
     /// A file.
@@ -19,7 +19,7 @@ pub enum DiskSource {
         /// The device.
         path: PathBuf,
     },
-    /// A folder that QEMU shows as a FAT file system.
+    /// A folder that QEMU presents as a FAT file system.
     Dir {
         /// The folder.
         path: PathBuf,
@@ -28,13 +28,13 @@ pub enum DiskSource {
     Network {
         /// `rbd`, `nbd`, `iscsi`, `https` …
         protocol: String,
-        /// The image's name there.
+        /// The name of the image on the server.
         name: Option<String>,
         /// The servers.
         hosts: Vec<Host>,
         /// Whether the connection is encrypted.
         tls: bool,
-        /// What else it takes to open it.
+        /// Further options for opening it.
         options: Box<NetworkOptions>,
     },
     /// A volume of a libvirt storage pool.
@@ -46,7 +46,7 @@ pub enum DiskSource {
     },
     /// An NVMe namespace of the host.
     Nvme {
-        /// As PCI address and namespace.
+        /// The PCI address and the namespace.
         address: String,
     },
     /// A vhost-user or vhost-vdpa backend: another process owns the disk.
@@ -56,9 +56,9 @@ pub enum DiskSource {
     },
     /// No medium.
     Empty,
-    /// A kind that this version does not know.
+    /// An unknown kind.
     Other {
-        /// libvirt's word.
+        /// libvirt's word for the kind.
         kind: String,
     },
 }
@@ -70,14 +70,14 @@ pub struct Host {
     pub(crate) port: Option<u16>,
     /// `tcp`, `unix`, `rdma`.
     pub(crate) transport: Option<String>,
-    /// The socket, for `unix`.
+    /// The socket, if the transport is `unix`.
     pub(crate) socket: Option<PathBuf>,
 }
 
-/// What it takes to open a network source beside its address.
+/// The options of a network source besides its address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkOptions {
-    /// Who logs in, and with which secret.
+    /// The user and the secret for the login.
     pub auth: Option<Auth>,
     /// The snapshot of an `rbd` image.
     pub(crate) snapshot: Option<String>,
@@ -105,16 +105,16 @@ pub struct Auth {
     pub(crate) secret: Option<SecretRef>,
 }
 
-/// How libvirt finds a secret.
+/// The reference to a libvirt secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretRef {
-    /// What it is for.
+    /// The purpose of the secret.
     pub(crate) usage: SecretUsage,
-    /// Its UUID, or what it is used for.
+    /// The UUID or the usage name.
     pub(crate) name: SecretName,
 }
 
-/// What a secret of libvirt is for.
+/// The purpose of a libvirt secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SecretUsage {
     Volume,
@@ -124,7 +124,7 @@ pub(crate) enum SecretUsage {
     Vtpm,
 }
 
-/// What names a secret.
+/// The name of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SecretName {
     Uuid(String),
@@ -132,12 +132,12 @@ pub(crate) enum SecretName {
     Usage(String),
 }
 
-/// How an image is encrypted.
+/// The encryption of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encryption {
     /// `luks`, `luks2`, `qcow` …
     pub format: String,
-    /// `qemu`, or `librbd` where the storage itself decrypts.
+    /// `qemu`, or `librbd` if the storage itself decrypts.
     pub(crate) engine: Option<String>,
     pub(crate) secret: Option<SecretRef>,
 }
@@ -146,7 +146,6 @@ pub struct Encryption {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slice {
     pub(crate) offset_bytes: u64,
-    /// How long it is.
     pub(crate) size_bytes: u64,
 }
 
@@ -155,16 +154,16 @@ pub(crate) struct Slice {
 pub struct Layer {
     pub source: DiskSource,
     pub(crate) format: Option<String>,
-    /// The part of the source that it is; none for all of it.
+    /// The part of the source that is the layer; `None` for the whole source.
     pub(crate) slice: Option<Slice>,
-    /// How it is encrypted.
+    /// The encryption, if there is one.
     pub(crate) encryption: Option<Encryption>,
-    /// The raw file that holds a qcow2 image's data.
+    /// The external raw file with a qcow2 image's data.
     pub(crate) data_file: Option<Box<Layer>>,
 }
 
 impl DiskSource {
-    /// The local path, if it has one.
+    /// The local path, if there is one.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             DiskSource::File { path } | DiskSource::Block { path } => Some(path),
@@ -172,7 +171,7 @@ impl DiskSource {
         }
     }
 
-    /// Where it is, for people and for comparisons.
+    /// The address, for messages and comparisons.
     pub(crate) fn address(&self) -> String {
         match self {
             DiskSource::File { path }
@@ -186,7 +185,7 @@ impl DiskSource {
         }
     }
 
-    /// Whether a secret is needed to open it.
+    /// Whether a secret is needed to open the source.
     pub(crate) fn needs_secret(&self) -> bool {
         matches!(self, DiskSource::Network { options, .. } if options.auth.is_some())
     }
@@ -303,7 +302,7 @@ fn read_secret(secret: Node, usage: SecretUsage) -> Option<SecretRef> {
     Some(SecretRef { usage, name })
 }
 
-/// How an image is encrypted, as its `<source>` says or, in older definitions, the `<disk>`.
+/// Reads the encryption of an image from its `<source>` or, in older definitions, from the `<disk>`.
 pub(crate) fn read_encryption(holder: Node) -> Option<Encryption> {
     let places = [child(holder, "source"), Some(holder)];
     let encryption = places.into_iter().flatten().find_map(|place| child(place, "encryption"))?;
@@ -314,7 +313,7 @@ pub(crate) fn read_encryption(holder: Node) -> Option<Encryption> {
     })
 }
 
-/// The part of a `<source>` that is the image.
+/// Reads which part of a `<source>` is the image.
 pub(crate) fn read_slice(source: Option<Node>) -> Option<Slice> {
     let slices = child(source?, "slices")?;
     let slice = children(slices, "slice").find(|slice| slice.attribute("type").unwrap_or("storage") == "storage")?;
@@ -322,16 +321,16 @@ pub(crate) fn read_slice(source: Option<Node>) -> Option<Slice> {
     Some(Slice { offset_bytes: number("offset")?, size_bytes: number("size")? })
 }
 
-/// What a definition says of the layers below a disk's image.
+/// The backing layers of a disk's image in a definition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Backing {
     /// The layers, nearest first.
     pub(crate) layers: Vec<Layer>,
-    /// Whether the definition says that nothing is below the last of them.
+    /// Whether the definition states that there is nothing below the last layer.
     pub(crate) is_complete: bool,
 }
 
-/// `<backingStore>` holds the next one inside itself; an empty one says that there is no more.
+/// Reads nested `<backingStore>` elements. An empty one states that there are no more layers.
 pub(crate) fn read_backing(disk: Node) -> Backing {
     let mut backing = Backing::default();
     let mut next = child(disk, "backingStore");
@@ -357,14 +356,14 @@ pub(crate) fn read_layer(node: Node) -> Layer {
     }
 }
 
-/// Whether libvirt leaves owner and mode of the image alone.
+/// Whether libvirt does not manage owner and mode of the image.
 pub(super) fn keeps_owner(source: Node) -> bool {
     let mut labels =
         children(source, "seclabel").filter(|label| matches!(label.attribute("model"), None | Some("dac")));
     labels.any(|label| label.attribute("relabel") == Some("no"))
 }
 
-/// The user and group that a `<disk>`'s or `<domain>`'s DAC label names, as `user:group`.
+/// Reads the user and group in the DAC label of a `<disk>` or `<domain>`, as `user:group`.
 pub(crate) fn read_dac_label(holder: Node) -> Option<String> {
     let mut labels = children(holder, "seclabel").filter(|label| label.attribute("model") == Some("dac"));
     labels.find_map(|label| text_of(label, "label"))

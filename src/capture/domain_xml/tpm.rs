@@ -1,6 +1,7 @@
-//! Where libvirt keeps the state of an emulated TPM (`src/qemu/qemu_conf.c`, `src/qemu/qemu_tpm.c`), and its files.
+//! The location of an emulated TPM's state (`src/qemu/qemu_conf.c` and `src/qemu/qemu_tpm.c` of libvirt), and its
+//! files.
 //!
-//! swtpm replaces a file of its state as a whole, so a copy of a running machine's is one moment's.
+//! swtpm replaces a state file atomically, so the copy of a file of a running machine is consistent.
 
 use std::path::PathBuf;
 
@@ -9,23 +10,23 @@ use crate::capture::error::Result;
 use crate::capture::link::embedded_root;
 use crate::capture::parts::safe_path::OpenFolder;
 
-/// What the names of copied state files begin with, in a capture and in a point.
+/// The prefix of the names of copied state files, in a capture and in a point.
 pub(crate) const FOLDER: &str = "tpm/";
 
-/// The name of the copy of a state that is one file.
+/// The name of the copy if the state is a single file.
 pub(crate) const SINGLE_FILE: &str = "tpm/state";
 
-/// Where the state of an emulated TPM is.
+/// The location of an emulated TPM's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StatePlace {
-    /// A folder of files.
+    /// A folder with files.
     Folder(PathBuf),
-    /// One file or block device.
+    /// A single file or block device.
     File(PathBuf),
 }
 
-/// Where a machine's TPM state is; none without an emulated TPM. The place that the definition names, or the folder
-/// that the driver behind `uri` chooses for the UUID.
+/// Returns the location of a machine's TPM state: the path in the definition, or the folder that the driver behind
+/// `uri` chooses by the UUID. `None` without an emulated TPM.
 pub(crate) fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlace> {
     let tpm = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator")?;
     Some(match &tpm.state_path {
@@ -35,10 +36,10 @@ pub(crate) fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Opt
     })
 }
 
-/// The names of a TPM's state files. What has such a name and is no file is named too: whoever opens it finds out.
+/// Returns the names of a TPM's state files. Entries that are not files are included, and fail when they are opened.
 pub(crate) fn state_files(folder: &OpenFolder) -> Result<Vec<String>> {
     let names = folder.names()?.into_iter().filter_map(|name| name.into_string().ok());
-    // A hidden file is swtpm's lock.
+    // swtpm's lock is a hidden file.
     Ok(names.filter(|name| !name.starts_with('.')).collect())
 }
 
@@ -54,7 +55,7 @@ fn storage(uri: &str) -> Option<PathBuf> {
     Some(configuration?.join("libvirt/qemu/swtpm"))
 }
 
-/// The name of the folder of this version's state.
+/// The name of the state folder for this TPM version.
 pub(crate) fn version_folder(tpm: &Tpm) -> &'static str {
     match tpm.version.as_deref() {
         Some("1.2") => "tpm1.2",

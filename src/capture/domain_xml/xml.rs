@@ -15,7 +15,7 @@ pub(crate) fn text_of(node: Node, name: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Text for the inside of an XML element or of a quoted value.
+/// Escapes text for use inside an XML element or a quoted value.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

@@ -1,4 +1,4 @@
-//! The backing file name in an image header: a path, a URL, `rbd:…`, `nbd:…` or a `json:` description (pure).
+//! Parses the backing file name in an image header: a path, a URL, `rbd:…`, `nbd:…` or a `json:` description (pure).
 //!
 //! The spellings that libvirt accepts are supported (`src/storage_file/storage_source_backingstore.c`). All others are
 //! rejected, because QEMU would open files that kvmb has not checked.
@@ -10,30 +10,30 @@ use serde_json::{Map, Value, json};
 
 use crate::capture::domain_xml::source::Slice;
 
-/// Where a layer is.
+/// The location of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LayerPlace {
-    /// A file, or a block device that is distinguished from one by looking.
+    /// A file or a block device; which one is determined by inspecting it.
     Path(PathBuf),
-    /// What a block driver of QEMU opens, by its options.
+    /// The options of a QEMU block driver.
     Network(Map<String, Value>),
 }
 
-/// What the name of a layer says.
+/// The meaning of a layer's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) place: LayerPlace,
-    /// Its format, where the name says it.
+    /// The format, if the name specifies it.
     pub(crate) format: Option<String>,
-    /// The part of the place that it is.
+    /// The part of the place that is the layer.
     pub(crate) slice: Option<Slice>,
 }
 
-/// The drivers of storage that is reached over the network.
+/// The drivers of network storage.
 const NETWORK_DRIVERS: [&str; 10] = ["nbd", "rbd", "http", "https", "ftp", "ftps", "ssh", "iscsi", "gluster", "nfs"];
 
-/// Reads the name of a layer; `parent` is the folder of the image that names it, none for one on the network. An error
-/// is the reason why it is not understood.
+/// Parses the name of a layer. `parent` is the folder of the image that contains the name, or `None` for an image on
+/// the network. An error is the reason why the name is not supported.
 pub(crate) fn parse(name: &str, parent: Option<&Path>) -> Result<Named, String> {
     if let Some(description) = name.strip_prefix("json:") {
         let value: Value = serde_json::from_str(description).map_err(|error| format!("it is not valid: {error}"))?;
@@ -65,13 +65,13 @@ fn local(path: &str, parent: Option<&Path>) -> Result<LayerPlace, String> {
     let path = Path::new(path);
     match (path.is_absolute(), parent) {
         (true, _) => Ok(LayerPlace::Path(path.to_owned())),
-        // Without a look at the file system: a link in the middle is followed as QEMU follows it.
+        // The path is not normalized: a link in the middle is followed as QEMU follows it.
         (false, Some(parent)) => Ok(LayerPlace::Path(parent.join(path))),
         (false, None) => Err("a relative path below an image on the network is not supported".to_owned()),
     }
 }
 
-/// A `json:` description: a format above a protocol, or the protocol alone.
+/// Parses a `json:` description: a format on top of a protocol, or just a protocol.
 fn described(mut options: Map<String, Value>, parent: Option<&Path>) -> Result<Named, String> {
     let driver = match options.remove("driver") {
         Some(Value::String(driver)) => Some(driver),
@@ -89,7 +89,7 @@ fn described(mut options: Map<String, Value>, parent: Option<&Path>) -> Result<N
             if options.keys().any(|key| key.ends_with("-secret") || key == "tls-creds") {
                 return Err("it needs a secret, which only the machine's definition can name".to_owned());
             }
-            // An older spelling names everything in one string.
+            // In an older spelling, a single string contains everything.
             if let Some(name) = text(&options, "filename") {
                 return parse(&name, parent);
             }
@@ -132,7 +132,7 @@ fn described(mut options: Map<String, Value>, parent: Option<&Path>) -> Result<N
     }
 }
 
-/// Keys with dots, which are steps into objects and lists, as those.
+/// Converts keys with dots, which are paths in objects and lists, to nested values.
 fn nested(value: Value) -> Result<Value, String> {
     let Value::Object(flat) = value else { return Ok(value) };
     let mut root = Map::new();
@@ -151,7 +151,7 @@ fn nested(value: Value) -> Result<Value, String> {
     Ok(with_lists(root))
 }
 
-/// An object whose keys are 0, 1, 2 … is a list.
+/// Converts objects with the keys 0, 1, 2 … to lists.
 fn with_lists(map: Map<String, Value>) -> Value {
     let inner = |value: Value| match value {
         Value::Object(map) => with_lists(map),
@@ -166,7 +166,7 @@ fn with_lists(map: Map<String, Value>) -> Value {
     Value::Object(map.into_iter().map(|(key, value)| (key, inner(value))).collect())
 }
 
-/// The options of what a URL names: `scheme://address`.
+/// Returns the options for a URL `scheme://address`.
 fn of_url(scheme: &str, address: &str, whole: &str) -> Result<Map<String, Value>, String> {
     let (protocol, transport) = scheme.split_once('+').unwrap_or((scheme, "tcp"));
     if matches!(protocol, "http" | "https" | "ftp" | "ftps") && transport == "tcp" {
@@ -219,7 +219,7 @@ fn of_url(scheme: &str, address: &str, whole: &str) -> Result<Map<String, Value>
     }
 }
 
-/// `nbd:HOST:PORT[:exportname=NAME]` and `nbd:unix:PATH[:exportname=NAME]`
+/// Parses `nbd:HOST:PORT[:exportname=NAME]` and `nbd:unix:PATH[:exportname=NAME]`.
 fn of_nbd(rest: &str) -> Result<Map<String, Value>, String> {
     let (address, export) = match rest.split_once(":exportname=") {
         Some((address, export)) => (address, Some(export)),
@@ -237,7 +237,7 @@ fn of_nbd(rest: &str) -> Result<Map<String, Value>, String> {
     Ok(nbd)
 }
 
-/// `rbd:POOL/IMAGE[@SNAPSHOT][:KEY=VALUE…]`, where a backslash takes the next character as it is.
+/// Parses `rbd:POOL/IMAGE[@SNAPSHOT][:KEY=VALUE…]`, where a backslash escapes the next character.
 fn of_rbd(rest: &str) -> Result<Map<String, Value>, String> {
     let mut parts = split_escaped(rest, ':').into_iter();
     let image = parts.next().unwrap_or_default();
@@ -285,7 +285,7 @@ fn split_escaped(text: &str, separator: char) -> Vec<String> {
     parts
 }
 
-/// `host`, `host:port`, `[::1]:port`
+/// Parses `host`, `host:port` and `[::1]:port`.
 fn split_port(address: &str) -> Result<(&str, Option<&str>), String> {
     let (host, port) = match address.strip_prefix('[') {
         Some(rest) => {

@@ -1,17 +1,17 @@
-//! The block graph of a disk: which nodes QEMU opens for it, one by one, as libvirt builds them (pure).
+//! The block graph of a disk: the nodes that QEMU opens for it, built explicitly as libvirt does (pure).
 //!
 //! ```text
 //!   definition ──┐
-//!                ├─ [`chain`] ─► layers, topmost first ─ [`build`] ─► nodes, each with every child of it named
+//!                ├─ [`chain`] ─► layers, topmost first ─ [`build`] ─► nodes, each with all of its children specified
 //!   headers ─────┘
 //!
-//!   format   {"driver":"qcow2", "file":…, "backing":…, "data-file":…}     one for each layer, `backing` null in the last
-//!     slice    {"driver":"raw", "offset":…, "size":…, "file":…}           where the definition has one
+//!   format   {"driver":"qcow2", "file":…, "backing":…, "data-file":…}     one per layer, `backing` null in the last
+//!     slice    {"driver":"raw", "offset":…, "size":…, "file":…}           if the definition has one
 //!       storage  {"driver":"file", "filename":…} or another protocol
 //! ```
-//! The definition's chain wins over what headers say. Where it says nothing, the chain is the one that libvirt would
-//! detect. A data file that only a header names is opened by another process, which may do less, and reached through it
-//! ([`Side`]); an image whose header names the files that hold its data is left to that process as a whole
+//! The chain in the definition takes precedence over headers. Where it is incomplete, the chain is the one that libvirt
+//! would detect. A data file that only a header refers to is opened by a second, unprivileged process and accessed
+//! through it ([`Side`]). An image whose header refers to the files with its data is opened completely by that process
 //! ([`Graph::is_unprivileged`]).
 
 use std::path::{Path, PathBuf};
@@ -25,54 +25,54 @@ use crate::capture::domain_xml::definition::DefinedDisk;
 use crate::capture::domain_xml::source::{DiskSource, Encryption, Layer, SecretRef, Slice};
 use crate::capture::error::{Error, Result};
 
-/// More layers than this are a loop; QEMU's own limit is 200.
+/// The maximum number of layers; QEMU's own limit is 200. More are assumed to be a loop.
 const MAX_LAYERS: usize = 200;
 
-/// What is looked up outside while a chain is found.
+/// The lookups that are needed to build a chain.
 pub(crate) trait ImageLookup {
-    /// The file or device that a volume of a storage pool is; anything else as it is.
+    /// Resolves a volume of a storage pool to a file or device. Returns other sources unchanged.
     fn resolve(&self, source: &DiskSource) -> Result<DiskSource>;
 
-    /// What an image says of itself.
+    /// Reads the header of an image.
     fn header(&self, place: &LayerPlace, format: &str, slice: Option<Slice>) -> Result<Header>;
 
     /// Whether a path leads to a block device.
     fn is_device(&self, path: &Path) -> bool;
 }
 
-/// One layer of a disk, found.
+/// A resolved layer of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) storage: LayerStorage,
     pub(crate) format: String,
-    /// The part of the storage that it is.
+    /// The part of the storage that is the layer.
     pub(crate) slice: Option<Slice>,
-    /// How it is encrypted.
+    /// The encryption, if there is one.
     pub(crate) encryption: Option<Encryption>,
-    /// What it says of itself.
+    /// The image's header.
     pub(crate) header: Header,
-    /// The file that holds its data.
+    /// The external file with its data.
     pub(crate) data_file: Option<DataFile>,
 }
 
-/// Where a layer is.
+/// The location of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LayerStorage {
     File(PathBuf),
     Device(PathBuf),
-    /// Network storage that the definition names.
+    /// Network storage from the definition.
     Network(DiskSource),
-    /// Network storage that a header names, as QEMU's options.
+    /// Network storage from a header, as QEMU's options.
     Options(Map<String, Value>),
 }
 
-/// The file that holds the data of a qcow2 image.
+/// The external file with the data of a qcow2 image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DataFile {
     pub(crate) storage: LayerStorage,
-    /// The part of it.
+    /// The part of the storage that is the data file.
     pub(crate) slice: Option<Slice>,
-    /// Whether only the image's header names it, and not the definition.
+    /// Whether only the image's header refers to it, not the definition.
     pub(crate) is_of_header: bool,
 }
 
@@ -81,26 +81,26 @@ pub(crate) struct DataFile {
 pub(crate) struct Graph {
     /// The nodes, children before their parents.
     pub(crate) nodes: Vec<Value>,
-    /// The name of the node that the guest sees.
+    /// The name of the top node, which the guest sees.
     pub(crate) top: String,
-    /// The secrets that nodes refer to, each with its object's name.
+    /// The secrets that nodes refer to, each with the name of its object.
     pub(crate) secrets: Vec<(String, SecretRef)>,
-    /// What the process without privileges opens for it.
+    /// The nodes that the unprivileged process opens for the disk.
     pub(crate) sides: Vec<Side>,
-    /// Whether that process opens all of it.
+    /// Whether that process opens the whole disk.
     pub(crate) is_unprivileged: bool,
 }
 
-/// A node that the process without privileges opens and hands on under this name.
+/// A node that the unprivileged process opens and exports under this name.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Side {
-    /// The name of its node and export.
+    /// The name of the node and of the export.
     pub(crate) name: String,
     pub(crate) node: Value,
 }
 
 impl LayerStorage {
-    /// QEMU's driver for it, where it is network storage.
+    /// QEMU's driver, for network storage.
     pub(crate) fn protocol(&self) -> Option<&str> {
         match self {
             LayerStorage::Network(DiskSource::Network { protocol, .. }) => Some(protocol),
@@ -109,7 +109,7 @@ impl LayerStorage {
         }
     }
 
-    /// The local path, if it has one.
+    /// The local path, if there is one.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             LayerStorage::File(path) | LayerStorage::Device(path) => Some(path),
@@ -117,7 +117,7 @@ impl LayerStorage {
         }
     }
 
-    /// Where it is, for people and for comparisons.
+    /// The address, for messages and comparisons.
     pub(crate) fn address(&self) -> String {
         match self {
             LayerStorage::File(path) | LayerStorage::Device(path) => path.to_string_lossy().into_owned(),
@@ -128,13 +128,13 @@ impl LayerStorage {
 }
 
 impl Found {
-    /// The local files that it takes.
+    /// The local files of the layer.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.storage.path().into_iter().chain(self.data_file.iter().filter_map(|data| data.storage.path()))
     }
 }
 
-/// The layers of a disk, topmost first.
+/// Returns the layers of a disk, topmost first.
 pub(crate) fn chain(disk: &DefinedDisk, look: &dyn ImageLookup) -> Result<Vec<Found>> {
     let top = Layer {
         source: disk.source.clone(),
@@ -184,7 +184,7 @@ fn of_definition(layer: &Layer, format: String, chain_is_complete: bool, look: &
     Ok(Found { storage, format, slice: layer.slice, encryption: layer.encryption.clone(), header, data_file })
 }
 
-/// The layer that an image names below itself.
+/// Returns the backing layer according to an image's header.
 fn detected(above: &Found, look: &dyn ImageLookup) -> Result<Option<Found>> {
     let Some(BackingName { name, format: recorded }) = &above.header.backing else {
         return Ok(None);
@@ -253,8 +253,8 @@ fn data_file_of_header(image: &LayerStorage, name: &str, look: &dyn ImageLookup)
     Ok(DataFile { storage: storage_at(named.place, look), slice: named.slice, is_of_header: true })
 }
 
-/// The nodes of a disk; the names of all begin with `prefix`. `side_socket` is where the process without privileges
-/// hands on what it opens.
+/// Builds the nodes of a disk, with names that begin with `prefix`. `side_socket` is the socket of the unprivileged
+/// process.
 pub(crate) fn build(prefix: &str, layers: &[Found], side_socket: &Path) -> Result<Graph> {
     let mut graph = Graph { is_unprivileged: layers.iter().any(|layer| layer.header.has_extents), ..Graph::default() };
     let mut below = Value::Null;
@@ -291,7 +291,7 @@ pub(crate) fn build(prefix: &str, layers: &[Found], side_socket: &Path) -> Resul
     Ok(graph)
 }
 
-/// QEMU's driver of a format that libvirt calls so.
+/// QEMU's driver for libvirt's name of a format.
 fn driver_of(format: &str) -> &str {
     match format {
         "ploop" => "parallels",

@@ -1,19 +1,19 @@
-//! Bytes of an image, wherever it is, and the numbers of its header (pure).
+//! Reads the bytes of an image and the numbers in its header (pure).
 
 use std::io;
 
-/// Something that can be read at any place. A read past its end gives less than was asked for.
+/// A source that can be read at any offset. A read beyond its end returns fewer bytes.
 pub(crate) trait ReadAt {
-    /// Up to `length` bytes from `offset` on.
+    /// Returns up to `length` bytes from `offset` on.
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
 }
 
-/// That an image is not what its format says.
+/// The error for an image that is invalid for its format.
 pub(super) fn broken(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
-/// The beginning of an image; numbers are big-endian.
+/// The start of an image. Numbers are big-endian.
 pub(super) struct HeaderBytes(pub(super) Vec<u8>);
 
 impl HeaderBytes {
@@ -38,7 +38,7 @@ impl HeaderBytes {
         Ok(u64::from_be_bytes(self.number(at)?))
     }
 
-    /// The extensions of a qcow2 header, each with its kind.
+    /// The extensions of a qcow2 header, each with its type.
     pub(super) fn extensions(&self, mut at: usize) -> io::Result<Vec<(u32, &[u8])>> {
         let mut extensions = Vec::new();
         while at + 8 <= self.0.len() {

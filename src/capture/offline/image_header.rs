@@ -1,8 +1,9 @@
-//! Headers of image files, parsed without QEMU (pure).
+//! Parses headers of image files without QEMU (pure).
 //!
-//! QEMU opens whatever a header names while it opens the image. So a header is read here first, and what it names is
-//! then opened on purpose, or not at all ([`super::block_graph`]). Formats: qcow2 (`docs/interop/qcow2.txt` of QEMU),
-//! its first version, qed (`docs/interop/qed_spec.txt`) and vmdk; an image of any other format names no other file.
+//! When QEMU opens an image, it opens every file that the header refers to. Headers are therefore parsed here first,
+//! and the files are then opened explicitly or not at all ([`super::block_graph`]). Supported are qcow2
+//! (`docs/interop/qcow2.txt` of QEMU), its first version, qed (`docs/interop/qed_spec.txt`) and vmdk. Images of other
+//! formats refer to no other file.
 
 use std::io;
 
@@ -10,43 +11,43 @@ use super::image_bytes::{HeaderBytes, ReadAt, broken};
 use super::qcow2_end;
 use crate::capture::images::Bitmap;
 
-/// As much of a header as is looked at.
+/// The size of the header that is read.
 const HEADER_BYTES: usize = 64 << 10;
-/// QEMU's limit for a directory of bitmaps.
+/// QEMU's limit for a bitmap directory.
 const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
 /// QEMU's limit for the name of a backing file.
 const MAX_BACKING_BYTES: usize = 1023;
 
-/// What an image says of itself.
+/// The contents of an image's header.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Header {
-    /// The size that the guest sees; none where the format does not say it at its beginning.
+    /// The size of the virtual disk; `None` if the start of the image does not contain it.
     pub(crate) capacity_bytes: Option<u64>,
     pub(crate) backing: Option<BackingName>,
-    /// The file that holds a qcow2 image's data.
+    /// The external file with a qcow2 image's data.
     pub(crate) data_file: Option<String>,
-    /// Whether it names the files that hold its data (vmdk).
+    /// Whether the header refers to the files with its data (vmdk).
     pub(crate) has_extents: bool,
-    /// Whether QEMU can keep bitmaps in it.
+    /// Whether QEMU can keep bitmaps in the image.
     pub(crate) keeps_bitmaps: bool,
-    /// Whether QEMU has found its tables damaged, and opens it for reading only.
+    /// Whether QEMU has marked the image as corrupt, and opens it read-only.
     pub(crate) is_corrupt: bool,
-    /// Whether some of its data is beyond its end, and reads as zeros (qcow2).
+    /// Whether some of its data would be beyond its end, and reads as zeros (qcow2).
     pub(crate) is_cut_off: bool,
-    /// The bitmaps in it.
+    /// The bitmaps in the image.
     pub bitmaps: Vec<Bitmap>,
 }
 
-/// The layer below, by a header's own words.
+/// The backing file according to a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackingName {
     /// A path, a URL or a `json:` description.
     pub(crate) name: String,
-    /// Its format, where that is recorded.
+    /// The format, if it is recorded.
     pub(crate) format: Option<String>,
 }
 
-/// Reads the header of an image of this format.
+/// Parses the header of an image of this format.
 pub(crate) fn read(image: &dyn ReadAt, format: &str) -> io::Result<Header> {
     match format {
         "qcow2" => read_qcow2(image),
@@ -71,7 +72,7 @@ fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
     let extension = |magic: u32| extensions.iter().find(|(kind, _)| *kind == magic).map(|(_, content)| *content);
     let text = |content: &[u8]| String::from_utf8_lossy(content).into_owned();
     let backing = backing_name(image, bytes.u64(8)?, bytes.u32(16)? as usize)?;
-    // The bit says that whoever wrote the image last knew of bitmaps.
+    // The bit is set if the program that last wrote the image supports bitmaps.
     let directory = extension(0x2385_2875).filter(|_| autoclear & 1 != 0);
     Ok(Header {
         capacity_bytes: Some(bytes.u64(24)?),
@@ -80,7 +81,7 @@ fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
         has_extents: false,
         keeps_bitmaps: is_new,
         is_corrupt: incompatible & 2 != 0,
-        // What the tables refer to is in the data file.
+        // The tables refer to offsets in the data file.
         is_cut_off: !has_data_file && qcow2_end::is_cut_off(image, &bytes),
         bitmaps: directory.map(|directory| read_bitmaps(image, directory)).transpose()?.unwrap_or_default(),
     })
@@ -129,7 +130,7 @@ fn read_qed(image: &dyn ReadAt) -> io::Result<Header> {
     if bytes.slice(0, 4)? != b"QED\0" {
         return Err(broken("it is not a qed image"));
     }
-    // All numbers of this format are little-endian.
+    // The numbers of this format are little-endian.
     let features = bytes.u64(16)?.swap_bytes();
     let backing = match features & HAS_BACKING {
         0 => None,
@@ -143,7 +144,7 @@ fn read_qed(image: &dyn ReadAt) -> io::Result<Header> {
     })
 }
 
-/// A vmdk image is a text that names extents, or one sparse extent with that text inside.
+/// Parses a vmdk image: a text that lists extents, or a sparse extent that contains this text.
 fn read_vmdk(image: &dyn ReadAt) -> io::Result<Header> {
     const SECTOR_BYTES: u64 = 512;
     let bytes = HeaderBytes(image.read_at(0, HEADER_BYTES)?);
@@ -156,7 +157,7 @@ fn read_vmdk(image: &dyn ReadAt) -> io::Result<Header> {
                 0 => Vec::new(),
                 offset => image.read_at(offset.saturating_mul(SECTOR_BYTES), length_bytes)?,
             };
-            // Without a capacity it is only a cover around its text.
+            // Without a capacity, the file only wraps its text.
             (text, number(12)? == 0)
         }
         b"COWD" => (Vec::new(), false),
@@ -197,7 +198,7 @@ mod tests {
         }
     }
 
-    /// An image as `qemu-img` makes it.
+    /// Creates an image with `qemu-img`.
     fn made(arguments: &[&str]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
@@ -309,7 +310,7 @@ mod tests {
         assert!(made.unwrap().success());
         run_on("qemu-io", &["-f", "qcow2", "-c", "write -q -P 1 0 1M"], &image);
         let mut bytes = std::fs::read(&image).unwrap();
-        // Reference counts of 16 bits in the third cluster, which the first entry of the table names.
+        // The third cluster has 16-bit reference counts. The first entry of the refcount table refers to it.
         let counts = u64::from_be_bytes(bytes[0x10000..0x10008].try_into().unwrap()) as usize;
         let behind = bytes.len().div_ceil(0x10000) + 3;
         bytes[counts + behind * 2 + 1] = 1;

@@ -21,10 +21,10 @@ use crate::capture::error::{Error, Result};
 use crate::capture::images;
 use crate::capture::machine::Machine;
 
-/// How long `qemu-img` may take to say whether it has a driver.
+/// The time limit for `qemu-img` to report whether it has a driver.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Looks into images for one machine, as its QEMU's user where root may not.
+/// Inspects images for a machine, as its QEMU's user if root may not.
 pub(crate) struct HostImages<'a> {
     pub(crate) machine: &'a Machine,
     pub(crate) user: QemuUser,
@@ -38,7 +38,7 @@ impl ImageLookup for HostImages<'_> {
     fn header(&self, place: &LayerPlace, format: &str, slice: Option<Slice>) -> Result<Header> {
         match place {
             LayerPlace::Path(path) => local_header(path, format, slice, self.user),
-            // What is raw names nothing.
+            // Raw images do not refer to other files.
             LayerPlace::Network(_) if format == "raw" => Ok(Header::default()),
             LayerPlace::Network(options) => network_header(options, format, slice, self.user),
         }
@@ -49,7 +49,7 @@ impl ImageLookup for HostImages<'_> {
     }
 }
 
-/// What an image of this host says of itself.
+/// Reads the header of an image on this host.
 pub fn read_header(path: &Path, format: &str) -> Result<Header> {
     local_header(path, format, None, QemuUser::ourselves())
 }
@@ -59,7 +59,7 @@ fn local_header(path: &Path, format: &str, slice: Option<Slice>, user: QemuUser)
     let read = |image: &dyn ReadAt| image_header::read(&ImageWithin { image, offset_bytes }, format);
     let header = match open(path) {
         Ok(file) => read(&file),
-        // Storage on the network that does not trust root.
+        // Network storage may deny access to root.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => read(&AsUser { path, user }),
         Err(error) => Err(error),
     };
@@ -96,7 +96,7 @@ impl ReadAt for File {
     }
 }
 
-/// An image that begins somewhere in a file.
+/// An image that starts at an offset in a file.
 struct ImageWithin<'a> {
     image: &'a dyn ReadAt,
     offset_bytes: u64,
@@ -136,7 +136,7 @@ fn as_user(user: QemuUser, program: &str) -> Command {
     command
 }
 
-/// An image on the network is opened by QEMU alone, without what is below it.
+/// Reads the header of an image on the network with QEMU, which opens it without its backing file.
 fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slice>, user: QemuUser) -> Result<Header> {
     let mut file = Value::Object(options.clone());
     if let Some(slice) = slice {
@@ -159,8 +159,9 @@ fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slic
     })
 }
 
-/// Whether QEMU has no driver of this name; its packages divide them. Nothing is opened: a driver that is there
-/// misses its options. The header of an image may have chosen the name, so what is no name is not passed on.
+/// Whether QEMU lacks a driver of this name, because distributions package drivers separately. Nothing is opened: an
+/// existing driver reports that its options are missing. The name may come from the header of an image, so invalid
+/// names are not passed on.
 pub(crate) fn is_unknown_to_qemu(driver: &str) -> bool {
     if !driver.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-_".contains(&byte)) {
         return false;
@@ -172,7 +173,7 @@ pub(crate) fn is_unknown_to_qemu(driver: &str) -> bool {
 }
 
 impl Machine {
-    /// A volume of a storage pool as the file or device that it is.
+    /// Resolves a volume of a storage pool to its file or device.
     pub(crate) fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
         let DiskSource::Volume { pool, volume } = source else {
             return Ok(source.clone());

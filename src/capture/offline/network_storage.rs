@@ -1,4 +1,4 @@
-//! Network storage in a definition, as options of QEMU's block drivers (pure); the names are those of
+//! Converts network storage in a definition to options of QEMU's block drivers (pure). The names are those in
 //! `qapi/block-core.json`.
 
 use serde_json::{Map, Value, json};
@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use crate::capture::domain_xml::source::{DiskSource, Host, SecretRef};
 use crate::capture::error::{Error, Result};
 
-/// The options of a network source; the secrets that they refer to are added, each named after the node that will be
-/// called `node`.
+/// Returns the options of a network source. The secrets that they refer to are added to the list, named after `node`,
+/// the name of the future node.
 pub(crate) fn network_options(
     source: &DiskSource,
     node: &str,

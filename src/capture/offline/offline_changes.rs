@@ -1,19 +1,19 @@
 //! Detects changes of a stopped machine while it is read.
 //!
-//! QEMU's image locks keep a machine from starting while its images are served - where there are locks. On network
-//! storage, on a block device (which libvirt shows to QEMU as a node of its own), on a file system without locks, and
-//! for programs that ask for none, there are not. So when a capture opens, what would show a change is noted, and
-//! before its point is committed it is looked at again.
+//! QEMU's image locks keep a machine from starting while its images are served, but not on network storage, on block
+//! devices (for which libvirt gives QEMU its own device node), on file systems without locks, or for programs that
+//! disable them. Therefore the attributes that would show a change are recorded when a capture opens, and compared
+//! before its point is committed.
 //!
-//! | disk | what shows that it was written |
+//! | disk | evidence of a write |
 //! | --- | --- |
-//! | a file, each layer of it, and all other files that its server has open | file, length, time of the last write in nanoseconds, and the beginning, which is the header of a format that has one (dirty, corrupt and autoclear flags, bitmaps) |
+//! | a file, its layers, and other files that its server has open | identity, size, modification time in nanoseconds, and the header with its dirty, corrupt and autoclear flags and bitmaps |
 //! | a block device | the kernel's count of writes |
-//! | network storage, or what shows neither | nothing. The machine must not have been started: no QEMU process of it, no start in libvirt's log of it, and the same reason for being off |
+//! | network storage, or a disk without this evidence | none: instead, the machine must not have been started, that is, there is no QEMU process of it, no start in libvirt's log, and an unchanged reason for being off |
 //!
-//! That the definition was changed counts too: the disks would be those of another machine. None of this needs libvirt,
-//! so the stages of a pipe that must not open it can look as well ([`OfflineFingerprint::check`]); who has libvirt open
-//! asks it besides ([`Machine::check_unchanged`]). A start that failed is no start.
+//! A changed definition counts as well, because the disks would be those of another machine. None of this needs
+//! libvirt, so the stages of a pipe that must not open it can check too ([`OfflineFingerprint::check`]). Processes that
+//! have libvirt open also query it ([`Machine::check_unchanged`]). A failed start does not count.
 
 use super::offline_fingerprint::{ComparisonDepth, OfflineFingerprint, Stamp, StorageFingerprint};
 use super::storage_daemon;
@@ -30,11 +30,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// More of a log than this is not searched for starts: there was one, then.
+/// The maximum size of a log that is searched for starts. A start is assumed if it is larger.
 const MOST_LOG_BYTES: u64 = 4 << 20;
 
 impl OfflineFingerprint {
-    /// Notes how things are, before the disks can be read. `state` has the machine's disks with their layers.
+    /// Records the attributes before the disks can be read. `state` has the machine's disks with their layers.
     pub(crate) fn note(machine: &Machine, state: &CaptureState) -> OfflineFingerprint {
         let mut fingerprint = OfflineFingerprint {
             uuid: state.uuid.clone(),
@@ -45,7 +45,7 @@ impl OfflineFingerprint {
             ..OfflineFingerprint::default()
         };
         for disk in &state.disks {
-            // Of what is on the network there is only the address.
+            // Layers on the network only have an address.
             let layers = disk.image.iter().map(|layer| Path::new(&layer.path));
             let noted = layers.filter(|path| path.is_absolute()).filter(|path| fingerprint.add(path)).count();
             fingerprint.has_unobservable_disk |= noted < disk.image.len();
@@ -53,8 +53,8 @@ impl OfflineFingerprint {
         fingerprint
     }
 
-    /// Notes the other files that the servers have open - raw data files, extents, but not their logs in the capture's
-    /// own folder - and the definition, once libvirt has given it.
+    /// Records the other files that the servers have open (raw data files and extents, but not logs in the capture's
+    /// folder) and the definition, once libvirt has provided it.
     pub(crate) fn note_opened(&mut self, state: &CaptureState, own: &Path) {
         for server in state.offline().iter().flat_map(|reader| &reader.servers) {
             for file in storage_daemon::servers_on(&server.socket).into_iter().flat_map(open_files) {
@@ -83,7 +83,7 @@ impl OfflineFingerprint {
         }
     }
 
-    /// Looks whether anything changed or was started since. `state` is the capture's.
+    /// Checks whether anything was changed or started since. `state` is the state of the capture.
     pub(crate) fn check(&self, state: &CaptureState, depth: ComparisonDepth) -> Result<()> {
         let machine = || state.machine.clone();
         let changed = |what: String| Err(Error::ChangedMeanwhile { machine: machine(), what });
@@ -103,7 +103,7 @@ impl OfflineFingerprint {
         let definition = self.definition.as_ref().filter(|_| depth == ComparisonDepth::Full);
         if let Some(path) = definition
             && let Ok(said) = Definition::parse(&state.definition_xml)
-            // The file of a machine that was undefined or renamed is gone; its disks are as they were.
+            // The file is gone if the machine was undefined or renamed. Its disks have not changed.
             && parts_in(path).is_some_and(|parts| parts != Parts::of(&said))
         {
             return changed("its definition was changed".to_owned());
@@ -113,8 +113,8 @@ impl OfflineFingerprint {
 }
 
 impl Machine {
-    /// Looks whether a machine that is off stayed so since a capture of it was opened, with libvirt's help. One that
-    /// does not exist any more cannot be asked.
+    /// Checks with libvirt whether a stopped machine has stayed so since a capture of it was opened. A machine that no
+    /// longer exists is not checked.
     pub(crate) fn check_unchanged(&self, state: &CaptureState) -> Result<()> {
         let Some(fingerprint) = state.fingerprint() else { return Ok(()) };
         match self.compare_fingerprint(state, fingerprint) {
@@ -128,7 +128,7 @@ impl Machine {
         if self.is_running()? {
             return Err(Error::StartedMeanwhile { machine: name() });
         }
-        // A libvirt that was restarted does not know any reason.
+        // After a restart, libvirt does not know the reason.
         let reason = self.off_reason()?;
         if fingerprint.has_unobservable_disk && reason != fingerprint.off_reason && reason != REASON_UNKNOWN {
             return Err(Error::ChangedMeanwhile { machine: name(), what: "it was started and stopped".to_owned() });
@@ -144,13 +144,13 @@ impl Machine {
 /// `VIR_DOMAIN_SHUTOFF_UNKNOWN`
 const REASON_UNKNOWN: i32 = 0;
 
-/// What of a definition decides on what a point holds.
+/// The parts of a definition that determine the content of a point.
 #[derive(Debug, PartialEq, Eq)]
 struct Parts(Definition);
 
 impl Parts {
     fn of(definition: &Definition) -> Parts {
-        // The rest may change while the disks stay what they are: a description, memory, labels.
+        // Other parts, such as description, memory and labels, may change without affecting the disks.
         Parts(Definition {
             domain_type: String::new(),
             title: None,
@@ -170,7 +170,7 @@ fn parts_in(path: &Path) -> Option<Parts> {
     Some(Parts::of(&Definition::parse(&fs::read_to_string(path).ok()?).ok()?))
 }
 
-/// The files and block devices that a process has open, as far as they have a path.
+/// Returns the files and block devices that a process has open, if they have a path.
 fn open_files(pid: u32) -> Vec<PathBuf> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let paths = descriptors.filter_map(|descriptor| {
@@ -182,7 +182,7 @@ fn open_files(pid: u32) -> Vec<PathBuf> {
     paths.collect()
 }
 
-/// The QEMU processes of a machine with this UUID: libvirt gives it to each.
+/// Returns the QEMU processes of a machine. libvirt puts the UUID in their command lines.
 fn processes_of(uuid: &str) -> Vec<ServerProcess> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -195,11 +195,11 @@ fn processes_of(uuid: &str) -> Vec<ServerProcess> {
     pids.filter(is_its).filter_map(|pid| Some(ServerProcess { pid, started_ticks: start_ticks(pid)? })).collect()
 }
 
-/// Whether libvirt's log of a machine shows a start that did not fail. Where the log cannot be compared with what it
-/// was, it counts as one.
+/// Whether libvirt's log of a machine shows a start that did not fail. A log that cannot be compared with its earlier
+/// state counts as one.
 fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
     let Ok(now) = Stamp::of(log, ComparisonDepth::Glance) else {
-        // Never there, or rotated away.
+        // The log never existed, or was rotated.
         return before.is_some();
     };
     let known_bytes = match before {
@@ -220,12 +220,12 @@ fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
     read.is_err() || news.matches(": starting up").count() > news.matches(": shutting down, reason=failed").count()
 }
 
-/// Whether libvirt's log of a machine shows that it ever ran.
+/// Whether libvirt's logs show that a machine was ever started.
 pub(crate) fn was_ever_started(uri: &str, machine: &str) -> bool {
     log_path(uri, machine).is_some_and(|log| was_started(&log, None) || was_rotated(&log))
 }
 
-/// Whether there is an older log beside this one: `vm1.log.0`, `vm1.log.2.gz`, `vm1.log-20261130`.
+/// Whether an older log exists next to this one: `vm1.log.0`, `vm1.log.2.gz`, `vm1.log-20261130`.
 fn was_rotated(log: &Path) -> bool {
     let (Some(folder), Some(name)) = (log.parent(), log.file_name().and_then(OsStr::to_str)) else {
         return false;
@@ -238,7 +238,7 @@ fn was_rotated(log: &Path) -> bool {
     entries.any(|entry| entry.file_name().to_str().is_some_and(is_older))
 }
 
-/// Where libvirt logs what becomes of a machine.
+/// The path of libvirt's log of a machine.
 fn log_path(uri: &str, machine: &str) -> Option<PathBuf> {
     let folder = match embedded_root(uri) {
         Some(root) => root.join("log/qemu"),
@@ -248,7 +248,7 @@ fn log_path(uri: &str, machine: &str) -> Option<PathBuf> {
     file_of(folder, machine, "log")
 }
 
-/// Where libvirt keeps a machine's definition.
+/// The path of a machine's definition in libvirt's configuration.
 fn definition_path(uri: &str, machine: &str) -> Option<PathBuf> {
     let folder = match embedded_root(uri) {
         Some(root) => root.join("etc/qemu"),
@@ -295,7 +295,7 @@ mod tests {
         assert!(started(&log));
         writeln!(log, "2026-11-20 02:02:09.000+0000: shutting down, reason=destroyed").unwrap();
         assert!(started(&log));
-        // Rotated, or cut off: nobody knows.
+        // The log was rotated or truncated, so a start cannot be excluded.
         log.as_file().set_len(3).unwrap();
         assert!(started(&log));
         let path = log.path().to_owned();

@@ -13,57 +13,58 @@ use sha2::{Digest, Sha256};
 
 use crate::capture::process::ServerProcess;
 
-/// As much of an image as is compared: qcow2's header with its extensions is in the first cluster, which has 64 KiB.
+/// The size of an image's header that is compared. A qcow2 header with its extensions is in the first cluster of 64
+/// KiB.
 const HEADER_BYTES: usize = 64 << 10;
 
-/// What the world was like when a capture of a machine that is off was opened.
+/// The state of a stopped machine when a capture of it was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OfflineFingerprint {
     pub(super) uuid: String,
-    /// The files and devices that hold the disks.
+    /// The files and devices of the disks.
     pub(super) storage: Vec<StorageFingerprint>,
-    /// Whether a disk can be written without any of these showing it.
+    /// Whether a disk can be written without a visible change of these.
     pub(super) has_unobservable_disk: bool,
-    /// QEMU processes with the machine's UUID that were there although the machine is off: of another libvirt.
+    /// QEMU processes with the machine's UUID that existed although the machine is off. They belong to another libvirt.
     pub(super) foreign_processes: Vec<ServerProcess>,
-    /// libvirt's log of the machine, and its stamp; none when there was no log.
+    /// libvirt's log of the machine with its stamp; `None` without a log.
     pub(super) log: Option<(PathBuf, Option<Stamp>)>,
-    /// Where libvirt keeps the definition, if that file was found to say what libvirt says.
+    /// The file with libvirt's definition, if its content matches what libvirt reports.
     pub(super) definition: Option<PathBuf>,
-    /// libvirt's reason for the machine being off.
+    /// libvirt's reason why the machine is off.
     pub(super) off_reason: i32,
 }
 
-/// A file or device, and how it was.
+/// A file or device with its earlier stamp.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StorageFingerprint {
     pub(super) path: PathBuf,
     pub(super) stamp: Stamp,
 }
 
-/// What changes when a file or device is written.
+/// The attributes that change when a file or device is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stamp {
     pub(super) device: u64,
     pub(super) inode: u64,
     pub(super) size_bytes: u64,
     pub(super) modified_ns: i64,
-    /// SHA-256 of the beginning; none where it cannot be read.
+    /// SHA-256 of the start of the file; `None` if it cannot be read.
     pub(super) header: Option<String>,
-    /// Sectors of a block device that were written, and discarded.
+    /// The numbers of sectors of a block device that were written and discarded.
     pub(super) writes: Option<Vec<u64>>,
 }
 
-/// What can be seen at a glance, and what needs the file to be read.
+/// How thoroughly to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ComparisonDepth {
-    /// Without reading: for a look every other moment.
+    /// Without reading the file, for frequent checks.
     Glance,
     Full,
 }
 
 impl StorageFingerprint {
-    /// What happened to it, if anything did.
+    /// Returns what has changed, if anything.
     pub(super) fn change(&self, depth: ComparisonDepth) -> Option<String> {
         let path = self.path.display();
         let now = match Stamp::of(&self.path, depth) {
@@ -90,10 +91,10 @@ impl Stamp {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::other("it is neither a file nor a block device"));
         }
-        // Opened, for a network file system asks its server then, and otherwise says what it remembers.
+        // The file is opened because a network file system then queries its server instead of using cached attributes.
         let opened = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path).ok();
         if kind.is_block_device() {
-            // What waits in memory is counted when it is written.
+            // Cached data is only counted when it is written.
             if let Some(device) = opened.as_ref().filter(|_| depth == ComparisonDepth::Full) {
                 device.sync_data()?;
             }
@@ -118,7 +119,7 @@ impl Stamp {
         })
     }
 
-    /// Whether a write changes it.
+    /// Whether a write changes the stamp.
     pub(super) fn shows_writes(&self) -> bool {
         self.device != 0 || self.writes.is_some()
     }
@@ -135,12 +136,12 @@ fn header_of(file: &File) -> io::Result<String> {
     Ok(hex::encode(Sha256::digest(&header[..filled])))
 }
 
-/// Sectors written and discarded, of `/sys/dev/block/…/stat` (`Documentation/block/stat.rst`). The writes are not
-/// counted alone: a flush, which our own look is, may be one.
+/// Returns the sectors written and discarded, from `/sys/dev/block/…/stat` (`Documentation/block/stat.rst`). The number
+/// of write requests is not used, because it may include flushes, which this check itself causes.
 fn writes_of(device: u64) -> Option<Vec<u64>> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    // A partition has no queue of its own.
+    // A partition does not have its own queue.
     let counts =
         ["queue/iostats", "../queue/iostats"].iter().find_map(|file| fs::read_to_string(folder.join(file)).ok());
     if counts.is_some_and(|counts| counts.trim() == "0") {
@@ -170,7 +171,7 @@ mod tests {
         assert_eq!(before.change(ComparisonDepth::Full), None);
         file.write_all_at(&[2], 150 << 10).unwrap();
         assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
-        // A header that changed although the time of the last write says nothing.
+        // A changed header is detected even if the modification time does not show it.
         as_before(&file);
         assert_eq!(before.change(ComparisonDepth::Full), None);
         file.write_all_at(&[2], 72).unwrap();

@@ -1,29 +1,29 @@
-//! Whether the data of a qcow2 image goes on beyond its end (pure).
+//! Detects whether a qcow2 image is truncated within its data (pure).
 //!
-//! A copy that ended early, or a file system that was full, leaves an image whose header is whole. QEMU opens it, and
-//! what was beyond its end reads as zeros, without an error. `qemu-img check` finds it, and reads all tables for it.
-//! Here the reference counts (`docs/interop/qcow2.txt` of QEMU) say first where the last cluster in use begins, which
-//! takes one or two reads. Only where that is beyond the end are the tables walked: a cluster that was reserved when
-//! QEMU was killed is counted, too, and nothing refers to it.
+//! An interrupted copy or a full file system leaves an image with an intact header. QEMU opens it and reads data beyond
+//! the end as zeros, without an error. `qemu-img check` detects this, but reads all tables. Here, the reference counts
+//! (`docs/interop/qcow2.txt` of QEMU) first show where the last used cluster begins, which takes one or two reads. Only
+//! if that is beyond the end are the L1 and L2 tables read, because a cluster that was reserved when QEMU was killed is
+//! counted too, although nothing refers to it.
 
 use std::io;
 
 use super::image_bytes::{HeaderBytes, ReadAt};
 
-/// QEMU's limit for a table of reference counts.
+/// QEMU's limit for a refcount table.
 const MAX_COUNTS_TABLE_BYTES: u64 = 8 << 20;
-/// QEMU's limit for the first level of tables.
+/// QEMU's limit for an L1 table.
 const MAX_L1_BYTES: u64 = 32 << 20;
-/// The second level of tables is read up to here, for whoever wrote the image may have repeated one table: enough for
-/// 8 TiB in clusters of 64 KiB.
+/// The maximum size of L2 tables that is read, because a malicious image may refer to one table repeatedly. It is
+/// enough for 8 TiB with clusters of 64 KiB.
 const MAX_L2_BYTES: u64 = 1 << 30;
-/// Where an entry of a table says that its cluster begins.
+/// The bits of a table entry with the offset of its cluster.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const IS_COMPRESSED: u64 = 1 << 62;
 
-/// Whether a cluster that the guest's data is in begins beyond the end of the image.
+/// Whether a cluster with data of the guest begins beyond the end of the image.
 ///
-/// What cannot be read, and tables that make no sense, are no evidence: QEMU reports those itself.
+/// Unreadable data and invalid tables do not count. QEMU itself reports those.
 pub(super) fn is_cut_off(image: &dyn ReadAt, header: &HeaderBytes) -> bool {
     let tables = Tables::of(image, header);
     tables.and_then(|tables| Ok(tables.counts_go_beyond()? && tables.data_goes_beyond()?)).unwrap_or(false)
@@ -34,11 +34,11 @@ struct Tables<'a> {
     cluster_bits: u32,
     counts_at: u64,
     counts_bytes: u64,
-    /// Bits of one reference count.
+    /// The size of a reference count in bits.
     count_bits: u64,
     l1_at: u64,
     l1_bytes: u64,
-    /// Bytes of one entry of the second level: twice as many where clusters have parts.
+    /// The size of an L2 entry in bytes. It is doubled if clusters have subclusters.
     l2_entry_bytes: usize,
 }
 
@@ -63,7 +63,7 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// Whether reference counts say that a cluster beyond the end is in use.
+    /// Whether a cluster beyond the end is in use according to the reference counts.
     fn counts_go_beyond(&self) -> io::Result<bool> {
         let table = numbers(&self.image.read_at(self.counts_at, self.counts_bytes as usize)?, 8);
         let cluster_bytes = 1_u64 << self.cluster_bits;
@@ -82,7 +82,7 @@ impl<'a> Tables<'a> {
         Ok(false)
     }
 
-    /// Whether a table of the second level, or a cluster of data, begins beyond the end.
+    /// Whether an L2 table or a data cluster begins beyond the end.
     fn data_goes_beyond(&self) -> io::Result<bool> {
         let l1 = numbers(&self.image.read_at(self.l1_at, self.l1_bytes as usize)?, 8);
         let l2_tables = l1.into_iter().map(|entry| entry & OFFSET_MASK).filter(|at| *at != 0);
@@ -96,12 +96,12 @@ impl<'a> Tables<'a> {
         Ok(false)
     }
 
-    /// Where the data of an entry begins; 0 where it has none in this image.
+    /// The offset of an entry's data; 0 if it has none in this image.
     fn data_at(&self, l2_entry: u64) -> u64 {
         if l2_entry & IS_COMPRESSED != 0 {
             return l2_entry & ((1 << (62 - (self.cluster_bits - 8))) - 1);
         }
-        // Bit 0: it reads as zeros, whatever is there. With parts, that is said elsewhere.
+        // Bit 0 means that the cluster reads as zeros. With subclusters, this is stored elsewhere.
         let is_zero = self.l2_entry_bytes == 8 && l2_entry & 1 != 0;
         if is_zero { 0 } else { l2_entry & OFFSET_MASK }
     }
@@ -122,7 +122,8 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// An image whose every table says the same, and that ends where its reference counts say that there is more.
+    /// An image whose tables are all equal, and that ends before a cluster that is in use according to its reference
+    /// counts.
     struct Repeating {
         read_bytes: Cell<u64>,
     }
@@ -133,7 +134,7 @@ mod tests {
         fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
             let length = length.min(END.saturating_sub(offset) as usize);
             self.read_bytes.set(self.read_bytes.get() + length as u64);
-            // The reference counts, then the first level; a table of the second has no data.
+            // The refcount table, then the L1 table. The L2 table has no data.
             let entry = match offset {
                 0x20_0000 => END,
                 0x40_0000 => 0x60_0000,

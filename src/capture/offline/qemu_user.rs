@@ -1,8 +1,8 @@
-//! The user that QEMU runs as, and starting programs as that user.
+//! The user that QEMU runs as, and running programs as that user.
 //!
-//! libvirt gives the images of a machine that is off back to root, mode 0600, and QEMU itself runs as a user of its
-//! own. What reads those images is started as that user too - network storage knows it - and with one capability: to
-//! read what it is not permitted to read. `setpriv` of util-linux sets that up.
+//! libvirt gives the images of a stopped machine back to root with mode 0600, while QEMU runs as its own user. Programs
+//! that read these images also run as that user, which network storage may require, with one capability: to read files
+//! without permission. `setpriv` of util-linux sets this up.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::capture::error::{Error, Result};
 use crate::capture::machine::Machine;
 use crate::capture::runtime::{our_owner, our_uid};
 
-/// `CAP_DAC_READ_SEARCH` in the kernel's numbering.
+/// The number of `CAP_DAC_READ_SEARCH` in the kernel.
 const DAC_READ_SEARCH: u64 = 2;
 
 /// The user and group that a machine's QEMU runs as.
@@ -20,18 +20,19 @@ pub(crate) struct QemuUser {
     pub(crate) owner: (u32, u32),
 }
 
-/// What a program that is started as QEMU's user may do.
+/// The privileges of a program that runs as QEMU's user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Privilege {
-    /// Read every file, as root can.
+    /// It can read every file, as root can.
     ReadAll,
-    /// What that user can.
+    /// It has only the permissions of that user.
     None,
 }
 
 impl QemuUser {
-    /// The user of a machine: by the label of the first of these disks that has one, else of its definition, else of
-    /// the host. Somebody who is not root is always oneself, and so is one whose libvirt changes no owners.
+    /// Returns the user of a machine from the label of the first of these disks that has one, otherwise from its
+    /// definition, or from the host. It is always the current user if that is not root, or if libvirt does not change
+    /// owners.
     pub(crate) fn of<'a>(
         machine: &Machine,
         definition: &'a Definition,
@@ -57,7 +58,7 @@ impl QemuUser {
         QemuUser { owner: our_owner() }
     }
 
-    /// What to write before a program and its arguments so that it runs as this user; nothing where that is who we are.
+    /// The words to put before a command so that it runs as this user. Empty if it is the current user.
     pub(crate) fn launcher(self, privilege: Privilege) -> Vec<String> {
         if self.owner.0 == our_uid() {
             return Vec::new();
@@ -81,7 +82,7 @@ impl QemuUser {
     }
 }
 
-/// QEMU's user and group by the host's capabilities.
+/// Returns QEMU's user and group from the host's capabilities.
 pub(crate) fn base_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
     let document = parse_xml(capabilities)?;
     let mut models = child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel"));
@@ -90,7 +91,7 @@ pub(crate) fn base_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
     Ok(labels.find_map(parse_owner))
 }
 
-/// Whether we have the capability ourselves; a container may lack it.
+/// Whether this process has the capability itself, which a container may lack.
 fn can_pass_on_reading() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
@@ -99,12 +100,12 @@ fn can_pass_on_reading() -> bool {
         .is_some_and(|all| all >> DAC_READ_SEARCH & 1 == 1)
 }
 
-/// The groups of a user are known by its name only.
+/// Whether the user has a name, by which its groups are looked up.
 fn is_in_passwd(user: u32) -> bool {
     uzers::get_user_by_uid(user).is_some()
 }
 
-/// A user and a group of this host, by name or number, as `qemu:kvm` or `+107:+107`.
+/// Parses a user and a group of this host, by name or number: `qemu:kvm` or `+107:+107`.
 pub(crate) fn named_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     let user = number(user).or_else(|| Some(uzers::get_user_by_name(user)?.uid()))?;

@@ -1,9 +1,9 @@
-//! The disks of a stopped machine: one read-only `qemu-storage-daemon` for all of them, on a private socket, that ends
-//! with its lease. What only image headers name is opened by a second one, which may do less.
+//! Serves the disks of a stopped machine: one read-only `qemu-storage-daemon` for all of them, on a private socket,
+//! which ends with its lease. Files that only image headers refer to are opened by a second, unprivileged one.
 //!
-//! A daemon is started detached, so that it outlives the command that opened the capture, and under coreutils'
-//! `timeout`, so that a forgotten one ends by itself: while it runs, the machine cannot start. One of a capture that
-//! nobody else can use is asked to end (`PR_SET_PDEATHSIG`) when the thread that started it does, however that happens.
+//! A daemon runs detached, so that it outlives the command that opened the capture, and under coreutils' `timeout`, so
+//! that it ends even if it is forgotten: while it runs, the machine cannot start. The daemon of a capture that only
+//! this process uses is terminated (`PR_SET_PDEATHSIG`) when the thread that started it ends for any reason.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,50 +20,50 @@ use crate::capture::process::{ServerProcess, start_ticks};
 
 pub(crate) const PROGRAM: &str = "qemu-storage-daemon";
 
-/// The names of the sockets in a capture's folder: of the daemon that reads what the definition names, and of the one
-/// that reads what only headers name.
+/// The names of the sockets in a capture's folder: that of the daemon that reads what the definition refers to, and
+/// that of the one that reads what only headers refer to.
 pub(crate) const SERVER_SOCKETS: [&str; 2] = ["nbd", "side"];
 
-/// How many clients may read at once.
+/// The maximum number of parallel clients.
 const CLIENTS: u32 = 64;
-/// How long a daemon may take to open everything.
+/// The time limit for a daemon to open all files.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a daemon may take to end.
+/// The time limit for a daemon to exit.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
 pub(crate) struct DaemonRequest {
     /// The nodes, children before their parents.
     pub(crate) nodes: Vec<Value>,
-    /// What clients can open.
+    /// The exports for clients.
     pub(crate) exports: Vec<DaemonExport>,
-    /// Secrets by the names that nodes know them by, in files that the daemon reads while it starts.
+    /// Secrets by the names of their objects, in files that the daemon reads while it starts.
     pub(crate) secrets: Vec<(String, PathBuf)>,
-    /// The socket, in a folder that the daemon's user can write.
+    /// The socket, in a folder that the daemon's user can write to.
     pub(crate) socket: PathBuf,
-    /// Where the daemon's messages go.
+    /// The file for the daemon's messages.
     pub(crate) log: PathBuf,
-    /// When it ends by itself.
+    /// When it exits by itself.
     pub(crate) lease: Duration,
-    /// Whether it ends with the calling thread, which then has to live as long as it is read.
+    /// Whether it ends with the calling thread, which must then live as long as the daemon is used.
     pub(crate) dies_with_us: bool,
-    /// Whom it runs as.
+    /// The user that it runs as.
     pub(crate) user: QemuUser,
-    /// What it may do.
+    /// The privileges of the daemon.
     pub(crate) privilege: Privilege,
 }
 
-/// A node that clients can open.
+/// A node that clients can read.
 #[derive(Debug, Clone)]
 pub(crate) struct DaemonExport {
-    /// Its name for clients.
+    /// The name for clients.
     pub(crate) name: String,
     pub(crate) node: String,
-    /// A bitmap to offer, checked before.
+    /// A bitmap to offer, which was checked before.
     pub(crate) bitmap: Option<String>,
 }
 
-/// Why a daemon did not start: what it said.
+/// The message of a daemon that did not start.
 #[derive(Debug)]
 pub(crate) struct Refused(pub(crate) String);
 
@@ -96,7 +96,7 @@ pub(crate) fn serve(request: &DaemonRequest) -> Result<std::result::Result<Serve
         .spawn()
         .map_err(|source| Error::NotStarted { program: "setsid", source })?;
     let deadline = Instant::now() + START_LIMIT;
-    // The file is written when everything is open.
+    // The daemon writes the file once all nodes are open.
     while !fs::metadata(&ready).is_ok_and(|found| found.len() > 0) {
         let ended = child.try_wait().map_err(|error| failed(error.to_string()))?;
         if ended.is_some() || Instant::now() > deadline {
@@ -107,8 +107,7 @@ pub(crate) fn serve(request: &DaemonRequest) -> Result<std::result::Result<Serve
         thread::sleep(Duration::from_millis(5));
     }
     let pid = child.id();
-    // Somebody has to take the exit status, or the process stays a zombie for as long as we run: no harm where no
-    // thread can.
+    // Reaps the child. If the thread cannot start, a zombie stays until this process exits, which is harmless.
     let _ = thread::Builder::new().spawn(move || child.wait());
     Ok(Ok(ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }))
 }
@@ -141,14 +140,14 @@ fn server_option(socket: &Path) -> String {
 }
 
 fn give_up(child: &mut Child) {
-    // `timeout` hands it on.
+    // `timeout` forwards the signal.
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, Signal::TERM);
     }
     let _ = child.wait();
 }
 
-/// What the daemon said, without its own name and the options that it repeats, in one line.
+/// Returns the daemon's message on one line, without its own name and the options that it repeats.
 fn reason_in(said: &str) -> String {
     let from = said.rfind(&format!("{PROGRAM}: ")).unwrap_or(0);
     let reason = said[from..].trim();
@@ -160,13 +159,13 @@ fn failed(message: String) -> Error {
     Error::Program { program: PROGRAM, subject: "the disks of a machine that is off".to_owned(), message }
 }
 
-/// Whether a program is found.
+/// Whether a program is in `PATH`.
 pub(crate) fn is_on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// The package of this release that has the daemon: Debian moved it with QEMU 8.0.2.
+/// The package that contains the daemon in this release. Debian moved it with QEMU 8.0.2.
 pub(crate) fn package() -> &'static str {
     let output = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).output();
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -177,7 +176,7 @@ pub(crate) fn package() -> &'static str {
     }
 }
 
-/// Ends a server, if the process is still the one that we started on this socket; says whether it was.
+/// Ends a server if the process is still the one that was started for this socket. Returns whether it was.
 pub(crate) fn end(server: &ServerProcess, socket: &Path) -> Result<bool> {
     if !is_ours(server, socket) {
         return Ok(false);
@@ -185,7 +184,7 @@ pub(crate) fn end(server: &ServerProcess, socket: &Path) -> Result<bool> {
     let Some(pid) = i32::try_from(server.pid).ok().and_then(Pid::from_raw) else {
         return Ok(false);
     };
-    // `timeout` hands SIGTERM on; SIGKILL it could not, so that is for its child, found by its socket.
+    // `timeout` forwards SIGTERM. It cannot forward SIGKILL, which is therefore sent to its child, found by its socket.
     let _ = kill_process(pid, Signal::TERM);
     let deadline = Instant::now() + END_LIMIT;
     while is_ours(server, socket) || !servers_on(socket).is_empty() {
@@ -202,12 +201,12 @@ pub(crate) fn end(server: &ServerProcess, socket: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether a server runs.
+/// Whether the process is still this server of the socket.
 pub fn is_ours(server: &ServerProcess, socket: &Path) -> bool {
     start_ticks(server.pid) == Some(server.started_ticks) && serves(server.pid, socket)
 }
 
-/// Every process of this user whose command line says `qemu-storage-daemon` on this socket.
+/// Returns every process of this user whose command line is `qemu-storage-daemon` with this socket.
 pub fn servers_on(socket: &Path) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -218,7 +217,7 @@ pub fn servers_on(socket: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Ends every server on this socket: for a socket that is ours although no state tells the process.
+/// Ends every server on this socket, even if no state records the process.
 pub(crate) fn end_all_on(socket: &Path) {
     for pid in servers_on(socket) {
         let server = ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  definition + headers → layers → block graph ─┬─ named in the definition ─► daemon that may read all ─► socket "nbd"
-//!                                               └─ named only in headers ───► unprivileged daemon ──────► socket "side"
+//!                                               └─ named only in headers ───► unprivileged daemon ─────► socket "side"
 //! ```
 
 use std::fs::{self, File, OpenOptions};

@@ -1,14 +1,14 @@
-//! The parts of a capture other than disks: firmware variables, TPM state, kernel and initial RAM disk of a direct
-//! boot, and the other files that the definition mentions.
+//! Copies the parts of a machine other than disks: firmware variables, TPM state, kernel and initial RAM disk of a
+//! direct boot, and the other files that the definition references.
 //!
-//! The files are where QEMU's or swtpm's user can write, so they are opened as [`crate::capture::parts::safe_path`]
-//! does, and no more than a limit is read. A file that cannot be had never costs the machine its backup: the disks are
-//! captured without it, and the state says what is missing.
+//! The files are in folders that QEMU's or swtpm's user can write to, so they are opened by
+//! [`crate::capture::parts::safe_path`] and read only up to a limit. A file that cannot be read never prevents a
+//! backup: the capture is made without it, and the state records what is missing.
 //!
-//! | | without it |
+//! | file | consequence if it is missing |
 //! | --- | --- |
-//! | firmware variables, TPM state, kernel, initrd | the machine is not whole ([`MissingPart`]) |
-//! | what else the definition mentions ([`outside_files`](crate::capture::domain_xml::outside_files)) | the host may have it, or a package ([`OutsideLeftOut`]) |
+//! | firmware variables, TPM state, kernel, initrd | the machine is incomplete ([`MissingPart`]) |
+//! | others ([`outside_files`](crate::capture::domain_xml::outside_files)) | the host or a package may have it ([`OutsideLeftOut`]) |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -27,41 +27,41 @@ use crate::capture::state::{
     CaptureFile, CaptureState, CopiedFile, FileRole, MissingPart, OutsideCopy, OutsideLeftOut,
 };
 
-/// Firmware variables have 64 MiB at most (those of AArch64), and qcow2 adds a little.
+/// Firmware variables have at most 64 MiB (on AArch64), and qcow2 adds a little.
 const LARGEST_NVRAM_BYTES: u64 = 128 << 20;
-/// Larger files of a point are not read back.
+/// Larger files of a point would not be read back.
 const LARGEST_BOOT_FILE_BYTES: u64 = 256 << 20;
-/// swtpm's state has some hundred kilobytes.
+/// swtpm's state has a few hundred kilobytes.
 const LARGEST_TPM_FILE_BYTES: u64 = 64 << 20;
-/// swtpm has three files of state.
+/// swtpm's state has three files.
 const MOST_TPM_FILES: usize = 32;
-/// A file that the definition mentions.
+/// The maximum size of a file that the definition references.
 const LARGEST_OUTSIDE_FILE_BYTES: u64 = 64 << 20;
-/// They are copied into memory first, all together.
+/// The maximum total size of these files, which are first copied to memory.
 const MOST_OUTSIDE_BYTES: u64 = 512 << 20;
 
-/// The folder of files that the definition mentions, in a capture and in a point.
+/// The folder of files that the definition references, in a capture and in a point.
 pub(crate) const OUTSIDE_FOLDER: &str = "files/";
 
-/// The state of a machine that decides on what may be missing.
+/// The circumstances that determine which files may be missing.
 #[derive(Clone, Copy)]
 struct Situation<'a> {
     machine: &'a Machine,
     is_running: bool,
 }
 
-/// A file to be copied, or to be looked at.
+/// A file to be copied or inspected.
 struct CopyPart {
     role: FileRole,
-    /// Its name in the capture's folder.
+    /// The name in the capture's folder.
     name: String,
     source: DiskSource,
     limit_bytes: u64,
 }
 
-/// Copies the files that the definition in the state names - it is the one that a restore goes by - into the capture's
-/// folder, and notes in the state what was copied and what could not be. The live definition is asked where that one
-/// leaves the choice to libvirt.
+/// Copies the files in the state's definition, which a restore uses, to the capture's folder. The state records which
+/// files were copied and which could not be. The live definition is used where the other one leaves the choice to
+/// libvirt.
 pub(in crate::capture) fn copy_files(
     machine: &Machine,
     live: &Definition,
@@ -85,7 +85,7 @@ pub(in crate::capture) fn copy_files(
     copy_outside(file, state);
 }
 
-/// What a backup will not have, looked at and left as it is: required parts, and others.
+/// Returns what a backup would lack, without copying anything: required parts, and other files.
 pub(in crate::capture) fn missing_parts(
     machine: &Machine,
     live: &Definition,
@@ -103,7 +103,7 @@ pub(in crate::capture) fn missing_parts(
         _ => {}
     };
     for part in parts(definition, live) {
-        // What is on the network is asked for when it is needed.
+        // Network storage is only accessed when the file is needed.
         if let Some(path) = part.source.path() {
             let looked = safe_path::open_file(path, part.role == FileRole::Nvram);
             look(part.role, path.clone(), looked.and_then(|file| size_of(file, path, part.limit_bytes).map(drop)));
@@ -136,10 +136,10 @@ pub(in crate::capture) fn missing_parts(
     (missing, left_out)
 }
 
-/// Why what QEMU writes to, and what is not a disk of the definition, is left out.
+/// Why files that QEMU writes to and that are not disks of the definition are left out.
 const NOT_STORED: &str = "it is not a disk of the definition, and the machine may write to it at any moment";
 
-/// The parts that are one file each.
+/// The parts that are single files.
 fn parts(definition: &Definition, live: &Definition) -> Vec<CopyPart> {
     let nvram = [definition, live].into_iter().find_map(|definition| definition.nvram.as_ref()?.source.clone());
     let file = |path: &Option<PathBuf>| path.clone().map(|path| DiskSource::File { path });
@@ -165,7 +165,8 @@ fn copy_part(machine: &Machine, part: &CopyPart, to: &Path) -> Result<()> {
     }
 }
 
-/// The state of an emulated TPM, file by file: without it a guest that sealed its keys there does not open its disks.
+/// Copies the state files of an emulated TPM. Without them, a guest whose disk keys are sealed in the TPM cannot open
+/// its disks.
 fn copy_tpm(definition: &Definition, situation: Situation, file: &CaptureFile, state: &mut CaptureState) {
     let place = tpm::state_place(definition, &state.connect, &state.uuid);
     let is_not_made_yet = |error: &Error| situation.is_not_made_yet(FileRole::Tpm, definition, error);
@@ -205,7 +206,7 @@ fn copy_tpm(definition: &Definition, situation: Situation, file: &CaptureFile, s
     }
 }
 
-/// The other files that the definition mentions.
+/// Copies the other files that the definition references.
 fn copy_outside(file: &CaptureFile, state: &mut CaptureState) {
     let files = outside_files(&state.definition_xml).unwrap_or_default();
     let folder = file.folder().join(OUTSIDE_FOLDER);
@@ -241,7 +242,7 @@ fn copy_outside(file: &CaptureFile, state: &mut CaptureState) {
     }
 }
 
-/// The size and the permissions of what was copied.
+/// Copies a file and returns its size and permissions.
 fn copy_one_outside(path: &Path, folder: &Path, name: &str, limit_bytes: u64) -> Result<(u64, u32)> {
     let source = safe_path::open_file(path, false)?;
     let mode = source.metadata().map_err(Error::io("access", path))?.mode() & 0o777;
@@ -249,7 +250,7 @@ fn copy_one_outside(path: &Path, folder: &Path, name: &str, limit_bytes: u64) ->
     Ok((copy(source, path, &folder.join(name), limit_bytes)?, mode))
 }
 
-/// A name that no other copy has.
+/// Returns a name that no other copy has.
 fn name_of_copy(path: &Path, others: &[OutsideCopy]) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_taken = |name: &str| others.iter().any(|copy| copy.name == format!("{OUTSIDE_FOLDER}{name}"));
@@ -258,7 +259,7 @@ fn name_of_copy(path: &Path, others: &[OutsideCopy]) -> String {
 }
 
 impl Situation<'_> {
-    /// Whether a file is missing because libvirt makes it when the machine, which was never started, is first started.
+    /// Whether a file is missing because the machine was never started and libvirt creates it at the first start.
     fn is_not_made_yet(&self, role: FileRole, definition: &Definition, error: &Error) -> bool {
         let is_missing = matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
         let is_made = match role {
@@ -273,7 +274,7 @@ impl Situation<'_> {
     }
 }
 
-/// Whether libvirt has something to make variables from: a template, or firmware that it chose or knows.
+/// Whether libvirt can create variables: from a template, or for firmware that it selects or knows.
 fn has_template(nvram: &Nvram, definition: &Definition) -> bool {
     match (&nvram.template, &definition.loader) {
         (Some(template), _) => template.exists(),
@@ -282,7 +283,7 @@ fn has_template(nvram: &Nvram, definition: &Definition) -> bool {
     }
 }
 
-/// Nothing here shows that the machine ever ran. It may have, on another host, without this file having come along.
+/// Warns about a missing file. There is no evidence that the machine ran here, but it may have run on another host.
 fn warn_not_made(state: &CaptureState, role: FileRole, origin: &Path) {
     tracing::warn!(
         "the point of {} has no {}: {} does not exist, and libvirt creates it at the next start; if the machine ran \
@@ -305,7 +306,8 @@ fn note(state: &mut CaptureState, role: FileRole, name: &str, origin: &Path, cop
     }
 }
 
-/// The size of what is open, which a device says nowhere else; one that is larger than the limit is refused.
+/// Returns the size of an open file or device, which for a device can only be determined by seeking. Refuses one that
+/// is larger than the limit.
 fn size_of(mut source: File, origin: &Path, limit_bytes: u64) -> Result<(File, u64)> {
     let size_bytes = source.seek(SeekFrom::End(0)).map_err(Error::io("size", origin))?;
     if size_bytes > limit_bytes {
@@ -319,8 +321,7 @@ fn too_large(origin: &Path, size_bytes: u64, limit_bytes: u64) -> Error {
     Error::TooLarge { path: origin.to_owned(), size_bytes, limit_bytes }
 }
 
-/// Copies what is open for reading into a new private file; one that is larger than the limit is refused. How large it
-/// is.
+/// Copies an open file to a new private file and returns its size. Refuses one that is larger than the limit.
 fn copy(source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Result<u64> {
     let (source, _) = size_of(source, origin, limit_bytes)?;
     let copied = OpenOptions::new()
@@ -328,7 +329,7 @@ fn copy(source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Result<u6
         .create_new(true)
         .mode(0o600)
         .open(copy)
-        // It may have grown since.
+        // The file may have grown since its size was read.
         .and_then(|mut copy| io::copy(&mut source.take(limit_bytes + 1), &mut copy))
         .map_err(Error::io("copy", origin));
     let refused = match copied {
@@ -336,7 +337,7 @@ fn copy(source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Result<u6
         Ok(copied_bytes) => return Ok(copied_bytes),
         Err(error) => error,
     };
-    // A part of it is no copy.
+    // An incomplete copy is removed.
     let _ = fs::remove_file(copy);
     Err(refused)
 }

@@ -12,11 +12,11 @@ use crate::capture::machine::{Machine, Which};
 use crate::capture::parts::copies;
 use crate::capture::state::{MissingPart, OutsideLeftOut, SkippedDisk};
 
-/// How long storage that is only looked at may take: a dead one never answers.
+/// The time limit for inspecting storage, because dead storage never answers.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 impl Machine {
-    /// Why a backup leaves a disk out by itself; none when it takes it.
+    /// Why a backup leaves out a disk by default, or `None` if it is included.
     pub(crate) fn skip_reason(&self, disk: &DefinedDisk) -> Option<String> {
         let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
         match disk.exclusion() {
@@ -29,12 +29,12 @@ impl Machine {
         }
     }
 
-    /// A disk that is left out for this reason.
+    /// Returns the record of a disk that is left out for this reason.
     pub(crate) fn skipped(&self, disk: &DefinedDisk, reason: String) -> SkippedDisk {
         SkippedDisk { target: disk.target.clone(), reason, path: disk.path().cloned(), is_absent: false }
     }
 
-    /// The disks that a running machine does not have, and that it will have at its next start.
+    /// Returns the disks that a running machine lacks and will have at its next start.
     pub(crate) fn absent_disks(&self, live: &Definition) -> Result<Vec<SkippedDisk>> {
         let inactive = self.definition(Which::Inactive)?;
         let absent = inactive.disks.iter().filter(|disk| live.disk(&disk.target).is_none());
@@ -45,14 +45,14 @@ impl Machine {
         Ok(skipped.collect())
     }
 
-    /// What a backup will not have beside disks, looked at and left as it is: parts that the machine needs, and other
-    /// files that its definition mentions.
+    /// Returns what a backup would lack besides disks, without copying anything: parts that the machine needs, and
+    /// other files that its definition references.
     pub(crate) fn missing_parts(&self) -> Result<(Vec<MissingPart>, Vec<OutsideLeftOut>)> {
         let (live, xml) = (self.definition(Which::Live)?, self.definition_xml(Which::Inactive, false)?);
         Ok(copies::missing_parts(self, &live, self.is_running()?, &xml))
     }
 
-    /// Whether there is nothing where the definition has the disk.
+    /// Whether nothing exists at the disk's location in the definition.
     fn has_lost(&self, disk: &DefinedDisk) -> bool {
         match (&disk.source, self.resolve(&disk.source)) {
             (DiskSource::Volume { .. }, Err(error)) => error.is_not_found(),
@@ -62,7 +62,7 @@ impl Machine {
     }
 }
 
-/// Whether nothing is there; what cannot be looked at may be there.
+/// Whether nothing exists at the path. If it cannot be inspected, something may exist.
 fn is_missing(path: &Path) -> bool {
     let path = path.to_owned();
     let looked = bounded::call(LOOK_LIMIT, &bounded::ending(), move || fs::metadata(path));

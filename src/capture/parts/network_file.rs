@@ -1,4 +1,4 @@
-//! Small files on network storage - firmware variables, mostly -, copied by `qemu-img`, which knows the protocols.
+//! Copies small files on network storage, mostly firmware variables, with `qemu-img`, which supports the protocols.
 
 use std::io::Write;
 use std::path::Path;
@@ -16,21 +16,21 @@ use crate::capture::error::{Error, Result};
 use crate::capture::ffi;
 use crate::capture::offline::network_storage::network_options;
 
-/// How long a server may take for a few megabytes.
+/// The time limit for a server, for a few megabytes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Who knows the secrets.
+/// Returns the value of a secret.
 pub(in crate::capture) type Secrets<'a> = &'a dyn Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>>;
 
-/// Storage that is about to be read or written.
+/// Network storage that will be read or written.
 struct Remote {
     address: String,
     options: Value,
-    /// Ids of secrets and the files that hold them, gone when this is.
+    /// The ids of secrets and the files that contain them. Dropping this removes the files.
     secrets: Vec<(String, NamedTempFile)>,
 }
 
-/// Copies network storage into a new file; what is larger than the limit is refused.
+/// Copies network storage to a new file. Refuses data that is larger than the limit.
 pub(in crate::capture) fn fetch(source: &DiskSource, secrets: Secrets, to: &Path, limit_bytes: u64) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("/"));
     let remote = Remote::new(source, secrets, folder)?;
@@ -46,13 +46,13 @@ pub(in crate::capture) fn fetch(source: &DiskSource, secrets: Secrets, to: &Path
         command.args(["convert", "-q", "-f", "raw", "-O", "raw"]).args(remote.objects()).arg(remote.name()).arg(to);
     });
     copied.map(drop).inspect_err(|_| {
-        // A part of it is no copy.
+        // An incomplete copy is removed.
         let _ = std::fs::remove_file(to);
     })
 }
 
 impl Hypervisor {
-    /// Writes a small file onto network storage that is there.
+    /// Writes a small file to existing network storage.
     pub(crate) fn write_network_file(&self, source: &DiskSource, bytes: &[u8]) -> Result<()> {
         let folder = std::env::temp_dir();
         let failed = |error| Error::io("write", &folder)(error);

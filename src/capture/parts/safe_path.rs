@@ -1,18 +1,18 @@
 //! Safe access to files in folders that QEMU's user can write to.
 //!
-//! libvirt gives the folders of firmware variables and of TPM state to the users that QEMU and swtpm run as. A guest
-//! that has broken out of QEMU can put a symbolic link, a hard link, a named pipe or a device there, in the place of a
-//! file that kvmb, as root, is about to read or to write.
+//! libvirt gives the folders of firmware variables and TPM state to the users that QEMU and swtpm run as. A guest that
+//! has broken out of QEMU can replace a file there, which kvmb is about to access as root, by a symbolic link, a hard
+//! link, a named pipe or a device.
 //!
 //! ```text
-//!  /            root      look at each name with O_PATH|O_NOFOLLOW, one folder after the other, each held open
+//!  /            root      open each name with O_PATH|O_NOFOLLOW, one folder after the other, and keep each open
 //!   var/        root
-//!    lib/       root      a link here is followed: it and all folders so far are root's, nobody else can write them
+//!    lib/       root      a link here is followed: all folders so far belong to root and only root can write to them
 //!     nvram/    qemu      from here on no link is followed, whoever owns it
-//!      a.fd               a regular file; opened again through its descriptor, never by its name
+//!      a.fd               a regular file; reopened through its descriptor, never by its name
 //! ```
-//! «Root» is also the user that kvmb runs as: what that one can write is no more hostile than kvmb itself. No path is
-//! looked up twice, so nothing can be exchanged between the look and the use.
+//! "Root" includes the user that kvmb runs as: files that this user can write are no more hostile than kvmb itself. No
+//! path is looked up twice, so nothing can be exchanged between check and use.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -30,58 +30,58 @@ use rustix::io::Errno;
 use crate::capture::error::{Error, Result};
 use crate::capture::runtime::our_uid;
 
-/// More links on one way than this are a loop; the kernel's own limit.
+/// The maximum number of links on a path, the kernel's own limit. More are assumed to be a loop.
 const MOST_LINKS: usize = 40;
 
-/// A folder that is held open: names are looked up in this very folder, whatever its path leads to by now.
+/// A folder that is held open. Names are looked up in this folder, even if its path leads elsewhere by now.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenFolder {
     /// Opened with `O_PATH`.
     file: Arc<File>,
     path: PathBuf,
     owner: u32,
-    /// It and every folder on the way belong to root, and nobody else can write them.
+    /// Whether the folder and every folder on its path belong to root and only root can write to them.
     is_trusted: bool,
 }
 
-/// Where a path leads: a name in a folder, and what has that name, if anything has.
+/// The target of a path: a name in a folder, and the file with that name, if it exists.
 #[derive(Debug)]
 pub(crate) struct ResolvedPath {
     pub(crate) folder: OpenFolder,
-    /// The name in it.
+    /// The name in the folder.
     pub(crate) name: OsString,
     found: Option<PathEntry>,
 }
 
-/// Something in a folder, held open with `O_PATH`.
+/// A file of any type in a folder, held open with `O_PATH`.
 #[derive(Debug)]
 struct PathEntry {
     file: File,
     metadata: Metadata,
 }
 
-/// What to do with a link in the last place that cannot be trusted.
+/// What to do if the last component is a link that cannot be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LastLink {
     Refuse,
-    /// Whoever writes replaces the link, and does not follow it.
+    /// Keep the link: a writer replaces it and does not follow it.
     Keep,
 }
 
-/// Opens a regular file for reading. With `or_device` a block device is opened as well, unless somebody else than root
-/// could have put it there. Fails with [`Error::UnsafePath`] for anything else, and never blocks on what it finds.
+/// Opens a regular file for reading. With `or_device`, a block device is opened too, unless a user other than root
+/// could have put it there. Fails with [`Error::UnsafePath`] for other file types. Never blocks.
 pub(crate) fn open_file(path: &Path, or_device: bool) -> Result<File> {
     locate(path, LastLink::Refuse)?.open(or_device)
 }
 
-/// The place that a path means for whoever writes: links that root made are followed, one in the last place that others
-/// can change is not.
+/// Resolves a path for writing. Links that root created are followed. A link in the last component is not followed if
+/// others can change it.
 pub(crate) fn place_for_writing(path: &Path) -> Result<ResolvedPath> {
     locate(path, LastLink::Keep)
 }
 
 impl ResolvedPath {
-    /// Opens what is there, as [`open_file`] does.
+    /// Opens the file for reading, as [`open_file`] does.
     pub(crate) fn open(&self, or_device: bool) -> Result<File> {
         let path = self.path();
         let unsafe_because = |reason: &str| Error::UnsafePath { path: path.clone(), reason: reason.to_owned() };
@@ -96,45 +96,45 @@ impl ResolvedPath {
         } else if self.is_foreign_hard_link() {
             return Err(unsafe_because("it is a hard link to a file of another user"));
         }
-        // By its descriptor: its name may mean something else by now.
+        // The file is reopened through its descriptor, because its name may refer to another file by now.
         let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
         let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(descriptor_path(&found.file));
         opened.map_err(Error::io("open", &path))
     }
 
-    /// Opens the device that is there for writing, if nobody else uses it.
+    /// Opens the device for writing, unless it is in use.
     pub(crate) fn open_device(&self) -> Result<File> {
         let path = self.path();
         let found = self.found.as_ref().filter(|_| self.is_device());
         let found = found.ok_or_else(|| Error::io("open", &path)(Errno::NODEV.into()))?;
-        // O_EXCL on a block device fails when it is mounted or otherwise taken.
+        // O_EXCL fails if a block device is mounted or otherwise in use.
         let flags = OFlags::EXCL.bits() as i32;
         let opened = OpenOptions::new().write(true).custom_flags(flags).open(descriptor_path(&found.file));
         opened.map_err(Error::io("open", &path))
     }
 
-    /// Whether a block device is there that nobody but root can have put there.
+    /// Whether the file is a block device that only root can have put there.
     pub(crate) fn is_device(&self) -> bool {
         self.folder.is_trusted && self.kind().is_some_and(|kind| kind.is_block_device())
     }
 
-    /// What is there; a link is a link.
+    /// The type of the file. Links are not followed.
     pub(crate) fn kind(&self) -> Option<FileType> {
         self.found.as_ref().map(|found| found.metadata.file_type())
     }
 
-    /// Its path, for messages: who has it may have changed what it means.
+    /// The path, for messages. It may lead elsewhere by now.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path.join(&self.name)
     }
 
-    /// The path by which system calls reach the name in this very folder.
+    /// The path by which system calls access the name in this folder.
     pub(crate) fn anchored(&self) -> PathBuf {
         self.folder.anchored(&self.name)
     }
 
-    /// The owner of the folder can make a link to any file where the kernel does not forbid it
-    /// (`fs.protected_hardlinks`).
+    /// Whether the file is a hard link to a file of another user. The folder's owner can create such links unless the
+    /// kernel forbids it (`fs.protected_hardlinks`).
     fn is_foreign_hard_link(&self) -> bool {
         let of = |found: &PathEntry| found.metadata.nlink() > 1 && found.metadata.uid() != self.folder.owner;
         !self.folder.is_trusted && self.found.as_ref().is_some_and(of)
@@ -142,7 +142,7 @@ impl ResolvedPath {
 }
 
 impl OpenFolder {
-    /// Opens a folder; only links that root made are followed on the way.
+    /// Opens a folder. Only links that root created are followed.
     pub(crate) fn open(path: &Path) -> Result<OpenFolder> {
         if !path.components().any(|component| matches!(component, Component::Normal(_))) {
             return OpenFolder::root();
@@ -154,7 +154,7 @@ impl OpenFolder {
         }
     }
 
-    /// Opens a folder that the user of the command named: links on the way are the user's business.
+    /// Opens a folder that the user specified. Links are followed.
     pub(crate) fn open_named(path: &Path) -> Result<OpenFolder> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
@@ -163,22 +163,22 @@ impl OpenFolder {
         Ok(OpenFolder { file: Arc::new(file), path: path.to_owned(), owner: metadata.uid(), is_trusted: false })
     }
 
-    /// Its path, for messages.
+    /// The path, for messages.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The path by which system calls reach a name in this very folder.
+    /// The path by which system calls access a name in this folder.
     pub(crate) fn anchored(&self, name: &OsStr) -> PathBuf {
         descriptor_path(&self.file).join(name)
     }
 
-    /// A place in it. The name must be a plain one.
+    /// Returns the place of a name, which must be a plain one, in this folder.
     pub(crate) fn place(&self, name: &OsStr) -> Result<ResolvedPath> {
         Ok(ResolvedPath { folder: self.clone(), name: name.to_owned(), found: self.look(name)? })
     }
 
-    /// The names in it, sorted.
+    /// The names in the folder, sorted.
     pub(crate) fn names(&self) -> Result<Vec<OsString>> {
         let listed = fs::read_dir(descriptor_path(&self.file)).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let mut names: Vec<OsString> =
@@ -187,12 +187,12 @@ impl OpenFolder {
         Ok(names)
     }
 
-    /// Opens a folder in it; a link is refused. None when there is nothing of that name.
+    /// Opens a subfolder. Refuses a link. Returns `None` if nothing has this name.
     pub(crate) fn subfolder(&self, name: &OsStr) -> Result<Option<OpenFolder>> {
         self.look(name)?.map(|entry| self.enter(name, entry)).transpose()
     }
 
-    /// Makes a folder in it.
+    /// Creates a subfolder.
     pub(crate) fn create(&self, name: &OsStr, mode: u32) -> Result<OpenFolder> {
         let path = self.path.join(name);
         mkdirat(&self.file, name, Mode::from_raw_mode(mode))
@@ -200,7 +200,7 @@ impl OpenFolder {
         self.subfolder(name)?.ok_or_else(|| Error::io("open", &path)(Errno::NOENT.into()))
     }
 
-    /// Removes an empty folder in it.
+    /// Removes an empty subfolder.
     pub(crate) fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
         Ok(unlinkat(&self.file, name, AtFlags::REMOVEDIR)?)
     }
@@ -212,7 +212,7 @@ impl OpenFolder {
         Ok(folder)
     }
 
-    /// What has this name; a link is looked at itself.
+    /// Looks up a name. Links are not followed.
     fn look(&self, name: &OsStr) -> Result<Option<PathEntry>> {
         let path = self.path.join(name);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -244,7 +244,7 @@ impl OpenFolder {
     }
 }
 
-/// Walks an absolute path, one name after the other.
+/// Resolves an absolute path, one name after the other.
 fn locate(path: &Path, last_link: LastLink) -> Result<ResolvedPath> {
     if !path.is_absolute() {
         return Err(Error::UnsafePath { path: path.to_owned(), reason: "it is not an absolute path".to_owned() });
@@ -310,8 +310,8 @@ fn is_roots(metadata: &Metadata) -> bool {
     metadata.uid() == 0 || metadata.uid() == our_uid()
 }
 
-/// Whether a folder belongs to root, and nobody else can write it. (Where there is an access control list, the bits of
-/// the group are the most that it permits.)
+/// Whether a folder belongs to root and nobody else can write to it. If there is an access control list, the group bits
+/// are the maximum that it permits.
 fn is_roots_alone(metadata: &Metadata) -> bool {
     is_roots(metadata) && metadata.mode() & 0o022 == 0
 }
@@ -336,7 +336,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::time::Instant;
 
-    /// A folder of root's below `/root` or another place that nobody else can write.
+    /// Creates a folder of root in a place that nobody else can write to.
     fn roots_folder() -> tempfile::TempDir {
         let folder = tempfile::Builder::new().prefix("kvmb-test-").tempdir_in("/var/lib").unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -391,7 +391,7 @@ mod tests {
         }
         assert_refused(&at("loop"), "cannot follow");
         assert_refused(&at("missing"), "No such file");
-        // A link that is not root's, or a folder that its group can write.
+        // A link that does not belong to root, and a folder that its group can write to.
         symlink(at("secret"), at("nobodys")).unwrap();
         give_away(&at("nobodys"));
         assert_refused(&at("nobodys"), "symbolic link");
@@ -439,7 +439,7 @@ mod tests {
         symlink("/etc", at("state")).unwrap();
         fs::write(place.anchored(), "new").unwrap();
         assert_eq!(fs::read_to_string(at("moved/file")).unwrap(), "new");
-        // A planted link in the last place is what is replaced, not what is written through.
+        // A planted link in the last component is replaced, not followed.
         give_away(&at("moved"));
         symlink("/etc/hostname", at("moved/link")).unwrap();
         let place = place_for_writing(&at("moved/link")).unwrap();

@@ -3,58 +3,60 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// What to change.
+/// The changes to make.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
-    /// Another name.
+    /// A new name.
     pub name: Option<String>,
-    /// Another UUID; the generation id, which tells a guest that it is a copy, becomes a new one then.
+    /// A new UUID. The generation id, by which a guest detects that it is a copy, is then renewed as well.
     pub uuid: Option<String>,
-    /// New MAC addresses for every interface (QEMU's prefix 52:54:00 and a random rest).
+    /// Whether to generate new MAC addresses for all interfaces (QEMU's prefix 52:54:00 and a random rest).
     pub new_macs: bool,
-    /// Takes out what a copy must not share with the original, and gives it ports, sockets and files of its own.
+    /// Whether to remove what a copy must not share with the original, and to give it its own ports, sockets and files.
     pub own_resources: bool,
-    /// Where restored disks are now, by target. What was below or beside the old image is gone: the new one is flat.
+    /// The new locations of restored disks, by target. Layers and files of the old image are removed: the new one is
+    /// flat.
     pub disks: BTreeMap<String, NewDisk>,
-    /// Those of them that are where they were, whatever the definition calls that place; their paths are not written.
+    /// The disks among them that keep their location, however the definition specifies it. Their paths are not changed.
     pub unmoved: BTreeSet<String>,
-    /// Disks to leave out of the definition, by target.
+    /// Disks to remove from the definition, by target.
     pub drop_disks: BTreeSet<String>,
-    /// Drives whose medium is taken out, by target.
+    /// Drives whose medium is removed, by target.
     pub eject: BTreeSet<String>,
-    /// Another QEMU.
+    /// A new emulator.
     pub emulator: Option<PathBuf>,
-    /// Another machine type.
+    /// A new machine type.
     pub machine_type: Option<String>,
-    /// What a network of the definition is called here.
+    /// The names on this host of the definition's networks.
     pub networks: BTreeMap<String, String>,
-    /// What a bridge, or a network device of the host, is called here.
+    /// The names on this host of the definition's bridges and network devices.
     pub bridges: BTreeMap<String, String>,
-    /// Where the UEFI variables are now.
+    /// The new path of the UEFI variables.
     pub nvram: Option<PathBuf>,
-    /// Where the kernel of a direct boot is now.
+    /// The new path of the kernel of a direct boot.
     pub kernel: Option<PathBuf>,
-    /// Where the initial RAM disk of a direct boot is now.
+    /// The new path of the initial RAM disk of a direct boot.
     pub initrd: Option<PathBuf>,
-    /// Where files are now that the definition mentions: loader, option ROMs, `fw_cfg` files … By their old paths.
+    /// The new paths of files that the definition references (loader, option ROMs, `fw_cfg` files …), by their old
+    /// paths.
     pub files: BTreeMap<PathBuf, PathBuf>,
-    /// Where the state of the emulated TPM is now; only used when the definition names a place (else libvirt derives it
-    /// from the UUID).
+    /// The new path of the emulated TPM's state. Only used if the definition sets a path; otherwise libvirt derives it
+    /// from the UUID.
     pub tpm_state: Option<PathBuf>,
 }
 
 /// A restored disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDisk {
-    /// The image or device.
+    /// The path of the image or device.
     pub path: PathBuf,
-    /// Which of the two.
+    /// Whether it is an image or a device.
     pub kind: NewDiskKind,
-    /// The image's format: `qcow2` or `raw`.
+    /// The image format: `qcow2` or `raw`.
     pub format: String,
 }
 
-/// What a restored disk is.
+/// The kind of a restored disk's target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewDiskKind {
     /// An image file.

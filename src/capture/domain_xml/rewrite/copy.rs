@@ -1,8 +1,8 @@
 //! Resources that a copy of a machine must not share with the original, which may run at the same time.
 //!
 //! Resources that can be duplicated get new values for the copy: ports, sockets, log files, tap devices, the vsock
-//! address. Resources that exist only once - disks that were not restored, folders of the host, passed-through devices
-//! - are removed. Each is noted. Media of CD drives stay: the guest cannot write them.
+//! address. Resources that exist only once (disks that were not restored, folders of the host, passed-through devices)
+//! are removed. Each change is noted. Media of CD drives stay, because the guest cannot write to them.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use super::qemu_arguments;
 use super::splices::{Splices, children_named};
 use crate::capture::domain_xml::definition::{child, children};
 
-/// The path of a Unix socket has 107 bytes at most.
+/// The maximum length of a Unix socket's path.
 const LONGEST_SOCKET_PATH: usize = 107;
 
-/// Makes the definition one of a machine that shares nothing; what that took, one sentence each.
+/// Makes a machine share nothing with the original. Returns the changes, one sentence each.
 pub(super) fn own_resources(splices: &mut Splices, domain: Node, changes: &Changes) -> Vec<String> {
     let mut copy = Copy { splices, changes, notes: Vec::new() };
     for device in child(domain, "devices").into_iter().flat_map(|devices| devices.children()).filter(Node::is_element) {
@@ -80,7 +80,7 @@ impl Copy<'_, '_> {
         self.notes.push(format!("the copy does not have {what}, which belongs to the original"));
     }
 
-    /// A disk of the machine that the copy has no image for.
+    /// Handles a disk. One that the copy has no image for is removed.
     fn disk(&mut self, disk: Node) {
         let target = child(disk, "target").and_then(|target| target.attribute("dev")).unwrap_or_default();
         let is_settled = self.changes.disks.contains_key(target)
@@ -110,7 +110,7 @@ impl Copy<'_, '_> {
             return self.take_out(interface, &format!("the network interface {mac} ({kind})"));
         }
         if let Some(target) = child(interface, "target").filter(|target| target.has_attribute("dev")) {
-            // A tap device that libvirt does not manage is somebody's, as a whole.
+            // A tap device that libvirt does not manage belongs to another program, so the whole element is removed.
             match target.attributes().all(|attribute| matches!(attribute.name(), "dev" | "managed")) {
                 true => self.splices.remove(target),
                 false => self.splices.drop_attribute(target, "dev"),
@@ -140,7 +140,7 @@ impl Copy<'_, '_> {
         let is_server = source.and_then(|source| source.attribute("mode")) != Some("connect");
         let is_named_channel = child(device, "target").is_some_and(|target| target.has_attribute("name"));
         match (device.attribute("type").unwrap_or_default(), source) {
-            // libvirt chooses the path of such a socket by the machine.
+            // libvirt derives the path of such a socket from the machine.
             ("unix", Some(source)) if is_named_channel => self.splices.remove(source),
             ("unix", Some(source)) if is_server && self.own_path(path).len() <= LONGEST_SOCKET_PATH => {
                 let own = self.own_path(path);
@@ -167,7 +167,7 @@ impl Copy<'_, '_> {
 
     fn note_path(&mut self, device: Node, path: &str, own: &str) {
         let name = device.tag_name().name();
-        // A console is often the serial device once more.
+        // A console often duplicates the serial device.
         let note = format!("the {name} device of the copy is at {own} (the original's: {path})");
         if name != "console" || !self.notes.iter().any(|known| known.contains(own)) {
             self.notes.push(note);
@@ -205,7 +205,7 @@ impl Copy<'_, '_> {
         let Some(backend) = child(tpm, "backend") else { return };
         match backend.attribute("type") {
             Some("emulator") => {
-                // Without a place of its own it is where libvirt keeps the states of all machines, by their UUIDs.
+                // Without a path, libvirt uses its own folder for the UUID.
                 if let (Some(source), None) = (child(backend, "source"), &self.changes.tpm_state) {
                     self.splices.remove(source);
                 }
@@ -214,7 +214,7 @@ impl Copy<'_, '_> {
         }
     }
 
-    /// The path that the copy has in the place of one of the original's.
+    /// The copy's path in place of a path of the original.
     fn own_path(&self, path: &str) -> String {
         let (path, name) = (Path::new(path), self.changes.name.as_deref().unwrap_or("copy").replace('/', "_"));
         let file = path.file_name().unwrap_or_default().to_string_lossy();
@@ -222,13 +222,13 @@ impl Copy<'_, '_> {
     }
 }
 
-/// The first of these attributes that a child element has; `-` for none.
+/// The first of these attributes that a child element has, or `-`.
 fn attribute_of_child<'a>(node: Node<'a, '_>, child_name: &str, names: &[&str]) -> &'a str {
     let source = child(node, child_name);
     names.iter().find_map(|name| source.and_then(|source| source.attribute(*name))).unwrap_or("-")
 }
 
-/// How people name a device of the host.
+/// The description of a host device for messages.
 fn host_device(device: Node) -> String {
     let kind = device.attribute("type").unwrap_or("unknown");
     let Some(source) = child(device, "source") else { return kind.to_owned() };

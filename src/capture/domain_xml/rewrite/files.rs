@@ -1,4 +1,4 @@
-//! Files in a definition that have moved.
+//! Changes the paths of files in a definition that have moved.
 
 use roxmltree::Node;
 
@@ -8,7 +8,7 @@ use crate::capture::domain_xml::definition::{Result, child};
 use crate::capture::domain_xml::outside_files::{Mention, MentionPlace, OutsideKind, escaped, mentions};
 use crate::capture::domain_xml::xml::escape;
 
-/// Points the definition to them.
+/// Replaces the paths.
 pub(super) fn move_files(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
     for Mention { kind, path, place } in mentions(domain) {
         let Some(new) = changes.files.get(&path) else { continue };
@@ -31,7 +31,7 @@ pub(super) fn move_files(splices: &mut Splices, domain: Node, changes: &Changes)
             }
         }
         if kind == OutsideKind::Loader && matches!(place, MentionPlace::Text(_)) {
-            // libvirt would look for firmware of its own, and refuse another file.
+            // With the attribute, libvirt would select firmware itself and refuse another file.
             if let Some(os) = child(domain, "os").filter(|os| os.has_attribute("firmware")) {
                 splices.drop_attribute(os, "firmware");
                 children_named(os, "firmware").into_iter().for_each(|node| splices.remove(node));

@@ -1,4 +1,4 @@
-//! Another QEMU or machine type, because this host may lack those of the old host.
+//! Changes the emulator or the machine type, because this host may lack those of the old host.
 
 use roxmltree::Node;
 
@@ -6,7 +6,7 @@ use super::changes::Changes;
 use super::splices::{Splices, element, path_text};
 use crate::capture::domain_xml::definition::{Result, child};
 
-/// Puts in the emulator and the machine type that were asked for.
+/// Sets the requested emulator and machine type.
 pub(super) fn replace(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
     if let (Some(devices), Some(path)) = (child(domain, "devices"), &changes.emulator) {
         let new = element("emulator", path_text(path)?);

@@ -1,9 +1,9 @@
-//! A definition for a machine isolated for a drill: it reaches nothing of this host but its disks, which it gets over
-//! NBD, and the sockets that its consoles are read from.
+//! Isolates a machine for a drill: it can access nothing of this host except its disks, which are served over NBD, and
+//! the sockets from which its consoles are read.
 //!
-//! Works on what [`super::rewrite_with_notes`] has made a copy's. Memory and processors are limited, the network has no
-//! cable, screens and sound of the host are taken out, and what QEMU reports of a guest is asked for: a panic device,
-//! errors of disks.
+//! The input is a copy made by [`super::rewrite_with_notes`]. Memory and processors are limited, the network link is
+//! down, and screens and sound of the host are removed. A panic device and error policies are added, so that QEMU
+//! reports crashes of the guest and errors of disks.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,31 +15,31 @@ use super::splices::{Splices, children_named, element, path_text};
 use crate::capture::domain_xml::definition::{Definition, Result, child, children, parse_document};
 use crate::capture::domain_xml::xml::escape;
 
-/// The port that SeaBIOS and OVMF write to.
+/// The debug port of SeaBIOS and OVMF.
 const FIRMWARE_PORT: &str = "0x402";
 
-/// What the isolated machine has.
+/// The parameters of the isolated machine.
 #[derive(Debug, Clone)]
 pub struct Isolation<'a> {
     /// The disks that are served.
     pub disks: &'a BTreeSet<String>,
-    /// Where they are served, each under its name.
+    /// The NBD socket, on which each disk is an export with its name.
     pub nbd: &'a Path,
-    /// Where somebody listens to serial ports and consoles.
+    /// The socket for the output of serial ports and consoles.
     pub console: &'a Path,
-    /// Where somebody listens to the firmware.
+    /// The socket for the output of the firmware.
     pub firmware: &'a Path,
-    /// The firmware variables of a machine whose definition leaves the file to libvirt.
+    /// The path of the firmware variables, for a definition that leaves it to libvirt.
     pub nvram: &'a Path,
-    /// The most memory.
+    /// The maximum memory.
     pub memory_bytes: u64,
-    /// The most processors.
+    /// The maximum number of processors.
     pub vcpus: u32,
-    /// Whether a machine of KVM's is emulated.
+    /// Whether to emulate a machine that used KVM.
     pub is_emulated: bool,
 }
 
-/// Elements of a domain that say how this host is to be used, or what the machine is to reach.
+/// Elements of a domain that configure the use of this host or what the machine can access.
 const TAKEN_OUT: [&str; 21] = [
     "blkiotune",
     "bootloader",
@@ -64,7 +64,7 @@ const TAKEN_OUT: [&str; 21] = [
     "vcpus",
 ];
 
-/// Devices that lead to the host or to people.
+/// Devices that give access to the host or to its users.
 const DEVICES_TAKEN_OUT: [&str; 16] = [
     "audio",
     "crypto",
@@ -84,7 +84,7 @@ const DEVICES_TAKEN_OUT: [&str; 16] = [
     "vsock",
 ];
 
-/// Makes the definition of a copy that of an isolated machine.
+/// Converts the definition of a copy to that of an isolated machine.
 pub fn isolate(xml: &str, isolation: &Isolation) -> Result<Rewritten> {
     let definition = Definition::parse(xml)?;
     let document = parse_document(xml)?;
@@ -147,7 +147,7 @@ impl Isolated<'_, '_> {
             }
         }
         for label in children(domain, "seclabel") {
-            // A label of the original's would let the copy reach what the original may.
+            // A static label of the original would give the copy the original's access rights.
             if label.attribute("type") == Some("static") && label.attribute("model") != Some("dac") {
                 self.splices.remove(label);
             }
@@ -218,7 +218,7 @@ impl Isolated<'_, '_> {
         Ok(())
     }
 
-    /// A disk of the point is read over NBD, and stops the machine when it fails.
+    /// Reads a disk of the point over NBD. An error stops the machine.
     fn disk(&mut self, disk: Node) -> Result<()> {
         let target = child(disk, "target").and_then(|target| target.attribute("dev")).unwrap_or_default();
         if !self.isolation.disks.contains(target) {
@@ -256,18 +256,18 @@ impl Isolated<'_, '_> {
         Ok(())
     }
 
-    /// The same network device, without a cable.
+    /// Keeps the network device, with its link down.
     fn interface(&mut self, interface: Node) {
         let kept = self.kept(interface, &["mac", "model", "address"]);
         self.splices
             .replace(interface.range(), format!("<interface type='user'>{kept}<link state='down'/></interface>"));
     }
 
-    /// Everything that the guest writes to is read by whoever listens.
+    /// Redirects the output of the guest to the console socket.
     fn console(&mut self, device: Node) -> Result<()> {
         let name = device.tag_name().name();
         let kind = child(device, "target").and_then(|target| target.attribute("type"));
-        // A console of the serial port is that port once more: libvirt adds it.
+        // A console that duplicates the serial port is removed; libvirt adds it again.
         let is_port = name == "console" && matches!(kind, None | Some("serial"));
         if is_port || is_debug_port(device) {
             self.splices.remove(device);
@@ -288,7 +288,7 @@ impl Isolated<'_, '_> {
         self.splices.replace(channel.range(), format!("<channel type='unix'>{kept}</channel>"));
     }
 
-    /// A screen that every QEMU has.
+    /// Selects a video model that every QEMU supports.
     fn video(&mut self, video: Node) {
         let model = child(video, "model");
         let kind = match model.and_then(|model| model.attribute("type")) {
@@ -309,12 +309,12 @@ impl Isolated<'_, '_> {
     }
 }
 
-/// Whether a serial port is one that firmware writes its messages to.
+/// Whether a serial port is the firmware's debug port.
 fn is_debug_port(serial: Node) -> bool {
     child(serial, "target").is_some_and(|target| target.attribute("type") == Some("isa-debug"))
 }
 
-/// The source of a device whose other end is a socket that somebody listens on.
+/// The source of a device that connects to a listening socket.
 fn connected_to(socket: &Path) -> Result<String> {
     Ok(format!("<source mode='connect' path='{}'/>", escape(path_text(socket)?)))
 }

@@ -1,5 +1,5 @@
-//! Removes what only the definition of a running machine has: names of devices, tap devices, ports and paths that
-//! libvirt chose for this run, labels of this run.
+//! Removes the elements that only the definition of a running machine has: device aliases, tap devices, ports and paths
+//! that libvirt chose for this run, and the labels of this run.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use roxmltree::Node;
 use super::splices::{Splices, children_named};
 use crate::capture::domain_xml::definition::{child, children};
 
-/// Takes out what libvirt adds to the definition of a running machine.
+/// Removes what libvirt adds to the definition of a running machine.
 pub(super) fn take_out(splices: &mut Splices, domain: Node) {
     splices.drop_attribute(domain, "id");
     for label in children(domain, "seclabel") {
@@ -19,7 +19,7 @@ pub(super) fn take_out(splices: &mut Splices, domain: Node) {
     };
     for device in devices.children().filter(Node::is_element) {
         for alias in children(device, "alias") {
-            // Only a user's own alias may be in a definition.
+            // Only aliases set by the user are allowed in a definition.
             let own = alias.attribute("name").is_some_and(|name| name.starts_with("ua-"));
             if !own {
                 splices.remove(alias);
@@ -38,7 +38,7 @@ pub(super) fn take_out(splices: &mut Splices, domain: Node) {
     }
 }
 
-/// A dynamic label is made at every start; only its base is a setting.
+/// Removes dynamic labels, which are generated at every start. Only their base label is a setting.
 fn security_label(splices: &mut Splices, label: Node) {
     let dynamic = label.attribute("type") == Some("dynamic");
     let is_setting = child(label, "baselabel").is_some() || label.attribute("relabel") == Some("no");
@@ -56,7 +56,7 @@ fn security_label(splices: &mut Splices, label: Node) {
     }
 }
 
-/// The numbers of the block nodes, down the whole chain.
+/// Removes the indexes of the block nodes in the whole chain.
 fn indexes(splices: &mut Splices, disk: Node) {
     for node in disk.descendants() {
         if matches!(node.tag_name().name(), "source" | "backingStore" | "mirror") {
@@ -77,7 +77,7 @@ fn interface(splices: &mut Splices, interface: Node) {
             }
         }
     }
-    // libvirt shows what the network led to this time, a bridge or a device.
+    // libvirt adds the bridge or device that the network resolved to in this run.
     if let Some(source) = child(interface, "source").filter(|source| source.has_attribute("network")) {
         if interface.attribute("type") != Some("network") {
             splices.set_attribute(interface, "type", "network");
@@ -98,7 +98,7 @@ fn character_device(splices: &mut Splices, device: Node) {
         return;
     };
     splices.drop_attribute(target, "state");
-    // The socket that libvirt makes for a channel is called like the channel.
+    // The socket that libvirt generates for a channel has the channel's name.
     if let (Some(source), Some(name)) = (source, target.attribute("name")) {
         let automatic = source.attribute("mode") == Some("bind")
             && source.attribute("path").is_some_and(|path| Path::new(path).file_name() == Some(name.as_ref()));

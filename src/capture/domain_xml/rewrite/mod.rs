@@ -1,7 +1,7 @@
-//! A machine's definition, changed for a restore.
+//! Changes a machine's definition for a restore.
 //!
-//! Pure text splicing at the positions that the parser found. Everything else stays byte for byte: comments, metadata
-//! of other tools, elements that this version does not know. An inactive definition without changes stays identical.
+//! The changes are pure text replacements at the positions that the parser found. Everything else is preserved byte for
+//! byte: comments, metadata of other tools, unknown elements. An inactive definition without changes stays identical.
 //! Elements that only a running machine has are removed from a live definition.
 //!
 //! | module | subject |
@@ -12,7 +12,7 @@
 //! | `hypervisor` | another QEMU or machine type |
 //! | [`isolated`] | a machine isolated for a drill |
 //! | `live` | elements that only the definition of a running machine has |
-//! | `networks` | networks and bridges with other names on this host |
+//! | `networks` | other names of networks and bridges on this host |
 //! | `qemu_arguments` | QEMU arguments that a copy must not share |
 //! | [`served`] | disks that are overlays of a served point |
 //! | `splices` | replacing parts of an XML text |
@@ -50,9 +50,9 @@ pub fn rewrite(xml: &str, changes: &Changes) -> Result<String> {
     Ok(rewrite_with_notes(xml, changes)?.xml)
 }
 
-/// The same, with notes on the parts of the original that a copy lacks.
+/// The same as [`rewrite`], but also returns notes on the parts of the original that a copy lacks.
 pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
-    // Everything that is wrong with the definition itself is said before it is touched.
+    // Errors of the definition itself are reported before it is changed.
     let before = Definition::parse(xml)?;
     let named = changes.disks.keys().chain(&changes.drop_disks);
     if let Some(missing) = named.into_iter().find(|&name| before.disk(name).is_none()) {
@@ -82,11 +82,11 @@ pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
     Ok(Rewritten { xml, notes })
 }
 
-/// Parses the result, and checks that it contains the changes.
+/// Parses the result and checks that it contains the changes.
 fn check(xml: &str, changes: &Changes) -> Result<()> {
     let after = Definition::parse(xml)?;
     let wrong = |what| Err(DefinitionError::BadValue { what, value: "after the change".to_owned() });
-    // Reading trims, and so does nobody else: a name with blanks around it is not a name that libvirt would keep.
+    // Parsing trims a name. Names with surrounding blanks are refused, because libvirt would not keep them.
     if changes.name.as_ref().is_some_and(|name| after.name != *name) {
         return wrong("the name");
     }
@@ -114,8 +114,8 @@ fn identity(splices: &mut Splices, domain: Node, changes: &Changes) {
         let fresh = uuid::Uuid::new_v4().to_string();
         splices.replace(genid.range(), element("genid", &fresh));
     }
-    // libvirt insists that the UUID in the SMBIOS data, if any, is the machine's; OpenStack makes it the serial number
-    // too, by which cloud-init tells one machine from another.
+    // libvirt requires that a UUID in the SMBIOS data is the machine's. OpenStack also uses it as the serial number, by
+    // which cloud-init identifies machines.
     let old = child(domain, "uuid").and_then(|uuid| uuid.text()).unwrap_or_default().trim();
     let entries = children(domain, "sysinfo")
         .flat_map(|sysinfo| children(sysinfo, "system"))
@@ -129,7 +129,7 @@ fn identity(splices: &mut Splices, domain: Node, changes: &Changes) {
     }
 }
 
-/// MAC addresses of its own for every interface.
+/// Sets new MAC addresses for all interfaces.
 fn addresses(splices: &mut Splices, domain: Node) {
     let interfaces = child(domain, "devices").into_iter().flat_map(|devices| children(devices, "interface"));
     for mac in interfaces.filter_map(|interface| child(interface, "mac")) {
@@ -137,7 +137,7 @@ fn addresses(splices: &mut Splices, domain: Node) {
     }
 }
 
-/// A locally administered address with the prefix that libvirt itself gives QEMU's interfaces.
+/// A locally administered address with the prefix that libvirt uses for QEMU's interfaces.
 fn random_mac() -> String {
     let [a, b, c]: [u8; 3] = rand::random();
     format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
@@ -194,8 +194,8 @@ fn disks(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
     Ok(())
 }
 
-/// Takes out what was below or beside the old image: the new one is one flat, plain image. That there is nothing below
-/// it may be said.
+/// Removes layers and settings of the old image from a disk, because the new one is flat and plain. An empty
+/// `<backingStore>`, which states that there is no backing file, is kept.
 fn flatten(splices: &mut Splices, disk: Node) {
     for gone in ["backingStore", "mirror", "encryption", "auth"] {
         let says_that_it_is_flat = |node: &Node| gone == "backingStore" && child(*node, "source").is_none();
@@ -205,20 +205,20 @@ fn flatten(splices: &mut Splices, disk: Node) {
     }
 }
 
-/// The same of what stands inside of a source that stays.
+/// The same for the children of a source that is kept.
 fn flatten_source(splices: &mut Splices, disk: Node) {
     let Some(source) = child(disk, "source") else { return };
     let gone = |node: &Node| matches!(node.tag_name().name(), "encryption" | "dataStore" | "slices");
     let (parts, all): (Vec<Node>, usize) =
         (source.children().filter(gone).collect(), source.children().filter(Node::is_element).count());
     match parts.len() == all {
-        // Without children it is written as libvirt would.
+        // Without children, the element is written as libvirt writes it.
         true if all > 0 => splices.make_empty(source),
         _ => parts.into_iter().for_each(|part| splices.remove(part)),
     }
 }
 
-/// Points a disk to its new image; false for one that stays where it was, which keeps every byte.
+/// Sets the new image of a disk. Returns false if its location does not change, in which case every byte is kept.
 fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<bool> {
     let (kind, attribute) = match new.kind {
         NewDiskKind::File => ("file", "file"),
@@ -235,7 +235,7 @@ fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<bool> {
     let policy = policy.map_or(String::new(), |policy| format!(" {}", &splices.xml[policy.range()]));
     let text = format!("<source {attribute}='{}'{policy}/>", escape(path));
     match (old, child(disk, "driver")) {
-        // Who may open the old image says nothing of the new one.
+        // The access rights of the old image do not apply to the new one.
         (Some(old), _) => splices.replace(old.range(), text),
         (None, Some(driver)) => splices.insert_after(driver, &text),
         (None, None) => splices.insert_first(disk, &text),
@@ -244,7 +244,7 @@ fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<bool> {
 }
 
 fn set_format(splices: &mut Splices, disk: Node, format: &str, is_unmoved: bool) {
-    // Without a format libvirt takes the image for a raw one.
+    // libvirt treats an image without a format as raw.
     let is_understood = is_unmoved && format == "raw";
     let Some(driver) = child(disk, "driver") else {
         if !is_understood {
@@ -256,7 +256,7 @@ fn set_format(splices: &mut Splices, disk: Node, format: &str, is_unmoved: bool)
         splices.set_attribute(driver, "type", format);
     }
     if format != "qcow2" {
-        // libvirt accepts these for qcow2 only.
+        // libvirt accepts this attribute for qcow2 only.
         if let Some(attribute) = driver.attribute_node("discard_no_unref") {
             splices.remove_attribute(attribute);
         }

@@ -1,14 +1,14 @@
-//! Arguments of `<qemu:commandline>` that would make a copy share something with the original.
+//! Removes arguments in `<qemu:commandline>` that would make a copy share a resource with the original.
 //!
-//! libvirt passes them to QEMU as they are. An option and its value go together; a device that refers to what went by
-//! its id goes too.
+//! libvirt passes the arguments to QEMU unchanged. An option is removed with its value, and with it any device that
+//! refers to it by its id.
 
 use roxmltree::Node;
 
 use super::splices::Splices;
 use crate::capture::domain_xml::definition::children;
 
-/// Options that always name something which two machines cannot have: a monitor, a port, a file to write.
+/// Options that always refer to a resource that two machines cannot share: a monitor, a port, a file that is written.
 const ALWAYS: [&str; 22] = [
     "qmp",
     "qmp-pretty",
@@ -34,7 +34,7 @@ const ALWAYS: [&str; 22] = [
     "sd",
 ];
 
-/// Takes such options out; what went, one sentence each.
+/// Removes such options. Returns a sentence for each.
 pub(super) fn take_out(splices: &mut Splices, line: Node) -> Vec<String> {
     let options = options_of(line);
     let mut gone: Vec<bool> = options.iter().map(Argument::claims_something).collect();
@@ -58,7 +58,7 @@ pub(super) fn take_out(splices: &mut Splices, line: Node) -> Vec<String> {
     notes
 }
 
-/// An option of the command line with its value.
+/// An option of the command line, with its value.
 struct Argument<'a, 'i> {
     nodes: Vec<Node<'a, 'i>>,
     name: &'a str,
@@ -88,7 +88,7 @@ impl Argument<'_, '_> {
         format!("-{} {}", self.name, self.values.join(" ")).trim_end().to_owned()
     }
 
-    /// Whether two machines cannot both have it.
+    /// Whether two machines cannot both have the option.
     fn claims_something(&self) -> bool {
         let value = self.values.join(" ");
         let has = |words: &[&str]| words.iter().any(|word| value.contains(word));

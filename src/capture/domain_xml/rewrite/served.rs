@@ -1,4 +1,4 @@
-//! The definition of a machine whose disks are overlays of a served point: a live restore.
+//! Rewrites the definition of a machine whose disks are overlays of a served point, for a live restore.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ use crate::capture::domain_xml::definition::{Definition, Result, child, children
 use crate::capture::domain_xml::source::DiskSource;
 use crate::capture::domain_xml::xml::escape;
 
-/// How long QEMU tries to reach a server that is gone before a request of the guest fails and the machine is paused.
+/// How long QEMU tries to reconnect to a server before a request of the guest fails and the machine is paused.
 const RECONNECT_SECONDS: u32 = 60;
 
-/// What the definition of a disk says, and what is changed for as long as the disk lies on a served point.
+/// The settings of a disk that are changed while the disk is on a served point.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DiskSettings {
-    /// What it does after an I/O error: of writes, and of reads unless the other one is set.
+    /// The policy for I/O errors: of writes, and of reads unless the other one is set.
     pub(crate) error_policy: Option<String>,
-    /// The same of reads.
+    /// The policy for errors of reads.
     pub(crate) rerror_policy: Option<String>,
-    /// Whether it says that nothing is below the image.
+    /// Whether the definition states that the image has no backing file.
     pub(crate) says_flat: bool,
 }
 
-/// Puts the point that is served on a socket below these disks, and has the machine stop at an I/O error instead of
-/// handing it to its guest. Also returns what that changed.
+/// Makes the point served on a socket the backing file of these disks, and makes I/O errors pause the machine instead
+/// of being reported to the guest. Also returns the settings that were replaced.
 pub(crate) fn on_served_point(
     xml: &str,
     socket: &Path,
@@ -58,7 +58,7 @@ pub(crate) fn on_served_point(
     Ok((splices.apply(), before))
 }
 
-/// Gives disks the settings back that they had. What is below them is left as it is.
+/// Restores the previous settings of disks. Their backing files are not changed.
 pub(crate) fn with_settings(xml: &str, settings: &BTreeMap<String, DiskSettings>) -> Result<String> {
     let document = parse_document(xml)?;
     let mut splices = Splices::new(xml);
@@ -67,7 +67,7 @@ pub(crate) fn with_settings(xml: &str, settings: &BTreeMap<String, DiskSettings>
         let flat = child(disk, "backingStore").filter(|below| child(*below, "source").is_none());
         flat.filter(|_| !before.says_flat).into_iter().for_each(|below| splices.remove(below));
         for (attribute, policy) in [("error_policy", &before.error_policy), ("rerror_policy", &before.rerror_policy)] {
-            // Another one was set by somebody else meanwhile.
+            // Another value was set by another program meanwhile.
             if driver.attribute(attribute) != Some("stop") {
                 continue;
             }
@@ -91,7 +91,7 @@ fn disks_named<'a, 'i: 'a>(
     })
 }
 
-/// The disks of a definition that need an NBD server on a Unix socket, each with the socket.
+/// Returns the disks of a definition that need an NBD server on a Unix socket, each with the socket.
 pub(crate) fn sockets_below(definition: &Definition) -> impl Iterator<Item = (&str, &PathBuf)> {
     definition.disks.iter().flat_map(|disk| {
         let sources = disk.backing.iter().map(|layer| &layer.source).chain([&disk.source]);
@@ -146,7 +146,8 @@ mod tests {
         let below = "<backingStore type='network'>";
         let flat = |xml: &str| xml.matches("<backingStore/>").count();
         assert_eq!((back.matches(below).count(), flat(&back)), (2, 2), "{back}");
-        // Once all data is copied, libvirt says of both disks that they are flat; the second one did not say so.
+        // After all data is copied, libvirt states for both disks that they are flat, which the second one did not
+        // before.
         let (start, end) = (xml.find(below).unwrap(), "</backingStore>".len());
         let copied = xml.replace(&xml[start..xml.find("</backingStore>").unwrap() + end], "<backingStore/>");
         let copied = copied.replace(

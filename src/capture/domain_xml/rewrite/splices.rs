@@ -1,4 +1,4 @@
-//! Replacing parts of an XML text at the places that the parser found: every other byte stays.
+//! Replaces parts of an XML text at the positions that the parser found, and keeps all other bytes.
 
 use std::ops::Range;
 use std::path::Path;
@@ -8,7 +8,7 @@ use roxmltree::{Attribute, Node};
 use crate::capture::domain_xml::definition::{DefinitionError, Result, children};
 use crate::capture::domain_xml::xml::escape;
 
-/// Replacements of parts of a text, collected in any order.
+/// Replacements of parts of a text, in any order.
 pub(super) struct Splices<'x> {
     pub(super) xml: &'x str,
     list: Vec<(Range<usize>, String)>,
@@ -30,7 +30,7 @@ impl<'x> Splices<'x> {
         self.replace(range.start - blank..range.end, String::new());
     }
 
-    /// Takes away all that an element holds; its attributes stay.
+    /// Removes the content of an element and keeps its attributes.
     pub(super) fn make_empty(&mut self, node: Node) {
         let attributes: String =
             node.attributes().map(|attribute| format!(" {}", &self.xml[attribute.range()])).collect();
@@ -60,14 +60,14 @@ impl<'x> Splices<'x> {
         }
     }
 
-    /// Inserts behind an element, on a line of its own if the element is.
+    /// Inserts text after an element, on its own line if the element is on one.
     pub(super) fn insert_after(&mut self, node: Node, text: &str) {
         let range = node.range();
         let blank = self.blank_before(range.start);
         self.replace(range.end..range.end, format!("{blank}{text}"));
     }
 
-    /// Inserts behind an element's start tag.
+    /// Inserts text after an element's start tag.
     pub(super) fn insert_first(&mut self, node: Node, text: &str) {
         let (Some(first), Some(first_element)) = (node.first_child(), node.first_element_child()) else {
             return;
@@ -77,7 +77,7 @@ impl<'x> Splices<'x> {
         self.replace(at..at, format!("{blank}{text}"));
     }
 
-    /// Inserts before an element's end tag.
+    /// Inserts text before an element's end tag.
     pub(super) fn insert_last(&mut self, node: Node, text: &str) {
         let range = node.range();
         if let Some(at) = self.xml[range.clone()].rfind("</") {
@@ -86,7 +86,7 @@ impl<'x> Splices<'x> {
         }
     }
 
-    /// Behind `<name`, where an attribute may begin.
+    /// The offset after `<name`, where an attribute may begin.
     fn after_tag_name(&self, node: Node) -> usize {
         let start = node.range().start;
         let length = self.xml[start..]
@@ -100,9 +100,9 @@ impl<'x> Splices<'x> {
         &before[before.trim_end_matches([' ', '\t', '\r', '\n']).len()..]
     }
 
-    /// Applies all of them; one inside another is part of what goes.
+    /// Applies all replacements. Those inside a replaced part are dropped.
     pub(super) fn apply(mut self) -> String {
-        // An insertion stands before what is replaced at the same place; of two replacements the wider one wins.
+        // Insertions come before replacements at the same offset. Of two replacements, the longer one wins.
         self.list.sort_by_key(|(range, _)| (range.start, !range.is_empty(), std::cmp::Reverse(range.end)));
         let mut result = String::with_capacity(self.xml.len());
         let mut done = 0;
@@ -127,7 +127,7 @@ pub(super) fn children_named<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str)
     children(node, name).collect()
 }
 
-/// libvirt takes paths as UTF-8 text only.
+/// Returns a path as text, because libvirt only accepts UTF-8.
 pub(super) fn path_text(path: &Path) -> Result<&str> {
     path.to_str()
         .ok_or_else(|| DefinitionError::BadValue { what: "the path", value: path.to_string_lossy().into_owned() })

@@ -97,7 +97,7 @@ fn the_chain_of_the_definition_wins_over_headers() {
     let tops = [file(0, "/a/top"), qcow2(0, json!("d0-1-format"))];
     assert_eq!(complete.nodes[..2], [file(1, "/a/mid"), qcow2(1, Value::Null)]);
     assert_eq!(complete.nodes[2..], tops);
-    // What the definition does not say is detected.
+    // Layers that the definition does not list are detected.
     let open = graph_of(&xml(""), &images).unwrap();
     assert_eq!(open.nodes.len(), 6);
     assert_eq!(open.nodes[3], qcow2(1, json!("d0-2-format")));
@@ -190,7 +190,7 @@ fn network_disks_are_named_as_libvirt_names_them() {
         "<source protocol='https' name='a/b.img' query='k=v'><host name='h' port='443'/><ssl verify='no'/></source>";
     let wanted = json!({ "driver": "https", "url": "https://h:443/a/b.img?k=v", "sslverify": false });
     assert_eq!(of(https).unwrap(), (wanted, 0));
-    // What cannot be opened as libvirt would is not opened otherwise.
+    // A source that cannot be opened as libvirt opens it is refused.
     let cookies = "<cookies><cookie name='a'>b</cookie></cookies>";
     for unsupported in [
         "<source protocol='nbd' name='x' tls='yes'><host name='h'/></source>".to_owned(),
