@@ -113,7 +113,8 @@ pub(super) fn clear_leftovers_locked(runtime: &RuntimeDirs, machine: &Machine) -
         if !state.uuid.eq_ignore_ascii_case(machine.uuid()) {
             continue;
         }
-        // A capture that is being opened cannot be one in use: the process that opens it would hold the machine's lock.
+        // A capture in the phase `Opening` is abandoned: a process that is still opening it would hold the machine's
+        // lock, which this process holds.
         let leased = state.phase == Phase::Open && !state.is_expired() && !state.is_orphaned();
         if leased {
             return Err(Error::Held {

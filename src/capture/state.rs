@@ -1,7 +1,7 @@
 //! The state of an open capture, on disk: `<state>/<id>/state.json`, mode 0600, replaced atomically.
 //!
 //! A reader of a capture holds a shared lock, and the process that closes it an exclusive one. The locks are on a file
-//! `lock` beside the state, because the state file is replaced when it changes.
+//! `lock` next to the state, because the state file is replaced when it changes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;

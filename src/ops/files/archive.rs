@@ -89,7 +89,7 @@ impl<'a> Archive<'a> {
         let time = metadata.modified.unwrap_or(self.default_time);
         header.set_mtime(time.seconds.clamp(0, MOST_SIZE as i64).cast_unsigned());
         let (major, minor) = metadata.device.unwrap_or((0, 0));
-        // A number that does not fit is left out.
+        // This cannot fail for a ustar header. Of a number that does not fit, the field keeps the low digits.
         let _ = header.set_device_major(major).and_then(|()| header.set_device_minor(minor));
         if sparse {
             record(&mut records, b"GNU.sparse.major", b"1");
