@@ -36,7 +36,7 @@
 //! | [`transient`] | transient machines that end with this process |
 //! | [`survey`] | read-only inspection of what a backup would encounter |
 //!
-//! # What survives what
+//! # Cleanup after a crash
 //! The state file is written *before* the job starts and records the phase ([`state::Phase`]). A run that is killed at
 //! any instant therefore leaves enough information for [`close::clear_leftovers`] to clean up a frozen guest, a started
 //! job, a new checkpoint, scratch files and sockets. Jobs, checkpoints and processes of other programs are never

@@ -75,9 +75,9 @@ pub(crate) fn are_worth_it(pieces: u64, changed: u64) -> bool {
 }
 
 /// The maximum number of a disk's chunks that are stored in pieces. Each piece is one more entry in the list, which is
-/// kept in memory and written with every point. Up to four pieces per chunk make the list at most five times as long.
-/// Small disks may have more because their list is short anyway; very large ones have none because their list must stay
-/// below 4 GiB, the maximum size of a blob.
+/// kept in memory and written with every point. At most four times as many pieces as the disk has chunks make the list
+/// at most five times as long. Small disks may have more because their list is short anyway; very large ones have none
+/// because their list must stay below 4 GiB, the maximum size of a blob.
 pub(crate) fn most_chunks(chunks: u64, chunk_bytes: u32) -> u64 {
     /// The number of pieces in a chunk of 1 MiB. Smaller chunks count as this many, so that no more of them are in
     /// pieces.

@@ -245,7 +245,7 @@ fn base_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Op
     };
     let base = whole(view.point(point))?;
     let mut is_damaged = base.is_none();
-    // If it is intact, the newest point would have been continued.
+    // The newest point would have been continued if it were intact.
     let of_machine = |other: &&PointRef| other.machine() == capture.machine && other.snapshot.hostname == host;
     if let Some(newest) = view.points()?.iter().rev().find(of_machine).filter(|newest| newest.id != point.id) {
         is_damaged |= whole(view.manifest(newest))?.is_none();
