@@ -146,5 +146,5 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A server's remark, as the tail of a message.
 fn suffix(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(" («{message}»)") }
+    if message.is_empty() { String::new() } else { format!(" ('{message}')") }
 }

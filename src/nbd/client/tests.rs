@@ -301,7 +301,7 @@ fn a_refused_request_leaves_the_connection_usable() {
             assert!(failure.connection_is_usable());
             assert_eq!(
                 failure.to_string(),
-                "the NBD server failed to read 4 bytes at offset 100: input/output error («the  [31mdisk  is ill»)"
+                "the NBD server failed to read 4 bytes at offset 100: input/output error ('the  [31mdisk  is ill')"
             );
         }
         other => panic!("{other:?}"),
@@ -379,7 +379,7 @@ fn the_handshake_refuses_what_it_cannot_use() {
     let stranger = option_reply(wire::OPT_SET_META_CONTEXT, wire::REP_META_CONTEXT, b"\0\0\0\x01x:y");
     assert_eq!(violation(after_greeting(&[sr(), stranger])), Violation::Context(1));
     let tls = option_reply(wire::OPT_GO, wire::REP_ERROR_BIT | 5, b"use \x07TLS");
-    assert_eq!(go(&[tls]).unwrap_err().to_string(), "the NBD server refused to negotiate: it wants TLS («use  TLS»)");
+    assert_eq!(go(&[tls]).unwrap_err().to_string(), "the NBD server refused to negotiate: it wants TLS ('use  TLS')");
     let unknown = option_reply(wire::OPT_GO, wire::REP_ERR_UNKNOWN, b"");
     assert_eq!(go(&[unknown]).unwrap_err().to_string(), "the NBD server has no export \"x\"");
 }

@@ -105,7 +105,7 @@ fn last_line(console: &str) -> Option<String> {
 fn quoted(line: Option<String>) -> String {
     line.map_or(String::new(), |line| {
         let line: String = line.trim().chars().take(LONGEST_LINE_CHARS).collect();
-        format!(": «{line}»")
+        format!(": '{line}'")
     })
 }
 
@@ -132,10 +132,10 @@ mod tests {
     fn each_end_is_called_what_it_is() {
         let panic = "[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[ 1.3] CPU: 0\r\n";
         let words = |observation: Observation| failure(&observation).unwrap();
-        let line = "«[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs»";
+        let line = "'[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs'";
         assert_eq!(words(seen(MachineState::Running, panic)), format!("the kernel of the guest panicked: {line}"));
         assert_eq!(words(seen(MachineState::Crashed, panic)), format!("the guest crashed: {line}"));
-        assert_eq!(words(seen(MachineState::Off, "bye\r\n\r\n")), "the guest shut down: «bye»");
+        assert_eq!(words(seen(MachineState::Off, "bye\r\n\r\n")), "the guest shut down: 'bye'");
         assert_eq!(words(seen(MachineState::Paused(PausedReason::IoError), "")), "a disk failed");
         let loops = Observation { reboots: 3, ..seen(MachineState::Running, "") };
         assert_eq!(words(loops), "the guest keeps restarting: 3 times so far");

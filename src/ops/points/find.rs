@@ -230,7 +230,8 @@ pub(crate) fn find_surely(
     match (name, &found) {
         (PointName::Plain(text), Ok(point)) if point.machine() != text => found,
         (PointName::Plain(text), Err(_)) => {
-            let meant = damaged.iter().find(|snapshot| text.len() >= 4 && snapshot.id.to_string().starts_with(text));
+            let prefix = text.to_ascii_lowercase();
+            let meant = damaged.iter().find(|snapshot| text.len() >= 4 && snapshot.id.to_string().starts_with(&prefix));
             meant.or(damaged.first()).map_or(found, |snapshot| Err(unreadable(snapshot)))
         }
         _ => damaged.first().map_or(found, |snapshot| Err(unreadable(snapshot))),
