@@ -482,7 +482,7 @@ impl CaptureReading<'_> {
     /// Returns why the whole disk must be read and compared, if it must.
     fn is_due(&self, then: &ManifestDisk) -> Option<String> {
         if self.request.trust.read_all {
-            return Some("asked for".into());
+            return Some("requested".into());
         }
         let every = chrono::Duration::from_std(self.request.trust.read_all_every?).ok()?;
         let due = then.read_in_full_at.is_none_or(|at| self.request.capture.captured_at - at >= every);

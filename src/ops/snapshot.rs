@@ -147,7 +147,7 @@ pub(crate) fn choose(
             // A requested disk that cannot be captured is kept in the list, so that the capture reports the error.
             (Some(_), true, _) if request.disks.is_some() => None,
             (Some(reason), ..) => Some(reason),
-            (None, false, _) => Some("not asked for".to_owned()),
+            (None, false, _) => Some("not requested".to_owned()),
             (None, true, true) => Some("excluded on request".to_owned()),
             (None, true, false) if request.disks.is_none() && request.configured_exclude.contains(&disk.target) => {
                 Some(EXCLUDED_BY_CONFIGURATION.to_owned())

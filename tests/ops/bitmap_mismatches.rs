@@ -16,8 +16,8 @@ fn full_finds_what_changed_behind_the_bitmaps_back_and_heals_it() {
     machine.write("vda", 2 * MIB, 512, 0x77);
     let output = try_backup(&machine, &repo, &["--full"]).assert_code(4);
     let point = output.record_of("point");
-    assert_full(&point, "vda", "asked for");
-    assert_full(&point, "vdb", "asked for");
+    assert_full(&point, "vda", "requested");
+    assert_full(&point, "vdb", "requested");
     let damage = point["chain_damage"].as_array().expect("damage");
     assert_eq!(damage.len(), 1, "{point:#}");
     assert_eq!(damage[0]["disk"], "vda");

@@ -62,7 +62,7 @@ fn the_second_change_in_a_chunk_costs_its_pieces() {
 
     // A full read finds the same pieces, and stores nothing.
     let full = backup_with(&machine, &repo, &["--full"]);
-    assert_full(&full, "vda", "asked for");
+    assert_full(&full, "vda", "requested");
     assert_eq!(disk_of(&full, "vda")["new_bytes"], 0, "{full:#}");
     for checkpoint in ours(&machine) {
         env.virsh(&["checkpoint-delete", machine.uuid(), &checkpoint]);
