@@ -15,7 +15,7 @@ use std::path::PathBuf;
 const LIBVIRT_NEEDED: (u32, u32, u32) = (7, 6, 0);
 /// The version in Debian 12, the oldest that kvmb supports.
 const LIBVIRT_WANTED: (u32, u32, u32) = (9, 0, 0);
-/// Since this version, QEMU handles dirty bitmaps as libvirt's backups require.
+/// libvirt offers incremental backups only with a QEMU whose `blockdev-reopen` is stable.
 const QEMU_NEEDED: (u32, u32, u32) = (6, 1, 0);
 /// The version in Debian 12, the oldest that kvmb supports.
 const QEMU_WANTED: (u32, u32, u32) = (7, 2, 0);
