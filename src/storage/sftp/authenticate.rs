@@ -1,7 +1,9 @@
-//! Logging in, in the order in which `ssh` does: keys of the agent and of files, questions of the server, the password.
+//! Authentication, in the order in which `ssh` tries methods: keys of the agent and of files, keyboard-interactive,
+//! password.
 //!
-//! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a
-//! few failed keys. The successful method is remembered, so that further connections do not repeat failed ones.
+//! kvmb's own key, if it exists, is tried before all others: it was made for this purpose, and a server closes the
+//! connection after a few failed keys. The successful method is remembered, so that further connections do not repeat
+//! failed ones.
 
 use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
 use crate::atomic_file;
@@ -12,24 +14,24 @@ use std::path::{Path, PathBuf};
 /// A login that worked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Login {
-    /// The server asks for nothing.
+    /// The server requires no authentication.
     Nothing,
-    /// A key of the agent, as its blob.
+    /// A key of the agent, as its public key blob.
     Agent(Vec<u8>),
     /// A key file, and whether it has a passphrase.
     Key(PathBuf, bool),
-    /// Answers to the server's questions.
+    /// Answers to keyboard-interactive questions.
     Questions,
     Password,
 }
 
-/// How often a person is asked for the same thing, as ssh does it.
+/// The maximum number of prompts for the same secret, as in `ssh`.
 const PROMPTS: usize = 3;
 
-/// The ways to log in, in the order in which they are tried.
+/// The authentication methods, in the order in which they are tried.
 const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 
-/// Logs in. `known` is what worked before.
+/// Logs in. `known` is the method that succeeded before.
 pub(crate) fn authenticate(
     connection: &Connection,
     ssh_target: &SshTarget,
@@ -66,16 +68,16 @@ pub(crate) fn authenticate(
     Err(attempt.refused(&offered.replace(',', ", ")))
 }
 
-/// What libssh2 says of a key file that its passphrase does not open, in OpenSSH's format or an older one; the server
-/// is not even asked.
+/// The errors of libssh2 for a key file that its passphrase does not decrypt, in OpenSSH's format or an older one. The
+/// server is not contacted in this case.
 const KEY_STAYS_SHUT: [ssh2::ErrorCode; 2] = [ssh2::ErrorCode::Session(-16), ssh2::ErrorCode::Session(-48)];
 
-/// One login in the making.
+/// A login in progress.
 struct Attempt<'a> {
     connection: &'a Connection,
     ssh_target: &'a SshTarget,
     ssh_context: &'a SshContext,
-    /// What was tried, and what became of it.
+    /// The methods and keys that were tried, with the reason why each failed.
     tried: Vec<String>,
 }
 
@@ -90,12 +92,13 @@ impl Attempt<'_> {
         }
     }
 
-    /// One question to the server: whether this lets us in. A server that has had enough of us ends the connection.
+    /// Makes one attempt and returns whether it succeeded. A server closes the connection after too many failed
+    /// attempts.
     fn lets_in(&mut self, what: String, call: impl FnMut() -> std::result::Result<(), ssh2::Error>) -> Result<bool> {
         Ok(self.keeps_out(what, call)?.is_none())
     }
 
-    /// The same: what keeps us out, or nothing.
+    /// Like [`Attempt::lets_in`], but returns the error code of a refusal.
     fn keeps_out(
         &mut self,
         what: String,
@@ -107,17 +110,17 @@ impl Attempt<'_> {
             Ok(Err(error)) => {
                 tracing::debug!("{}: {what}: {}", self.ssh_target.server(), error.message());
                 let what = match error.code() {
-                    // The plain "no" needs no words.
+                    // A plain refusal needs no explanation.
                     ssh2::ErrorCode::Session(-18 | -19) => what,
                     _ => format!("{what} ({})", error.message()),
                 };
-                // The same once more is reported once.
+                // Report a repeated failure only once.
                 if self.tried.last() != Some(&what) {
                     self.tried.push(what);
                 }
                 Ok(Some(error.code()))
             }
-            // Nobody has had enough of us yet: it is the network.
+            // Nothing was tried yet, so the server did not close the connection because of failed attempts.
             Err(error @ Error::Lost { .. }) if self.tried.is_empty() => Err(error),
             Err(Error::Lost { .. }) => {
                 self.tried.push(format!("{what} (then the server closed the connection)"));
@@ -127,9 +130,9 @@ impl Attempt<'_> {
         }
     }
 
-    /// The ways that the server offers now; none if it has let us in.
+    /// Returns the methods that the server offers now, or `None` if the login is complete.
     fn offered(&self) -> Result<Option<String>> {
-        // It says so in its answer to a login without anything.
+        // The server lists its methods in its answer to a `none` request.
         let session = self.connection.session();
         self.connection.restart_progress();
         let answer = self.connection.step(|| session.auth_methods(&self.ssh_target.user).map(str::to_owned))?;
@@ -172,7 +175,7 @@ impl Attempt<'_> {
         Ok(None)
     }
 
-    /// Tries keys of the agent; says which one it was.
+    /// Tries keys of the agent and returns the one that was accepted.
     fn agent_key(&mut self, wanted: impl Fn(&ssh2::PublicKey) -> bool) -> Result<Option<Vec<u8>>> {
         let Some(socket) = &self.ssh_target.agent_socket else {
             return Ok(None);
@@ -201,7 +204,7 @@ impl Attempt<'_> {
         Ok(None)
     }
 
-    /// Tries a key file, if it is there.
+    /// Tries a key file, if it exists.
     fn identity(&mut self, file: &Path) -> Result<Option<Login>> {
         let text = match atomic_file::read_to_string(file) {
             Ok(text) => zeroize::Zeroizing::new(text),
@@ -229,7 +232,7 @@ impl Attempt<'_> {
             match outcome {
                 None => return Ok(Some(Login::Key(file.to_owned(), is_encrypted))),
                 Some(error) if is_encrypted && KEY_STAYS_SHUT.contains(&error) => {
-                    // libssh2's words are those of a key of an unknown format.
+                    // libssh2 reports this as a key of an unknown format.
                     self.tried.pop();
                     let what = format!("the key {} (the passphrase does not open it)", file.display());
                     if self.tried.last() != Some(&what) {
@@ -290,7 +293,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Lets the credentials answer.
+/// Passes the server's questions on to the credentials.
 struct InteractivePrompt<'a> {
     ssh_context: &'a SshContext,
     account: String,
@@ -309,7 +312,7 @@ impl KeyboardInteractivePrompt for InteractivePrompt<'_> {
             };
             match self.ssh_context.credentials.answer(&self.account, &question, !prompt.echo) {
                 Ok(Some(answer)) => answers.push(answer.reveal().to_owned()),
-                // An empty answer lets the server refuse.
+                // With an empty answer the server refuses the login.
                 Ok(None) => answers.push(String::new()),
                 Err(reason) => {
                     self.failed.get_or_insert(reason);
@@ -321,20 +324,20 @@ impl KeyboardInteractivePrompt for InteractivePrompt<'_> {
     }
 }
 
-/// Whether a private key file wants a passphrase.
+/// Returns whether a private key file is encrypted.
 fn is_encrypted(text: &str) -> bool {
     match PrivateKey::from_openssh(text) {
         Ok(key) => key.is_encrypted(),
-        // The older formats say it in their first lines.
+        // The older formats have this word in their first lines.
         Err(_) => text.contains("ENCRYPTED"),
     }
 }
 
-/// The public key that belongs to a key file, to find it in the agent.
+/// Returns the public key of a key file, to find it in the agent.
 fn public_half(file: &Path) -> Option<Vec<u8>> {
     let beside = PathBuf::from(format!("{}.pub", file.display()));
     let from_public = |path: &Path| atomic_file::read_to_string(path).ok()?.parse::<PublicKey>().ok();
-    // As ssh has it, the configured file may itself be the public half.
+    // As with `ssh`, the configured file may itself be the public key.
     let from_private = || Some(PrivateKey::read_openssh_file(file).ok()?.public_key().clone());
     from_public(&beside).or_else(|| from_public(file)).or_else(from_private)?.to_bytes().ok()
 }

@@ -1,4 +1,4 @@
-//! From a target to a connection whose server is known to be the right one.
+//! Connects to a server and verifies its host key.
 
 use super::known_hosts::{self, HostKeyStatus, KnownKeys};
 use super::ssh_target::Family;
@@ -12,22 +12,22 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Ciphers, the cheapest first. libssh2 hands AES to OpenSSL 16 bytes at a time, but ChaCha20 a whole packet, so that
-/// is quicker even with AES instructions. Processor time for 268 MB, both ends, EPYC: chacha20-poly1305 2.4 s,
-/// aes128-gcm 2.9 s, aes128-ctr with hmac-sha2-256-etm 3.1 s, with hmac-sha2-512-etm 3.2 s. It is what `ssh` prefers,
-/// too.
+/// Ciphers, cheapest first. libssh2 passes AES to OpenSSL 16 bytes at a time, but ChaCha20 a whole packet, so ChaCha20
+/// is faster even on processors with AES instructions. Processor time for 268 MB, both ends, EPYC: chacha20-poly1305
+/// 2.4 s, aes128-gcm 2.9 s, aes128-ctr with hmac-sha2-256-etm 3.1 s, with hmac-sha2-512-etm 3.2 s. `ssh` prefers
+/// ChaCha20, too.
 const CIPHERS: &str =
     "chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,aes256-ctr";
 
-/// Authenticity codes for the ciphers that need one; the `etm` ones first.
+/// MACs for the ciphers that need one; the `etm` variants first.
 const MACS: &str = "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512";
 
-/// Key exchanges: the quickest first; nothing with SHA-1.
+/// Key exchange methods, fastest first, none with SHA-1.
 const KEY_EXCHANGES: &str = "curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,ecdh-sha2-nistp384,\
                              ecdh-sha2-nistp521,diffie-hellman-group-exchange-sha256,diffie-hellman-group16-sha512,\
                              diffie-hellman-group14-sha256";
 
-/// Connects and proves the server; the login is still to come.
+/// Connects and verifies the host key. The connection is not yet authenticated.
 pub(crate) fn connect(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
     let known = KnownKeys::read(ssh_target)?;
     let connection = match &ssh_target.proxy {
@@ -98,15 +98,15 @@ fn check_host_key(
     }
 }
 
-/// A TCP connection to the first of the host's addresses that answers.
+/// Opens a TCP connection to the first of the host's addresses that answers.
 ///
-/// The system's calls for this cannot be interrupted, so another thread makes them; one that hangs is left behind.
+/// The system calls for this cannot be interrupted, so they run in another thread, which is abandoned if it hangs.
 fn dial(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<TcpStream> {
     let limit = ssh_target.timeouts.connect;
     let (sender, receiver) = mpsc::channel();
     let dialled = ssh_target.clone();
     let started = thread::Builder::new().spawn(move || {
-        // Nobody listens any more when this came too late.
+        // Sending fails if the caller has already given up.
         let _ = sender.send(dial_blocking(&dialled, limit));
     });
     started.map_err(|source| Error::Unreachable { server: ssh_target.server(), source })?;
@@ -121,7 +121,7 @@ fn dial(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<TcpStream> {
             Err(RecvTimeoutError::Timeout) => {}
         }
         let ending = ssh_context.stop.load(Ordering::Relaxed) && begun.elapsed() >= ssh_target.timeouts.ending;
-        // Each of a few addresses has its own time.
+        // The limit applies to each of a few addresses.
         if ending || begun.elapsed() >= limit * 4 {
             return Err(Error::Unreachable { server: ssh_target.server(), source: ErrorKind::TimedOut.into() });
         }

@@ -1,9 +1,9 @@
-//! One SSH connection: every call on it waits for the network in small steps, so that nothing hangs.
+//! One SSH connection. Every call on it waits for the network in small steps, so that nothing hangs.
 //!
-//! libssh2 works without blocking here. A call that would block says so; then we wait until the socket is ready,
-//! looking every moment whether the program shall end, and whether the other side has been silent, or made no progress,
-//! for too long. A call that was given up leaves the protocol in the middle of a sentence, so the connection is cut and
-//! never used again.
+//! libssh2 runs in non-blocking mode. When a call would block, we wait until the socket is ready, and check at short
+//! intervals whether the program is ending, and whether the other side has been silent, or made no progress, for too
+//! long. An abandoned call leaves the protocol in an undefined state, so the connection is shut down and never used
+//! again.
 
 use super::proxy::ProxyProcess;
 use super::{Error, Result, SshContext, SshTarget, SshTimeouts, TransferProgress, known_hosts};
@@ -21,35 +21,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Before its greeting a server may send lines of text, but not more than this.
+/// The maximum length of the text that a server may send before its SSH identification.
 const LONGEST_PREFACE_BYTES: usize = 16 << 10;
 
-/// libssh2's word for "would block".
+/// libssh2's error code for "would block".
 const EAGAIN: ErrorCode = ErrorCode::Session(-37);
 
-/// How often to look whether the program shall end.
+/// How often to check whether the program is ending.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// The system takes no longer interval of a socket's keep-alives; `ssh_config` does.
+/// The longest keep-alive interval that the system accepts for a socket. `ssh_config` allows longer ones.
 const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(32_767);
 
-/// How long libssh2 may wait where it insists on waiting: closing what was left open.
+/// How long libssh2 may wait where it insists on blocking: when open handles are closed.
 const LAST_WORDS_MS: u32 = 2000;
 
-/// A connection with its session; not yet logged in.
+/// A connection with its session, not yet authenticated.
 pub(crate) struct Connection {
     session: Session,
-    /// A second handle of the session's socket, to wait for it and to cut it.
+    /// A second handle of the session's socket, to poll it and to shut it down.
     socket: OwnedFd,
-    /// The address that was connected to; none behind a proxy.
+    /// The address that was connected to; `None` behind a proxy.
     address: Option<SocketAddr>,
-    /// The program that carries the connection, where one does.
+    /// The process that carries the connection, if there is one.
     proxy: Option<ProxyProcess>,
     server: String,
     stop: Arc<AtomicBool>,
     timeouts: SshTimeouts,
     progress: TransferProgress,
-    /// Set by whoever gives a call up.
+    /// Set when a call is abandoned.
     broken: Cell<bool>,
 }
 
@@ -64,7 +64,7 @@ impl Connection {
     pub(crate) fn new(socket: TcpStream, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
         let prepare = || -> io::Result<(OwnedFd, Option<SocketAddr>)> {
             socket.set_nodelay(true)?;
-            // Routers forget connections that are idle, and a peer that is gone is noticed.
+            // Keep-alives prevent routers from dropping idle connections, and detect a peer that is gone.
             sockopt::set_socket_keepalive(&socket, true)?;
             let interval = ssh_target.timeouts.keep_alive.min(LONGEST_KEEP_ALIVE);
             sockopt::set_tcp_keepidle(&socket, interval)?;
@@ -78,7 +78,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Wraps the socket of a program that carries the connection.
+    /// Wraps the socket of a proxy process.
     pub(crate) fn through(
         socket: UnixStream,
         proxy: ProxyProcess,
@@ -116,27 +116,27 @@ impl Connection {
         })
     }
 
-    /// libssh2's session; calls on it belong into [`Connection::step`] or [`Connection::call`].
+    /// Returns libssh2's session. Calls on it must run in [`Connection::step`] or [`Connection::call`].
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The server as messages name it.
+    /// Returns the server's name for messages.
     pub(crate) fn server(&self) -> &str {
         &self.server
     }
 
-    /// The address that was connected to; none behind a proxy.
+    /// Returns the address that was connected to; `None` behind a proxy.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
-    /// Whether the server says that it is OpenSSH.
+    /// Returns whether the server identifies itself as OpenSSH.
     pub(crate) fn is_openssh(&self) -> bool {
         self.session.banner().is_some_and(|banner| banner.contains("OpenSSH"))
     }
 
-    /// Waits for the server to say that it speaks SSH. libssh2 would listen without end to one that says something
+    /// Waits for the server's SSH identification. libssh2 would read without end from a server that sends anything
     /// else.
     pub(crate) fn await_greeting(&self) -> Result<()> {
         let begun = Instant::now();
@@ -166,45 +166,45 @@ impl Connection {
             }
             match length {
                 0 => drop(poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&glance()))),
-                // What was only looked at is still there: a poll would not wait for more.
+                // The peeked bytes are still in the buffer, so a poll would return at once.
                 _ => thread::sleep(GLANCE),
             }
         }
     }
 
-    /// The type and fingerprint of the key that the server has shown.
+    /// Returns the type and fingerprint of the server's host key.
     pub(crate) fn host_key(&self) -> Option<(String, String)> {
         let (blob, _) = self.session.host_key()?;
         let key = PublicKey::from_bytes(blob).ok()?;
         Some((known_hosts::key_type(&key), known_hosts::fingerprint(&key)))
     }
 
-    /// Whether it can be used no longer.
+    /// Returns whether the connection can no longer be used.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.get()
     }
 
-    /// Something new is asked for, or the server has made progress: the time that it may take starts again.
+    /// Restarts the progress timeout, for a new request or because the server has made progress.
     pub(crate) fn restart_progress(&self) {
         self.progress.restart();
     }
 
-    /// This number of bytes was sent or received.
+    /// Counts bytes that were sent or received as progress.
     pub(crate) fn moved(&self, bytes: usize) {
         self.progress.moved(bytes, self.timeouts.progress);
     }
 
-    /// A step of making the connection: no keep-alives yet, and less patience.
+    /// Runs a step of the connection setup, with the connect timeout and without keep-alives.
     pub(crate) fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
         self.drive(self.timeouts.connect, false, call)
     }
 
-    /// A call on a connection that is made.
+    /// Runs a call on an established connection.
     pub(crate) fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
         self.drive(self.timeouts.silence, true, call)
     }
 
-    /// The outer error means that the connection is gone, the inner one is the answer to this call.
+    /// Runs a call. The outer error means that the connection is lost; the inner one is the result of this call.
     fn drive<T>(
         &self,
         silence: Duration,
@@ -232,7 +232,7 @@ impl Connection {
         }
     }
 
-    /// How long to wait where it is `usual` to wait so long: not as long when the program shall end.
+    /// Returns the timeout to use instead of `usual`: a shorter one when the program is ending.
     fn limit(&self, usual: Duration) -> Duration {
         match self.stop.load(Ordering::Relaxed) {
             true => usual.min(self.timeouts.ending),
@@ -240,7 +240,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the socket, or for a moment.
+    /// Waits until the socket is ready, or for [`GLANCE`].
     fn wait(&self, silence: Duration, keep_alive: bool, heard: &mut Instant) -> Result<()> {
         let wanted = match self.session.block_directions() {
             BlockDirections::Outbound => PollFlags::OUT,
@@ -262,7 +262,7 @@ impl Connection {
             self.cut();
             return Err(Error::Silent { server: self.server.clone(), after: silent });
         }
-        // Only where the socket takes it whole: libssh2 loses its thread over a half-sent packet.
+        // Only if the socket can take the whole packet: libssh2 does not recover from a partially sent one.
         if keep_alive && wanted == PollFlags::IN && silent >= self.timeouts.keep_alive && self.can_send() {
             let seconds = u32::try_from(self.timeouts.keep_alive.as_secs()).unwrap_or(u32::MAX);
             self.session.set_keepalive(true, seconds.max(2));
@@ -281,7 +281,7 @@ impl Connection {
         matches!(poll(&mut sockets, Some(&now)), Ok(1))
     }
 
-    /// Cuts the connection and says how it went.
+    /// Shuts the connection down and returns the error to report.
     pub(crate) fn lost(&self, reason: &str) -> Error {
         self.cut();
         let reason = match self.proxy.as_ref().and_then(ProxyProcess::said) {
@@ -291,7 +291,7 @@ impl Connection {
         Error::Lost { server: self.server.clone(), reason }
     }
 
-    /// From here on no call waits for the network, nor does the clearing of what is open.
+    /// Shuts the connection down. No later call waits for the network, nor does freeing the open handles.
     pub(crate) fn cut(&self) {
         self.broken.set(true);
         let _ = shutdown(&self.socket, Shutdown::Both);
@@ -301,11 +301,11 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if !self.broken.get() {
-            // Without waiting: the server notices the closed socket anyway.
+            // Do not wait: the server notices the closed socket anyway.
             let _ = self.session.disconnect(None, "done", None);
             self.cut();
         }
-        // What is cut answers at once; so libssh2 frees everything without a "would block".
+        // Calls on a socket that is shut down return at once, so libssh2 frees everything without "would block".
         self.session.set_blocking(true);
     }
 }
@@ -318,16 +318,16 @@ fn glance() -> rustix::event::Timespec {
     rustix::event::Timespec { tv_sec: 0, tv_nsec: GLANCE.subsec_nanos().into() }
 }
 
-/// What a server answered to one call.
+/// The result of one call on the server.
 pub(crate) type SshResult<T> = std::result::Result<T, ssh2::Error>;
 
-/// Whether an error means that nothing more can be done on the connection.
+/// Returns whether an error means that the connection is unusable.
 ///
 /// | code | libssh2's name |
 /// | --- | --- |
 /// | -4, -12, -14, -41, -44 | a packet that is damaged, or cannot be decrypted or encrypted |
 /// | -7, -13, -43, -45 | the socket |
-/// | -9, -30 | time-outs of its own |
+/// | -9, -30 | libssh2's own timeouts |
 fn is_broken(error: &ssh2::Error) -> bool {
     const BROKEN: [i32; 11] = [-4, -7, -9, -12, -13, -14, -30, -41, -43, -44, -45];
     matches!(error.code(), ErrorCode::Session(code) if BROKEN.contains(&code))

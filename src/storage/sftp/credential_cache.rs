@@ -1,11 +1,11 @@
-//! Credentials that are asked for once, however many connections are made.
+//! Caches credentials, so that the user is asked only once, however many connections are made.
 
 use super::{Credentials, Secret, ShownKey};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Remembers the answers of others.
+/// Caches the answers of other credentials.
 #[derive(Debug)]
 pub(crate) struct CredentialCache {
     inner: Arc<dyn Credentials>,
@@ -17,7 +17,7 @@ impl CredentialCache {
         CredentialCache { inner, answers: Mutex::default() }
     }
 
-    /// After a failed login: the secret may have been wrong, or valid only once.
+    /// Discards all answers after a failed login: a secret may have been wrong, or valid only once.
     pub(crate) fn forget(&self) {
         self.answers().clear();
     }

@@ -1,42 +1,42 @@
-//! What can go wrong on the way to a server, before or while a file is asked for.
+//! Errors of the connection to a server.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a server cannot be used. `server` is always `host:port` as it was dialled.
+/// Why a server cannot be used. `server` is always the `host:port` that was connected to.
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `~/.ssh/config` or a file that it includes cannot be read.
     #[error("{}: {reason}", path.display())]
     SshConfig { path: PathBuf, reason: String },
-    /// The name has no address.
+    /// The name cannot be resolved.
     #[error("cannot find the address of {host}: {source}")]
     Resolve {
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         source: io::Error,
     },
     #[error("cannot connect to {server}: {source}")]
     Unreachable {
         server: String,
-        /// Why, for the last of its addresses.
+        /// The error for the last of its addresses.
         source: io::Error,
     },
-    /// What answers speaks no SSH, or no common method was found.
+    /// The peer does not speak SSH, or no common algorithm was found.
     #[error("cannot open an SSH connection to {server}: {reason}")]
     Handshake {
         server: String,
-        /// What the protocol said.
+        /// The error of the SSH layer.
         reason: String,
     },
     #[error("the connection to {server} was lost: {reason}")]
     Lost { server: String, reason: String },
-    /// Nothing came for too long.
+    /// The server sent nothing for too long.
     #[error("{server} has not responded for {} s", after.as_secs())]
     Silent { server: String, after: Duration },
-    /// The server shows signs of life, but what was asked of it does not get on.
+    /// The server answers keep-alives, but a request makes no progress.
     #[error("{server} is connected but has made no progress for {} s", after.as_secs())]
     Stuck { server: String, after: Duration },
     /// A known_hosts file cannot be read or written.
@@ -47,17 +47,17 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
-    /// No known_hosts file has the server, and nobody said that its key is right.
+    /// The server is in no known_hosts file, and its key was not confirmed.
     #[error("the host key of {server} is not known: {algorithm} {fingerprint}{}", authorities(*certified))]
     HostKeyUnknown {
         server: String,
         algorithm: String,
-        /// Its SHA-256, as OpenSSH prints it.
+        /// Its SHA-256 fingerprint, as OpenSSH prints it.
         fingerprint: String,
         /// Whether `@cert-authority` lines would cover the server.
         certified: bool,
     },
-    /// The server shows another key than known_hosts has.
+    /// The server's key differs from the one in known_hosts.
     #[error(
         "THE HOST KEY OF {server} HAS CHANGED: it shows {algorithm} {fingerprint}, but {}:{line} has another key. \
          Someone may be intercepting the connection, or the server was reinstalled",
@@ -65,23 +65,23 @@ pub enum Error {
     )]
     HostKeyChanged {
         server: String,
-        /// The name that known_hosts has it under.
+        /// The name of the server in known_hosts.
         name: String,
-        /// The shown key's type.
+        /// The type of the server's key.
         algorithm: String,
-        /// Its SHA-256.
+        /// Its SHA-256 fingerprint.
         fingerprint: String,
         path: PathBuf,
         /// The line of the key that was expected.
         line: usize,
     },
-    /// The server shows a key that is marked as stolen.
+    /// The server's key is marked as revoked.
     #[error("THE HOST KEY OF {server} IS REVOKED: {algorithm} {fingerprint} is marked @revoked in \
         {}:{line}", path.display())]
     HostKeyRevoked {
         server: String,
         algorithm: String,
-        /// Its SHA-256.
+        /// Its SHA-256 fingerprint.
         fingerprint: String,
         path: PathBuf,
         line: usize,
@@ -89,29 +89,29 @@ pub enum Error {
     /// A secret could not be read.
     #[error("{0}")]
     Secret(String),
-    /// The server does not let us in.
+    /// The server refused the login.
     #[error("{server} refused the login of {user}; tried: {}; the server offers: {offered}", tried_list(tried))]
     Login {
         server: String,
         user: String,
-        /// What was tried, in order, each with what became of it.
+        /// What was tried, in order, each with the reason why it failed.
         tried: Vec<String>,
-        /// The methods that the server would take.
+        /// The methods that the server accepts.
         offered: String,
     },
-    /// Logged in, but there is no SFTP.
+    /// The login succeeded, but the server does not offer SFTP.
     #[error("{server} accepted the login of {user} but does not offer SFTP: {reason}")]
     NoSftp { server: String, user: String, reason: String },
 }
 
 impl Error {
-    /// Whether the same may go well a little later.
+    /// Returns whether a retry may succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
-            // A server that is starting, or has too many guests at the door, ends the handshake in the middle.
+            // A server that is starting, or has too many unauthenticated connections, aborts the handshake.
             Error::Lost { .. } | Error::Silent { .. } | Error::Stuck { .. } | Error::Handshake { .. } => true,
-            // A name that does not exist will not exist in a minute; a resolver that cannot be reached says so.
+            // An unreachable resolver may recover; a name that does not exist stays unknown.
             Error::Resolve { source, .. } => source.to_string().contains("Temporary failure"),
             _ => false,
         }
@@ -126,5 +126,5 @@ fn authorities(certified: bool) -> &'static str {
     if certified { " (known_hosts has a @cert-authority for it, but kvmb does not read host certificates)" } else { "" }
 }
 
-/// The result of work with a server.
+/// The result of an operation on a server.
 pub(crate) type Result<T> = std::result::Result<T, Error>;

@@ -1,4 +1,4 @@
-//! What a server's answer "no" means, and what it looks like to the layers above.
+//! Refusals of a server, and how they are reported to the layers above.
 
 use super::Error;
 use crate::storage::{self, FileAction};
@@ -10,11 +10,11 @@ use std::path::PathBuf;
 pub(crate) enum SftpFault {
     /// The connection is gone.
     Server(Error),
-    /// The server answered, and the answer is no.
+    /// The server refused the call.
     Refused(SftpStatus),
 }
 
-/// A server's no, as SFTP version 3 can say it.
+/// The reason for a refusal, as far as SFTP version 3 can express it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SftpStatus {
     /// There is no such file or folder.
@@ -22,23 +22,23 @@ pub(crate) enum SftpStatus {
     Permission,
     /// The server does not know this call.
     Unsupported,
-    /// The call makes no sense to the server or its file system: OpenSSH says so of EINVAL.
+    /// The call is invalid for the server or its file system. OpenSSH maps EINVAL to this.
     Invalid,
-    /// No room. OpenSSH says [`SftpStatus::Other`] instead.
+    /// The disk is full. OpenSSH reports this as [`SftpStatus::Other`].
     NoSpace,
-    /// No room for this user. OpenSSH says [`SftpStatus::Other`] here too.
+    /// The user's quota is exceeded. OpenSSH reports this as [`SftpStatus::Other`], too.
     Quota,
-    /// Nothing can be written there. No server says so; the file system's flags do.
+    /// The file system is read-only. No server reports this; the flags of the file system do.
     ReadOnly,
-    /// None of the server's: the writer's gate said no.
+    /// Not a reply of the server: the caller's gate stopped the write.
     Stopped,
-    /// Anything else; OpenSSH has one word, "Failure", for a full disk, a quota, a file that exists and much more.
+    /// Anything else. OpenSSH reports a full disk, a quota, an existing file and much more as "Failure".
     Other(String),
 }
 
 impl SftpStatus {
-    /// The meaning of a status code, with the words that the server sends along. Codes above 8 are of later versions of
-    /// SFTP, but some servers use them all the same.
+    /// Converts a status code, with the message that the server sends along. Codes above 8 belong to later versions of
+    /// SFTP, but some servers send them all the same.
     pub(crate) fn of_status(code: u32, words: &str) -> SftpStatus {
         match code {
             2 | 10 => SftpStatus::NotFound,
@@ -47,7 +47,7 @@ impl SftpStatus {
             8 => SftpStatus::Unsupported,
             14 => SftpStatus::NoSpace,
             15 => SftpStatus::Quota,
-            // ProFTPD and others send the system's words.
+            // ProFTPD and others send the system's error message.
             _ if words.contains("No space left") => SftpStatus::NoSpace,
             _ if words.to_lowercase().contains("quota exceeded") => SftpStatus::Quota,
             _ if words.is_empty() => SftpStatus::Other(format!("failure {code}")),
@@ -55,8 +55,8 @@ impl SftpStatus {
         }
     }
 
-    /// Whether this answers the sync of a folder that the server's file system cannot sync, and does not speak of a
-    /// disk that fails: ENOENT, EINVAL, or an operation that is not supported.
+    /// Returns whether this is the answer of a file system that cannot sync folders, rather than of a failing disk:
+    /// ENOENT, EINVAL, or an unsupported operation.
     pub(crate) fn cannot_sync_folders(&self) -> bool {
         match self {
             SftpStatus::NotFound | SftpStatus::Unsupported | SftpStatus::Invalid => true,
@@ -91,12 +91,12 @@ impl From<Error> for SftpFault {
 }
 
 impl SftpFault {
-    /// Whether the server said that there is no such file.
+    /// Returns whether the server reported that the file does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, SftpFault::Refused(SftpStatus::NotFound))
     }
 
-    /// The storage's error for it. `path` is what the message names.
+    /// Converts the fault to an error of the storage. `path` appears in the message.
     pub(crate) fn explain(self, url: &str, action: FileAction, path: &str) -> storage::Error {
         let refusal = match self {
             SftpFault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },

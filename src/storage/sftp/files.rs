@@ -1,12 +1,12 @@
-//! Files of a server: the calls of SFTP that a repository needs, on one connection, in few round trips.
+//! The SFTP calls that a repository needs, on one connection, in few round trips.
 //!
-//! | what | round trips |
+//! | operation | round trips |
 //! | --- | --- |
-//! | storing a file ([`SftpClient::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
-//! | the same for a file that counts only when it is whole | open it and its folder · all the rest |
-//! | reading a part of one, or a short one | open · read, however much it is |
-//! | making a folder for good | open the one above, make it · sync |
-//! | listing folders, and reading a short file beside ([`SftpClient::look`]) | open them · read, for a few hundred entries of each |
+//! | store a file ([`SftpClient::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
+//! | the same for a file that is ignored while incomplete | open it and its folder · everything else |
+//! | read a part of a file, or a short file | open · read, whatever the length |
+//! | create a folder durably | open the parent, create the folder · sync |
+//! | list folders, and read a short file ([`SftpClient::look`]) | open them · read, for a few hundred entries of each |
 
 use super::wire::{Field, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
 use super::{Connection, Login, Result, SftpFault, SftpStatus, SshContext, SshTarget, authenticate, connect};
@@ -15,17 +15,17 @@ use std::cell::Cell;
 use std::iter;
 use std::ops::Range;
 
-/// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
+/// Bytes per read or write request. With all headers, it fits into an SSH packet that every server accepts.
 pub(crate) const PIECE_BYTES: usize = 32_000;
 
-/// What one request reads or writes where the server says that it takes so much: what OpenSSH's longest packet holds.
-/// Fewer and longer requests cost both sides less.
+/// Bytes per request if the server's limits allow it: the payload of OpenSSH's longest packet. Fewer and longer
+/// requests cost both sides less.
 const LONG_PIECE_BYTES: usize = 255 << 10;
 
-/// No server means less: so many requests for single bytes would fill the memory.
+/// The lower bound for a server's limits: a flood of requests for single bytes would fill the memory.
 const SHORTEST_PIECE_BYTES: usize = 1 << 10;
 
-/// More than any pack: so much is asked for only when the file is known to have it.
+/// More than any pack. Longer reads are requested only when the file is known to be that long.
 pub(super) const PLAUSIBLE_BYTES: usize = 64 << 20;
 
 const SYNC: &str = "fsync@openssh.com";
@@ -45,10 +45,10 @@ pub(super) mod flags {
 /// The answer to a call.
 pub(super) type SftpResult<T> = std::result::Result<T, SftpFault>;
 
-/// SFTP on a connection that is logged in. It is used by one thread at a time.
+/// SFTP on an authenticated connection. It is used by one thread at a time.
 pub(crate) struct SftpClient {
     pub(super) wire: SftpChannel,
-    /// The question how much may be read and written at once, until its answer is wanted.
+    /// The pending request for the server's limits, until they are needed.
     asked: Cell<Option<Sent>>,
     pieces: Cell<RequestBytes>,
 }
@@ -61,7 +61,8 @@ struct RequestBytes {
 }
 
 impl RequestBytes {
-    /// What the server's limits allow: they are the longest packet, read and write. Nothing means that it does not say.
+    /// Reads the server's limits: the longest packet, read and write, in bytes. 0 or a missing value means no stated
+    /// limit.
     fn of_limits(body: &[u8]) -> RequestBytes {
         let mut fields = PacketReader(body);
         let mut limit = || match fields.long() {
@@ -79,18 +80,18 @@ impl std::fmt::Debug for SftpClient {
     }
 }
 
-/// What a file system has left.
+/// The free space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RemoteSpace {
-    /// Bytes that new files may take.
+    /// Bytes available for new files.
     pub(crate) free_bytes: u64,
-    /// Whether no file more can be made.
+    /// Whether no more files can be created.
     pub(crate) is_out_of_files: bool,
-    /// Whether nothing can be written at all.
+    /// Whether the file system is read-only.
     pub(crate) is_read_only: bool,
 }
 
-/// An open file or folder of the server's.
+/// An open file or folder on the server.
 pub(super) struct Handle(Vec<u8>);
 
 impl Handle {
@@ -104,7 +105,7 @@ pub(super) fn text(text: &str) -> Field<'_> {
 }
 
 impl SftpClient {
-    /// Connects, logs in and starts SFTP. `known` is the login that worked before.
+    /// Connects, logs in and starts SFTP. `known` is the login that succeeded before.
     pub(crate) fn open(
         ssh_target: &SshTarget,
         ssh_context: &SshContext,
@@ -115,7 +116,7 @@ impl SftpClient {
         Ok((SftpClient::start(connection, ssh_target)?, login))
     }
 
-    /// Starts SFTP on a connection that is logged in.
+    /// Starts SFTP on an authenticated connection.
     pub(crate) fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpClient> {
         let wire = SftpChannel::start(connection, ssh_target)?;
         let asked = wire.has(LIMITS).then(|| wire.send(PacketType::Extended, &[text(LIMITS)])).transpose()?;
@@ -123,7 +124,7 @@ impl SftpClient {
         Ok(SftpClient { wire, asked: Cell::new(asked), pieces: Cell::new(pieces) })
     }
 
-    /// How much may be read and written at once. The answer came while others were waited for.
+    /// Returns the request sizes. The server's answer usually arrived while other replies were awaited.
     fn pieces(&self) -> Result<RequestBytes> {
         if let Some(asked) = self.asked.take()
             && let Reply::Extended(body) = self.wire.receive(asked)?
@@ -133,22 +134,22 @@ impl SftpClient {
         Ok(self.pieces.get())
     }
 
-    /// Whether the server says that it is OpenSSH.
+    /// Returns whether the server identifies itself as OpenSSH.
     pub(crate) fn server_is_openssh(&self) -> bool {
         self.wire.connection().is_openssh()
     }
 
-    /// Something new is asked for: the time that the server may take starts again.
+    /// Restarts the progress timeout for a new request.
     pub(crate) fn restart_progress(&self) {
         self.wire.connection().restart_progress();
     }
 
-    /// Whether the connection can be used no longer.
+    /// Returns whether the connection can no longer be used.
     pub(crate) fn is_broken(&self) -> bool {
         self.wire.connection().is_broken()
     }
 
-    /// Size and kind of a file or folder.
+    /// Returns the size and kind of a file or folder.
     pub(crate) fn stat(&self, path: &str) -> SftpResult<Stat> {
         match self.wire.ask(PacketType::Stat, &[text(path)])? {
             Reply::Stat(stat) => Ok(stat),
@@ -156,7 +157,7 @@ impl SftpClient {
         }
     }
 
-    /// The absolute form of a path.
+    /// Returns the absolute form of a path.
     pub(crate) fn real_path(&self, path: &str) -> SftpResult<String> {
         match self.wire.ask(PacketType::RealPath, &[text(path)])? {
             Reply::Names(names) if !names.entries.is_empty() => {
@@ -166,13 +167,13 @@ impl SftpClient {
         }
     }
 
-    /// Makes one folder that only its owner may enter.
+    /// Creates a folder that only its owner may enter.
     pub(crate) fn make_folder(&self, path: &str) -> SftpResult<()> {
         let sent = self.send_make_folder(path)?;
         self.done(sent)
     }
 
-    /// The same, and puts the entries of `parent` on the server's disk, where the server can do that.
+    /// Like [`SftpClient::make_folder`], and syncs `parent` on the server if it supports that.
     pub(crate) fn make_folder_synced(&self, path: &str, parent: &str) -> SftpResult<()> {
         let parent = self.send_open_folder_to_sync(parent)?;
         let made = self.send_make_folder(path)?;
@@ -186,35 +187,35 @@ impl SftpClient {
         self.do_it(PacketType::Remove, &[text(path)])
     }
 
-    /// Removes a file, and puts its folder's entries on the server's disk, where the server can do that.
+    /// Removes a file and syncs its folder on the server, if it supports that.
     pub(crate) fn remove_synced(&self, path: &str, folder: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(folder)?;
         let removed = self.wire.send(PacketType::Remove, &[text(path)])?;
         let folder = self.opened_folder(folder)?;
-        // Sent before anything else is heard: the folder is synced in vain where nothing could be removed.
+        // Sent before the reply to the removal is known: if that fails, the sync is superfluous but harmless.
         let synced = self.sync_and_close(folder)?;
         self.done(removed).and_then(|()| self.synced(synced))
     }
 
-    /// Writes a file that does not exist yet, and has the server put it on its disk, where the server can do that.
+    /// Writes a file that does not exist yet and syncs it, if the server supports that.
     pub(crate) fn write_new(&self, path: &str, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
         self.write_through(&file, 0, contents, &|_| true)
     }
 
-    /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end,
-    /// others write where they are told to.
+    /// Appends to a file of this length, which is created if it does not exist. Some servers find the end themselves,
+    /// others write at the given offset.
     pub(crate) fn append(&self, path: &str, length: u64, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
         self.write_through(&file, length, contents, &|_| true)
     }
 
-    /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name
-    /// already, and has the entries of `folder` put there too. The gate is asked before each piece goes out.
+    /// Writes a file as `temporary`, syncs it, renames it to `path`, replacing an existing file, and syncs `folder`.
+    /// `gate` is called before each request is sent.
     ///
-    /// What fails may leave `temporary` behind.
+    /// A failure may leave `temporary` behind.
     pub(crate) fn store(
         &self,
         folder: &str,
@@ -225,7 +226,7 @@ impl SftpClient {
     ) -> SftpResult<()> {
         let (file, folder) = self.open_to_store(temporary, folder)?;
         let written = file.and_then(|file| self.write_through(&file, 0, contents, gate));
-        // That took its time too.
+        // Writing took time, so the program may have been stopped meanwhile.
         let written = written.and_then(|()| match gate(0) {
             true => Ok(()),
             false => Err(SftpFault::Refused(SftpStatus::Stopped)),
@@ -236,11 +237,12 @@ impl SftpClient {
             }
             return Err(fault);
         }
-        // Not before all of it is there: nobody may ever see a part under this name.
+        // Rename only after all data is written: nobody may ever see a partial file under this name.
         let named = self.send_rename(temporary, path)?;
         let synced = self.sync_and_close(folder)?;
         let named = match self.done(named) {
-            // SFTP's own rename refuses a name that is taken. The contents are the same, and the new file is complete.
+            // The plain rename of SFTP fails if the name exists. The contents are the same, and the new file is
+            // complete.
             Err(SftpFault::Refused(SftpStatus::Other(_))) if !self.wire.has(REPLACE) && self.stat(path).is_ok() => {
                 self.remove(path)?;
                 self.do_it(PacketType::Rename, &[text(temporary), text(path)])
@@ -250,25 +252,26 @@ impl SftpClient {
         named.and_then(|()| self.synced(synced))
     }
 
-    /// As [`SftpClient::store`] in a round trip less, for a file that counts only when it is whole: it gets its name
-    /// before it is known that all of it is there. (A server treats requests about one file in their order: section 3
-    /// of draft-ietf-secsh-filexfer-02.) What is refused may leave either name behind.
+    /// Like [`SftpClient::store`], with one round trip less, for a file that is ignored while incomplete: it is renamed
+    /// before the writes are confirmed. (A server processes requests for one file in order: section 3 of
+    /// draft-ietf-secsh-filexfer-02.) A refusal may leave a file under either name.
     pub(crate) fn store_at_once(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<()> {
         let (file, folder) = self.open_to_store(temporary, folder)?;
         let file = file.inspect_err(|_| folder.iter().for_each(|folder| self.leave(folder)))?;
         let (written, _) = self.send_through(&file, 0, contents, &|_| true)?;
         let named = self.send_rename(temporary, path)?;
         let synced = self.sync_and_close(folder)?;
-        // Each is answered, whatever the others come to.
+        // Read every reply, whatever the results of the others.
         let (written, named, synced) = (self.all_done(written), self.done(named), self.synced(synced));
         written.and(named).and(synced)
     }
 
-    /// A new file, and its folder where that can be synced. A refusal of the file comes when the folder is open.
+    /// Opens a new file, and its folder if that can be synced. A refusal of the file is returned after the folder was
+    /// opened.
     fn open_to_store(&self, temporary: &str, folder: &str) -> Result<(SftpResult<Handle>, Option<Handle>)> {
         let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let folder = self.send_open_folder_to_sync(folder)?;
-        // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
+        // Return a refusal only after the folder's reply was read. On a lost connection no more replies arrive.
         let file = match self.handle(file) {
             Err(SftpFault::Server(error)) => return Err(error),
             file => file,
@@ -283,9 +286,8 @@ impl SftpClient {
         }
     }
 
-    /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has
-    /// that name: returns whether it was named. SFTP's own rename refuses a name that is taken; the other would replace
-    /// it.
+    /// Writes a file as `temporary`, syncs it and renames it to `path`, unless that exists. Returns whether it was
+    /// renamed. The plain rename of SFTP fails if the name exists; `posix-rename@openssh.com` would replace the file.
     pub(crate) fn create(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<bool> {
         self.write_new(temporary, contents)?;
         let named = self.rename_free(temporary, path)?;
@@ -296,8 +298,8 @@ impl SftpClient {
         Ok(named)
     }
 
-    /// Renames, unless the new name is taken; returns whether it did. Servers have no word for a name that is taken,
-    /// and some that are not OpenSSH replace what has it: so they are asked before as well.
+    /// Renames a file unless the new name exists, and returns whether it did. Servers have no status for an existing
+    /// name, and some other than OpenSSH replace the file, so the name is checked before the rename as well.
     pub(crate) fn rename_free(&self, from: &str, to: &str) -> SftpResult<bool> {
         match self.stat(to) {
             Ok(_) => return Ok(false),
@@ -314,7 +316,7 @@ impl SftpClient {
         }
     }
 
-    /// Puts a folder's entries on the server's disk, where the server can do that.
+    /// Syncs a folder on the server, if it supports that.
     pub(crate) fn sync_folder(&self, path: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(path)?;
         let folder = self.opened_folder(folder)?;
@@ -322,11 +324,11 @@ impl SftpClient {
         self.synced(synced)
     }
 
-    /// `length` bytes from `offset`; none when the file ends before.
+    /// Reads `length` bytes from `offset`. Returns `None` if the file ends before that.
     pub(crate) fn read_range(&self, path: &str, offset: u64, length: usize) -> SftpResult<Option<Vec<u8>>> {
         self.reading(path, |file| {
             let end = offset.saturating_add(length as u64);
-            // Of nothing no request would tell whether the file is that long.
+            // A read of 0 bytes would not show whether the file is that long.
             let is_strange = length == 0 || length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
             if is_strange && self.size(file)? < end {
                 return Ok(None);
@@ -337,25 +339,25 @@ impl SftpClient {
         })
     }
 
-    /// The room that is left where `path` is, if the server can tell.
+    /// Returns the free space on the file system of `path`, if the server reports it.
     pub(crate) fn free_bytes(&self, path: &str) -> SftpResult<Option<u64>> {
         Ok(self.room(path)?.map(|room| room.free_bytes))
     }
 
-    /// The file system that `path` is on, if the server can tell.
+    /// Returns the state of the file system of `path`, if the server reports it.
     pub(crate) fn room(&self, path: &str) -> SftpResult<Option<RemoteSpace>> {
         if !self.wire.has(ROOM) {
             return Ok(None);
         }
         match self.wire.ask(PacketType::Extended, &[text(ROOM), text(path)]) {
             Ok(Reply::Extended(body)) => {
-                // Block size, fragment size; blocks: all, free ones, those free for us; files: the same; id, flags.
+                // Block size, fragment size; blocks: total, free, available to us; files: the same; id, flags.
                 let mut fields = PacketReader(&body);
                 let numbers: Option<Vec<u64>> = (0..10).map(|_| fields.long()).collect();
                 match numbers.as_deref() {
                     Some([_, fragment, _, _, free, files, _, free_files, _, flags]) => Ok(Some(RemoteSpace {
                         free_bytes: free.saturating_mul(*fragment),
-                        // Some file systems do not count.
+                        // Some file systems do not count files.
                         is_out_of_files: *files > 0 && *free_files == 0,
                         is_read_only: flags & 1 != 0,
                     })),
@@ -369,14 +371,14 @@ impl SftpClient {
         }
     }
 
-    /// Writes from `offset` on, syncs and closes without waiting in between.
+    /// Writes from `offset`, syncs and closes, without waiting in between.
     fn write_through(&self, file: &Handle, offset: u64, contents: &[u8], gate: Gate) -> SftpResult<()> {
         let (sent, stopped) = self.send_through(file, offset, contents, gate)?;
         let answer = self.all_done(sent);
         if stopped { answer.and(Err(SftpFault::Refused(SftpStatus::Stopped))) } else { answer }
     }
 
-    /// The requests for that, and whether the gate stopped it.
+    /// Sends the requests for [`SftpClient::write_through`]. Returns them and whether the gate stopped the write.
     fn send_through(&self, file: &Handle, mut offset: u64, contents: &[u8], gate: Gate) -> Result<(Vec<Sent>, bool)> {
         let (mut sent, mut stopped) = (Vec::new(), false);
         for piece in contents.chunks(self.pieces()?.write) {
@@ -394,13 +396,13 @@ impl SftpClient {
         Ok((sent, stopped))
     }
 
-    /// All of them are answered, and the first refusal is the cause of the others.
+    /// Reads all replies. The first refusal is the cause of the others.
     fn all_done(&self, sent: Vec<Sent>) -> SftpResult<()> {
         let answers: Vec<SftpResult<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
         answers.into_iter().collect()
     }
 
-    /// Reads what is opened for that, and closes it however that went.
+    /// Opens a file for reading, runs `work` and closes the file, whatever the result.
     fn reading<T>(&self, path: &str, work: impl FnOnce(&Handle) -> SftpResult<T>) -> SftpResult<T> {
         let sent = self.send_open(path, flags::READ)?;
         let file = self.handle(sent)?;
@@ -413,7 +415,7 @@ impl SftpClient {
         let piece_bytes = self.pieces()?.read;
         let (mut end, mut refused) = (bytes.len(), None);
         let mut wanted: Vec<Range<usize>> = iter::once(0..bytes.len()).collect();
-        // A server may answer with less than it was asked for: then again for the rest.
+        // A server may return less than was requested: request the rest again.
         while !wanted.is_empty() && refused.is_none() {
             let mut sent = Vec::new();
             for range in std::mem::take(&mut wanted) {
@@ -473,7 +475,7 @@ impl SftpClient {
         }
     }
 
-    /// A folder opened as if it were a file, which can be synced; nothing where the server cannot do that at all.
+    /// Opens a folder as if it were a file, to sync it. Returns `None` if the server does not support sync at all.
     fn send_open_folder_to_sync(&self, path: &str) -> Result<Option<Sent>> {
         self.wire
             .has(SYNC)
@@ -499,7 +501,7 @@ impl SftpClient {
         Ok(Some(synced))
     }
 
-    /// Not every file system syncs a folder. A disk that fails to is an error.
+    /// Not every file system can sync a folder, but a failing disk is an error.
     fn synced(&self, sent: Option<Sent>) -> SftpResult<()> {
         match sent.map(|sent| self.done(sent)) {
             Some(Err(SftpFault::Refused(status))) if status.cannot_sync_folders() => Ok(()),
@@ -508,8 +510,8 @@ impl SftpClient {
         }
     }
 
-    /// Closes what was only read, with the next request: nobody waits for that. What is open at the end ends with the
-    /// connection.
+    /// Closes a handle that was only read from, together with the next request and without waiting for the reply.
+    /// Handles that are still open at the end are closed with the connection.
     pub(super) fn leave(&self, handle: &Handle) {
         self.wire.defer(PacketType::Close, &[handle.part()]);
     }

@@ -1,13 +1,13 @@
 //! The known_hosts files, as `sshd(8)` describes them: hashed names, ports, patterns, several types, `@revoked`.
 //!
-//! | the shown key | verdict |
+//! | the server's key | verdict |
 //! | --- | --- |
-//! | is marked `@revoked`, for this server or a pattern that covers it | refused, whatever else is said of it |
-//! | stands there | right |
-//! | does not, but another key of the server does | changed: refused |
-//! | no key of the server is known | unknown |
+//! | is marked `@revoked`, for this server or a pattern that covers it | refused, whatever the other lines say |
+//! | is listed for the server | right |
+//! | is not listed, but another key of the server is | changed: refused |
+//! | no key of the server is listed | unknown |
 //!
-//! The server is asked for a key type that is known of it, so a second key of another type is no change.
+//! Key types that are known for the server are requested first, so a second host key of another type is not a change.
 
 use super::{Error, Result, SshTarget};
 use crate::atomic_file;
@@ -23,8 +23,8 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Host key methods in the order of preference, with the key type that each proves. The SHA-1 ones are left out, as
-/// OpenSSH does.
+/// Host key methods in order of preference, each with the key type that it uses. The SHA-1 ones are left out, as in
+/// OpenSSH.
 const METHODS: [(&str, &str); 6] = [
     ("ssh-ed25519", "ssh-ed25519"),
     ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256"),
@@ -34,7 +34,7 @@ const METHODS: [(&str, &str); 6] = [
     ("rsa-sha2-256", "ssh-rsa"),
 ];
 
-/// What is known of one server.
+/// The known_hosts entries for one server.
 #[derive(Debug, Default)]
 pub(crate) struct KnownKeys {
     lines: Vec<KnownHostsLine>,
@@ -50,27 +50,27 @@ struct KnownHostsLine {
     key: PublicKey,
 }
 
-/// What the files say about a shown key.
+/// The verdict on a server's key.
 #[derive(Debug)]
 pub(crate) enum HostKeyStatus {
-    /// It is the server's.
+    /// The key is listed for the server.
     Right,
     Unknown {
         /// Whether a certificate authority is trusted for the server.
         certified: bool,
     },
-    /// The server has another one.
+    /// Another key is listed for the server.
     Changed {
         path: PathBuf,
-        /// The other key's line.
+        /// The line of that other key.
         line: usize,
     },
-    /// It must not be trusted.
+    /// The key is marked as revoked.
     Revoked { path: PathBuf, line: usize },
 }
 
 impl KnownKeys {
-    /// Collects the lines about a server from the user's files and the system's.
+    /// Collects the entries for a server from the user's files and the system's.
     pub(crate) fn read(ssh_target: &SshTarget) -> Result<KnownKeys> {
         let mut known = KnownKeys::default();
         for path in ssh_target.user_known_hosts.iter().chain(&ssh_target.system_known_hosts) {
@@ -83,7 +83,7 @@ impl KnownKeys {
         Ok(known)
     }
 
-    /// What a known_hosts file of this content says of a server.
+    /// Parses the entries for a server from the text of a known_hosts file.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn parse(text: &str, name: &str) -> KnownKeys {
         let mut known = KnownKeys::default();
@@ -93,12 +93,12 @@ impl KnownKeys {
 
     fn add(&mut self, path: &Path, text: &str, name: &str) {
         for (index, line) in text.lines().enumerate() {
-            // The parser wants single blanks.
+            // The parser expects single spaces.
             let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            // A key type that kvmb does not know is none that it could be shown.
+            // A key type that kvmb does not know cannot be presented to it either.
             let Ok(entry) = line.parse::<Entry>() else {
                 tracing::debug!("{}:{}: not understood", path.display(), index + 1);
                 continue;
@@ -118,7 +118,7 @@ impl KnownKeys {
         }
     }
 
-    /// The methods to ask the server for: those that confirm a known key first.
+    /// Returns the methods to request: those of known keys first.
     pub(crate) fn methods(&self) -> String {
         let is_known =
             |key_type: &str| self.lines.iter().any(|line| !line.revoked && line.key.algorithm().as_str() == key_type);
@@ -127,7 +127,7 @@ impl KnownKeys {
         known.into_iter().chain(others).map(|(method, _)| method).collect::<Vec<_>>().join(",")
     }
 
-    /// What is to be thought of the key that the server shows.
+    /// Compares the server's key with the known ones.
     pub(crate) fn judge(&self, shown: &PublicKey) -> HostKeyStatus {
         let is_shown = |line: &&KnownHostsLine| line.key.key_data() == shown.key_data();
         let same_type = |line: &&KnownHostsLine| line.key.algorithm() == shown.algorithm();
@@ -145,8 +145,8 @@ impl KnownKeys {
     }
 }
 
-/// Adds a key to a known_hosts file, which is made if it is not there. A hashed name tells nobody who reads the file
-/// which servers there are.
+/// Adds a key to a known_hosts file, which is created if it does not exist. A hashed name does not reveal the server to
+/// people who read the file.
 pub(crate) fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Result<()> {
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {
@@ -155,7 +155,7 @@ pub(crate) fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Re
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         let key = PublicKey::from(key.key_data().clone());
         let key = key.to_openssh().map_err(std::io::Error::other)?;
-        // A file whose last line somebody left open.
+        // The last line of the file may lack its newline.
         let mut last = [b'\n'];
         if file.seek(SeekFrom::End(0))? > 0 {
             file.seek(SeekFrom::End(-1))?;
@@ -169,19 +169,19 @@ pub(crate) fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Re
     write().map_err(|source| Error::KnownHosts { action: "write", path: path.to_owned(), source })
 }
 
-/// A name as `HashKnownHosts` has it: `|1|salt|HMAC-SHA1`.
+/// Formats a name as `HashKnownHosts` does: `|1|salt|HMAC-SHA1`.
 fn hashed(name: &str, salt: [u8; 20]) -> String {
-    // Such a code takes keys of any length.
+    // HMAC accepts keys of any length.
     let code = Hmac::<Sha1>::new_from_slice(&salt).map(|code| code.chain_update(name).finalize().into_bytes());
     format!("|1|{}|{}", STANDARD.encode(salt), STANDARD.encode(code.unwrap_or_default()))
 }
 
-/// A key's SHA-256 as OpenSSH prints it.
+/// Returns the SHA-256 fingerprint of a key, as OpenSSH prints it.
 pub(crate) fn fingerprint(key: &PublicKey) -> String {
     key.fingerprint(HashAlg::Sha256).to_string()
 }
 
-/// A key's type as OpenSSH writes it.
+/// Returns the type of a key, as OpenSSH writes it.
 pub(crate) fn key_type(key: &PublicKey) -> String {
     match key.algorithm() {
         Algorithm::Rsa { .. } => "ssh-rsa".to_owned(),
@@ -189,7 +189,7 @@ pub(crate) fn key_type(key: &PublicKey) -> String {
     }
 }
 
-/// Whether an entry is about this server.
+/// Returns whether an entry applies to this server.
 fn covers(entry: &Entry, line: &str, name: &str) -> bool {
     match entry.host_patterns() {
         HostPatterns::Patterns(patterns) => {
@@ -197,7 +197,7 @@ fn covers(entry: &Entry, line: &str, name: &str) -> bool {
             for pattern in patterns {
                 let pattern = pattern.to_lowercase();
                 match pattern.strip_prefix('!') {
-                    // Whatever else matches.
+                    // A negated pattern excludes the server, whatever else matches.
                     Some(negated) if matches_wildcards(negated, name) => return false,
                     Some(_) => {}
                     None => covered |= matches_wildcards(&pattern, name),
@@ -209,13 +209,13 @@ fn covers(entry: &Entry, line: &str, name: &str) -> bool {
     }
 }
 
-/// Whether a line with a hashed name is about `name`: libssh2 knows how such names are hashed.
+/// Returns whether the hashed name of a line is `name`. libssh2 implements the hash.
 fn is_hash_of(entry: &Entry, line: &str, name: &str) -> bool {
     let line = line.strip_prefix("@revoked ").or_else(|| line.strip_prefix("@cert-authority ")).unwrap_or(line);
     let check = || -> std::result::Result<bool, ssh2::Error> {
         let mut hosts = ssh2::Session::new()?.known_hosts()?;
         hosts.read_str(line, ssh2::KnownHostFileKind::OpenSSH)?;
-        // With its own key, only the name can differ.
+        // Compared with the line's own key, only the name can differ.
         let key = entry.public_key().to_bytes().unwrap_or_default();
         Ok(matches!(hosts.check(name, &key), ssh2::CheckResult::Match))
     };
@@ -283,7 +283,7 @@ mod tests {
         assert!(matches!(judge(&format!("host {TWO}\nhost {ONE}\n"), "host", ONE), HostKeyStatus::Right));
         let both = format!("host {ONE}\n@revoked * {ONE}\n");
         assert!(matches!(judge(&both, "host", ONE), HostKeyStatus::Revoked { line: 2, .. }));
-        // That another key is revoked says nothing about this one.
+        // Another key's revocation does not affect this one.
         assert!(matches!(
             judge(&format!("@revoked * {TWO}\n"), "host", ONE),
             HostKeyStatus::Unknown { certified: false }

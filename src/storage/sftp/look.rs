@@ -4,7 +4,7 @@
 //! open the file, open each folder   ─►   read the file and its size, read each folder
 //! ```
 //!
-//! What stands together is sent together: two round trips, however many folders there are.
+//! Independent requests are sent together: two round trips, whatever the number of folders.
 
 use super::files::{Handle, PIECE_BYTES, PLAUSIBLE_BYTES, SftpClient, SftpResult, flags, text};
 use super::wire::{Field, ListedNames, PacketType, Reply, Sent, Stat};
@@ -13,10 +13,10 @@ use super::{Result, SftpFault};
 /// The number of parallel requests for the entries of a folder; a server answers each with about a hundred of them.
 const LISTING_REQUESTS: usize = 8;
 
-/// No folder's listing is longer: room for the names of half a million files.
+/// The maximum size of a folder's listing: enough for the names of half a million files.
 const LONGEST_LISTING_BYTES: usize = 96 << 20;
 
-/// What a folder holds.
+/// An entry of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RemoteEntry {
     pub(crate) name: String,
@@ -24,21 +24,21 @@ pub(crate) struct RemoteEntry {
     pub(crate) stat: Stat,
 }
 
-/// Something open, and what was asked of it.
+/// An open handle with its pending requests.
 struct Begun<S> {
     handle: Handle,
     sent: S,
 }
 
-/// What [`SftpClient::look`] found.
+/// The result of [`SftpClient::look`].
 pub(crate) struct Look {
     pub(crate) contents: Option<SftpResult<Option<Vec<u8>>>>,
-    /// In the order in which the folders were named.
+    /// In the order of the folders that were passed.
     pub(crate) lists: Vec<SftpResult<Vec<RemoteEntry>>>,
 }
 
 impl SftpClient {
-    /// What a folder holds, without `.` and `..`. A server that finds no end is cut off.
+    /// Lists a folder, without `.` and `..`. Fails if the listing exceeds [`LONGEST_LISTING_BYTES`].
     pub(crate) fn list(&self, path: &str) -> SftpResult<Vec<RemoteEntry>> {
         let sent = self.wire.send(PacketType::OpenFolder, &[text(path)])?;
         let folder = self.handle(sent)?;
@@ -46,13 +46,13 @@ impl SftpClient {
         self.finish_listing(listing)
     }
 
-    /// What several folders hold, and a whole file if one is named, as [`SftpClient::list`] and [`SftpClient::read`]
-    /// find it, in as many round trips as the longest of them takes.
+    /// Lists several folders and reads a file, if one is given, like [`SftpClient::list`] and [`SftpClient::read`], in
+    /// as many round trips as the longest of them takes.
     pub(crate) fn look(&self, file: Option<(&str, u64)>, folders: &[String]) -> Result<Look> {
         let file_sent = file.map(|(path, _)| self.send_open(path, flags::READ)).transpose()?;
         let open = |folder: &String| self.wire.send(PacketType::OpenFolder, &[text(folder)]);
         let folders_sent = folders.iter().map(open).collect::<Result<Vec<Sent>>>()?;
-        // Each stage is sent as a whole before the first answer of the next one is waited for.
+        // Send all requests of a stage before waiting for the first reply of the next one.
         let file_opened = file_sent.map(|sent| self.handle(sent));
         let folders_opened: Vec<_> = folders_sent.into_iter().map(|sent| self.handle(sent)).collect();
         let reading = file_opened.map(|opened| opened.and_then(|file| Ok(self.begin_reading(file)?)));
@@ -103,7 +103,7 @@ impl SftpClient {
         refused.map_or(Ok(entries), |refusal| Err(SftpFault::Refused(refusal)))
     }
 
-    /// A whole file; none when the server says that it is longer than `most_bytes`.
+    /// Reads a whole file. Returns `None` if the server reports that it is longer than `most_bytes`.
     pub(crate) fn read(&self, path: &str, most_bytes: u64) -> SftpResult<Option<Vec<u8>>> {
         let sent = self.send_open(path, flags::READ)?;
         let file = self.handle(sent)?;
@@ -111,7 +111,7 @@ impl SftpClient {
         self.finish_reading(begun, most_bytes)
     }
 
-    /// Most files are short: their content comes along with their size.
+    /// Requests the beginning of a file together with its size: most files are short.
     fn begin_reading(&self, file: Handle) -> Result<Begun<[Sent; 2]>> {
         let head = [file.part(), Field::Long(0), Field::Number(PIECE_BYTES as u32)];
         let head = self.wire.send(PacketType::Read, &head)?;
@@ -121,7 +121,7 @@ impl SftpClient {
 
     fn finish_reading(&self, begun: Begun<[Sent; 2]>, most_bytes: u64) -> SftpResult<Option<Vec<u8>>> {
         let Begun { handle: file, sent: [head, stat] } = begun;
-        // A refusal may wait until the other answer is read; nothing more comes on a connection that is gone.
+        // Return a refusal only after the other reply was read. On a lost connection no more replies arrive.
         let head = match self.wire.answer(head) {
             Err(SftpFault::Server(error)) => return Err(error.into()),
             head => head,
@@ -132,7 +132,7 @@ impl SftpClient {
         contents
     }
 
-    /// The rest of a file whose beginning and size were asked for.
+    /// Reads the rest of a file whose beginning and size were requested.
     fn read_on(
         &self,
         file: &Handle,
@@ -150,7 +150,7 @@ impl SftpClient {
             _ => return Err(self.wire.protocol_error().into()),
         };
         let size = usize::try_from(size_bytes).unwrap_or(usize::MAX);
-        // A server can say any size: room is made for what it is about to prove.
+        // The reported size is not trusted: memory is allocated in steps as the data arrives.
         while bytes.len() < size {
             let known = bytes.len();
             bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);

@@ -1,23 +1,23 @@
-//! Repositories on a server that offers nothing but SSH.
+//! Repositories on a server that is reachable only over SSH.
 //!
-//! | file | what |
+//! | file | contents |
 //! | --- | --- |
 //! | [`target`] | the address, as restic reads it |
-//! | [`ssh_context`] | what this layer knows about the host and its user |
-//! | [`mod@ssh_config`] | what OpenSSH's client is configured to do for a host |
-//! | [`ssh_target`] | what that makes of an address |
-//! | [`proxy`] | the program that carries a connection, where the way is not direct |
-//! | [`known_hosts`] | which servers are who they say they are |
-//! | [`connection`] | one SSH connection on which nothing waits for ever |
-//! | [`progress`] | whether its server is stuck |
-//! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
-//! | [`credential_cache`] | nobody is asked twice |
-//! | [`own_key`] | the key that `remote setup` makes |
-//! | [`wire`] | SFTP on it: requests and replies |
-//! | [`fault`] | what the server's no means |
+//! | [`ssh_context`] | the facts about the host and its user that this layer needs |
+//! | [`mod@ssh_config`] | the options of OpenSSH's client for a host |
+//! | [`ssh_target`] | the connection parameters that result from address and options |
+//! | [`proxy`] | the program that carries a connection, if it is not direct |
+//! | [`known_hosts`] | verification of host keys |
+//! | [`connection`] | one SSH connection, on which every wait is limited |
+//! | [`progress`] | detection of a server that is stuck |
+//! | [`mod@connect`], [`mod@authenticate`] | setup of a connection, and the login |
+//! | [`credential_cache`] | cached answers, so that nobody is asked twice |
+//! | [`own_key`] | the key that `remote setup` generates |
+//! | [`wire`] | SFTP: requests and replies |
+//! | [`fault`] | refusals of the server |
 //! | [`files`] | the calls that a repository needs, in few round trips |
-//! | [`look`] | those that read folders and whole files |
-//! | [`pool`] | several of them |
+//! | [`look`] | the calls that read folders and whole files |
+//! | [`pool`] | several connections |
 //! | [`storage`] | the repository |
 
 pub(crate) mod authenticate;

@@ -1,7 +1,7 @@
-//! kvmb's own key: made once on this host, without a passphrase, for logins that nobody watches.
+//! kvmb's own key, generated once on this host without a passphrase, for unattended logins.
 //!
-//! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there
-//! the key is noted without them.
+//! On the server it is restricted to SFTP. A server other than OpenSSH may not understand such restrictions, so there
+//! the key is added without them.
 
 use super::{SftpClient, SftpFault, SftpStatus};
 use crate::atomic_file;
@@ -14,16 +14,16 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Where an account's keys are listed, from where its login leads to.
+/// The path of `authorized_keys`, relative to the folder of the login.
 pub(crate) const AUTHORIZED_KEYS: &str = ".ssh/authorized_keys";
 
 /// What the key may do on an OpenSSH server.
 const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
 
-/// No account's list of keys is longer.
+/// The maximum size of `authorized_keys`.
 const LONGEST_LIST_BYTES: u64 = 1 << 20;
 
-/// The public half of the key in `path`; none if there is no such file.
+/// Returns the public key of the private key in `path`, or `None` if there is no such file.
 pub(crate) fn read(path: &Path) -> io::Result<Option<PublicKey>> {
     match atomic_file::read_to_string(path) {
         Ok(text) => {
@@ -35,8 +35,9 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<PublicKey>> {
     }
 }
 
-/// The key's public half and whether it was made: it is if there is none, readable by its owner only, and its public
-/// half beside it. Of several runs that make it at once, one does and the others get that.
+/// Returns the public key and whether it was generated. A missing key is generated, readable by its owner only, with
+/// its public key in a file beside it. If several processes do this at once, one generates the key and the others
+/// return it.
 pub(crate) fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
     if let Some(key) = read(path)? {
         return Ok((key, false));
@@ -61,14 +62,14 @@ pub(crate) fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)
     Ok((key.public_key().clone(), true))
 }
 
-/// The line that lets the key in.
+/// Returns the line for `authorized_keys`.
 pub(crate) fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
     let key = key.to_openssh().unwrap_or_default();
     if server_is_openssh { format!("{RESTRICTIONS} {key}") } else { key }
 }
 
-/// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
-/// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
+/// Adds the key to the account's `authorized_keys` unless it is listed already, and returns whether it was added. The
+/// file is appended to in place, so that it remains the file, or the link to one, that the server trusts.
 pub(crate) fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
     let list = match files.read(AUTHORIZED_KEYS, LONGEST_LIST_BYTES) {
         Ok(Some(list)) => list,

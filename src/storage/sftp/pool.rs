@@ -1,14 +1,14 @@
-//! Several connections to one server, made when they are needed.
+//! A pool of connections to one server, opened on demand.
 //!
-//! | a caller finds | and does |
+//! | state of the pool | a caller |
 //! | --- | --- |
-//! | an idle connection | takes it; if it was idle for long, sees first whether it still lives |
-//! | none, and there is no other | makes the first one, which may ask for a password |
-//! | all in use, and fewer than allowed | has one more made beside, and takes whichever is free first: to make one takes a dozen round trips, to read a short file two |
-//! | all that are allowed in use | waits for one |
+//! | an idle connection | takes it; after a long idle time it checks first that the connection still works |
+//! | no connection | opens the first one, which may ask for a password |
+//! | all in use, and fewer than allowed | has another one opened in the background, and takes whichever is free first: opening one takes a dozen round trips, reading a short file two |
+//! | all in use, and no more allowed | waits for one |
 //!
-//! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the
-//! next one connects again. A server that admits fewer connections than we would like gets fewer for a while.
+//! A broken connection is dropped: the call fails with a transient error ([`Error::is_transient`]), and the next call
+//! connects again. If a server admits fewer connections than are allowed, the pool uses fewer for a while.
 
 use super::credential_cache::CredentialCache;
 use super::{Credentials, Error, Login, Result, SftpClient, SftpFault, SshContext, SshTarget};
@@ -17,10 +17,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// After so long it must show that it lives.
+/// The idle time after which a connection is checked before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(20);
 
-/// After so long it is tried again whether more connections are admitted: it may have been the network.
+/// The time after which the full number of connections is tried again: the failure may have been due to the network.
 const MODEST: Duration = Duration::from_secs(60);
 
 /// The connections to one server. Cheap to clone.
@@ -34,7 +34,8 @@ struct PoolShared {
     remember: Arc<CredentialCache>,
     state: Mutex<PoolState>,
     changed: Condvar,
-    /// What let us in the last time. Held while somebody finds that out, so that nobody is asked for a password twice.
+    /// The login that succeeded last. Locked while a login is in progress, so that nobody is asked for a password
+    /// twice.
     login: Mutex<Option<Login>>,
 }
 
@@ -43,11 +44,11 @@ struct PoolState {
     idle: Vec<(SftpClient, Instant)>,
     /// Idle, in use, or being made.
     open: usize,
-    /// Whether the server has let us in, so that more connections can be made without asking anybody.
+    /// Whether a login has succeeded, so that more connections can be opened without asking the user.
     is_known: bool,
-    /// Fewer connections than we would like, until then.
+    /// A lower limit on the number of connections, and when it expires.
     limit: Option<(usize, Instant)>,
-    /// The program shall end and the server was not there: nobody needs to find that out again.
+    /// The program is ending and the server was unreachable, so no further attempt is made.
     given_up: bool,
 }
 
@@ -64,7 +65,7 @@ impl Pool {
         Pool(Arc::new(PoolShared { ssh_target, ssh_context, remember, state, changed, login }))
     }
 
-    /// Does something on a connection.
+    /// Runs `work` on a connection.
     pub(crate) fn with<T>(
         &self,
         work: impl FnOnce(&SftpClient) -> std::result::Result<T, SftpFault>,
@@ -76,8 +77,8 @@ impl Pool {
         result
     }
 
-    /// Opens connections in the background, up to this number or the allowed maximum. Does nothing before the first one
-    /// is made, for that is who may have to be asked something.
+    /// Opens connections in the background, up to this number or the allowed maximum. Does nothing before the first
+    /// connection is made, because that one may have to ask the user something.
     pub(crate) fn warm_up(&self, connections: usize) {
         let mut state = lock(&self.0.state);
         while state.open < connections && self.0.may_add(&state) {
@@ -120,13 +121,13 @@ impl Pool {
         }
     }
 
-    /// Has a connection made beside.
+    /// Opens a connection in the background.
     fn add(&self, state: &mut PoolState) {
         state.open += 1;
         let shared = Arc::clone(&self.0);
         let started = thread::Builder::new().spawn(move || match shared.connect() {
             Ok(files) => shared.give_back(files),
-            // Who is left without any makes one himself, and hears why there is none.
+            // A caller that finds no connection makes one itself and gets the error.
             Err(error) => shared.not_connected(&error),
         });
         if started.is_err() {
@@ -136,7 +137,7 @@ impl Pool {
 }
 
 impl PoolShared {
-    /// Whether one connection more can be made beside.
+    /// Returns whether another connection may be opened in the background.
     fn may_add(&self, state: &PoolState) -> bool {
         let limit = match state.limit {
             Some((limit, until)) if Instant::now() < until => limit,
@@ -191,7 +192,7 @@ impl PoolShared {
         if files.is_broken() {
             state.open -= 1;
             state.given_up |= self.ssh_context.stop.load(Ordering::Relaxed);
-            // Somebody may have to make the first one again.
+            // A waiting caller may have to make the first connection again.
             self.changed.notify_all();
         } else {
             state.idle.push((files, Instant::now()));

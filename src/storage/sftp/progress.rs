@@ -1,25 +1,25 @@
-//! Whether a server makes progress, beyond answering keep-alives.
+//! Detects a server that answers keep-alives but makes no progress.
 //!
-//! A server's SSH may be alive while its disk, or the process that serves files, is stuck; or it may hand out its
-//! answers byte by byte. What counts is therefore the time that is spent waiting, and it starts again when the server
+//! The SSH layer of a server may respond while its disk, or the process that serves files, is stuck; or it may send its
+//! replies byte by byte. So the time spent waiting is measured, and restarts when the server
 //!
-//! | | why that ends at some time |
+//! | | why this cannot go on forever |
 //! | --- | --- |
-//! | answers a request whose answer is of fixed length | there are only so many requests |
-//! | takes or sends [`SLOWEST_BYTES_A_SECOND`] over the whole time; requests do not count | there are only so many bytes to store or read |
+//! | answers a request whose reply has a fixed length | the number of requests is finite |
+//! | receives or sends [`SLOWEST_BYTES_A_SECOND`] over the whole time, not counting requests | the number of bytes to store or read is finite |
 //!
-//! Time in which nobody waits for the server (a limited upload, a program that is stopped) does not count.
+//! Time in which nobody waits for the server (a rate-limited upload, a suspended program) does not count.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-/// Slower than this is no progress: a modem is ten times as quick.
+/// A lower rate is not progress. A modem is ten times faster.
 pub(crate) const SLOWEST_BYTES_A_SECOND: u64 = 512;
 
-/// One wait for the socket is much shorter; a longer one is time in which this program did not run, or asked somebody.
+/// A single wait for the socket is much shorter. In a longer one this program was suspended, or waited for the user.
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
-/// The time that one connection has been waited for since its server made progress.
+/// The time that a connection has been waited for since its server last made progress.
 #[derive(Debug, Default)]
 pub(crate) struct TransferProgress {
     waited: Cell<Duration>,
@@ -27,13 +27,13 @@ pub(crate) struct TransferProgress {
 }
 
 impl TransferProgress {
-    /// The server made progress, or something new is asked for.
+    /// Restarts the measurement, after progress or for a new request.
     pub(crate) fn restart(&self) {
         self.waited.set(Duration::ZERO);
         self.moved_bytes.set(0);
     }
 
-    /// So many bytes went to or came from the server; `limit` is the time in which so many are expected.
+    /// Counts bytes sent or received. `limit` is the time in which [`SLOWEST_BYTES_A_SECOND`] must be reached.
     pub(crate) fn moved(&self, bytes: usize, limit: Duration) {
         let moved_bytes = self.moved_bytes.get().saturating_add(bytes as u64);
         self.moved_bytes.set(moved_bytes);
@@ -42,12 +42,12 @@ impl TransferProgress {
         }
     }
 
-    /// The server was waited for.
+    /// Counts time that was spent waiting for the server.
     pub(crate) fn waited(&self, time: Duration) {
         self.waited.set(self.waited.get().saturating_add(time.min(LONGEST_STEP)));
     }
 
-    /// How long it has been waited for without progress.
+    /// Returns the time spent waiting without progress.
     pub(crate) fn stuck_for(&self) -> Duration {
         self.waited.get()
     }

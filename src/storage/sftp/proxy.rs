@@ -1,9 +1,9 @@
-//! The way to a server that cannot be reached directly: a program whose standard input and output are the connection
-//! (`ProxyCommand` of `ssh_config`), or `ssh` itself on a host between (`ProxyJump`).
+//! Indirect connections to a server: over a program whose standard input and output are the connection (`ProxyCommand`
+//! of `ssh_config`), or over `ssh` on an intermediate host (`ProxyJump`).
 //!
-//! The program gets one end of a socket pair, and libssh2 the other. It runs in a process group of its own: Ctrl-C at a
-//! terminal must not take away the connection over which a lock is still to be removed. So it cannot ask at the
-//! terminal either.
+//! The program gets one end of a socket pair, and libssh2 the other. It runs in its own process group, because Ctrl-C
+//! at a terminal must not end the connection over which a lock is still to be removed. For the same reason it cannot
+//! prompt at the terminal.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -20,31 +20,31 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// How a server is reached if not directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Proxy {
-    /// A line for the shell.
+    /// A command line for the shell.
     Command(String),
-    /// Hosts between, the nearest first, as `ssh -J` takes them.
+    /// Intermediate hosts, nearest first, as in `ssh -J`.
     Jump {
-        /// `[user@]host[:port]` with commas between.
+        /// `[user@]host[:port]`, separated by commas.
         hosts: String,
-        /// The file that `ssh` reads about them, where it is not its own.
+        /// The configuration file for `ssh`, if not its default.
         config: Option<PathBuf>,
     },
 }
 
-/// A program that carries a connection; it ends with this value.
+/// A process that carries a connection. It is killed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct ProxyProcess {
     child: Child,
     said: Arc<Mutex<String>>,
-    /// Reads its standard error.
+    /// Reads the standard error of the process.
     listener: Option<JoinHandle<()>>,
 }
 
-/// A program whose connection has ended may still be writing why.
+/// How long to wait for an error message of a process whose connection has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Proxy {
-    /// Starts the program; the socket leads to this host and port.
+    /// Starts the process and returns a socket that leads to this host and port.
     pub(crate) fn start(&self, host: &str, port: u16) -> io::Result<(UnixStream, ProxyProcess)> {
         let (ours, theirs) = UnixStream::pair()?;
         let input: OwnedFd = theirs.try_clone()?.into();
@@ -54,7 +54,7 @@ impl Proxy {
         let said = Arc::new(Mutex::new(String::new()));
         let listener = child.stderr.take().and_then(|errors| {
             let said = Arc::clone(&said);
-            // It ends when the program has closed its standard error.
+            // The thread ends when the process closes its standard error.
             let listen = move || {
                 for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
                 {
@@ -95,13 +95,13 @@ impl Proxy {
     }
 }
 
-/// `[user@]host[:port]` as a URI, which alone lets `ssh` take a port along.
+/// Formats `[user@]host[:port]` as a URI, the only form in which `ssh` accepts a port.
 fn jump_address(host: &str) -> String {
     if host.starts_with("ssh://") { host.to_owned() } else { format!("ssh://{host}") }
 }
 
 impl ProxyProcess {
-    /// The last line that it wrote to its standard error.
+    /// Returns the last line that the process wrote to its standard error.
     pub(crate) fn said(&self) -> Option<String> {
         let end = Instant::now() + LAST_WORDS;
         while self.listener.as_ref().is_some_and(|listener| !listener.is_finished()) && Instant::now() < end {
@@ -114,7 +114,7 @@ impl ProxyProcess {
 
 impl Drop for ProxyProcess {
     fn drop(&mut self) {
-        // It has not been waited for, so that the number is still its own.
+        // The process has not been reaped, so its PID has not been reused.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process_group(pid, Signal::KILL);
         }

@@ -1,8 +1,8 @@
-//! What OpenSSH's client makes of its configuration for one host: `ssh -G` prints every option with its value, so that
-//! `Include`, `Match` and whatever comes next mean what they mean to `ssh`.
+//! The configuration of OpenSSH's client for one host. `ssh -G` prints every option with its value, so that `Include`,
+//! `Match` and future additions are interpreted exactly as by `ssh`.
 //!
-//! `ssh` reads the files of the user that the password database knows. Where this host's context names other folders, a
-//! file that includes theirs is given to it instead. Without OpenSSH's client nothing is configured.
+//! `ssh` reads the files of the user in the password database. If the [`SshContext`] names other folders, `ssh` is
+//! given a file that includes theirs instead. Without an OpenSSH client, no options are set.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
@@ -15,30 +15,30 @@ use uzers::os::unix::UserExt;
 use super::{Error, Result, SftpAddress, SshContext};
 use crate::bounded::{self, Group};
 
-/// Where OpenSSH's client looks.
+/// The system-wide folder of OpenSSH's client.
 const SYSTEM_FOLDER: &str = "/etc/ssh";
 
-/// A `Match exec` or the look-up of a name may take its time.
+/// A `Match exec` or the resolution of a name may take a while.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The options for one host; none at all where there is no OpenSSH client.
+/// The options for one host; empty if there is no OpenSSH client.
 #[derive(Debug, Default)]
 pub(crate) struct HostOptions {
     /// The option's name in lower case → its lines.
     lines: HashMap<String, Vec<String>>,
-    /// The home folder as `ssh` knows it.
+    /// The home folder that `ssh` uses.
     pub(crate) ssh_home: PathBuf,
 }
 
 impl HostOptions {
-    /// Asks `ssh`.
+    /// Runs `ssh -G`.
     pub(crate) fn of(target: &SftpAddress, ssh_context: &SshContext) -> Result<HostOptions> {
         let ssh_home = passwd_home();
         let user_file = ssh_context.home.as_ref().map(|home| home.join(".ssh/config"));
         let bad = |reason: String| Error::SshConfig { path: user_file.clone().unwrap_or_default(), reason };
         let mut command = Command::new("ssh");
         command.arg("-G").stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
-        // It lives until ssh has read it.
+        // Kept alive until `ssh` has read it.
         let mut composed = None;
         if ssh_context.home.as_deref() != Some(&ssh_home) || ssh_context.system_folder != Path::new(SYSTEM_FOLDER) {
             let mut file = tempfile::NamedTempFile::new().map_err(|error| bad(error.to_string()))?;
@@ -72,12 +72,12 @@ impl HostOptions {
         Ok(HostOptions { lines: read(&String::from_utf8_lossy(&output.stdout)), ssh_home })
     }
 
-    /// The values of an option that may be given several times.
+    /// Returns the values of an option that may be given several times.
     pub(crate) fn all(&self, name: &str) -> &[String] {
         self.lines.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The value of an option; none where it is not set.
+    /// Returns the value of an option; `None` if it is not set.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.all(name).first().map(String::as_str).filter(|value| *value != "none")
     }
@@ -86,18 +86,18 @@ impl HostOptions {
         self.text(name)?.parse().ok()
     }
 
-    /// Seconds; 0 is nothing.
+    /// Returns a duration in seconds; `None` for 0.
     pub(crate) fn seconds(&self, name: &str) -> Option<Duration> {
         self.number(name).map(Duration::from_secs).filter(|time| !time.is_zero())
     }
 
-    /// Whether an option is turned on, or off where that is the question.
+    /// Returns whether an option is set to `wanted`: on or off.
     pub(crate) fn is(&self, name: &str, wanted: bool) -> bool {
         let words: [&str; 2] = if wanted { ["yes", "true"] } else { ["no", "false"] };
         self.text(name).is_some_and(|value| words.contains(&value))
     }
 
-    /// Files by the name of their option: none where `ssh` shows its own defaults.
+    /// Returns the files of an option, or `None` if `ssh` prints its own defaults.
     pub(crate) fn files(&self, name: &str, folder: &Path, defaults: [&str; 2]) -> Option<Vec<&str>> {
         let value = self.all(name).first()?;
         let of_ssh = defaults.map(|name| folder.join(name).display().to_string()).join(" ");
@@ -109,13 +109,13 @@ impl HostOptions {
     }
 }
 
-/// The home folder of whoever we are, by the password database.
+/// Returns the home folder of the current user, from the password database.
 fn passwd_home() -> PathBuf {
     let user = uzers::get_user_by_uid(rustix::process::getuid().as_raw());
     user.map_or_else(|| PathBuf::from("/"), |user| user.home_dir().to_owned())
 }
 
-/// A configuration of these files, the user's first.
+/// Composes a configuration that includes these files, the user's first.
 fn compose(user_file: Option<&Path>, system_folder: &Path, user: &str) -> String {
     let system_file = system_folder.join("ssh_config");
     let included = user_file.into_iter().chain([system_file.as_path()]);
@@ -123,7 +123,7 @@ fn compose(user_file: Option<&Path>, system_folder: &Path, user: &str) -> String
     format!("{lines}Host *\n User {user}\n")
 }
 
-/// `name value`, a line each.
+/// Parses lines of `name value`.
 fn read(text: &str) -> HashMap<String, Vec<String>> {
     let mut lines: HashMap<String, Vec<String>> = HashMap::new();
     for (name, value) in text.lines().filter_map(|line| line.split_once(' ')) {

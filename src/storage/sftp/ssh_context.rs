@@ -1,4 +1,5 @@
-//! What the storage layer knows about this host and its user: it reads no environment and asks nobody by itself.
+//! What the storage layer needs to know about this host and its user. It does not read the environment or prompt
+//! itself.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,35 +8,34 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over
-/// a distance several are needed; each may hold a pack in memory.
+/// The default maximum number of connections to one server. A server allows at most 2 MiB in flight per connection, so
+/// high-latency links need several. Each may hold a pack in memory.
 pub const CONNECTIONS: usize = 6;
 
 /// How to reach servers.
 #[derive(Debug, Clone)]
 pub struct SshContext {
-    /// The folder that `.ssh` is in.
+    /// The folder that contains `.ssh`.
     pub home: Option<PathBuf>,
-    /// Who logs in where neither the address nor `ssh_config` says it.
+    /// The user to log in as if neither the address nor `ssh_config` names one.
     pub user: String,
     /// The folder of `ssh_config` and `ssh_known_hosts`.
     pub system_folder: PathBuf,
     /// The socket of the ssh-agent, if one runs.
     pub agent_socket: Option<PathBuf>,
-    /// kvmb's own key, which `remote setup` makes; used where it is there.
+    /// kvmb's own key, which `remote setup` generates; used if it exists.
     pub own_key: Option<PathBuf>,
-    /// Who knows secrets, and whom to ask.
+    /// The source of secrets.
     pub credentials: Arc<dyn Credentials>,
-    /// Raised when the program shall end: then nothing is waited for much longer.
+    /// Set when the program is ending: then timeouts are short.
     pub stop: Arc<AtomicBool>,
-    /// How long to wait for what.
     pub timeouts: SshTimeouts,
     /// The maximum number of connections to one server.
     pub connections: usize,
 }
 
 impl SshContext {
-    /// With the usual paths and times, knowing nobody and no secret.
+    /// Creates a context with the usual paths and timeouts, and without credentials.
     pub fn new(user: impl Into<String>) -> SshContext {
         SshContext {
             home: None,
@@ -51,21 +51,21 @@ impl SshContext {
     }
 }
 
-/// How long to wait. `ConnectTimeout`, `ServerAliveInterval` and `ServerAliveCountMax` of `ssh_config` win over the
-/// first three.
+/// Timeouts. `ConnectTimeout`, `ServerAliveInterval` and `ServerAliveCountMax` of `ssh_config` override `connect`,
+/// `keep_alive` and `silence`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SshTimeouts {
-    /// For a connection to come about, and for each step of the login.
+    /// For the connection, and for each step of the login.
     pub(crate) connect: Duration,
-    /// For a sign of life while something is asked for. The server's SSH answers keep-alives while its disk is busy, so
-    /// this measures the network and the server, not the disk.
+    /// For any sign of life while a request is pending. A server answers keep-alives while its disk is busy, so this
+    /// measures the network and the server, not the disk.
     pub silence: Duration,
-    /// For progress, by a server that shows signs of life: an answer, or bytes in either direction (see
+    /// For progress of a server that shows signs of life: a reply, or bytes in either direction (see
     /// [`super::progress`]). Its disk, or the process that serves files, may be stuck.
     pub progress: Duration,
     /// The interval of keep-alives.
     pub keep_alive: Duration,
-    /// For a sign of life once the program shall end: enough to clean up over a network that works.
+    /// For any sign of life when the program is ending: enough to clean up over a working network.
     pub(crate) ending: Duration,
 }
 
@@ -86,7 +86,7 @@ impl Default for SshTimeouts {
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the text over.
+    /// Wraps a text.
     pub fn new(text: String) -> Secret {
         Secret(Zeroizing::new(text))
     }
@@ -102,40 +102,40 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Who knows the secrets, and may ask a person. `Ok(None)` means: no such secret, go on without. The error is shown to
-/// the user as it is.
+/// Provides secrets, and may ask the user. `Ok(None)` means that there is no such secret, and other methods are tried.
+/// The error is shown to the user as it is.
 pub trait Credentials: Send + Sync + fmt::Debug {
-    /// The password of an account, `user@host`.
+    /// Returns the password of an account, `user@host`.
     fn password(&self, account: &str) -> Result<Option<Secret>, String>;
 
-    /// The passphrase of a key file.
+    /// Returns the passphrase of a key file.
     fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String>;
 
-    /// The answer to a question of the server's; `hidden` says that it must not be seen while it is typed.
+    /// Returns the answer to a question of the server. `hidden` requests that the input is not shown.
     fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String>;
 
-    /// What was answered last let nobody in. Whether to ask once more: a person mistypes, a file does not.
+    /// Called when the last answer was wrong. Returns whether to ask again: a person mistypes, a file does not.
     fn was_wrong(&self) -> bool {
         false
     }
 
-    /// Whether a host key that is nowhere known is the right one.
+    /// Returns whether to accept an unknown host key.
     fn accepts(&self, key: &ShownKey) -> Result<bool, String>;
 }
 
-/// A server's key, for a person to compare.
+/// A server's host key, for the user to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownKey {
     pub(crate) server: String,
-    /// The key's type, as `ssh-ed25519`.
+    /// The key's type, such as `ssh-ed25519`.
     pub algorithm: String,
-    /// Its SHA-256, as OpenSSH prints it.
+    /// Its SHA-256 fingerprint, as OpenSSH prints it.
     pub fingerprint: String,
-    /// The known_hosts file that it will be noted in.
+    /// The known_hosts file that it will be added to.
     pub(crate) known_hosts: PathBuf,
 }
 
-/// Knows nothing and accepts nothing.
+/// Provides no secrets and accepts no keys.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Nobody;
 

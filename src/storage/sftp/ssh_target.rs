@@ -1,17 +1,17 @@
-//! From an address to a server: what `~/.ssh/config` and `/etc/ssh/ssh_config` make of it, as `ssh` users expect.
+//! Combines an address with `~/.ssh/config` and `/etc/ssh/ssh_config`, as users of `ssh` expect.
 //!
-//! [`super::ssh_config`] asks `ssh` itself; the address wins over what it says. Only the tokens (`%h` …) of files and
-//! of a `ProxyCommand` are left to us.
+//! [`super::ssh_config`] runs `ssh` itself; the address takes precedence over its options. Only the tokens (`%h` …) in
+//! file names and in `ProxyCommand` are expanded here.
 
 use super::proxy::Proxy;
 use super::ssh_config::HostOptions;
 use super::{Result, SftpAddress, SshContext, SshTimeouts};
 use std::path::{Path, PathBuf};
 
-/// The keys that `ssh` tries when none is configured.
+/// The keys that `ssh` tries if none is configured.
 const DEFAULT_IDENTITIES: [&str; 3] = ["id_rsa", "id_ecdsa", "id_ed25519"];
 
-/// How to reach one server.
+/// The connection parameters of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SshTarget {
     /// The name or address to connect to.
@@ -25,22 +25,20 @@ pub(crate) struct SshTarget {
     pub(crate) system_known_hosts: Vec<PathBuf>,
     /// Key files, in the order in which they are tried.
     pub(crate) identities: Vec<PathBuf>,
-    /// Whether only these keys may be used, and not the agent's others.
+    /// Whether only these keys may be used, and no others of the agent.
     pub(crate) identities_only: bool,
     pub(crate) agent_socket: Option<PathBuf>,
-    /// Ways to log in that the user turned off: `publickey`, `password`, `keyboard-interactive`.
+    /// Methods that the user disabled: `publickey`, `password`, `keyboard-interactive`.
     pub(crate) forbidden: Vec<&'static str>,
-    /// `ipv4`, `ipv6` or both.
     pub(crate) family: Family,
-    /// How it is reached, if not directly.
+    /// The proxy, if the connection is not direct.
     pub(crate) proxy: Option<Proxy>,
-    /// Whether the name of a server is hashed where its key is noted.
+    /// Whether the name of a server is hashed in known_hosts.
     pub(crate) hash_known_hosts: bool,
-    /// How long to wait for what.
     pub(crate) timeouts: SshTimeouts,
 }
 
-/// Which addresses of a name to use.
+/// Which addresses of a host to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Any,
@@ -51,12 +49,12 @@ pub(crate) enum Family {
 }
 
 impl SshTarget {
-    /// Asks `ssh` what is configured.
+    /// Reads the configuration from `ssh`.
     pub(crate) fn find(target: &SftpAddress, ssh_context: &SshContext) -> Result<SshTarget> {
         Ok(target_of(&HostOptions::of(target, ssh_context)?, target, ssh_context))
     }
 
-    /// The same way, but with this key and nothing else.
+    /// Returns the same target, restricted to this key.
     pub(crate) fn only_with(&self, key: &Path) -> SshTarget {
         SshTarget {
             identities: vec![key.to_owned()],
@@ -67,7 +65,7 @@ impl SshTarget {
         }
     }
 
-    /// How the server is named in messages.
+    /// Returns the server's name for messages.
     pub(crate) fn server(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -75,19 +73,19 @@ impl SshTarget {
         }
     }
 
-    /// How the account is named in questions.
+    /// Returns the account's name for prompts.
     pub(crate) fn account(&self) -> String {
         format!("{}@{}", self.user, self.host)
     }
 }
 
-/// What the options for one host make of the address, which wins over them.
+/// Combines an address with the options for its host. The address takes precedence.
 fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshContext) -> SshTarget {
     let user = target.user.clone().or_else(|| options.text("user").map(str::to_owned));
     let user = user.unwrap_or_else(|| ssh_context.user.clone());
     let port = target.port.or_else(|| options.number("port")).unwrap_or(22);
     let host = options.text("hostname").map_or_else(|| target.host.clone(), str::to_owned);
-    // An alias stands alone, whatever the port: so does ssh have it.
+    // As in `ssh`, an alias is used without the port.
     let known_as = match options.text("hostkeyalias") {
         Some(alias) => alias.to_lowercase(),
         None if port == 22 => host.to_lowercase(),
@@ -114,7 +112,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         Some(files) => paths(files),
         None => system_names.map(|name| ssh_context.system_folder.join(name)).to_vec(),
     };
-    // The defaults of ssh are shown as if they were configured; what libssh2 cannot use is left out of them.
+    // `ssh -G` prints its defaults as if they were configured. Use only those that libssh2 supports.
     let named: Vec<&str> =
         options.all("identityfile").iter().map(String::as_str).filter(|file| *file != "none").collect();
     let is_default = named.iter().all(|file| file.starts_with("~/.ssh/id_"));
@@ -122,7 +120,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         true => ssh.iter().flat_map(|ssh| DEFAULT_IDENTITIES.map(|name| ssh.join(name))).collect(),
         false => paths(named),
     };
-    // The key that was made for this very purpose avoids failed attempts with the others.
+    // Try kvmb's own key first, which avoids failed attempts with the others.
     if let Some(own) = &ssh_context.own_key {
         identities.insert(0, own.clone());
     }
@@ -161,7 +159,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
 
 fn proxy_of(options: &HostOptions, tokens: &Tokens, ssh_context: &SshContext) -> Option<Proxy> {
     if let Some(hosts) = options.text("proxyjump") {
-        // ssh itself looks below the home folder of the password database.
+        // ssh itself reads the configuration from the home folder in the password database.
         let elsewhere = ssh_context.home.as_ref().filter(|home| **home != options.ssh_home);
         let config = elsewhere.map(|home| home.join(".ssh/config")).filter(|file| file.exists());
         return Some(Proxy::Jump { hosts: tokens.expand(hosts), config });
@@ -169,8 +167,8 @@ fn proxy_of(options: &HostOptions, tokens: &Tokens, ssh_context: &SshContext) ->
     options.text("proxycommand").map(|line| Proxy::Command(tokens.expand(line)))
 }
 
-/// A server is considered dead when this number of keep-alives in a row failed; 0 turns that off for ssh, but not here,
-/// where nobody may watch.
+/// Applies the timeouts of `ssh_config`. A server is considered dead when this number of keep-alives in a row failed. 0
+/// disables this in ssh, but not here, where nobody may be watching.
 fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
     let mut timeouts = usual;
     if let Some(connect) = options.seconds("connecttimeout") {
@@ -184,7 +182,7 @@ fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
     timeouts
 }
 
-/// What `%` sequences mean in `ssh_config`.
+/// The values of `%` tokens in `ssh_config`.
 struct Tokens {
     home: Option<PathBuf>,
     local_user: String,
@@ -224,7 +222,7 @@ impl Tokens {
         expanded
     }
 
-    /// A path: `~` is the home folder.
+    /// Expands a path: `~` is the home folder.
     fn path(&self, text: &str) -> PathBuf {
         let text = self.expand(text);
         match (text.strip_prefix("~/"), &self.home) {

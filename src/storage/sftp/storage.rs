@@ -1,9 +1,9 @@
-//! A repository on a server, over SFTP, laid out as a local one.
+//! A repository on an SFTP server, with the layout of a local one.
 //!
-//! A file is written under a temporary name beside its place (`…-tmp-…`, never listed), put on the server's disk
-//! (`fsync@openssh.com`), renamed, and its folder synced: a reader sees all of it or nothing. The folders of packs are
-//! made when the first pack comes; the root only by [`Storage::create_layout`], so that nothing is written to the empty
-//! mount point of a disk that the server has not mounted.
+//! A file is written under a temporary name in the same folder (`…-tmp-…`, never listed), synced (`fsync@openssh.com`),
+//! renamed, and its folder synced: a reader sees all of it or nothing. The folders of packs are created with the first
+//! pack, the root only by [`Storage::create_layout`], so that nothing is written to the empty mount point of a disk
+//! that the server has not mounted.
 
 use super::files::PIECE_BYTES;
 use super::look::RemoteEntry;
@@ -16,30 +16,29 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What a temporary name contains.
+/// The part of a name that marks a temporary file.
 const TEMPORARY_MARK: &str = "-tmp-";
 
-/// A temporary file of this age has no living writer.
+/// A temporary file older than this has no active writer.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A write that failed with less room than this beyond what it needed has failed for want of room.
+/// A write that failed with less free space than this beyond its own size failed because the disk is full.
 const ROOM_BYTES: u64 = 1 << 20;
 
-/// A folder of a server.
+/// A folder on a server.
 #[derive(Debug)]
 pub struct SftpStorage {
     target: SftpAddress,
     pool: Pool,
     connections: usize,
-    /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes
-    /// nothing.
+    /// Stale temporary files that listings found. The next write removes them; readers remove nothing.
     stale: Mutex<Vec<String>>,
-    /// Whether a write met the limit of the user's quota.
+    /// Whether a write exceeded the user's quota.
     quota_was_met: AtomicBool,
 }
 
 impl SftpStorage {
-    /// The repository at `target`, which need not exist yet. Nothing is connected yet, but `ssh_config` is read.
+    /// Opens the repository at `target`, which need not exist yet. Reads `ssh_config` but does not connect.
     pub fn new(target: SftpAddress, ssh_context: &SshContext) -> super::Result<SftpStorage> {
         let ssh_target = SshTarget::find(&target, ssh_context)?;
         let pool = Pool::new(ssh_target, ssh_context.clone());
@@ -63,13 +62,13 @@ impl SftpStorage {
         }
     }
 
-    /// A path as messages name it.
+    /// Returns a path for messages.
     fn shown(&self, path: &str) -> String {
         let below = path.strip_prefix(&self.target.path).unwrap_or(path);
         format!("{}{below}", self.target)
     }
 
-    /// What a fault with one file means.
+    /// Converts a fault with one file to an error.
     fn error(&self, action: FileAction, kind: FileKind, name: &str, path: &str, fault: SftpFault) -> Error {
         match fault {
             fault if fault.is_not_found() && action != FileAction::Write => {
@@ -83,21 +82,21 @@ impl SftpStorage {
         fault.explain(&self.url(), action, &self.shown(path))
     }
 
-    /// Makes a folder; that it is there already is fine.
+    /// Creates a folder unless it exists.
     fn make_folder(files: &SftpClient, path: &str) -> std::result::Result<(), SftpFault> {
         Self::is_new(files, path, files.make_folder(path)).map(drop)
     }
 
-    /// The same, for good.
+    /// Like [`SftpStorage::make_folder`], and syncs the parent.
     fn make_folder_synced(files: &SftpClient, path: &str) -> std::result::Result<(), SftpFault> {
         match Self::is_new(files, path, files.make_folder_synced(path, parent(path)))? {
             true => Ok(()),
-            // Whoever has just made it may not have synced it yet.
+            // Another process may have created it without having synced it yet.
             false => files.sync_folder(parent(path)),
         }
     }
 
-    /// Whether a folder was made, or is there already: servers have no word for that.
+    /// Returns whether a folder was created, or `false` if it exists already: servers have no status for that.
     fn is_new(
         files: &SftpClient,
         path: &str,
@@ -116,7 +115,7 @@ impl SftpStorage {
     fn make_root(&self, files: &SftpClient) -> std::result::Result<(), SftpFault> {
         let root = &self.target.path;
         if files.stat(root).is_ok_and(|stat| stat.is_folder) {
-            // A try before this one may have made it, and been cut before it came to that.
+            // An earlier attempt may have created it and been interrupted before the sync.
             return files.sync_folder(parent(root));
         }
         let ends = root.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([root.len()]);
@@ -130,7 +129,7 @@ impl SftpStorage {
         Ok(())
     }
 
-    /// A folder below the root that is not there yet. The root itself is not made: nothing can be made below it then.
+    /// Creates a missing folder below the root, but never the root itself: without it, this fails.
     fn make_missing_folder(
         &self,
         files: &SftpClient,
@@ -139,7 +138,7 @@ impl SftpStorage {
     ) -> std::result::Result<(), SftpFault> {
         let data = format!("{}/{}", self.target.path, kind.folder());
         match Self::make_folder_synced(files, folder) {
-            // Some copying tool left out that above it.
+            // The parent is missing too; a tool that copied the repository left it out.
             Err(fault) if fault.is_not_found() && folder != data => {
                 Self::make_folder_synced(files, &data)?;
                 Self::make_folder_synced(files, folder)
@@ -159,9 +158,9 @@ impl SftpStorage {
         let (folder, path) = (self.folder(kind, name), self.path(kind, name));
         let temporary = temporary_beside(&path);
         if kind == FileKind::Lock && gate(contents.len()) {
-            // Nobody respects a lock that is not whole.
+            // Everyone ignores an incomplete lock.
             match files.store_at_once(&folder, &temporary, &path, contents) {
-                // The long way finds out what is wrong.
+                // Fall through to the slower way, which finds the cause.
                 Err(SftpFault::Refused(_)) => {
                     let _ = files.remove(&path);
                     let _ = files.remove(&temporary);
@@ -185,9 +184,9 @@ impl SftpStorage {
         })
     }
 
-    /// A write that failed for want of room says so: SFTP has no word for it. The room is looked at while what was
-    /// written still takes it. A quota shows nowhere: but then as much as one request writes does not fit in beside
-    /// that either.
+    /// Finds the cause of a failed write that the server reports only as "Failure". The free space is checked while the
+    /// partial file still occupies it. A quota is not visible through SFTP, but when it is exhausted, a second file of
+    /// the size of one request cannot be written either.
     fn explain_write(&self, files: &SftpClient, temporary: &str, length: usize, fault: SftpFault) -> SftpFault {
         let SftpFault::Refused(SftpStatus::Other(words)) = fault else {
             return fault;
@@ -198,7 +197,8 @@ impl SftpStorage {
             Ok(Some(room)) if room.is_out_of_files || room.free_bytes < needed => {
                 SftpFault::Refused(SftpStatus::NoSpace)
             }
-            // Of several writes that failed at once, the first one to be removed makes room for the look of the others.
+            // When several writes fail at once, removing the first partial file frees space that lets the probes of the
+            // others succeed.
             Ok(Some(_)) if nothing_fits_beside(files, temporary) || self.quota_was_met.load(Ordering::Relaxed) => {
                 self.quota_was_met.store(true, Ordering::Relaxed);
                 SftpFault::Refused(SftpStatus::Quota)
@@ -210,7 +210,7 @@ impl SftpStorage {
         }
     }
 
-    /// Removes what listings found; failing to do so harms nobody.
+    /// Removes the stale temporary files that listings found. Failures are harmless.
     fn sweep(&self) {
         let stale = std::mem::take(&mut *self.stale.lock().unwrap_or_else(PoisonError::into_inner));
         for path in stale {
@@ -219,12 +219,12 @@ impl SftpStorage {
         }
     }
 
-    /// The files of one folder.
+    /// Lists the files of one folder.
     fn list_folder(&self, folder: &str) -> Result<Vec<FileInfo>> {
         self.files_in(folder, self.pool.with(|files| files.list(folder)))
     }
 
-    /// What a file holds, if one is named, and the files of several kinds, none of them packs.
+    /// Reads a file, if one is given, and lists the files of several kinds, except packs.
     fn look(&self, file: Option<(FileKind, &str)>, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
         let path = file.map(|(kind, name)| (self.path(kind, name), kind.longest_bytes()));
         let folders: Vec<String> = kinds.iter().map(|kind| self.folder(*kind, "")).collect();
@@ -253,7 +253,7 @@ impl SftpStorage {
         read.ok_or_else(|| Error::too_long(self.url(), kind, name))
     }
 
-    /// Those of a folder's entries that are files of a repository; notes which are leftovers.
+    /// Returns the entries that are files of a repository, and records stale temporary files.
     fn files_in(
         &self,
         folder: &str,
@@ -274,7 +274,7 @@ impl SftpStorage {
         Ok(found)
     }
 
-    /// The packs, from their many folders, on all connections.
+    /// Lists the packs from their many folders, on all connections.
     fn list_packs(&self) -> Result<Vec<FileInfo>> {
         let data = format!("{}/{}", self.target.path, FileKind::Pack.folder());
         let fans =
@@ -418,7 +418,7 @@ impl Storage for SftpStorage {
             if !files.rename_free(&path, &aside)? {
                 return Ok(false);
             }
-            // What is there now is compared, not what was there a moment ago.
+            // Compares the current contents, which may have changed since they were read.
             let is_it = files.read(&aside, contents.len() as u64)?.is_some_and(|found| found == contents);
             if is_it || !files.rename_free(&aside, &path)? {
                 files.remove(&aside)?;
@@ -432,7 +432,7 @@ impl Storage for SftpStorage {
         let path = self.path(kind, name);
         let folder = self.folder(kind, name);
         let removed = self.pool.with(|files| match kind {
-            // One that comes back after a power cut is stale soon enough.
+            // No sync: a lock that reappears after a power failure soon becomes stale.
             FileKind::Lock => files.remove(&path),
             _ => files.remove_synced(&path, &folder),
         });
@@ -443,14 +443,14 @@ impl Storage for SftpStorage {
         let folder = self.folder(kind, name);
         let sync = |files: &SftpClient| {
             files.sync_folder(&folder)?;
-            // A folder of packs may be new itself.
+            // The folder of a pack may be new itself.
             if kind == FileKind::Pack { files.sync_folder(parent(&folder)) } else { Ok(()) }
         };
         self.pool.with(sync).map_err(|fault| self.fault(FileAction::Sync, &folder, fault))
     }
 
     fn remove_leftovers(&self) -> Result<()> {
-        // Listings find them.
+        // Listings record them.
         for kind in FileKind::ALL.into_iter().filter(|kind| *kind != FileKind::Config) {
             self.list(kind)?;
         }
@@ -477,7 +477,7 @@ impl Storage for SftpStorage {
     }
 }
 
-/// Tools that copy repositories leave the folder of locks out when it is empty.
+/// Tools that copy repositories leave out the folder of locks when it is empty.
 fn lenient(kind: FileKind, list: Result<Vec<FileInfo>>) -> Result<Vec<FileInfo>> {
     match list {
         Err(Error::Io { source, .. }) if kind == FileKind::Lock && source.kind() == ErrorKind::NotFound => {
@@ -487,7 +487,7 @@ fn lenient(kind: FileKind, list: Result<Vec<FileInfo>>) -> Result<Vec<FileInfo>>
     }
 }
 
-/// Whether the server refuses a small file beside this one too, and has no word for why.
+/// Returns whether the server refuses a small file beside this one as well, with an unspecific error.
 fn nothing_fits_beside(files: &SftpClient, temporary: &str) -> bool {
     let probe = format!("{temporary}-probe");
     let written = files.write_new(&probe, &[1; PIECE_BYTES]);
@@ -505,12 +505,12 @@ pub(crate) fn is_taken(files: &SftpClient, root: &str) -> std::result::Result<bo
     Ok(!entries.is_empty() && !entries.iter().any(|entry| is_ours(&entry.name)))
 }
 
-/// `name-tmp-1f9c…` in the same folder.
+/// Returns a name like `name-tmp-1f9c…` in the same folder.
 fn temporary_beside(path: &str) -> String {
     format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>())
 }
 
-/// The folder that a path is in.
+/// Returns the parent folder of a path.
 fn parent(path: &str) -> &str {
     match path.rsplit_once('/') {
         Some(("", _)) => "/",

@@ -1,39 +1,39 @@
-//! The address of a repository on a server, as restic reads it: the same address means the same folder to both
+//! The address of a repository on a server, as restic reads it: the same address names the same folder in both
 //! programs.
 //!
 //! | written | folder |
 //! | --- | --- |
 //! | `sftp://user@host:port//srv/kvm` | `/srv/kvm` |
-//! | `sftp://user@host:port/kvm` | `kvm`, below the folder that the login leads to |
+//! | `sftp://user@host:port/kvm` | `kvm`, relative to the folder of the login |
 //! | `sftp:user@host:/srv/kvm` | `/srv/kvm` |
-//! | `sftp:user@host:kvm` | `kvm`, below the folder that the login leads to |
+//! | `sftp:user@host:kvm` | `kvm`, relative to the folder of the login |
 //!
 //! `host` may be an alias of `~/.ssh/config`, and an IPv6 address in brackets.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 
-/// What an address must not show as it is.
+/// Characters that are escaped in an address.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#').add(b'"').add(b'<').add(b'>');
 
-/// What a user's name in an address must not show either.
+/// Characters that are also escaped in the user name of an address.
 const ESCAPED_IN_USER: &AsciiSet = &ESCAPED.add(b'@').add(b'/').add(b':');
 
-/// Where a repository is: a server, and a folder there.
+/// The location of a repository: a server and a folder on it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SftpAddress {
-    /// Who logs in, if the address says it.
+    /// The user to log in as, if the address names one.
     pub(crate) user: Option<String>,
-    /// The server's name, alias or address; an IPv6 address without brackets.
+    /// The server's name, alias or address; an IPv6 address has no brackets.
     pub(crate) host: String,
-    /// The port, if the address says it.
+    /// The port, if the address has one.
     pub(crate) port: Option<u16>,
-    /// The folder; a relative one begins where the login leads to.
+    /// The folder. A relative one starts in the folder of the login.
     pub(crate) path: String,
 }
 
 impl SftpAddress {
-    /// Reads an address that begins with `sftp:`. The error says what is wrong with it.
+    /// Parses an address that begins with `sftp:`. The error describes what is wrong with it.
     pub fn parse(url: &str) -> Result<SftpAddress, &'static str> {
         let rest = url.strip_prefix("sftp:").ok_or("it does not begin with sftp:")?;
         let (user, host, port, path) = match rest.strip_prefix("//") {
@@ -58,7 +58,7 @@ impl SftpAddress {
         if user.as_deref() == Some("") {
             return Err("it does not name a user before the @");
         }
-        // The name goes into no shell, but a leading dash or a control character is never a host.
+        // The name is not passed to a shell, but a leading dash or a control character is never valid in a host name.
         if host.is_empty() || host.starts_with('-') || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err("it does not name a host");
         }
@@ -77,14 +77,14 @@ impl SftpAddress {
         Ok(SftpAddress { user, host, port, path })
     }
 
-    /// Whether the folder begins where the login leads to.
+    /// Returns whether the folder is relative to that of the login.
     pub(crate) fn is_relative(&self) -> bool {
         !self.path.starts_with('/')
     }
 }
 
 impl fmt::Display for SftpAddress {
-    /// The address in its longer form, which restic reads as well.
+    /// Formats the address in its longer form, which restic accepts as well.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sftp://")?;
         if let Some(user) = &self.user {
@@ -143,14 +143,14 @@ fn decoded(text: &str) -> Result<String, &'static str> {
     percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| "it is not UTF-8")
 }
 
-/// Without what changes nothing: doubled and trailing slashes, `.`; `..` takes a folder away.
+/// Normalizes a path: removes doubled and trailing slashes and `.`, and resolves `..`.
 fn cleaned(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
             "" | "." => {}
             ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
-            // Above the root is the root.
+            // The parent of the root is the root.
             ".." if path.starts_with('/') => {}
             _ => parts.push(part),
         }
@@ -186,7 +186,7 @@ mod tests {
         for (url, wanted) in table {
             let parsed = SftpAddress::parse(url).unwrap();
             assert_eq!(parsed, wanted, "{url}");
-            // What we print leads to the same place.
+            // The printed form leads to the same place.
             assert_eq!(SftpAddress::parse(&parsed.to_string()).unwrap(), wanted, "{parsed}");
         }
     }

@@ -1,16 +1,16 @@
-//! SFTP, version 3: requests and replies, as many of them on the way as the caller likes.
+//! SFTP version 3: requests and replies, with any number of requests in flight.
 //!
-//! libssh2 has an SFTP of its own. It waits for the reply to each request before it sends the next one, writes and
-//! reads excepted; over a distance that is what takes the time. It also copies what it writes, and lacks
-//! `posix-rename@openssh.com`. So kvmb has from libssh2 the channel, and speaks SFTP itself:
+//! libssh2 has its own SFTP implementation. Except for reads and writes, it waits for the reply to each request before
+//! it sends the next one, which is slow on high-latency links. It also copies the data that it writes, and lacks
+//! `posix-rename@openssh.com`. So kvmb uses only the channel of libssh2 and implements SFTP itself:
 //!
-//! | packet | is |
+//! | packet | contents |
 //! | --- | --- |
 //! | request | length, [`PacketType`], number, [`Field`]s |
-//! | reply | length, kind, number of the request, what [`Reply`] holds |
+//! | reply | length, type, number of the request, contents of [`Reply`] |
 //!
-//! A server may answer in any order; here every reply finds its request. Requests are collected until somebody waits
-//! for a reply, and go out together: what does not depend on each other takes one round trip.
+//! A server may answer in any order; every reply is matched to its request. Requests are buffered until a reply is
+//! waited for, and then sent together: independent requests take one round trip.
 
 use super::connection::Connection;
 use super::{Error, Result, SftpFault, SftpStatus, SshTarget};
@@ -19,7 +19,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind, Read, Write};
 
-/// What a request may ask for.
+/// The types of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
@@ -43,30 +43,31 @@ pub(crate) enum PacketType {
 const INIT: u8 = 1;
 const VERSION: u8 = 2;
 
-/// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 255 KiB.
+/// The maximum length of a server's packet. The longest are replies to reads, which never request more than 255 KiB.
 const LONGEST_PACKET: usize = 256 << 10;
 
-/// The number of bytes that the server may send before it waits.
+/// The number of bytes that the server may send before it has to wait.
 const WINDOW_BYTES: u32 = 4 << 20;
 
-/// A last part that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
+/// A trailing field longer than this is sent without copying it: a copy would cost more than the short SSH packet
+/// before it.
 const LONG_TEXT_BYTES: usize = 64 << 10;
 
-/// The number of bytes of requests that are sent without waiting until a reply is needed.
+/// The number of buffered request bytes that are sent without waiting until a reply is needed.
 const FULL_FLIGHT_BYTES: usize = 16 << 10;
 
-/// As much of an SSH packet as every implementation takes.
+/// The SSH packet size that every implementation supports.
 const SSH_PACKET_BYTES: u32 = 32 << 10;
 
-/// So many bytes may have come before they were asked for: more than a pack has, whose parts may come in any order.
+/// The maximum number of file bytes in early replies: more than a pack, whose parts may arrive in any order.
 const EARLY_BYTES: usize = 72 << 20;
 
-/// What a request consists of.
+/// A field of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Field<'a> {
-    /// A number of 32 bits.
+    /// A 32-bit number.
     Number(u32),
-    /// A number of 64 bits.
+    /// A 64-bit number.
     Long(u64),
     /// A path, a handle, or bytes to write.
     Text(&'a [u8]),
@@ -77,7 +78,7 @@ pub(crate) enum Field<'a> {
 #[derive(Debug)]
 pub(crate) struct Sent(u32);
 
-/// What a server answers.
+/// A reply of the server.
 #[derive(Debug)]
 pub(crate) enum Reply {
     Done,
@@ -88,40 +89,39 @@ pub(crate) enum Reply {
     Handle(Vec<u8>),
     /// Bytes of a file.
     Data(Vec<u8>),
-    /// Some of a folder's entries, or the one name that was asked for.
+    /// Some of a folder's entries, or the one name that was requested.
     Names(ListedNames),
-    /// What is known of a file.
+    /// The attributes of a file.
     Stat(Stat),
-    /// The answer to an extension, as that defines it.
+    /// The reply to an extension, in its own format.
     Extended(Vec<u8>),
 }
 
-/// Names, each with what is known of it.
+/// Names with their attributes.
 #[derive(Debug, Default)]
 pub(crate) struct ListedNames {
-    /// Those that are UTF-8.
+    /// The names that are UTF-8.
     pub(crate) entries: Vec<(String, Stat)>,
-    /// What all of them took in the packet.
+    /// The size of all names in the packet.
     pub(crate) packet_bytes: usize,
 }
 
-/// What is known of a file or folder.
+/// The attributes of a file or folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) size_bytes: u64,
-    /// Whether it is a folder.
     pub(crate) is_folder: bool,
-    /// When it was last written, in seconds since 1970, if the server says it.
+    /// The modification time in seconds since 1970, if the server reports it.
     pub(crate) modified: Option<u64>,
 }
 
-/// A channel on which a server answers SFTP.
+/// A channel to an SFTP server.
 pub(crate) struct SftpChannel {
-    // Before the connection, so that it is closed first.
+    // Declared before the connection, so that it is closed first.
     channel: Channel,
     connection: Connection,
     user: String,
-    /// What the server can do beyond version 3; known when the versions are exchanged.
+    /// The server's extensions, known after the handshake.
     extensions: OnceCell<HashSet<String>>,
     state: RefCell<ChannelState>,
 }
@@ -130,20 +130,20 @@ pub(crate) struct SftpChannel {
 struct ChannelState {
     /// The number of the next request.
     next: u32,
-    /// Requests that have not gone out yet.
+    /// Requests that have not been sent yet.
     outgoing: Vec<u8>,
-    /// Requests that nobody waits for: they go out with the next one that somebody does.
+    /// Requests whose reply nobody waits for. They are sent with the next other request.
     deferred: Vec<u8>,
-    /// Requests that are not answered yet, and whether anybody wants the reply.
+    /// Pending requests, and whether the reply is wanted.
     unanswered: HashMap<u32, bool>,
-    /// Replies that came before they were asked for.
+    /// Replies that arrived before they were waited for.
     early: HashMap<u32, Reply>,
-    /// The bytes of files in these.
+    /// The number of file bytes in `early`.
     early_bytes: usize,
 }
 
 impl SftpChannel {
-    /// Starts SFTP on a connection that is logged in.
+    /// Starts SFTP on an authenticated connection.
     pub(crate) fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpChannel> {
         let no_sftp = |error: ssh2::Error| Error::NoSftp {
             server: ssh_target.server(),
@@ -163,7 +163,7 @@ impl SftpChannel {
         Ok(wire)
     }
 
-    /// The versions are exchanged; the answer is what the server can do besides.
+    /// Exchanges the protocol versions and returns the server's extensions.
     fn greet(&self) -> Result<HashSet<String>> {
         self.write(&[&5u32.to_be_bytes()[..], &[INIT], &3u32.to_be_bytes()].concat(), false)?;
         let packet = self.read_packet()?;
@@ -183,7 +183,7 @@ impl SftpChannel {
         extensions().ok_or_else(|| self.protocol_error())
     }
 
-    /// Whether the server has this extension.
+    /// Returns whether the server supports this extension.
     pub(crate) fn has(&self, extension: &str) -> bool {
         self.extensions.get().is_some_and(|extensions| extensions.contains(extension))
     }
@@ -192,14 +192,14 @@ impl SftpChannel {
         &self.connection
     }
 
-    /// Sends a request; the reply is to be received later. It goes out at once only if it writes, for that is to happen
-    /// when it may; all others go out when a reply is waited for.
+    /// Sends a request whose reply is received later. Writes are sent at once, because the caller decides when they may
+    /// go out. Other requests are buffered until a reply is waited for or [`FULL_FLIGHT_BYTES`] are reached.
     pub(crate) fn send(&self, call: PacketType, parts: &[Field<'_>]) -> Result<Sent> {
         let state = &mut *self.state.borrow_mut();
         let number = state.number(true);
         state.outgoing.append(&mut state.deferred);
         let tail = encode(&mut state.outgoing, call, number, parts);
-        // Asking again and again for single bytes is no progress.
+        // Requests for single bytes could be repeated without end, so they are not progress.
         let is_progress = call == PacketType::Write;
         if is_progress || !tail.is_empty() || state.outgoing.len() >= FULL_FLIGHT_BYTES {
             self.flush(&mut state.outgoing, is_progress)?;
@@ -208,7 +208,7 @@ impl SftpChannel {
         Ok(Sent(number))
     }
 
-    /// Sends a request that nobody waits for with the next one that somebody waits for.
+    /// Buffers a request whose reply nobody waits for. It is sent with the next other request.
     pub(crate) fn defer(&self, call: PacketType, parts: &[Field<'_>]) {
         let state = &mut *self.state.borrow_mut();
         let number = state.number(false);
@@ -222,7 +222,7 @@ impl SftpChannel {
         written
     }
 
-    /// The reply to a request. The outer error means that the connection is gone.
+    /// Waits for the reply to a request. An error means that the connection is lost.
     pub(crate) fn receive(&self, sent: Sent) -> Result<Reply> {
         let Sent(number) = sent;
         loop {
@@ -232,12 +232,12 @@ impl SftpChannel {
             self.flush(&mut self.state.borrow_mut().outgoing, false)?;
             let packet = self.read_packet()?;
             let (of, reply) = Reply::parse(packet).ok_or_else(|| self.protocol_error())?;
-            // Bytes of a file and names of a folder can be handed out one by one.
+            // A server can send file data and names of a folder in tiny portions.
             if !matches!(reply, Reply::Data(_) | Reply::Names(_)) {
                 self.connection.restart_progress();
             }
             let state = &mut *self.state.borrow_mut();
-            // Answers to what nobody asked would fill the memory.
+            // Replies to unknown requests would fill the memory.
             let is_wanted = state.unanswered.remove(&of).ok_or_else(|| self.protocol_error())?;
             if of == number {
                 return Ok(reply);
@@ -252,13 +252,13 @@ impl SftpChannel {
         }
     }
 
-    /// A request, and the wait for its reply; a refusal is an error.
+    /// Sends a request and waits for its reply. A refusal is returned as an error.
     pub(crate) fn ask(&self, call: PacketType, parts: &[Field<'_>]) -> std::result::Result<Reply, SftpFault> {
         let sent = self.send(call, parts)?;
         self.answer(sent)
     }
 
-    /// The reply; a refusal is an error.
+    /// Waits for a reply. A refusal is returned as an error.
     pub(crate) fn answer(&self, sent: Sent) -> std::result::Result<Reply, SftpFault> {
         match self.receive(sent)? {
             Reply::Refused(refusal) => Err(SftpFault::Refused(refusal)),
@@ -266,17 +266,17 @@ impl SftpChannel {
         }
     }
 
-    /// What is said about a reply that makes no sense. The connection is cut.
+    /// Returns the error for an invalid reply. The connection is shut down.
     pub(crate) fn protocol_error(&self) -> Error {
         self.fault("it does not speak SFTP")
     }
 
-    /// What is wrong with the channel of a connection that is not lost. The connection is cut.
+    /// Returns the error for a fault of the channel, and shuts the connection down.
     fn fault(&self, reason: &str) -> Error {
         let lost = self.connection.lost(reason);
         match self.extensions.get() {
             Some(_) => lost,
-            // A server whose forced command is something else talks, and hangs up.
+            // Before the handshake: a server with a different forced command prints its output and closes the channel.
             None => Error::NoSftp {
                 server: self.connection.server().to_owned(),
                 user: self.user.clone(),
@@ -333,7 +333,8 @@ impl SftpChannel {
                 _ => ssh2::Error::last_session_error(self.connection.session()).unwrap_or_else(ssh2::Error::unknown),
             })
         };
-        // What is no SFTP server may answer keep-alives and nothing else.
+        // A peer that is not an SFTP server may answer keep-alives and nothing else, so the connect timeout applies
+        // first.
         let answer = match self.extensions.get() {
             None => self.connection.step(attempt)?,
             Some(_) => self.connection.call(attempt)?,
@@ -342,7 +343,7 @@ impl SftpChannel {
     }
 }
 
-/// Appends a request, all but a long text at its end: that is returned, to be sent from where it is.
+/// Appends a request, except for a long text at its end, which is returned to be sent without copying it.
 fn encode<'a>(packets: &mut Vec<u8>, call: PacketType, number: u32, parts: &[Field<'a>]) -> &'a [u8] {
     let (copied, tail) = match parts.split_last() {
         Some((Field::Text(text), before)) if text.len() > LONG_TEXT_BYTES => (before, *text),
@@ -375,7 +376,7 @@ fn length_of(bytes: &[u8]) -> [u8; 4] {
 }
 
 impl ChannelState {
-    /// The number of a new request.
+    /// Allocates the number of a new request.
     fn number(&mut self, is_wanted: bool) -> u32 {
         let number = self.next;
         self.next = number.wrapping_add(1);
@@ -395,7 +396,7 @@ impl Reply {
         if let Reply::Data(data) = self { data.len() } else { 0 }
     }
 
-    /// A packet without its length, with the number of its request; none if it is no reply.
+    /// Parses a packet without its length. Returns the number of its request, or `None` if it is not a reply.
     pub(crate) fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
         let mut fields = PacketReader(&packet);
         let (kind, number) = (fields.byte()?, fields.number()?);
@@ -403,7 +404,7 @@ impl Reply {
             101 => match fields.number()? {
                 0 => Reply::Done,
                 1 => Reply::End,
-                // Old servers leave the words out.
+                // Old servers omit the message.
                 code => Reply::Refused(SftpStatus::of_status(
                     code,
                     &String::from_utf8_lossy(fields.text().unwrap_or_default()),
@@ -421,10 +422,10 @@ impl Reply {
                 let mut entries = Vec::new();
                 for _ in 0..count {
                     let name = String::from_utf8(fields.text()?.to_vec());
-                    // What 'ls -l' would say.
+                    // The line that `ls -l` would print.
                     fields.text()?;
                     let stat = fields.stat()?;
-                    // Ours are hexadecimal: another name is no file of a repository.
+                    // Names in a repository are hexadecimal, so a name that is not UTF-8 belongs to no file of it.
                     entries.extend(name.ok().map(|name| (name, stat)));
                 }
                 Reply::Names(ListedNames { entries, packet_bytes: packet.len() })
