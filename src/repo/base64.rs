@@ -1,4 +1,4 @@
-//! Bytes in JSON as Go writes them: standard base64 with padding.
+//! Bytes in JSON, encoded as Go does: standard base64 with padding.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serializer, de::Error};
 use zeroize::Zeroizing;
 
 pub(super) fn serialize<S: Serializer>(bytes: &impl AsRef<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
-    // It may be a key.
+    // The bytes may be a key.
     serializer.serialize_str(&Zeroizing::new(STANDARD.encode(bytes)))
 }
 

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// What a blob holds.
+/// The contents of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BlobKind {
-    /// Part of a file.
+    /// A part of a file.
     Data,
-    /// A folder's list of entries.
+    /// The list of a folder's entries.
     Tree,
 }
 

@@ -1,8 +1,8 @@
-//! A folder with copies of what a repository has, so that it need not be fetched and parsed in each run.
+//! A folder with copies of parts of a repository, so that they need not be fetched and parsed in each run.
 //!
 //! ```text
-//! /var/cache/kvmb                 0700, of the user who runs kvmb
-//! ├── CACHEDIR.TAG                has programs that make archives pass over it
+//! /var/cache/kvmb                 0700, owned by the user who runs kvmb
+//! ├── CACHEDIR.TAG                makes backup programs skip the folder
 //! ├── <the repository's id>       0700
 //! │   ├── index                   see [`super::cached_index`]
 //! │   └── records                 see [`super::kept_records`]
@@ -10,7 +10,10 @@
 //!     └── key                     see [`super::kept_key`]
 //! ```
 //!
-//! It may be removed at any time. Nothing in it is believed because it is there: each file is sealed with the key of
+//! The folder may be removed at any time. Its contents are not trusted: each file is sealed with the key of its
+//! repository, or has the hash that the repository lists, and is used only as far as the repository still lists the
+//! originals. A folder that belongs to another user, or that others may write to, is not used, and symbolic links are
+//! not followed.
 //! its repository, or has the hash that the repository lists, and is used as far as the repository lists what it is a
 //! copy of. A folder that belongs to someone else or that others may write to is not used, and no link is followed.
 
@@ -26,7 +29,7 @@ use super::Id;
 
 /// The first line of a `CACHEDIR.TAG`.
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n";
-/// What is being written begins so.
+/// The prefix of a file that is being written.
 const TEMPORARY: &str = ".new-";
 
 /// The folder of one repository.
@@ -37,13 +40,13 @@ pub(super) struct CacheFolder {
 }
 
 impl CacheFolder {
-    /// Opens the folder of a repository, or of its address, below `base`; both are made if need be.
+    /// Opens the folder of a repository, or of its address, below `base`. Creates both if they do not exist.
     pub(super) fn open(base: &Path, repository: Id) -> io::Result<CacheFolder> {
         DirBuilder::new().recursive(true).mode(0o700).create(base)?;
         let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32;
         let top = File::options().read(true).custom_flags(flags).open(base)?;
         refuse_foreign(&top, base)?;
-        // Without the tag nothing else is wrong.
+        // The cache works without the tag.
         if let Ok(mut tag) = create_new(&top, "CACHEDIR.TAG") {
             let _ = tag.write_all(TAG.as_bytes());
         }
@@ -59,12 +62,12 @@ impl CacheFolder {
         Ok(CacheFolder { folder, path })
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a file for reading; none if there is none.
+    /// Opens a file for reading. Returns `None` if it does not exist.
     pub(super) fn read(&self, name: &str) -> io::Result<Option<File>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(&self.folder, name, flags, Mode::empty()) {
@@ -79,9 +82,8 @@ impl CacheFolder {
         }
     }
 
-    /// Writes a file in the place of what has its name, all of it or nothing. Another run that writes at the same
-    /// moment is not waited for: then nothing is written. It need not reach the disk before a crash: what is read is
-    /// checked.
+    /// Writes a file atomically, replacing an existing one. If another run is writing at the same moment, nothing is
+    /// written. The file is not synced: a reader detects one that a crash damaged.
     pub(super) fn write(
         &self,
         name: &str,
@@ -89,19 +91,19 @@ impl CacheFolder {
     ) -> io::Result<()> {
         let Some(_lock) = self.try_lock()? else { return Ok(()) };
         let temporary = format!("{TEMPORARY}{name}");
-        // What a killed run has left.
+        // Left over by a killed run.
         self.remove(&temporary)?;
         let mut file = BufWriter::with_capacity(1 << 20, create_new(&self.folder, &temporary)?);
         let written = write(&mut file).and_then(|()| file.flush());
         let written = written.and_then(|()| Ok(renameat(&self.folder, &*temporary, &self.folder, name)?));
         if written.is_err() {
-            // The error that counts is the first.
+            // Return the first error.
             let _ = self.remove(&temporary);
         }
         written
     }
 
-    /// Appends to a file, which must be there. As [`CacheFolder::write`] it waits for nobody.
+    /// Appends to an existing file. Like [`CacheFolder::write`], it does nothing if another run is writing.
     pub(super) fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let Some(_lock) = self.try_lock()? else { return Ok(()) };
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -110,9 +112,9 @@ impl CacheFolder {
         file.write_all(bytes)
     }
 
-    /// The right to write; none while somebody else has it.
+    /// Takes the lock for writing. Returns `None` if another run holds it.
     fn try_lock(&self) -> io::Result<Option<File>> {
-        // An open folder of its own, for threads of one run share this one.
+        // A separate open file description, because threads of one run share `self.folder`.
         let lock = File::from(openat(&self.folder, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(lock)),
@@ -121,7 +123,7 @@ impl CacheFolder {
         }
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.folder, name, rustix::fs::AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -135,7 +137,7 @@ fn create_new(folder: &File, name: &str) -> io::Result<File> {
     Ok(openat(folder, name, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-/// Refuses what belongs to another user or can be written by others.
+/// Fails if the file belongs to another user or is writable by others.
 fn refuse_foreign(file: &File, path: &Path) -> io::Result<std::fs::Metadata> {
     let found = file.metadata()?;
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
@@ -210,7 +212,7 @@ mod tests {
             assert_eq!(CacheFolder::open(&base, id()).unwrap_err().kind(), ErrorKind::PermissionDenied);
             set(path, 0o700);
         }
-        // Root alone can give a file away.
+        // Only root can change the owner of a file.
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(1), None).unwrap();
             assert_eq!(CacheFolder::open(&base, id()).unwrap_err().kind(), ErrorKind::PermissionDenied);

@@ -1,17 +1,17 @@
-//! A copy of the index in the cache folder: sorted, in pages, of which only those are read that are asked for.
+//! A copy of the index in the cache folder: sorted and divided into pages, which are read on demand.
 //!
 //! ```text
 //! "kvmb index 1\n" …    the first 16 KiB
-//! pages                 sealed, 16 KiB each: 340 places of data blobs …, of trees …, or 510 packs
-//! directory             sealed: the index files that it is a copy of, how much there is, where each page begins
+//! pages                 sealed, 16 KiB each: 340 entries of data blobs …, of trees …, or 510 packs
+//! directory             sealed: the index files that were copied, the sizes of the sections, the first id of each page
 //! its length            8 bytes
 //! ```
 //!
-//! A page holds the number of the copy and its own, so that one cannot stand in the place of another. It is opened,
-//! and its code compared, when it is read. Whether the copy is still right only the repository can say: as long as it
-//! lists all the index files that the copy was made of.
+//! A page contains the nonce of the copy and its own number, so that it cannot replace another page. It is
+//! authenticated when it is read. The copy is valid as long as the repository still lists all the index files that it
+//! was made of.
 //!
-//! Memory: 8 bytes a page, and a few hundred pages that were read last.
+//! Memory: 8 bytes per page, and the few hundred pages that were read last.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -30,7 +30,7 @@ const NAME: &str = "index";
 const MAGIC: &[u8] = b"kvmb index 1\n";
 const PAGE_BYTES: usize = 16 << 10;
 const NONCE_BYTES: usize = 16;
-/// What a page begins with: the copy's nonce and the page's number.
+/// The head of a page: the copy's nonce and the page's number.
 const PAGE_HEAD_BYTES: usize = NONCE_BYTES + 8;
 const ENTRY_BYTES: usize = 48;
 const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - OVERHEAD - PAGE_HEAD_BYTES) / ENTRY_BYTES;
@@ -38,29 +38,29 @@ const PACK_BYTES: usize = 32;
 const PACKS_PER_PAGE: usize = (PAGE_BYTES - OVERHEAD - PAGE_HEAD_BYTES) / PACK_BYTES;
 /// The number of cached pages: 8 MiB.
 const KEPT_PAGES: usize = 512;
-/// A directory of 10 million blobs has 250 KB.
+/// The directory of 10 million blobs takes 250 KB.
 const LARGEST_DIRECTORY_BYTES: u64 = 64 << 20;
 
-/// An index file that the copy has.
+/// An index file that is part of the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CachedSource {
     pub(super) id: Id,
-    /// Its size in the repository, by which a file that was cut off there is noticed.
+    /// Its size in the repository, to detect a file that was truncated there.
     pub(super) size_bytes: u64,
-    /// How many blobs it names.
+    /// The number of blobs in it.
     pub(super) blobs: u64,
 }
 
-/// A table of the copy.
+/// A section of the copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Section {
     /// The number of its first page.
     first_page: u64,
-    /// How many entries it has.
+    /// The number of its entries.
     entries: u64,
 }
 
-/// What the copy says of itself.
+/// The directory of the copy.
 #[derive(Debug, Default)]
 struct Directory {
     nonce: [u8; NONCE_BYTES],
@@ -69,11 +69,11 @@ struct Directory {
     trees: Section,
     packs: Section,
     sources: Vec<CachedSource>,
-    /// The first bits of the first id of each page of data blobs, and then of trees.
+    /// The first bits of the first id of each page of data blobs, followed by those of trees.
     beginnings: Vec<u64>,
 }
 
-/// A copy that was opened.
+/// An open copy.
 pub(super) struct CachedIndex {
     file: File,
     key: SealKey,
@@ -98,7 +98,7 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("the cached index is damaged: {what}"))
 }
 
-/// Reads numbers and ids one after the other.
+/// Reads numbers and ids in order.
 struct FieldReader<'a>(&'a [u8]);
 
 impl FieldReader<'_> {
@@ -190,7 +190,7 @@ fn decode(bytes: &[u8]) -> io::Result<IndexEntry> {
 }
 
 impl CachedIndex {
-    /// Opens the copy; none if there is none. What was damaged or made with another key is an error.
+    /// Opens the copy. Returns `None` if there is none, and an error if it is damaged or was made with another key.
     pub(super) fn open(folder: &CacheFolder, key: &SealKey) -> io::Result<Option<CachedIndex>> {
         let Some(mut file) = folder.read(NAME)? else { return Ok(None) };
         let mut magic = [0; MAGIC.len()];
@@ -218,27 +218,27 @@ impl CachedIndex {
         folder.remove(NAME)
     }
 
-    /// The index files that it is a copy of.
+    /// Returns the index files that were copied.
     pub(super) fn sources(&self) -> &[CachedSource] {
         &self.directory.sources
     }
 
-    /// How many places of blobs it has.
+    /// Returns the number of blob locations.
     pub(super) fn len(&self) -> u64 {
         self.directory.data.entries + self.directory.trees.entries
     }
 
-    /// What all of them take in their packs.
+    /// Returns the total size of these blobs in their packs.
     pub(super) fn stored_bytes(&self) -> u64 {
         self.directory.stored_bytes
     }
 
-    /// Whether so many pages were read one by one that reading all would have been cheaper.
+    /// Returns whether single pages were read so often that reading the whole copy would have been cheaper.
     pub(super) fn is_read_often(&self) -> bool {
         self.pages_read.load(Ordering::Relaxed) > 64 + 2 * self.directory.beginnings.len() as u64
     }
 
-    /// Every place of a blob.
+    /// Returns every location of a blob.
     pub(super) fn places(&self, kind: BlobKind, id: &Id) -> io::Result<Vec<IndexEntry>> {
         let (section, beginnings) = self.directory.section(kind);
         let first = beginnings.partition_point(|bits| *bits < id.first_bits()).saturating_sub(1);
@@ -258,7 +258,7 @@ impl CachedIndex {
         Ok(found)
     }
 
-    /// The pack with this number.
+    /// Returns the pack with this number.
     pub(super) fn pack(&self, number: u32) -> io::Result<Id> {
         let (page, position) = (number as usize / PACKS_PER_PAGE, number as usize % PACKS_PER_PAGE);
         let page = self.page(self.directory.packs.first_page + page as u64)?;
@@ -266,13 +266,13 @@ impl CachedIndex {
         packs.get(position).map(|id| Id::from_bytes(*id)).ok_or_else(|| broken("a pack is missing"))
     }
 
-    /// All entries of a kind, sorted.
+    /// Returns all entries of a kind, sorted.
     pub(super) fn entries(&self, kind: BlobKind) -> impl Iterator<Item = io::Result<IndexEntry>> {
         let section = self.directory.section(kind).0;
         self.records::<ENTRY_BYTES>(section, ENTRIES_PER_PAGE).map(|record| decode(&record?))
     }
 
-    /// All packs, by their numbers.
+    /// Returns all packs, ordered by number.
     pub(super) fn packs(&self) -> impl Iterator<Item = io::Result<Id>> {
         self.records::<PACK_BYTES>(self.directory.packs, PACKS_PER_PAGE).map(|record| record.map(Id::from_bytes))
     }
@@ -307,7 +307,7 @@ impl CachedIndex {
         Ok(page)
     }
 
-    /// Reads a page and opens it: its head, and its entries.
+    /// Reads and unseals a page: its head and its entries.
     fn read_page(&self, number: u64) -> io::Result<Vec<u8>> {
         let Directory { nonce, data, trees, packs, .. } = &self.directory;
         let sections = [
@@ -330,7 +330,7 @@ impl CachedIndex {
         }
     }
 
-    /// Writes a copy in the place of the one that is there.
+    /// Writes a copy, replacing the existing one.
     pub(super) fn write(
         folder: &CacheFolder,
         key: &SealKey,
@@ -369,7 +369,7 @@ impl CachedIndex {
     }
 }
 
-/// Writes pages, one after the other.
+/// Writes pages in sequence.
 struct PageWriter<'a, W> {
     file: &'a mut W,
     key: &'a SealKey,
@@ -379,7 +379,7 @@ struct PageWriter<'a, W> {
 }
 
 impl<W: Write> PageWriter<'_, W> {
-    /// Writes all of these; `encode` is also told which of them begin a page.
+    /// Writes all records of a section. The second argument of `encode` says whether the record begins a page.
     fn section<T, const N: usize>(
         &mut self,
         per_page: usize,

@@ -1,5 +1,4 @@
-//! Checks the structure of the repository without reading the data: that is what [`read_blobs`](super::read_blobs) is
-//! for.
+//! Checks the structure of the repository without reading the data; for that see [`read_blobs`](super::read_blobs).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
@@ -11,30 +10,30 @@ use super::{
 };
 use crate::storage::FileKind;
 
-/// How thorough to be.
+/// How thorough a check is.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CheckOptions {
-    /// Do not read the trees: only that index and snapshots can be read and that the packs are there.
+    /// Do not read the trees: check only that index and snapshots are readable and that the packs exist.
     pub quick: bool,
-    /// Read the header of every pack and compare it with the index: what rebuilding a lost index would need.
+    /// Read the header of every pack and compare it with the index. Headers are needed to rebuild a lost index.
     pub pack_headers: bool,
 }
 
-/// Something that is wrong.
+/// A problem that was found.
 #[derive(Debug)]
 pub enum RepoDamage {
-    /// An index file cannot be read: what only it names is lost until the index is rebuilt.
+    /// An index file cannot be read. Blobs that only it lists are lost until the index is rebuilt.
     Index { id: Id, error: Error },
-    /// The index names a pack that is not there.
+    /// The index lists a pack that does not exist.
     PackMissing { id: Id },
     /// A pack is shorter than the index says.
     PackTooShort {
         id: Id,
         size_bytes: u64,
-        /// What it should have at least.
+        /// The minimum size according to the index.
         wanted_bytes: u64,
     },
-    /// The header of a pack cannot be read, or lacks blobs that the index has there. The blobs may be whole.
+    /// The header of a pack cannot be read, or lacks blobs that the index lists. The blobs may be intact.
     PackHeader { id: Id, error: Error },
     /// A snapshot cannot be read.
     Snapshot { id: Id, error: Error },
@@ -45,24 +44,24 @@ pub enum RepoDamage {
         snapshot: Id,
         error: Error,
     },
-    /// A file has blobs that no index names.
+    /// A file has blobs that are not in any index.
     FileIncomplete {
         name: OsString,
-        /// The tree that it stands in.
+        /// The tree that contains it.
         tree: Id,
         /// A snapshot that needs it.
         snapshot: Id,
-        /// How many of its blobs are missing.
+        /// The number of its missing blobs.
         missing_blobs: u64,
     },
-    /// The blobs of a file do not add up to its size.
+    /// The size of a file differs from the sum of its blobs.
     FileSize {
         name: OsString,
-        /// The tree that it stands in.
+        /// The tree that contains it.
         tree: Id,
         /// A snapshot that needs it.
         snapshot: Id,
-        /// What the tree says.
+        /// The size in the tree.
         size_bytes: u64,
         /// The sum of its blobs.
         content_bytes: u64,
@@ -95,28 +94,28 @@ impl fmt::Display for RepoDamage {
     }
 }
 
-/// What a check has seen.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct CheckReport {
-    /// All that is wrong.
+    /// The problems that were found.
     pub damage: Vec<RepoDamage>,
-    /// Packs that the index names.
+    /// The number of packs in the index.
     pub(crate) packs: u64,
-    /// Packs that no index names: left by interrupted runs, harmless.
+    /// The number of packs that are not in the index: left by interrupted runs, harmless.
     pub unused_packs: u64,
-    /// Blobs that the index names.
+    /// The number of blobs in the index.
     pub(crate) blobs: u64,
-    /// Snapshots that can be read.
+    /// The number of readable snapshots.
     pub(crate) snapshots: u64,
-    /// Trees that were read.
+    /// The number of trees that were read.
     pub(crate) trees: u64,
 }
 
-/// Checks a repository's structure. Damage is reported, not returned as an error; an error means that the storage could
-/// not be asked at all. Hold a lock meanwhile. `stop` ends it early with what was found so far.
+/// Checks a repository's structure. Damage is reported, not returned as an error; an error means that the storage was
+/// unreachable. Hold a lock during the check. `stop` ends it early with the damage that was found so far.
 pub fn check(repo: &Repository, options: CheckOptions, stop: &AtomicBool) -> Result<CheckReport> {
     let mut report = CheckReport::default();
-    // From the files, whatever this process has read of them before.
+    // Read the files themselves, not what this process has cached.
     let (index, damaged) = index_cache::read_all(repo, &repo.list(FileKind::Index)?);
     let damaged = damaged.into_iter();
     report.damage.extend(damaged.map(|(id, error)| RepoDamage::Index { id, error }));
@@ -146,7 +145,7 @@ fn check_packs(repo: &Repository, index: &Index, report: &mut CheckReport) -> Re
             present.insert(id, file.size_bytes);
         }
     }
-    // Sorted, so that two reports can be compared.
+    // Sorted, so that reports can be compared.
     let wanted: BTreeMap<Id, u64> = index.pack_sizes().into_iter().collect();
     report.packs = wanted.len() as u64;
     for (id, wanted_bytes) in wanted {
@@ -182,7 +181,7 @@ fn check_pack_headers(repo: &Repository, index: &Index, report: &mut CheckReport
         (!is_whole).then(|| Error::damaged(FileKind::Pack, pack, Flaw::BadHeader))
     });
     for (id, error) in packs.into_iter().zip(errors) {
-        // That a pack is missing was said already.
+        // Missing packs were already reported.
         let error = error.filter(|e| !matches!(e, Error::Storage(e) if e.is_not_found()));
         report.damage.extend(error.map(|error| RepoDamage::PackHeader { id, error }));
     }

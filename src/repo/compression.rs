@@ -1,14 +1,15 @@
 //! The compression of blobs.
 //!
-//! | word | zstd's level | speed beside level 1 | size beside level 1 |
-//! | --- | --- | --- | --- |
+//! | setting | zstd's level | speed relative to level 1 | size relative to level 1 |
+//! | --- | --- | --- | --- | --- |
 //! | `off` | - | as fast as hashing | 2.70 |
 //! | `fastest` | -3 | 1.4 | 1.27 |
 //! | `auto` | below 1 ([`Effort::Fast`]) to 9, by measurement | 1.2 to 0.11 | 1.06 to 0.85 |
 //! | `better` | 7 | 0.16 | 0.86 |
 //! | `max` | 12 | 0.08 | 0.85 |
 //!
-//! Measured on the files of a Debian system in chunks of 1 MiB. Level 15 is eight times slower than 12 for 0.3 % less.
+//! Measured with the files of a Debian system in chunks of 1 MiB. Level 15 is eight times slower than 12 and saves 0.3
+//! %.
 
 use super::{Error, Result};
 use std::io::Cursor;
@@ -18,70 +19,70 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 
-/// What trees are compressed with: half of their hexadecimal digits go at any level, the rest at none.
+/// The level for trees. Any level halves their hexadecimal digits, and no level compresses the rest.
 pub(super) const TREE_LEVEL: i32 = 1;
 
-/// How hard zstd tries.
+/// How much effort zstd makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effort {
-    /// Level 1, but as quick as level -1. That one is quick because it does not compress bytes that do not repeat,
-    /// which costs databases most; this one compresses them, and looks for fewer repeats.
+    /// Level 1, but as fast as level -1. Level -1 is fast because it stores bytes that do not repeat uncompressed,
+    /// which costs most with databases. This one compresses them, but searches for fewer matches.
     Fast,
-    /// As zstd counts.
+    /// A zstd level.
     Level(i32),
 }
 
-/// What `auto` chooses from. Below the first, level -1 is no faster and takes 6 % more space; above the last, half the
-/// speed gains less than a hundredth.
+/// The efforts that `auto` chooses from. Below the first, level -1 is no faster and takes 6 % more space; above the
+/// last, half the speed saves less than 1 %.
 const AUTO_EFFORTS: [Effort; 6] =
     [Effort::Fast, Effort::Level(1), Effort::Level(3), Effort::Level(5), Effort::Level(7), Effort::Level(9)];
 
-/// What [`Effort::Fast`] asks of zstd: repeats are looked for at fewer places, and not farther away than this.
+/// The zstd parameters of [`Effort::Fast`]: search for matches at fewer positions and within this window.
 const FAST_TARGET_LENGTH: u32 = 4;
 const FAST_WINDOW_LOG: u32 = 18;
 
-/// From this level on a sample is looked at first. Below, zstd notices data that does not compress as quickly itself.
+/// From this level on, a sample is compressed first. At lower levels zstd itself skips incompressible data fast enough.
 const PROBED_FROM_LEVEL: i32 = 5;
 
-/// The sample: so many pieces from all over the blob, each a block of most file systems.
+/// The sample: this number of pieces from all over the blob, each the size of a typical file system block.
 const SAMPLE_PIECES: usize = 8;
 const SAMPLE_PIECE_BYTES: usize = 4096;
 
-/// `auto` looks at the time that went into so many packs before it takes another level. The packs that are stored at
-/// the same time then count more than once, so that one slow pack alone changes nothing.
+/// `auto` reconsiders the level after this number of packs. Waiting times of packs that are stored concurrently are
+/// added up, so that one slow pack alone changes nothing.
 const WINDOW_PACKS: u32 = 4;
 
-/// Shares of the time that went into waiting for the storage: above the one it is the bottleneck, and below the other
-/// it is not. In between the level stays.
+/// Shares of the time that was spent waiting for the storage. Above the first the storage is the bottleneck, below the
+/// second it is not, and in between the level stays.
 const WAITING_MUCH: f64 = 0.25;
 const WAITING_LITTLE: f64 = 0.05;
 
-/// How hard new data is compressed: restic's words.
+/// How much new data is compressed, in restic's terms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     Off,
-    /// As fast as it makes sense.
+    /// The fastest sensible level.
     Fastest,
-    /// By what is the bottleneck: the storage or the processor.
+    /// Chosen by the bottleneck: storage or processor.
     #[default]
     Auto,
-    /// Smaller, and slower.
+    /// Better compression, slower.
     Better,
-    /// As small as it makes sense.
+    /// The best sensible compression.
     Max,
 }
 
-/// Chooses the level of the next blob.
+/// Chooses the level for the next blob.
 #[derive(Debug)]
 pub(super) struct LevelChooser {
     compression: Compression,
-    /// Where in [`AUTO_EFFORTS`].
+    /// The index into [`AUTO_EFFORTS`].
     step: AtomicUsize,
     window: Mutex<ChoiceWindow>,
 }
 
-/// What the time went into since the last choice.
+/// The time spent since the last choice.
 #[derive(Debug, Default)]
 struct ChoiceWindow {
     packs: u32,
@@ -94,7 +95,7 @@ impl LevelChooser {
         LevelChooser { compression, step: AtomicUsize::new(0), window: Mutex::default() }
     }
 
-    /// The effort for new data; none stores it as it is.
+    /// Returns the effort for new data; `None` stores it uncompressed.
     pub(super) fn effort(&self) -> Option<Effort> {
         match self.compression {
             Compression::Off => None,
@@ -105,8 +106,8 @@ impl LevelChooser {
         }
     }
 
-    /// The effort for a blob of another repository; none leaves it as it is there. What is compressed already is
-    /// compressed again only at a level that is sure to gain something.
+    /// Returns the effort for a blob that is copied from another repository; `None` keeps it as it is. Compressed data
+    /// is recompressed only at a level that is certain to save space.
     pub(super) fn effort_for_copy(&self, is_compressed: bool) -> Option<Effort> {
         let gains = |effort: &Effort| matches!(effort, Effort::Level(level) if *level > 1);
         self.effort().filter(|effort| !is_compressed || gains(effort))
@@ -119,7 +120,7 @@ impl LevelChooser {
         }
     }
 
-    /// Counts the time that a pack waited until somebody could store it, and chooses again when it is time.
+    /// Counts the time that a pack waited to be stored, and reconsiders the level when enough packs were counted.
     pub(super) fn add_pack(&self, waiting: Duration) {
         if self.compression != Compression::Auto {
             return;
@@ -146,7 +147,7 @@ impl LevelChooser {
     }
 }
 
-/// Compresses blobs, one after the other.
+/// Compresses one blob after another.
 pub(super) struct BlobCompressor {
     zstd: zstd::bulk::Compressor<'static>,
     sample: Vec<u8>,
@@ -159,8 +160,7 @@ impl BlobCompressor {
         Ok(BlobCompressor { zstd, sample: Vec::new(), probe: Vec::new() })
     }
 
-    /// Appends a blob to `target`, compressed, if that makes it smaller than `limit` bytes; else `target` stays as it
-    /// is.
+    /// Appends the compressed blob to `target` if it is smaller than `limit` bytes. Otherwise `target` is unchanged.
     pub(super) fn append(
         &mut self,
         plaintext: &[u8],
@@ -170,7 +170,7 @@ impl BlobCompressor {
     ) -> Result<bool> {
         let is_probed = matches!(effort, Effort::Level(level) if level >= PROBED_FROM_LEVEL);
         let effort = match is_probed && !self.is_promising(plaintext)? {
-            // Whatever repeats itself over the whole blob is found at this level too, and the rest is passed quickly.
+            // This level still finds data that repeats across the blob, and passes over the rest quickly.
             true => Effort::Level(1),
             false => effort,
         };
@@ -190,7 +190,7 @@ impl BlobCompressor {
     }
 
     fn set_effort(&mut self, effort: Effort) -> Result<()> {
-        // Zero stands for what belongs to the level.
+        // 0 selects the default of the level.
         let (level, target_length, window_log, literals) = match effort {
             Effort::Fast => (1, FAST_TARGET_LENGTH, FAST_WINDOW_LOG, ParamSwitch::Enable),
             Effort::Level(level) => (level, 0, 0, ParamSwitch::Auto),
@@ -204,7 +204,7 @@ impl BlobCompressor {
         parameters.into_iter().try_for_each(|parameter| self.zstd.set_parameter(parameter)).map_err(Error::Compress)
     }
 
-    /// Whether a sample of a blob gets smaller.
+    /// Returns whether a sample of the blob is compressible.
     fn is_promising(&mut self, plaintext: &[u8]) -> Result<bool> {
         if plaintext.len() < 2 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES {
             return Ok(true);
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(window(&chooser, 900 * MS, 10 * MS), Some(Effort::Fast));
         let up: Vec<_> = (0..7).map(|_| window(&chooser, 400 * MS, 600 * MS)).collect();
         assert_eq!(up, [&levels([1, 3, 5, 7])[..], &levels([9; 4])[..3]].concat());
-        // In balance.
+        // Neither is the bottleneck.
         assert_eq!(window(&chooser, 900 * MS, 100 * MS), Some(Effort::Level(9)));
         let down: Vec<_> = (0..6).map(|_| window(&chooser, 400 * MS, Duration::ZERO)).collect();
         assert_eq!(down, [&levels([7, 5, 3, 1])[..], &[Some(Effort::Fast); 2][..]].concat());

@@ -8,9 +8,9 @@ use crate::storage::FileKind;
 
 /// The only format version that kvmb reads and writes.
 const VERSION: u32 = 2;
-/// What a config takes, sealed: kvmb's and restic's have the same length.
+/// The size of a sealed config: kvmb's and restic's have the same length.
 const SEALED_BYTES: usize = 155;
-/// What errors call the file.
+/// The name of the file in errors.
 const NAME: &str = "config";
 
 /// Sealed JSON without compression.
@@ -32,7 +32,7 @@ impl RepoConfig {
         })
     }
 
-    /// The file's bytes.
+    /// Returns the bytes of the file.
     pub(super) fn seal(&self, key: &SealKey) -> Result<Vec<u8>> {
         let json = serde_json::to_vec(self).map_err(|e| damaged(Flaw::NotJson(e.to_string())))?;
         key.seal(&json)
@@ -49,7 +49,7 @@ impl RepoConfig {
         let mut sealed = sealed.to_vec();
         let json = key.open_in_place(&mut sealed).map_err(|e| damaged(e.into()))?;
         let not_json = |e: serde_json::Error| damaged(Flaw::NotJson(e.to_string()));
-        // The version first: a later one may have other fields.
+        // Check the version first: a later one may have other fields.
         let Version { version } = serde_json::from_slice(json).map_err(not_json)?;
         if version != VERSION {
             return Err(Error::UnsupportedVersion { url: url.to_owned(), version });

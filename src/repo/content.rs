@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use super::Id;
 
-/// A list of blob ids in which repetitions cost next to nothing: the zeros of a sparse disk are millions of times the
-/// same id.
+/// A list of blob ids in which repetitions cost almost nothing: the zeros of a sparse disk are millions of copies of
+/// the same id.
 ///
-/// Memory: 32 bytes for each id that differs from the one before it, and 24 more where it is repeated.
+/// Memory: 32 bytes for each id that differs from the previous one, and 24 more if it is repeated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content {
     /// The first id of each run.
@@ -20,14 +20,14 @@ pub struct Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Repeat {
     head: usize,
-    /// Where in the file, in blobs, the run begins.
+    /// The position of the run in the file, in blobs.
     start: u64,
-    /// How long it is: at least 2.
+    /// The length of the run: at least 2.
     count: u64,
 }
 
 impl Content {
-    /// An empty file.
+    /// Returns an empty list.
     pub fn new() -> Self {
         Self::default()
     }
@@ -64,27 +64,27 @@ impl Content {
         self.length
     }
 
-    /// The id of the blob at `position`.
+    /// Returns the id of the blob at `position`.
     #[cfg(test)]
     pub(crate) fn get(&self, position: u64) -> Option<Id> {
         self.runs_in(position..position.saturating_add(1)).next().map(|(id, _)| id)
     }
 
-    /// Every id, repeated ones as often as they stand there.
+    /// Returns every id, repeated ones as often as they occur.
     pub fn iter(&self) -> impl Iterator<Item = Id> + '_ {
         self.runs().flat_map(|(id, count)| (0..count).map(move |_| id))
     }
 
-    /// Ids with the number of times that they stand there in a row.
+    /// Returns the runs of equal ids with their lengths.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (Id, u64)> + '_ {
         self.runs_in(0..self.length)
     }
 
-    /// The same for a part of the file, counted in blobs; beyond the end there is nothing.
+    /// Like [`Content::runs`], for a part of the file, in blobs. Positions beyond the end are ignored.
     pub(crate) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (Id, u64)> + '_ {
         let end = range.end.min(self.length);
         let mut position = range.start;
-        // The first repeat that does not end before the range; the position tells the head.
+        // The first repeat that does not end before the range. The position determines the head.
         let mut repeat = self.repeats.partition_point(|repeat| repeat.start + repeat.count <= position);
         std::iter::from_fn(move || {
             if position >= end {
@@ -98,7 +98,7 @@ impl Content {
                         Some(before) => (before.head + 1, before.start + before.count),
                         None => (0, 0),
                     };
-                    // Heads between two repeats stand for one blob each.
+                    // A head between two repeats stands for one blob.
                     (head + (position - start) as usize, position + 1)
                 }
             };

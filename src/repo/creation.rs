@@ -1,15 +1,15 @@
-//! Creating a repository: of several creators exactly one succeeds, and there is one master key.
+//! Creation of a repository. Of several concurrent creators exactly one succeeds, and there is one master key.
 //!
-//! | step | whoever comes meanwhile finds |
+//! | step | what others find meanwhile |
 //! | --- | --- |
-//! | 1. create the config, which fails where there is one | a repository that is being created: waits for its key |
+//! | 1. create the config, which fails if it exists | a repository that is being created: they wait for its key |
 //! | 2. store the first key | a repository |
-//! | 3. see that the config is still the one of step 1 | a repository |
+//! | 3. check that the config is still the one of step 1 | a repository |
 //!
-//! A creator that died between 1 and 2 leaves a config that no key opens. After [`BEING_CREATED`] it counts as
-//! unfinished, and the next creator removes exactly that config and begins at 1. A creator that was only asleep sees in
-//! step 3 that it was replaced, takes its key back and gives way. Where the file system has no hard links, the config
-//! may be short or empty for a moment; that, too, is a repository that is being created.
+//! A creator that dies between steps 1 and 2 leaves a config that no key opens. After [`BEING_CREATED`] it is
+//! considered unfinished, and the next creator removes exactly that config and begins at step 1. A creator that was
+//! merely suspended detects in step 3 that it was replaced, removes its key and gives up. On a file system without hard
+//! links, the config may be short or empty for a moment; this, too, is a repository that is being created.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,34 +21,34 @@ use super::{Error, Flaw, Id, Result};
 use crate::failpoint::{self, Failpoint};
 use crate::storage::{self, FileKind, Storage};
 
-/// How long a creator may take between the config and the key before others count it as dead.
+/// How long a creator may take between config and key before others consider it dead.
 pub(super) const BEING_CREATED: Duration = Duration::from_secs(10);
-/// A config that was last written so long ago is not being created any more: nobody waits for it.
+/// A config older than this is no longer being created, so nobody waits for it.
 const ABANDONED: Duration = Duration::from_secs(60);
-/// A config that is being compared is absent for a moment.
+/// How long a config may be absent while it is being compared.
 const BEING_COMPARED: Duration = Duration::from_secs(2);
-/// Between two looks at a repository that is being created.
+/// The interval between two checks of a repository that is being created.
 const LOOK: Duration = Duration::from_millis(50);
-/// Every try but the last means that somebody else was at it.
+/// The maximum number of attempts. A failed attempt means that another process interfered.
 const TRIES: usize = 10;
 
-/// What is in a place where a repository may be.
+/// The state of a place where a repository may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Presence {
     Nothing,
-    /// A config without keys and data: it is being created, or its creator died.
+    /// A config without keys and data. It is being created, or its creator died.
     Unfinished {
         /// The config's bytes.
         config: Vec<u8>,
     },
     /// No config, but files of this kind.
     Remains(FileKind),
-    /// A repository, whole or damaged.
+    /// A repository, intact or damaged.
     Repository,
 }
 
 impl Presence {
-    /// Looks. The folders of a repository must exist where there is no config.
+    /// Determines the state. If there is no config, the folders of a repository must exist.
     pub(super) fn of(storage: &dyn Storage) -> Result<Presence> {
         let config = read_config(storage)?;
         let found = first_files(storage)?;
@@ -60,7 +60,7 @@ impl Presence {
         })
     }
 
-    /// The same, once nobody can still be creating a repository there.
+    /// Like [`Presence::of`], once no other process can still be creating a repository there.
     fn settled(storage: &dyn Storage) -> Result<Presence> {
         let (mut began, mut last) = (Instant::now(), None);
         loop {
@@ -81,7 +81,7 @@ impl Presence {
     }
 }
 
-/// Whether the config is too old for a repository that is being created. In doubt it is not.
+/// Returns whether the config is too old to be still in creation, or `false` if its age is unknown.
 fn is_abandoned(storage: &dyn Storage) -> bool {
     let modified_at = storage.modified_at(FileKind::Config, "").ok().flatten();
     modified_at.and_then(|at| at.elapsed().ok()).is_some_and(|age| age >= ABANDONED)
@@ -95,7 +95,7 @@ fn read_config(storage: &dyn Storage) -> storage::Result<Option<Vec<u8>>> {
     }
 }
 
-/// A kind of which there are files, besides the config and locks.
+/// Returns a kind, other than config and lock, of which there are files.
 fn first_files(storage: &dyn Storage) -> storage::Result<Option<FileKind>> {
     for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
         if !storage.list(kind)?.is_empty() {
@@ -105,12 +105,12 @@ fn first_files(storage: &dyn Storage) -> storage::Result<Option<FileKind>> {
     Ok(None)
 }
 
-/// Whether a repository without a key holds anything at all.
+/// Returns whether there is a config, but no keys and no data.
 pub(super) fn is_unfinished(storage: &dyn Storage) -> Result<bool> {
     Ok(matches!(Presence::of(storage)?, Presence::Unfinished { .. }))
 }
 
-/// A repository's secrets, new.
+/// The secrets of a new repository.
 pub(super) struct Created {
     pub(super) key: SealKey,
     pub(super) key_id: Id,
@@ -123,7 +123,7 @@ pub(super) fn create(storage: &dyn Storage, password: &Password) -> Result<Creat
     if read_config(storage)?.is_none() {
         storage.create_layout()?;
     }
-    // Before the config: between the two nothing shall take time.
+    // Done before the config is created: step 2 must follow it without delay.
     let key = SealKey::random()?;
     let key_file = KeyFile::sealed(&key, password)?;
     for _ in 0..TRIES {
@@ -147,7 +147,7 @@ pub(super) fn create(storage: &dyn Storage, password: &Password) -> Result<Creat
     Err(exists(FileKind::Config))
 }
 
-/// One try; whether the repository is ours.
+/// Makes one attempt. Returns whether it created the repository.
 fn attempt(storage: &dyn Storage, config: &[u8], key: &SealedKeyFile) -> Result<bool> {
     match storage.create(FileKind::Config, "", config) {
         Err(storage::Error::Exists { .. }) => return Ok(false),
@@ -155,7 +155,7 @@ fn attempt(storage: &dyn Storage, config: &[u8], key: &SealedKeyFile) -> Result<
     }
     failpoint::hit(Failpoint::ConfigCreated);
     if !storage.list(FileKind::Key)?.is_empty() {
-        // Somebody's repository, whose config was being compared.
+        // A repository of another process whose config was being compared.
         storage.remove_exact(FileKind::Config, "", config)?;
         return Ok(false);
     }
@@ -174,7 +174,7 @@ fn attempt(storage: &dyn Storage, config: &[u8], key: &SealedKeyFile) -> Result<
     }
 }
 
-/// Repeats `open` while it finds a repository that is being created.
+/// Repeats `open` while the repository is being created.
 pub(super) fn wait_for_creator<T>(storage: &dyn Storage, open: impl Fn() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Encryption: AES-256-CTR with a Poly1305-AES code, as restic does it.
+//! Encryption: AES-256-CTR with Poly1305-AES authentication, as in restic.
 //!
 //! ```text
 //! 16 bytes IV │ ciphertext, as long as the plaintext │ 16 bytes authentication code
@@ -19,7 +19,7 @@ use super::{Error, Flaw, Result};
 pub(super) const IV_LENGTH: usize = 16;
 /// Bytes after the ciphertext.
 const TAG_LENGTH: usize = 16;
-/// How much longer a sealed thing is than its plaintext.
+/// The difference between the lengths of sealed data and plaintext.
 pub(super) const OVERHEAD: usize = IV_LENGTH + TAG_LENGTH;
 
 /// A password. It is wiped when dropped and never shown.
@@ -27,17 +27,17 @@ pub(super) const OVERHEAD: usize = IV_LENGTH + TAG_LENGTH;
 pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
-    /// Takes the text over.
+    /// Wraps a text.
     pub fn new(text: String) -> Self {
         Password(Zeroizing::new(text.into_bytes()))
     }
 
-    /// Takes bytes over that need not be text.
+    /// Wraps bytes, which need not be text.
     pub(crate) fn of_bytes(bytes: Vec<u8>) -> Self {
         Password(Zeroizing::new(bytes))
     }
 
-    /// The password's bytes, for whoever keeps a copy of it.
+    /// Returns the password's bytes.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -49,7 +49,7 @@ impl fmt::Debug for Password {
     }
 }
 
-/// 32 bytes for AES-256, 16 for the AES of the code, 16 for its `r`.
+/// 32 bytes for AES-256, 16 for the AES of the MAC, 16 for the `r` of the MAC.
 #[derive(Clone)]
 pub(super) struct SealKey(Zeroizing<[u8; 64]>);
 
@@ -59,14 +59,14 @@ impl fmt::Debug for SealKey {
     }
 }
 
-/// A sealed thing that does not open.
+/// Why sealed data cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OpenError {
     TooShort,
     Unauthentic,
 }
 
-/// The master key as restic writes it.
+/// The master key in restic's JSON.
 #[derive(Serialize, Deserialize)]
 struct KeyJson {
     mac: MacJson,
@@ -87,7 +87,7 @@ impl SealKey {
         SealKey(Zeroizing::new(bytes))
     }
 
-    /// A new master key.
+    /// Generates a master key.
     pub(super) fn random() -> Result<Self> {
         let mut key = SealKey::from_bytes([0; 64]);
         fill_random(&mut *key.0)?;
@@ -97,13 +97,13 @@ impl SealKey {
     pub(super) fn to_json(&self) -> Zeroizing<Vec<u8>> {
         let part = |range: std::ops::Range<usize>| Zeroizing::new(self.0[range].to_vec());
         let json = KeyJson { mac: MacJson { k: part(32..48), r: part(48..64) }, encrypt: part(0..32) };
-        // Roomy enough never to grow, which would leave a copy behind.
+        // The capacity is never exceeded: a reallocation would leave a copy of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
         let _ = serde_json::to_writer(&mut *bytes, &json);
         bytes
     }
 
-    /// `None` where it is not a key, or one of zeros only.
+    /// Returns `None` if this is not a key, or if a part of it is all zeros.
     pub(super) fn from_json(json: &[u8]) -> Option<Self> {
         let json: KeyJson = serde_json::from_slice(json).ok()?;
         let mut key = SealKey::from_bytes([0; 64]);
@@ -120,7 +120,7 @@ impl SealKey {
         Aes256CtrPoly1305Aes::new(Key::from_slice(&*self.0))
     }
 
-    /// Seals in place: `buffer` holds 16 bytes of room and then the plaintext; afterwards it is the sealed thing.
+    /// Seals in place. `buffer` contains 16 unused bytes and the plaintext, and is replaced by the sealed data.
     pub(super) fn seal_in_place(&self, buffer: &mut Vec<u8>) -> Result<()> {
         let mut iv = [0; IV_LENGTH];
         rand::rng().fill(&mut iv);
@@ -141,7 +141,7 @@ impl SealKey {
         Ok(buffer)
     }
 
-    /// Opens in place: the code is compared first, and only then is anything decrypted.
+    /// Opens in place. The MAC is verified before anything is decrypted.
     pub(super) fn open_in_place<'a>(&self, sealed: &'a mut [u8]) -> std::result::Result<&'a mut [u8], OpenError> {
         if sealed.len() < OVERHEAD {
             return Err(OpenError::TooShort);
@@ -155,7 +155,7 @@ impl SealKey {
     }
 }
 
-/// Random bytes from the system, for keys and salts.
+/// Fills a buffer with random bytes from the system, for keys and salts.
 pub(super) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     rand::rngs::OsRng.try_fill_bytes(bytes).map_err(|e| Error::Random(std::io::Error::other(e)))
 }

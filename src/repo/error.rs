@@ -5,59 +5,59 @@ use std::sync::Arc;
 use super::{BlobKind, Id, LockInfo};
 use crate::storage::{self, FileAction, FileKind};
 
-/// An error of the repository layer. It names what it is about by kind and id.
+/// An error of the repository layer. Files are identified by kind and name.
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The place of the files failed.
+    /// The storage failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
-    /// There is no `config` there.
+    /// There is no `config`.
     #[error("no repository in {url}")]
     NoRepository { url: String },
-    /// A `config` without keys and data.
+    /// There is a `config`, but no keys and no data.
     #[error("the repository in {url} is incomplete: its creation was interrupted")]
     Unfinished { url: String },
-    /// Keys and data are there, the `config` is not.
+    /// There are keys or data, but no `config`.
     #[error("the config file of the repository in {url} is missing")]
     ConfigMissing { url: String },
-    /// A new repository was wanted where there is something already.
+    /// A repository was to be created where there is something already.
     #[error("{url} already contains a repository or parts of one ({found} files)")]
     AlreadyExists { url: String, found: FileKind },
-    /// A repository format that we do not write.
+    /// A repository format that kvmb does not support.
     #[error("the repository in {url} has format version {version}; kvmb reads and writes version 2")]
     UnsupportedVersion { url: String, version: u32 },
     /// No key opens with this password.
     #[error("wrong password for the repository in {url}{}", unreadable_keys(damaged))]
     WrongPassword {
         url: String,
-        /// Keys that were not tried, because they are damaged.
+        /// Damaged keys, which were not tried.
         damaged: Vec<Id>,
     },
-    /// There is not one key, or not one that is whole.
+    /// There is no key, or none that is intact.
     #[error("no usable key in {url}{}", unreadable_keys(damaged))]
     NoKey {
         url: String,
-        /// Those that are damaged.
+        /// The damaged keys.
         damaged: Vec<Id>,
     },
-    /// A file of the repository is not what it should be.
+    /// A file of the repository is damaged.
     #[error("{kind} {name} is damaged: {flaw}")]
     Damaged {
-        /// What kind of file.
+        /// The kind of file.
         kind: FileKind,
-        /// Its name (`config` has the name "config").
+        /// Its name ("config" for the config).
         name: String,
         /// What is wrong with it.
         flaw: Flaw,
     },
-    /// No index names this blob.
+    /// The blob is not in any index.
     #[error("{kind} blob {id} is missing: it is not in any index")]
     BlobMissing { kind: BlobKind, id: Id },
-    /// A needed blob is in a pack that is not there, or too short for it.
+    /// A required blob is in a pack that is missing or truncated.
     #[error("pack {id}, which contains {kind} blob {blob}, is missing or truncated")]
     PackLost { id: Id, blob: Id, kind: BlobKind },
-    /// A blob is not what its name says.
+    /// The contents of a blob do not match its id.
     #[error("{kind} blob {id} in pack {pack} is damaged: {flaw}")]
     BlobDamaged {
         kind: BlobKind,
@@ -69,47 +69,47 @@ pub enum Error {
     /// A blob could not be read from the pack that it is in.
     #[error("{kind} blob {id}: {source}")]
     BlobUnreadable { kind: BlobKind, id: Id, pack: Id, source: storage::Error },
-    /// A tree is whole but makes no sense.
+    /// A tree is intact but invalid.
     #[error("tree {id} cannot be read: {reason}")]
     TreeMalformed { id: Id, reason: String },
-    /// A tree that restic could not read was about to be written.
+    /// A tree that restic could not read was to be written.
     #[error("cannot write a tree with the entry {name:?}: {reason}")]
     BadNode { name: String, reason: &'static str },
     /// A blob does not fit into the format's 32-bit lengths.
     #[error("a {kind} blob of {size_bytes} bytes is larger than the format allows")]
     BlobTooLarge { kind: BlobKind, size_bytes: u64 },
-    /// Somebody else is at it.
+    /// Another process holds a conflicting lock.
     #[error("the repository in {url} is locked {holder}")]
     Locked {
         url: String,
-        /// By whom, since when.
+        /// The holder of the lock.
         holder: Box<LockInfo>,
     },
-    /// The repository was there and is not any more.
+    /// The repository existed and has disappeared.
     #[error("the repository in {url} is no longer there")]
     RepositoryGone { url: String },
-    /// Our lock is gone, or was not refreshed for so long that others may ignore it.
+    /// Our lock was removed, or was not refreshed for so long that others may ignore it.
     #[error("the lock on the repository in {url} was lost: {reason}")]
     LockLost { url: String, reason: String },
-    /// The compressor gave up.
+    /// Compression failed.
     #[error("cannot compress: {0}")]
     Compress(#[source] std::io::Error),
-    /// The cipher gave up.
+    /// Encryption failed.
     #[error("cannot encrypt: {0}")]
     Encrypt(String),
-    /// No key can be derived from a password.
+    /// The key cannot be derived from the password.
     #[error("cannot derive a key from the password: scrypt refuses its parameters")]
     KeyDerivation,
     /// The system has no random numbers for a key.
     #[error("cannot get random numbers from the system: {0}")]
     Random(#[source] std::io::Error),
-    /// Writing in the background failed; every later call on the same writer says so.
+    /// A background write failed. Every later call on the same writer returns this error.
     #[error(transparent)]
     Writer(Arc<Error>),
-    /// The system has no thread left for us.
+    /// The system cannot start another thread.
     #[error("cannot start a thread: {0}")]
     NoThread(#[source] std::io::Error),
-    /// A worker thread died.
+    /// A worker thread panicked.
     #[error("a worker thread of the repository ended unexpectedly")]
     WorkerGone,
 }
@@ -117,45 +117,45 @@ pub enum Error {
 /// What is wrong with a damaged file or blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// The content does not hash to the name.
+    /// The hash of the content differs from the name.
     #[error("its content does not match its name")]
     NotItsName,
-    /// The message authentication code is wrong: other bytes, or another repository's key.
+    /// The MAC is wrong: the data was changed, or sealed with another repository's key.
     #[error("its authentication code is wrong")]
     Unauthentic,
-    /// Too short to be anything.
+    /// The file or blob is shorter than any valid one.
     #[error("it is too short")]
     TooShort,
-    /// It does not decompress.
+    /// The data cannot be decompressed.
     #[error("it cannot be decompressed")]
     NotDecompressable,
-    /// It is not as long as the index says.
+    /// The length differs from that in the index.
     #[error("it has {actual_bytes} bytes instead of {wanted_bytes}")]
     WrongLength {
-        /// What the index says.
+        /// The length in the index.
         wanted_bytes: u64,
-        /// What was found.
+        /// The actual length.
         actual_bytes: u64,
     },
-    /// There is more than any file of its kind has.
+    /// The file is longer than any valid one of its kind.
     #[error("it has more than {longest_bytes} bytes")]
     TooLong {
-        /// What it may have at most.
+        /// The maximum length.
         longest_bytes: u64,
     },
     /// An encoding that this version does not know.
     #[error("it is encoded in an unknown way ({0:#04x})")]
     UnknownEncoding(u8),
-    /// It is not the JSON that is expected.
+    /// The JSON is not of the expected form.
     #[error("{0}")]
     NotJson(String),
-    /// The header of a pack makes no sense.
+    /// The header of a pack is invalid.
     #[error("its header is invalid")]
     BadHeader,
 }
 
 impl Error {
-    /// The error itself, where it happened in the background.
+    /// Returns the original error if it occurred in the background, and the error itself otherwise.
     pub(crate) fn root(&self) -> &Error {
         match self {
             Error::Writer(inner) => inner.root(),
@@ -163,24 +163,24 @@ impl Error {
         }
     }
 
-    /// Whether the place of the files could not be reached: then this says nothing about what is there.
+    /// Returns whether the storage was unreachable. The error then says nothing about the repository.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self.root(), Error::Storage(error) if error.is_unreachable())
     }
 
-    /// Whether a file was looked for that is not there.
+    /// Returns whether a file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self.root(), Error::Storage(error) if error.is_not_found())
     }
 
-    /// Whether the place of the files does not let us remove one.
+    /// Returns whether the storage refused to remove a file.
     pub fn is_refused_removal(&self) -> bool {
         use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         matches!(self.root(), Error::Storage(storage::Error::Io { action: FileAction::Remove, source, .. })
             if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
     }
 
-    /// Whether what was read is not what should be there.
+    /// Returns whether the data that was read is damaged.
     pub(super) fn is_mismatch(&self) -> bool {
         match self {
             Error::Damaged { .. } | Error::BlobDamaged { .. } => true,
@@ -191,7 +191,7 @@ impl Error {
         }
     }
 
-    /// A whole file could not be read: one that is too long is damaged.
+    /// Converts an error of reading a whole file: a file that is too long is damaged.
     pub(super) fn unread(error: storage::Error) -> Error {
         match error {
             storage::Error::TooLong { kind, name, longest_bytes, .. } => {

@@ -1,6 +1,6 @@
-//! What is read from a repository, once it is unsealed, as the fuzz targets hand it in: whether it is what it should
-//! be. Nobody can write it who has no key, but bits can be wrong before they are sealed, and other versions and
-//! programs write too.
+//! Parsers of unsealed data from a repository, for the fuzz targets. Each returns whether the data is valid. Only
+//! holders of the key can write such data, but bits may flip before they are sealed, and other versions and programs
+//! write, too.
 
 use super::{index_builder, pack, tree};
 

@@ -1,5 +1,5 @@
-//! The key of an open repository, for a process that this one starts: it need not derive the key from the password
-//! again. It goes through a pipe that nobody else has an end of; never through arguments, the environment or a file.
+//! Passes the key of an open repository to a child process, which then need not derive it from the password again. The
+//! key goes through a pipe to which nobody else has access, never through arguments, the environment or a file.
 
 use std::io::{self, Read};
 
@@ -9,26 +9,26 @@ use super::Id;
 use super::crypto::SealKey;
 
 const ID_BYTES: usize = 32;
-/// No key is longer than this as JSON.
+/// The maximum length of a key as JSON.
 const LONGEST_BYTES: u64 = 1024;
 
-/// A master key, and the key file that it came from.
+/// A master key, and the id of the key file that contained it.
 pub(crate) struct HandedKey {
     pub(super) id: Id,
     pub(super) key: SealKey,
 }
 
 impl HandedKey {
-    /// Takes one from a pipe, to its end; none where something else came.
+    /// Reads a key from a pipe, up to its end. Returns `None` if the data is not a key.
     pub(crate) fn receive(pipe: impl Read) -> io::Result<Option<HandedKey>> {
-        // Roomy enough never to grow, which would leave a copy behind.
+        // The capacity is never exceeded: a reallocation would leave a copy of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(2 * LONGEST_BYTES as usize));
         pipe.take(LONGEST_BYTES).read_to_end(&mut bytes)?;
         let parts = bytes.split_first_chunk::<ID_BYTES>();
         Ok(parts.and_then(|(id, json)| Some(HandedKey { id: Id::from_bytes(*id), key: SealKey::from_json(json)? })))
     }
 
-    /// What goes through the pipe.
+    /// Returns the bytes to send through the pipe.
     pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_BYTES as usize));
         bytes.extend_from_slice(self.id.as_bytes());

@@ -1,4 +1,4 @@
-//! The name of everything in a repository: a SHA-256.
+//! The name of everything in a repository: a SHA-256 hash.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,14 +9,14 @@ use sha2::{Digest, Sha256};
 
 /// 32 bytes, written as 64 lower-case hex digits.
 ///
-/// A blob is named by the hash of its plaintext, a file by the hash of what is stored.
+/// A blob is named by the hash of its plaintext, a file by the hash of its stored bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id([u8; 32]);
 
-/// What no hex digit stands for; all others stand for less than 16.
+/// Marks bytes that are not hex digits; the values of digits are below 16.
 const NO_DIGIT: u8 = 0xff;
 
-/// What each byte stands for as a lower-case hex digit. Trees of large disks have hundreds of millions of them.
+/// The value of each byte as a lower-case hex digit. Trees of large disks contain hundreds of millions of digits.
 const HEX_VALUES: [u8; 256] = {
     let mut values = [NO_DIGIT; 256];
     let mut value = 0;
@@ -33,30 +33,30 @@ const HEX_VALUES: [u8; 256] = {
 pub struct ParseIdError(pub(crate) String);
 
 impl Id {
-    /// How many hex digits an id has.
+    /// The number of hex digits in an id.
     pub(super) const HEX_LENGTH: usize = 64;
 
-    /// The id of these bytes.
+    /// Returns the hash of these bytes.
     pub fn hash(bytes: &[u8]) -> Id {
         Id(Sha256::digest(bytes).into())
     }
 
-    /// An id as it stands in a pack header, or comes out of a hasher.
+    /// Wraps the bytes of an id, from a pack header or a hasher.
     pub(crate) const fn from_bytes(bytes: [u8; 32]) -> Id {
         Id(bytes)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes.
     pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The first 8 bytes as a number: ids ascend as these do.
+    /// Returns the first 8 bytes as a number. The order of these numbers is the order of the ids.
     pub(super) fn first_bits(&self) -> u64 {
         self.0.first_chunk().copied().map_or(0, u64::from_be_bytes)
     }
 
-    /// The first 8 hex digits, for people.
+    /// Returns the first 8 hex digits, for display.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..4])
     }
@@ -71,7 +71,7 @@ impl Id {
         hex
     }
 
-    /// `None` unless these are 64 lower-case hex digits.
+    /// Parses 64 lower-case hex digits. Returns `None` for anything else.
     pub(super) fn from_hex(hex: &[u8]) -> Option<Id> {
         if hex.len() != Self::HEX_LENGTH {
             return None;

@@ -1,8 +1,8 @@
 //! The index: the location of each blob.
 //!
-//! In memory: one sorted table for each kind of blob with 50 bytes a blob, and the packs' names apart. In the
-//! repository: JSON ([`super::index_file`]). On this host there may be a copy ([`super::cached_index`]), which stays in
-//! its file; then only what is newer is in memory.
+//! In memory there is one sorted table for each kind of blob, with 50 bytes per blob; the names of packs are stored
+//! separately. In the repository the index is JSON ([`super::index_file`]). This host may have a copy
+//! ([`super::cached_index`]), which is read on demand; then only newer entries are in memory.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,21 +15,20 @@ use super::index_builder::{AddedFiles, IndexBuilder, SourceFile};
 use super::index_table::{IndexEntry, IndexTable};
 use super::{BlobKind, Id, Result, pack};
 
-/// Where one blob is.
+/// The location of one blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobLocation {
     pub pack: Id,
-    /// From which byte on.
+    /// The offset in the pack, in bytes.
     pub offset: u32,
-    /// How many bytes, sealed.
+    /// The length of the sealed blob, in bytes.
     pub length: u32,
-    /// How many bytes the plaintext has.
+    /// The length of the plaintext, in bytes.
     pub raw_length: u32,
-    /// Whether it is compressed.
     pub compressed: bool,
 }
 
-/// All blobs that the index files name.
+/// All blobs in the index files.
 #[derive(Debug, Default)]
 pub struct Index {
     packs: Vec<Id>,
@@ -37,29 +36,30 @@ pub struct Index {
     trees: IndexTable,
     files: Vec<SourceFile>,
     superseded: Vec<Id>,
-    /// Whether an index file says to replace others, there or not.
+    /// Whether an index file supersedes others, whether or not they exist.
     has_replacements: bool,
-    /// What is not in the tables above.
+    /// Entries that are not in the tables above.
     base: Option<Arc<IndexBase>>,
     copied: CopiedPart,
 }
 
-/// How much of an index is in the copy on this host.
+/// The part of an index that is in the copy on this host.
 #[derive(Debug, Clone, Copy, Default)]
 struct CopiedPart {
     blobs: u64,
     files: usize,
 }
 
-/// A copy that most of an index is in.
+/// A copy that contains most of an index.
 struct IndexBase {
     copy: CachedIndex,
-    /// All of it in memory, when so much was asked for that this is less work, or when the copy turned out damaged.
+    /// The whole copy in memory, after so many look-ups that this is cheaper, or the reloaded index if the copy is
+    /// damaged.
     whole: OnceLock<Index>,
     reload: ReloadIndex,
 }
 
-/// Reads the repository's index files, when a copy of them turned out damaged.
+/// Reads the repository's index files when the copy is damaged.
 pub(super) type ReloadIndex = Box<dyn Fn() -> Result<Index> + Send + Sync>;
 
 impl std::fmt::Debug for IndexBase {
@@ -113,7 +113,7 @@ fn sorted(mut entries: Vec<IndexEntry>) -> Vec<IndexEntry> {
     entries
 }
 
-/// All of two sorted lists, sorted; what is in both comes once.
+/// Merges two sorted lists. An entry in both is returned once.
 fn merged(
     known: impl Iterator<Item = io::Result<IndexEntry>>,
     new: impl Iterator<Item = IndexEntry>,
@@ -133,12 +133,12 @@ fn merged(
 }
 
 impl Index {
-    /// What index files name.
+    /// Returns the index of these index files.
     pub(super) fn of(files: IndexBuilder) -> Index {
         Index::extended(&Index::default(), files)
     }
 
-    /// What `known` has and what these index files name, which are new.
+    /// Extends `known` by these index files, which are new.
     pub(super) fn extended(known: &Index, files: IndexBuilder) -> Index {
         let has_replacements = known.has_replacements || files.has_replacements();
         let AddedFiles { packs, data, trees, files, superseded } = files.finish(&known.packs);
@@ -154,7 +154,7 @@ impl Index {
         }
     }
 
-    /// What a copy has, which stays in its file.
+    /// Returns an index on a copy that is read on demand.
     pub(super) fn on_copy(copy: CachedIndex, reload: ReloadIndex) -> Index {
         let source = |file: &CachedSource| SourceFile { id: file.id, packs: Vec::new(), blobs: file.blobs as usize };
         let files = copy.sources().iter().map(source).collect();
@@ -163,7 +163,7 @@ impl Index {
         Index { files, base, copied, ..Index::default() }
     }
 
-    /// What a copy has, all in memory.
+    /// Reads a whole copy into memory.
     fn in_memory(copy: &CachedIndex) -> io::Result<Index> {
         let table = |kind| -> io::Result<IndexTable> {
             Ok(IndexTable::merged(&[], copy.entries(kind).collect::<io::Result<_>>()?))
@@ -172,7 +172,8 @@ impl Index {
         Ok(Index { packs, data: table(BlobKind::Data)?, trees: table(BlobKind::Tree)?, ..Index::default() })
     }
 
-    /// Whether it is worth to copy it again, for the next run to have less to read: much is new, or it is soon done.
+    /// Returns whether a new copy is worthwhile, so that the next run has less to read: much is new, or the index is
+    /// small.
     pub(super) fn deserves_copy(&self) -> bool {
         let CopiedPart { blobs, files } = self.copied;
         let (new_blobs, new_files) =
@@ -181,7 +182,7 @@ impl Index {
         is_one_copy && new_files > 0 && (blobs < 200_000 || new_files >= 32 || new_blobs * 20 > blobs)
     }
 
-    /// Copies it into the cache folder. `sizes` are those of the index files.
+    /// Writes a copy into the cache folder. `sizes` are those of the index files.
     pub(super) fn copy_to(&mut self, folder: &CacheFolder, key: &SealKey, sizes: &HashMap<Id, u64>) -> io::Result<()> {
         let copy = self.base.as_ref().map(|base| &base.copy);
         let mut packs: Vec<Id> = copy.iter().flat_map(|copy| copy.packs()).collect::<io::Result<_>>()?;
@@ -199,7 +200,7 @@ impl Index {
         let entries = |kind| {
             let renumber = |entry: &IndexEntry| IndexEntry { pack: new_numbers[entry.pack as usize], ..*entry };
             let new = self.table_of(kind).entries().iter().map(renumber);
-            // Without an older copy no number changes, and what is sorted stays so.
+            // Without an older copy the numbers do not change, so the order is kept.
             let new: Box<dyn Iterator<Item = IndexEntry>> = match copy {
                 None => Box::new(new),
                 Some(_) => Box::new(sorted(new.collect()).into_iter()),
@@ -224,12 +225,12 @@ impl Index {
         }
     }
 
-    /// Every place of every blob of a kind, sorted by the blobs' ids; of an index that has no copy for its base.
+    /// Returns every location of every blob of a kind, sorted by id, for an index that is not based on a copy.
     pub(super) fn table(&self, kind: BlobKind) -> &[IndexEntry] {
         self.table_of(kind).entries()
     }
 
-    /// Where in the table the places of a blob begin.
+    /// Returns the position of a blob's first location in the table.
     pub(super) fn position(&self, kind: BlobKind, id: &Id) -> Option<usize> {
         self.table_of(kind).position(id)
     }
@@ -238,62 +239,62 @@ impl Index {
         entry.at(self.packs[entry.pack as usize])
     }
 
-    /// Every place of a blob: two backups that ran at once may both have stored it.
+    /// Returns every location of a blob: two concurrent backups may both have stored it.
     pub(crate) fn locations(&self, kind: BlobKind, id: &Id) -> impl Iterator<Item = BlobLocation> + use<'_> {
         let id = *id;
         let newer = self.table_of(kind).places(&id).iter().map(|entry| self.location(entry));
         newer.chain(self.base.iter().flat_map(move |base| base.locations(kind, &id)))
     }
 
-    /// Where a blob is.
+    /// Returns a location of a blob.
     pub fn get(&self, kind: BlobKind, id: &Id) -> Option<BlobLocation> {
         self.locations(kind, id).next()
     }
 
-    /// Whether a blob is known.
+    /// Returns whether a blob is in the index.
     pub fn contains(&self, kind: BlobKind, id: &Id) -> bool {
         self.position(kind, id).is_some() || self.locations(kind, id).next().is_some()
     }
 
-    /// How many places of blobs are known.
+    /// Returns the number of blob locations.
     pub fn len(&self) -> usize {
         let in_copy = self.base.as_ref().map_or(0, |base| base.copy.len() as usize);
         in_copy + self.data.entries().len() + self.trees.entries().len()
     }
 
-    /// What all of them take in their packs.
+    /// Returns the total size of all blobs in their packs.
     pub(crate) fn stored_bytes(&self) -> u64 {
         let tables = [&self.data, &self.trees].into_iter().flat_map(IndexTable::entries);
         let in_copy = self.base.as_ref().map_or(0, |base| base.copy.stored_bytes());
         in_copy + tables.map(|entry| u64::from(entry.length)).sum::<u64>()
     }
 
-    /// Whether none is.
+    /// Returns whether the index has no locations.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The index files that it came from.
+    /// Returns the index files that the index was made of.
     pub(super) fn sources(&self) -> &[SourceFile] {
         &self.files
     }
 
-    /// Index files that another one says to replace, and that are there all the same.
+    /// Returns index files that are superseded by another one but still exist.
     pub(super) fn superseded(&self) -> &[Id] {
         &self.superseded
     }
 
-    /// Whether an index file says to replace others, there or not.
+    /// Returns whether an index file supersedes others, whether or not they exist.
     pub(super) fn has_replacements(&self) -> bool {
         self.has_replacements
     }
 
-    /// The packs by their numbers.
+    /// Returns the packs, ordered by number.
     pub(super) fn pack_ids(&self) -> &[Id] {
         &self.packs
     }
 
-    /// Every pack, in no order.
+    /// Returns every pack, in no particular order.
     pub fn packs(&self) -> impl Iterator<Item = Id> + '_ {
         let in_copy = self.base.iter().flat_map(|base| {
             let packs = base.copy.packs().collect::<io::Result<Vec<Id>>>();
@@ -302,13 +303,13 @@ impl Index {
         self.packs.iter().copied().chain(in_copy)
     }
 
-    /// Every blob of a kind, sorted by id.
+    /// Returns every blob of a kind, sorted by id.
     pub fn blobs(&self, kind: BlobKind) -> impl Iterator<Item = (Id, BlobLocation)> + '_ {
         let table = self.table(kind).iter();
         table.map(|entry| (entry.id, self.location(entry)))
     }
 
-    /// Every pack with the number of bytes that it must have at least for its blobs and its header.
+    /// Returns every pack with its minimum size in bytes, for its blobs and its header.
     pub(super) fn pack_sizes(&self) -> Vec<(Id, u64)> {
         #[derive(Clone, Default)]
         struct Sum {

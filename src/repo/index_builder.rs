@@ -1,11 +1,12 @@
-//! Collects what index files name, one file after the other, so that each is in memory only until it was added.
+//! Collects the entries of index files, one file after the other, so that each file is in memory only until it was
+//! added.
 //!
 //! ```text
-//! index files, in any order ─► entries, as they come ─► without those of superseded files ─► sorted in place
+//! index files, in any order ─► entries, in order of arrival ─► without those of superseded files ─► sorted in place
 //! ```
 //!
-//! Memory: the entries (48 bytes a blob), and about 80 bytes a pack until all are added. What comes out does not depend
-//! on the order in which the files were added.
+//! Memory: the entries (48 bytes per blob), and about 80 bytes per pack until all files are added. The result does not
+//! depend on the order in which the files were added.
 
 use std::collections::{HashMap, HashSet};
 use std::iter::repeat_n;
@@ -14,11 +15,11 @@ use super::index_file::IndexFile;
 use super::index_table::IndexEntry;
 use super::{BlobKind, Id};
 
-/// An index file, and what of it is in the tables.
+/// An index file and its part of the tables.
 #[derive(Debug, Clone)]
 pub(super) struct SourceFile {
     pub(super) id: Id,
-    /// The numbers of the packs that it names.
+    /// The numbers of its packs.
     pub(super) packs: Vec<u32>,
     pub(super) blobs: usize,
 }
@@ -26,7 +27,7 @@ pub(super) struct SourceFile {
 /// The index files that were added so far.
 #[derive(Default)]
 pub(super) struct IndexBuilder {
-    /// The packs in the order in which they came, and their positions in it: the numbers in entries and files.
+    /// The packs in order of arrival, and their positions in it, which are the pack numbers in entries and files.
     packs: Vec<Id>,
     positions: HashMap<Id, u32>,
     data: Vec<IndexEntry>,
@@ -37,20 +38,20 @@ pub(super) struct IndexBuilder {
 
 struct AddedFile {
     source: SourceFile,
-    /// How many of its blobs are trees.
+    /// The number of its blobs that are trees.
     trees: usize,
 }
 
-/// What the files have that none of the others supersedes, beside what is known.
+/// The contents of the files that no other file supersedes, added to a known index.
 pub(super) struct AddedFiles {
     /// All packs, the known ones first.
     pub(super) packs: Vec<Id>,
-    /// In no order.
+    /// In no particular order.
     pub(super) data: Vec<IndexEntry>,
     pub(super) trees: Vec<IndexEntry>,
     /// Sorted by id.
     pub(super) files: Vec<SourceFile>,
-    /// Files that were added and that another one supersedes, sorted.
+    /// Superseded files among those that were added, sorted.
     pub(super) superseded: Vec<Id>,
 }
 
@@ -83,12 +84,12 @@ impl IndexBuilder {
         })
     }
 
-    /// Whether a file says to replace others, there or not.
+    /// Returns whether a file supersedes others, whether or not they exist.
     pub(super) fn has_replacements(&self) -> bool {
         !self.superseded.is_empty()
     }
 
-    /// What the files have, with the packs numbered behind these, which are known.
+    /// Returns the result. Packs that are not in `known` are numbered after the known ones.
     pub(super) fn finish(mut self, known: &[Id]) -> AddedFiles {
         self.positions = HashMap::new();
         let superseded = self.remove_superseded();
@@ -105,7 +106,7 @@ impl IndexBuilder {
         AddedFiles { packs, data, trees, files, superseded }
     }
 
-    /// Forgets the files that others supersede, with all that they name; returns them.
+    /// Removes the superseded files with all their entries, and returns their ids.
     fn remove_superseded(&mut self) -> Vec<Id> {
         let IndexBuilder { data, trees, files, superseded, .. } = self;
         let is_gone = |file: &AddedFile| superseded.contains(&file.source.id);
@@ -114,7 +115,7 @@ impl IndexBuilder {
             return gone;
         }
         gone.sort_unstable();
-        // The entries lie in the order of their files.
+        // The entries are in the order of their files.
         let mut of_gone = files.iter().flat_map(|file| repeat_n(is_gone(file), file.source.blobs - file.trees));
         data.retain(|_| of_gone.next() != Some(true));
         let mut of_gone = files.iter().flat_map(|file| repeat_n(is_gone(file), file.trees));
@@ -123,7 +124,7 @@ impl IndexBuilder {
         gone
     }
 
-    /// The known packs, and behind them those that a file names, sorted; and for each position the number there.
+    /// Returns the known packs followed by the new ones, sorted, and the final number for each position.
     fn number_packs(&self, known: &[Id]) -> (Vec<Id>, Vec<u32>) {
         let mut numbers_of: HashMap<Id, u32> = known.iter().copied().zip(0..).collect();
         let named =
@@ -133,13 +134,13 @@ impl IndexBuilder {
         new.dedup();
         let packs = [known, &new].concat();
         numbers_of.extend(new.into_iter().zip(known.len() as u32..));
-        // What only superseded files named has no number, and no entry.
+        // Packs of superseded files only have no number, and no entries.
         let numbers = self.packs.iter().map(|pack| numbers_of.get(pack).copied().unwrap_or(u32::MAX)).collect();
         (packs, numbers)
     }
 }
 
-/// Whether this is the JSON of an index file whose places make sense.
+/// Returns whether this is the JSON of an index file with valid locations.
 #[cfg(any(test, feature = "testing"))]
 pub(super) fn is_readable(json: &[u8]) -> bool {
     let id = Id::hash(json);
@@ -190,13 +191,13 @@ mod tests {
         Index::extended(known, builder)
     }
 
-    /// All places of a kind.
+    /// Returns all locations of a kind.
     fn places(index: &Index, is_tree: bool) -> BTreeSet<FoundPlace> {
         let kind = if is_tree { BlobKind::Tree } else { BlobKind::Data };
         index.blobs(kind).map(|(blob, found)| (blob, found.pack, found.offset)).collect()
     }
 
-    /// All that an index says, with the packs by their names.
+    /// The complete contents of an index, with packs by name.
     type Answers = ([BTreeSet<FoundPlace>; 2], Vec<Id>, BTreeMap<Id, (Vec<Id>, usize)>, Vec<Id>, bool);
 
     fn answers(index: &Index) -> Answers {
@@ -215,7 +216,7 @@ mod tests {
         )
     }
 
-    /// The same, straight from the files.
+    /// Computes the expected answers directly from the files.
     fn model(files: &[TestFile]) -> Answers {
         let superseded: BTreeSet<Id> = files.iter().flat_map(|file| file.1.iter().copied()).collect();
         let (gone, files): (Vec<&TestFile>, Vec<&TestFile>) =
@@ -241,7 +242,7 @@ mod tests {
         )
     }
 
-    /// Files that share packs and blobs; some supersede others, there or not, that came before or come later.
+    /// Files that share packs and blobs. Some supersede others that may not exist, or come before or after them.
     fn files() -> impl Strategy<Value = Vec<TestFile>> {
         let blobs = proptest::collection::vec((0u8..12, any::<bool>(), 0u32..3), 0..6);
         let packs = proptest::collection::vec((0u8..8, blobs), 0..4);

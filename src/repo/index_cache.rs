@@ -1,12 +1,12 @@
-//! The index as last read, shared by all machines of one run.
+//! The index as last read, shared by all machines of a run.
 //!
-//! Index files never change, their name is the hash of what they hold. So whoever asks again lists them, which is what
-//! a lock makes certain, and reads only those that are new since. When files are gone, after a prune, all are read
-//! again.
+//! Index files never change, because their name is the hash of their contents. So to load the index again, the files
+//! are listed, and only new ones are read. If files are gone, after a prune, all are read again. A lock is needed to
+//! rely on the result.
 //!
-//! From one run to the next a copy is kept in the cache folder, and the same holds for it: it is used as long as the
-//! repository lists all the index files that it was made of, and what is new is read. Whoever removes something, or
-//! looks for damage, reads the files themselves.
+//! Between runs a copy is kept in the cache folder, in the same way: it is used as long as the repository lists all the
+//! index files that it was made of, and new files are read. Operations that remove data or look for damage always read
+//! the files themselves.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -18,25 +18,25 @@ use super::index_file::IndexFile;
 use super::{Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
-/// An index, and the index files that cannot be read.
+/// An index, and the index files that are unreadable.
 pub(crate) type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
 
 /// The sizes of index files.
 type FileSizes = HashMap<Id, u64>;
 
 impl Repository {
-    /// What the index files name. Do it after locking. Only those are read that are new since this process read them
-    /// last: all machines of a run share one index.
+    /// Loads the index. Call this after locking. Only files that this process has not read yet are read: all machines
+    /// of a run share one index.
     pub fn load_index(&self) -> Result<Arc<Index>> {
         first_damage(self.load_index_with_damage()?)
     }
 
-    /// As [`Repository::load_index`], and reads every file again: for whoever removes what no index file names.
+    /// Like [`Repository::load_index`], but reads every file again, for callers that remove unreferenced data.
     pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
         first_damage(self.reload_index_with_damage()?)
     }
 
-    /// As [`Repository::load_index_with_damage`], and reads every file again: for whoever looks for damage.
+    /// Like [`Repository::load_index_with_damage`], but reads every file again, for callers that look for damage.
     pub(crate) fn reload_index_with_damage(&self) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
         *last = None;
@@ -45,14 +45,14 @@ impl Repository {
         Ok(self.keep(&mut last, index, damaged, &sizes))
     }
 
-    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for rescuing what is
-    /// left. Several who ask at the same moment read it once.
+    /// Like [`Repository::load_index`], but uses all readable index files and returns the unreadable ones as well, to
+    /// rescue data. Concurrent callers read the index once.
     pub(crate) fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
         self.load_listed(|| self.list_with_sizes(FileKind::Index))
     }
 
-    /// As [`Repository::load_index`], and lists the snapshots on the way: over a distance that takes no time. `listed`
-    /// gets their list before index files are read, unless it cannot be had.
+    /// Like [`Repository::load_index`], and lists the snapshots in the same round trips. `listed` gets their list
+    /// before index files are read, unless listing them fails.
     pub(crate) fn load_index_and_list_snapshots(&self, listed: impl FnOnce(Vec<(Id, u64)>)) -> Result<Arc<Index>> {
         first_damage(self.load_listed(|| match self.list_both_with_sizes([FileKind::Index, FileKind::Snapshot]) {
             Ok([index, snapshots]) => {
@@ -66,7 +66,7 @@ impl Repository {
 
     fn load_listed(&self, list: impl FnOnce() -> Result<Vec<(Id, u64)>>) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
-        // Listed while nobody else loads: what is new has been named before the caller asked.
+        // List under the lock: a concurrent load has finished, so files that it read are known.
         let sizes = list()?.into_iter().collect();
         let names = names_of(&sizes);
         let known = last.clone().and_then(|last| last.downcast::<Index>().ok());
@@ -81,7 +81,7 @@ impl Repository {
                 _ => read_all(self, &names),
             },
             None => {
-                // It would only take memory meanwhile.
+                // Free the memory of the old index first.
                 *last = None;
                 read_all(self, &names)
             }
@@ -89,7 +89,7 @@ impl Repository {
         Ok(self.keep(&mut last, index, damaged, &sizes))
     }
 
-    /// Keeps what was read, for this run and for the next.
+    /// Keeps the index for this run and copies it for the next.
     fn keep(
         &self,
         last: &mut Option<Arc<dyn Any + Send + Sync>>,
@@ -111,8 +111,8 @@ impl Repository {
         (index, damaged)
     }
 
-    /// The copy in the cache folder, if none of the index files that it was made of has another size now. Whether they
-    /// are all there is another question.
+    /// Returns the copy in the cache folder, unless the size of one of its index files has changed. Does not check that
+    /// all of them still exist.
     fn cached_index(&self, sizes: &FileSizes) -> Option<Arc<Index>> {
         let folder = self.cache_folder()?;
         match CachedIndex::open(folder, self.key()) {
@@ -127,10 +127,10 @@ impl Repository {
             Ok(copy) => {
                 let (repo, damaged) = (self.apart(), Arc::clone(folder));
                 let reload = move || {
-                    // The next run makes a new one.
+                    // The next run writes a new copy.
                     let removed = CachedIndex::remove(&damaged);
                     tracing::debug!(?removed, "the copy in {} is damaged", damaged.path().display());
-                    // Damage of an index file shows up as blobs that are missing.
+                    // Damaged index files show up as missing blobs.
                     Ok(read_all(&repo, &repo.list(FileKind::Index)?).0)
                 };
                 Some(Arc::new(Index::on_copy(copy?, Box::new(reload))))
@@ -149,7 +149,7 @@ fn names_of(sizes: &FileSizes) -> Vec<Id> {
     names
 }
 
-/// The index, if all of it could be read.
+/// Returns the index if all of it was readable, and else the first error.
 fn first_damage((index, mut damaged): IndexWithDamage) -> Result<Arc<Index>> {
     match damaged.is_empty() {
         true => Ok(index),
@@ -157,7 +157,8 @@ fn first_damage((index, mut damaged): IndexWithDamage) -> Result<Arc<Index>> {
     }
 }
 
-/// The names that an index does not know; none if it knows files that are gone, or that replace others.
+/// Returns the names that an index does not know, or `None` if it must be read again: files are gone, or a known file
+/// supersedes others.
 fn new_since(known: &Index, names: &[Id]) -> Option<Vec<Id>> {
     let files: HashSet<&Id> = files_of(known).collect();
     let new: Vec<Id> = names.iter().filter(|name| !files.contains(name)).copied().collect();
@@ -165,7 +166,7 @@ fn new_since(known: &Index, names: &[Id]) -> Option<Vec<Id>> {
     (are_all_there(known, names) && can_grow).then_some(new)
 }
 
-/// Whether all index files that an index was made of are among these.
+/// Returns whether all index files that an index was made of are among `names`.
 pub(crate) fn are_all_there(known: &Index, names: &[Id]) -> bool {
     let there: HashSet<&Id> = names.iter().collect();
     files_of(known).all(|file| there.contains(file))
@@ -175,7 +176,7 @@ fn files_of(index: &Index) -> impl Iterator<Item = &Id> {
     index.sources().iter().map(|file| &file.id).chain(index.superseded())
 }
 
-/// Reads index files, each in memory only until its entries are taken; those that cannot be read come apart.
+/// Reads index files, each in memory only until its entries are added. Unreadable ones are returned separately.
 fn read(repo: &Repository, names: &[Id]) -> (IndexBuilder, Vec<(Id, Error)>) {
     tracing::debug!(files = names.len(), repo = repo.url(), "reading index files");
     let files = Mutex::new(IndexBuilder::default());
@@ -188,7 +189,7 @@ fn read(repo: &Repository, names: &[Id]) -> (IndexBuilder, Vec<(Id, Error)>) {
     (files.into_inner().unwrap_or_else(PoisonError::into_inner), damaged)
 }
 
-/// Reads all of these index files, whatever was read before.
+/// Reads all these index files, even if they were read before.
 pub(super) fn read_all(repo: &Repository, names: &[Id]) -> (Index, Vec<(Id, Error)>) {
     let (files, damaged) = read(repo, names);
     (Index::of(files), damaged)
@@ -218,7 +219,7 @@ mod tests {
             Scene { storage, repo }
         }
 
-        /// Stores a blob, with an index file of its own.
+        /// Stores a blob with its own index file.
         fn add(&self, bytes: &[u8]) -> Id {
             let permit = self.repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();
             let writer = Writer::new(&self.repo, Arc::new(Index::default()), WriterOptions::default(), &permit);
@@ -227,7 +228,7 @@ mod tests {
             id
         }
 
-        /// How many index files were read so far.
+        /// Returns how many index files were read so far.
         fn reads(&self) -> usize {
             let of_index = |call: &&_| {
                 matches!(call, RecordedCall { operation: Operation::Read, kind: Some(FileKind::Index), .. })
@@ -280,7 +281,8 @@ mod tests {
         assert_eq!(ids.iter().filter(|id| after.contains(BlobKind::Data, id)).count(), 2);
     }
 
-    /// What another run sees, with a cache in this folder: its repository, and how many index files it read.
+    /// Simulates another run with a cache in this folder. Returns its repository, its index and how many index files it
+    /// read.
     fn run(scene: &Scene, cache: &Path) -> (Repository, Arc<Index>, usize) {
         let before = scene.reads();
         let repo = Repository::open(Arc::clone(&scene.storage) as _, &password()).expect("open").cached_in(cache);
@@ -306,7 +308,7 @@ mod tests {
         ids
     }
 
-    /// All that an index says of these blobs and of one that is not there.
+    /// Returns all locations of these blobs and of one that does not exist.
     fn answers(index: &Index, ids: &[Id]) -> Vec<Vec<BlobLocation>> {
         let kinds = [BlobKind::Data, BlobKind::Tree];
         let asked = ids.iter().copied().chain([Id::hash(b"none")]);
@@ -368,13 +370,13 @@ mod tests {
     #[test]
     fn damaged_and_foreign_copies_are_never_believed() {
         let (scene, other) = (Scene::new(), Scene::new());
-        // Some of each page.
+        // A few entries from each page.
         let ids: Vec<Id> = fill(&scene).into_iter().step_by(25).collect();
         let home = tempfile::tempdir().unwrap();
         let (_, truth, _) = run(&scene, home.path());
         let truth = answers(&truth, &ids);
         let good = std::fs::read(file(&scene, home.path())).unwrap();
-        // The same index files, in the name, of another key.
+        // A copy with the same index files by name, but of another key.
         other.add(b"x");
         run(&other, home.path());
         let of_other_key = std::fs::read(file(&other, home.path())).unwrap();

@@ -1,4 +1,4 @@
-//! The JSON of an index file: packs, with the places of their blobs, at most 50,000 blobs a file.
+//! The JSON of an index file: packs with the locations of their blobs, at most 50,000 blobs per file.
 
 use serde::{Deserialize, Serialize};
 
@@ -45,12 +45,12 @@ fn is_zero(number: &u32) -> bool {
 }
 
 impl IndexFile {
-    /// Reads an index file. A place that makes no sense is damage.
+    /// Reads an index file. An invalid location is damage.
     pub(super) fn load(repo: &Repository, id: &Id) -> Result<IndexFile> {
         repo.load_unpacked::<IndexFile>(FileKind::Index, id)?.check(id)
     }
 
-    /// The file with this id, if its places make sense.
+    /// Returns this file if its locations are valid.
     pub(super) fn check(self, id: &Id) -> Result<IndexFile> {
         match self.packs.iter().flat_map(|pack| &pack.blobs).find(|blob| !blob.makes_sense()) {
             Some(blob) => {
@@ -74,25 +74,25 @@ impl BlobJson {
         }
     }
 
-    /// The place as it stands in the table, in the pack of this number.
+    /// Returns the entry for the table, in the pack with this number.
     pub(super) fn entry(&self, pack: u32) -> IndexEntry {
         let BlobJson { id, offset, length, uncompressed_length: raw_length, .. } = *self;
         IndexEntry { id, pack, offset, length, raw_length }
     }
 }
 
-/// The packs that the next index file will name.
+/// The packs for the next index file.
 #[derive(Default)]
 pub(super) struct PendingIndex {
     packs: Vec<PackJson>,
     blobs: usize,
 }
 
-/// restic begins a new index file at this number.
+/// The number of blobs at which restic begins a new index file.
 pub(super) const MAX_BLOBS_PER_FILE: usize = 50_000;
 
 impl PendingIndex {
-    /// Names a pack that is durable.
+    /// Adds a pack that is durably stored.
     pub(super) fn add<'a>(&mut self, pack: Id, entries: impl Iterator<Item = (BlobKind, &'a PackEntry)>) {
         let blobs = entries.map(|(kind, entry)| BlobJson {
             id: entry.id,
@@ -107,7 +107,7 @@ impl PendingIndex {
         self.add_again(PackJson { id: pack, blobs: blobs.collect() });
     }
 
-    /// Names a pack as another index file did.
+    /// Adds a pack with the entry of another index file.
     pub(super) fn add_again(&mut self, pack: PackJson) {
         self.blobs += pack.blobs.len();
         self.packs.push(pack);
@@ -117,7 +117,7 @@ impl PendingIndex {
         self.packs.is_empty()
     }
 
-    /// Whether a pack with this many blobs would make the file too large.
+    /// Returns whether a pack with this many blobs would make the file too large.
     pub(super) fn is_full_with(&self, blobs: usize) -> bool {
         !self.is_empty() && self.blobs + blobs > MAX_BLOBS_PER_FILE
     }

@@ -1,4 +1,4 @@
-//! The places of all blobs of one kind, sorted by id, with a directory that leads to the few that begin alike.
+//! The locations of all blobs of one kind, sorted by id, with a directory by the first bits of the ids.
 //!
 //! ```text
 //! first bits of an id:      0    1    2    3   …            one number for about four entries
@@ -6,11 +6,12 @@
 //! entries (48 bytes each)   |a a a a a|b b|c c c c c c|…
 //! ```
 //!
-//! Ids are SHA-256, so their first bits are spread evenly, and a look-up reads two places in memory instead of twenty.
+//! Ids are SHA-256 hashes, so their first bits are evenly distributed, and a look-up reads two places in memory instead
+//! of twenty.
 
 use super::Id;
 
-/// One place of a blob, 48 bytes.
+/// A location of a blob, 48 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct IndexEntry {
     pub(super) id: Id,
@@ -18,7 +19,7 @@ pub(super) struct IndexEntry {
     pub(super) pack: u32,
     pub(super) offset: u32,
     pub(super) length: u32,
-    /// 0 for a blob that is not compressed: restic leaves the field out then, and never compresses nothing.
+    /// 0 for an uncompressed blob. restic omits the field then, and never compresses an empty blob.
     pub(super) raw_length: u32,
 }
 
@@ -26,14 +27,14 @@ pub(super) struct IndexEntry {
 #[derive(Debug, Default)]
 pub(super) struct IndexTable {
     entries: Vec<IndexEntry>,
-    /// Where the entries begin whose ids have these first bits; one more than there are such beginnings.
+    /// The position of the first entry for each value of the first bits, and one more for the end.
     directory: Vec<usize>,
-    /// How far the first 64 bits of an id are shifted to give a position in the directory.
+    /// The shift that turns the first 64 bits of an id into an index into the directory.
     shift: u32,
 }
 
 impl IndexTable {
-    /// The entries of `known`, if there are any, and these, which are in no order.
+    /// Merges the entries of `known` with new ones, which are in no particular order.
     pub(super) fn merged(known: &[IndexEntry], mut new: Vec<IndexEntry>) -> IndexTable {
         new.sort_unstable();
         let mut entries = match known.is_empty() {
@@ -74,7 +75,7 @@ impl IndexTable {
         &self.entries
     }
 
-    /// Where the places of a blob begin, if there are any.
+    /// Returns the position of a blob's first location.
     pub(super) fn position(&self, id: &Id) -> Option<usize> {
         if self.entries.is_empty() {
             return None;
@@ -85,7 +86,7 @@ impl IndexTable {
         self.entries[position..end].first().filter(|entry| entry.id == *id).map(|_| position)
     }
 
-    /// Every place of a blob.
+    /// Returns every location of a blob.
     pub(super) fn places(&self, id: &Id) -> &[IndexEntry] {
         let Some(first) = self.position(id) else { return &[] };
         let count = self.entries[first..].iter().take_while(|entry| entry.id == *id).count();
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// An entry whose id begins with this byte, for neighbours in the directory, and ends with that one.
+    /// Returns an entry whose id begins with `first`, which selects the place in the directory, and ends with `last`.
     fn entry(first: u8, last: u8, offset: u32) -> IndexEntry {
         let mut id = [7; 32];
         (id[0], id[31]) = (first, last);

@@ -1,9 +1,9 @@
-//! The key file that opened a repository last, in the cache folder.
+//! A copy of the key file that last opened a repository, in the cache folder.
 //!
-//! A key file is named by the hash of what it holds. So where the repository lists its name, and the copy has that
-//! hash, it need not be read: over a distance that takes two round trips. A key that was removed is not listed, and its
-//! copy is not used. Whoever looks for damage reads the file all the same ([`super::Repository::check_key`]). The
-//! repository's own id is known only when it is open, so the folder is that of its address.
+//! A key file is named by the hash of its contents. So if the repository lists its name, and the copy has that hash, it
+//! need not be read, which saves two round trips. A key that was removed is not listed, so its copy is not used.
+//! Callers that look for damage read the file itself ([`super::Repository::check_key`]). The repository's id is not
+//! known before it is open, so the folder is named by the hash of its address.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use super::Id;
 use super::cache_folder::CacheFolder;
 use crate::storage::FileKind;
 
-/// The file's name.
+/// The name of the file.
 const NAME: &str = "key";
 
-/// Where the key file of one address is kept.
+/// The copy of the key file for one address.
 pub(super) struct KeptKey {
     base: PathBuf,
     address: Id,
@@ -23,7 +23,7 @@ pub(super) struct KeptKey {
 }
 
 impl KeptKey {
-    /// Of the repository at this address, below `base`. Nothing is made there before something is kept.
+    /// Opens the copy for the repository at this address, below `base`. Creates nothing until a key file is kept.
     pub(super) fn open(base: &Path, url: &str) -> KeptKey {
         let address = Id::hash(url.as_bytes());
         let kept = read(base, address).unwrap_or_else(|error| {
@@ -33,12 +33,12 @@ impl KeptKey {
         KeptKey { base: base.to_owned(), address, kept }
     }
 
-    /// What the file of this name holds, if that is the one that is kept.
+    /// Returns the contents of the copy if it is of the key file `id`.
     pub(super) fn contents(&self, id: &Id) -> Option<&[u8]> {
         self.kept.as_ref().filter(|(kept, _)| kept == id).map(|(_, contents)| &**contents)
     }
 
-    /// Keeps the file that opened the repository, in the place of the one before.
+    /// Keeps the file that opened the repository, replacing the previous copy.
     pub(super) fn keep(&self, id: &Id, contents: &[u8]) {
         if self.contents(id).is_some() {
             return;
@@ -90,7 +90,7 @@ mod tests {
             Repository::open_with(Arc::clone(&self.storage) as _, &password(text), None, Some(self.cache.path()))
         }
 
-        /// Opens the repository; how many key files were read for that.
+        /// Opens the repository and returns how many key files were read.
         fn reads(&self, text: &str) -> usize {
             let count = || {
                 let is_of_key =
@@ -150,7 +150,7 @@ mod tests {
         scene.storage.write(FileKind::Key, &name, &flipped).expect("write");
         let repo = scene.open("first").expect("this host has the file");
         assert!(matches!(repo.check_key(), Err(Error::Damaged { kind: FileKind::Key, .. })), "and it is missed");
-        // A key file that was cut off in the repository is damaged, whatever this host has kept.
+        // A key file that was truncated in the repository is damaged, even if this host has a copy.
         scene.storage.write(FileKind::Key, &name, &good[..9]).expect("write");
         assert!(matches!(scene.open("first"), Err(Error::NoKey { .. })));
     }

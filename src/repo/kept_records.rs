@@ -1,12 +1,12 @@
-//! Small things of a repository that never change, in the cache folder: snapshots, and what points say of themselves.
+//! Small immutable parts of a repository in the cache folder: snapshots, and the metadata of points.
 //!
 //! ```text
 //! "kvmb records 1\n"
 //! length (4 bytes)   sealed: kind (1 byte), the snapshot's id (32), zstd of the content        for each
 //! ```
 //!
-//! A run appends what it had to read. What cannot be opened, and all behind it, is not used, and the file is written
-//! again; and so it is when most of it is of snapshots that are gone.
+//! A run appends what it had to read. If a record cannot be unsealed, it and all later ones are ignored, and the file
+//! is rewritten. It is also rewritten when most of it belongs to snapshots that no longer exist.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
@@ -16,22 +16,22 @@ use super::Id;
 use super::cache_folder::CacheFolder;
 use super::crypto::SealKey;
 
-/// The file's name.
+/// The name of the file.
 const NAME: &str = "records";
 const MAGIC: &[u8] = b"kvmb records 1\n";
-/// More is neither kept nor read: the records of some 50,000 points.
+/// The maximum size of the file: the records of some 50,000 points.
 const LARGEST_BYTES: usize = 128 << 20;
-/// What one record may claim to be when it is decompressed.
+/// The maximum size of a decompressed record.
 const LARGEST_RECORD_BYTES: usize = 1 << 20;
 /// The number of records of removed snapshots that is tolerated.
 const HARMLESS: usize = 200;
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum RecordKind {
-    /// A snapshot file: its size, and what it says.
+    /// A snapshot file: its size and its contents.
     Snapshot = 1,
-    /// What the layers above keep for a snapshot.
+    /// Data that the layers above keep for a snapshot.
     Note = 2,
 }
 
@@ -39,11 +39,11 @@ pub(super) enum RecordKind {
 pub(super) struct KeptRecords {
     folder: Arc<CacheFolder>,
     key: SealKey,
-    /// None until somebody asks.
+    /// `None` until the first access.
     read: Mutex<Option<ReadRecords>>,
 }
 
-/// The kind of a record, and the file that it is of.
+/// The kind of a record, and the id of its snapshot.
 type RecordName = (u8, Id);
 
 #[derive(Default)]
@@ -51,13 +51,13 @@ struct ReadRecords {
     /// By kind and snapshot: compressed.
     records: HashMap<RecordName, Vec<u8>>,
     size_bytes: usize,
-    /// Whether the file cannot be appended to: there is none, or one that ends in something else.
+    /// Whether the file cannot be appended to: it does not exist, or ends in something that is not a record.
     is_unusable: bool,
     unpacker: RecordUnpacker,
 }
 
-/// Decompresses records. To make its state and a buffer takes longer than to decompress a record, and there are two for
-/// each point.
+/// Decompresses records. Allocating its state and buffer takes longer than decompressing a record, and there are two
+/// records per point.
 #[derive(Default)]
 struct RecordUnpacker {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
@@ -88,14 +88,14 @@ impl KeptRecords {
         KeptRecords { folder, key, read: Mutex::default() }
     }
 
-    /// What was kept for a snapshot.
+    /// Returns the record of a snapshot.
     pub(super) fn get(&self, kind: RecordKind, id: &Id) -> Option<Vec<u8>> {
         let mut read = self.lock();
         let ReadRecords { records, unpacker, .. } = self.ensure(&mut read);
         unpacker.unpack(records.get(&(kind as u8, *id))?).ok()
     }
 
-    /// Keeps these, for this run and the next.
+    /// Keeps these records, for this run and the next.
     pub(super) fn add(&self, kind: RecordKind, records: &[(Id, Vec<u8>)]) {
         let mut read = self.lock();
         let known = self.ensure(&mut read);
@@ -122,7 +122,7 @@ impl KeptRecords {
         }
     }
 
-    /// Forgets what is of other snapshots than these, if it is much.
+    /// Removes the records of all other snapshots, if there are many.
     pub(super) fn retain(&self, snapshots: &HashSet<Id>) {
         let mut read = self.lock();
         let known = self.ensure(&mut read);
@@ -171,7 +171,7 @@ impl KeptRecords {
         Ok(read)
     }
 
-    /// The first record, and what comes after it; none if it cannot be opened.
+    /// Decodes the first record. Returns it with the remaining bytes, or `None` if it cannot be unsealed.
     fn decode<'a>(&self, bytes: &'a mut [u8]) -> Option<(RecordName, Vec<u8>, &'a mut [u8])> {
         let (length, rest) = bytes.split_first_chunk_mut::<4>()?;
         let (sealed, rest) = rest.split_at_mut_checked(u32::from_le_bytes(*length) as usize)?;

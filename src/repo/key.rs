@@ -1,4 +1,4 @@
-//! Key files: the master key, sealed with a key that scrypt makes of a password.
+//! Key files: the master key, sealed with a key that scrypt derives from a password.
 
 use chrono::{DateTime, FixedOffset};
 use rayon::ThreadPoolBuilder;
@@ -13,27 +13,28 @@ use super::key_cache::KeyCache;
 use super::{Error, Flaw, Id, Result, base64, host, reread, time};
 use crate::storage::{FileKind, Storage};
 
-/// 2^15 · 8 · 128 bytes = 32 MiB of memory, three times over: what OWASP asks of scrypt, about 0.2 s of a processor.
+/// 2^15 · 8 · 128 bytes = 32 MiB of memory, three times: OWASP's recommendation for scrypt, about 0.2 s of processor
+/// time.
 const LOG_N: u8 = 15;
 const R: u32 = 8;
 const P: u32 = 3;
 const SALT_LENGTH: usize = 64;
-/// A key file that wants more memory than this is not ours, nor restic's: it is an attack or bit rot.
+/// The memory limit for key derivation. Neither kvmb nor restic exceeds it, so a file that does is an attack or
+/// damaged.
 const MEMORY_LIMIT: u64 = 1 << 30;
 /// The same for time.
 const P_LIMIT: u32 = 64;
-/// As much memory may be used to derive parts of a key at the same time: two parts of a key of our own, or of restic.
+/// The memory limit for deriving parts of a key in parallel: two parts of a key of kvmb or restic.
 const PARALLEL_MEMORY: u64 = 64 << 20;
 
-/// How much a new key costs. The tests' passwords are no secrets, and they are asked for thousands of times: a build
-/// with debug assertions takes `$KVMB_TEST_QUICK_KEYS=1` for an answer. What a key file costs stands in it, so opening
-/// is the same.
+/// Returns the cost of a new key. Tests create thousands of keys for passwords that are not secret, so builds with
+/// debug assertions honor `$KVMB_TEST_QUICK_KEYS=1`. Opening is not affected, because a key file contains its cost.
 fn log_n() -> u8 {
     let is_test = cfg!(debug_assertions) && std::env::var("KVMB_TEST_QUICK_KEYS").is_ok_and(|value| value == "1");
     if is_test { 10 } else { LOG_N }
 }
 
-/// Plain JSON, for it must be read before there is any key.
+/// Plain JSON, because it must be readable before any key is known.
 #[derive(Serialize, Deserialize)]
 pub(super) struct KeyFile {
     #[serde(with = "time")]
@@ -53,25 +54,25 @@ pub(super) struct KeyFile {
     data: Vec<u8>,
 }
 
-/// A key file that is yet to be stored.
+/// A key file that has not been stored yet.
 pub(super) struct SealedKeyFile {
     pub(super) id: Id,
     pub(super) json: Vec<u8>,
 }
 
-/// A key as [`super::Repository::keys`] lists it. The secret is not in it.
+/// A key as listed by [`super::Repository::keys`], without the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyInfo {
     pub(crate) id: Id,
     pub username: String,
     pub hostname: String,
     pub(crate) created: DateTime<FixedOffset>,
-    /// Whether it is the one that opened the repository.
+    /// Whether this key opened the repository.
     pub current: bool,
 }
 
 impl KeyFile {
-    /// Seals `master` with `password`, and stores it.
+    /// Seals `master` with `password` and stores the key file.
     pub(super) fn add(storage: &dyn Storage, master: &SealKey, password: &Password) -> Result<Id> {
         let SealedKeyFile { id, json } = KeyFile::sealed(master, password)?;
         storage.write(FileKind::Key, &id.to_string(), &json)?;
@@ -104,12 +105,12 @@ impl KeyFile {
         reread::read(storage, || KeyFile::parse(id, &KeyFile::contents(storage, id)?))
     }
 
-    /// What the key file of this name holds.
+    /// Reads the contents of a key file.
     pub(super) fn contents(storage: &dyn Storage, id: &Id) -> Result<Vec<u8>> {
         storage.read(FileKind::Key, &id.to_string()).map_err(Error::unread)
     }
 
-    /// The key file of this name, from what it holds.
+    /// Parses the contents of a key file.
     pub(super) fn parse(id: &Id, bytes: &[u8]) -> Result<Self> {
         let damaged = |flaw| Error::damaged(FileKind::Key, id, flaw);
         if Id::hash(bytes) != *id {
@@ -123,8 +124,8 @@ impl KeyFile {
         Ok(file)
     }
 
-    /// The master key, or `None` if the password is wrong. With a cache, the key of the password is derived only if it
-    /// is not kept there, and then kept.
+    /// Returns the master key, or `None` if the password is wrong. If a cache is given, the derived key is taken from
+    /// there or stored there.
     pub(super) fn unlock(&self, id: &Id, password: &Password, cache: Option<&KeyCache>) -> Result<Option<SealKey>> {
         let kept = cache.and_then(|cache| cache.load(id, &self.salt, password));
         if let Some(master) = kept.and_then(|key| self.open(*key)) {
@@ -148,7 +149,7 @@ impl KeyFile {
         KeyInfo { id, username: self.username, hostname: self.hostname, created: self.created, current }
     }
 
-    /// What deriving one part of the key takes of memory, in bytes.
+    /// Returns the memory needed to derive one part of the key, in bytes.
     fn memory(&self) -> u64 {
         self.n.saturating_mul(u64::from(self.r)).saturating_mul(128).max(1)
     }
@@ -163,12 +164,12 @@ impl KeyFile {
         scrypt::Params::new(log_n, self.r, self.p).ok()
     }
 
-    /// The key of a password. Its `p` parts do not depend on each other, and take a thread each as far as memory goes.
+    /// Derives the key from a password. Its `p` parts are independent and run in parallel as far as memory allows.
     fn derive(&self, password: &Password) -> Result<Zeroizing<[u8; 64]>> {
         let parameters = self.parameters().ok_or(Error::KeyDerivation)?;
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let most = usize::try_from(PARALLEL_MEMORY / self.memory()).unwrap_or(usize::MAX).min(self.p as usize);
-        // A pool of its own, which ends with it: other work of a program has no use for one.
+        // A temporary thread pool: nothing else in the program needs one.
         let pool = ThreadPoolBuilder::new().num_threads(processors.min(most).max(1)).build();
         let pool = pool.map_err(|error| Error::NoThread(std::io::Error::other(error)))?;
         let mut bytes = Zeroizing::new([0; 64]);

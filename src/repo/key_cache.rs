@@ -1,13 +1,15 @@
-//! Keys of passwords, kept in the kernel so that the next run need not derive them again. Off unless it is asked for.
+//! Keys derived from passwords, cached in the kernel's keyring so that the next run need not derive them again.
+//! Disabled by default.
 //!
 //! ```text
 //! user keyring of this user ── user key "kvmb:ID-OF-THE-KEY-FILE", with a timeout
-//!                                └── the key that scrypt made, sealed with SHA-512(label, salt, password)
+//!                                └── the key that scrypt derived, sealed with SHA-512(label, salt, password)
 //! ```
 //!
-//! It saves the derivation and nothing else: without the password, what is kept opens nothing, and a wrong password is
-//! noticed as ever. It is never on a disk: the kernel keeps such keys in memory that is not swapped, for processes of
-//! this user alone, until the timeout or a reboot. Where there is no keyring, as in most containers, every run derives.
+//! The cache saves only the derivation: without the password, the cached data opens nothing, and a wrong password is
+//! still detected. It is never on disk: the kernel keeps such keys in memory that is not swapped, accessible only to
+//! processes of this user, until the timeout or a reboot. Without a keyring, as in most containers, every run derives
+//! the key.
 
 use std::time::Duration;
 
@@ -19,27 +21,26 @@ use super::crypto::{OVERHEAD, SealKey};
 use super::{Id, Password};
 
 const LABEL: &[u8] = b"kvmb key cache 1\0";
-/// A key that scrypt made.
+/// The length of a derived key.
 const KEY_BYTES: usize = 64;
 
-/// How long keys are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyCache {
     lifetime: Duration,
 }
 
 impl KeyCache {
-    /// Keeps keys for so long after they were derived; at least a second.
+    /// Creates a cache that keeps keys for `lifetime` after they were derived; at least for a second.
     pub fn new(lifetime: Duration) -> KeyCache {
         KeyCache { lifetime }
     }
 
-    /// Whether something is kept of a key file.
+    /// Returns whether there is an entry for a key file.
     pub(super) fn has(&self, file: &Id) -> bool {
         keyring().and_then(|keyring| keyring.search(&name(file))).is_ok()
     }
 
-    /// What was kept of a key file, if the password is the same.
+    /// Returns the derived key of a key file if it is cached for the same password.
     pub(super) fn load(&self, file: &Id, salt: &[u8], password: &Password) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
         let mut sealed = Zeroizing::new([0; KEY_BYTES + OVERHEAD]);
         let length = match read(&name(file), &mut *sealed) {
@@ -59,7 +60,7 @@ impl KeyCache {
         Some(key)
     }
 
-    /// Keeps a key; that it cannot be kept costs the next run its time, and nothing else.
+    /// Stores a derived key. On failure the next run has to derive it again.
     pub(super) fn store(&self, file: &Id, salt: &[u8], password: &Password, key: &[u8; KEY_BYTES]) {
         let Ok(sealed) = wrapping_key(salt, password).seal(key) else { return };
         if let Err(error) = write(&name(file), &sealed, self.lifetime) {
@@ -72,7 +73,7 @@ fn name(file: &Id) -> String {
     format!("kvmb:{file}")
 }
 
-/// Fast on purpose: what it seals is no weaker in the keyring than it would be unsealed.
+/// Fast on purpose: the key in the keyring is at least as safe as it would be unsealed.
 fn wrapping_key(salt: &[u8], password: &Password) -> SealKey {
     let mut hash = Sha512::new();
     hash.update(LABEL);
@@ -82,8 +83,9 @@ fn wrapping_key(salt: &[u8], password: &Password) -> SealKey {
     SealKey::from_bytes(hash.finalize().into())
 }
 
-/// The keyring of this user, which all sessions and services of the user share. A service of systemd has a session of
-/// its own that does not possess it; a link in the keyring of this thread, which ends with the thread, is enough.
+/// Returns the keyring of this user, which all sessions and services of the user share. A systemd service has its own
+/// session, which does not possess this keyring; a link in the keyring of this thread, which ends with the thread, is
+/// enough.
 fn keyring() -> Result<KeyRing, KeyError> {
     let user = KeyRing::from_special_id(KeyRingIdentifier::User, true)?;
     KeyRing::from_special_id(KeyRingIdentifier::Thread, true)?.link_keyring(user)?;
@@ -96,7 +98,7 @@ fn read(name: &str, payload: &mut [u8]) -> Result<usize, KeyError> {
 
 fn write(name: &str, payload: &[u8], lifetime: Duration) -> Result<(), KeyError> {
     let key = keyring()?.add_key(name, payload)?;
-    // The timeout first: a key without one would stay until the next boot.
+    // Set the timeout first: a key without one would stay until the next boot.
     let seconds = usize::try_from(lifetime.as_secs()).unwrap_or(usize::MAX).clamp(1, u32::MAX as usize);
     let bounded = key.set_timeout(seconds).and_then(|()| key.set_perms(owner_only()));
     if bounded.is_err() {
@@ -105,7 +107,7 @@ fn write(name: &str, payload: &[u8], lifetime: Duration) -> Result<(), KeyError>
     bounded
 }
 
-/// Whoever has it in a keyring of their own may use it, and the user whose it is.
+/// Grants access to the possessor and to the owning user.
 fn owner_only() -> linux_keyutils::KeyPermissions {
     KeyPermissionsBuilder::builder().posessor(Permission::ALL).user(Permission::ALL).build()
 }
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
     use std::thread;
 
-    /// A keyring needs a kernel that has one and lets us use it: most containers do not.
+    /// Returns whether the kernel lets us use a keyring, which most containers do not.
     fn has_keyring() -> bool {
         keyring().is_ok()
     }
@@ -129,7 +131,7 @@ mod tests {
         let (file, other) = (Id::hash(&rand::random::<[u8; 32]>()), Id::hash(&rand::random::<[u8; 32]>()));
         let (cache, salt, key) = (KeyCache::new(Duration::from_secs(600)), [7; 64], [42; KEY_BYTES]);
         assert!(cache.load(&file, &salt, &password("right")).is_none());
-        // Another thread is another session as far as possession goes.
+        // For possession, another thread is like another session.
         thread::spawn(move || cache.store(&file, &salt, &password("right"), &key)).join().expect("the thread");
         let found = cache.load(&file, &salt, &password("right"));
         assert_eq!(found.map(|key| *key), has_keyring().then_some(key));

@@ -5,18 +5,19 @@ use super::{Id, KeyInfo, Password, Permit, Repository, Result};
 use crate::storage::FileKind;
 
 impl Repository {
-    /// Lets another password open the repository.
+    /// Adds a key for another password.
     pub fn add_key(&self, password: &Password, permit: &Permit) -> Result<Id> {
         permit.confirm()?;
         KeyFile::add(&**self.storage(), self.key(), password)
     }
 
-    /// Reads the key file that opened the repository: for whoever looks for damage a copy on this host is not enough.
+    /// Reads the key file that opened the repository, for callers that look for damage and must not use the copy on
+    /// this host.
     pub(crate) fn check_key(&self) -> Result<()> {
         KeyFile::read(&**self.storage(), self.key_id()).map(drop)
     }
 
-    /// The keys, by time; damaged ones are left out with a warning.
+    /// Returns the keys, sorted by time. Damaged ones are skipped with a warning.
     pub fn keys(&self) -> Result<Vec<KeyInfo>> {
         let mut keys = Vec::new();
         for id in self.list(FileKind::Key)? {

@@ -1,32 +1,32 @@
-//! Locks, as restic understands them.
+//! Locks, compatible with restic.
 //!
-//! Whoever adds to a repository holds a *shared* lock, whoever removes from it an *exclusive* one. A lock is a file in
-//! `locks/`; storages have no atomic "create unless": so everybody writes their file first, waits, and then looks for
-//! others.
+//! A process that adds to a repository holds a *shared* lock, a process that removes data an *exclusive* one. A lock is
+//! a file in `locks/`. Not every storage can create a file atomically unless it exists, so a process writes its own
+//! file first, waits, and then checks for others.
 //!
 //! ```text
-//! A: write own ──── 200 ms ──── look: B's is there → remove own, fail
-//! B:      write own ──── 200 ms ──── look: A's may be there still → fail as well, or gone → locked
+//! A: write own ──── 200 ms ──── check: finds B's → remove own, fail
+//! B:      write own ──── 200 ms ──── check: A's may still be there → fail as well, or gone → locked
 //! ```
 //!
-//! Both may fail; both never succeed, as long as a file is visible 200 ms after it was written. Who waits tries again
-//! after a random time. Where a file is visible at once, as on this host's own disks, there is nothing to wait for: of
-//! two that write and then look, the one that looks last sees both.
+//! Both may fail, but they never both succeed, as long as a file is visible 200 ms after it was written. A waiting
+//! process retries after a random time. Where files are visible at once, as on local disks, no wait is needed: of two
+//! processes that write and then check, the later check sees both files.
 //!
-//! | the other's lock | ours shared | ours exclusive |
+//! | the other lock | ours shared | ours exclusive |
 //! | --- | --- | --- |
-//! | shared | fine | wait |
+//! | shared | compatible | wait |
 //! | exclusive | wait | wait |
-//! | stale: older than 30 minutes, or of a dead process of this host | removed, or ignored where that is refused | the same |
+//! | stale: older than 30 minutes, or of a dead process of this host | removed, or ignored if that is refused | the same |
 //! | empty file (an interrupted upload) | ignored | ignored |
 //! | unreadable | wait, then its error | wait, then its error |
 //!
-//! **SIGHUP.** To see whether the process of a lock lives, restic sends it a SIGHUP (and ignores those that it gets). A
-//! process that has ever held a lock here therefore ignores SIGHUP for the rest of its life, as restic does.
+//! **SIGHUP.** To check whether the process of a lock is alive, restic sends it a SIGHUP (and ignores those that it
+//! receives). Like restic, a process that has ever held a lock therefore ignores SIGHUP for the rest of its life.
 //!
 //! A lock is refreshed every 5 minutes: a new file is written, then the old one removed. If that fails for 22.5
-//! minutes, or if our file is gone (`restic unlock --remove-all`), the lock is lost: [`Permit`] says no from then on,
-//! and without one nothing can be written or removed.
+//! minutes, or if our file is gone (`restic unlock --remove-all`), the lock is lost: [`Permit`] then fails, and without
+//! a permit nothing can be written or removed.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
@@ -39,32 +39,33 @@ use serde::Serialize;
 use super::{Error, Id, LockInfo, Repository, Result, host, time};
 use crate::storage::{self, FileInfo, FileKind};
 
-/// How others may use the repository meanwhile.
+/// What others may do with the repository at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
-    /// Others may hold shared locks: for reading and for adding.
+    /// Others may hold shared locks: for reading and adding.
     Shared,
-    /// Nobody else: for removing data.
+    /// Nobody else may hold a lock: for removing data.
     Exclusive,
 }
 
-/// The times of the protocol. The default is what restic uses; tests shorten them.
+/// The timing of the protocol. The defaults are restic's; tests use shorter times.
 #[derive(Debug, Clone, Copy)]
 pub struct LockTiming {
-    /// Between writing a lock and looking for others, where a file may be visible late.
+    /// The time between writing a lock and checking for others, if files may become visible late.
     pub settle: Duration,
-    /// Between two refreshes.
+    /// The time between two refreshes.
     pub refresh: Duration,
-    /// Without a refresh for so long we no longer trust our own lock.
+    /// The time without a refresh after which we no longer trust our own lock.
     pub distrust: Duration,
-    /// Without a refresh for so long nobody respects a lock.
+    /// The time without a refresh after which others ignore a lock.
     pub stale: Duration,
-    /// Between two tries while somebody else is at it, at most.
+    /// The maximum time between two attempts while the repository is locked.
     pub retry: Duration,
 }
 
 impl Default for LockTiming {
-    /// restic's times; a build with debug assertions takes `$KVMB_TEST_LOCK_LIFE`, in seconds, for the life of a lock.
+    /// Returns restic's times. In builds with debug assertions, `$KVMB_TEST_LOCK_LIFE` sets the lifetime of a lock, in
+    /// seconds.
     fn default() -> Self {
         let life = std::env::var("KVMB_TEST_LOCK_LIFE").ok().filter(|_| cfg!(debug_assertions));
         if let Some(life) = life.and_then(|life| life.parse().ok()).map(Duration::from_secs) {
@@ -85,7 +86,7 @@ impl LockTiming {
     };
 }
 
-/// How often the lock's file is looked at: whoever removed it may be removing packs.
+/// How often the lock's file is checked: a process that removed it may be removing packs.
 const WATCH: Duration = Duration::from_secs(2);
 
 /// A held lock. Dropping it and its permits removes it.
@@ -94,8 +95,8 @@ pub struct RepoLock {
     held: Arc<HeldLock>,
 }
 
-/// The right to change a repository, which only a lock that has settled gives. Whatever writes or removes packs,
-/// indexes and snapshots asks for one. It keeps the lock.
+/// The permission to change a repository, obtained from a settled lock. Required to write or remove packs, indexes and
+/// snapshots. It keeps the lock alive.
 #[derive(Debug, Clone)]
 pub struct Permit {
     held: Arc<HeldLock>,
@@ -113,7 +114,7 @@ struct LockShared {
     mode: LockMode,
     timing: LockTiming,
     state: Mutex<LockState>,
-    /// Tells the refresher to end.
+    /// Signals the refresher to end.
     ended: Condvar,
 }
 
@@ -125,18 +126,18 @@ struct LockState {
     ended: bool,
 }
 
-/// How a lock was lost.
+/// Why a lock was lost.
 #[derive(Debug, Clone)]
 enum Loss {
-    /// Its file is gone.
+    /// Its file was removed.
     Removed,
-    /// The whole repository is gone: its disk was taken out, or its share unmounted.
+    /// The whole repository is gone: its disk was removed, or its share unmounted.
     RepositoryGone,
-    /// The process slept for so long that others may ignore the lock.
+    /// The process was suspended for so long that others may ignore the lock.
     NotRefreshed,
 }
 
-/// A moment on both clocks: one stands still while the machine sleeps, the other jumps when it is set.
+/// A point in time on two clocks: the steady one stops during suspend, the wall clock may be set.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     steady: Instant,
@@ -198,37 +199,37 @@ impl RepoLock {
         }
     }
 
-    /// The right to change the repository.
+    /// Returns a permission to change the repository.
     pub fn permit(&self) -> Permit {
         Permit { held: Arc::clone(&self.held) }
     }
 
-    /// Whether the lock still holds.
+    /// Fails if the lock was lost.
     pub fn check(&self) -> Result<()> {
         self.held.shared.check()
     }
 
-    /// Ends the lock and says if its file could not be removed; dropping does the same and says nothing.
+    /// Releases the lock and returns an error if its file could not be removed. Dropping it does the same, but ignores
+    /// the error.
     pub fn release(self) -> Result<()> {
         self.held.end()
     }
 }
 
 impl Permit {
-    /// Whether the lock still holds, as far as this process knows: at most `WATCH` ago its file was there.
+    /// Fails if the lock is known to be lost. Its file existed at most `WATCH` ago.
     pub(crate) fn check(&self) -> Result<()> {
         self.held.shared.check()
     }
 
-    /// The same, after a look at the lock's file. Asked before whatever cannot be taken back.
+    /// Like [`Permit::check`], but first checks that the lock's file exists. Called before irreversible operations.
     pub(crate) fn confirm(&self) -> Result<()> {
         self.check()?;
         self.held.shared.look()?;
         self.check()
     }
 
-    /// Stores an index or a snapshot. If the lock was lost meanwhile, nobody saw the file in time, and it is taken
-    /// back.
+    /// Stores an index or a snapshot. If the lock was lost meanwhile, nobody relied on the file yet, and it is removed.
     pub(super) fn store(&self, repo: &Repository, kind: FileKind, value: &impl Serialize) -> Result<Id> {
         self.confirm()?;
         let id = repo.save_unpacked(kind, value)?;
@@ -286,7 +287,7 @@ impl LockShared {
         Err(Error::LockLost { url: self.repo.url(), reason })
     }
 
-    /// What it means that the lock's file is gone.
+    /// Returns why the lock's file is gone.
     fn loss(&self) -> Loss {
         match self.repo.storage().size(FileKind::Config, "") {
             Err(error) if error.is_not_found() => Loss::RepositoryGone,
@@ -294,7 +295,7 @@ impl LockShared {
         }
     }
 
-    /// Looks whether the file is still there.
+    /// Checks whether the lock's file still exists.
     fn look(&self) -> Result<()> {
         let file = self.state().file;
         match self.repo.storage().size(FileKind::Lock, &file.to_string()) {
@@ -313,7 +314,7 @@ impl LockShared {
     }
 
     fn refresh_until_ended(&self) {
-        // After a failure sooner than usual: there is time for a dozen tries.
+        // Retry a failed refresh sooner, which leaves time for a dozen attempts.
         let soon = self.timing.refresh / 10;
         let mut due = Instant::now() + self.timing.refresh;
         loop {
@@ -357,7 +358,7 @@ impl LockShared {
             }
             other => other?,
         };
-        // A lock that slept beyond the time at which others ignore it must not come back to life.
+        // A lock that is older than the time after which others ignore it must not be revived.
         if self.state().refreshed.age() > self.timing.distrust {
             self.state().lost = Some(Loss::NotRefreshed);
             return Ok(());
@@ -370,7 +371,7 @@ impl LockShared {
         }
         match storage.remove(FileKind::Lock, &old.to_string()) {
             Err(e) if e.is_not_found() => gone(),
-            // It becomes stale by itself; an append-only server refuses it for ever.
+            // The old file becomes stale. An append-only server never removes it.
             Err(error) => tracing::debug!(lock = %old, %error, "a refreshed lock stays"),
             Ok(()) => {}
         }
@@ -378,7 +379,7 @@ impl LockShared {
     }
 }
 
-/// See the module's word on SIGHUP: a handler that does nothing of importance replaces the deadly default.
+/// Installs a harmless handler for SIGHUP, whose default action would end the process. See the module documentation.
 fn survive_hangups() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -389,20 +390,20 @@ fn survive_hangups() {
     });
 }
 
-/// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way.
-/// It looks by itself when it is time, and at something more when it is certain.
+/// A lock whose file was written but which was not yet checked against others. The check runs in a background thread
+/// when it is due, followed by `when_certain`.
 ///
-/// What is read before that may be of no use: a prune that looked before our lock was there, and has ended since, may
-/// have removed it. So it is compared with what is there once the lock is certain. What cannot be undone must wait for
-/// [`PendingLock::settle`]: only a settled lock gives a [`Permit`].
+/// Data that is read before that may be outdated: a prune that checked before our lock existed, and has ended since,
+/// may have removed it. So compare it with the repository once the lock is settled. Irreversible operations must wait
+/// for [`PendingLock::settle`]: only a settled lock provides a [`Permit`].
 #[derive(Debug)]
 pub(crate) struct PendingLock<T> {
-    /// Until it is settled.
+    /// `Some` until the lock is settled.
     looking: Option<JoinHandle<Result<(RepoLock, T)>>>,
 }
 
 impl<T: Send + 'static> PendingLock<T> {
-    /// `beside` is listed with the locks of others, after them, in as many round trips where the storage can do that.
+    /// `beside` is listed after the locks of others, without further round trips if the storage supports that.
     pub(super) fn begin(
         repo: Repository,
         mode: LockMode,
@@ -411,8 +412,8 @@ impl<T: Send + 'static> PendingLock<T> {
         when_certain: impl FnOnce(&Repository, Vec<FileInfo>) -> Result<T> + Send + 'static,
     ) -> Result<Self> {
         survive_hangups();
-        // A courtesy: who sees that somebody is there does not disturb him. What counts is the look after our own file
-        // is there, so a list that is not quite new will do.
+        // This first check only avoids disturbing a process that holds a lock, so a slightly outdated list is
+        // sufficient. The check after writing our own file is the one that counts.
         let locks = repo.take_locks_at_opening().map_or_else(|| repo.storage().list(FileKind::Lock), Ok)?;
         if let Some(conflict) = find_conflict(&repo, mode, &timing, None, locks)? {
             return Err(conflict);
@@ -446,7 +447,7 @@ impl<T: Send + 'static> PendingLock<T> {
         }
     }
 
-    /// The lock, when it is certain, and what was found then; fails with [`Error::Locked`] if somebody else is there.
+    /// Waits until the lock is settled. Returns it with the result of `when_certain`, or fails with [`Error::Locked`].
     pub(crate) fn settle(mut self) -> Result<(RepoLock, T)> {
         let looked = self.looking.take().map(JoinHandle::join);
         looked.and_then(std::result::Result::ok).unwrap_or(Err(Error::WorkerGone))
@@ -455,7 +456,7 @@ impl<T: Send + 'static> PendingLock<T> {
 
 impl<T> Drop for PendingLock<T> {
     fn drop(&mut self) {
-        // The lock that comes of it is dropped as well, and removed.
+        // The resulting lock is dropped as well, which removes its file.
         let _ = self.looking.take().map(JoinHandle::join);
     }
 }
@@ -466,7 +467,7 @@ fn remove_or_warn(repo: &Repository, file: &Id) {
     }
 }
 
-/// One of these locks that does not go with ours; stale ones are removed on the way.
+/// Returns a conflicting lock. Stale locks are removed.
 fn find_conflict(
     repo: &Repository,
     mode: LockMode,
@@ -489,7 +490,7 @@ fn find_conflict(
         };
         if is_stale(&lock, timing) {
             tracing::warn!(lock = %id, "removing a stale lock, held {lock}");
-            // An append-only server refuses it; nobody respects the lock all the same.
+            // An append-only server refuses this, but everyone ignores the lock anyway.
             if let Err(error) = remove(repo, &id) {
                 tracing::debug!(lock = %id, %error, "a stale lock stays");
             }
@@ -522,7 +523,7 @@ fn write(repo: &Repository, mode: LockMode) -> Result<(Id, Moment)> {
     Ok((repo.save_unpacked(FileKind::Lock, &lock)?, refreshed))
 }
 
-/// That it is gone already is fine.
+/// Removes a lock file. It is not an error if it is gone already.
 pub(super) fn remove(repo: &Repository, file: &Id) -> Result<()> {
     let removed: storage::Result<()> = repo.storage().remove(FileKind::Lock, &file.to_string());
     match removed {
@@ -532,24 +533,24 @@ pub(super) fn remove(repo: &Repository, file: &Id) -> Result<()> {
 }
 
 impl Repository {
-    /// Takes the repository's lock, waiting for others up to `wait`.
+    /// Locks the repository, waiting for others up to `wait`.
     pub fn lock(&self, mode: LockMode, wait: Duration) -> Result<RepoLock> {
         self.lock_with(mode, wait, LockTiming::default())
     }
 
-    /// Makes the repository's lock, which has yet to settle; then it comes with the names of the index files.
+    /// Begins to lock the repository. The settled lock comes with the names of the index files.
     pub(crate) fn begin_lock(&self, mode: LockMode) -> Result<PendingLock<Vec<Id>>> {
         PendingLock::begin(self.clone(), mode, LockTiming::default(), None, |repo, _| repo.list(FileKind::Index))
     }
 
-    /// Makes a shared lock, which has yet to settle; then it comes with the files of a kind, listed with the last look
-    /// at the locks of others.
+    /// Begins to take a shared lock. The settled lock comes with the files of `kind`, listed together with the final
+    /// check of the locks of others.
     pub(super) fn begin_lock_and_list(&self, kind: FileKind) -> Result<PendingLock<Vec<FileInfo>>> {
         let timing = LockTiming::default();
         PendingLock::begin(self.clone(), LockMode::Shared, timing, Some(kind), |_, listed| Ok(listed))
     }
 
-    /// As [`Repository::lock`], with other times than restic's; for tests.
+    /// Like [`Repository::lock`], with other times than restic's, for tests.
     pub fn lock_with(&self, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<RepoLock> {
         RepoLock::acquire(self.clone(), mode, wait, timing)
     }

@@ -1,4 +1,4 @@
-//! What a lock file says of whoever holds the lock.
+//! The contents of a lock file.
 
 use super::time;
 use chrono::{DateTime, FixedOffset};
@@ -11,21 +11,21 @@ pub struct LockInfo {
     /// When it was last refreshed.
     #[serde(with = "time")]
     pub time: DateTime<FixedOffset>,
-    /// Whether nobody else may hold one.
+    /// Whether the lock excludes all others.
     pub exclusive: bool,
-    /// On which host.
+    /// The host of the holder.
     #[serde(default)]
     pub hostname: String,
-    /// By whom.
+    /// The user of the holder.
     #[serde(default)]
     pub username: String,
-    /// By which process.
+    /// The process id of the holder.
     #[serde(default)]
     pub pid: i32,
-    /// By which user number.
+    /// The user id of the holder.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub uid: u32,
-    /// By which group number.
+    /// The group id of the holder.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gid: u32,
 }

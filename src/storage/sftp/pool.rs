@@ -42,7 +42,7 @@ struct PoolShared {
 #[derive(Debug)]
 struct PoolState {
     idle: Vec<(SftpClient, Instant)>,
-    /// Idle, in use, or being made.
+    /// Idle, in use, or being opened.
     open: usize,
     /// Whether a login has succeeded, so that more connections can be opened without asking the user.
     is_known: bool,
