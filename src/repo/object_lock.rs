@@ -1,7 +1,8 @@
-//! What new snapshots need, in a place that locks files: packs that older snapshots stored are locked again in time.
+//! Object locks for new snapshots, on a storage that locks files: the locks of packs that older snapshots stored are
+//! extended in time.
 //!
-//! A lock that was set stays. When it ends is noted on this host, so that the place is asked about a pack only when
-//! less than half of the time is left.
+//! A lock cannot be shortened. When it ends is recorded on this host, so that the storage is queried about a pack only
+//! when less than half of the period is left.
 
 use super::reachable::each_blob;
 use super::{BlobKind, Error, Id, Repository, Result};
@@ -11,14 +12,14 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Where ends of locks are noted: a line for each pack.
+/// The file that records when locks end, with a line for each pack.
 const NOTES: &str = "locked-packs";
 
-/// Ends of locks, in seconds since 1970.
+/// When locks end, in seconds since 1970.
 type Ends = HashMap<Id, u64>;
 
-/// Locks all that snapshots with these root trees need for [`crate::storage::Storage::lock_period`], where less than
-/// half of that is left. `stop` ends it early.
+/// Extends the locks of everything that snapshots with these root trees need to
+/// [`crate::storage::Storage::lock_period`], where less than half of that is left. `stop` ends it early.
 pub(crate) fn extend_locks(repo: &Repository, roots: &[Id], stop: &AtomicBool) -> Result<()> {
     let Some(period) = repo.storage().lock_period() else { return Ok(()) };
     let index = repo.load_index()?;
@@ -54,7 +55,7 @@ pub(crate) fn extend_locks(repo: &Repository, roots: &[Id], stop: &AtomicBool) -
     if let Some(error) = failed {
         return Err(error);
     }
-    // A prune beside this may replace an index file.
+    // A concurrent prune may remove an index file.
     for kind in [FileKind::Config, FileKind::Key, FileKind::Index] {
         let names: Vec<String> = repo.storage().list(kind)?.into_iter().map(|file| file.name).collect();
         for result in repo.for_each(&names, |name| extend(repo, kind, name, stop)) {
@@ -67,7 +68,7 @@ pub(crate) fn extend_locks(repo: &Repository, roots: &[Id], stop: &AtomicBool) -
     Ok(())
 }
 
-/// Until when a file is locked.
+/// Extends the lock of a file and returns when it ends.
 fn extend(repo: &Repository, kind: FileKind, name: &str, stop: &AtomicBool) -> Result<Option<u64>> {
     if stop.load(Ordering::Relaxed) {
         return Ok(None);
@@ -82,7 +83,7 @@ fn noted(repo: &Repository) -> Ends {
     ends_in(&String::from_utf8_lossy(&notes))
 }
 
-/// What is no such line is passed over: those packs are asked about.
+/// Skips invalid lines: the storage is queried about those packs again.
 fn ends_in(text: &str) -> Ends {
     let of_line = |line: &str| {
         let (pack, end) = line.split_once(' ')?;

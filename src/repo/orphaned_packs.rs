@@ -1,31 +1,31 @@
-//! Runs that ended before they could name what they had stored.
+//! Recovery of packs that a run stored but did not add to an index before it ended.
 //!
-//! A pack is stored long before an index names it (see [`super::Writer`]), and a run may end in between: killed, given
-//! up when the network stayed dead, told to stop. So that nothing of that is sent twice, a writer notes each pack of
-//! its own in the [`RepoCacheDir`], *after* it was stored, and the next run that writes there names what is noted
-//! before it looks for what the repository has. The packs need not be looked for: to list them all would take a server
-//! longer than most backups.
+//! A pack is stored long before it appears in an index (see [`super::Writer`]), and a run may end in between: killed,
+//! given up because the network failed, or interrupted. So that none of this data is sent twice, a writer records each
+//! of its packs in the [`RepoCacheDir`], *after* it was stored, and the next run of this host adds the recorded packs
+//! to an index before it checks which blobs exist. The packs are not searched for in the storage: to list them all
+//! would take a server longer than most backups.
 //!
 //! ```text
-//! writer:    store pack (durable) ─ note it ─ … ─ index names it (durable) ─ remove the notes
-//! next run:  lock ─ load index ─ find notes without a writer ─ settle the lock ─ check headers ─ save an index ─ load it
+//! writer:    store pack (durable) ─ record it ─ … ─ save index (durable) ─ remove the record
+//! next run:  lock ─ load index ─ find records without a writer ─ settle the lock ─ check headers ─ save an index ─ load it
 //! ```
 //!
-//! **Who is dead.** A writer holds its notes locked (`flock`) as long as it lives, and the system lets go of the lock
-//! however it ends: notes that can be locked have no writer any more.
+//! **Dead writers.** A writer holds a lock on its record file (`flock`) as long as it lives, and the system releases
+//! that lock however the process ends: a record file that can be locked has no writer any more.
 //!
-//! **An adopted pack is worth as much as any other.** It is noted when
+//! **A recovered pack is as reliable as any other.** It is recorded after
 //! [`Storage::write`](crate::storage::Storage::write) has returned: synced, renamed, its folder synced. So its content
-//! is not read again to compare its name; its header is, which is authenticated, lists what the index will say, and
-//! must add up to the size of the file to the byte. Whatever is read from it later is verified as always. A pack that
-//! was under way when the run ended has no note, is sent again, and what is there of it goes with the next prune: no
-//! more packs than are stored at a time.
+//! is not read again to compare the hash. Only its header is read, which is authenticated, lists the entries for the
+//! index, and must match the size of the file exactly. Later reads verify blobs as always. A pack that was being stored
+//! when the run ended is not recorded and is sent again; its remains are removed by the next prune. There are at most
+//! as many of these as packs are stored at a time.
 //!
-//! **Others beside us.** The lock that we hold since before we look keeps away whoever removes packs, kvmb or restic;
-//! what a prune took before is not there any more, and is not named. Of a live writer nothing is touched. That two runs
-//! name the same pack, or have stored the same blob, is allowed by the format and fixed by the next prune.
+//! **Concurrency.** The lock that we hold since before the search keeps out processes that remove packs, kvmb or
+//! restic. Packs that an earlier prune removed no longer exist, and are not added. The records of a live writer are not
+//! touched. Two runs may add the same pack, or store the same blob: the format allows it, and the next prune fixes it.
 //!
-//! The notes are not synced: a power cut takes the last half minute of them, and with it the use of some packs.
+//! The records are not synced: a power failure loses the last half minute of them, and with it the use of some packs.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -44,10 +44,10 @@ use super::{BlobKind, Error, Flaw, Id, Index, Permit, RepoCacheDir, Repository, 
 use crate::atomic_file;
 use crate::storage::{self, FileKind};
 
-/// The folder of the notes.
+/// The folder of the records.
 const FOLDER: &str = "unfinished";
 
-/// What one writer has stored and not named yet.
+/// The record of packs that one writer has stored but not added to an index yet.
 #[derive(Debug)]
 pub(super) struct Notes {
     path: PathBuf,
@@ -60,34 +60,34 @@ impl Notes {
         loop {
             let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
             flock(&file, FlockOperation::LockExclusive)?;
-            // Before it was locked, somebody may have taken it for a dead writer's.
+            // Before it was locked, another process may have mistaken it for a dead writer's and removed it.
             if file.metadata()?.nlink() > 0 {
                 return Ok(Notes { path, file });
             }
         }
     }
 
-    /// Notes a pack that is durable.
+    /// Records a pack that is durable.
     pub(super) fn add(&mut self, pack: &Id) -> io::Result<()> {
         self.file.write_all(format!("{pack}\n").as_bytes())
     }
 
-    /// All packs are named by an index that is durable.
+    /// Removes the record, when all packs are in an index that is durable.
     pub(super) fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
 }
 
-/// The notes of a writer that has ended.
+/// The record of a writer that has ended.
 struct Orphans {
     path: PathBuf,
     packs: Vec<Id>,
-    /// Locked, so that nobody else is at it.
+    /// Locked to exclude other processes.
     _file: File,
 }
 
 impl Orphans {
-    /// None where a writer lives, or the notes have just been removed.
+    /// Returns `None` if the writer is alive, or the record has just been removed.
     fn open(path: &Path) -> io::Result<Option<Orphans>> {
         let mut file = match atomic_file::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -99,13 +99,13 @@ impl Orphans {
         }
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        // The last line may have been cut off.
+        // The last line may be truncated.
         let packs = text.split(|byte| *byte == b'\n').filter_map(Id::from_hex).collect();
         Ok(Some(Orphans { path: path.to_owned(), packs, _file: file }))
     }
 }
 
-/// What ended runs have left, about to be named. While this lives, other threads that ask for it wait.
+/// Packs of ended runs that are to be added to an index. While this value exists, other threads that want one wait.
 pub struct PackRecovery<'a> {
     repo: &'a Repository,
     left: Vec<Orphans>,
@@ -119,14 +119,15 @@ impl std::fmt::Debug for PackRecovery<'_> {
 }
 
 impl Repository {
-    /// Whether there are notes of packs of this host's runs, living ones or not.
+    /// Returns whether there are records of packs by runs of this host, live or not.
     pub(crate) fn has_orphans(&self) -> bool {
         let notes = self.host_folder().map(|folder| fs::read_dir(folder.path().join(FOLDER)));
         notes.is_some_and(|notes| notes.is_ok_and(|mut notes| notes.next().is_some()))
     }
 
-    /// Looks for what runs of this host have stored and not named; none if there is nothing, as after most runs. Ask
-    /// before the index is loaded, so that what another thread has just named is in it.
+    /// Looks for packs that ended runs of this host stored but did not add to an index. Returns `None` if there are
+    /// none, as after most runs. Call it before the index is loaded, so that the index contains what another thread has
+    /// just added.
     pub fn begin_recovery(&self) -> Option<PackRecovery<'_>> {
         let host_folder = self.host_folder()?;
         let alone = host_folder.adopting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,8 +145,8 @@ impl Repository {
 }
 
 impl PackRecovery<'_> {
-    /// Names in a new index file the packs that `index` does not, and returns how many they are: if any, the index is
-    /// to be loaded again. The lock must be held since before `index` was loaded. `stop` ends it with nothing done.
+    /// Saves a new index file with the packs that `index` lacks, and returns their number. If it is not 0, load the
+    /// index again. The lock must be held since before `index` was loaded. `stop` ends it without changes.
     pub fn finish(self, index: &Index, permit: &Permit, stop: &AtomicBool) -> Result<usize> {
         let named: HashSet<Id> = index.packs().collect();
         let noted: HashSet<Id> = self.left.iter().flat_map(|left| &left.packs).copied().collect();
@@ -180,7 +181,7 @@ impl PackRecovery<'_> {
     }
 }
 
-/// The header of a pack that is there and whole; none of another.
+/// Returns the header of a pack, or `None` if the pack is missing or damaged.
 fn read_whole_header(repo: &Repository, pack: &Id) -> Result<Option<Vec<(BlobKind, PackEntry)>>> {
     let makes_no_sense = |entries: &[(BlobKind, PackEntry)]| {
         entries.is_empty() || entries.iter().any(|(_, entry)| (entry.length as usize) < OVERHEAD)
@@ -192,7 +193,7 @@ fn read_whole_header(repo: &Repository, pack: &Id) -> Result<Option<Vec<(BlobKin
             Ok(None)
         }
         Ok(entries) => Ok(Some(entries)),
-        // A prune took it.
+        // A prune removed it.
         Err(error) if error.is_not_found() => Ok(None),
         Err(error @ (Error::Damaged { .. } | Error::Storage(storage::Error::TooShort { .. }))) => {
             tracing::warn!(%error, "what an ended run has stored is not used");

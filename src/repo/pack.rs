@@ -15,13 +15,13 @@ use super::crypto::{IV_LENGTH, OVERHEAD, SealKey};
 use super::{BlobKind, Error, Flaw, Id, Repository, Result, reread};
 use crate::storage::FileKind;
 
-/// restic refuses longer headers.
+/// The longest header that restic accepts.
 const HEADER_LIMIT: u32 = 16 << 20;
-/// The length at the very end.
+/// The header length at the very end.
 const LENGTH_BYTES: u64 = 4;
 const PLAIN_ENTRY: usize = 1 + 4 + 32;
 const COMPRESSED_ENTRY: usize = PLAIN_ENTRY + 4;
-/// No more blobs than an index file takes, so that a pack never needs two; its header is then at most 2 MiB.
+/// At most as many blobs as an index file may list, so that a pack never needs two; its header is then at most 2 MiB.
 const MAX_BLOBS: usize = 50_000;
 
 /// One blob in a pack.
@@ -41,7 +41,7 @@ pub(super) struct PackBuilder {
     entries: Vec<PackEntry>,
 }
 
-/// A pack ready to be stored.
+/// A pack that is ready to be stored.
 pub(super) struct FinishedPack {
     pub(super) id: Id,
     pub(super) kind: BlobKind,
@@ -50,20 +50,20 @@ pub(super) struct FinishedPack {
 }
 
 impl PackBuilder {
-    /// `bytes` is an empty buffer, perhaps one that was used before.
+    /// `bytes` is a buffer to reuse; its contents are discarded.
     pub(super) fn new(kind: BlobKind, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
         PackBuilder { kind, bytes, entries: Vec::new() }
     }
 
-    /// A pack whose first blob is `sealed`, which is not copied.
+    /// Creates a pack from its first blob, without copying it.
     pub(super) fn of_one(kind: BlobKind, id: Id, sealed: Vec<u8>, raw_length: Option<u32>) -> Result<Self> {
         let length =
             u32::try_from(sealed.len()).map_err(|_| Error::BlobTooLarge { kind, size_bytes: sealed.len() as u64 })?;
         Ok(PackBuilder { kind, bytes: sealed, entries: vec![PackEntry { id, offset: 0, length, raw_length }] })
     }
 
-    /// Appends a sealed blob; the caller sees to it that a pack stays far below 4 GiB.
+    /// Appends a sealed blob. The caller must keep the pack well below 4 GiB.
     pub(super) fn add(&mut self, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
         let too_large = |_| Error::BlobTooLarge { kind: self.kind, size_bytes: sealed.len() as u64 };
         let entry = PackEntry {
@@ -81,12 +81,12 @@ impl PackBuilder {
         self.entries.is_empty()
     }
 
-    /// Whether no blob may follow.
+    /// Returns whether no more blobs may be added.
     pub(super) fn is_full(&self, pack_bytes: usize) -> bool {
         self.bytes.len() >= pack_bytes || self.entries.len() >= MAX_BLOBS
     }
 
-    /// Adds the header and computes the name.
+    /// Adds the header and computes the id.
     pub(super) fn finish(mut self, key: &SealKey) -> Result<FinishedPack> {
         let mut header = vec![0; IV_LENGTH];
         encode_header(self.kind, &self.entries, &mut header);
@@ -110,7 +110,7 @@ fn encode_header(kind: BlobKind, entries: &[PackEntry], header: &mut Vec<u8>) {
     }
 }
 
-/// The entries of an opened header, `None` if it makes no sense.
+/// Decodes an unsealed header. Returns `None` if it is invalid.
 pub(super) fn decode_header(mut header: &[u8]) -> Option<Vec<(BlobKind, PackEntry)>> {
     let number = |bytes: &[u8]| Some(u32::from_le_bytes(bytes.try_into().ok()?));
     let mut entries = Vec::with_capacity(header.len() / COMPRESSED_ENTRY);
@@ -138,13 +138,13 @@ pub(super) fn decode_header(mut header: &[u8]) -> Option<Vec<(BlobKind, PackEntr
     Some(entries)
 }
 
-/// How many bytes the header of a pack takes, its length included.
+/// Returns the size of a pack's header, including its length field.
 pub(super) fn header_bytes(blobs: u64, compressed_blobs: u64) -> u64 {
     let extra = (COMPRESSED_ENTRY - PLAIN_ENTRY) as u64;
     blobs * PLAIN_ENTRY as u64 + compressed_blobs * extra + OVERHEAD as u64 + LENGTH_BYTES
 }
 
-/// Reads the header of a pack: what it holds, whatever the index says.
+/// Reads the header of a pack, independently of the index.
 pub(super) fn read_header(repo: &Repository, id: &Id) -> Result<Vec<(BlobKind, PackEntry)>> {
     reread::read(&**repo.storage(), || read_header_once(repo, id))
 }

@@ -1,8 +1,8 @@
-//! A set of places in the tables of an index: a bit for each, where a hash set of ids would take 40 bytes or more.
+//! A set of locations in the tables of an index, with one bit for each. A hash set of ids would take 40 bytes or more.
 
 use super::{BlobKind, Id, Index};
 
-/// Places of blobs, by kind and position in the table of an [`Index`] that has no copy for its base.
+/// Locations of blobs, by kind and position in the table of an [`Index`] that is not based on a copy.
 #[derive(Debug)]
 pub(crate) struct PlaceSet {
     data: Vec<u64>,
@@ -10,23 +10,24 @@ pub(crate) struct PlaceSet {
 }
 
 impl PlaceSet {
-    /// None of the places of this index.
+    /// Returns an empty set for this index.
     pub(crate) fn new(index: &Index) -> PlaceSet {
         let none = |kind| vec![0; index.table(kind).len().div_ceil(u64::BITS as usize)];
         PlaceSet { data: none(BlobKind::Data), trees: none(BlobKind::Tree) }
     }
 
-    /// Adds a blob, at the first of its places. Whether it is new; none if the tables do not have the blob.
+    /// Adds a blob, at the first of its locations. Returns whether it was new, or `None` if the blob is not in the
+    /// tables.
     pub(crate) fn insert_blob(&mut self, index: &Index, kind: BlobKind, id: &Id) -> Option<bool> {
         index.position(kind, id).map(|position| self.insert(kind, position))
     }
 
-    /// Whether a blob was added with [`PlaceSet::insert_blob`].
+    /// Returns whether a blob was added with [`PlaceSet::insert_blob`].
     pub(crate) fn contains_blob(&self, index: &Index, kind: BlobKind, id: &Id) -> bool {
         index.position(kind, id).is_some_and(|position| self.contains(kind, position))
     }
 
-    /// Adds a place; whether it is new.
+    /// Adds a location and returns whether it was new.
     pub(super) fn insert(&mut self, kind: BlobKind, position: usize) -> bool {
         let is_new = !self.contains(kind, position);
         let (word, bit) = split(position);
@@ -44,7 +45,7 @@ impl PlaceSet {
         self.words(kind)[word] & bit != 0
     }
 
-    /// The positions of a kind, ascending.
+    /// Returns the positions of a kind in ascending order.
     pub(super) fn positions(&self, kind: BlobKind) -> impl Iterator<Item = usize> + '_ {
         self.words(kind).iter().enumerate().flat_map(|(number, word)| {
             let mut rest = *word;
@@ -71,7 +72,7 @@ impl PlaceSet {
     }
 }
 
-/// The word that a position is in, and its bit there.
+/// Returns the index of the word that contains a position, and the mask of its bit.
 fn split(position: usize) -> (usize, u64) {
     let bits = u64::BITS as usize;
     (position / bits, 1 << (position % bits))

@@ -1,14 +1,14 @@
 //! A random irreducible polynomial over GF(2).
 //!
-//! kvmb cuts disks at fixed places and needs none; restic, which cuts by content, refuses a repository whose config has
-//! no irreducible polynomial of degree 53.
+//! kvmb splits disks at fixed offsets and does not need one. restic, which splits by content, refuses a repository
+//! whose config has no irreducible polynomial of degree 53.
 
 use super::Result;
 use super::crypto::fill_random;
 
 const DEGREE: u32 = 53;
 
-/// One of degree 53, its bits in a number.
+/// Returns one of degree 53, as a bit mask of its coefficients.
 pub(super) fn random_irreducible() -> Result<u64> {
     loop {
         let mut bytes = [0; 8];
@@ -26,7 +26,7 @@ fn degree(polynomial: u64) -> u32 {
     63u32.saturating_sub(polynomial.leading_zeros())
 }
 
-/// `a` modulo `b`.
+/// Returns `a` modulo `b`.
 fn remainder(mut a: u64, b: u64) -> u64 {
     while a != 0 && degree(a) >= degree(b) {
         a ^= b << (degree(a) - degree(b));
@@ -41,7 +41,7 @@ fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
     a
 }
 
-/// `a` times `b` modulo `modulus`, all of lower degree than 63.
+/// Returns `a` times `b` modulo `modulus`, all of degree less than 63.
 fn multiply(mut a: u64, mut b: u64, modulus: u64) -> u64 {
     let mut product = 0;
     while b != 0 {

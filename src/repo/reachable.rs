@@ -3,8 +3,8 @@
 use super::{BlobKind, Id, Index, NodeKind, Repository, Result, read_tree};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Calls `visit` with every blob that can be reached from a root tree; an id that repeats in a row comes once. A tree
-/// for which `visit` returns false is not opened: what is below it is known already. `stop` ends it early.
+/// Calls `visit` with every blob that is reachable from a root tree; consecutive repetitions of an id are visited once.
+/// If `visit` returns `false` for a tree, its contents are skipped. `stop` ends it early.
 pub(super) fn each_blob(
     repo: &Repository,
     index: &Index,

@@ -1,4 +1,4 @@
-//! Reading blobs back, one or millions of them.
+//! Reads blobs, one or millions of them.
 
 use std::cell::RefCell;
 use std::ops::{ControlFlow, Range};
@@ -11,15 +11,15 @@ use super::{BlobKind, BlobLocation, Error, Flaw, Id, Index, Repository, Result, 
 use crate::helper_thread;
 use crate::storage::FileKind;
 
-/// No read is longer than this, unless one blob is.
+/// The maximum length of a read, unless a single blob is longer.
 const RANGE_BYTES: u64 = 8 << 20;
-/// Between two blobs up to this many bytes that nobody wants are read along.
+/// The maximum gap between two blobs that is read as well, to read them together.
 const GAP_BYTES: u64 = 128 << 10;
 
-/// What a device's blocks, and those of memory, begin at a multiple of.
+/// The alignment of device blocks and memory pages.
 const PAGE_BYTES: usize = 4096;
 
-/// A blob out of its pack, opened, perhaps still compressed, its hash not compared yet.
+/// A blob from its pack, unsealed, possibly still compressed, whose hash has not been compared.
 pub(super) struct OpenedBlob {
     buffer: Vec<u8>,
     range: Range<usize>,
@@ -31,13 +31,13 @@ impl OpenedBlob {
     }
 }
 
-/// A blob that was read: its length and its SHA-256 were compared.
+/// A blob whose length and SHA-256 were verified.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VerifiedBlob<'a> {
     pub(super) plain: &'a [u8],
-    /// As it stands in its pack, opened: perhaps compressed.
+    /// The unsealed bytes from its pack, possibly compressed.
     pub(super) packed: &'a [u8],
-    /// The plaintext's length, if it is compressed.
+    /// The plaintext's length, if the blob is compressed.
     pub(super) raw_length: Option<u32>,
 }
 
@@ -45,7 +45,7 @@ pub(super) fn damaged(kind: BlobKind, id: &Id, location: &BlobLocation, flaw: Fl
     Error::BlobDamaged { kind, id: *id, pack: location.pack, flaw }
 }
 
-/// Reads one blob out of one place and opens it.
+/// Reads one blob from one location and unseals it.
 pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobLocation) -> Result<OpenedBlob> {
     let mut buffer = repo
         .storage()
@@ -58,8 +58,8 @@ pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobL
     Ok(OpenedBlob { buffer, range: IV_LENGTH..IV_LENGTH + length })
 }
 
-/// Tries every place that the index knows for a blob; the error is the last one's. What was wrong in `seen`, where it
-/// was read before, is read there once less than elsewhere.
+/// Tries every location of a blob in the index. The error is that of the last location. `seen` is a location that has
+/// already been read once with a wrong result: there one attempt less is made.
 pub(super) fn from_any_location<T>(
     (repo, index): (&Repository, &Index),
     kind: BlobKind,
@@ -82,7 +82,7 @@ pub(super) fn from_any_location<T>(
     Err(last)
 }
 
-/// One blob; `seen` is where it was wrong when it was read before.
+/// Reads one blob. `seen` is a location that was already read with a wrong result.
 pub(super) fn read_blob(
     source: (&Repository, &Index),
     kind: BlobKind,
@@ -107,11 +107,11 @@ fn with_blob<T>(
 }
 
 thread_local! {
-    /// Making one for every blob would cost more than it does.
+    /// Creating one for every blob would take longer than using it.
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// So many bytes of a buffer, from the beginning of a page: whoever writes them past the page cache need not copy them.
+/// Returns `length` bytes of a buffer, page-aligned: direct I/O then needs no copy.
 fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     if buffer.len() < length + PAGE_BYTES {
         buffer.resize(length + PAGE_BYTES, 0);
@@ -120,7 +120,7 @@ fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     &mut buffer[start..start + length]
 }
 
-/// Decompresses what was opened, where it is compressed, and compares length and hash.
+/// Decompresses the unsealed blob if it is compressed, and verifies length and hash.
 pub(super) fn verify_blobs<'a>(
     kind: BlobKind,
     id: &Id,
@@ -157,19 +157,20 @@ pub(super) fn verify_blobs<'a>(
     }
 }
 
-/// A blob to be read, with the place that is tried first.
+/// A blob to read, with the location that is tried first.
 pub(super) struct BlobRequest {
     pub(super) id: Id,
     pub(super) location: BlobLocation,
 }
 
-/// Reads many data blobs, in the order in which they lie in the packs.
+/// Reads many data blobs, in the order of their locations.
 ///
-/// `ids` should be distinct. Neighbours are read together; `threads` threads, or more where the storage is far away,
-/// read, open, decompress and compare, and call `deliver` from there with each blob, or with the error that it cannot
-/// be had (after every place of it was tried). It ends early when `deliver` breaks or `stop` is set, and with an error
-/// when the place cannot be reached. Nothing is delivered that is not verified.
+/// `ids` should be distinct. Adjacent blobs are read together. `threads` threads, or more if the storage is remote,
+/// read, unseal, decompress and verify blobs, and call `deliver` with each blob, or with the error after all its
+/// locations were tried. Ends early when `deliver` breaks or `stop` is set, and with an error when the storage is
+/// unreachable. Nothing is delivered that was not verified.
 ///
+/// Memory: 8 MiB of sealed bytes and one plaintext blob per thread, and some 90 bytes per id.
 /// Memory: 8 MiB of sealed and one blob of plain bytes a thread, and some 90 bytes an id.
 pub fn read_blobs(
     repo: &Repository,
@@ -183,8 +184,9 @@ pub fn read_blobs(
     source.read(ids, threads, stop, |id, blob| deliver(id, blob.map(|blob| blob.plain)))
 }
 
-/// Splits data blobs into groups that [`read_blobs`] reads in one piece of at most so many sealed bytes, unless one
-/// blob is longer. The groups are in the order of their first blobs here; what the index does not know is alone.
+/// Splits data blobs into groups that [`read_blobs`] reads at once, of at most `most_bytes` sealed bytes unless a
+/// single blob is longer. The groups are ordered by their first blobs in `ids`. A blob that is not in the index has its
+/// own group.
 pub fn read_groups(index: &Index, ids: &[Id], most_bytes: u64) -> Vec<Vec<Id>> {
     let (mut found, mut groups) = (Vec::with_capacity(ids.len()), Vec::new());
     for (number, id) in ids.iter().enumerate() {
@@ -203,7 +205,7 @@ pub fn read_groups(index: &Index, ids: &[Id], most_bytes: u64) -> Vec<Vec<Id>> {
     groups.into_iter().map(|(_, ids)| ids).collect()
 }
 
-/// Where blobs of a kind are read from.
+/// A source of blobs of one kind.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlobSource<'a> {
     pub(super) repo: &'a Repository,
@@ -256,14 +258,14 @@ impl BlobSource<'_> {
     }
 }
 
-/// Which blobs, of these in the order in which they lie, are read together: neighbours in one pack.
+/// Groups blobs, which are sorted by location, into ranges that are read together: neighbors in one pack.
 pub(super) fn ranges(wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<usize>> {
     ranges_up_to(RANGE_BYTES, wanted)
 }
 
 fn ranges_up_to(most_bytes: u64, wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
-    // The first and the last blob of the last range.
+    // The first and the last blob of the current range.
     let mut ends: Option<(BlobLocation, BlobLocation)> = None;
     for (position, blob) in wanted.enumerate() {
         let first = ends.filter(|(first, last)| {
@@ -282,7 +284,7 @@ fn ranges_up_to(most_bytes: u64, wanted: impl Iterator<Item = BlobLocation>) -> 
     ranges
 }
 
-/// Reads blobs that lie together in one pack, and verifies each; the results stand in their order.
+/// Reads adjacent blobs of one pack and verifies each. The results are in the order of the blobs.
 pub(super) fn verify_together(repo: &Repository, kinds: &[BlobKind], blobs: &[BlobRequest]) -> Vec<Result<()>> {
     let [first, ..] = blobs else { return Vec::new() };
     let start = u64::from(first.location.offset);
@@ -298,7 +300,7 @@ pub(super) fn verify_together(repo: &Repository, kinds: &[BlobKind], blobs: &[Bl
         let opened = sealed.and_then(|sealed| repo.key().open_in_place(sealed).ok());
         match opened {
             Some(opened) => verify_blobs(*kind, &blob.id, location, opened, &mut plain).map(drop),
-            // Alone, for its own error: the pack may have lost its end, or the place is not reached.
+            // Read it separately for its specific error: the pack may be truncated, or the storage unreachable.
             None => fetch(repo, *kind, &blob.id, location)
                 .and_then(|opened| verify_blobs(*kind, &blob.id, location, opened.bytes(), &mut plain).map(drop)),
         }
@@ -313,7 +315,7 @@ struct ReadJob<'a, F> {
     next: AtomicUsize,
     stop: &'a AtomicBool,
     broken: AtomicBool,
-    /// Why nothing more can be read.
+    /// Why the storage is unreachable.
     unreachable: OnceLock<Error>,
     deliver: F,
 }
@@ -358,7 +360,7 @@ impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
             u64::from(start),
             (end - u64::from(start)) as usize,
         );
-        // A pack that lost its end still has its beginning: each blob is then tried alone.
+        // The range may extend beyond the end of a truncated pack: try each blob separately.
         let mut bytes = match read {
             Err(error) if error.is_unreachable() => return self.give_up(error.into()),
             read => read.ok(),
@@ -390,7 +392,7 @@ impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
 }
 
 impl Repository {
-    /// One data blob: opened, decompressed, its length and SHA-256 compared.
+    /// Reads one data blob and verifies its length and SHA-256.
     pub fn read_blob(&self, index: &Index, id: &Id) -> Result<Vec<u8>> {
         read_blob((self, index), BlobKind::Data, id, None)
     }

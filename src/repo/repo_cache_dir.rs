@@ -1,12 +1,12 @@
-//! What this host remembers of a repository from one run to the next.
+//! Data that this host keeps about a repository between runs.
 //!
-//! Nothing that a repository needs: without it a run may only do some work twice. The folder is one of kvmb's own, in
-//! its data folder and private, `repositories/<the repository's id>`:
+//! It is not required: without it a run may only do some work twice. The folder is private and part of kvmb's data
+//! folder, `repositories/<the repository's id>`:
 //!
-//! | file | what |
+//! | file | contents |
 //! | --- | --- |
-//! | `unfinished/*` | packs that a run has stored and not named yet: see [`super::orphaned_packs`] |
-//! | others | what the layers above keep, each with a name of its own |
+//! | `unfinished/*` | packs that a run has stored but not added to an index: see [`super::orphaned_packs`] |
+//! | others | data of the layers above, each under its own name |
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind};
@@ -19,17 +19,17 @@ use rustix::fs::{FlockOperation, flock};
 use super::Id;
 use crate::atomic_file;
 
-/// The folder of one repository. It is made when something is first kept in it.
+/// The folder of one repository. It is created when something is first stored in it.
 #[derive(Debug)]
 pub struct RepoCacheDir {
     data_folder: PathBuf,
     path: PathBuf,
-    /// Held by the one thread that names what ended runs have left.
+    /// Held by the one thread that recovers the packs of ended runs.
     pub(super) adopting: Mutex<()>,
 }
 
 impl RepoCacheDir {
-    /// What is remembered of the repository with this id, below kvmb's data folder.
+    /// Returns the folder for the repository with this id, below kvmb's data folder.
     pub(super) fn new(data_folder: &Path, repository: Id) -> RepoCacheDir {
         let path = data_folder.join("repositories").join(repository.to_string());
         RepoCacheDir { data_folder: data_folder.to_owned(), path, adopting: Mutex::default() }
@@ -39,16 +39,16 @@ impl RepoCacheDir {
         &self.path
     }
 
-    /// Makes a folder in it, private.
+    /// Creates a private folder in it.
     pub(super) fn make_folder(&self, name: &str) -> io::Result<PathBuf> {
-        // QEMU's user passes through the data folder, to the scratch files.
+        // QEMU's user must be able to traverse the data folder to reach the scratch files.
         DirBuilder::new().recursive(true).mode(0o711).create(&self.data_folder)?;
         let folder = self.path.join(name);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         Ok(folder)
     }
 
-    /// What was kept under a name; none if nothing was.
+    /// Returns what was stored under a name, or `None`.
     pub(crate) fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         match atomic_file::read(&self.path.join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -56,8 +56,8 @@ impl RepoCacheDir {
         }
     }
 
-    /// Keeps something under a name, in the place of what was there: all of it or nothing. `change` gets what was
-    /// there, and no other run changes it meanwhile.
+    /// Atomically replaces what is stored under a name. `change` gets the previous contents; no other run changes them
+    /// meanwhile.
     pub(crate) fn change(&self, name: &str, change: impl FnOnce(Vec<u8>) -> io::Result<Vec<u8>>) -> io::Result<()> {
         let folder = self.make_folder("")?;
         let lock = File::open(&folder)?;

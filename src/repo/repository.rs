@@ -1,4 +1,4 @@
-//! An open repository: its keys, its configuration, and its small files.
+//! An open repository: its keys, its config, and its small files.
 
 use std::any::Any;
 use std::fmt;
@@ -20,15 +20,15 @@ use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result, reread};
 use crate::helper_thread;
 use crate::storage::{self, FileInfo, FileKind, Storage};
 
-/// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
+/// The first byte of an "unpacked" file in format 2: zstd-compressed JSON follows.
 const ENCODING_ZSTD: u8 = 2;
-/// The level for index, snapshot and lock files: they are small.
+/// The compression level for index, snapshot and lock files, which are small.
 const UNPACKED_LEVEL: i32 = 3;
-/// An index of 50,000 blobs has some 10 MB of JSON; nothing that is read whole may claim more than this.
+/// The maximum decompressed size of such a file. An index of 50,000 blobs has some 10 MB of JSON.
 const UNPACKED_LIMIT: u64 = 1 << 30;
-/// So long after it was opened the list of locks is good enough to see whether there is any use in asking for one.
+/// How long the list of locks from the opening is recent enough to check whether requesting a lock is worthwhile.
 const RECENT: Duration = Duration::from_secs(30);
-/// Small files are read and removed by this many threads at once, which hides the latency of a remote storage.
+/// The number of threads that read and remove small files, to hide the latency of a remote storage.
 const SMALL_FILE_THREADS: usize = 8;
 
 /// An open repository. Cheap to clone; may be used from any thread.
@@ -39,7 +39,7 @@ pub struct Repository {
     cache: Option<Cache>,
 }
 
-/// What this host has copies of.
+/// The cache on this host.
 #[derive(Clone)]
 struct Cache {
     folder: Arc<CacheFolder>,
@@ -52,19 +52,19 @@ struct Inner {
     key: SealKey,
     key_id: Id,
     config: RepoConfig,
-    /// The index as it was last read; the index keeps it here, and knows its type.
+    /// The index as it was last read. Its type is known only to the index.
     last_index: LastIndex,
-    /// The locks as they were listed when it was opened, and when that was; none where that would have taken time.
+    /// The locks as listed when the repository was opened; `None` if listing them would have taken extra time.
     locks_at_opening: Mutex<Option<ListedLocks>>,
 }
 
 /// Locks, and when they were listed.
 type ListedLocks = (Instant, Vec<FileInfo>);
 
-/// Something that all clones of a repository share.
+/// A value that all clones of a repository share.
 pub(super) type LastIndex = Mutex<Option<Arc<dyn Any + Send + Sync>>>;
 
-/// What opens a repository: a key file, the key in it, and the config that it opens.
+/// The result of opening: the id of the key file, the key in it, and the config.
 type Unlocked = (Id, SealKey, RepoConfig);
 
 impl Inner {
@@ -84,16 +84,15 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Creates a repository; fails with [`Error::AlreadyExists`] where there is one, or the remains of one, also when
-    /// somebody else creates it at the same moment. Where a creation was interrupted, it is finished, after a wait of
-    /// ten seconds.
+    /// Creates a repository. Fails with [`Error::AlreadyExists`] if there is one, or remains of one, even if another
+    /// process creates it at the same moment. An interrupted creation is completed after a wait of ten seconds.
     pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
         let Created { key, key_id, config } = creation::create(&*storage, password)?;
         Ok(Repository { inner: Inner::new(storage, url, (key_id, key, config)), host_folder: None, cache: None })
     }
 
-    /// Whether there is a repository. Where the folders of one are missing, there is none.
+    /// Returns the state of a place. If the folders of a repository are missing, there is none.
     pub(crate) fn presence(storage: &dyn Storage) -> Result<Presence> {
         match storage.size(FileKind::Config, "") {
             Err(error) if error.is_not_found() => Ok(Presence::Nothing),
@@ -102,14 +101,14 @@ impl Repository {
         }
     }
 
-    /// Opens a repository with the first key that the password fits. One that is being created is waited for, up to ten
-    /// seconds.
+    /// Opens a repository with the first key that the password opens. Waits up to ten seconds for one that is being
+    /// created.
     pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         Repository::open_with(storage, password, None, None)
     }
 
-    /// The same with a cache of the keys that are derived from passwords, and with the copy of a key file that is kept
-    /// below `cache`, as [`Repository::cached_in`] keeps others.
+    /// Like [`Repository::open`], with a cache of derived keys, and with a copy of a key file below `cache`, as for
+    /// [`Repository::cached_in`].
     pub fn open_with(
         storage: Arc<dyn Storage>,
         password: &Password,
@@ -125,8 +124,8 @@ impl Repository {
         Ok(Repository { inner, host_folder: None, cache: None })
     }
 
-    /// Opens a repository with the key that another process of this host has opened it with; nothing if the repository
-    /// does not list that key any more, or is another one.
+    /// Opens a repository with a key from another process of this host. Returns `None` if the repository no longer
+    /// lists that key, or is a different one.
     pub(crate) fn open_handed(storage: Arc<dyn Storage>, handed: HandedKey) -> Result<Option<Repository>> {
         let (url, begun) = (storage.url(), Instant::now());
         let (sealed, lists) = read_config_and_list(&*storage).map_err(Error::unread)?;
@@ -142,19 +141,18 @@ impl Repository {
         Ok(Some(Repository { inner, host_folder: None, cache: None }))
     }
 
-    /// The key that opened it, for a process that this one starts.
+    /// Returns the key that opened the repository, for a child process.
     pub(crate) fn handed_key(&self) -> HandedKey {
         HandedKey { id: *self.key_id(), key: self.key().clone() }
     }
 
-    /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
+    /// Returns the same repository with data that this host keeps about it between runs, below kvmb's data folder.
     pub fn remembered_in(self, data_folder: &Path) -> Repository {
         let host_folder = self.id().parse().ok().map(|id| Arc::new(RepoCacheDir::new(data_folder, id)));
         Repository { host_folder, ..self }
     }
 
-    /// The same repository, of which copies are kept in a folder of its own below `base`. Where that cannot be used
-    /// there are none.
+    /// Returns the same repository with a cache in its own folder below `base`. If that is unusable, there is no cache.
     pub fn cached_in(self, base: &Path) -> Repository {
         let Ok(id) = self.id().parse() else { return self };
         match CacheFolder::open(base, id) {
@@ -170,49 +168,50 @@ impl Repository {
         }
     }
 
-    /// Where copies of it are kept, if anywhere.
+    /// Returns the cache folder, if there is one.
     pub(super) fn cache_folder(&self) -> Option<&Arc<CacheFolder>> {
         self.cache.as_ref().map(|cache| &cache.folder)
     }
 
-    /// The small things that are kept there.
+    /// Returns the small records in the cache, if there is one.
     pub(super) fn kept_records(&self) -> Option<&KeptRecords> {
         self.cache.as_ref().map(|cache| &*cache.records)
     }
 
-    /// The same repository for whoever removes something or looks for damage: nothing is taken from copies.
+    /// Returns the same repository without a cache, for callers that remove data or look for damage.
     pub(crate) fn uncached(&self) -> Repository {
         Repository { cache: None, ..self.clone() }
     }
 
-    /// The same repository for whoever is kept by it: it shares its storage and its key, and keeps nothing.
+    /// Returns a repository with the same storage and key, but without shared state, for values that this one owns.
     pub(super) fn apart(&self) -> Repository {
         let Inner { storage, url, key, key_id, config, .. } = &*self.inner;
         let inner = Inner::new(Arc::clone(storage), url.clone(), (*key_id, key.clone(), config.clone()));
         Repository { inner, host_folder: None, cache: None }
     }
 
-    /// What this host remembers of it, if it knows where.
+    /// Returns the data that this host keeps about the repository, if its location is known.
     pub fn host_folder(&self) -> Option<&RepoCacheDir> {
         self.host_folder.as_deref()
     }
 
-    /// The repository's own id, the same wherever it is copied to.
+    /// Returns the repository's id, which copies of the repository share.
     pub fn id(&self) -> &str {
         &self.inner.config.id
     }
 
-    /// Its address, without any secret.
+    /// Returns the address, without secrets.
     pub(crate) fn url(&self) -> String {
         self.inner.url.clone()
     }
 
-    /// Where its files are.
+    /// Returns the storage.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.inner.storage
     }
 
-    /// The locks as they were listed when the repository was opened, if that was not long ago; once.
+    /// Returns the locks that were listed when the repository was opened, if that was recent. They are returned only
+    /// once.
     pub(super) fn take_locks_at_opening(&self) -> Option<Vec<FileInfo>> {
         let (at, files) = self.inner.locks_at_opening.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         (at.elapsed() < RECENT).then_some(files)
@@ -230,17 +229,17 @@ impl Repository {
         &self.inner.key
     }
 
-    /// The ids of all files of a kind, sorted; what has no id for a name is none of ours.
+    /// Returns the ids of all files of a kind, sorted. Files whose name is not an id are ignored.
     pub(super) fn list(&self, kind: FileKind) -> Result<Vec<Id>> {
         Ok(self.list_with_sizes(kind)?.into_iter().map(|(id, _)| id).collect())
     }
 
-    /// The same, with the sizes of the files.
+    /// Like [`Repository::list`], with the sizes of the files.
     pub(super) fn list_with_sizes(&self, kind: FileKind) -> Result<Vec<(Id, u64)>> {
         Ok(with_sizes(kind, self.storage().list(kind)?))
     }
 
-    /// The same for two kinds at once, none of them packs.
+    /// Like [`Repository::list_with_sizes`], for two kinds at once, except packs.
     pub(super) fn list_both_with_sizes(&self, kinds: [FileKind; 2]) -> Result<[Vec<(Id, u64)>; 2]> {
         let mut lists = self.storage().list_several(&kinds)?.into_iter();
         Ok(kinds.map(|kind| with_sizes(kind, lists.next().unwrap_or_default())))
@@ -259,7 +258,7 @@ impl Repository {
         Ok(id)
     }
 
-    /// Reads an index, snapshot or lock, compares its hash and opens it.
+    /// Reads an index, snapshot or lock, and verifies and unseals it.
     pub(super) fn load_unpacked<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
         reread::read(&**self.storage(), || self.load_unpacked_once(kind, id))
     }
@@ -286,7 +285,7 @@ impl Repository {
         }
     }
 
-    /// Runs `work` for every item (a small file) on a few threads; the results stand in the order of the items.
+    /// Runs `work` for every item (a small file) on a few threads. The results are in the order of the items.
     pub(super) fn for_each<I: Sync, T: Send>(&self, items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let worker = || {
@@ -316,17 +315,17 @@ impl Repository {
     }
 }
 
-/// The files of a kind that have an id for a name, sorted.
+/// Returns the files whose name is an id, sorted.
 pub(super) fn with_sizes(kind: FileKind, files: Vec<FileInfo>) -> Vec<(Id, u64)> {
     let mut ids = Vec::new();
     for file in files {
         match file.name.parse() {
             Ok(id) => ids.push((id, file.size_bytes)),
-            // A copy of ours, made by a program that synchronises folders.
+            // Probably a copy that a folder synchronization program made.
             Err(_) if looks_like_id(&file.name) => {
                 tracing::warn!(%kind, name = file.name, "ignoring a file with an unexpected name")
             }
-            // Some of what NAS and desktop systems put into every folder.
+            // NAS and desktop systems add such files to every folder.
             Err(_) => tracing::debug!(%kind, name = file.name, "ignoring a file of another program"),
         }
     }
@@ -334,16 +333,16 @@ pub(super) fn with_sizes(kind: FileKind, files: Vec<FileInfo>) -> Vec<(Id, u64)>
     ids
 }
 
-/// Whether a name begins like an id.
+/// Returns whether a name begins like an id.
 fn looks_like_id(name: &str) -> bool {
     name.bytes().take_while(u8::is_ascii_hexdigit).count() >= 8
 }
 
-/// The config with the lists of keys and, where that takes no time, of locks.
+/// Reads the config and lists the keys, and the locks if that takes no extra time.
 fn read_config_and_list(storage: &dyn Storage) -> storage::Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
     if storage.lists_several_at_once() {
         match storage.read_config_and_list(&[FileKind::Key, FileKind::Lock]) {
-            // Who may not see the locks may see the rest.
+            // The locks may be unreadable for this user: read the rest.
             Err(storage::Error::Io { .. }) => {}
             other => return other,
         }
@@ -351,7 +350,7 @@ fn read_config_and_list(storage: &dyn Storage) -> storage::Result<(Vec<u8>, Vec<
     storage.read_config_and_list(&[FileKind::Key])
 }
 
-/// The config, as it was read or as it is when it is read again.
+/// Opens the config from the bytes that were read, or from another read.
 fn open_sealed(storage: &dyn Storage, sealed: &[u8], key: &SealKey, url: &str) -> Result<RepoConfig> {
     let mut first = Some(sealed);
     reread::read(storage, || match first.take() {
@@ -360,8 +359,8 @@ fn open_sealed(storage: &dyn Storage, sealed: &[u8], key: &SealKey, url: &str) -
     })
 }
 
-/// The config, and the key that opens it; with them come the locks, if they were listed. A key that fits the password
-/// but not the config is that of a creator who gave way.
+/// Returns the config, and the key that opens it, with the locks if they were listed. A key that the password opens,
+/// but that does not open the config, belongs to a creator that gave up.
 fn open_config(
     storage: &dyn Storage,
     url: &str,
@@ -389,7 +388,7 @@ fn open_config(
         let contents = kept_key.and_then(|kept| kept.contents(id));
         contents.filter(|contents| contents.len() as u64 == size_bytes)
     };
-    // Before another key costs its time.
+    // Try cached keys first: deriving another one takes time.
     keys.sort_by_cached_key(|(id, size_bytes)| {
         (!key_cache.is_some_and(|cache| cache.has(id)), kept(id, *size_bytes).is_none())
     });
@@ -421,7 +420,7 @@ fn open_config(
                 tracing::warn!(key = %id, %error, "skipping a key");
                 damaged.push(id);
             }
-            // A creator gave way.
+            // A creator that gave up removed it.
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }

@@ -1,16 +1,16 @@
-//! What came over a network and is not what its name says is read again before it counts as damage: it may have been
-//! changed on the way.
+//! Data from a network that does not match its name is read again before it is considered damaged: it may have been
+//! altered in transit.
 
 use super::Result;
 use crate::storage::{Storage, Transit};
 
-/// Reads; again where that has come to damage that the network may have done.
+/// Reads data, repeatedly if the result is damage that the network may have caused.
 pub(super) fn read<T>(storage: &dyn Storage, mut read: impl FnMut() -> Result<T>) -> Result<T> {
     let result = read();
     until_whole(result, more_reads(storage), read)
 }
 
-/// The same of what was wrong when it was read a first time: it is read once more from wherever it is.
+/// Like [`read`], for data that was wrong in an earlier read: makes one attempt less.
 pub(super) fn read_again<T>(storage: &dyn Storage, mut read: impl FnMut() -> Result<T>) -> Result<T> {
     let result = read();
     until_whole(result, more_reads(storage).saturating_sub(1), read)
@@ -33,8 +33,8 @@ fn until_whole<T>(mut result: Result<T>, more: usize, mut read: impl FnMut() -> 
     result
 }
 
-/// How many more reads show that the damage is the storage's own. With TLS or SSH a wrong bit ends the connection, so
-/// one tells; without, each connection of a bad network may have its own.
+/// Returns how many more reads are needed to establish that the damage is in the storage. With TLS or SSH an altered
+/// bit ends the connection, so one is enough. Without, each connection over a bad network may alter data.
 fn more_reads(storage: &dyn Storage) -> usize {
     match storage.transit() {
         Transit::Local => 0,

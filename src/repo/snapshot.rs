@@ -1,4 +1,4 @@
-//! Snapshots: one state of one thing at one time.
+//! Snapshots: the state of something at one point in time.
 
 use chrono::{DateTime, FixedOffset};
 use serde::{Deserialize, Serialize};
@@ -9,69 +9,68 @@ use super::repository::with_sizes;
 use super::{Error, Id, Permit, RepoLock, Repository, Result, host, time};
 use crate::storage::FileKind;
 
-/// The JSON of a snapshot file, its fields in restic's order.
+/// The JSON of a snapshot file, with the fields in restic's order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// When.
     #[serde(with = "time")]
     pub time: DateTime<FixedOffset>,
-    /// The snapshot that this one continues.
+    /// The snapshot that this one is based on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<Id>,
-    /// Its root folder.
+    /// The tree of the root folder.
     pub tree: Id,
-    /// What was backed up.
+    /// The paths that were backed up.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub paths: Vec<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) hostname: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) username: String,
-    /// By which user number.
+    /// The user id of the creator.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) uid: u32,
-    /// By which group number.
+    /// The group id of the creator.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) gid: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) excludes: Vec<String>,
-    /// Marks to select by.
+    /// Tags to select snapshots by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// The snapshot that this one is a changed copy of.
+    /// The snapshot that this one is a modified copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) original: Option<Id>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) program_version: String,
-    /// What other versions wrote.
+    /// Fields of other versions.
     #[serde(flatten)]
     pub(crate) other: Map<String, Value>,
 }
 
-/// A snapshot with its name.
+/// A snapshot with its id.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredSnapshot {
     pub id: Id,
     pub snapshot: Snapshot,
 }
 
-/// A snapshot file that cannot be read.
+/// A snapshot file that is unreadable.
 #[derive(Debug)]
 pub struct DamagedSnapshot {
     pub(crate) id: Id,
     pub(crate) error: Error,
 }
 
-/// All snapshots of a repository: one that is broken does not hide the others.
+/// All snapshots of a repository. A damaged one does not hide the others.
 #[derive(Debug, Default)]
 pub struct SnapshotList {
-    /// Those that can be read, oldest first.
+    /// The readable ones, oldest first.
     pub snapshots: Vec<StoredSnapshot>,
     pub damaged: Vec<DamagedSnapshot>,
 }
 
 impl Snapshot {
-    /// A snapshot of now, by this user, on this host, with this program.
+    /// Creates a snapshot with the current time, user, host and program.
     pub fn new(tree: Id, paths: Vec<String>) -> Self {
         let (uid, gid) = host::user_and_group();
         Snapshot {
@@ -97,7 +96,7 @@ impl Snapshot {
 }
 
 impl SnapshotList {
-    /// Those in files that were listed with their sizes.
+    /// Loads the snapshots from files that were listed with their sizes.
     fn load(repo: &Repository, files: Vec<(Id, u64)>) -> Self {
         let mut list = SnapshotList::default();
         let mut unknown = Vec::new();
@@ -115,7 +114,7 @@ impl SnapshotList {
                     new.extend(to_record(&snapshot, size_bytes).map(|record| (id, record)));
                     list.snapshots.push(StoredSnapshot { id, snapshot });
                 }
-                // Forgotten since it was listed.
+                // Removed since it was listed.
                 Err(Error::Storage(e)) if e.is_not_found() => {}
                 Err(error) => list.damaged.push(DamagedSnapshot { id, error }),
             }
@@ -129,7 +128,7 @@ impl SnapshotList {
     }
 }
 
-/// A snapshot that this host has a copy of. A file that was cut off in the repository has another size.
+/// Returns a snapshot from the cache. The size detects a file that was truncated in the repository.
 fn kept(repo: &Repository, id: &Id, size_bytes: u64) -> Option<Snapshot> {
     let record = repo.kept_records()?.get(RecordKind::Snapshot, id)?;
     let (size, json) = record.split_first_chunk()?;
@@ -152,40 +151,41 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::resu
 }
 
 impl Repository {
-    /// All snapshots, oldest first; those that cannot be read are listed apart.
+    /// Returns all snapshots, oldest first, with the unreadable ones listed separately.
     pub fn snapshots(&self) -> Result<SnapshotList> {
         Ok(self.snapshots_in(self.list_with_sizes(FileKind::Snapshot)?))
     }
 
-    /// Takes a shared lock, and lists the snapshots with the last look at the locks of others: for who only reads.
+    /// Takes a shared lock, and lists the snapshots with the final check of the locks of others, for callers that only
+    /// read.
     pub fn lock_and_list_snapshots(&self) -> Result<(RepoLock, SnapshotList)> {
         let (lock, listed) = self.begin_lock_and_list(FileKind::Snapshot)?.settle()?;
         Ok((lock, self.snapshots_in(with_sizes(FileKind::Snapshot, listed))))
     }
 
-    /// The same of files that were listed a moment ago, with their sizes.
+    /// Loads the snapshots from files that were just listed with their sizes.
     pub(crate) fn snapshots_in(&self, files: Vec<(Id, u64)>) -> SnapshotList {
         SnapshotList::load(self, files)
     }
 
-    /// What was kept for a snapshot on this host, which says it as long as the snapshot is there.
+    /// Returns the note that this host keeps for a snapshot. It is valid as long as the snapshot exists.
     pub(crate) fn note_of(&self, snapshot: &Id) -> Option<Vec<u8>> {
         self.kept_records()?.get(RecordKind::Note, snapshot)
     }
 
-    /// Keeps something for a snapshot on this host.
+    /// Keeps a note for a snapshot on this host.
     pub(crate) fn keep_note(&self, snapshot: Id, note: Vec<u8>) {
         if let Some(records) = self.kept_records() {
             records.add(RecordKind::Note, &[(snapshot, note)]);
         }
     }
 
-    /// One snapshot.
+    /// Reads one snapshot.
     pub fn snapshot(&self, id: &Id) -> Result<Snapshot> {
         Snapshot::load(self, id)
     }
 
-    /// Stores a snapshot: the commit of a backup. All that it refers to must be durable before.
+    /// Stores a snapshot, which commits a backup. Everything that it refers to must already be durable.
     pub fn save_snapshot(&self, snapshot: &Snapshot, permit: &Permit) -> Result<Id> {
         permit.store(self, FileKind::Snapshot, snapshot)
     }

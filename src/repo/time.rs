@@ -3,15 +3,15 @@
 use chrono::{DateTime, FixedOffset, Local, SecondsFormat};
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// Now, with the local offset.
+/// Returns the current time with the local offset.
 pub(super) fn now() -> DateTime<FixedOffset> {
     Local::now().fixed_offset()
 }
 
-/// As `time.RFC3339Nano` has it.
+/// Formats a time like Go's `time.RFC3339Nano`.
 pub(super) fn to_text(time: &DateTime<FixedOffset>) -> String {
     let text = time.to_rfc3339_opts(SecondsFormat::Nanos, true);
-    // "2026-11-23T14:55:59.620000000+01:00": the digits lose their trailing zeros, and the point with the last of them.
+    // "2026-11-23T14:55:59.620000000+01:00": remove trailing zeros of the fraction, and the point if no digit is left.
     let Some((date, rest)) = text.split_once('.') else {
         return text;
     };

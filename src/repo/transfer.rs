@@ -1,7 +1,7 @@
-//! Blobs from one repository to another.
+//! Copies blobs from one repository to another.
 //!
-//! A blob is opened with the one key, verified, and sealed with the other. Compressed it stays: the SHA-256 is that of
-//! the plaintext, so it is decompressed to be verified, and compressed again only where that is asked for or pays
+//! A blob is unsealed with one key, verified, and sealed with the other. It remains compressed. It is decompressed to
+//! verify the SHA-256 of the plaintext, but recompressed only if that is requested or worthwhile
 //! ([`Compression`](super::Compression)).
 
 use std::ops::ControlFlow;
@@ -13,9 +13,9 @@ use super::{BlobKind, Id, Index, PutOutcome, Repository, Result, Writer};
 
 /// Copies blobs of one kind into the repository that `writer` writes to.
 ///
-/// `ids` should be distinct, and not known to the writer, which would leave them out. `tell` is called with each blob
-/// what became of it, or why it cannot be had: such a blob is not copied, and the others are. Ends early when `stop` is
-/// set; an error is about one of the two places as a whole.
+/// `ids` should be distinct, and unknown to the writer, which skips known ones. `tell` is called for each blob with the
+/// outcome, or with the reason why it is unreadable: such a blob is not copied, but the others are. Ends early when
+/// `stop` is set. An error concerns one of the two repositories as a whole.
 pub(crate) fn copy_blobs(
     (repo, index): (&Repository, &Index),
     kind: BlobKind,

@@ -1,22 +1,22 @@
-//! Taking away locks that nobody holds any more, with the meaning of `restic unlock`.
+//! Removes stale locks, like `restic unlock`.
 
 use super::lock::{LockTiming, is_stale, remove};
 use super::lock_info::LockInfo;
 use super::{Error, Id, Repository, Result};
 use crate::storage::FileKind;
 
-/// A lock file, and what is to become of it.
+/// A lock file, and whether it is to be removed.
 #[derive(Debug)]
 pub(crate) struct FoundLock {
     pub(crate) id: Id,
-    /// What it says; the reason where it cannot be read.
+    /// Its contents, or the reason why it is unreadable.
     pub(crate) holder: std::result::Result<LockInfo, String>,
     pub(crate) goes: bool,
 }
 
 impl Repository {
-    /// Looks at all locks. Stale ones go: those older than 30 minutes, and those of dead processes of this host. With
-    /// `all` every one goes, those of programs at work and those that cannot be read too.
+    /// Returns all locks. Stale ones are marked for removal: those older than 30 minutes, and those of dead processes
+    /// of this host. With `all`, every lock is, including those of running programs and unreadable ones.
     pub(crate) fn locks(&self, all: bool) -> Result<Vec<FoundLock>> {
         let mut found = Vec::new();
         for file in self.storage().list(FileKind::Lock)? {

@@ -1,29 +1,29 @@
-//! How much of a repository groups of snapshots take, and how much of that they share.
+//! Computes how much of a repository groups of snapshots use, and how much of that they share.
 //!
-//! Memory: 8 bytes for each place of a blob that the index knows, and one tree at a time.
+//! Memory: 8 bytes per blob location in the index, and one tree at a time.
 
 use super::index_table::IndexEntry;
 use super::reachable::each_blob;
 use super::{BlobKind, Error, Id, Index, Repository, Result};
 use std::sync::atomic::AtomicBool;
 
-/// What the snapshots of a group take in the repository, compressed and encrypted.
+/// The space that the snapshots of a group use in the repository, compressed and encrypted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct GroupUsage {
-    /// All blobs that they need, each counted once.
+    /// All blobs that the group needs, each counted once.
     pub(crate) stored_bytes: u64,
-    /// The blobs among them that no other group needs.
+    /// The blobs that no other group needs.
     pub(crate) own_bytes: u64,
 }
 
-/// What all groups take.
+/// The space that all groups use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RepoUsage {
     /// In the order of the groups.
     pub(crate) groups: Vec<GroupUsage>,
     /// All blobs that any group needs, each counted once.
     pub(crate) stored_bytes: u64,
-    /// Everything else that the index names: what a prune can free.
+    /// All other blobs in the index: what a prune can free.
     pub(crate) unused_bytes: u64,
 }
 
@@ -37,7 +37,7 @@ const SHARED: u32 = u32::MAX;
 struct Blobs {
     /// The number of the only group that needs the blob, from 1; [`NONE`] or [`SHARED`].
     owner: Vec<u32>,
-    /// The number of the last group that was counted for it.
+    /// The number of the last group that it was counted for.
     seen: Vec<u32>,
 }
 
@@ -48,7 +48,7 @@ impl Blobs {
 }
 
 impl RepoUsage {
-    /// Counts what groups of root trees need. `stop` ends it early, with less than there is.
+    /// Counts what groups of root trees need. `stop` ends it early with an incomplete result.
     pub(crate) fn of(repo: &Repository, index: &Index, groups: &[Vec<Id>], stop: &AtomicBool) -> Result<RepoUsage> {
         let mut usage = RepoUsage { groups: vec![GroupUsage::default(); groups.len()], ..RepoUsage::default() };
         let mut data = Blobs::new(index.table(BlobKind::Data));
@@ -70,7 +70,7 @@ impl RepoUsage {
         Ok(usage)
     }
 
-    /// Counts a blob for a group; whether that was the first time.
+    /// Counts a blob for a group and returns whether this was the first time.
     fn count(&mut self, blobs: &mut Blobs, position: usize, length: u64, group: usize) -> bool {
         let number = group as u32 + 1;
         if std::mem::replace(&mut blobs.seen[position], number) == number {

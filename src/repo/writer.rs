@@ -6,13 +6,14 @@
 //! writer threads:    header, SHA-256 of the pack, storage.write (durable) ─► pending index ─► index file
 //! ```
 //!
-//! An index file names only packs that are durable; it is written whenever 50,000 blobs or
-//! [`WriterOptions::index_interval`] have come together, so that an interrupted run is not for nothing, and at
-//! [`Writer::finish`]. Dropping a writer leaves packs that nobody names, or blobs that nobody refers to: harmless, and
-//! removed by the next prune, unless a run comes before that can use them ([`super::orphaned_packs`]).
+//! An index file lists only packs that are durable. It is written whenever 50,000 blobs are pending or
+//! [`WriterOptions::index_interval`] has passed, so that the work of an interrupted run is not lost, and by
+//! [`Writer::finish`]. Dropping a writer leaves packs that are not in the index, or blobs that are not referenced. They
+//! are harmless, and removed by the next prune, unless a run comes before that can use them
+//! ([`super::orphaned_packs`]).
 //!
 //! Memory: two open packs, one in the channel, one in each writer thread; a compression context and two buffers of a
-//! blob's size for each thread that calls `put` at the same time; and for each new blob its id in a hash set.
+//! blob's size for each thread that calls `put` at the same time; and the id of each new blob in a hash set.
 
 use std::collections::HashSet;
 use std::io::{self, BufWriter, Write};
@@ -34,35 +35,35 @@ use super::{BlobKind, Compression, Error, Id, Index, Permit, Repository, Result}
 use crate::helper_thread;
 use crate::storage::{self, FileKind};
 
-/// The only blob of zeros that restic restores as a hole.
+/// The only size of a blob of zeros that restic restores as a hole.
 pub(crate) const ZERO_BLOB_BYTES: usize = 512 << 10;
 
-/// Streams up to this size are put as one buffer, in one pass.
+/// Streams up to this size are buffered and written in one pass.
 const SMALL_STREAM_BYTES: usize = 1 << 20;
-/// A compressed stream from this size on gets a pack of its own instead of being copied.
+/// The size from which on a compressed stream gets its own pack, which avoids a copy.
 const OWN_PACK_BYTES: usize = 4 << 20;
 
-/// Between two looks at the lock while a pack cannot be handed over.
+/// The interval of checks of the lock while a pack cannot be passed to the writer threads.
 const LOOK: Duration = Duration::from_millis(100);
-/// Between two looks at the threads that store packs.
+/// The interval of checks of the writer threads.
 const TICK: Duration = Duration::from_millis(2);
 
-/// The id of the blob of [`ZERO_BLOB_BYTES`] zeros.
+/// Returns the id of the blob of [`ZERO_BLOB_BYTES`] zeros.
 pub fn zero_blob_id() -> Id {
     static ID: LazyLock<Id> = LazyLock::new(|| Id::hash(&vec![0; ZERO_BLOB_BYTES]));
     *ID
 }
 
-/// How to write.
+/// Options of a writer.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
-    /// The compression of data.
+    /// The compression of data blobs.
     pub compression: Compression,
-    /// A pack is closed when it has reached this size.
+    /// The size at which a pack is closed.
     pub pack_bytes: usize,
-    /// After this time the index of what is durable is saved.
+    /// The interval at which an index of the packs stored so far is saved.
     pub index_interval: Duration,
-    /// How many writers work at the same time: they share the number of packs that are stored at once, for memory.
+    /// The number of concurrent writers, which share the number of packs that are stored at once to limit memory.
     pub writers: usize,
 }
 
@@ -77,32 +78,32 @@ impl Default for WriterOptions {
     }
 }
 
-/// What became of a blob.
+/// The outcome of storing a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PutOutcome {
     pub id: Id,
-    /// Whether the repository did not have it.
+    /// Whether the blob was not in the repository yet.
     pub(crate) new: bool,
-    /// What it takes there, if it is new.
+    /// Its stored size, if it is new.
     pub(crate) stored_bytes: u64,
 }
 
-/// What a writer has written.
+/// The statistics of a writer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriteSummary {
-    /// Blobs that the repository did not have.
+    /// Blobs that were not in the repository yet.
     pub(crate) new_blobs: u64,
     pub(crate) new_bytes: u64,
-    /// What they take, compressed and sealed.
+    /// Their stored size, compressed and sealed.
     pub(crate) stored_bytes: u64,
     pub packs: u64,
 }
 
-/// Puts blobs into a repository. May be called from several threads at once.
+/// Stores blobs in a repository. May be used by several threads at once.
 pub struct Writer {
     shared: Arc<WriterShared>,
     index: Arc<Index>,
-    /// Blobs of this run, written or being written.
+    /// Blobs of this run, stored or being stored.
     claimed: Mutex<HashSet<(BlobKind, Id)>>,
     scratch: Mutex<Vec<Scratch>>,
     data_pack: Mutex<PackBuilder>,
@@ -117,7 +118,7 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// What callers and writer threads share.
+/// The state that callers and writer threads share.
 struct WriterShared {
     repo: Repository,
     permit: Permit,
@@ -127,12 +128,12 @@ struct WriterShared {
     workers: usize,
     pending: Mutex<PendingBlob>,
     notes: Mutex<Noted>,
-    /// Buffers of packs that were stored.
+    /// Buffers of stored packs, for reuse.
     spare: Mutex<Vec<Vec<u8>>>,
     failed: AtomicBool,
     failure: OnceLock<Arc<Error>>,
     abandoned: AtomicBool,
-    /// The flag that ends all waiting, if one was given.
+    /// The flag that stops all waiting, if one was set.
     stop: OnceLock<Arc<AtomicBool>>,
     new_blobs: AtomicU64,
     new_bytes: AtomicU64,
@@ -140,10 +141,10 @@ struct WriterShared {
     packs: AtomicU64,
 }
 
-/// Whether the packs that are stored are noted.
+/// Whether stored packs are recorded.
 #[derive(Default)]
 enum Noted {
-    /// There is none yet.
+    /// No pack was recorded yet.
     #[default]
     Nothing,
     Packs(Notes),
@@ -155,7 +156,7 @@ struct PendingBlob {
     since: Instant,
 }
 
-/// What one `put` needs and the next one can use again.
+/// The reusable state of a `put` call.
 struct Scratch {
     compressor: BlobCompressor,
     buffer: Vec<u8>,
@@ -166,8 +167,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Writer {
-    /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock, which
-    /// gives the permit. Once that is lost nothing is written, and every call fails with [`Error::LockLost`].
+    /// Creates a writer. `index` lists the existing blobs: load it after taking the repository's lock, which provides
+    /// the permit. Once the lock is lost nothing is written, and every call fails with [`Error::LockLost`].
     pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions, permit: &Permit) -> Writer {
         let shared = Arc::new(WriterShared {
             repo: repo.clone(),
@@ -202,7 +203,7 @@ impl Writer {
     }
 
     fn start_workers(&mut self) {
-        // One more may wait where few are stored at a time; else it would only take memory.
+        // With few writer threads, one more pack may wait. Otherwise it would only take memory.
         let (queue, packs) = bounded(usize::from(self.shared.workers < 4 && self.shared.options.writers == 1));
         let worker = |_| {
             let (shared, packs) = (Arc::clone(&self.shared), packs.clone());
@@ -212,26 +213,26 @@ impl Writer {
             match worker(number) {
                 Ok(worker) => self.workers.push(worker),
                 Err(error) if number == 0 => drop(self.shared.fail(Error::NoThread(error))),
-                // Fewer do as well.
+                // Fewer threads are sufficient.
                 Err(_) => break,
             }
         }
         self.queue = Some(queue);
     }
 
-    /// Ends all waiting and writing when this flag is raised: every call then fails. The first flag counts.
+    /// Stops all waiting and writing when this flag is set: every call then fails. Only the first flag is used.
     pub(crate) fn end_with(&self, stop: Arc<AtomicBool>) {
-        // Another one would be ignored, as it says.
+        // As documented, another flag is ignored.
         let _ = self.shared.stop.set(stop);
     }
 
-    /// Whether the repository has this blob, or will have it when this writer is done.
+    /// Returns whether the repository has this blob, or will have it when this writer is finished.
     pub(crate) fn has(&self, kind: BlobKind, id: &Id) -> bool {
         self.index.contains(kind, id) || lock(&self.claimed).contains(&(kind, *id))
     }
 
-    /// Stores a blob that was read out of another repository: as it was there, unless compressing it again is asked
-    /// for, or pays because the place is slow.
+    /// Stores a blob from another repository. It is kept as it is, unless recompression is requested, or worthwhile
+    /// because the storage is slow.
     pub(super) fn put_verified(&self, kind: BlobKind, id: Id, blob: &VerifiedBlob) -> Result<PutOutcome> {
         self.shared.check()?;
         if !self.claim(kind, id) {
@@ -267,7 +268,7 @@ impl Writer {
         })
     }
 
-    /// Stores a blob, unless the repository has it or another thread is storing it.
+    /// Stores a blob, unless it exists or another thread is storing it.
     pub fn put(&self, kind: BlobKind, plaintext: &[u8]) -> Result<PutOutcome> {
         self.shared.check()?;
         let id = Id::hash(plaintext);
@@ -277,8 +278,8 @@ impl Writer {
         self.shared.guard(|| self.store(kind, id, plaintext))
     }
 
-    /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called several
-    /// times, for the length, the name and the content, and must write the same each time.
+    /// Stores the output of `write`, holding only its compressed form in memory. `write` is called several times, for
+    /// the length, the hash and the content, and must write the same each time.
     pub(crate) fn put_stream(
         &self,
         kind: BlobKind,
@@ -293,7 +294,7 @@ impl Writer {
             write(&mut plaintext).map_err(Error::Compress)?;
             return self.put(kind, &plaintext);
         }
-        // What is this large is new as a rule, and both take their time.
+        // Such a large stream is usually new, so it is hashed and compressed at the same time.
         let (id, compressed) = thread::scope(|scope| {
             let name = helper_thread::start(scope, || hash_stream(&write));
             let compressed = self.compress_stream(raw_length, &write);
@@ -306,8 +307,8 @@ impl Writer {
         self.shared.guard(|| self.store_stream(kind, id, raw_length, compressed.map_err(Error::Compress)?))
     }
 
-    /// Stores a blob of another pack as it is there: sealed, and verified by the caller, who hands in each blob once.
-    /// Whether it is known is not asked and not remembered.
+    /// Stores a sealed blob from another pack as it is. The caller has verified it, and passes each blob only once.
+    /// Whether the blob exists is neither checked nor remembered.
     pub(super) fn put_sealed(&self, kind: BlobKind, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
         self.shared.check()?;
         self.shared.guard(|| self.append(kind, id, sealed, raw_length))?;
@@ -315,7 +316,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What was written so far; packs that are still open count as written.
+    /// Returns what was written so far, including packs that are still open.
     pub fn summary(&self) -> WriteSummary {
         let shared = &self.shared;
         WriteSummary {
@@ -326,14 +327,13 @@ impl Writer {
         }
     }
 
-    /// Stores what is left, and then the index of it. When it returns, all that was put is durable and can be referred
-    /// to.
+    /// Stores the remaining packs and their index. When it returns, all blobs are durable and may be referred to.
     pub fn finish(mut self) -> Result<WriteSummary> {
         self.settle()?;
         Ok(self.summary())
     }
 
-    /// As [`Writer::finish`], and ready to go on.
+    /// Like [`Writer::finish`], but the writer can be used further.
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.settle()?;
         self.start_workers();
@@ -366,7 +366,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether it is the caller who stores this blob.
+    /// Returns whether the caller has to store this blob.
     fn claim(&self, kind: BlobKind, id: Id) -> bool {
         !self.index.contains(kind, &id) && lock(&self.claimed).insert((kind, id))
     }
@@ -381,7 +381,7 @@ impl Writer {
             BlobKind::Data => self.shared.levels.effort(),
             BlobKind::Tree => Some(Effort::Level(TREE_LEVEL)),
         };
-        // Format 2 allows both; what does not get smaller is stored as it is, and reads faster.
+        // Format 2 allows both. Data that does not shrink is stored uncompressed, which reads faster.
         let is_smaller = match effort {
             Some(effort) => compressor.append(plaintext, effort, buffer, plaintext.len())?,
             None => false,
@@ -399,7 +399,7 @@ impl Writer {
         Ok(PutOutcome { id, new: true, stored_bytes })
     }
 
-    /// Compresses a stream behind the room that sealing needs.
+    /// Compresses a stream, after space for the IV.
     fn compress_stream(
         &self,
         raw_length: u32,
@@ -432,7 +432,7 @@ impl Writer {
         Ok(Scratch { compressor: BlobCompressor::new()?, buffer: Vec::new() })
     }
 
-    /// Puts a sealed blob into the open pack; a full pack goes to the writer threads.
+    /// Appends a sealed blob to the open pack. A full pack is passed to the writer threads.
     fn append(&self, kind: BlobKind, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
         let shared = &self.shared;
         let open = match kind {
@@ -458,7 +458,7 @@ impl Writer {
         match &self.queue {
             Some(queue) => {
                 let (mut pack, began) = (pack, Instant::now());
-                // Whoever stores packs may be stuck when the lock is lost.
+                // The writer threads may hang after the lock is lost.
                 while let Err(error) = queue.send_timeout(pack, LOOK) {
                     self.shared.check()?;
                     pack = match error {
@@ -479,7 +479,7 @@ impl Drop for Writer {
         self.shared.abandoned.store(true, Ordering::Relaxed);
         self.queue = None;
         if self.shared.wait_for(&self.workers).is_err() {
-            // They write nothing more, and end by themselves.
+            // The threads write nothing more, and end on their own.
             return;
         }
         for worker in self.workers.drain(..) {
@@ -489,8 +489,8 @@ impl Drop for Writer {
 }
 
 impl WriterShared {
-    /// Waits for the end of the workers, but not any longer when the lock is lost: they may wait for a slow place. When
-    /// it is time to stop they end soon, at the next piece that goes out.
+    /// Waits for the workers to end, but gives up when the lock is lost, because they may wait for a slow storage. When
+    /// the program is interrupted, they end soon, before the next piece is sent.
     fn wait_for(&self, workers: &[JoinHandle<()>]) -> Result<()> {
         let mut is_lost = self.permit.check();
         while !workers.iter().all(JoinHandle::is_finished) {
@@ -501,13 +501,13 @@ impl WriterShared {
         Ok(())
     }
 
-    /// Whether nothing that is still on its way will be needed.
+    /// Returns whether all pending data is obsolete.
     fn is_over(&self) -> bool {
         let is_stopped = self.stop.get().is_some_and(|stop| stop.load(Ordering::Relaxed));
         is_stopped || self.abandoned.load(Ordering::Relaxed) || self.failed.load(Ordering::Acquire)
     }
 
-    /// The error of a writer thread, if there was one, that the lock is lost, or that it is time to stop.
+    /// Fails if a writer thread has failed, the lock is lost, or the program is interrupted.
     fn check(&self) -> Result<()> {
         self.permit.check()?;
         if self.stop.get().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
@@ -528,7 +528,7 @@ impl WriterShared {
         Error::Writer(Arc::clone(failure))
     }
 
-    /// A blob that was claimed and then not stored must stop everything: others rely on it.
+    /// A blob that was claimed but not stored must stop everything, because other callers rely on it.
     fn guard<T>(&self, store: impl FnOnce() -> Result<T>) -> Result<T> {
         store().map_err(|error| self.fail(error))
     }
@@ -540,7 +540,7 @@ impl WriterShared {
     }
 
     fn store_packs(&self, packs: &Receiver<PackBuilder>) {
-        // To the end even after a failure: callers may be waiting to send.
+        // Receive to the end even after a failure: callers may be waiting to send.
         for pack in packs {
             if self.is_over() {
                 continue;
@@ -557,7 +557,7 @@ impl WriterShared {
         self.permit.check()?;
         let goes_on = |_| self.permit.check().is_ok() && !self.is_over();
         let written = self.repo.storage().write_gated(FileKind::Pack, &name, &pack.bytes, &goes_on);
-        // That is the cause of whatever came of it.
+        // A lost lock is the cause of any error of the write.
         self.permit.check()?;
         written?;
         self.packs.fetch_add(1, Ordering::Relaxed);
@@ -570,7 +570,7 @@ impl WriterShared {
         Ok(())
     }
 
-    /// Notes a durable pack, for whoever comes after us should we not live to name it.
+    /// Records a durable pack, so that a later run can use it if this one ends before it is in an index.
     fn note(&self, pack: &Id) {
         let Some(host_folder) = self.repo.host_folder() else {
             return;
@@ -591,7 +591,7 @@ impl WriterShared {
         }
     }
 
-    /// Enters a durable pack into the pending index, and saves that when it is time.
+    /// Adds a durable pack to the pending index, which is saved if it is due.
     fn name(&self, pack: &FinishedPack) -> Result<()> {
         let mut pending = lock(&self.pending);
         let is_due =
@@ -609,7 +609,7 @@ impl WriterShared {
     }
 }
 
-/// The length of a blob that fits into one.
+/// Returns the length of a blob, or an error if it is too large for the format.
 fn plain_length(kind: BlobKind, plaintext: &[u8]) -> Result<u32> {
     let size_bytes = plaintext.len() as u64;
     u32::try_from(size_bytes).map_err(|_| Error::BlobTooLarge { kind, size_bytes })
@@ -619,7 +619,7 @@ fn known(id: Id) -> PutOutcome {
     PutOutcome { id, new: false, stored_bytes: 0 }
 }
 
-/// The name of what is written.
+/// Hashes the output of `write`.
 fn hash_stream(write: &impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<Id> {
     let mut buffered = BufWriter::with_capacity(1 << 16, Sha256::new());
     write(&mut buffered)?;
@@ -627,7 +627,7 @@ fn hash_stream(write: &impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<
     Ok(Id::from_bytes(hasher.finalize().into()))
 }
 
-/// Counts what is written.
+/// Counts the bytes that are written.
 struct LengthOnly(u64);
 
 impl Write for LengthOnly {

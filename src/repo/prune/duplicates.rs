@@ -1,7 +1,7 @@
-//! Blobs that lie in more than one pack: before a copy goes, the one that stays is opened.
+//! Blobs that are in more than one pack: before a copy is removed, the one that stays is verified.
 //!
-//! Which copy stays is decided by what the packs waste, and a pack that is long enough may hold a damaged blob all the
-//! same. A blob that can be read before a prune can be read after it.
+//! Which copy stays depends on the waste in the packs, but a pack of sufficient size may still contain a damaged blob.
+//! A blob that was readable before a prune must be readable after it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +11,11 @@ use crate::repo::place_set::PlaceSet;
 use crate::repo::reader::{self, BlobRequest};
 use crate::repo::{BlobKind, Index, Repository, Result};
 
-/// The number of copies opened before their results are checked: 400 bytes each.
+/// The number of copies that are verified in one batch: 400 bytes each.
 const BATCH: usize = 50_000;
 
-/// Opens copies and chooses others until every blob of which a copy goes has one that stays and can be opened. `decide`
-/// says what becomes of the packs, each time that a choice was changed. Ends early, undone, when `stop` is set.
+/// Verifies copies and chooses others, until every blob that loses a copy keeps one that is readable. `decide` decides
+/// about the packs again whenever a choice was changed. Ends early, without a result, when `stop` is set.
 pub(super) fn keep_whole_copies(
     repo: &Repository,
     index: &Index,
@@ -54,7 +54,7 @@ pub(super) fn keep_whole_copies(
     }
 }
 
-/// Reads and verifies the blobs at these places, in the order in which they lie; the results stand in the same order.
+/// Reads and verifies the blobs at these places, which are sorted by location. The results are in the same order.
 fn open_all(repo: &Repository, index: &Index, places: &[TablePlace], stop: &AtomicBool) -> Vec<Result<()>> {
     let kinds: Vec<BlobKind> = places.iter().map(|(kind, _)| *kind).collect();
     let blobs: Vec<BlobRequest> = places.iter().map(|place| plan::request(index, *place)).collect();

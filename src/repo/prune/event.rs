@@ -1,23 +1,23 @@
-//! What a prune reports while it works.
+//! Progress events of a prune.
 
-/// What a prune reports while it runs.
+/// A progress event of a prune.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PruneEvent {
-    /// The trees of one more snapshot are read.
+    /// The trees of one more snapshot were read.
     SnapshotMarked,
-    /// A pack that no index names is gone.
+    /// A pack that is not in the index was removed.
     UnnamedRemoved { bytes: u64 },
-    /// Bytes that were copied into new packs.
+    /// Bytes were copied into new packs.
     Copied { bytes: u64 },
-    /// All that is to be copied is durable and has an index.
+    /// All copies are durable and in an index.
     AllCopied,
-    /// The index without the packs that go is durable.
+    /// The index without the removed packs is durable.
     IndexStored,
-    /// An old index file is gone.
+    /// An old index file was removed.
     IndexRemoved,
-    /// No index names the packs that go any more.
+    /// The packs to remove are no longer in any index.
     OldIndexGone,
-    /// A pack is gone.
+    /// A pack was removed.
     PackRemoved { bytes: u64 },
 }
 

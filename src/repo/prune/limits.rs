@@ -1,15 +1,15 @@
-//! How much of what nobody needs may stay, and how much is copied to be rid of it.
+//! Limits on the unused data that may stay in packs, and on the amount of data that is copied to remove it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How much of what nobody needs may stay, in packs that hold needed blobs as well. What shares its pack with nothing
-/// needed always goes.
+/// How much unused data may stay in packs that also contain needed blobs. Packs without needed blobs are always
+/// removed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MaxUnused {
-    /// This share of what the repository has after the prune: 0.05.
+    /// This share of the size of the repository after the prune, such as 0.05.
     Share(f64),
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(u64),
     /// Any amount: nothing is copied.
     Unlimited,
@@ -22,7 +22,7 @@ impl Default for MaxUnused {
 }
 
 impl MaxUnused {
-    /// The number of unused bytes that may stay, given the number of used ones.
+    /// Returns the number of unused bytes that may stay, given the number of used ones.
     pub(super) fn limit_bytes(self, used_bytes: u64) -> u64 {
         match self {
             MaxUnused::Share(share) if share < 1.0 => (used_bytes as f64 * share / (1.0 - share)) as u64,
@@ -32,7 +32,7 @@ impl MaxUnused {
     }
 }
 
-/// A text that is no limit.
+/// A text that is not a valid limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a limit: expected a share (5%), an amount (500M, 2G) or \"unlimited\"")]
 pub struct ParseMaxUnusedError(String);
@@ -77,11 +77,11 @@ impl fmt::Display for MaxUnused {
     }
 }
 
-/// What a prune keeps to.
+/// The limits of a prune.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PruneLimits {
-    /// How much waste may stay.
+    /// How much unused data may stay.
     pub max_unused: MaxUnused,
-    /// How much may be copied at once; none if there is room enough.
+    /// How many bytes may be copied at once; `None` if there is enough free space.
     pub room_bytes: Option<u64>,
 }

@@ -1,5 +1,5 @@
-//! Packs that nothing needs any more, in a place that locks them: they are left, and no index names them. A later prune
-//! finds them there, and removes them when their time is over.
+//! Unneeded packs on a storage that locks files: they stay, but are no longer in the index. A later prune finds them
+//! there and removes them when their locks have ended.
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use crate::storage::FileKind;
 pub(super) struct LockedPacks(HashSet<Id>);
 
 impl LockedPacks {
-    /// Asks the place about all that would be removed, and takes what is locked out of what is freed.
+    /// Queries the storage about all packs that would be removed, and subtracts the locked ones from what is freed.
     pub(super) fn find(
         repo: &Repository,
         index: &Index,
@@ -54,7 +54,7 @@ impl LockedPacks {
         Ok(LockedPacks(locked.into_keys().collect()))
     }
 
-    /// What of these files can be removed.
+    /// Returns the files that can be removed.
     pub(super) fn without(&self, files: &[(Id, u64)]) -> Vec<(Id, u64)> {
         files.iter().filter(|(id, _)| !self.0.contains(id)).copied().collect()
     }

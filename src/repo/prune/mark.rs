@@ -1,4 +1,4 @@
-//! What snapshots need: every tree and every blob that can be reached.
+//! Marks what snapshots need: every reachable tree and blob.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
@@ -7,7 +7,8 @@ use crate::repo::place_set::PlaceSet;
 use crate::repo::reachable::each_blob;
 use crate::repo::{Error, Id, Index, Repository, Result};
 
-/// The root trees of the snapshots that stay. One that cannot be read is an error: nobody knows what it needs.
+/// Returns the root trees of the snapshots that stay. An unreadable snapshot is an error, because it is unknown what it
+/// needs.
 pub(super) fn needed_snapshots(repo: &Repository, forgotten: &HashSet<Id>) -> Result<Vec<Id>> {
     let mut list = repo.uncached().snapshots()?;
     if !list.damaged.is_empty() {
@@ -17,8 +18,8 @@ pub(super) fn needed_snapshots(repo: &Repository, forgotten: &HashSet<Id>) -> Re
     Ok(stay.map(|stored| stored.snapshot.tree).collect())
 }
 
-/// Marks all blobs that a snapshot with this root tree needs, each at the first of its places. A tree that is marked
-/// already is not read again.
+/// Marks all blobs that a snapshot with this root tree needs, each at the first of its locations. Trees that are
+/// already marked are not read again.
 pub(super) fn mark_snapshot(
     marks: &mut PlaceSet,
     repo: &Repository,

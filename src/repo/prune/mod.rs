@@ -1,33 +1,33 @@
-//! Freeing the space of what no snapshot needs, so that a crash at any moment leaves a whole repository.
+//! Removes data that no snapshot needs, so that a crash at any moment leaves an intact repository.
 //!
-//! Under an exclusive lock, which restic honours, [`PrunePlan::make`] reads and decides and changes nothing; then
+//! Under an exclusive lock, which restic honors, [`PrunePlan::make`] reads and decides but changes nothing. Then
 //! [`PrunePlan::remove_unnamed`] and [`PrunePlan::execute`] act, in this order:
 //!
 //! | step | a crash here leaves | a reader then finds |
 //! | --- | --- | --- |
-//! | 1. remove packs that no index names | fewer of them | what it needs, as before |
-//! | 2. the caller removes snapshots | fewer snapshots | the others whole |
-//! | 3. copy what is needed out of the packs that are mostly waste, into new packs | packs that no index names | as before |
-//! | 4. an index of the new packs | blobs in two places | either |
-//! | 5. the old index files without the packs that go, written again | packs named twice | either |
-//! | 6. remove the old index files | some of them | every pack that an index names is still there |
-//! | 7. remove the packs | packs that no index names | what it needs |
+//! | 1. remove packs that are not in the index | fewer of them | everything it needs, as before |
+//! | 2. the caller removes snapshots | fewer snapshots | the others intact |
+//! | 3. copy needed blobs from packs with much waste into new packs | packs that are not in the index | as before |
+//! | 4. save an index of the new packs | blobs in two places | either |
+//! | 5. rewrite the old index files without the packs to remove | packs in two index files | either |
+//! | 6. remove the old index files | some of them | every pack in the index still exists |
+//! | 7. remove the packs | packs that are not in the index | everything it needs |
 //!
-//! Each step is durable before the next begins, and the lock is asked before whatever cannot be undone. Nothing says
-//! how far a run came: the next one finds the same state of affairs that any prune finds, and goes on.
+//! Each step is durable before the next begins, and the lock is checked before anything irreversible. No progress is
+//! recorded: the next run finds a state like any other and continues.
 //!
-//! **Damage.** An index file or a snapshot that cannot be read, a tree that is missing or broken, a blob that no index
-//! names, a needed pack that is gone or too short: each is an error of the plan, before anything is removed. What looks
-//! unneeded in a damaged repository may be what a rescue needs. Blobs that are copied are verified first (their
-//! SHA-256); those that stay where they are, are not read, unless another copy of them goes ([`duplicates`]).
+//! **Damage.** An unreadable index file or snapshot, a missing or damaged tree, a needed blob that is not in the index,
+//! a needed pack that is missing or too short: each makes the plan fail before anything is removed. Data that appears
+//! unneeded in a damaged repository may be needed to rescue it. Blobs that are copied are verified first (their
+//! SHA-256). Blobs that stay in place are not read, unless another copy of them is removed ([`duplicates`]).
 //!
-//! **Locked packs** ([`locked`]) stay where they are, and no index names them any more: a later prune removes them.
+//! **Locked packs** ([`locked`]) stay, but are no longer in the index: a later prune removes them.
 //!
-//! **restic's snapshots** count like kvmb's: all trees of all snapshots are read.
+//! **restic's snapshots** are treated like kvmb's: all trees of all snapshots are read.
 //!
-//! **Memory.** The [`Index`] (50 bytes a blob), two bits a blob for the marks, about 200 bytes a pack, one tree at a
-//! time (32 bytes a chunk of the largest disk), and while copying a [`Writer`](super::Writer), 8 MiB a reading thread
-//! and 16 bytes a copied blob. For 10 TiB in chunks of 1 MiB: about 0.7 GiB.
+//! **Memory.** The [`Index`] (50 bytes per blob), two bits per blob for the marks, about 200 bytes per pack, one tree
+//! at a time (32 bytes per chunk of the largest disk), and for copying a [`Writer`](super::Writer), 8 MiB per reading
+//! thread and 16 bytes per copied blob. For 10 TiB in chunks of 1 MiB: about 0.7 GiB.
 
 mod duplicates;
 mod event;
@@ -52,22 +52,22 @@ pub(crate) use event::{PruneEvent, PruneWatch};
 pub use limits::{MaxUnused, PruneLimits};
 pub use plan::PruneSummary;
 
-/// What is to go, and what is to be copied before.
+/// What to remove, and what to copy before.
 #[derive(Debug)]
 pub struct PrunePlan {
     repo: Repository,
     index: Arc<Index>,
-    /// Packs that no index names.
+    /// Packs that are not in the index.
     unnamed: plan::Unnamed,
     packs: plan::Packs,
-    /// What cannot be removed yet.
+    /// Packs that cannot be removed yet.
     locked: LockedPacks,
     summary: PruneSummary,
 }
 
 impl PrunePlan {
-    /// Decides what can go when the snapshots in `forgotten` do. Changes nothing; hold a lock since before the index
-    /// was loaded. `stop` ends it without a plan.
+    /// Decides what to remove when the snapshots in `forgotten` are removed. Changes nothing. A lock must be held since
+    /// before the index was loaded. `stop` ends it without a plan.
     pub fn make(
         repo: &Repository,
         index: Arc<Index>,
@@ -92,13 +92,13 @@ impl PrunePlan {
         Ok(Some(PrunePlan { repo: repo.clone(), index, unnamed, packs, locked, summary }))
     }
 
-    /// What it comes to.
+    /// Returns the expected result.
     pub fn summary(&self) -> &PruneSummary {
         &self.summary
     }
 
-    /// Removes what interrupted runs left: packs that no index names, and unfinished files. It needs no room, and makes
-    /// some.
+    /// Removes the remains of interrupted runs: packs that are not in the index, and unfinished files. This only frees
+    /// space.
     pub fn remove_unnamed(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         permit.confirm()?;
         self.repo.storage().remove_leftovers()?;
@@ -106,8 +106,8 @@ impl PrunePlan {
         self.remove(FileKind::Pack, &unnamed, permit, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
     }
 
-    /// Does the rest. The snapshots that the plan calls forgotten must be gone. `stop` ends it between two steps or
-    /// files: the next prune goes on.
+    /// Executes the rest of the plan. The snapshots in `forgotten` must have been removed. `stop` ends it between two
+    /// steps or files, and the next prune continues.
     pub fn execute(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         let is_over = || stop.load(Ordering::Relaxed);
         if is_over() {
@@ -130,7 +130,7 @@ impl PrunePlan {
         self.remove(FileKind::Pack, &gone, permit, stop, &|bytes| watch(PruneEvent::PackRemoved { bytes }))
     }
 
-    /// Removes files, given with their sizes, several at a time. The first error ends it.
+    /// Removes files, given with their sizes, several at a time. Stops at the first error.
     fn remove(
         &self,
         kind: FileKind,
@@ -159,7 +159,7 @@ impl PrunePlan {
     }
 }
 
-/// Decides what becomes of each pack, and opens what would be the last copy of a blob.
+/// Decides about each pack, and verifies blobs that are about to lose their other copies.
 fn plan(
     repo: &Repository,
     index: &Index,
@@ -183,7 +183,7 @@ fn plan(
     Ok((packs, unnamed, summary))
 }
 
-/// Whether an error says that there is no room.
+/// Returns whether an error says that the storage is full.
 pub(crate) fn is_no_space(error: &Error) -> bool {
     matches!(error.root(), Error::Storage(storage::Error::NoSpace { .. }))
 }

@@ -1,4 +1,4 @@
-//! Which packs stay, which go, and which are copied first.
+//! Decides which packs stay, which are removed, and which are copied before that.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -13,56 +13,56 @@ use crate::repo::reader::BlobRequest;
 use crate::repo::{BlobKind, Error, Id, Index, Result};
 use crate::storage::FileInfo;
 
-/// What a prune comes to, or would.
+/// The result of a prune, actual or expected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PruneSummary {
-    /// What the packs take before.
+    /// The size of all packs before the prune.
     pub size_bytes: u64,
-    /// What of it snapshots need.
+    /// How much of it snapshots need.
     pub(crate) used_bytes: u64,
-    /// Packs that no index names.
+    /// Packs that are not in the index.
     pub unnamed_packs: u64,
-    /// Packs that hold nothing needed, those that no index names among them.
+    /// Packs without needed blobs, including those that are not in the index.
     pub removed_packs: u64,
     pub(crate) removed_bytes: u64,
-    /// Packs that are copied in part and then removed.
+    /// Packs that are removed after some of their blobs were copied.
     pub repacked_packs: u64,
     pub(crate) repacked_bytes: u64,
-    /// What is copied out of them.
+    /// The bytes that are copied out of them.
     pub copied_bytes: u64,
-    /// What stays although nobody needs it.
+    /// Unneeded bytes that stay.
     pub unused_bytes: u64,
-    /// Packs that nothing needs any more and that are left, because the place locks them, with what they take.
+    /// Unneeded packs that stay because the storage locks them, and their size.
     pub(crate) locked_packs: u64,
     pub(crate) locked_bytes: u64,
-    /// When the last of them can be removed.
+    /// When the last of their locks ends.
     pub(crate) locked_until: Option<SystemTime>,
-    /// Index files that are written again or removed.
+    /// Index files that are rewritten or removed.
     pub(crate) old_index_files: u64,
-    /// Whether more was to be copied than there is room for: once this much is done there is more.
+    /// Whether the free space limits how much is copied. After this prune there is more, and another one can continue.
     pub(crate) is_short_of_room: bool,
 }
 
 impl PruneSummary {
-    /// How much smaller the repository gets.
+    /// Returns how much smaller the repository gets.
     pub fn freed_bytes(&self) -> u64 {
         (self.removed_bytes + self.repacked_bytes).saturating_sub(self.copied_bytes)
     }
 
-    /// A pack stays that nothing needs.
+    /// Counts an unneeded pack that stays.
     pub(super) fn leave(&mut self, bytes: u64, until: SystemTime) {
         self.locked_packs += 1;
         self.locked_bytes += bytes;
         self.locked_until = self.locked_until.max(Some(until));
     }
 
-    /// It was counted as one that goes.
+    /// Uncounts a pack that was counted as removed.
     pub(super) fn leave_removed(&mut self, bytes: u64) {
         self.removed_packs -= 1;
         self.removed_bytes -= bytes;
     }
 
-    /// Two prunes, one after the other, as one.
+    /// Combines the results of two consecutive prunes.
     pub(crate) fn followed_by(self, later: PruneSummary) -> PruneSummary {
         PruneSummary {
             size_bytes: self.size_bytes,
@@ -77,13 +77,13 @@ impl PruneSummary {
         }
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     pub fn is_nothing(&self) -> bool {
         self.removed_packs == 0 && self.repacked_packs == 0 && self.old_index_files == 0
     }
 }
 
-/// What becomes of a pack.
+/// The decision about a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Stay,
@@ -91,25 +91,25 @@ enum Fate {
     Go,
 }
 
-/// An index file with fewer blobs is joined with others.
+/// An index file with fewer blobs than this is merged with others.
 const SMALL_FILE_BLOBS: usize = MAX_BLOBS_PER_FILE / 2;
 
-/// The packs that the index names, by their numbers.
+/// The packs in the index, ordered by number.
 #[derive(Debug)]
 pub(super) struct Packs {
     packs: Vec<Pack>,
-    /// The places that needed blobs are read from: one for each blob.
+    /// The locations from which needed blobs are read: one for each blob.
     places: PlaceSet,
 }
 
 #[derive(Debug, Clone)]
 struct Pack {
-    /// Of the file; none where it is missing.
+    /// The size of the file; `None` if it is missing.
     size_bytes: Option<u64>,
     blob_bytes: u64,
-    /// Those that are needed, also where they are in another pack as well.
+    /// The size of all needed blobs, even if they are also in another pack.
     needed_bytes: u64,
-    /// Those that are needed from here.
+    /// The size of the needed blobs that are read from this pack.
     used_bytes: u64,
     has_trees: bool,
     fate: Fate,
@@ -121,15 +121,15 @@ impl Pack {
     }
 }
 
-/// Packs that no index names, with their sizes.
+/// Packs that are not in the index, with their sizes.
 pub(super) type Unnamed = Vec<(Id, u64)>;
 
 pub(super) const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
 
-/// A place in the index: kind and position.
+/// A location in the index: kind and position.
 pub(super) type TablePlace = (BlobKind, usize);
 
-/// Sorts places so that neighbours in a pack follow each other.
+/// Sorts locations so that neighbors in a pack are adjacent.
 pub(super) fn sort_as_they_lie(index: &Index, places: &mut [TablePlace]) {
     places.sort_unstable_by_key(|(kind, position)| {
         let entry = &index.table(*kind)[*position];
@@ -137,13 +137,13 @@ pub(super) fn sort_as_they_lie(index: &Index, places: &mut [TablePlace]) {
     });
 }
 
-/// The blob at a place, to be read from there.
+/// Returns a request to read the blob at this location.
 pub(super) fn request(index: &Index, (kind, position): TablePlace) -> BlobRequest {
     let entry = &index.table(kind)[position];
     BlobRequest { id: entry.id, location: index.location(entry) }
 }
 
-/// The positions of all places of the blob that this place is one of.
+/// Returns the positions of all locations of the blob at this location.
 fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
     let id = table[position].id;
     let before = table[..position].iter().rev().take_while(|entry| entry.id == id).count();
@@ -152,7 +152,7 @@ fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
 }
 
 impl Packs {
-    /// Matches the files with what the index names; the files that it does not name come apart.
+    /// Matches the files with the packs in the index. Files that are not in the index are returned separately.
     pub(super) fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Unnamed) {
         let numbers: HashMap<Id, usize> = index.pack_ids().iter().enumerate().map(|(n, id)| (*id, n)).collect();
         let nothing = Pack {
@@ -166,7 +166,7 @@ impl Packs {
         let mut packs = vec![nothing; numbers.len()];
         let mut unnamed = Vec::new();
         for file in files {
-            // What has no id for a name is none of ours.
+            // Files whose name is not an id do not belong to the repository.
             let Ok(id) = file.name.parse() else { continue };
             summary.size_bytes += file.size_bytes;
             match numbers.get(&id) {
@@ -182,8 +182,9 @@ impl Packs {
         (Packs { packs, places: PlaceSet::new(index) }, unnamed)
     }
 
-    /// Chooses one place for each needed blob, which is marked at the first of its places: a blob that is in two packs
-    /// is needed from the one with less waste, so that after an interrupted prune the copies win.
+    /// Chooses one location for each needed blob, which is marked at the first of its locations. Of two packs that
+    /// contain the blob, the one with less waste is chosen, so that after an interrupted prune the copies are
+    /// preferred.
     pub(super) fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &PlaceSet) -> Result<()> {
         let table = index.table(kind);
         let mut is_needed = false;
@@ -213,7 +214,7 @@ impl Packs {
         Ok(())
     }
 
-    /// The chosen places of needed blobs that stay while another copy, which is there as well, goes.
+    /// Returns the chosen locations of needed blobs that stay while another existing copy is removed.
     pub(super) fn last_copies(&self, index: &Index) -> Vec<TablePlace> {
         let mut last = Vec::new();
         for kind in KINDS {
@@ -231,7 +232,7 @@ impl Packs {
         last
     }
 
-    /// Takes a blob from another place than this one, and from none of those that are known to be damaged. False if
+    /// Chooses another location for a blob than this one, but none that is known to be damaged. Returns `false` if
     /// there is none.
     pub(super) fn choose_other(
         &mut self,
@@ -252,9 +253,9 @@ impl Packs {
         true
     }
 
-    /// Packs of which nothing is needed go; of the others those with the greatest share of waste are copied, until what
-    /// is left of it is little enough, or there is no room for more copies. Trees are small and read often: waste among
-    /// them always goes.
+    /// Packs without needed blobs are removed. Of the others, those with the largest share of waste are copied, until
+    /// the remaining waste is within the limit, or there is no space for more copies. Waste in packs of trees, which
+    /// are small and read often, is always removed.
     pub(super) fn decide(&mut self, PruneLimits { max_unused, room_bytes }: PruneLimits, summary: &mut PruneSummary) {
         summary.used_bytes = self.packs.iter().map(|pack| pack.used_bytes).sum();
         let limit_bytes = max_unused.limit_bytes(summary.used_bytes);
@@ -288,24 +289,24 @@ impl Packs {
         }
     }
 
-    /// Whether a pack stays as it is.
+    /// Returns whether a pack stays as it is.
     pub(super) fn stays(&self, number: u32) -> bool {
         self.packs[number as usize].fate == Fate::Stay
     }
 
-    /// The packs that are there and go in the end, copied or not, with their sizes.
+    /// Returns the existing packs that will be removed, copied or not, with their sizes.
     pub(super) fn files_that_go(&self, index: &Index) -> Vec<(Id, u64)> {
         let gone = index.pack_ids().iter().zip(&self.packs).filter(|(_, pack)| pack.fate != Fate::Stay);
         gone.filter_map(|(id, pack)| pack.size_bytes.map(|bytes| (*id, bytes))).collect()
     }
 
-    /// Those of them of which nothing is needed.
+    /// Returns the packs that contain no needed blobs.
     pub(super) fn unneeded_files<'i>(&self, index: &'i Index) -> HashSet<&'i Id> {
         let unneeded = index.pack_ids().iter().zip(&self.packs).filter(|(_, pack)| pack.fate == Fate::Go);
         unneeded.map(|(id, _)| id).collect()
     }
 
-    /// The places of the blobs to be copied, one for each blob, in the order in which they lie.
+    /// Returns the locations of the blobs to copy, one for each blob, sorted by location.
     pub(super) fn to_copy(&self, index: &Index) -> Vec<TablePlace> {
         let mut wanted = Vec::new();
         for kind in KINDS {
@@ -317,7 +318,8 @@ impl Packs {
         wanted
     }
 
-    /// The index files that name a pack which does not stay; where there is one, also the small ones, which become one.
+    /// Returns the index files that list a pack which does not stay. If there is one, the small files are included, to
+    /// be merged.
     pub(super) fn old_index_files<'i>(&self, index: &'i Index) -> Vec<&'i SourceFile> {
         let is_stale = |file: &SourceFile| file.packs.iter().any(|pack| !self.stays(*pack));
         let any_stale = index.sources().iter().any(is_stale);

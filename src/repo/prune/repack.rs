@@ -1,6 +1,6 @@
-//! Copying needed blobs out of packs that are mostly waste.
+//! Copies needed blobs out of packs with much waste.
 //!
-//! Blobs are read as many at once as lie together, verified, and stored as they are: sealed, with no new compression.
+//! Adjacent blobs are read together, verified, and stored as they are: sealed, without recompression.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::repo::{Error, Index, Permit, Repository, Result, Writer, WriterOption
 use crate::repo::{reader, reread};
 use crate::storage::FileKind;
 
-/// Copies what the plan says into new packs, and stores their index.
+/// Copies the planned blobs into new packs, and stores their index.
 pub(super) fn copy(
     (repo, permit): (&Repository, &Permit),
     index: &Index,
@@ -25,7 +25,7 @@ pub(super) fn copy(
     if wanted.is_empty() {
         return Ok(());
     }
-    // The writer must not find the blobs in the index: they are to be stored once more.
+    // The writer must not find the blobs in the index, because they are to be stored again.
     let writer = Writer::new(repo, Arc::new(Index::default()), WriterOptions::default(), permit);
     let ranges = reader::ranges(wanted.iter().map(|place| plan::request(index, *place).location));
     let next = AtomicUsize::new(0);
@@ -53,13 +53,13 @@ pub(super) fn copy(
         others.fold(own, |result, other| result.and(other))
     })?;
     match stop.load(Ordering::Relaxed) {
-        // What was copied so far has no index, and is waste for the next prune.
+        // The copies so far are in no index, and are waste for the next prune.
         true => Ok(()),
         false => writer.finish().map(drop),
     }
 }
 
-/// Copies blobs that lie together in one pack; returns their size.
+/// Copies adjacent blobs of one pack, and returns their size.
 fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[TablePlace]) -> Result<u64> {
     let (Some(first), Some(last)) = (places.first(), places.last()) else {
         return Ok(0);
@@ -89,7 +89,7 @@ fn copy_range(repo: &Repository, index: &Index, writer: &Writer, places: &[Table
                 let raw_length = location.compressed.then_some(location.raw_length);
                 writer.put_sealed(kind, blob.id, sealed, raw_length)?;
             }
-            // It may have been changed on the way, and another place of it may be whole.
+            // The blob may have been damaged in transit, and another copy of it may be intact.
             Err(_) => {
                 let plain = reader::read_blob((repo, index), kind, &blob.id, Some(location))?;
                 writer.put(kind, &plain)?;

@@ -1,7 +1,7 @@
-//! The index without the packs that go.
+//! Rewrites the index without the packs to remove.
 //!
-//! Only index files that name such a pack are written again; the many small ones that backups leave are joined on the
-//! way.
+//! Only index files that list such a pack are rewritten. The many small ones that backups leave are merged at the same
+//! time.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,13 @@ use crate::repo::index_file::{IndexFile, PendingIndex};
 use crate::repo::{Id, Index, Permit, Repository, Result};
 use crate::storage::FileKind;
 
-/// Stores what stays of the old index files, one of them in memory at a time; returns those that can go now.
+/// Stores the remaining parts of the old index files, with one file in memory at a time. Returns the files that can now
+/// be removed.
 pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs, permit: &Permit) -> Result<Vec<Id>> {
     let old: Vec<&SourceFile> = packs.old_index_files(index);
     let old_ids: HashSet<Id> = old.iter().map(|file| file.id).collect();
     let new_files = index.sources().iter().filter(|file| !old_ids.contains(&file.id));
-    // An interrupted prune leaves packs that two files name: once is enough.
+    // An interrupted prune leaves packs in two index files: list them only once.
     let mut named: HashSet<Id> =
         new_files.flat_map(|file| &file.packs).map(|number| index.pack_ids()[*number as usize]).collect();
     let goes: HashSet<Id> =

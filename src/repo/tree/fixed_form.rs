@@ -1,12 +1,12 @@
-//! Reads trees whose lists of blobs are written as restic and kvmb write them, without white space:
+//! Parses trees whose lists of blobs are in the form that restic and kvmb write, without white space:
 //!
 //! ```text
 //! {"nodes":[{…,"content":["64 hex digits","64 hex digits",…]},{…,"content":null,"subtree":"…"}]}
 //! ```
 //!
-//! Everything but these lists goes through the general parser, entry by entry, so that both accept the same and mean
-//! the same. `,"content":` cannot stand inside of a string, where a quote has a backslash before it; and an entry that
-//! has it elsewhere than at its end is not JSON once it is cut there.
+//! All except these lists is passed to the general parser, entry by entry, so that both parsers accept the same input
+//! with the same meaning. `,"content":` cannot occur inside a string, where quotes are escaped; and an entry that has
+//! it anywhere but at its end is not valid JSON when it is cut there.
 
 use std::io::Read;
 
@@ -15,16 +15,16 @@ use crate::repo::{Content, Id};
 
 /// `"` + id + `"` + `,` or `]`
 const ITEM: usize = Id::HEX_LENGTH + 3;
-/// So much is looked at together.
+/// The size of the buffer.
 const WINDOW_BYTES: usize = 256 << 10;
-/// What an entry has before its list of blobs is not longer than this.
+/// The maximum length of an entry up to its list of blobs.
 const LARGEST_HEAD_BYTES: usize = 64 << 10;
 
 const BEGINNING: &[u8] = b"{\"nodes\":[";
 const CONTENT: &[u8] = b",\"content\":";
 const SUBTREE: &[u8] = b"null,\"subtree\":\"";
 
-/// The tree, if it has this form; `source` was read to its end then.
+/// Parses a tree. Returns `None` if it does not have this form. Otherwise `source` was read to its end.
 pub(super) fn parse(source: impl Read) -> Option<TreeJson> {
     let mut window = FormWindow { source, buffer: vec![0; WINDOW_BYTES], start: 0, end: 0 };
     window.expect(BEGINNING)?;
@@ -46,7 +46,7 @@ pub(super) fn parse(source: impl Read) -> Option<TreeJson> {
     window.is_at_end().then_some(TreeJson { nodes: Some(nodes) })
 }
 
-/// What comes next of a source.
+/// A buffered source.
 struct FormWindow<R> {
     source: R,
     buffer: Vec<u8>,
@@ -95,7 +95,7 @@ impl<R: Read> FormWindow<R> {
         self.fill(1).is_some() && self.rest().is_empty()
     }
 
-    /// One entry, as a tree of it alone: nothing in it then means more than it would among others.
+    /// Parses one entry as a tree of its own, so that no part of it can have a different meaning than among others.
     fn entry(&mut self) -> Option<TreeJson> {
         self.fill(CONTENT.len())?;
         let mut searched = 0;
@@ -133,7 +133,7 @@ impl<R: Read> FormWindow<R> {
         TreeJson::of_one(&json, None)
     }
 
-    /// A list of blobs.
+    /// Parses a list of blobs.
     fn content(&mut self) -> Option<Content> {
         self.expect(b"[")?;
         let mut content = Content::new();

@@ -1,4 +1,4 @@
-//! The general parser of trees: any JSON that means one.
+//! The general parser of trees, for any valid JSON.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -51,7 +51,7 @@ impl TreeJson {
         serde_json::from_reader(source)
     }
 
-    /// Reads a tree with one entry, whose list of blobs was read before.
+    /// Parses a tree with one entry, whose list of blobs was already parsed.
     pub(super) fn of_one(json: &[u8], content: Option<Content>) -> Option<TreeJson> {
         let mut tree: TreeJson = serde_json::from_slice(json).ok()?;
         let [node] = tree.nodes.as_deref_mut()? else { return None };
@@ -59,7 +59,7 @@ impl TreeJson {
         Some(tree)
     }
 
-    /// The tree, if it makes sense.
+    /// Converts to a tree, if it is valid.
     pub(super) fn check(self) -> std::result::Result<Tree, &'static str> {
         let nodes = self.nodes.unwrap_or_default().into_iter();
         let nodes: Vec<Node> = nodes.map(NodeJson::check).collect::<std::result::Result<_, _>>()?;

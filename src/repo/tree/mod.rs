@@ -1,13 +1,14 @@
 //! Trees: the entries of one folder.
 //!
-//! A tree is a blob of JSON, `{"nodes":[…]}` and a newline, the entries sorted by name, their fields in restic's order.
-//! Names are written as Go's `strconv.Quote` writes them, without the quotes around, and that again as a JSON string: a
-//! name with a newline stands there as `\\n`.
+//! A tree is a blob of JSON, `{"nodes":[…]}` and a newline, with the entries sorted by name and their fields in
+//! restic's order. Names are escaped like Go's `strconv.Quote`, without the surrounding quotes, and the result is a
+//! JSON string: a newline in a name becomes `\\n`.
 //!
-//! The list of blobs of a disk makes a tree large: 1.4 GB for 10 TiB. It is never in memory as JSON. Writing runs over
-//! it three times: for its length, which is cheap, and at the same time for the hash and the compressor. Reading
-//! decompresses in one thread, and hashes and parses in another. Lists of blobs have one form, 67 bytes an id, and are
-//! read as such ([`fixed_form`]); a tree that has another form is read once more by the general parser ([`json`]).
+//! The list of blobs of a disk makes a tree large: 1.4 GB for 10 TiB. It is never in memory as JSON. Writing generates
+//! it three times: for its length, which is cheap, and then concurrently for the hash and the compressor. Reading
+//! decompresses in one thread, and hashes and parses in another. Lists of blobs normally have one form, 67 bytes per
+//! id, for which there is a special parser ([`fixed_form`]). A tree in another form is read again by the general parser
+//! ([`json`]).
 
 mod fixed_form;
 mod json;

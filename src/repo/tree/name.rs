@@ -1,9 +1,9 @@
-//! Names as Go's `strconv.Quote` and its JSON encoder write them.
+//! Names as written by Go's `strconv.Quote` and its JSON encoder.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// `strconv.Quote` without the quotes.
+/// Like Go's `strconv.Quote`, without the surrounding quotes.
 pub(super) fn quote(name: &OsStr) -> String {
     let mut quoted = String::with_capacity(name.len());
     for chunk in name.as_bytes().utf8_chunks() {
@@ -31,8 +31,9 @@ pub(super) fn quote(name: &OsStr) -> String {
     quoted
 }
 
-/// What Go calls printable: letters, marks, numbers, punctuation, symbols and the space. Rust knows the same set behind
-/// `escape_debug`, which escapes a combining mark only where it comes first: so there is a letter before it.
+/// Returns whether Go considers a character printable: letters, marks, numbers, punctuation, symbols and the space.
+/// Rust uses the same set in `escape_debug`, which escapes a combining mark only at the beginning, so a letter is put
+/// before it.
 fn is_printable(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -46,7 +47,7 @@ fn is_printable(c: char) -> bool {
     }
 }
 
-/// The other way: `None` where `strconv.Unquote` would fail.
+/// The inverse of [`quote`]. Returns `None` where `strconv.Unquote` would fail.
 pub(super) fn unquote(quoted: &str) -> Option<Vec<u8>> {
     let mut name = Vec::with_capacity(quoted.len());
     let mut rest = quoted.as_bytes();
@@ -61,7 +62,7 @@ pub(super) fn unquote(quoted: &str) -> Option<Vec<u8>> {
     Some(name)
 }
 
-/// What stands behind a backslash; returns what stands behind that.
+/// Decodes an escape sequence after its backslash, and returns the text after it.
 fn unescape<'a>(text: &'a [u8], name: &mut Vec<u8>) -> Option<&'a [u8]> {
     let number = |skip: usize, digits: usize, radix: u32| {
         let (digits, after) = text.get(skip..)?.split_at_checked(digits)?;
@@ -102,7 +103,7 @@ fn unescape<'a>(text: &'a [u8], name: &mut Vec<u8>) -> Option<&'a [u8]> {
     Some(after)
 }
 
-/// A JSON string as Go's encoder writes it, quotes included.
+/// Formats a JSON string like Go's encoder, including the quotes.
 pub(super) fn json_string(text: &str) -> String {
     let mut json = String::with_capacity(text.len() + 2);
     json.push('"');

@@ -1,4 +1,4 @@
-//! What a tree has: entries with names, owners, times and contents.
+//! The entries of a tree: names, metadata and contents.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -7,46 +7,44 @@ use chrono::{DateTime, FixedOffset};
 
 use crate::repo::{Content, Id};
 
-/// Go's bit for a folder in the mode.
+/// Go's mode bit for a folder.
 pub(super) const GO_MODE_DIR: u32 = 1 << 31;
 
 /// The entries of a folder, sorted by name.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Tree {
-    /// The entries.
     pub nodes: Vec<Node>,
 }
 
-/// One entry.
+/// An entry of a folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// Its name: not empty, without `/`. restic allows any bytes.
+    /// The name: not empty, without `/`. restic allows any other bytes.
     pub name: OsString,
     pub(crate) metadata: Metadata,
-    /// What it is.
     pub kind: NodeKind,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NodeKind {
     /// A folder.
     Dir {
-        /// Its tree.
+        /// The tree of the folder.
         subtree: Id,
     },
     /// A file.
     File {
-        /// Its size: the sum of its blobs.
+        /// The size in bytes: the sum of its blobs.
         size_bytes: u64,
-        /// Its blobs.
+        /// The blobs.
         content: Content,
     },
-    /// A link, a device …: restic's word for it. kvmb reads over these and never writes one.
+    /// A link, a device …, with restic's name of the type. kvmb ignores these and never writes them.
     Other(String),
 }
 
-/// Owner, mode and times of an entry, for whoever restores it with restic.
+/// Owner, mode and times of an entry, used when it is restored with restic.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Metadata {
     pub(crate) mode: u32,
@@ -62,7 +60,7 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
-    /// Root's, for nobody else's eyes, with one time for all three.
+    /// Returns metadata of a file owned by root, with the same time for all three.
     pub(crate) fn private(time: DateTime<FixedOffset>, mode: u32) -> Self {
         Metadata {
             mode,
@@ -78,12 +76,12 @@ impl Metadata {
 }
 
 impl Node {
-    /// A folder, mode 0700.
+    /// Creates a folder with mode 0700.
     pub fn dir(name: impl Into<OsString>, time: DateTime<FixedOffset>, subtree: Id) -> Self {
         Node { name: name.into(), metadata: Metadata::private(time, 0o700), kind: NodeKind::Dir { subtree } }
     }
 
-    /// A file, mode 0600.
+    /// Creates a file with mode 0600.
     pub fn file(name: impl Into<OsString>, time: DateTime<FixedOffset>, size_bytes: u64, content: Content) -> Self {
         Node {
             name: name.into(),
@@ -94,13 +92,13 @@ impl Node {
 }
 
 impl Tree {
-    /// The entry of this name.
+    /// Returns the entry with this name.
     pub fn get(&self, name: impl AsRef<OsStr>) -> Option<&Node> {
         let name = name.as_ref();
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// The tree of the folder of this name.
+    /// Returns the tree of the folder with this name.
     pub fn subtree(&self, name: impl AsRef<OsStr>) -> Option<Id> {
         match self.get(name)?.kind {
             NodeKind::Dir { subtree } => Some(subtree),
@@ -109,7 +107,7 @@ impl Tree {
     }
 }
 
-/// What is wrong with a name, if anything is.
+/// Returns what is wrong with a name, if anything.
 pub(super) fn name_flaw(name: &OsStr) -> Option<&'static str> {
     match name.as_bytes() {
         b"" => Some("the name is empty"),

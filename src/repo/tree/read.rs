@@ -12,14 +12,14 @@ use super::json::TreeJson;
 use super::node::Tree;
 use crate::repo::{BlobKind, BlobLocation, Error, Flaw, Id, Index, Repository, Result, reader};
 
-/// From this size on a thread decompresses ahead.
+/// The size from which on another thread decompresses ahead.
 const READ_AHEAD_FROM: u64 = 4 << 20;
-/// What it hands over at once.
+/// The size of the blocks that this thread passes on.
 const BLOCK_BYTES: usize = 256 << 10;
-/// How many of these may wait.
+/// The maximum number of blocks that are read ahead.
 const BLOCKS: usize = 4;
 
-/// Reads the tree of a folder. Its hash, its JSON and its names are checked before anything is returned.
+/// Reads the tree of a folder. Hash, JSON and names are verified before anything is returned.
 pub fn read_tree(repo: &Repository, index: &Index, id: &Id) -> Result<Tree> {
     reader::from_any_location((repo, index), BlobKind::Tree, id, None, |location| {
         let opened = reader::fetch(repo, BlobKind::Tree, id, location)?;
@@ -27,7 +27,7 @@ pub fn read_tree(repo: &Repository, index: &Index, id: &Id) -> Result<Tree> {
     })
 }
 
-/// Parses what was fetched, perhaps compressed.
+/// Parses a tree that was read and unsealed, possibly still compressed.
 pub(super) fn parse_tree(packed: &[u8], id: &Id, location: &BlobLocation) -> Result<Tree> {
     let damaged = |flaw| reader::damaged(BlobKind::Tree, id, location, flaw);
     let wanted_bytes = u64::from(location.raw_length);
@@ -38,7 +38,7 @@ pub(super) fn parse_tree(packed: &[u8], id: &Id, location: &BlobLocation) -> Res
         })
     };
     let undecompressable = |_| damaged(Flaw::NotDecompressable);
-    // One byte more than there should be, to see that there is more.
+    // Read up to one byte more than expected, to detect a tree that is too long.
     let mut source = plain().map_err(undecompressable)?.take(wanted_bytes + 1);
     let read = match wanted_bytes >= READ_AHEAD_FROM {
         true => read_ahead(source, parse_and_hash),
@@ -53,7 +53,7 @@ pub(super) fn parse_tree(packed: &[u8], id: &Id, location: &BlobLocation) -> Res
     }
     let tree = match read.tree {
         Some(tree) => Ok(tree),
-        // It has another form; these are the bytes that were hashed.
+        // The tree has another form. These are the same bytes that were hashed.
         None => TreeJson::read(BufReader::with_capacity(1 << 16, plain().map_err(undecompressable)?)),
     };
     tree.map_err(|e| e.to_string())
@@ -61,7 +61,7 @@ pub(super) fn parse_tree(packed: &[u8], id: &Id, location: &BlobLocation) -> Res
         .map_err(|reason| Error::TreeMalformed { id: *id, reason })
 }
 
-/// What a source had.
+/// The result of reading a source.
 struct ReadTree {
     /// The tree, if it has the fixed form.
     tree: Option<TreeJson>,
@@ -80,7 +80,7 @@ fn parse_and_hash(source: &mut dyn Read) -> io::Result<ReadTree> {
     Ok(ReadTree { tree, length_bytes: source.count, hash: Id::from_bytes(source.hasher.finalize().into()) })
 }
 
-/// Whether this is the JSON of a tree that makes sense. Both parsers must agree where both can read it.
+/// Returns whether this is the JSON of a valid tree. Panics if the parsers disagree about a tree in the fixed form.
 #[cfg(any(test, feature = "testing"))]
 pub(in crate::repo) fn is_readable(json: &[u8]) -> bool {
     let general = TreeJson::read(json).ok().map(TreeJson::check);
@@ -94,7 +94,7 @@ struct HashingReader<R> {
     inner: R,
     hasher: Sha256,
     count: u64,
-    /// Whether an error came; whoever parses may have taken it for another form.
+    /// Whether a read failed, which the parser may have mistaken for another form.
     failed: bool,
 }
 
@@ -107,11 +107,11 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-/// Has a thread read ahead of `work`.
+/// Runs `work` on a source that another thread reads ahead.
 fn read_ahead<T>(source: impl Read + Send, work: impl FnOnce(&mut dyn Read) -> T) -> T {
     let (ready, blocks) = bounded::<io::Result<Vec<u8>>>(BLOCKS);
     let source = &Mutex::new(source);
-    // It owns its end of the channel: after the last block, the other end sees that nothing follows.
+    // The closure owns the sender: after the last block, the receiver sees that the channel is closed.
     let read = move || {
         let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -125,12 +125,12 @@ fn read_ahead<T>(source: impl Read + Send, work: impl FnOnce(&mut dyn Read) -> T
     };
     thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, read) {
         Ok(_) => work(&mut BlocksAhead { blocks, current: Cursor::default() }),
-        // The system has no thread for this.
+        // The system cannot start another thread.
         Err(_) => work(&mut *source.lock().unwrap_or_else(PoisonError::into_inner)),
     })
 }
 
-/// The other end: what was read ahead.
+/// The receiving end of the blocks that are read ahead.
 struct BlocksAhead {
     blocks: Receiver<io::Result<Vec<u8>>>,
     current: Cursor<Vec<u8>>,
@@ -139,7 +139,7 @@ struct BlocksAhead {
 impl Read for BlocksAhead {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.current.position() == self.current.get_ref().len() as u64 {
-            // Whoever reads ahead ends with an empty block.
+            // The reading thread sends an empty block at the end.
             self.current = Cursor::new(self.blocks.recv().unwrap_or_else(|_| Ok(Vec::new()))?);
         }
         self.current.read(buffer)

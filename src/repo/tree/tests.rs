@@ -1,4 +1,4 @@
-//! Both ways of a tree, and both parsers.
+//! Tests of reading and writing trees, with both parsers.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -48,7 +48,7 @@ fn fields_stand_in_restics_order() {
 
 #[test]
 fn names_are_quoted_as_go_does() {
-    // Both sides as restic 0.14 wrote them.
+    // Both sides as written by restic 0.14.
     for (name, quoted) in [
         (&b"q\"u'o\\te"[..], "q\\\"u'o\\\\te"),
         (b"new\nline", "new\\nline"),
@@ -157,18 +157,18 @@ proptest! {
         let fixed = fixed_form::parse(&json[..]).map(TreeJson::check);
         prop_assert_eq!(fixed, Some(Ok(Tree { nodes })), "what is written has the fixed form");
         for (place, text, removed) in changes {
-            // Rather in what is no list of blobs.
+            // Prefer places outside lists of blobs.
             let at = place.index(json.len());
             let at = json[..at].iter().rposition(|byte| b",:".contains(byte)).unwrap_or(at);
             let end = (at + removed).min(json.len());
             json.splice(at..end, text.iter().copied());
-            // It compares both.
+            // This compares both parsers.
             is_readable(&json);
         }
     }
 }
 
-/// The list of blobs of a disk of 200 GB with data and holes: 12 MB of JSON.
+/// A list of the blobs of a 200 GB disk with data and holes: 12 MB of JSON.
 fn large() -> String {
     let mut content = Content::new();
     for number in 0..60_000u32 {

@@ -11,14 +11,14 @@ use crate::repo::{BlobKind, Content, Error, Id, Result, Writer, time};
 const BEGINNING: &[u8] = b"{\"nodes\":[";
 const END: &[u8] = b"]}\n";
 
-/// Stores the tree of a folder. The nodes must stand in ascending order of their names (by bytes).
+/// Stores the tree of a folder. The nodes must be in ascending order of their names (by bytes).
 pub fn write_tree(writer: &Writer, nodes: &[Node]) -> Result<Id> {
     check_nodes(nodes)?;
     writer.put_stream(BlobKind::Tree, |out| write_json(nodes, out)).map(|stored| stored.id)
 }
 
-/// Stores the tree of a folder with one file, for its owner's eyes only. `blobs` lists the blobs of the file, each with
-/// how often it comes in a row: several times, and the same each time.
+/// Stores the tree of a folder with one file that only its owner may read. `blobs` returns the blobs of the file with
+/// the lengths of runs. It is called several times, and must return the same each time.
 pub(crate) fn write_tree_of_file<I: Iterator<Item = (Id, u64)>>(
     writer: &Writer,
     (name, time): (&str, DateTime<FixedOffset>),
@@ -72,7 +72,7 @@ fn write_node(node: &Node, out: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-/// What an entry has before what it holds.
+/// Writes an entry up to its contents.
 fn write_head(node: &Node, out: &mut dyn Write) -> io::Result<()> {
     let metadata = &node.metadata;
     let (kind, go_mode) = match node.kind {
