@@ -1,29 +1,29 @@
-//! What was tried with a file or folder of a repository.
+//! The actions on files and folders of a repository that errors name.
 
 use std::fmt;
 
-/// What was tried: the verb of a message, and what the message's reader may have to do.
+/// An action that failed: the verb of a message, which also decides what the user may have to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileAction {
-    /// The folder of the repository was looked for.
+    /// Locating the folder of the repository.
     Find,
-    /// The names in a folder.
+    /// Listing a folder.
     List,
-    /// A file or its size.
+    /// Reading a file or its size.
     Read,
-    /// A new or another content.
+    /// Writing a file.
     Write,
-    /// A folder.
+    /// Creating a folder.
     Create,
-    /// A file.
+    /// Removing a file.
     Remove,
-    /// Making it durable.
+    /// Making a change durable.
     Sync,
-    /// What a place is, or how much room it has.
+    /// Querying the properties of the storage, or its free space.
     Examine,
-    /// Writing and reading to see how fast that is.
+    /// Measuring the speed of writes and reads.
     Measure,
-    /// A key into a server's list of those it lets in.
+    /// Adding a key to a server's `authorized_keys`.
     AddKey,
     /// Any of these, in a test.
     Reach,

@@ -1,7 +1,7 @@
-//! A decorator that uploads no faster than a limit.
+//! A decorator that limits the upload rate.
 //!
-//! It stands *below* [`super::RetryStorage`], so that what has to be sent again is limited as well. Reading is not
-//! limited: what a backup reads from a repository is little.
+//! It belongs *below* [`super::RetryStorage`], so that retransmissions are limited as well. Reads are not limited: a
+//! backup reads little from a repository.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use super::{FileInfo, FileKind, Gate, Result, Storage, Transit};
 use crate::rate_limiter::RateLimiter;
 
-/// However low the limit, whoever has a gate is asked about this often.
+/// However low the limit, the caller's gate is called at least once for this many bytes.
 const STEP_BYTES: usize = 16 << 10;
 
-/// Writes no faster than a limit.
+/// A storage with a limited upload rate.
 #[derive(Debug)]
 pub struct LimitStorage {
     inner: Arc<dyn Storage>,
@@ -20,7 +20,7 @@ pub struct LimitStorage {
 }
 
 impl LimitStorage {
-    /// What is written to `inner` keeps to `upload`.
+    /// Limits uploads to `inner` by `upload`.
     pub fn new(inner: Arc<dyn Storage>, upload: Arc<RateLimiter>) -> Self {
         LimitStorage { inner, upload }
     }

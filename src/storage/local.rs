@@ -1,12 +1,12 @@
-//! A repository in a folder of this machine.
+//! A repository in a folder of this host.
 //!
-//! A file is written under a temporary name beside its place, synced, renamed, and its folder synced: a reader sees all
-//! of it or nothing, and so does whoever comes after a power cut. The temporary name contains `-tmp-`, as restic's
-//! does; such files are never listed. A killed writer leaves one behind: the next writer removes those that are older
-//! than a day from each folder that it writes to.
+//! A file is written under a temporary name in the same folder, synced, renamed, and its folder synced: a reader sees
+//! all of it or nothing, even after a power failure. The temporary name contains `-tmp-`, as in restic; such files are
+//! never listed. A killed writer leaves one behind; later writers remove those that are older than a day from each
+//! folder that they write to.
 //!
-//! Folders are mode 0700, files 0600. The root folder is only ever made by [`Storage::create_layout`], never by a
-//! write: where a disk is not mounted, nothing must be written to the empty mount point.
+//! Folders have mode 0700, files 0600. The root folder is created only by [`Storage::create_layout`], never by a write:
+//! when a disk is not mounted, nothing must be written to the empty mount point.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,19 +20,19 @@ use super::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use crate::atomic_file;
 use crate::direct_file::{self, DirectFile};
 
-/// What a temporary name contains.
+/// The part of a name that marks a temporary file.
 const TEMPORARY_MARK: &str = "-tmp-";
-/// How much is written between two looks at a rate limit.
+/// The number of bytes between two calls of the gate.
 const PIECE_BYTES: usize = 256 << 10;
-/// What is written at once; a file from this size on is written past the page cache.
+/// The size of a single write. Files of at least this size bypass the page cache.
 const WRITE_BYTES: usize = 8 * PIECE_BYTES;
-/// A range from this length on, which is of several chunks of the usual size and wanted once, is read past the page
-/// cache.
+/// Reads of at least this length bypass the page cache: they span several chunks of the usual size, and are not
+/// repeated.
 const DIRECT_READ_BYTES: usize = (1 << 20) + (64 << 10);
-/// File systems of this host's own disks, as statfs(2) numbers them: ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS and
-/// tmpfs. A network's or a user's file system may remember listings for a while.
+/// The file systems of local disks, by their numbers in statfs(2): ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS and
+/// tmpfs. A network or FUSE file system may cache listings for a while.
 const OF_OWN_DISKS: [i64; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1, 0x0102_1994];
-/// A temporary file of this age has no living writer.
+/// A temporary file older than this has no active writer.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A folder on a local (or mounted) file system.
@@ -44,12 +44,12 @@ pub struct LocalStorage {
 }
 
 impl LocalStorage {
-    /// The repository in `root`, which need not exist yet.
+    /// Opens the repository in `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         LocalStorage { root: root.into(), swept: Mutex::default() }
     }
 
-    /// The folder that the repository is in.
+    /// Returns the folder of the repository.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -87,7 +87,7 @@ impl LocalStorage {
         }
     }
 
-    /// Makes one folder; that it is there already is fine.
+    /// Creates a folder unless it exists.
     fn create_folder(&self, path: &Path) -> Result<()> {
         match DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(self.io_error(FileAction::Create, path, e)),
@@ -98,7 +98,7 @@ impl LocalStorage {
     fn open_temporary(&self, folder: &Path, path: &Path) -> io::Result<File> {
         let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         match open() {
-            // A folder below the root that some copying tool left out.
+            // A folder below the root is missing; a tool that copied the repository left it out.
             Err(e) if e.kind() == ErrorKind::NotFound && self.root.is_dir() => {
                 for missing in [folder.parent(), Some(folder)].into_iter().flatten() {
                     if missing.starts_with(&self.root) && !missing.is_dir() {
@@ -112,7 +112,7 @@ impl LocalStorage {
         }
     }
 
-    /// Removes what killed writers left in `folder`, once for each folder; failing to do so harms nobody.
+    /// Removes temporary files of killed writers from `folder`, once per folder. Failures are harmless.
     fn sweep(&self, folder: &Path) {
         let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
         if !swept.insert(folder.to_owned()) {
@@ -134,7 +134,7 @@ impl LocalStorage {
 
     fn list_folder(&self, folder: &Path, found: &mut Vec<FileInfo>) -> Result<()> {
         let fail = |e: io::Error| match e.kind() {
-            // Not a part of it: all of it.
+            // The root is missing, not just a part of the repository.
             ErrorKind::NotFound if !self.root.is_dir() => self.io_error(FileAction::Find, &self.root, e),
             _ => self.io_error(FileAction::List, folder, e),
         };
@@ -147,7 +147,7 @@ impl LocalStorage {
                 continue;
             }
             let metadata = match fs::metadata(entry.path()) {
-                // Removed since, by a prune or an unlock.
+                // Removed meanwhile, by a prune or an unlock.
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 other => other.map_err(|e| self.io_error(FileAction::Read, &entry.path(), e))?,
             };
@@ -244,7 +244,7 @@ impl Storage for LocalStorage {
             wanted_bytes: offset.saturating_add(length as u64),
         };
         let mut file = atomic_file::open(&path).map_err(fail)?;
-        // Asked first, so that a wild length out of a damaged index cannot make us allocate it.
+        // Check the size first, so that a wrong length from a damaged index is not allocated.
         let size_bytes = file.metadata().map_err(fail)?.len();
         if offset.saturating_add(length as u64) > size_bytes {
             return Err(too_short());
@@ -288,7 +288,7 @@ impl Storage for LocalStorage {
             }
             file.file().sync_all()?;
             drop(file);
-            // That took its time too.
+            // The sync took time, so the program may have been stopped meanwhile.
             if !gate(0) {
                 return Ok(false);
             }
@@ -331,7 +331,7 @@ impl Storage for LocalStorage {
         let aside = temporary_beside(&path);
         let fail = |error| self.error(FileAction::Remove, kind, name, &path, error);
         fs::rename(&path, &aside).map_err(fail)?;
-        // Nobody can change what is there now: it is that, and not what was there a moment ago, that is compared.
+        // Nobody writes to the file under its new name, so the contents that are compared are those that are removed.
         let found = fs::read(&aside).map_err(fail)?;
         let is_it = found == contents;
         if !is_it {
@@ -352,7 +352,7 @@ impl Storage for LocalStorage {
 
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
         let folder = self.folder(kind, name);
-        // A folder of packs may be new itself.
+        // The folder of a pack may be new itself.
         let above = folder.parent().filter(|_| kind == FileKind::Pack);
         for folder in [Some(folder.as_path()), above].into_iter().flatten() {
             match atomic_file::sync_folder(folder) {
@@ -386,12 +386,13 @@ impl Storage for LocalStorage {
     }
 }
 
-/// Whether a file system is on a disk of this host. A network's shows files late, and is faster through the page cache.
+/// Returns whether a file system is on a local disk. Network file systems show new files late, and are faster through
+/// the page cache.
 fn is_own_disk(found: rustix::fs::StatFs) -> bool {
     OF_OWN_DISKS.contains(&found.f_type)
 }
 
-/// `name-tmp-1f9c…` in the same folder.
+/// Returns a path like `name-tmp-1f9c…` in the same folder.
 fn temporary_beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!("{TEMPORARY_MARK}{:016x}", rand::random::<u64>()));

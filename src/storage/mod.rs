@@ -1,8 +1,8 @@
-//! Where the files of a repository live.
+//! Storage for the files of a repository.
 //!
-//! A repository is a handful of folders of immutable files. [`Storage`] is all that the layers above know of the place:
-//! it is small on purpose, so that a decorator (retry, limit) or a test (record, delay, corrupt) can stand in between.
-//! Every implementation and every decorator passes the same conformance suite.
+//! A repository consists of a few folders of immutable files. [`Storage`] is the whole interface to the layers above.
+//! It is small on purpose, so that a decorator (retry, limit) or a test (record, delay, corrupt) can be inserted. Every
+//! implementation and every decorator passes the same conformance suite.
 
 mod action;
 pub mod http;
@@ -27,11 +27,11 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-/// What kind of file: decides the folder. The names on disk are restic's
-/// (`doc/design.rst`, "Repository Format").
+/// The kind of a file, which determines its folder. The names on disk are restic's (`doc/design.rst`, "Repository
+/// Format").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileKind {
-    /// `config`, the one file that has no name of its own.
+    /// `config`, the only file without a name.
     Config,
     /// `keys/<id>`
     Key,
@@ -46,11 +46,11 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// Every kind, `Config` first.
+    /// All kinds, `Config` first.
     pub const ALL: [FileKind; 6] =
         [FileKind::Config, FileKind::Key, FileKind::Lock, FileKind::Snapshot, FileKind::Index, FileKind::Pack];
 
-    /// The folder that holds files of this kind (for [`FileKind::Config`] the file itself).
+    /// Returns the folder of files of this kind (for [`FileKind::Config`] the file itself).
     pub fn folder(self) -> &'static str {
         match self {
             FileKind::Config => "config",
@@ -62,14 +62,14 @@ impl FileKind {
         }
     }
 
-    /// A file of this kind that is longer is none of a repository: whoever has damaged it, or a server that makes it
-    /// up, must not fill our memory. Lists of a million blobs and snapshots with thousands of paths are far shorter.
+    /// Returns the maximum length of a file of this kind. A longer one is damaged, or made up by a malicious server,
+    /// and must not fill our memory. Indexes of a million blobs and snapshots with thousands of paths are far shorter.
     pub(crate) fn longest_bytes(self) -> u64 {
         match self {
             FileKind::Config | FileKind::Key | FileKind::Lock => 64 << 10,
             FileKind::Snapshot => 64 << 20,
             FileKind::Index => 512 << 20,
-            // Offsets in it have 32 bits.
+            // Offsets in a pack have 32 bits.
             FileKind::Pack => 1 << 32,
         }
     }
@@ -88,20 +88,20 @@ impl fmt::Display for FileKind {
     }
 }
 
-/// A file as [`Storage::list`] found it.
+/// A file in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileInfo {
-    /// The file's name without its folder: 64 hex digits in a healthy repository.
+    /// The file's name without its folder: 64 hex digits in an undamaged repository.
     pub name: String,
-    /// As stored: encrypted, and compressed where it is.
+    /// The stored size, of encrypted and possibly compressed data.
     pub size_bytes: u64,
 }
 
-/// What can go wrong with one file, or with the place as a whole.
+/// An error about one file, or about the storage as a whole.
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address that means no place.
+    /// The address is invalid.
     #[error("{url:?} is not a valid repository address: {reason}")]
     BadUrl {
         /// The address, without a password.
@@ -112,57 +112,57 @@ pub enum Error {
     #[error("{kind} {name} does not exist in {url}")]
     NotFound {
         url: String,
-        /// What was asked for.
+        /// The kind of file.
         kind: FileKind,
         name: String,
     },
-    /// A file was to be created, and one of that name exists.
+    /// A file was to be created exclusively, but exists.
     #[error("{kind} {name} exists in {url}")]
     Exists {
         url: String,
-        /// What was to be created.
+        /// The kind of file.
         kind: FileKind,
         name: String,
     },
-    /// The file is shorter than what was asked of it.
+    /// The file ends before the requested range does.
     #[error("{kind} {name} in {url} ends before byte {wanted_bytes}")]
     TooShort {
         url: String,
         kind: FileKind,
         name: String,
-        /// Where the read should have ended.
+        /// The end of the requested range.
         wanted_bytes: u64,
     },
-    /// The file is longer than any of its kind ([`FileKind::longest_bytes`]).
+    /// The file is longer than any valid one of its kind ([`FileKind::longest_bytes`]).
     #[error("{kind} {name} in {url} is longer than {longest_bytes} bytes")]
     TooLong {
         url: String,
-        /// What was to be read.
+        /// The kind of file.
         kind: FileKind,
         name: String,
-        /// What it may have at most.
+        /// The maximum length.
         longest_bytes: u64,
     },
-    /// The place is full, or the user's share of it.
+    /// The storage is full, or the user's quota is exceeded.
     #[error("{} for {} in {url}", shortage(source), path.display())]
     NoSpace {
         url: String,
         /// The file that did not fit.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The server that the place is on, or the way to it.
+    /// The SSH server or the connection to it failed.
     #[error("{source}")]
     Server { url: String, source: Box<sftp::Error> },
-    /// The same for a server that speaks HTTP, or what it refused.
+    /// The same for a server over HTTP, including its refusals.
     #[error("{source}")]
     Http {
-        /// The repository's address.
+        /// The address of the repository.
         url: String,
         source: Box<http::Error>,
     },
-    /// A call failed, of this host's system or of the server's.
+    /// A system call failed, on this host or on the server.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         action: FileAction,
@@ -170,31 +170,31 @@ pub enum Error {
         path: PathBuf,
         source: std::io::Error,
     },
-    /// The connection stayed bad.
+    /// The connection did not recover within the time for retries.
     #[error("{source}{}", given_up(*after))]
     GaveUp {
-        /// What the last try came to.
+        /// The error of the last attempt.
         source: Box<Error>,
         /// How long it was tried.
         after: Duration,
     },
-    /// Told to stop while waiting to try again.
+    /// The program was interrupted while waiting for a retry.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// A file of this kind must not be so long.
+    /// Returns the error for a file that is too long for its kind.
     pub(in crate::storage) fn too_long(url: String, kind: FileKind, name: &str) -> Error {
         Error::TooLong { url, kind, name: name.to_owned(), longest_bytes: kind.longest_bytes() }
     }
 
-    /// Whether the file was simply not there.
+    /// Returns whether the file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::NotFound { .. })
     }
 
-    /// Whether the place could not be reached, so that nothing is known of its files.
+    /// Returns whether the storage was unreachable, so that nothing is known about its files.
     pub(crate) fn is_unreachable(&self) -> bool {
         match self {
             Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted => true,
@@ -203,7 +203,7 @@ impl Error {
         }
     }
 
-    /// Whether this may come of a request or an answer that was changed on the way.
+    /// Returns whether a request or response that was altered in transit may have caused this.
     pub(in crate::storage) fn is_doubtful(&self, transit: Transit) -> bool {
         match self {
             Error::Http { source, .. } => match transit {
@@ -214,17 +214,17 @@ impl Error {
         }
     }
 
-    /// Whether the server does not let us do it.
+    /// Returns whether the server denied the request.
     fn is_denial(&self) -> bool {
         matches!(self, Error::Http { source, .. } if source.is_denial())
     }
 
-    /// Whether the same call may succeed a moment later: a connection that was lost, a server that was busy.
+    /// Returns whether a retry may succeed a moment later, because a connection was lost or a server was busy.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Server { source, .. } => source.is_transient(),
             Error::Http { source, .. } => source.is_transient(),
-            // A mounted file system of a server has such errors too.
+            // A mounted network file system has such errors, too.
             Error::Io { source, .. } => matches!(
                 source.kind(),
                 ErrorKind::ConnectionRefused
@@ -251,7 +251,7 @@ impl Error {
     }
 }
 
-/// How long it was tried; nothing where the first try was the only one.
+/// Formats how long it was tried; empty if there was only one attempt.
 fn given_up(after: Duration) -> String {
     match after.as_secs() {
         0 => String::new(),
@@ -259,78 +259,78 @@ fn given_up(after: Duration) -> String {
     }
 }
 
-/// What there is none of: the file system may have room that the user may not have.
+/// Returns which resource is exhausted: the user's quota, or the space of the file system.
 fn shortage(source: &std::io::Error) -> &'static str {
     if source.kind() == ErrorKind::QuotaExceeded { "disk quota exceeded" } else { "no space left" }
 }
 
-/// What lies between this host and a place.
+/// The path between this host and a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transit {
-    /// Nothing: the place is a folder of this host.
+    /// The storage is a folder of this host.
     Local,
-    /// A network, on which nothing can be changed without being noticed.
+    /// A network with a protocol that detects alterations.
     Protected,
-    /// A network on which anything can be changed: HTTP without TLS.
+    /// A network without such a protocol: HTTP without TLS.
     Unprotected,
 }
 
 /// The result of a call on a [`Storage`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Called before this number of bytes is written: whether they may be.
+/// Called before this number of bytes is written. Returns whether to continue.
 pub(crate) type Gate<'a> = &'a (dyn Fn(usize) -> bool + Sync);
 
-/// A place for repository files. All calls may come from several threads at once.
+/// A storage for repository files. All methods may be called by several threads at once.
 pub trait Storage: Send + Sync + fmt::Debug {
-    /// The repository's address as a user would write it, without any secret.
+    /// Returns the repository's address as a user would write it, without secrets.
     fn url(&self) -> String;
 
-    /// Makes the folders of an empty repository; what is there already stays.
+    /// Creates the folders of an empty repository. Existing ones are kept.
     fn create_layout(&self) -> Result<()>;
 
-    /// The files of one kind, in no order. Temporary files of unfinished writes are not listed.
+    /// Lists the files of one kind, in no particular order, without temporary files of unfinished writes.
     ///
-    /// A folder that is missing is an error, for it says more than "no files"; only `locks`, which tools that copy
-    /// repositories leave out when it is empty, then counts as empty.
+    /// A missing folder is an error, because it means more than "no files". The exception is `locks`, which tools that
+    /// copy repositories leave out when it is empty: it is then considered empty.
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>>;
 
-    /// Whether [`Storage::list_several`] takes no longer than one list.
+    /// Returns whether [`Storage::list_several`] takes no longer than one listing.
     fn lists_several_at_once(&self) -> bool {
         false
     }
 
-    /// As [`Storage::list`] for several kinds, none of them packs.
+    /// Like [`Storage::list`], for several kinds except packs.
     fn list_several(&self, kinds: &[FileKind]) -> Result<Vec<Vec<FileInfo>>> {
         kinds.iter().map(|kind| self.list(*kind)).collect()
     }
 
-    /// The config, and such lists beside it. What is wrong with the config comes first.
+    /// Reads the config and lists files of these kinds. An error of the config takes precedence.
     fn read_config_and_list(&self, kinds: &[FileKind]) -> Result<(Vec<u8>, Vec<Vec<FileInfo>>)> {
         Ok((self.read(FileKind::Config, "")?, self.list_several(kinds)?))
     }
 
-    /// The size of one file, or [`Error::NotFound`].
+    /// Returns the size of a file, or [`Error::NotFound`].
     fn size(&self, kind: FileKind, name: &str) -> Result<u64>;
 
-    /// When a file was last written, by the clock of this host; none where the place has a clock of its own.
+    /// Returns when a file was last written, by the clock of this host, or `None` if the storage has its own clock.
     fn modified_at(&self, _kind: FileKind, _name: &str) -> Result<Option<SystemTime>> {
         Ok(None)
     }
 
-    /// A whole file; one that is longer than any of its kind is [`Error::TooLong`].
+    /// Reads a whole file. Returns [`Error::TooLong`] if it is longer than any valid one of its kind.
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>>;
 
-    /// `length` bytes from `offset`; fewer than that is [`Error::TooShort`].
+    /// Reads `length` bytes from `offset`. Returns [`Error::TooShort`] if the file ends before that.
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>>;
 
-    /// Writes a file that is complete and durable (synced, renamed, folder synced) when the call returns, and not
-    /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
+    /// Writes a file. It is complete and durable (synced, renamed, folder synced) when the call returns, and not
+    /// visible under its name before. An existing file is replaced: names are hashes of the contents.
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
 
-    /// The same through a gate, which is asked before each piece of that many bytes goes out, and may take its time.
-    /// Before the file gets its name it is asked once more, about nothing. Where it says no, writing ends with
-    /// [`Error::Interrupted`]. A place that can only write in one go asks once.
+    /// Like [`Storage::write`], but calls `gate` before each piece is sent, which may block, and with 0 before the file
+    /// becomes visible. If it returns `false`, the write ends with [`Error::Interrupted`]. A storage that can only
+    /// write in one piece calls it once.
     fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
         match gate(contents.len()) {
             true => self.write(kind, name, contents),
@@ -338,8 +338,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
         }
     }
 
-    /// As [`Storage::write`], but fails with [`Error::Exists`] where the name is taken: of several creators exactly one
-    /// succeeds. Only where the file system has no hard links may a reader see the beginning of the file first.
+    /// Like [`Storage::write`], but fails with [`Error::Exists`] if the file exists: of several creators exactly one
+    /// succeeds. Only on a file system without hard links may a reader see an incomplete file.
     fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
 
     /// Removes a file if it has exactly these contents; otherwise it stays. Returns whether it was removed.
@@ -347,16 +347,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// The file may be absent for a moment while it is compared, so this is only for files that nobody needs yet.
     fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool>;
 
-    /// Removes a file, durably as it was written; one that is not there is [`Error::NotFound`].
+    /// Durably removes a file. Returns [`Error::NotFound`] if it does not exist.
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;
 
-    /// How many files are best removed by one call of [`Storage::remove_many`].
+    /// Returns the best number of files for one call of [`Storage::remove_many`].
     fn removal_batch(&self) -> usize {
         1
     }
 
-    /// Removes several files, as [`Storage::remove`] does; those that are not there are no error. Where it fails, some
-    /// of them may be gone.
+    /// Removes several files like [`Storage::remove`], ignoring missing ones. If it fails, some of them may be removed.
     fn remove_many(&self, kind: FileKind, names: &[String]) -> Result<()> {
         names.iter().try_for_each(|name| match self.remove(kind, name) {
             Err(error) if error.is_not_found() => Ok(()),
@@ -364,12 +363,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
         })
     }
 
-    /// Makes durable that a file of this name is there, or is not: the end of a write or of a removal, for one whose
-    /// end nobody heard of. (What is there under its name has durable contents already.)
+    /// Makes the existence or removal of a file durable, after a write or removal whose result is unknown. (If the file
+    /// exists, its contents are already durable.)
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()>;
 
-    /// Removes what killed writers left behind: unfinished files that no living writer can have. It never removes a
-    /// file that [`Storage::list`] lists. A place that leaves nothing behind has nothing to do.
+    /// Removes the remains of killed writers: unfinished files that cannot have an active writer. Never removes a file
+    /// that [`Storage::list`] returns. A storage without such remains does nothing.
     fn remove_leftovers(&self) -> Result<()> {
         Ok(())
     }
@@ -377,48 +376,50 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Announces the number of files that will soon be read or written at once, so that the storage can prepare for it.
     fn warm_up(&self, _files: usize) {}
 
-    /// How many files are best read or written at the same time: over a distance more than on a disk.
+    /// Returns the best number of files to read or write in parallel. It is larger for a remote storage than for a
+    /// disk.
     fn parallel(&self) -> usize {
         2
     }
 
-    /// Whether whoever lists a folder sees each file whose write or removal has returned, whoever wrote it.
+    /// Returns whether a listing contains every file whose write has returned, and none whose removal has, by any
+    /// process.
     fn sees_writes_at_once(&self) -> bool {
         false
     }
 
-    /// What lies between here and the place.
+    /// Returns the path between this host and the storage.
     fn transit(&self) -> Transit {
         Transit::Local
     }
 
-    /// Whether the place holds other things, and neither a repository nor the remains of one. Only a server's folder is
-    /// ever looked at so.
+    /// Returns whether the place contains other things, but neither a repository nor the remains of one. Only a
+    /// server's folder is ever checked for this.
     fn is_taken(&self) -> Result<bool> {
         Ok(false)
     }
 
-    /// How long a file stays locked from its writing on, if that is asked for: nobody can remove or change it then.
+    /// Returns how long new files are locked against removal and changes, if that is configured.
     fn lock_period(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether the place can lock files.
+    /// Returns whether the storage can lock files.
     fn can_lock(&self) -> Result<bool> {
         Ok(false)
     }
 
-    /// Until when nobody can remove or change a file; none if anybody can.
+    /// Returns until when a file is locked against removal and changes, or `None` if it is not.
     fn locked_until(&self, _kind: FileKind, _name: &str) -> Result<Option<SystemTime>> {
         Ok(None)
     }
 
-    /// Locks a file as if it were written now, unless it stays locked for half of [`Storage::lock_period`] in any case.
-    /// Returns until when it is locked.
+    /// Extends a file's lock to [`Storage::lock_period`] from now, unless at least half of that period is left. Returns
+    /// until when it is locked.
     fn extend_lock(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
         self.locked_until(kind, name)
     }
 
-    /// Room left for new files, if the place can tell.
+    /// Returns the free space for new files, if the storage reports it.
     fn free_bytes(&self) -> Result<Option<u64>>;
 }

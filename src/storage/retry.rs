@@ -1,23 +1,23 @@
-//! A decorator that tries again while the connection is bad.
+//! A decorator that retries calls while the connection is bad.
 //!
-//! Only errors that can pass are tried again ([`Error::is_transient`]), after pauses that grow and are never the same
-//! twice, until the time of its [`RetryPolicy`] is over or the stop flag is raised. What was cut may have been done all
-//! the same, so everything here may be done twice:
+//! Only transient errors ([`Error::is_transient`]) are retried, after growing pauses with jitter, until the time of the
+//! [`RetryPolicy`] is over or the stop flag is set. An interrupted call may have been executed, so every call here must
+//! be repeatable:
 //!
-//! | call | done twice |
+//! | call | when it is repeated |
 //! | --- | --- |
-//! | read, list, size, sync_folder, remove_leftovers, extend_lock | the same again |
-//! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written again |
-//! | create | a file that is there with these contents is ours, and only its folder is synced; any other is somebody else's |
-//! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
-//! | create_layout | what is there stays |
+//! | read, list, size, sync_folder, remove_leftovers, extend_lock | has no further effect |
+//! | write | a file with the whole length is complete, because it is not visible before, so only its folder is synced; otherwise it is written again |
+//! | create | a file with these contents is ours, so only its folder is synced; any other was created by another process |
+//! | remove, remove_exact | a missing file was removed, so only its folder is synced |
+//! | create_layout | existing folders are kept |
 //!
-//! Over a network that may change what passes (HTTP without TLS), more errors can pass: an answer that makes no sense,
-//! a signature or a login that is refused, a file that is not there. They are tried once more, those that no right
-//! request gets from a server that answered before a few times more; and lists are asked for until two are the same.
+//! On a network that may alter data (HTTP without TLS), more errors may be transient: an invalid response, a refused
+//! signature or login, a missing file. They are retried once, and those that a server which answered before never
+//! returns for a valid request a few more times. Listings are repeated until two are equal.
 //!
-//! A storage that answered before is retried for longer than one that has not answered yet, or that did not answer
-//! within its time: a wrong address, or a server that is gone, should not take forever.
+//! A storage that answered before is retried for longer than one that has not answered yet, or whose last call got no
+//! answer in time: a wrong address, or a server that is gone, should not take forever.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -29,25 +29,25 @@ use backon::{BlockingRetryable, ExponentialBuilder};
 
 use super::{Error, FileInfo, FileKind, Gate, Result, Storage, Transit};
 
-/// Nobody waits longer than this without a look at the stop flag.
+/// The interval at which waits check the stop flag.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How often what a changed request would explain is tried again with a place that answered before.
+/// The number of retries of an error that an altered request would explain, if the storage answered before.
 const MOST_DOUBTS: u32 = 4;
 
-/// How often a list is asked for until it comes twice the same; a busy repository changes meanwhile.
+/// The maximum number of listings until two are equal. In a busy repository they keep changing.
 const MOST_LISTS: usize = 4;
 
-/// How long to try.
+/// How long to retry.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
     /// With a place that answered before.
     pub known: Duration,
     /// With a place that has not answered yet.
     pub unknown: Duration,
-    /// The first pause, about; each further one is about twice as long.
+    /// The approximate first pause; each further one is about twice as long.
     pub shortest_pause: Duration,
-    /// No pause is longer.
+    /// The longest pause.
     pub longest_pause: Duration,
 }
 
@@ -62,23 +62,23 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Tries again.
+/// A storage whose calls are retried.
 #[derive(Debug)]
 pub struct RetryStorage {
     inner: Arc<dyn Storage>,
     policy: RetryPolicy,
     stop: Arc<AtomicBool>,
-    /// Whether the last call was answered.
+    /// Whether the last call got an answer.
     answers: AtomicBool,
 }
 
 impl RetryStorage {
-    /// Calls `inner` again where that helps; raising `stop` ends it with [`Error::Interrupted`].
+    /// Retries calls on `inner`. Setting `stop` ends this with [`Error::Interrupted`].
     pub fn new(inner: Arc<dyn Storage>, policy: RetryPolicy, stop: Arc<AtomicBool>) -> Self {
         RetryStorage { inner, policy, stop, answers: AtomicBool::new(false) }
     }
 
-    /// Calls until there is an answer; `call` gets whether it was called before.
+    /// Calls until there is an answer. The argument of `call` says whether it was called before.
     fn persist<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
         let RetryPolicy { known, unknown, shortest_pause, longest_pause } = self.policy;
         let (began, mut tries, doubts) = (Instant::now(), 0, Cell::new(0));
@@ -121,10 +121,10 @@ impl RetryStorage {
                 self.answers.store(false, Ordering::Relaxed);
                 Err(Error::GaveUp { source: Box::new(error), after: began.elapsed() })
             }
-            // The next one is not to be tried for longer because of it.
+            // Do not extend the retries of the next call because of this answer.
             Err(error) if error.is_doubtful(transit) => Err(error),
             answer => {
-                // «No» is an answer too.
+                // A refusal is an answer, too.
                 self.answers.store(true, Ordering::Relaxed);
                 answer
             }
@@ -135,7 +135,8 @@ impl RetryStorage {
         self.inner.transit() == Transit::Unprotected
     }
 
-    /// The same for a call about one file: that it is not there may be said of another one, whose name arrived.
+    /// Like [`RetryStorage::persist`], for a call about one file. On a network that may alter data, "not found" may
+    /// refer to an altered name.
     fn persist_about_file<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
         self.persist(|again| match call(again) {
             Err(error) if error.is_not_found() && self.is_unprotected() => call(again),
@@ -143,7 +144,7 @@ impl RetryStorage {
         })
     }
 
-    /// A list that came twice the same.
+    /// Lists files until two listings are equal.
     fn confirmed_list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
         let list = || -> Result<Vec<FileInfo>> {
             let mut files = self.persist(|_| self.inner.list(kind))?;
@@ -228,7 +229,7 @@ impl Storage for RetryStorage {
 
     fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
         self.persist_about_file(|again| {
-            // The config's name says nothing of its content.
+            // The name of the config is not a hash of its contents.
             let is_whole = again
                 && kind != FileKind::Config
                 && match self.inner.size(kind, name) {
@@ -238,14 +239,14 @@ impl Storage for RetryStorage {
             if !is_whole {
                 self.inner.write_gated(kind, name, contents, gate)?;
             }
-            // What was cut may have made the file, or its folder, and not have come to that.
+            // The interrupted call may have created the file, or its folder, without reaching the sync.
             if again { self.inner.sync_folder(kind, name) } else { Ok(()) }
         })
     }
 
     fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
         self.persist_about_file(|again| match self.inner.create(kind, name, contents) {
-            // What was cut may have made it.
+            // The interrupted call may have created it.
             Err(exists @ Error::Exists { .. }) if again => match self.inner.read(kind, name) {
                 Ok(there) if there == contents => self.inner.sync_folder(kind, name),
                 Ok(_) => Err(exists),
@@ -276,7 +277,7 @@ impl Storage for RetryStorage {
 
     fn remove_many(&self, kind: FileKind, names: &[String]) -> Result<()> {
         match names {
-            // Whether it is gone for good is looked after.
+            // A single removal is retried with a check that it is durable.
             [name] => match self.remove(kind, name) {
                 Err(error) if error.is_not_found() => Ok(()),
                 result => result,

@@ -1,4 +1,4 @@
-//! A repository's address, as users write it.
+//! Repository addresses.
 
 use super::http::HttpContext;
 use super::rest::{RestAddress, RestStorage};
@@ -8,7 +8,7 @@ use super::{Error, LocalStorage, Result, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How to reach servers, by SSH and by HTTP.
+/// How to reach servers, over SSH and HTTP.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessContext {
     pub(crate) ssh: SshContext,
@@ -16,7 +16,7 @@ pub(crate) struct AccessContext {
     pub(crate) s3: S3Options,
 }
 
-/// The place that an address means: a folder of this host, or of a server. Nothing is connected yet.
+/// Opens the storage at an address: a folder of this host, or of a server. Does not connect yet.
 pub(crate) fn open(url: &str, access: &AccessContext) -> Result<Arc<dyn Storage>> {
     let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
     if url.is_empty() {
@@ -46,7 +46,7 @@ pub(crate) fn open(url: &str, access: &AccessContext) -> Result<Arc<dyn Storage>
         let failed = |error| Error::Http { url, source: Box::new(error) };
         return Ok(Arc::new(S3Storage::new(address, &access.s3, &access.http).map_err(failed)?));
     }
-    // restic's other backends begin with a word and a colon; a folder of that name can be written as ./word:…
+    // restic's other backends begin with a word and a colon. A folder with such a name can be written as ./word:…
     let folder = url.strip_prefix("local:").unwrap_or(url);
     if let Some((scheme, _)) = folder.split_once(':')
         && !scheme.is_empty()
@@ -59,11 +59,11 @@ pub(crate) fn open(url: &str, access: &AccessContext) -> Result<Arc<dyn Storage>
         )));
     }
     let path = std::path::absolute(Path::new(folder)).map_err(|error| bad(&error.to_string()))?;
-    // A shell that completes a name leaves a slash behind it: the history is to find the same place by either.
+    // Shell completion adds a trailing slash. Remove it, so that the history finds the same storage either way.
     Ok(Arc::new(LocalStorage::new(path.components().collect::<PathBuf>())))
 }
 
-/// The part before the `@` of `word://…@…/` or `sftp:…@…`.
+/// Returns the part before the `@` of `word://…@…/` or `sftp:…@…`.
 fn user_info(url: &str) -> Option<&str> {
     let rest = match url.split_once("://") {
         Some((_, rest)) => rest,
@@ -77,7 +77,7 @@ fn has_password(url: &str) -> bool {
     user_info(url).is_some_and(|user| user.contains(':'))
 }
 
-/// An address as an error may show it. In one that is wrong, the password may hold a slash or an `@`.
+/// Returns an address for an error message. If it is invalid, the password may contain a slash or an `@`.
 fn without_password(url: &str) -> String {
     let scheme = url.find("://").map(|at| at + 3).or_else(|| Some(url.find(':')? + 1)).unwrap_or_default();
     let (scheme, rest) = url.split_at(scheme);
@@ -122,7 +122,7 @@ mod tests {
             let error = open(url).unwrap_err().to_string();
             assert!(error.contains("password") && !error.contains("secret"), "{error}");
         }
-        // What ends at the slash is taken for a port that is none.
+        // The text up to the slash looks like an invalid port.
         let error = open("sftp://me:a/secret@host/path").unwrap_err().to_string();
         assert!(error.contains("sftp://me:***@host/path") && !error.contains("secret"), "{error}");
     }

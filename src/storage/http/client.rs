@@ -1,7 +1,7 @@
-//! Requests and answers.
+//! Requests and responses.
 //!
-//! Connections are kept and used again. No redirect is followed: a server that sends us elsewhere must not get our
-//! password there.
+//! Connections are kept alive and reused. Redirects are not followed, because a server must not be able to send our
+//! password elsewhere.
 
 use super::error::{Error, Result};
 use super::http_context::HttpContext;
@@ -18,43 +18,43 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, NativeTlsConnector};
 use ureq::{Agent, SendBody};
 
-/// What is written at once where a rate limit is kept.
+/// The size of the pieces in which an upload is rate-limited.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// What is read of an error's explanation.
+/// The maximum length of an error body that is read.
 const LONGEST_REASON_BYTES: u64 = 64 << 10;
 
-/// One server.
+/// A client of one server.
 #[derive(Debug)]
 pub(crate) struct HttpClient {
     agent: Agent,
-    /// `host:port`, as messages name it.
+    /// The server's name in messages: `host:port`, or the path of a socket.
     server: String,
-    /// The proxy that it is reached by, as messages name it.
+    /// The name of its proxy in messages.
     proxy: Option<String>,
     silence: std::time::Duration,
     stop: Arc<AtomicBool>,
-    /// How many requests of each method were made, for servers that charge for them.
+    /// The number of requests by method, for servers that charge for them.
     requests: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-/// What is asked. The headers hold a secret.
+/// A request. The headers contain a secret.
 pub(crate) struct Call<'a> {
     pub(crate) method: &'static str,
     pub(crate) url: &'a str,
     pub(crate) headers: &'a [(&'static str, String)],
-    /// The longest body that is taken; of a longer one so much and one byte.
+    /// The maximum length of the body. Of a longer one, one byte more than this is read.
     pub(crate) longest_bytes: u64,
 }
 
-/// What goes out with a request.
+/// The body of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Upload<'a> {
     pub(crate) contents: &'a [u8],
     pub(crate) gate: Gate<'a>,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct HttpResponse {
     pub(crate) status: u16,
@@ -63,24 +63,24 @@ pub(crate) struct HttpResponse {
 }
 
 impl HttpResponse {
-    /// Whether it was done.
+    /// Returns whether the request succeeded.
     pub(crate) fn is_done(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// A header's value.
+    /// Returns the value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The length that the server gave, of a file that was not read.
+    /// Returns the `Content-Length`, of a file that was not read.
     pub(crate) fn length(&self) -> Option<u64> {
         self.header("content-length")?.parse().ok()
     }
 }
 
 impl HttpClient {
-    /// A client of the server at `place`, `server` in messages. Nothing is connected yet.
+    /// Creates a client of the server at `place`, which messages call `server`. Does not connect yet.
     pub(crate) fn new(server: &str, place: ServerPlace, context: &HttpContext) -> Result<HttpClient> {
         let timeouts = context.timeouts;
         let proxy = proxy_for(server, &place, &context.proxies)?;
@@ -109,17 +109,17 @@ impl HttpClient {
         })
     }
 
-    /// The server, as messages name it.
+    /// Returns the server's name for messages.
     pub(crate) fn server(&self) -> &str {
         &self.server
     }
 
-    /// Whether the program shall end.
+    /// Returns whether the program is ending.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Asks, and reads the answer. None where the gate said no.
+    /// Sends a request and reads the response. Returns `None` if the gate stopped the upload.
     pub(crate) fn call(&self, call: &Call, upload: Option<Upload>) -> Result<Option<HttpResponse>> {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(call.method).or_default() += 1;
         let mut request = Request::builder().method(call.method).uri(call.url);
@@ -148,12 +148,12 @@ impl HttpClient {
         Ok(Some(HttpResponse { status, headers: response.headers().clone(), body }))
     }
 
-    /// An answer that makes no sense.
+    /// Returns the error for an invalid response.
     pub(crate) fn protocol(&self, reason: impl Into<String>) -> Error {
         Error::Protocol { server: self.server.clone(), reason: reason.into() }
     }
 
-    /// What the library's error means.
+    /// Converts an error of the library.
     fn fault(&self, error: ureq::Error) -> Error {
         let server = self.server.clone();
         match error {
@@ -165,7 +165,7 @@ impl HttpClient {
             ureq::Error::NativeTls(error) => tls::explain(&server, &error.to_string()),
             ureq::Error::Io(error) => self.io_fault(server, error),
             ureq::Error::ConnectProxyFailed(reason) => {
-                // "proxy server responded 407/407", or that it did not.
+                // "proxy server responded 407/407", or an error without a response.
                 let status = reason.rsplit_once('/').and_then(|(_, status)| status.parse().ok());
                 Error::Proxy { server, proxy: self.proxy.clone().unwrap_or_default(), status }
             }
@@ -176,7 +176,7 @@ impl HttpClient {
         }
     }
 
-    /// Who is connected to first, as messages name it.
+    /// Returns the name of the peer to connect to first, for messages.
     fn dialled(&self) -> String {
         match &self.proxy {
             Some(proxy) => format!("the proxy {proxy} of {}", self.server),
@@ -188,7 +188,7 @@ impl HttpClient {
         let words = error.to_string();
         if words.contains("SSL routines") {
             return match tls::explain(&server, &words) {
-                // What was encrypted before and cannot be decrypted was changed on the way.
+                // Data that cannot be decrypted on an established connection was altered in transit.
                 Error::Tls { reason, .. } if !reason.contains("wrong version number") => Error::Lost { server, reason },
                 other => other,
             };
@@ -220,7 +220,7 @@ impl Drop for HttpClient {
     }
 }
 
-/// What goes out, piece by piece as the gate lets it.
+/// The body of an upload, which the gate releases piece by piece.
 struct GatedBody<'a> {
     contents: &'a [u8],
     sent: usize,
@@ -235,7 +235,7 @@ impl Read for GatedBody<'_> {
         if length == 0 {
             return Ok(0);
         }
-        // Before the last piece it is asked about the whole: then the file gets its name.
+        // Before the last piece `gate(0)` is called as well, because the server then completes the file.
         let is_last = length == left.len();
         if !(self.gate)(length) || (is_last && !(self.gate)(0)) {
             self.is_refused = true;

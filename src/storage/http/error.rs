@@ -1,11 +1,11 @@
-//! What can go wrong on the way to a server that speaks HTTP, and what its refusals mean.
+//! Errors of servers that are reached over HTTP, and of the connection to them.
 
 use crate::storage::action::FileAction;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a server cannot be used. `server` is `host:port` as it was dialled, or the path of a socket.
+/// Why a server cannot be used. `server` is the `host:port` that was connected to, or the path of a socket.
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -18,72 +18,71 @@ pub enum Error {
     /// A file has no certificate, or no key.
     #[error("{}: {reason}", path.display())]
     BadFile { path: PathBuf, reason: String },
-    /// A variable that names no proxy which can be used.
+    /// An environment variable does not name a usable proxy.
     #[error("cannot use the proxy of {variable}: {reason}")]
     BadProxy { variable: String, reason: &'static str },
-    /// A proxy does not lead to the server.
+    /// The proxy does not connect to the server.
     #[error("the proxy {proxy} does not connect to {server}{}", answer_of_proxy(*status))]
     Proxy {
         server: String,
         /// `host:port`
         proxy: String,
-        /// What it answered, if it did.
+        /// The HTTP status of its response, if there was one.
         status: Option<u16>,
     },
-    /// The name has no address.
+    /// The name cannot be resolved.
     #[error("cannot find the address of {server}")]
     Resolve { server: String },
-    /// Nobody answers there.
+    /// No connection can be established.
     #[error("cannot connect to {server}: {source}")]
     Unreachable {
         server: String,
-        /// Why, for the last of its addresses.
+        /// The error for the last of its addresses.
         source: io::Error,
     },
     /// The connection broke.
     #[error("the connection to {server} was lost: {reason}")]
     Lost { server: String, reason: String },
-    /// What was sent arrived as something else.
+    /// An upload was altered in transit.
     #[error("an upload to {server} was corrupted on the way ({reason})")]
     Corrupted { server: String, reason: String },
-    /// Nothing came for too long.
+    /// The server sent nothing for too long.
     #[error("{server} has not responded for {} s", after.as_secs())]
     Silent {
         server: String,
-        /// For how long.
         after: Duration,
     },
-    /// The server is not who it should be, or nobody vouches for it.
+    /// The server's certificate is invalid, or not issued by a trusted authority.
     #[error("the certificate of {server} cannot be verified: {reason}")]
     Certificate { server: String, reason: String },
-    /// The server wants a certificate, or another one.
+    /// The server requires a client certificate, or a different one.
     #[error("{server} does not accept the certificate of this host: {reason}")]
     ClientCertificate { server: String, reason: String },
-    /// No encrypted connection.
+    /// TLS failed.
     #[error("cannot open a TLS connection to {server}: {reason}")]
     Tls { server: String, reason: String },
-    /// What answers does not speak the protocol.
+    /// The response violates the protocol.
     #[error("{server} sent an invalid answer: {reason}")]
     Protocol { server: String, reason: String },
-    /// The server does not let us in.
+    /// The server refused the login.
     #[error("{server} refused the login: {reason}")]
     Login { server: String, reason: String },
-    /// An object storage cannot be asked without keys.
+    /// An object storage requires keys.
     #[error("no access key for {server} was given")]
     NoKeys { server: String },
-    /// An object storage does not know the keys.
+    /// An object storage does not accept the keys.
     #[error("{server} refused the access key: {reason}")]
     Keys { server: String, reason: String },
-    /// A signature of another time is worth nothing.
+    /// A signature is only valid for a short time.
     #[error("the clock of this host and that of {server} differ by minutes")]
     Clock { server: String },
-    /// What is written there cannot be locked.
+    /// The bucket cannot lock objects.
     #[error("the bucket {bucket} cannot lock objects: Object Lock is not enabled")]
     NoObjectLock { bucket: String },
-    /// The server lets us in, and does not let us do this.
+    /// The server accepts the login but denies this request.
     #[error("cannot {action} {path}: the server denies it ({reason})")]
     Denied {
-        /// As "write".
+        /// The action, such as "write".
         action: String,
         /// The address of the file.
         path: String,
@@ -92,7 +91,7 @@ pub enum Error {
     /// The server cannot or will not do it.
     #[error("cannot {action} {path}: {reason}")]
     Refused {
-        /// As "write".
+        /// The action, such as "write".
         action: String,
         /// The address of the file.
         path: String,
@@ -103,20 +102,20 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same may go well a little later.
+    /// Returns whether a retry may succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
             Error::Lost { .. } | Error::Corrupted { .. } | Error::Silent { .. } => true,
-            // Of the proxy: who asks, and for what, it refuses for good.
+            // A proxy's 4xx refusal of the login or the target is permanent.
             Error::Proxy { status, .. } => !status.is_some_and(|status| (400..500).contains(&status)),
-            // Too busy, or behind a gateway that cannot reach it.
+            // The server is busy, or a gateway cannot reach it.
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }
     }
 
-    /// Whether a wrong bit in a request or in an answer can look like this.
+    /// Returns whether a bit error in a request or response can cause this.
     pub(crate) fn is_doubtful(&self) -> bool {
         matches!(
             self,
@@ -129,17 +128,17 @@ impl Error {
         )
     }
 
-    /// Whether contents may have arrived as others: rest-server says no more than "bad request" then.
+    /// Returns whether an upload may have been altered in transit: rest-server then just answers "bad request".
     pub(crate) fn is_rejected_upload(&self) -> bool {
         matches!(self, Error::Refused { action, status: 400, .. } if *action == FileAction::Write.to_string())
     }
 
-    /// Whether the server says no, as it does for good reasons more often than for bad ones.
+    /// Returns whether the server denies the request, which it usually does for good reasons.
     pub(crate) fn is_denial(&self) -> bool {
         matches!(self, Error::Denied { .. })
     }
 
-    /// Whether nothing is known of its files: the server was not reached, or does not let us in.
+    /// Returns whether nothing is known about the server's files, because it is unreachable or refused the login.
     pub fn is_unreachable(&self) -> bool {
         !matches!(self, Error::Denied { .. } | Error::Refused { .. } | Error::NoObjectLock { .. })
             || self.is_transient()
@@ -150,5 +149,5 @@ fn answer_of_proxy(status: Option<u16>) -> String {
     status.map(|status| format!(": status {status}")).unwrap_or_default()
 }
 
-/// The result of work with a server.
+/// The result of an operation on a server.
 pub(crate) type Result<T> = std::result::Result<T, Error>;

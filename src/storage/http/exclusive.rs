@@ -1,13 +1,13 @@
-//! Creating a file that nobody else has created, on servers that let everybody overwrite it.
+//! Exclusive creation of files, on servers that allow overwriting.
 
 use crate::storage::{Error, FileKind, Result, Storage};
 use std::thread;
 use std::time::Duration;
 
-/// How long another writer of the same name may take to overwrite what was written, as with locks.
+/// How long a concurrent writer of the same name may take to overwrite the file, as with locks.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Fails with [`Error::Exists`] where there is a file of this name.
+/// Fails with [`Error::Exists`] if there is a file of this name.
 pub(in crate::storage) fn refuse_existing(storage: &dyn Storage, kind: FileKind, name: &str) -> Result<()> {
     match storage.size(kind, name) {
         Ok(_) => Err(exists(storage, kind, name)),
@@ -16,7 +16,7 @@ pub(in crate::storage) fn refuse_existing(storage: &dyn Storage, kind: FileKind,
     }
 }
 
-/// Waits, and fails with [`Error::Exists`] unless the file is still what was written.
+/// Waits, and then fails with [`Error::Exists`] unless the file still has these contents.
 pub(in crate::storage) fn settle(storage: &dyn Storage, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
     thread::sleep(SETTLE);
     match storage.read(kind, name) {
@@ -27,7 +27,7 @@ pub(in crate::storage) fn settle(storage: &dyn Storage, kind: FileKind, name: &s
     }
 }
 
-/// Another one has created a file of this name.
+/// Returns the error for a file that another process has created.
 pub(in crate::storage) fn exists(storage: &dyn Storage, kind: FileKind, name: &str) -> Error {
     Error::Exists { url: storage.url(), kind, name: name.to_owned() }
 }

@@ -1,13 +1,13 @@
-//! Files that are asked for by their names: what REST servers and buckets have in common.
+//! Files that are addressed by name: the common part of REST servers and buckets.
 
 use super::HttpResponse;
 use crate::helper_thread;
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage};
 use std::thread;
 
-/// A storage of which each file has an address.
+/// A storage in which each file has a URL.
 pub(in crate::storage) trait HttpFiles: Storage {
-    /// Asks about one file, without sending anything.
+    /// Sends a request about one file, without a body.
     fn ask(
         &self,
         method: &'static str,
@@ -17,14 +17,14 @@ pub(in crate::storage) trait HttpFiles: Storage {
         longest_bytes: u64,
     ) -> Result<HttpResponse>;
 
-    /// What an answer means that is a refusal.
+    /// Converts a response that is a refusal.
     fn refusal(&self, action: FileAction, kind: FileKind, name: &str, answer: &HttpResponse) -> Error;
 
-    /// An answer that makes no sense.
+    /// Returns the error for an invalid response.
     fn protocol(&self, reason: &str) -> Error;
 }
 
-/// [`Storage::list`] of a kind that has one file at most.
+/// Implements [`Storage::list`] for the config, which is at most one file.
 pub(in crate::storage) fn list_config(storage: &impl HttpFiles) -> Result<Vec<FileInfo>> {
     match size(storage, FileKind::Config, "") {
         Ok(size_bytes) => Ok(vec![FileInfo { name: String::new(), size_bytes }]),
@@ -33,7 +33,7 @@ pub(in crate::storage) fn list_config(storage: &impl HttpFiles) -> Result<Vec<Fi
     }
 }
 
-/// [`Storage::size`]
+/// Implements [`Storage::size`].
 pub(in crate::storage) fn size(storage: &impl HttpFiles, kind: FileKind, name: &str) -> Result<u64> {
     let answer = storage.ask("HEAD", kind, name, &[], 0)?;
     if !answer.is_done() {
@@ -42,7 +42,7 @@ pub(in crate::storage) fn size(storage: &impl HttpFiles, kind: FileKind, name: &
     answer.length().ok_or_else(|| storage.protocol("it sends no length"))
 }
 
-/// [`Storage::read`]
+/// Implements [`Storage::read`].
 pub(in crate::storage) fn read(storage: &impl HttpFiles, kind: FileKind, name: &str) -> Result<Vec<u8>> {
     let answer = storage.ask("GET", kind, name, &[], kind.longest_bytes())?;
     if !answer.is_done() {
@@ -54,7 +54,7 @@ pub(in crate::storage) fn read(storage: &impl HttpFiles, kind: FileKind, name: &
     }
 }
 
-/// [`Storage::read_range`]
+/// Implements [`Storage::read_range`].
 pub(in crate::storage) fn read_range(
     storage: &impl HttpFiles,
     kind: FileKind,
@@ -65,14 +65,14 @@ pub(in crate::storage) fn read_range(
     let too_short = |wanted_bytes| Error::TooShort { url: storage.url(), kind, name: name.to_owned(), wanted_bytes };
     let end = offset.checked_add(length as u64);
     let Some(end) = end.filter(|end| length > 0 && *end <= kind.longest_bytes()) else {
-        // Nothing to ask for, or more than any file has: whether it is there is all that can be asked.
+        // An empty or impossible range cannot be requested; only the size of the file can.
         return match size(storage, kind, name)? >= offset && length == 0 {
             true => Ok(Vec::new()),
             false => Err(too_short(offset.saturating_add(length as u64))),
         };
     };
     let range = [("range", format!("bytes={offset}-{}", end - 1))];
-    // A server that knows no ranges sends the whole file: only the beginning of it is read then.
+    // A server that does not support ranges sends the whole file, of which only the beginning is read.
     let answer = storage.ask("GET", kind, name, &range, end)?;
     if answer.status == 416 {
         return Err(too_short(end));
@@ -80,7 +80,7 @@ pub(in crate::storage) fn read_range(
     if !answer.is_done() {
         return Err(storage.refusal(FileAction::Read, kind, name, &answer));
     }
-    // Some servers send what was asked for and say that it is everything.
+    // Some servers send the requested range with a status for the whole file.
     let is_part = answer.status == 206 || answer.header("content-range").is_some();
     let begin = if is_part { 0 } else { usize::try_from(offset).unwrap_or(usize::MAX) };
     match begin.checked_add(length).and_then(|end| answer.body.get(begin..end)) {
@@ -89,14 +89,14 @@ pub(in crate::storage) fn read_range(
     }
 }
 
-/// [`Storage::remove`]
+/// Implements [`Storage::remove`].
 pub(in crate::storage) fn remove(storage: &impl HttpFiles, kind: FileKind, name: &str) -> Result<()> {
-    // Some servers remove what is not there without a word.
+    // Some servers report success for a file that does not exist.
     size(storage, kind, name)?;
     remove_if_there(storage, kind, name)
 }
 
-/// The same for a file that may be gone.
+/// Like [`remove`], for a file that may be gone.
 pub(in crate::storage) fn remove_if_there(storage: &impl HttpFiles, kind: FileKind, name: &str) -> Result<()> {
     let answer = storage.ask("DELETE", kind, name, &[], 0)?;
     match answer.is_done() {
@@ -105,21 +105,21 @@ pub(in crate::storage) fn remove_if_there(storage: &impl HttpFiles, kind: FileKi
     }
 }
 
-/// [`Storage::remove_exact`]
+/// Implements [`Storage::remove_exact`].
 pub(in crate::storage) fn remove_exact(
     storage: &impl HttpFiles,
     kind: FileKind,
     name: &str,
     contents: &[u8],
 ) -> Result<bool> {
-    // Nobody overwrites what was created exclusively: what is compared is what is removed.
+    // A file that was created exclusively is not overwritten, so the file that is removed is the one that was compared.
     if read(storage, kind, name)? != contents {
         return Ok(false);
     }
     remove(storage, kind, name).map(|()| true)
 }
 
-/// Processes several items with this number of parallel requests; the first error ends it.
+/// Processes items with this number of parallel requests. Returns the first error.
 pub(in crate::storage) fn in_parallel<I: Sync, T: Send>(
     items: &[I],
     requests: usize,

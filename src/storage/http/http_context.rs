@@ -1,4 +1,5 @@
-//! What the storage layer knows about this host and its user: it reads no environment and asks nobody by itself.
+//! What the storage layer needs to know about this host and its user. It does not read the environment or prompt
+//! itself.
 
 use crate::storage::sftp::Secret;
 use std::fmt;
@@ -7,30 +8,29 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// How many requests are on the way at once. Each may hold a pack in memory.
+/// The default maximum number of parallel requests. Each may hold a pack in memory.
 const CONNECTIONS: usize = 6;
 
 /// How to reach servers over HTTP.
 #[derive(Debug, Clone)]
 pub struct HttpContext {
-    /// A file with the certificates (PEM) that servers are verified by, instead of those of the system.
+    /// A file with the CA certificates (PEM) to verify servers with, instead of those of the system.
     pub ca_file: Option<PathBuf>,
-    /// A file with the certificate and the private key (PEM) that this host shows.
+    /// A file with the client certificate and private key (PEM) of this host.
     pub client_certificate: Option<PathBuf>,
-    /// Who knows secrets.
+    /// The source of secrets.
     pub credentials: Arc<dyn HttpCredentials>,
-    /// Raised when the program shall end: then nothing is waited for much longer.
+    /// Set when the program is ending: then timeouts are short.
     pub stop: Arc<AtomicBool>,
-    /// How long to wait for what.
     pub timeouts: HttpTimeouts,
-    /// The maximum number of requests at the same time.
+    /// The maximum number of parallel requests.
     pub connections: usize,
-    /// How to reach servers by proxies.
+    /// The proxies to use.
     pub proxies: HttpProxies,
 }
 
 impl Default for HttpContext {
-    /// With the usual times, knowing no secret.
+    /// Returns a context with the usual timeouts, and without credentials.
     fn default() -> HttpContext {
         HttpContext {
             ca_file: None,
@@ -44,23 +44,23 @@ impl Default for HttpContext {
     }
 }
 
-/// A variable that names a proxy.
+/// An environment variable that names a proxy.
 #[derive(Clone)]
 pub struct ProxyVariable {
-    /// In the spelling in which it is set.
+    /// The name in the spelling that is set.
     pub name: String,
     /// The proxy's address.
     pub value: String,
 }
 
-/// Which proxies to use. They may hold passwords.
+/// The proxies to use. They may contain passwords.
 #[derive(Clone, Default)]
 pub struct HttpProxies {
     /// For servers with TLS.
     pub https: Option<ProxyVariable>,
     /// For servers without.
     pub http: Option<ProxyVariable>,
-    /// Names and endings of names of servers that are reached without one, with commas between them; `*` is all.
+    /// Names and domain suffixes of servers that are reached without a proxy, separated by commas; `*` matches all.
     pub exceptions: String,
 }
 
@@ -70,14 +70,14 @@ impl fmt::Debug for HttpProxies {
     }
 }
 
-/// How long to wait.
+/// Timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpTimeouts {
-    /// For a connection to come about, with its TLS handshake; as long again for the address of a name.
+    /// For establishing a connection, including the TLS handshake; and again for resolving the name.
     pub connect: Duration,
-    /// For the next bytes in either direction. A server answers an upload when it is on its disk.
+    /// For the next bytes in either direction. A server responds to an upload when the file is on its disk.
     pub silence: Duration,
-    /// For the next bytes once the program shall end.
+    /// For the next bytes when the program is ending.
     pub ending: Duration,
 }
 
@@ -91,29 +91,29 @@ impl Default for HttpTimeouts {
     }
 }
 
-/// Who knows the secrets. The error is shown to the user as it is.
+/// Provides secrets. The error is shown to the user as it is.
 pub trait HttpCredentials: Send + Sync + fmt::Debug {
-    /// The account and the password of a REST server; `user` is the account that the address names.
+    /// Returns the account and password of a REST server. `user` is the account in the address.
     fn login(&self, user: Option<&str>) -> Result<Option<(String, Secret)>, String>;
 
-    /// The access key of an object storage.
+    /// Returns the access key of an object storage.
     fn s3_keys(&self) -> Result<Option<S3Keys>, String> {
         Ok(None)
     }
 }
 
-/// Who asks an object storage.
+/// The access key of an object storage.
 #[derive(Debug, Clone)]
 pub struct S3Keys {
-    /// The key's name, which is no secret.
+    /// The name of the key, which is not secret.
     pub access_key: String,
-    /// What requests are signed with.
+    /// The key that requests are signed with.
     pub secret_key: Secret,
-    /// With keys that were lent for some hours.
+    /// The token of temporary credentials.
     pub session_token: Option<Secret>,
 }
 
-/// Knows nothing.
+/// Provides no secrets.
 #[derive(Debug, Clone, Copy)]
 struct NoCredentials;
 

@@ -1,15 +1,15 @@
-//! What repositories over HTTP have in common: one client per server, with limits on every wait.
+//! The common part of repositories over HTTP: a client for one server, with limits on every wait.
 //!
-//! | file | what |
+//! | file | contents |
 //! | --- | --- |
-//! | [`http_context`] | what this layer knows about the host and its user |
-//! | [`error`] | why a server cannot be used |
-//! | [`socket`] | a TCP or Unix socket on which nothing waits for ever |
-//! | [`proxy`] | the proxy that a server is reached by |
-//! | [`tls`] | which servers are trusted, and the certificate that this host shows |
-//! | [`client`] | requests and answers |
-//! | [`files`] | files that are asked for by their names |
-//! | [`exclusive`] | creating a file where the server lets everybody overwrite it |
+//! | [`http_context`] | the facts about the host and its user that this layer needs |
+//! | [`error`] | the reasons why a server cannot be used |
+//! | [`socket`] | a TCP or Unix socket on which every wait is limited |
+//! | [`proxy`] | the proxy for a server |
+//! | [`tls`] | trusted authorities, and this host's client certificate |
+//! | [`client`] | requests and responses |
+//! | [`files`] | files that are addressed by name |
+//! | [`exclusive`] | exclusive creation of files on servers that allow overwriting |
 
 pub(crate) mod client;
 pub(crate) mod error;

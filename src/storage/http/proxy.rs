@@ -1,4 +1,4 @@
-//! The proxy that a server is reached by: which one it is, the variables say that curl, restic and others follow.
+//! Selects the proxy for a server, by the same environment variables as curl, restic and others.
 
 use super::error::{Error, Result};
 use super::http_context::HttpProxies;
@@ -6,7 +6,7 @@ use super::socket::ServerPlace;
 use ureq::http::Uri;
 use ureq::{Proxy, ProxyProtocol};
 
-/// The proxy for a server, `host:port`; none where it is reached without one.
+/// Returns the proxy for a server, `host:port`, or `None` if it is reached directly.
 pub(super) fn proxy_for(server: &str, place: &ServerPlace, proxies: &HttpProxies) -> Result<Option<Proxy>> {
     let variable = match place {
         ServerPlace::Unix(_) => return Ok(None),
@@ -29,7 +29,7 @@ fn is_exception(server: &str, proxies: &HttpProxies) -> bool {
     list.build().is_ok_and(|list| server.is_ok_and(|server| list.is_no_proxy(&server)))
 }
 
-/// A proxy as messages name it, without its password.
+/// Returns a proxy's name for messages, without its password.
 pub(super) fn shown(proxy: &Proxy) -> String {
     format!("{}:{}", proxy.host(), proxy.port())
 }

@@ -1,7 +1,7 @@
-//! A TCP or Unix socket below HTTP and TLS, on which nothing waits for ever.
+//! A TCP or Unix socket below HTTP and TLS, on which every wait is limited.
 //!
-//! Each wait ends after the time of [`HttpTimeouts::silence`], and soon once the program shall end: however long a body
-//! is and however slow the way, as long as something moves it goes on.
+//! Each wait ends after [`HttpTimeouts::silence`], or soon when the program is ending. There is no limit on the total
+//! time: however long a body and slow the network, the transfer continues as long as data moves.
 
 use super::HttpTimeouts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,18 +20,18 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-/// Nobody waits longer than this without a look at the stop flag.
+/// The interval at which waits check the stop flag.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Where the server listens.
+/// The location of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ServerPlace {
-    /// At the host and port of the request's address.
+    /// The host and port in the URL of the request.
     Network {
-        /// With TLS.
+        /// Whether TLS is used.
         is_encrypted: bool,
     },
-    /// On a socket of this host.
+    /// A Unix socket on this host.
     Unix(PathBuf),
 }
 
@@ -47,7 +47,7 @@ impl<In: Transport> Connector<In> for SocketConnector {
     type Out = Either<In, SocketTransport>;
 
     fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
-        // That of a proxy.
+        // The socket that leads to a proxy.
         if chained.is_some() {
             return Ok(chained.map(Either::A));
         }
@@ -65,7 +65,7 @@ impl<In: Transport> Connector<In> for SocketConnector {
 }
 
 impl SocketConnector {
-    /// The first of the server's addresses that answers.
+    /// Connects to the first of the server's addresses that answers.
     fn dial(&self, details: &ConnectionDetails) -> Result<TcpStream, Error> {
         let mut failed = io::Error::from(ErrorKind::AddrNotAvailable);
         let share = self.timeouts.connect / u32::try_from(details.addrs.len().max(1)).unwrap_or(1);
@@ -85,7 +85,6 @@ impl SocketConnector {
     }
 }
 
-/// A connection.
 #[derive(Debug)]
 pub(super) struct SocketTransport {
     socket: OwnedFd,
@@ -95,7 +94,7 @@ pub(super) struct SocketTransport {
 }
 
 impl SocketTransport {
-    /// Waits until the socket is ready, within the limits.
+    /// Waits until the socket is ready, within the timeouts.
     fn wait(&self, wanted: PollFlags, timeout: NextTimeout, reason: Timeout) -> Result<(), Error> {
         let (begun, whole) = (Instant::now(), timeout.not_zero().map(|left| *left).unwrap_or(Duration::MAX));
         loop {
@@ -154,7 +153,7 @@ impl Transport for SocketTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        // What a server says unasked is that it is about to close.
+        // Unrequested data, or the end of the stream, means that the server is closing the connection.
         let peeked = recv(&self.socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(peeked, Err(Errno::AGAIN))
     }

@@ -1,5 +1,5 @@
-//! Which servers are trusted, and the certificate that this host shows. TLS is OpenSSL's, as the distribution keeps it
-//! up to date, and so are the authorities that are trusted.
+//! Trusted authorities, and the client certificate of this host. TLS is implemented by the distribution's OpenSSL,
+//! which gets security updates; the trusted authorities are the distribution's, too.
 
 use super::error::{Error, Result};
 use super::http_context::HttpContext;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use zeroize::Zeroizing;
 
-/// How connections are encrypted.
+/// Returns the TLS configuration.
 pub(super) fn tls_config(context: &HttpContext) -> Result<TlsConfig> {
     let roots = match &context.ca_file {
         None => RootCerts::PlatformVerifier,
@@ -49,7 +49,7 @@ fn read_pem(path: &Path) -> Result<(Vec<Certificate<'static>>, Option<PrivateKey
     Ok((certificates, key))
 }
 
-/// What OpenSSL's words mean: they are all that it gives.
+/// Interprets OpenSSL's error text, which is all the information there is.
 pub(super) fn explain(server: &str, words: &str) -> Error {
     let server = server.to_owned();
     if words.contains("certificate verify failed") {

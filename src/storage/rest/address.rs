@@ -4,16 +4,16 @@
 //! | --- | --- |
 //! | `rest:https://user@host:8000/kvm/` | TLS |
 //! | `rest:http://host:8000/kvm/` | not encrypted |
-//! | `rest:http+unix:///run/rest.socket:/kvm/` | a socket of this host |
+//! | `rest:http+unix:///run/rest.socket:/kvm/` | a Unix socket on this host |
 
 use crate::storage::http::ServerPlace;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a repository is: a server, and a folder there.
+/// The location of a repository: a server and a folder on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestAddress {
-    /// The account, if the address says it.
+    /// The account, if the address names one.
     pub(crate) user: Option<String>,
     place: ServerPlace,
     /// `host:port`, or the path of the socket.
@@ -23,7 +23,7 @@ pub struct RestAddress {
 }
 
 impl RestAddress {
-    /// Reads an address that begins with `rest:`. The error says what is wrong with it.
+    /// Parses an address that begins with `rest:`. The error describes what is wrong with it.
     pub fn parse(url: &str) -> Result<RestAddress, &'static str> {
         let rest = url.strip_prefix("rest:").ok_or("it does not begin with rest:")?;
         if rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '?' || c == '#') {
@@ -59,20 +59,20 @@ impl RestAddress {
         Ok(RestAddress { user, place: ServerPlace::Network { is_encrypted }, server, folder })
     }
 
-    /// Whether nobody on the way can change what passes.
+    /// Returns whether the network cannot alter the data.
     pub(crate) fn is_protected(&self) -> bool {
         self.place != ServerPlace::Network { is_encrypted: false }
     }
 
-    /// How the server is reached.
+    /// Returns how the server is reached.
     pub(crate) fn place(&self) -> ServerPlace {
         self.place.clone()
     }
 
-    /// The folder's address for requests; it ends with a slash.
+    /// Returns the base URL for requests, which ends with a slash.
     pub(crate) fn base(&self) -> String {
         match self.place {
-            // A name would be looked up.
+            // An IP address, because a name would be resolved.
             ServerPlace::Unix(_) => format!("http://127.0.0.1{}", self.folder),
             ServerPlace::Network { is_encrypted: true } => format!("https://{}{}", self.server, self.folder),
             ServerPlace::Network { is_encrypted: false } => format!("http://{}{}", self.server, self.folder),
@@ -80,7 +80,7 @@ impl RestAddress {
     }
 }
 
-/// With one slash on each side.
+/// Puts one slash on each side.
 fn folder_of(folder: &str) -> String {
     match folder.trim_matches('/') {
         "" => "/".to_owned(),

@@ -1,6 +1,6 @@
-//! Repositories on a REST server, as restic's `rest-server` and `rclone serve restic` are.
+//! Repositories on a REST server, such as restic's `rest-server` and `rclone serve restic`.
 //!
-//! | file | what |
+//! | file | contents |
 //! | --- | --- |
 //! | [`address`] | the address, as restic reads it |
 //! | [`storage`] | the repository |

@@ -1,7 +1,9 @@
-//! A repository on a REST server, by restic's protocol of version 2; a listing of version 1 is understood too.
+//! A repository on a REST server, with version 2 of restic's protocol. Listings of version 1 are supported, too.
 //!
-//! A file is durable and complete when its upload was answered. Most servers never overwrite a file, and append-only
-//! ones remove none but locks. One that overwrites is found out when a file is to be created exclusively: then the file
+//! A file is durable and complete when its upload was acknowledged. Most servers never overwrite a file, and
+//! append-only ones remove only locks. Whether a server overwrites is determined when a file is created exclusively. In
+//! that case, the file is written and, after a moment, read back; if it has other contents, another process has created
+//! it.
 //! is written, left alone for a moment, and read back; who finds another's contents has lost.
 
 use super::RestAddress;
@@ -15,23 +17,23 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use zeroize::Zeroizing;
 
-/// The type of a listing with sizes.
+/// The content type of a listing with sizes.
 const LISTING_2: &str = "application/vnd.x.restic.rest.v2";
 
-/// The longest listing that is read: a million files have a tenth of it.
+/// The maximum length of a listing: that of a million files takes a tenth of it.
 const LONGEST_LISTING_BYTES: u64 = 1 << 30;
 
-/// A folder of a REST server.
+/// A folder on a REST server.
 #[derive(Debug)]
 pub struct RestStorage {
     address: RestAddress,
     client: HttpClient,
     context: HttpContext,
-    /// The header that lets us in, once it was asked for.
+    /// The `Authorization` header, once it was determined.
     login: OnceLock<Option<Secret>>,
-    /// Whether the server refuses to overwrite a file, once that is known.
+    /// Whether the server refuses to overwrite a file, if known.
     refuses_overwriting: OnceLock<bool>,
-    /// Held by whoever creates a file exclusively, or replaces one.
+    /// Held while a file is created exclusively or replaced.
     creating: Mutex<()>,
 }
 
@@ -43,7 +45,7 @@ struct ListedFile {
 }
 
 impl RestStorage {
-    /// The repository at `address`, which need not exist yet. Nothing is connected yet.
+    /// Opens the repository at `address`, which need not exist yet. Does not connect yet.
     pub fn new(address: RestAddress, context: &HttpContext) -> std::result::Result<RestStorage, http::Error> {
         let client = HttpClient::new(&address.server, address.place(), context)?;
         Ok(RestStorage {
@@ -111,7 +113,7 @@ impl RestStorage {
         }
     }
 
-    /// A file as messages name it.
+    /// Returns a file's name for messages.
     fn shown(&self, kind: FileKind, name: &str) -> String {
         match kind {
             FileKind::Config => format!("{}config", self.address),
@@ -119,19 +121,19 @@ impl RestStorage {
         }
     }
 
-    /// Uploads a file; whether the server did it, and did not refuse to overwrite one.
+    /// Uploads a file and returns the response, which may be a refusal to overwrite one.
     fn post(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<HttpResponse> {
         let headers = [("content-type", "application/octet-stream".to_owned())];
         self.call("POST", &self.file_url(kind, name), &headers, 0, Some(Upload { contents, gate }))
     }
 
-    /// A file that is there and that the server does not overwrite. What has the wanted contents stays.
+    /// Replaces a file that the server does not overwrite, unless it already has these contents.
     fn replace(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate, refused: &HttpResponse) -> Result<()> {
         let _alone = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         match self.read(kind, name) {
             Ok(there) if there == contents => return Ok(()),
             Ok(_) | Err(Error::TooLong { .. }) => {}
-            // Nothing is in the way: it was refused for another reason.
+            // There is no such file, so the upload was refused for another reason.
             Err(error) if error.is_not_found() => {
                 return Err(self.refusal(FileAction::Write, kind, name, refused));
             }
@@ -145,11 +147,11 @@ impl RestStorage {
         }
     }
 
-    /// The names of a listing of version 1, each with the size that is asked for by itself.
+    /// Requests the size of each file in a listing of version 1.
     fn with_sizes(&self, kind: FileKind, names: &[String]) -> Result<Vec<FileInfo>> {
         let found = files::in_parallel(names, self.context.connections, |name| match self.size(kind, name) {
             Ok(size_bytes) => Ok(Some(FileInfo { name: name.clone(), size_bytes })),
-            // Removed since, by a prune or an unlock.
+            // Removed meanwhile, by a prune or an unlock.
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         });
@@ -277,7 +279,7 @@ impl Storage for RestStorage {
         }
         let refuses = match self.refuses_overwriting.get() {
             Some(refuses) => *refuses,
-            // The same once more does no harm, and shows it.
+            // Repeating the upload is harmless, and shows what the server does.
             None => {
                 let refuses = self.post(kind, name, contents, &|_| true)?.status == 403;
                 *self.refuses_overwriting.get_or_init(|| refuses)
@@ -298,7 +300,7 @@ impl Storage for RestStorage {
     }
 
     fn sync_folder(&self, _kind: FileKind, _name: &str) -> Result<()> {
-        // The server answers when it is durable.
+        // The server acknowledges an upload when it is durable.
         Ok(())
     }
 

@@ -8,19 +8,19 @@
 
 use std::fmt;
 
-/// Where a repository is: a server, a bucket, and a folder in it.
+/// The location of a repository: a server, a bucket, and a folder in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Address {
     pub(crate) is_encrypted: bool,
     /// `host` or `host:port`.
     pub(crate) server: String,
     pub(crate) bucket: String,
-    /// Without slashes at its ends; empty for the whole bucket.
+    /// Without leading and trailing slashes; empty for the whole bucket.
     pub(crate) folder: String,
 }
 
 impl S3Address {
-    /// Reads an address that begins with `s3:`. The error says what is wrong with it.
+    /// Parses an address that begins with `s3:`. The error describes what is wrong with it.
     pub fn parse(url: &str) -> Result<S3Address, &'static str> {
         let rest = url.strip_prefix("s3:").ok_or("it does not begin with s3:")?;
         let (is_encrypted, rest) = match rest.strip_prefix("http://") {

@@ -1,22 +1,22 @@
-//! Many files removed by one request. A server that does not know that is found out once.
+//! Removal of many files by one request. Whether the server supports it is determined by the first attempt.
 
 use super::{Bucket, BucketRequest, xml};
 use crate::storage::http::Upload;
 use crate::storage::{FileAction, FileKind, Result};
 use std::fmt::Write;
 
-/// What a request may name at most.
+/// The maximum number of keys in a request.
 const MOST_KEYS: usize = 1000;
 
-/// What is taken of an answer: a complaint for each key has less than a kilobyte.
+/// The maximum length of a response: an error for a key takes less than a kilobyte.
 const LONGEST_ANSWER_BYTES: u64 = 4 << 20;
 
-/// How many files are best removed at once.
+/// Returns the best number of files to remove at once.
 pub(super) fn size(bucket: &Bucket) -> usize {
     if bucket.removes_many.get() == Some(&false) { 1 } else { MOST_KEYS }
 }
 
-/// Removes files; those that are gone already are no error. False if the server cannot do that, and did nothing.
+/// Removes files, ignoring missing ones. Returns `false` if the server does not support this and nothing was removed.
 pub(super) fn remove(bucket: &Bucket, kind: FileKind, names: &[String]) -> Result<bool> {
     for names in names.chunks(MOST_KEYS) {
         if bucket.removes_many.get() == Some(&false) || !remove_batch(bucket, kind, names)? {
@@ -57,7 +57,7 @@ fn remove_batch(bucket: &Bucket, kind: FileKind, names: &[String]) -> Result<boo
         return Ok(true);
     };
     let name = key.rsplit('/').next().unwrap_or_default();
-    // As the answer about that file alone would be.
+    // Use the status that a request for this file alone would get.
     answer.status = match complaint.code.as_str() {
         "AccessDenied" => 403,
         "SlowDown" | "InternalError" | "ServiceUnavailable" => 503,

@@ -1,4 +1,4 @@
-//! Requests to one bucket, signed, and what its refusals mean.
+//! Signed requests to one bucket, and the interpretation of refusals.
 
 use super::address::S3Address;
 use super::lock_headers;
@@ -15,10 +15,10 @@ use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
-/// Where no region is configured, and none is in the server's name.
+/// The region if none is configured and none is in the server's name.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// One bucket of a server.
+/// A bucket on a server.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     pub(super) address: S3Address,
@@ -27,17 +27,17 @@ pub(crate) struct Bucket {
     pub(super) client: HttpClient,
     /// `host`, with the bucket where it belongs there.
     host: String,
-    /// What the path of every key begins with.
+    /// The prefix of the path of every key.
     root: String,
     region: RwLock<String>,
     keys: OnceLock<S3Keys>,
-    /// Whether it can lock objects, once that is known.
+    /// Whether it can lock objects, if known.
     pub(super) can_lock: OnceLock<bool>,
-    /// Whether it removes several files at once, once that is known.
+    /// Whether it can remove several files at once, if known.
     pub(super) removes_many: OnceLock<bool>,
 }
 
-/// What is asked of it.
+/// A request to the bucket.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BucketRequest<'a> {
     pub(super) method: &'static str,
@@ -45,7 +45,7 @@ pub(crate) struct BucketRequest<'a> {
     pub(super) key: &'a str,
     pub(super) query: &'a [(&'a str, String)],
     pub(super) headers: &'a [(&'static str, String)],
-    /// The longest body that is taken.
+    /// The maximum length of the response's body.
     pub(super) longest_bytes: u64,
 }
 
@@ -62,7 +62,7 @@ impl Bucket {
         let in_host = match options.lookup {
             BucketLookup::Dns => true,
             BucketLookup::Path => false,
-            // A dot in it would make it another name than the certificate has.
+            // A name with a dot would not match the server's wildcard certificate.
             BucketLookup::Auto => {
                 of_cloud.iter().any(|cloud| name.ends_with(cloud)) && !address.bucket.contains(['.', '_'])
             }
@@ -71,7 +71,7 @@ impl Bucket {
             true => (format!("{}.{}", address.bucket, address.server), "/".to_owned()),
             false => (address.server.clone(), format!("/{}/", address.bucket)),
         };
-        // As s3.eu-central-1.amazonaws.com.
+        // A name such as s3.eu-central-1.amazonaws.com.
         let of_name = name.strip_prefix("s3.").and_then(|rest| rest.split_once(".amazonaws.com"));
         let of_name = of_name.map(|(region, _)| region.to_owned()).filter(|region| !region.is_empty());
         let region = options.region.clone().or(of_name).unwrap_or_else(|| DEFAULT_REGION.to_owned());
@@ -89,12 +89,12 @@ impl Bucket {
         })
     }
 
-    /// The repository's address.
+    /// Returns the repository's address.
     pub(super) fn url(&self) -> String {
         self.address.to_string()
     }
 
-    /// The region that requests are signed for.
+    /// Returns the region that requests are signed for.
     pub(super) fn region(&self) -> String {
         self.region.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -103,7 +103,7 @@ impl Bucket {
         Error::Http { url: self.url(), source: Box::new(source) }
     }
 
-    /// An answer that makes no sense.
+    /// Returns the error for an invalid response.
     pub(super) fn protocol(&self, reason: impl Into<String>) -> Error {
         self.server_error(self.client.protocol(reason))
     }
@@ -119,8 +119,8 @@ impl Bucket {
         Ok(self.keys.get_or_init(|| found))
     }
 
-    /// Asks, and takes any answer that is not about who asks. A bucket of another region than was thought says so, and
-    /// is asked again.
+    /// Sends a request and returns any response that does not concern keys or clock. If the response names another
+    /// region for the bucket, the request is repeated with that.
     pub(super) fn call(&self, request: BucketRequest, upload: Option<Upload>) -> Result<HttpResponse> {
         let answer = self.call_once(request, upload)?;
         if matches!(answer.status, 301 | 307 | 400 | 403) {
@@ -147,8 +147,8 @@ impl Bucket {
         let is_removal = request.query.iter().any(|(name, _)| *name == "delete");
         let needs_md5 = !self.address.is_encrypted || self.options.lock_for.is_some() || is_removal;
         if let Some(Upload { contents, .. }) = upload.filter(|_| needs_md5) {
-            // Not every server compares the SHA-256 that is signed, and without TLS nothing else notices a wrong bit.
-            // An object that is locked must come with it, and so must a list of what to remove.
+            // Not every server verifies the signed SHA-256, and without TLS nothing else detects a bit error. The
+            // header is mandatory for locked objects, and for a list of objects to remove.
             headers.push(("content-md5", STANDARD.encode(Md5::digest(contents))));
         }
         let unsigned =
@@ -166,8 +166,8 @@ impl Bucket {
         }
     }
 
-    /// An answer, unless it says that the keys or the clock are wrong, or that not all of the request arrived as it was
-    /// sent.
+    /// Returns an error if the response says that the keys or the clock are wrong, or that the request was altered in
+    /// transit.
     fn checked(&self, answer: HttpResponse) -> Result<HttpResponse> {
         if answer.is_done() {
             return Ok(answer);
@@ -193,7 +193,7 @@ impl Bucket {
         }
     }
 
-    /// An answer that is a refusal.
+    /// Converts a response that is a refusal.
     pub(super) fn refusal(&self, action: FileAction, kind: FileKind, name: &str, answer: &HttpResponse) -> Error {
         let (action, path) = (action.to_string(), self.shown(kind, name));
         let Complaint { code, message } = xml::complaint(&answer.body).unwrap_or_default();
@@ -213,14 +213,14 @@ impl Bucket {
                 path: PathBuf::from(path),
                 source: std::io::ErrorKind::StorageFull.into(),
             },
-            // An object of an archive, which cannot be read before it was restored there.
+            // An archived object, which cannot be read before it is restored.
             (403, "InvalidObjectState") => self.server_error(http::Error::Refused { action, path, status, reason }),
             (403 | 405, _) => self.server_error(http::Error::Denied { action, path, reason }),
             _ => self.server_error(http::Error::Refused { action, path, status, reason }),
         }
     }
 
-    /// The key of a file.
+    /// Returns the key of a file.
     pub(super) fn key(&self, kind: FileKind, name: &str) -> String {
         let folder = self.folder_key(kind);
         match kind {
@@ -230,14 +230,14 @@ impl Bucket {
         }
     }
 
-    /// What the keys of files of a kind begin with.
+    /// Returns the prefix of the keys of files of a kind.
     pub(super) fn folder_key(&self, kind: FileKind) -> String {
         let above = if self.address.folder.is_empty() { String::new() } else { format!("{}/", self.address.folder) };
         let slash = if kind == FileKind::Config { "" } else { "/" };
         format!("{above}{}{slash}", kind.folder())
     }
 
-    /// A file as messages name it.
+    /// Returns a file's name for messages.
     fn shown(&self, kind: FileKind, name: &str) -> String {
         match kind {
             FileKind::Config => format!("{}/config", self.address),
@@ -245,7 +245,7 @@ impl Bucket {
         }
     }
 
-    /// The headers of what is stored.
+    /// Returns the headers for an upload.
     pub(super) fn headers_of_upload(&self, kind: FileKind) -> Vec<(&'static str, String)> {
         let mut headers = vec![("content-type", "application/octet-stream".to_owned())];
         if let Some(class) = self.options.storage_class.as_ref().filter(|_| kind == FileKind::Pack) {
@@ -259,7 +259,7 @@ impl Bucket {
                 headers.extend(key.iter().map(|key| ("x-amz-server-side-encryption-aws-kms-key-id", key.clone())));
             }
         }
-        // Locks of repositories come and go.
+        // The lock files of repositories are short-lived.
         if let Some(period) = self.options.lock_for.filter(|_| kind != FileKind::Lock) {
             headers.extend(lock_headers::headers(period));
         }
@@ -267,7 +267,7 @@ impl Bucket {
     }
 }
 
-/// What a server says, as one short line; `otherwise` where it says nothing.
+/// Returns the first line of a server's message, shortened, or `otherwise` if it is empty.
 fn one_line(message: &str, otherwise: &str) -> String {
     let line: String =
         message.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();

@@ -1,16 +1,16 @@
-//! Repositories in an object storage that speaks S3: Ceph RGW, Garage, SeaweedFS, AWS and what is compatible.
+//! Repositories in S3 object storages: Ceph RGW, Garage, SeaweedFS, AWS and compatible ones.
 //!
-//! | file | what |
+//! | file | contents |
 //! | --- | --- |
 //! | [`address`] | the address, as restic reads it |
-//! | [`s3_options`] | what is configured besides |
-//! | [`sign`] | requests signed by AWS's version 4 |
-//! | [`bucket`] | requests to one bucket, and what its refusals mean |
-//! | [`xml`] | what the server lists and says |
-//! | [`lock_headers`] | how a lock of an object is asked for |
-//! | [`batch`] | many files removed at once |
-//! | [`multipart`] | files that are sent in parts |
-//! | [`object_lock`] | files that nobody can remove or change for a time |
+//! | [`s3_options`] | further configuration |
+//! | [`sign`] | requests signed with AWS Signature Version 4 |
+//! | [`bucket`] | requests to one bucket, and the interpretation of refusals |
+//! | [`xml`] | listings and error messages of the server |
+//! | [`lock_headers`] | headers that lock an object |
+//! | [`batch`] | removal of many files at once |
+//! | [`multipart`] | multipart uploads |
+//! | [`object_lock`] | locks against removal and changes |
 //! | [`storage`] | the repository |
 
 pub(crate) mod address;

@@ -1,14 +1,13 @@
-//! Files that are sent in parts: no server takes more than 5 GiB at once, and many less.
+//! Multipart uploads: no server accepts more than 5 GiB at once, and many accept less.
 
 use super::{Bucket, BucketRequest, xml};
 use crate::storage::http::Upload;
 use crate::storage::{Error, FileAction, FileKind, Gate, Result};
 
-/// What is taken of an answer that names things.
+/// The maximum length of a response.
 const LONGEST_ANSWER_BYTES: u64 = 1 << 20;
 
-/// Sends a file in parts; it has its name when the last request was answered. What was sent of one that failed is
-/// removed.
+/// Uploads a file in parts. It becomes visible with the last request. If the upload fails, its parts are removed.
 pub(super) fn upload(bucket: &Bucket, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
     let key = bucket.key(kind, name);
     let refusal = |answer: &_| bucket.refusal(FileAction::Write, kind, name, answer);
@@ -28,7 +27,7 @@ pub(super) fn upload(bucket: &Bucket, kind: FileKind, name: &str, contents: &[u8
     let id = xml::text_of(&answer.body, "UploadId").ok_or_else(|| bucket.protocol("it does not name an upload"))?;
     let sent = send_parts(bucket, kind, name, &id, contents, gate);
     if sent.is_err() {
-        // What stays takes room, but has no name: a rule of the bucket removes it some day.
+        // Parts that remain take space, but are not visible as a file. A lifecycle rule of the bucket can remove them.
         let query = [("uploadId", id)];
         let end = BucketRequest { method: "DELETE", key: &key, query: &query, headers: &[], longest_bytes: 0 };
         let _ = bucket.call(end, None);
@@ -62,7 +61,7 @@ fn send_parts(bucket: &Bucket, kind: FileKind, name: &str, id: &str, contents: &
         longest_bytes: LONGEST_ANSWER_BYTES,
     };
     let answer = bucket.call(end, Some(Upload { contents: list.as_bytes(), gate: &|_| true }))?;
-    // A server that begins to answer while it still works can only complain in the text.
+    // A server that begins its response before it is done can report an error only in the body.
     match answer.is_done() && xml::complaint(&answer.body).is_none() {
         true => Ok(()),
         false => Err(refusal(&answer)),

@@ -1,7 +1,7 @@
-//! Files that nobody can remove or change until their time is over, as S3's Object Lock has it.
+//! Locks against removal and changes, with S3's Object Lock.
 //!
-//! A bucket that locks objects has versions of them: a removal hides what is locked, and whoever may list versions gets
-//! it back.
+//! A bucket with Object Lock has versioning: a removal only hides a locked object, and users who may list versions can
+//! restore it.
 
 use super::lock_headers::{MODE, UNTIL, end_of};
 use super::{Bucket, BucketRequest, xml};
@@ -10,17 +10,17 @@ use crate::storage::{FileAction, FileKind, Result};
 use chrono::{DateTime, Utc};
 use std::time::SystemTime;
 
-/// What is taken of an answer that says how a bucket is set up.
+/// The maximum length of a response about the configuration of a bucket.
 const LONGEST_ANSWER_BYTES: u64 = 64 << 10;
 
-/// When the lock of what was found ends, if that is still to come.
+/// Returns when the lock of an object ends, if that is in the future.
 fn end_in(answer: &HttpResponse) -> Option<SystemTime> {
     let end = DateTime::parse_from_rfc3339(answer.header(UNTIL)?).ok()?;
     (end > Utc::now()).then(|| end.into())
 }
 
 impl Bucket {
-    /// Whether what is written here can be locked.
+    /// Returns whether the bucket can lock objects.
     pub(super) fn can_lock(&self) -> Result<bool> {
         if let Some(can) = self.can_lock.get() {
             return Ok(*can);
@@ -31,7 +31,7 @@ impl Bucket {
         let answer = self.call(request, None)?;
         let can = match answer.status {
             200..300 => xml::text_of(&answer.body, "ObjectLockEnabled").is_some_and(|state| state == "Enabled"),
-            // Whoever does not need it need not be allowed to ask.
+            // Users who do not need locks may lack this permission.
             403 if self.options.lock_for.is_none() => false,
             403 | 429 | 500 | 502..=504 => {
                 return Err(self.refusal(FileAction::Examine, FileKind::Config, "", &answer));
@@ -41,7 +41,7 @@ impl Bucket {
         Ok(*self.can_lock.get_or_init(|| can))
     }
 
-    /// Fails if what is written shall be locked and cannot be.
+    /// Fails if locks are configured but the bucket does not support them.
     pub(super) fn check_lock(&self) -> Result<()> {
         match self.options.lock_for.is_none() || self.can_lock()? {
             true => Ok(()),
@@ -49,7 +49,7 @@ impl Bucket {
         }
     }
 
-    /// Until when nobody can remove or change a file.
+    /// Returns until when a file is locked against removal and changes.
     pub(super) fn locked_until(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
         let key = self.key(kind, name);
         let request = BucketRequest { method: "HEAD", key: &key, query: &[], headers: &[], longest_bytes: 0 };
@@ -60,7 +60,7 @@ impl Bucket {
         }
     }
 
-    /// Locks a file as if it were written now, unless its lock lasts for half as long in any case.
+    /// Extends a file's lock to the configured period from now, unless at least half of that is left.
     pub(super) fn extend_lock(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
         let until = self.locked_until(kind, name)?;
         let Some(period) = self.options.lock_for else { return Ok(until) };

@@ -1,21 +1,22 @@
-//! What is configured of an object storage besides its address.
+//! The configuration of an object storage, apart from its address.
 
 use std::time::Duration;
 
 /// How a repository uses a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Options {
-    /// The region; without one, that in the name of an AWS server, `us-east-1`, or what the server says it is.
+    /// The region. By default the one in the name of an AWS server, else `us-east-1`, corrected by the server's
+    /// response.
     pub region: Option<String>,
-    /// Where a bucket's name stands in a request.
+    /// Where the bucket's name appears in a request.
     pub lookup: BucketLookup,
-    /// The storage class of packs. The small files are read often, and stay in the usual one.
+    /// The storage class of packs. Small files are read often, and have the default class.
     pub storage_class: Option<String>,
-    /// What the server is asked to encrypt by, besides what kvmb encrypts.
+    /// Server-side encryption, in addition to kvmb's.
     pub encryption: Option<ServerSideEncryption>,
-    /// How long nobody can remove or change what is written.
+    /// How long new files are locked against removal and changes.
     pub lock_for: Option<Duration>,
-    /// Files that are longer are sent in parts of this size; servers want 5 MiB or more.
+    /// Files longer than this are uploaded in parts of this size. Servers require at least 5 MiB.
     pub part_bytes: usize,
 }
 
@@ -32,7 +33,7 @@ impl Default for S3Options {
     }
 }
 
-/// Where a bucket's name stands in a request.
+/// Where a bucket's name appears in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BucketLookup {
     /// In the host name for AWS, in the path for others.
@@ -43,11 +44,11 @@ pub enum BucketLookup {
     Path,
 }
 
-/// What the server is asked to encrypt by.
+/// Server-side encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerSideEncryption {
-    /// A key that the storage manages.
+    /// With keys that the storage manages (SSE-S3).
     Aes256,
-    /// A key of the server's key management: the default one, or the one of this name.
+    /// With a key of the server's key management (SSE-KMS): the default one, or the one with this name.
     Kms(Option<String>),
 }

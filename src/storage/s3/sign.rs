@@ -1,5 +1,5 @@
-//! Signatures of version 4, as the header `Authorization` has them. The SHA-256 of what is sent is signed too, so that
-//! the server notices what was changed on the way.
+//! AWS Signature Version 4 in the `Authorization` header. It includes the SHA-256 of the body, so that the server
+//! detects alterations in transit.
 
 use super::super::http::S3Keys;
 use chrono::{DateTime, Utc};
@@ -7,32 +7,32 @@ use hmac::{Hmac, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
-/// What stays as it is in a query.
+/// The characters to escape in a query.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// And in a path.
+/// The characters to escape in a path.
 const ESCAPED_IN_PATH: &AsciiSet = &ESCAPED.remove(b'/');
 
 /// A request before it is signed.
 pub(super) struct Unsigned<'a> {
     pub(super) method: &'a str,
     pub(super) host: &'a str,
-    /// As it stands in the request: escaped.
+    /// The escaped path.
     pub(super) path: &'a str,
-    /// As it stands in the request: escaped, by name.
+    /// The escaped query, sorted by name.
     pub(super) query: &'a str,
-    /// The names are lower case.
+    /// Headers with lower-case names.
     pub(super) headers: &'a [(&'static str, String)],
     /// SHA-256 of the body, in hexadecimal digits.
     pub(super) payload: &'a str,
 }
 
-/// A path as a request has it.
+/// Returns the escaped path of a request.
 pub(super) fn escaped_path(path: &str) -> String {
     utf8_percent_encode(path, ESCAPED_IN_PATH).to_string()
 }
 
-/// A query as a request has it, in the order that is signed.
+/// Returns the escaped query of a request, in the order required for the signature.
 pub(super) fn escaped_query(pairs: &[(&str, String)]) -> String {
     let escaped = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
     let mut pairs: Vec<_> = pairs.iter().map(|(name, value)| (escaped(name), escaped(value))).collect();
@@ -41,7 +41,7 @@ pub(super) fn escaped_query(pairs: &[(&str, String)]) -> String {
     pairs.join("&")
 }
 
-/// The headers that make a request one of these keys' owner.
+/// Returns the headers that authenticate a request with these keys.
 pub(super) fn signature(
     request: &Unsigned,
     keys: &S3Keys,
@@ -79,7 +79,7 @@ pub(super) fn signature(
 }
 
 fn mac(key: &[u8], text: &[u8]) -> Vec<u8> {
-    // A key of any length will do.
+    // HMAC accepts keys of any length.
     let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&Default::default()));
     mac.update(text);
     mac.finalize().into_bytes().to_vec()
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::storage::sftp::Secret;
 
-    /// The examples of Amazon's documentation («Signature Calculations for the Authorization Header»).
+    /// The examples in Amazon's documentation ("Signature Calculations for the Authorization Header").
     #[test]
     fn signatures_are_those_of_the_documentation() {
         let keys = S3Keys {

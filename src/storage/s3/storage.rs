@@ -1,9 +1,8 @@
-//! A repository in a bucket, laid out as restic does it. An object is durable and complete when its upload was
-//! answered.
+//! A repository in a bucket, with restic's layout. An object is durable and complete when its upload was acknowledged.
 //!
-//! A file that only one of several creators may make is written with `If-None-Match: *`. Not every server honours that:
-//! it is tried once. Where it is ignored, the file is written, left alone for a moment, and read back; who finds
-//! another's contents has lost.
+//! A file that is to be created exclusively is written with `If-None-Match: *`. Whether the server honors this is
+//! tested once. If not, the file is written and, after a moment, read back; if it has other contents, another process
+//! has created it.
 
 use super::address::S3Address;
 use super::s3_options::S3Options;
@@ -16,26 +15,26 @@ use sha2::{Digest, Sha256};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// The longest page of a listing: a thousand entries of at most a few kilobytes.
+/// The maximum length of a page of a listing: a thousand entries of at most a few kilobytes.
 const LONGEST_PAGE_BYTES: u64 = 16 << 20;
 
 const CHECKSUM: &str = "x-amz-checksum-sha256";
 const CONDITION: &str = "if-none-match";
 
-/// A folder of a bucket.
+/// A folder in a bucket.
 #[derive(Debug)]
 pub struct S3Storage {
     bucket: Bucket,
-    /// Whether the server honours `If-None-Match: *`, once that is known.
+    /// Whether the server honors `If-None-Match: *`, if known.
     honours_conditions: OnceLock<bool>,
-    /// Whether the server takes the SHA-256 of an upload, once it has refused it: Backblaze B2 has.
+    /// `false` once the server has refused the SHA-256 of an upload, as Backblaze B2 does.
     takes_checksums: OnceLock<bool>,
-    /// Held by whoever creates a file exclusively.
+    /// Held while a file is created exclusively.
     creating: Mutex<()>,
 }
 
 impl S3Storage {
-    /// The repository at `address`, which need not exist yet. Nothing is connected yet.
+    /// Opens the repository at `address`, which need not exist yet. Does not connect yet.
     pub fn new(
         address: S3Address,
         options: &S3Options,
@@ -56,7 +55,7 @@ impl S3Storage {
         let put = |has_checksum: bool| {
             let mut headers = self.bucket.headers_of_upload(kind);
             if has_checksum {
-                // Kept with the object, where the server does that.
+                // Stored with the object, if the server supports that.
                 headers.push((CHECKSUM, STANDARD.encode(Sha256::digest(contents))));
             }
             if conditional {
@@ -112,7 +111,7 @@ impl Storage for S3Storage {
         match found.status {
             200..300 => return self.bucket.check_lock(),
             404 => {}
-            // Keys that are for a folder of it alone may not look at the bucket itself.
+            // Keys that are limited to a folder may not access the bucket itself.
             403 => return self.list(FileKind::Key).and_then(|_| self.bucket.check_lock()),
             _ => return Err(self.bucket.refusal(FileAction::Examine, FileKind::Config, "", &found)),
         }
@@ -162,7 +161,7 @@ impl Storage for S3Storage {
             }
             for (key, size_bytes) in page.files {
                 let below = key.strip_prefix(&folder).unwrap_or_default();
-                // What is not where a repository has it is none of its files.
+                // Ignore objects that are not where a repository has its files.
                 let name = match kind {
                     FileKind::Pack => {
                         below.split_once('/').filter(|(fan, name)| name.starts_with(fan)).map(|(_, name)| name)
@@ -220,7 +219,7 @@ impl Storage for S3Storage {
         if is_unknown {
             answer = self.put(kind, name, contents, &|_| true, false)?;
         }
-        // 409: another one is creating it at this moment.
+        // 409: another process is creating it at this moment.
         if matches!(answer.status, 409 | 412) {
             return Err(exclusive::exists(self, kind, name));
         }
@@ -229,7 +228,7 @@ impl Storage for S3Storage {
         }
         let honours = match self.honours_conditions.get() {
             Some(honours) => *honours,
-            // The same once more does no harm, and shows it.
+            // Repeating the upload is harmless, and shows what the server does.
             None => {
                 let honours = !is_unknown && self.put(kind, name, contents, &|_| true, true)?.status == 412;
                 *self.honours_conditions.get_or_init(|| honours)
@@ -265,7 +264,7 @@ impl Storage for S3Storage {
     }
 
     fn sync_folder(&self, _kind: FileKind, _name: &str) -> Result<()> {
-        // The server answers when it is durable.
+        // The server acknowledges an upload when it is durable.
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What the server lists and says: small documents of a namespace that not every server names.
+//! Listings and errors of the server: small XML documents, whose namespace not every server declares.
 
 use roxmltree::{Document, Node};
 
@@ -7,14 +7,14 @@ use roxmltree::{Document, Node};
 pub(super) struct ListingPage {
     /// Keys with their sizes.
     pub(super) files: Vec<(String, u64)>,
-    /// What the next page is asked for by; none on the last one.
+    /// The token for the next page; `None` on the last page.
     pub(super) next: Option<String>,
 }
 
-/// What a server says is wrong.
+/// An error message of a server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Complaint {
-    /// A word, as `NoSuchKey`.
+    /// The error code, such as `NoSuchKey`.
     pub(super) code: String,
     pub(super) message: String,
 }
@@ -23,7 +23,7 @@ fn child<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
     node.children().find(|child| child.tag_name().name() == name).and_then(|child| child.text())
 }
 
-/// Reads a page; the error says why it is none.
+/// Parses a page of a listing. The error says why it is invalid.
 pub(super) fn page(body: &[u8]) -> Result<ListingPage, String> {
     let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
     let document = Document::parse(text).map_err(|error| error.to_string())?;
@@ -46,7 +46,7 @@ pub(super) fn page(body: &[u8]) -> Result<ListingPage, String> {
     Ok(page)
 }
 
-/// What a server says is wrong; none if it says nothing of that form.
+/// Parses an error message. Returns `None` if the body has another form.
 pub(super) fn complaint(body: &[u8]) -> Option<Complaint> {
     let document = Document::parse(std::str::from_utf8(body).ok()?).ok()?;
     let root = document.root_element();
@@ -56,13 +56,13 @@ pub(super) fn complaint(body: &[u8]) -> Option<Complaint> {
     })
 }
 
-/// Whether a server says that it does not know a header, or not for this.
+/// Returns whether a server refused a request because of a header.
 pub(super) fn refuses_header(status: u16, body: &[u8], name: &str) -> bool {
     let names_it = |complaint: Complaint| complaint.message.to_ascii_lowercase().contains(name);
     matches!(status, 400 | 501) && complaint(body).is_some_and(names_it)
 }
 
-/// The keys that a request could not remove, and why; none if the answer is not one about removals.
+/// Parses the keys that a request could not remove, and why. Returns `None` if this is not a response to a removal.
 pub(super) fn refused_keys(body: &[u8]) -> Option<Vec<(String, Complaint)>> {
     let document = Document::parse(std::str::from_utf8(body).ok()?).ok()?;
     let root = document.root_element();
@@ -74,18 +74,18 @@ pub(super) fn refused_keys(body: &[u8]) -> Option<Vec<(String, Complaint)>> {
     (root.tag_name().name() == "DeleteResult").then(|| errors.map(complaint).collect())
 }
 
-/// A complaint as a server writes it.
+/// Formats an error message like a server.
 pub(super) fn complaint_text(complaint: &Complaint) -> String {
     let Complaint { code, message } = complaint;
     format!("<Error><Code>{}</Code><Message>{}</Message></Error>", escaped(code), escaped(message))
 }
 
-/// Text that can stand in an element.
+/// Escapes text for an element.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// The text of an element of that name, wherever it is.
+/// Returns the text of the first element with this name, at any depth.
 pub(super) fn text_of(body: &[u8], name: &str) -> Option<String> {
     let document = Document::parse(std::str::from_utf8(body).ok()?).ok()?;
     let found = document.descendants().find(|node| node.tag_name().name() == name)?;

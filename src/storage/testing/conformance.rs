@@ -1,4 +1,4 @@
-//! What every storage and every decorator must do.
+//! The conformance suite for storages and decorators.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use crate::storage::{Error, FileAction, FileKind, Storage};
 
-/// Puts an **empty** place through everything that [`Storage`] promises; panics where it does not keep it.
+/// Checks everything that [`Storage`] promises, on an **empty** storage. Panics if a promise is not kept.
 ///
 /// Call it for every implementation, and for every decorator around [`super::MemoryStorage`].
 pub fn conformance(storage: &dyn Storage) {
     conformance_of(storage, true);
 }
 
-/// The same for a server on which a file that is written over cannot be read for a moment: some refuse to overwrite
-/// one, so that it has to be removed first.
+/// Like [`conformance`], for a server on which a file that is being replaced is absent for a moment: some refuse to
+/// overwrite a file, so that it must be removed first.
 pub fn conformance_without_overwriting(storage: &dyn Storage) {
     conformance_of(storage, false);
 }
@@ -37,8 +37,8 @@ fn conformance_of(storage: &dyn Storage, overwrites: bool) {
     storage.free_bytes().expect("free_bytes");
 }
 
-/// What a storage that keeps its files in a folder promises besides; `root` is that folder as this host sees it, and
-/// is **not there** yet.
+/// Checks the additional promises of a storage in a folder. `root` is that folder as seen by this host, and must **not
+/// exist** yet.
 pub fn folder_conformance(storage: &dyn Storage, root: &Path) {
     nothing_is_written_where_the_root_is_gone(storage, root);
     storage.create_layout().expect("create_layout");
@@ -90,7 +90,7 @@ fn folders_that_a_copy_left_out_are_made_again(storage: &dyn Storage, root: &Pat
     assert_eq!(names(storage, FileKind::Pack), [name(3)]);
 }
 
-/// 64 hex digits, different for every number, with different first bytes.
+/// Returns 64 hex digits that differ for every number, with varying first bytes.
 fn name(number: usize) -> String {
     format!("{:02x}{:062x}", (number * 37) % 256, number)
 }
@@ -221,7 +221,8 @@ fn many_threads(storage: &dyn Storage, overwrites: bool) {
                     let own = name(1000 + thread * 100 + number);
                     let contents = vec![thread as u8; 10_000 + number];
                     storage.write(FileKind::Pack, &own, &contents).expect("write");
-                    // One name that all threads write: whole contents of one of them, never a mixture.
+                    // A name that all threads write: a reader must see the whole contents of one of them, never a
+                    // mixture.
                     if overwrites {
                         storage.write(FileKind::Index, &name(1), &contents).expect("write");
                         let shared = storage.read(FileKind::Index, &name(1)).expect("read");

@@ -1,4 +1,4 @@
-//! A decorator that records every call and misbehaves where a test asks it to.
+//! A decorator that records every call and injects faults.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage, Transit};
 
-/// Which call on a [`Storage`].
+/// The methods of [`Storage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// [`Storage::create_layout`]
@@ -33,41 +33,41 @@ pub enum Operation {
     FreeBytes,
 }
 
-/// A call as it was recorded.
+/// A recorded call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedCall {
     pub operation: Operation,
-    /// On what kind of file, if on one.
+    /// The kind of file, if the call is about one.
     pub kind: Option<FileKind>,
     pub(crate) name: String,
-    /// Bytes asked for or handed in.
+    /// The number of bytes that were requested or written.
     pub length: usize,
 }
 
-/// What happens to a call.
+/// The effect of a fault on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultEffect {
-    /// It fails and does nothing.
+    /// The call fails without being executed.
     Fail,
-    /// It fails because the place is full, and does nothing.
+    /// The call fails because the storage is full, without being executed.
     NoSpace,
-    /// It is not permitted, and does nothing.
+    /// The call fails with a missing permission, without being executed.
     Refuse,
-    /// It is done, and then reported as failed: the answer was lost.
+    /// The call is executed, but fails: the response was lost.
     FailAfter,
-    /// As [`FaultEffect::Fail`], by a lost connection: it may succeed when it is tried again.
+    /// Like [`FaultEffect::Fail`], but with a lost connection: a retry may succeed.
     Cut,
-    /// As [`FaultEffect::FailAfter`], by a lost connection.
+    /// Like [`FaultEffect::FailAfter`], but with a lost connection.
     CutAfter,
-    /// It takes this much longer.
+    /// The call takes this much longer.
     Delay(Duration),
-    /// What is read (or written) loses its last bytes.
+    /// The data that is read (or written) loses its last bytes.
     Truncate(usize),
-    /// The lowest bit of this byte is flipped in what is read (or written).
+    /// The lowest bit of this byte is flipped in the data that is read (or written).
     FlipBit(usize),
 }
 
-/// One misbehaviour: on which calls, and what.
+/// A fault: which calls it affects, and how.
 #[derive(Debug, Clone)]
 pub struct InjectedFault {
     operation: Operation,
@@ -78,24 +78,24 @@ pub struct InjectedFault {
 }
 
 impl InjectedFault {
-    /// `effect` on every such call.
+    /// Applies `effect` to every such call.
     pub fn every(operation: Operation, effect: FaultEffect) -> Self {
         InjectedFault { operation, kind: None, skip: 0, times: u64::MAX, effect }
     }
 
-    /// Only files of this kind.
+    /// Restricts the fault to files of this kind.
     pub fn on(mut self, kind: FileKind) -> Self {
         self.kind = Some(kind);
         self
     }
 
-    /// Only from the `n`-th matching call on, counted from 1.
+    /// Restricts the fault to calls from the `n`-th matching one on, counted from 1.
     pub fn from_nth(mut self, n: u64) -> Self {
         self.skip = n.saturating_sub(1);
         self
     }
 
-    /// Only the `n`-th matching call, counted from 1.
+    /// Restricts the fault to the `n`-th matching call, counted from 1.
     pub fn nth(self, n: u64) -> Self {
         let mut fault = self.from_nth(n);
         fault.times = 1;
@@ -109,7 +109,7 @@ struct FaultState {
     faults: Vec<InjectedFault>,
 }
 
-/// Stands in front of another storage.
+/// A storage with injected faults.
 #[derive(Debug)]
 pub struct FaultStorage {
     inner: Arc<dyn Storage>,
@@ -117,7 +117,7 @@ pub struct FaultStorage {
 }
 
 impl FaultStorage {
-    /// Passes everything through to `inner` until a fault is added.
+    /// Passes all calls through to `inner` until a fault is added.
     pub fn new(inner: Arc<dyn Storage>) -> Self {
         FaultStorage { inner, state: Mutex::default() }
     }
@@ -126,22 +126,22 @@ impl FaultStorage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on also this.
+    /// Adds a fault.
     pub fn add(&self, fault: InjectedFault) {
         self.state().faults.push(fault);
     }
 
-    /// Behaves well again.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.state().faults.clear();
     }
 
-    /// Every call so far, in order.
+    /// Returns every call so far, in order.
     pub fn calls(&self) -> Vec<RecordedCall> {
         self.state().calls.clone()
     }
 
-    /// The names of the files written and created so far, in order.
+    /// Returns the names of the files written and created so far, in order.
     pub fn written(&self) -> Vec<(FileKind, String)> {
         let calls = self.calls().into_iter();
         calls
@@ -150,7 +150,7 @@ impl FaultStorage {
             .collect()
     }
 
-    /// Records the call and says what is to happen to it.
+    /// Records a call and returns the effects that apply to it.
     fn enter(&self, operation: Operation, kind: Option<FileKind>, name: &str, length: usize) -> Vec<FaultEffect> {
         let mut state = self.state();
         state.calls.push(RecordedCall { operation, kind, name: name.to_owned(), length });

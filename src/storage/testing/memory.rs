@@ -8,7 +8,7 @@ use crate::storage::{Error, FileInfo, FileKind, Result, Storage, Transit};
 
 type MemoryFiles = BTreeMap<(FileKind, String), Vec<u8>>;
 
-/// Files in a map. What a test needs to break a repository is public: [`MemoryStorage::replace`].
+/// A storage in memory, whose files tests can damage with [`MemoryStorage::replace`].
 #[derive(Debug)]
 pub struct MemoryStorage {
     files: Mutex<MemoryFiles>,
@@ -22,12 +22,12 @@ impl Default for MemoryStorage {
 }
 
 impl MemoryStorage {
-    /// An empty place.
+    /// Creates an empty storage.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty place that says it is behind this.
+    /// Creates an empty storage with this [`Transit`].
     pub fn behind(transit: Transit) -> Self {
         MemoryStorage { files: Mutex::default(), transit }
     }
@@ -36,7 +36,7 @@ impl MemoryStorage {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts other contents under a name, as bit rot would; `None` makes the file vanish.
+    /// Replaces the contents of a file, as bit rot would; `None` removes it.
     pub fn replace(&self, kind: FileKind, name: &str, contents: Option<Vec<u8>>) {
         let key = key(kind, name);
         match contents {
@@ -50,7 +50,7 @@ impl MemoryStorage {
     }
 }
 
-/// `config` has no name of its own.
+/// The config has no name.
 fn key(kind: FileKind, name: &str) -> (FileKind, String) {
     let name = if kind == FileKind::Config { "" } else { name };
     (kind, name.to_owned())

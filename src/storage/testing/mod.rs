@@ -1,6 +1,6 @@
-//! Storages for tests: one in memory, one that misbehaves on request, and the suite that every storage passes.
+//! Storages for tests: one in memory, one with injected faults, and the conformance suite for all storages.
 //!
-//! Nothing outside of tests uses this module.
+//! Used only by tests.
 
 mod conformance;
 mod fault;
