@@ -41,9 +41,9 @@ const MOST_LISTS: usize = 4;
 /// How long to retry.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
-    /// With a place that answered before.
+    /// For a storage that answered before.
     pub known: Duration,
-    /// With a place that has not answered yet.
+    /// For a storage that has not answered yet.
     pub unknown: Duration,
     /// The approximate first pause; each further one is about twice as long.
     pub shortest_pause: Duration,

@@ -56,9 +56,9 @@ pub struct ProxyVariable {
 /// The proxies to use. They may contain passwords.
 #[derive(Clone, Default)]
 pub struct HttpProxies {
-    /// For servers with TLS.
+    /// The proxy for servers with TLS.
     pub https: Option<ProxyVariable>,
-    /// For servers without.
+    /// The proxy for servers without TLS.
     pub http: Option<ProxyVariable>,
     /// Names and domain suffixes of servers that are reached without a proxy, separated by commas; `*` matches all.
     pub exceptions: String,

@@ -25,7 +25,7 @@ pub(crate) struct Bucket {
     pub(super) options: S3Options,
     pub(super) context: HttpContext,
     pub(super) client: HttpClient,
-    /// `host`, with the bucket where it belongs there.
+    /// The host name, including the bucket if the lookup requires it.
     host: String,
     /// The prefix of the path of every key.
     root: String,
