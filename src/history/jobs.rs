@@ -1,7 +1,8 @@
-//! The jobs of this host: `jobs/ID.json` below kvmb's data folder, one for each run, and `jobs/ID.records` with what it
-//! printed.
+//! The jobs of this host: `jobs/ID.json` below kvmb's data folder, one for each run, and `jobs/ID.records` with the
+//! records that it printed.
 //!
-//! A run writes its file when it begins, while it works and when it ends. One whose process is gone without a result
+//! A run writes its file when it begins, while it works and when it ends. If its process is gone without a result, it
+//! was killed. The process is identified by its start time as well, because process ids are reused.
 //! was killed. Which process it is, the time of its start says: process ids are used again.
 
 use super::VERSION;
@@ -16,33 +17,33 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// The number of jobs kept, the newest ones.
+/// The maximum number of jobs. The newest ones are kept.
 const MOST_JOBS: usize = 500;
 
-/// A file is never larger.
+/// The maximum size of a file.
 const LARGEST_FILE_BYTES: u64 = 1 << 20;
 
-/// So much of what a job prints is kept.
+/// The maximum size of a job's records.
 const MOST_RECORD_BYTES: u64 = 4 << 20;
 
-/// A folder that has not changed for so long was seen as it is: the clocks of file systems are coarse.
+/// The time after which the modification time of a folder is reliable: the clocks of file systems are coarse.
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// What cannot be done with a job.
+/// An error of an operation on a job.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JobError {
-    /// None has this id.
+    /// There is no job with this id.
     #[error("no job {id}")]
     None { id: String },
-    /// Several begin with this id.
+    /// Several jobs have ids that begin with this one.
     #[error("several jobs begin with {id}")]
     Several { id: String },
     #[error("job {id} is not running: {status}")]
     Ended { id: String, status: String },
-    /// It cannot be signalled.
+    /// The process cannot be signalled.
     #[error("cannot interrupt job {id}: {source}")]
     Signal { id: String, source: io::Error },
-    /// A file or folder.
+    /// A file or folder is unreadable.
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -53,44 +54,44 @@ pub(crate) struct Jobs {
     folder: PathBuf,
 }
 
-/// What stands in a job's file.
+/// The contents of a job's file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct JobFile {
     version: u32,
-    /// When the process started, in ticks since boot.
+    /// The start time of the process, in ticks since boot.
     started_ticks: u64,
-    /// The boot that these ticks count from.
+    /// The boot to which the ticks refer.
     boot_id: String,
     job: Job,
 }
 
-/// A job of this process, which writes down how it goes.
+/// Writes the state of a job of this process.
 #[derive(Debug)]
 pub(crate) struct JobWriter {
     path: PathBuf,
     file: JobFile,
 }
 
-/// Keeps the records that a job prints.
+/// Writes the records that a job prints.
 #[derive(Debug)]
 pub(crate) struct JobRecords {
     file: File,
     left_bytes: u64,
 }
 
-/// Reports what changes. Files of jobs that have ended are read once, and while nothing is written, none is.
+/// Reports changed jobs. Files of ended jobs are read only once, and nothing is read while nothing was written.
 #[derive(Debug)]
 pub(crate) struct JobFollower {
     jobs: Jobs,
     seen: HashMap<String, Job>,
-    /// The jobs that ended in the last round.
+    /// The jobs that were reported as ended last time.
     just_ended: HashSet<String>,
-    /// When the folder had last changed.
+    /// The modification time of the folder at the last call.
     changed: Option<SystemTime>,
 }
 
 impl JobFollower {
-    /// The jobs that have changed since it was last asked, the oldest first; at first, all.
+    /// Returns the jobs that have changed since the last call, oldest first. The first call returns all.
     pub(crate) fn changed(&mut self) -> Result<Vec<Job>, JobError> {
         let changed = fs::metadata(&self.jobs.folder).and_then(|folder| folder.modified()).ok();
         self.just_ended.clear();
@@ -116,26 +117,26 @@ impl JobFollower {
                 found.push(job);
             }
         }
-        // A file that was written in the same moment as the folder was looked at may not have been seen.
+        // A file that was written at the same moment may have been missed.
         let is_settled = changed.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > SETTLED);
         self.changed = if is_settled { changed } else { None };
         found.sort_by(|a, b| (a.began_at, &a.job).cmp(&(b.began_at, &b.job)));
         Ok(found)
     }
 
-    /// Whether a job that has just been reported as ended was reported as running before.
+    /// Returns whether a job that was just reported as ended had been reported as running before.
     pub(crate) fn was_running(&self, job: &Job) -> bool {
         self.just_ended.contains(&job.job)
     }
 }
 
 impl Jobs {
-    /// Reports the jobs, and then what changes.
+    /// Returns a follower that reports all jobs, and then changes.
     pub(crate) fn follow(&self) -> JobFollower {
         JobFollower { jobs: self.clone(), seen: HashMap::new(), just_ended: HashSet::new(), changed: None }
     }
 
-    /// The jobs below kvmb's data folder; nothing is made yet.
+    /// Returns the jobs below kvmb's data folder. Creates nothing yet.
     pub(crate) fn of(data_folder: &Path) -> Jobs {
         Jobs { folder: data_folder.join("jobs") }
     }
@@ -144,10 +145,10 @@ impl Jobs {
         self.folder.join(format!("{id}.{extension}"))
     }
 
-    /// Writes down that a job of this process begins. The oldest jobs are forgotten.
+    /// Writes the file of a new job of this process, and removes the oldest jobs.
     pub(crate) fn begin(&self, job: Job) -> io::Result<(JobWriter, JobRecords)> {
         let make = |folder: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(folder);
-        // The data folder is passed through by QEMU's user.
+        // QEMU's user must be able to traverse the data folder.
         self.folder.parent().map_or(Ok(()), |data| make(data, 0o711))?;
         make(&self.folder, 0o700)?;
         self.forget_oldest();
@@ -159,7 +160,7 @@ impl Jobs {
         Ok((writer, JobRecords { file, left_bytes: MOST_RECORD_BYTES }))
     }
 
-    /// All jobs, the oldest first. What is none of ours, or was removed meanwhile, is left out.
+    /// Returns all jobs, oldest first. Files that are not job files, or were removed meanwhile, are skipped.
     pub(crate) fn all(&self) -> Result<Vec<Job>, JobError> {
         let mut jobs: Vec<Job> = self.paths()?.iter().filter_map(|path| read(path)).collect();
         jobs.sort_by(|a, b| (a.began_at, &a.job).cmp(&(b.began_at, &b.job)));
@@ -176,7 +177,7 @@ impl Jobs {
         Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect())
     }
 
-    /// The job with this id, or whose id alone begins with it.
+    /// Returns the job with this id, or the only one whose id begins with it.
     pub(crate) fn find(&self, id: &str) -> Result<Job, JobError> {
         let mut found = self.all()?.into_iter().filter(|job| !id.is_empty() && job.job.starts_with(id));
         match (found.next(), found.next()) {
@@ -186,7 +187,7 @@ impl Jobs {
         }
     }
 
-    /// The records that a job has printed.
+    /// Returns the records that a job has printed.
     pub(crate) fn records(&self, job: &Job) -> Vec<Record> {
         let mut text = Vec::new();
         let opened = atomic_file::open(&self.file(&job.job, "records"));
@@ -196,7 +197,7 @@ impl Jobs {
         lines.filter_map(|line| Record::parse(line).ok()).collect()
     }
 
-    /// Interrupts a job, as Ctrl-C does. Only its own process is signalled, even if the id has been used again.
+    /// Interrupts a job, like Ctrl-C. Only its own process is signalled, even if the process id was reused.
     pub(crate) fn interrupt(&self, job: &Job) -> Result<(), JobError> {
         let id = || job.job.clone();
         let ended = |status: &str| JobError::Ended { id: id(), status: status.to_owned() };
@@ -209,7 +210,7 @@ impl Jobs {
             error => JobError::Signal { id: id(), source: error.into() },
         };
         let process = pidfd_open(pid, PidfdFlags::empty()).map_err(signal)?;
-        // The process is held now: if it is the job's at this moment, so it is when the signal arrives.
+        // The pidfd refers to one process: if that is the job's now, it still is when the signal arrives.
         match read(&self.file(&job.job, "json")) {
             Some(now) if now.status == "running" => pidfd_send_signal(process, Signal::INT).map_err(signal),
             Some(now) => Err(ended(&now.status)),
@@ -230,7 +231,7 @@ impl Jobs {
 }
 
 impl JobWriter {
-    /// Changes the job and writes it.
+    /// Changes the job and writes its file.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Job)) -> io::Result<()> {
         change(&mut self.file.job);
         self.write()
@@ -242,7 +243,7 @@ impl JobWriter {
 }
 
 impl JobRecords {
-    /// Adds a record. What is too much is not kept.
+    /// Adds a record, unless the maximum size is exceeded.
     pub(crate) fn add(&mut self, record: &Record) -> io::Result<()> {
         let line = record.to_line() + "\n";
         match self.left_bytes.checked_sub(line.len() as u64) {
@@ -274,15 +275,15 @@ fn read(path: &Path) -> Option<Job> {
     Some(job)
 }
 
-/// How long it is from one moment to another.
+/// Returns the number of seconds between two times, or 0 if they are reversed.
 pub(crate) fn seconds(from: Time, to: Time) -> f64 {
     (to - from).num_milliseconds().max(0) as f64 / 1000.0
 }
 
-/// When a process started, in ticks since boot; none if it is not there, or has ended.
+/// Returns when a process started, in ticks since boot, or `None` if it does not exist or has ended.
 fn started_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, parentheses too.
+    // The process name may contain anything, including parentheses.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let is_ended = matches!(fields.first(), Some(&"Z" | &"X"));
     fields.get(19).filter(|_| !is_ended)?.parse().ok()
@@ -352,10 +353,10 @@ mod tests {
         let ended = follower.changed().unwrap();
         assert!(ended[0].status == "done" && follower.was_running(&ended[0]));
         assert!(follower.changed().unwrap().is_empty());
-        // What has ended is not read again, whatever stands in it now.
+        // Files of ended jobs are not read again, even if they change.
         writer.change(|job| job.status = "failed".into()).unwrap();
         assert!(follower.changed().unwrap().is_empty());
-        // Another job is seen, and one that is forgotten is no change.
+        // Another job is reported. A removed job is not a change.
         fs::remove_file(jobs.file("1a2b3c4d", "json")).unwrap();
         jobs.begin(job("00000001", std::process::id())).unwrap();
         assert_eq!(follower.changed().unwrap()[0].job, "00000001");

@@ -58,7 +58,7 @@ pub(crate) struct MachineMemory {
     /// Runs, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) runs: Vec<PastRun>,
-    /// The last verification that found a point whole.
+    /// The last verification that found a point intact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) verified: Option<Verification>,
     /// The deepest verification of each point, the newest last.
@@ -67,16 +67,16 @@ pub(crate) struct MachineMemory {
     /// The last drill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_drill: Option<DrillRun>,
-    /// The points that were found damaged and have not been found whole since.
+    /// The points that were found damaged, and not intact since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) damaged: Vec<Verification>,
 }
 
-/// A point, and the moment that it is of.
+/// A point and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KnownPoint {
     pub(crate) point: String,
-    /// The moment that it is of.
+    /// When the point was captured.
     pub(crate) captured_at: Time,
 }
 
@@ -91,19 +91,19 @@ pub(crate) struct MachineRun {
     pub(crate) began_at: Time,
     pub(crate) ended_at: Time,
     pub(crate) result: RunOutcome,
-    /// The code of its failure; where the machine was stored, that of what its point lacks.
+    /// The code of the failure; if the machine was stored, the code of what its point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<String>,
-    /// What failed, or what the point lacks.
+    /// The failure, or what the point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// The point that it stored.
+    /// The point that was stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) point: Option<KnownPoint>,
-    /// What was read of its disks.
+    /// The bytes that were read from its disks.
     #[serde(default)]
     pub(crate) read_bytes: u64,
-    /// How much of that was new to the repository.
+    /// The bytes among them that were new to the repository.
     #[serde(default)]
     pub(crate) new_bytes: u64,
     /// Space used by the new data.
@@ -111,7 +111,7 @@ pub(crate) struct MachineRun {
     pub(crate) stored_bytes: u64,
 }
 
-/// What is kept of a run when others have followed it.
+/// The part of a run that is kept when more runs have followed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PastRun {
     /// The run's id, as in the log.
@@ -143,14 +143,14 @@ impl PastRun {
     }
 }
 
-/// The result of a run; the words are those that hooks get.
+/// The result of a run, in the words that hooks get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RunOutcome {
     /// The machine was stored.
     Done,
     Failed,
-    /// Damage was found, of the new point or of one before it.
+    /// Damage was found in the new point or in an earlier one.
     Damage,
     /// Another run held the machine or the repository.
     Busy,
@@ -169,18 +169,18 @@ impl RunOutcome {
     }
 }
 
-/// How deep a verification went, the shallowest first.
+/// The depth of a verification, in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum VerifiedDepth {
     Quick,
-    /// A share of the chunks.
+    /// Only a sample of the chunks.
     Sample,
     Full,
 }
 
 impl VerifiedDepth {
-    /// The word, as in a point's `verified`.
+    /// Returns the word used in a point's `verified`.
     pub(crate) fn word(self) -> &'static str {
         match self {
             VerifiedDepth::Quick => "quick",
@@ -217,7 +217,7 @@ pub(crate) struct DrillRun {
     pub(crate) rung: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rung_seconds: Option<f64>,
-    /// What the guest wrote, and the last picture of its screen: files of this host.
+    /// The guest's output, and the last screenshot: files on this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,7 +225,7 @@ pub(crate) struct DrillRun {
 }
 
 impl MachineRun {
-    /// How long it took.
+    /// Returns how long the run took.
     pub(crate) fn duration_seconds(&self) -> f64 {
         (self.ended_at - self.began_at).num_milliseconds().max(0) as f64 / 1000.0
     }
@@ -266,7 +266,7 @@ impl MachineMemory {
         self.last_run = Some(run);
     }
 
-    /// Of older days, only the last run stays, so that a machine that is backed up every hour has a past, too.
+    /// Keeps only the last run of each older day, so that a machine that is backed up every hour has a longer history.
     fn forget_runs(&mut self) {
         let day = |run: &PastRun| run.ended_at.with_timezone(&chrono::Local).date_naive();
         let days: Vec<_> = self.runs.iter().map(day).collect();
@@ -280,7 +280,7 @@ impl MachineMemory {
         self.runs.drain(..too_many);
     }
 
-    /// Notes that a point was found whole. What a deeper verification found damaged stays damaged.
+    /// Records that a point was found intact. Damage that a deeper verification found stays.
     pub(crate) fn note_whole(&mut self, verification: Verification) {
         self.damaged.retain(|damage| damage.point != verification.point || damage.depth > verification.depth);
         let known = self.verified_points.iter().position(|known| known.point == verification.point);
@@ -290,7 +290,7 @@ impl MachineMemory {
             let too_many = self.verified_points.len().saturating_sub(MOST_VERIFIED_POINTS);
             self.verified_points.drain(..too_many);
         }
-        // A look at the structure is no reason to forget that the data was read.
+        // A check of the structure does not replace the record that the data was read.
         let is_shallow = verification.depth == VerifiedDepth::Quick;
         if !(is_shallow && self.verified.as_ref().is_some_and(|known| known.depth > VerifiedDepth::Quick)) {
             self.verified = Some(verification);
@@ -302,7 +302,7 @@ impl MachineMemory {
         self.last_drill = Some(drill);
     }
 
-    /// Notes that a point was found damaged.
+    /// Records that a point was found damaged.
     pub(crate) fn note_damage(&mut self, verification: Verification) {
         self.verified_points.retain(|known| known.point != verification.point);
         self.damaged.retain(|damage| damage.point != verification.point);

@@ -12,13 +12,13 @@ const MOST_DAYS: usize = 35;
 /// The number of repository sizes kept.
 const MOST_SIZES: usize = 60;
 
-/// Growth over a shorter time says nothing about a month.
+/// The minimum time span for estimating growth per month.
 const SHORTEST_GROWTH: TimeDelta = TimeDelta::days(3);
 
 /// The number of samples needed to distinguish growth from chance.
 const FEWEST_SAMPLES: usize = 4;
 
-/// What is remembered of one repository.
+/// The history of one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RepoMemory {
     /// The version of the file.
@@ -53,7 +53,7 @@ pub(crate) struct PruneRun {
     pub(crate) error: Option<String>,
 }
 
-/// Free space at a moment.
+/// The free space at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FreeSpace {
     pub(crate) at: Time,
@@ -61,11 +61,11 @@ pub(crate) struct FreeSpace {
     pub(crate) free_bytes: u64,
 }
 
-/// The size of the repository at a moment.
+/// The size of the repository at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RepoSize {
     pub(crate) at: Time,
-    /// What all blobs take that its index names.
+    /// The size of all blobs in its index.
     pub(crate) stored_bytes: u64,
 }
 
@@ -82,7 +82,7 @@ impl RepoMemory {
         }
     }
 
-    /// Notes a prune of all machines.
+    /// Records a prune of all machines.
     pub(crate) fn note_prune(&mut self, mut run: PruneRun) {
         run.error = run.error.map(|error| error.chars().take(LONGEST_ERROR_CHARS).collect());
         if run.result == RunOutcome::Done {
@@ -91,7 +91,7 @@ impl RepoMemory {
         self.last_prune = Some(run);
     }
 
-    /// Notes how much is free. The last sample of a day replaces the others of that day.
+    /// Records the free space. The last sample of a day replaces the others of that day.
     pub(crate) fn note_free_space(&mut self, at: Time, free_bytes: u64) {
         let is_same_day = |known: &FreeSpace| known.at.date_naive() == at.date_naive();
         self.free_space.retain(|known| !is_same_day(known) && known.at <= at);
@@ -100,18 +100,18 @@ impl RepoMemory {
         self.free_space.drain(..too_many);
     }
 
-    /// Notes how large the repository is.
+    /// Records the size of the repository.
     pub(crate) fn note_size(&mut self, at: Time, stored_bytes: u64) {
         self.sizes.push(RepoSize { at, stored_bytes });
         let too_many = self.sizes.len().saturating_sub(MOST_SIZES);
         self.sizes.drain(..too_many);
     }
 
-    /// How many bytes a second the free space has shrunk, on average; none if it has not, or if the samples are too few
-    /// or span too short a time to judge.
+    /// Returns the average number of bytes per second by which the free space shrinks, or `None` if it does not, or if
+    /// the samples are too few or span too short a time.
     ///
-    /// It is the slope of the line that fits the samples best: a prune in between must not look like the end of all
-    /// growth, nor the backup before it like a flood.
+    /// It is the slope of a linear regression, so that a prune does not appear as the end of all growth, nor the backup
+    /// before it as a flood.
     pub(crate) fn growth(&self) -> Option<f64> {
         let (first, last) = (self.free_space.first()?, self.free_space.last()?);
         if self.free_space.len() < FEWEST_SAMPLES || last.at - first.at < SHORTEST_GROWTH {
@@ -132,7 +132,7 @@ impl RepoMemory {
         (growth.is_finite() && growth > 0.0).then_some(growth)
     }
 
-    /// In how long `free_bytes` will be used up at the present growth; none where the growth cannot be judged.
+    /// Returns the time until `free_bytes` are used up at the present growth, or `None` if the growth is unknown.
     pub(crate) fn time_until_full(&self, free_bytes: u64) -> Option<Duration> {
         Duration::try_from_secs_f64(free_bytes as f64 / self.growth()?).ok()
     }
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn steady_growth_is_extended() {
         assert_eq!(days_left(&memory(&[1000, 990, 980, 970, 960]), 960), Some(96));
-        // A weekly prune gives back what it can.
+        // A weekly prune frees what it can.
         let weeks: Vec<u64> = (0..28).map(|day| 10_000 - day * 20 - day % 7 * 30).collect();
         let left = days_left(&memory(&weeks), 9000).unwrap();
         assert!((350..550).contains(&left), "{left}");
@@ -184,7 +184,7 @@ mod tests {
         let last = memory.free_space.last().unwrap().at;
         memory.note_free_space(last + TimeDelta::hours(3), 7);
         assert_eq!((memory.free_space.len(), memory.free_space.last().unwrap().free_bytes), (MOST_DAYS, 7));
-        // A clock that was ahead and was set right.
+        // A clock that was ahead and has been corrected.
         memory.note_free_space(last - DAY * 10, 8);
         assert_eq!(memory.free_space.len(), MOST_DAYS - 10);
     }

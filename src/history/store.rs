@@ -1,8 +1,8 @@
 //! The files of the history: `history/REPOSITORY/UUID.json` below kvmb's data folder, one for each machine in each
 //! repository, and `history/REPOSITORY/repository`, about the repository as a whole.
 //!
-//! No part of a name comes from a machine: the file is called by the UUID, read and replaced, and the folder by the
-//! SHA-256 of the repository's address. Folders are mode 0700, files 0600.
+//! No part of a name comes from a machine: the file is named by the UUID, in normalized form, and the folder by the
+//! SHA-256 of the repository's address. Folders have mode 0700, files 0600.
 
 use super::{MachineMemory, RepoMemory, VERSION};
 use crate::atomic_file;
@@ -17,23 +17,23 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-/// A file is never larger; one that is, is none of ours.
+/// The maximum size of a file; a larger one is not a history file.
 const LARGEST_FILE_BYTES: u64 = 256 << 10;
 
-/// The number of machines kept for a repository, and of repositories: the most recently used ones.
+/// The maximum number of machines per repository, and of repositories. The most recently used ones are kept.
 const MOST_MACHINES: usize = 4096;
 const MOST_REPOSITORIES: usize = 64;
 
-/// Why something is not remembered.
+/// Why the history cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A file or a folder.
+    /// A file or a folder is inaccessible.
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    /// A file that holds something else.
+    /// A file is not a history file.
     #[error("{} is not a history file: {reason}", path.display())]
     NotHistory { path: PathBuf, reason: String },
-    /// A machine that has no UUID.
+    /// A machine without a valid UUID.
     #[error("{uuid:?} is not a UUID")]
     NoUuid { uuid: String },
 }
@@ -43,7 +43,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { action, path, source }
 }
 
-/// What is remembered of the machines in one repository.
+/// The history of the machines in one repository.
 #[derive(Debug, Clone)]
 pub(crate) struct History {
     repo: String,
@@ -51,7 +51,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// The history of the repository with this address, below kvmb's data folder; nothing is made yet.
+    /// Returns the history of the repository with this address, below kvmb's data folder. Creates nothing yet.
     pub(crate) fn of(data_folder: &Path, repo: &str) -> History {
         let name = hex::encode(&Sha256::digest(repo)[..16]);
         History { repo: repo.to_owned(), folder: data_folder.join("history").join(name) }
@@ -63,7 +63,7 @@ impl History {
         Ok((self.folder.join(format!("{uuid}.json")), uuid))
     }
 
-    /// All that is remembered, and what of it could not be read.
+    /// Returns the history of all machines, and the errors of unreadable files.
     pub(crate) fn all(&self) -> (Vec<MachineMemory>, Vec<Error>) {
         let (mut memories, mut errors) = (Vec::new(), Vec::new());
         let entries = match fs::read_dir(&self.folder) {
@@ -75,7 +75,7 @@ impl History {
             if path.extension().is_some_and(|extension| extension == "json") {
                 match self.read(&path) {
                     Ok(memory) => memories.push(memory),
-                    // Taken away meanwhile.
+                    // Removed meanwhile.
                     Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
                     Err(error) => errors.push(error),
                 }
@@ -101,7 +101,7 @@ impl History {
         }
     }
 
-    /// What is remembered of the repository as a whole; none where nothing is.
+    /// Returns the history of the repository as a whole, or `None` if there is none.
     pub(crate) fn of_repo(&self) -> Result<Option<RepoMemory>, Error> {
         let path = self.repo_file();
         let memory: RepoMemory = match parse(&path) {
@@ -112,7 +112,7 @@ impl History {
         Ok(Some(memory))
     }
 
-    /// Changes what is remembered of the repository as a whole. A file that cannot be understood is replaced.
+    /// Changes the history of the repository as a whole. An invalid file is replaced.
     pub(crate) fn change_repo(&self, now: Time, change: impl FnOnce(&mut RepoMemory)) -> Result<(), Error> {
         let path = self.repo_file();
         let _lock = self.make_and_lock()?;
@@ -131,11 +131,10 @@ impl History {
         self.folder.join("repository")
     }
 
-    /// Makes the folders, and locks them: two runs may have to do with the same file. Whoever holds the lock does not
-    /// hold it for long.
+    /// Creates the folders and locks them, because two runs may change the same file. The lock is only held briefly.
     fn make_and_lock(&self) -> Result<File, Error> {
         let make = |folder: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(folder);
-        // The data folder is passed through by QEMU's user.
+        // QEMU's user must be able to traverse the data folder.
         if let Some(data) = self.folder.parent().and_then(Path::parent) {
             make(data, 0o711).map_err(io("create", data))?;
         }
@@ -150,7 +149,7 @@ impl History {
         self.folder.parent().into_iter().for_each(|all| keep_newest(all, MOST_REPOSITORIES));
     }
 
-    /// Changes what is remembered of a machine. A file that cannot be understood is begun again.
+    /// Changes the history of a machine. An invalid file is replaced.
     pub(crate) fn change(
         &self,
         machine: &str,
@@ -186,7 +185,7 @@ fn write(path: &Path, memory: &impl Serialize) -> Result<(), Error> {
     atomic_file::write(path, &text, 0o600).map_err(io("write", path))
 }
 
-/// Removes the oldest entries of a folder until `most` are left. Failing to remove one does no harm.
+/// Removes the oldest entries of a folder until `most` are left. Failures are harmless.
 fn keep_newest(folder: &Path, most: usize) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut aged: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
@@ -250,7 +249,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(&history.folder)), (0o600, 0o700));
         assert_eq!(mode(history.folder.parent().unwrap()), 0o700);
-        // Another repository knows nothing of it.
+        // Another repository has a separate history.
         assert!(History::of(data.path(), "/other").all().0.is_empty());
         assert!(matches!(history.change("x", "../../x", now, |_| ()), Err(Error::NoUuid { .. })));
     }

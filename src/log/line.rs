@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// How a line is written.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
     /// `2025-08-06 14:30:15,123 - INFO - [run] message key=value`
@@ -35,7 +35,7 @@ where
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = EventFields::default();
         event.record(&mut fields);
-        // As the forerunner wrote them.
+        // The level names that kvmb's predecessor used.
         let level = match *event.metadata().level() {
             tracing::Level::ERROR => "ERROR",
             tracing::Level::WARN => "WARNING",
@@ -54,7 +54,7 @@ where
 /// Writes lines for people: `kvmb: warning: message key=value`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StderrLine {
-    /// Whether the word before the message is coloured.
+    /// Whether the level is colored.
     pub(crate) color: bool,
 }
 
@@ -100,7 +100,7 @@ impl LogLine {
     }
 }
 
-/// The fields of an event, the message apart.
+/// The fields of an event, with the message separate.
 #[derive(Debug, Default)]
 struct EventFields {
     message: String,
@@ -108,7 +108,7 @@ struct EventFields {
 }
 
 impl EventFields {
-    /// The message and the fields behind it, in one line.
+    /// Returns the message followed by the fields, in one line.
     fn in_words(&self) -> String {
         let mut line = self.message.clone();
         for (key, value) in &self.others {
@@ -118,7 +118,7 @@ impl EventFields {
             };
             line.push_str(&format!(" {key}={text}"));
         }
-        // Names are not trusted: one with a line break in it could pass for a line of ours.
+        // Names are not trusted: a line break in a name could forge a line of the log.
         line.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
     }
 

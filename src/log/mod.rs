@@ -1,8 +1,8 @@
 //! The log: a record of what each run did.
 //!
-//! Events come through `tracing`. Standard error gets what people want to see immediately; the file, or the journal
-//! when systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of
-//! two runs that write at once can be distinguished.
+//! Events are emitted with `tracing`. Standard error gets what users want to see immediately; the file, or the journal
+//! when systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, to distinguish runs
+//! that write at the same time.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -24,7 +24,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The target of events that people have read on standard error already, in words of their own.
+/// The target of events that were already reported on standard error in other words.
 pub(crate) const TOLD: &str = "kvmb::told";
 
 /// How verbose a run is.
@@ -33,12 +33,12 @@ pub(crate) enum Level {
     Quiet,
     Normal,
     Verbose,
-    /// How it does it.
+    /// Includes details of the implementation.
     Debug,
 }
 
 impl Level {
-    /// What is logged: less of the libraries than of kvmb.
+    /// Returns the filter: libraries are logged less verbosely than kvmb.
     fn filter(self) -> Targets {
         let (own, others) = match self {
             Level::Quiet => (LevelFilter::ERROR, LevelFilter::ERROR),
@@ -53,46 +53,46 @@ impl Level {
 /// The log file of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct FilePlan {
-    /// Where it may be, the best place first.
+    /// The possible paths, in order of preference.
     pub(crate) places: Vec<PathBuf>,
-    /// The folder of one of them, which is made if no other place can be written.
+    /// The folder of one of them, which is created if no other path is writable.
     pub(crate) own_folder: Option<PathBuf>,
-    /// How a line is written.
+    /// The format of a line.
     pub(crate) style: Style,
-    /// A file that has grown larger is set aside.
+    /// A larger file is rotated.
     pub(crate) max_bytes: u64,
-    /// How many files that were set aside are kept.
+    /// The number of rotated files to keep.
     pub(crate) keep: u64,
 }
 
-/// What a run logs, and where.
+/// What a run logs, and where to.
 #[derive(Debug, Clone)]
 pub(crate) struct LogSettings<'a> {
     /// The id of the run.
     pub(crate) run: &'a str,
     pub(crate) command: &'static str,
-    /// What goes to standard error.
+    /// The verbosity of standard error.
     pub(crate) level: Level,
-    /// Whether standard error gets colour.
+    /// Whether standard error is colored.
     pub(crate) color: bool,
-    /// Writes to standard error.
+    /// Returns a writer for standard error.
     pub(crate) stderr: fn() -> Box<dyn Write>,
-    /// The file; none for a run that keeps no log.
+    /// The log file; `None` for a run without one.
     pub(crate) file: Option<FilePlan>,
-    /// Whether the journal gets it all.
+    /// Whether to log to the journal.
     pub(crate) journal: bool,
 }
 
-/// What came of a plan.
+/// The result of starting the log.
 #[derive(Debug, Default)]
 pub(crate) struct Started {
     /// Whether the journal is written to.
     pub(crate) journal: bool,
-    /// Why there is no log file although there should be one.
+    /// Why the requested log file cannot be opened.
     pub(crate) fault: Option<(PathBuf, std::io::Error)>,
 }
 
-/// Opens the first place that can be written.
+/// Opens the first path that is writable.
 fn open(plan: &FilePlan) -> Result<RotatingFile, (PathBuf, std::io::Error)> {
     let open = || RotatingFile::open_first(&plan.places, plan.max_bytes, plan.keep);
     open().or_else(|error| match &plan.own_folder {
@@ -101,14 +101,14 @@ fn open(plan: &FilePlan) -> Result<RotatingFile, (PathBuf, std::io::Error)> {
     })
 }
 
-/// Starts logging; once in a process. That a log cannot be written is reported and stops nothing.
+/// Starts logging, once per process. If a log cannot be written, this is reported, but does not stop anything.
 pub(crate) fn start(plan: LogSettings<'_>) -> Started {
     let mut started = Started::default();
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(plan.stderr)
         .event_format(line::StderrLine { color: plan.color })
         .with_ansi(plan.color)
-        // It would complain on standard error that standard error is closed, and panic.
+        // With internal errors enabled, a closed standard error would be reported on standard error, which panics.
         .log_internal_errors(false)
         .with_filter(plan.level.filter().with_target(TOLD, LevelFilter::OFF));
     let kept = plan.level.max(Level::Verbose);

@@ -1,4 +1,4 @@
-//! The lines of the log, from its file and what was set aside of it.
+//! Reads the lines of the log from its current and rotated files.
 
 use super::rotating::{MOST_KEPT, aside};
 use crate::record::{Log, Time};
@@ -10,30 +10,30 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// No line of ours is longer; what is behind it is not read as one.
+/// The maximum length of a line; the rest of a longer one is not read as part of it.
 const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
 /// The levels of lines, the least severe first.
 pub(crate) const LEVELS: [&str; 4] = ["DEBUG", "INFO", "WARNING", "ERROR"];
 
-/// Which lines are wanted.
+/// The filter for lines.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LineFilter {
-    /// Only those of this run.
+    /// Only lines of this run.
     pub(crate) run: Option<String>,
-    /// Only those of this level and of more severe ones.
+    /// Only lines of this level or a more severe one.
     pub(crate) level: Option<String>,
-    /// Only those with this text, in upper or lower case.
+    /// Only lines that contain this text, ignoring case.
     pub(crate) text: Option<String>,
 }
 
 impl LineFilter {
-    /// Whether a line is one of a run that is wanted; a line that is none of kvmb's never is.
+    /// Returns whether a line belongs to a wanted run. Lines that kvmb did not write never do.
     fn is_of_run(&self, line: &str) -> bool {
         run_of(line).is_some_and(|run| self.run.as_ref().is_none_or(|wanted| *wanted == run))
     }
 
-    /// Whether a line of a wanted run has the level and the text.
+    /// Returns whether a line of a wanted run has the level and the text.
     fn takes(&self, line: &str) -> bool {
         let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
         let has_level = self.level.as_ref().is_none_or(|least| {
@@ -45,9 +45,9 @@ impl LineFilter {
     }
 }
 
-/// Calls `found` for each wanted line, oldest first; with a limit, only for the newest so many. False ends the search.
-/// `end` is where the file ends that is the log now; what is added meanwhile is left to a [`LogFollower`]. Returns
-/// whether there is any line of a wanted run, with whatever level and text.
+/// Calls `found` for each wanted line, oldest first, or with a limit for that many newest ones. Ends early if it
+/// returns `false`. `end` is the length of the current file to read; later lines are left to a [`LogFollower`]. Returns
+/// whether there is any line of a wanted run, regardless of level and text.
 pub(crate) fn lines(
     path: &Path,
     filter: &LineFilter,
@@ -70,7 +70,7 @@ pub(crate) fn lines(
         }
         return Ok(is_any);
     };
-    // The newest file first, and no older one once there are enough.
+    // Read the newest file first, and older ones only until there are enough lines.
     let mut newest = VecDeque::new();
     for file in files(path) {
         let mut of_file = VecDeque::new();
@@ -96,7 +96,7 @@ pub(crate) fn lines(
     Ok(is_any)
 }
 
-/// The run that the last line of the log is of.
+/// Returns the run of the last line in the log.
 pub(crate) fn last_run(path: &Path) -> io::Result<Option<String>> {
     for file in files(path) {
         let mut last = None;
@@ -111,7 +111,7 @@ pub(crate) fn last_run(path: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// The run that a line is of; none if it is none of kvmb's.
+/// Returns the run of a line, or `None` if kvmb did not write it.
 fn run_of(line: &str) -> Option<String> {
     if line.starts_with('{') {
         let object: Value = serde_json::from_str(line).ok()?;
@@ -121,7 +121,7 @@ fn run_of(line: &str) -> Option<String> {
     Some(run.to_owned())
 }
 
-/// Time, level, run and message of `2025-08-06 14:30:15,123 - INFO - [run] message`.
+/// Returns time, level, run and message of `2025-08-06 14:30:15,123 - INFO - [run] message`.
 fn parts(line: &str) -> Option<(&str, &str, &str, &str)> {
     let (time, behind) = line.split_once(" - ")?;
     let (level, behind) = behind.split_once(" - ")?;
@@ -129,7 +129,7 @@ fn parts(line: &str) -> Option<(&str, &str, &str, &str)> {
     Some((time, level, run, message.trim_start()))
 }
 
-/// A line as a record; none if it is none of kvmb's.
+/// Parses a line, or returns `None` if kvmb did not write it.
 pub(crate) fn parse(line: &str) -> Option<Log> {
     let record = |logged_at, level: &str, run: &str, message: String| Log {
         logged_at,
@@ -157,16 +157,16 @@ pub(crate) fn parse(line: &str) -> Option<Log> {
     Some(record(time, level, run, message.to_owned()))
 }
 
-/// The files of a log, the newest first.
+/// Returns the files of a log, newest first.
 fn files(path: &Path) -> Vec<PathBuf> {
     let set_aside = (1..=MOST_KEPT).map(|number| aside(path, number)).take_while(|path| path.exists());
     [path.to_owned()].into_iter().chain(set_aside).collect()
 }
 
-/// Calls `found` for each line of the first `most_bytes` of a file; false ends that, and is returned.
+/// Calls `found` for each line in the first `most_bytes` of a file. Stops and returns `false` if it does.
 fn each_line(path: &Path, most_bytes: u64, found: &mut dyn FnMut(&str) -> bool) -> io::Result<bool> {
     let file = match File::open(path) {
-        // It was set aside a moment ago, or there is none yet.
+        // It was rotated a moment ago, or does not exist yet.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
         file => file?,
     };
@@ -184,20 +184,20 @@ fn each_line(path: &Path, most_bytes: u64, found: &mut dyn FnMut(&str) -> bool) 
     }
 }
 
-/// Reads what is added to a log, also after it was set aside.
+/// Reads lines that are added to a log, across rotations.
 #[derive(Debug)]
 pub(crate) struct LogFollower {
     path: PathBuf,
     filter: LineFilter,
     file: Option<File>,
-    /// Where the file ended at the beginning.
+    /// The length of the file at the start.
     began_at_byte: u64,
-    /// The beginning of a line whose end has not been written yet.
+    /// The beginning of an incomplete line.
     rest: Vec<u8>,
 }
 
 impl LogFollower {
-    /// Begins at the present end of the log.
+    /// Starts at the present end of the log.
     pub(crate) fn at_end(path: &Path, filter: LineFilter) -> io::Result<LogFollower> {
         let (file, began_at_byte) = match File::open(path) {
             Ok(mut file) => {
@@ -210,12 +210,12 @@ impl LogFollower {
         Ok(LogFollower { path: path.to_owned(), filter, file, began_at_byte, rest: Vec::new() })
     }
 
-    /// Where the log ended when it began: what is before that, [`lines`] reads.
+    /// Returns the length of the log at the start; [`lines`] reads what is before that.
     pub(crate) fn began_at_byte(&self) -> u64 {
         self.began_at_byte
     }
 
-    /// The wanted lines that were added since.
+    /// Returns the wanted lines that were added since the last call.
     pub(crate) fn new_lines(&mut self) -> io::Result<Vec<String>> {
         let mut lines = Vec::new();
         loop {
@@ -227,7 +227,7 @@ impl LogFollower {
             let text = String::from_utf8_lossy(&whole);
             let wanted = text.lines().filter(|line| self.filter.is_of_run(line) && self.filter.takes(line));
             lines.extend(wanted.map(str::to_owned));
-            // Another file of that name: the one that was read has been set aside, or there was none.
+            // If the name refers to another file, the previous one was rotated, or did not exist.
             let named = match File::open(&self.path) {
                 Ok(named) => named,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(lines),

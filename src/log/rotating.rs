@@ -1,17 +1,16 @@
-//! A log file that is rotated when it has grown too large: `log` becomes `log.1`, that `log.2`, and so on.
+//! A log file that is rotated when it is too large: `log` becomes `log.1`, that becomes `log.2`, and so on.
 //!
-//! It is our own, because the libraries for this expect one writer: they keep the file open, and rename it under the
-//! others.
+//! Existing libraries for this expect a single writer: they keep the file open, and rename it while others write.
 //!
-//! Several runs write to one log at once, and logrotate may work on it too. So the file is opened again for every line,
-//! always at its end: a line is one write, which the kernel does not mix with others, and it goes to whatever the file
-//! is at that moment. Only setting aside needs a lock, which is taken on the very file that is too large:
+//! Here several runs may write to one log at once, and logrotate may rotate it, too. So the file is opened again for
+//! every line, in append mode. A line is one write, which the kernel does not mix with others, and goes to the file
+//! that has the name at that moment. Only a rotation needs a lock, which is taken on the file that is too large:
 //!
 //! | run A | run B |
 //! | --- | --- |
-//! | writes, sees that the file is too large, locks it | writes, sees the same |
-//! | is the file still the one of that name? yes: renames | the lock is taken: leaves it to A |
-//! | | or comes later: the file has another name now, nothing to do |
+//! | writes, finds the file too large, locks it | writes, finds the same |
+//! | checks that the file still has that name, renames it | the lock is taken: leaves it to A |
+//! | | or, if it comes later: the file has another name now, so there is nothing to do |
 
 use rustix::fs::{FlockOperation, flock};
 use std::ffi::OsString;
@@ -20,7 +19,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// More files than this are never kept.
+/// The maximum number of rotated files.
 pub(crate) const MOST_KEPT: u64 = 1000;
 
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub(crate) struct RotatingFile {
 }
 
 impl RotatingFile {
-    /// The first of these places that can be written; else why not the last.
+    /// Opens the first writable one of these paths, or returns the error for the last.
     pub(crate) fn open_first(
         places: &[PathBuf],
         max_bytes: u64,
@@ -47,7 +46,7 @@ impl RotatingFile {
         Err(last)
     }
 
-    /// Sets the file aside, if it is still the one that `file` was opened as and nobody else is at it.
+    /// Rotates the file, if its name still refers to `file` and no other process is rotating it.
     fn set_aside(&self, file: &File) -> io::Result<()> {
         if flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
@@ -57,15 +56,15 @@ impl RotatingFile {
         if (opened.dev(), opened.ino()) != (named.dev(), named.ino()) {
             return Ok(());
         }
-        // What is beyond the limit is of a time when more were kept; the last one within it is replaced.
+        // Remove files beyond the limit, left from a time when more were kept. The last one within it is replaced.
         let last = self.keep.clamp(1, MOST_KEPT);
         for number in last + 1..=MOST_KEPT {
             if fs::remove_file(aside(&self.path, number)).is_err() {
                 break;
             }
         }
-        // Only what is there moves on, up to the first gap: the others write on meanwhile, and the file grows until
-        // this is done.
+        // Rename existing files only, up to the first gap: other processes keep writing, and the file grows until this
+        // is done.
         let gap = (1..last).find(|number| !aside(&self.path, *number).exists()).unwrap_or(last);
         for number in (1..gap).rev() {
             fs::rename(aside(&self.path, number), aside(&self.path, number + 1))?;
@@ -75,14 +74,14 @@ impl RotatingFile {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // Opening a named pipe waits for a reader.
+    // Opening a named pipe would block until there is a reader.
     if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a named pipe"));
     }
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
-/// The name of the file after this number of rotations.
+/// Returns the path of the file after this number of rotations.
 pub(crate) fn aside(path: &Path, number: u64) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!(".{number}"));
@@ -122,7 +121,7 @@ mod tests {
     fn so_many_are_kept_and_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        // Of a time when more were kept.
+        // Left from a time when more were kept.
         (1..6).for_each(|number| fs::write(aside(&path, number), "old\n").unwrap());
         let mut file = RotatingFile::open_first(std::slice::from_ref(&path), 100, 2).unwrap();
         for number in 0..40 {
@@ -156,7 +155,7 @@ mod tests {
             for writer in 0..4 {
                 let path = &path;
                 scope.spawn(move || {
-                    // Each has handles of its own, as processes have.
+                    // Each writer has its own handles, like a process.
                     let mut file = RotatingFile::open_first(std::slice::from_ref(path), 400, 900).unwrap();
                     for number in 0..250 {
                         file.write_all(format!("writer {writer} line {number:03}\n").as_bytes()).unwrap();
@@ -167,8 +166,8 @@ mod tests {
         let lines = lines_of(folder.path());
         assert_eq!(lines.len(), 1000);
         assert_eq!(lines.iter().collect::<BTreeSet<_>>().len(), 1000);
-        // Whoever sets the file aside first has lines left to write. More is not certain: while one sets it aside, the
-        // others may write all that they have.
+        // The writer that first rotates the file has lines left to write. More is not certain: during the rotation the
+        // others may write all their lines.
         assert!(fs::read_dir(folder.path()).unwrap().count() >= 2);
     }
 
@@ -183,7 +182,7 @@ mod tests {
         log.set_aside(&late).unwrap();
         assert!(!path.exists(), "the late writer has nothing to set aside");
         log.write_all(b"next\n").unwrap();
-        // The file is set aside although another holds what was set aside before.
+        // The file is rotated even if another process has locked an older rotated file.
         flock(&late, FlockOperation::NonBlockingLockExclusive).unwrap();
         log.write_all(b"longer than ten bytes\n").unwrap();
         let read = |number| fs::read_to_string(aside(&path, number)).unwrap();
@@ -201,7 +200,7 @@ mod tests {
         flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
         (0..3).for_each(|_| log.write_all(b"longer than ten bytes\n").unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
-        // The other is killed before it has done it.
+        // The other process is killed before the rotation.
         drop(other);
         log.write_all(b"end\n").unwrap();
         assert!(!path.exists());

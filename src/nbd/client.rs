@@ -1,9 +1,11 @@
-//! One connection: requests, several in flight, and their checked replies. `doc/proto.md`, "Transmission phase".
+//! One connection: requests, several of them in flight, and the verification of their replies. `doc/proto.md`,
+//! "Transmission phase".
 //!
-//! Underneath is a pipeline: `submit_…` queues requests and gives a ticket, `wait_any` sends what is queued and returns
-//! whichever ticket is finished next. The public calls submit one and wait for it.
+//! Internally it is a pipeline: `submit_…` queues requests and returns a ticket, and `wait_any` sends what is queued
+//! and returns whichever ticket finishes next. The public methods submit one request and wait for it.
 //!
-//! Nothing that a server sends is believed: each byte of a read is received exactly once or the read fails, no length
+//! Nothing that a server sends is trusted: each byte of a read is received exactly once or the read fails, every length
+//! is compared with the request before it is used, and a violation closes the connection for good.
 //! is used before it is compared with what was asked, and a violation closes the connection for good.
 
 use std::collections::HashMap;
@@ -17,15 +19,15 @@ use super::uri::NbdUri;
 use super::wire::{self, ChunkHeader, Coverage, ErrorReply, MessageReader, RequestType, StatusExtent, Violation};
 use super::{Error, Result};
 
-/// How to connect.
+/// Options of a connection.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// The metadata contexts to ask for; see [`Client::has_context`] for what came of it.
+    /// The metadata contexts to request; see [`Client::has_context`] for those that the server has.
     pub contexts: Vec<String>,
-    /// For the handshake, and then for each request: how long the server may take before it counts as gone. It runs
-    /// from the request before, so requests that wait behind others are not punished.
+    /// The timeout for the handshake, and then for each request. It starts with the end of the previous request, so
+    /// that time spent queued behind others does not count.
     pub timeout: Duration,
-    /// Raised by somebody else to end any waiting, within a tenth of a second, with [`Error::Stopped`].
+    /// May be set by another thread to end any wait, within a tenth of a second, with [`Error::Stopped`].
     pub stop: Arc<AtomicBool>,
 }
 
@@ -35,12 +37,12 @@ impl Default for ClientOptions {
     }
 }
 
-/// What one metadata context said to a [`Client::block_status`].
+/// The status of a range in one metadata context, returned by [`Client::block_status`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextStatus {
-    /// The context's name.
+    /// The name of the context.
     pub context: String,
-    /// From the offset asked on, in order, without gaps; clipped to what was asked.
+    /// The extents, starting at the requested offset, in order, without gaps, and clipped to the request.
     pub extents: Vec<StatusExtent>,
 }
 
@@ -49,52 +51,52 @@ pub struct ContextStatus {
 pub struct Client {
     link: NbdStream,
     export: NegotiatedExport,
-    /// Encoded requests that have not been sent.
+    /// Encoded requests that have not been sent yet.
     outgoing: Vec<u8>,
     next_id: u64,
-    /// Requests under way, by cookie.
+    /// Requests in flight, by cookie.
     pending: HashMap<u64, PendingRequest>,
-    /// Reads under way, by ticket: one read may need several requests.
+    /// Reads in flight, by ticket. One read may need several requests.
     reads: HashMap<Ticket, Read>,
     /// Cleared when the connection can no longer be trusted.
     usable: bool,
 }
 
-/// Names what was submitted.
+/// Identifies a submitted request.
 pub(super) type Ticket = u64;
 
-/// The end of something that was submitted.
+/// The result of a submitted request.
 #[derive(Debug)]
 pub(super) struct Completion {
     pub(super) ticket: Ticket,
-    /// Only ever [`Error::Request`] or [`Error::Disconnected`].
+    /// The only errors are [`Error::Request`] and [`Error::Disconnected`].
     pub(super) outcome: Result<ReplyBody>,
 }
 
 #[derive(Debug)]
 pub(super) enum ReplyBody {
     Read(Vec<u8>),
-    /// One list a context.
+    /// One list per context.
     Status(Vec<ContextStatus>),
 }
 
-/// One request under way.
+/// A request in flight.
 #[derive(Debug)]
 struct PendingRequest {
     ticket: Ticket,
     command: RequestType,
     offset: u64,
     length: u32,
-    /// The first error among its chunks.
+    /// The first error in its chunks.
     refusal: Option<ErrorReply>,
     progress: ReplyProgress,
 }
 
-/// What has come of the reply.
+/// The part of a reply that was received.
 #[derive(Debug)]
 enum ReplyProgress {
     Read {
-        /// Where this request's bytes go in the read's buffer.
+        /// The position of this request's bytes in the read's buffer.
         at: usize,
         coverage: Coverage,
     },
@@ -103,7 +105,7 @@ enum ReplyProgress {
     },
 }
 
-/// A read: its buffer, while some of its requests are under way.
+/// A read with requests in flight.
 #[derive(Debug)]
 struct Read {
     buffer: Vec<u8>,
@@ -118,7 +120,7 @@ impl Client {
         Client::negotiate(link, &uri.export, options)
     }
 
-    /// Negotiates on a socket that is connected already.
+    /// Negotiates on a connected socket.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn from_stream(
         stream: std::os::unix::net::UnixStream,
@@ -147,32 +149,32 @@ impl Client {
         }
     }
 
-    /// The size of the export.
+    /// Returns the size of the export.
     pub fn size_bytes(&self) -> u64 {
         self.export.size_bytes
     }
 
-    /// Whether the server refuses writes.
+    /// Returns whether the server refuses writes.
     pub fn read_only(&self) -> bool {
         self.has_flag(wire::TRANSMISSION_READ_ONLY)
     }
 
-    /// Whether several connections at once are allowed, and see the same bytes.
+    /// Returns whether the server allows several connections that see the same bytes.
     pub fn multi_conn(&self) -> bool {
         self.has_flag(wire::TRANSMISSION_MULTI_CONN)
     }
 
-    /// The most that is asked for in one request.
+    /// Returns the maximum size of one request.
     pub fn max_request_bytes(&self) -> u32 {
         self.export.max_request_bytes
     }
 
-    /// Requests are aligned to this.
+    /// Returns the alignment of requests.
     pub fn min_block_bytes(&self) -> u32 {
         self.export.min_block_bytes
     }
 
-    /// Whether this metadata context was really negotiated.
+    /// Returns whether this metadata context was negotiated.
     pub fn has_context(&self, name: &str) -> bool {
         self.export.contexts.iter().any(|(_, known)| known == name)
     }
@@ -181,7 +183,7 @@ impl Client {
         self.export.flags & (wire::TRANSMISSION_HAS_FLAGS | flag) == wire::TRANSMISSION_HAS_FLAGS | flag
     }
 
-    /// Fills `buf` from `offset`, in as many requests as it takes.
+    /// Fills `buf` from `offset`, with as many requests as necessary.
     pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let size_bytes = self.export.size_bytes;
         let end = offset.saturating_add(buf.len() as u64);
@@ -192,7 +194,7 @@ impl Client {
         let mut rest = buf;
         let mut position = offset;
         while !rest.is_empty() {
-            // Widened to the server's blocks; the end of the export counts as a boundary.
+            // Align the request to the server's blocks; the end of the export counts as aligned.
             let begin = position - position % block;
             let end = begin
                 .saturating_add(u64::from(self.export.max_request_bytes))
@@ -211,8 +213,8 @@ impl Client {
         Ok(())
     }
 
-    /// What each negotiated context knows of a range, as the server answered: it may be less than asked, but never
-    /// nothing.
+    /// Returns the status of a range in each negotiated context. The answer may cover less than the requested range,
+    /// but is never empty.
     pub fn block_status(&mut self, offset: u64, length: u32) -> Result<Vec<ContextStatus>> {
         let ticket = self.submit_block_status(offset, length)?;
         self.finish_status(ticket)
@@ -225,27 +227,27 @@ impl Client {
         }
     }
 
-    /// Says goodbye. Dropping the client does the same.
+    /// Disconnects. Dropping the client does the same.
     pub fn disconnect(self) {
         drop(self);
     }
 
-    /// Replaces the time-out and the stop flag that it was connected with.
+    /// Replaces the timeout and the stop flag.
     pub(super) fn reconfigure(&mut self, timeout: Duration, stop: Arc<AtomicBool>) {
         self.link.reconfigure(timeout, stop);
     }
 }
 
 impl Client {
-    /// Whether nothing is under way.
+    /// Returns whether no requests are in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// Asks for `length` bytes from `offset`, both aligned. The buffer comes back with exactly these; what it holds now
-    /// does not matter, and is reused as it is so that a recycled one need not be cleared.
+    /// Submits a read of `length` bytes from `offset`, both aligned. The buffer is returned with exactly these bytes.
+    /// Its present contents are irrelevant, so a recycled buffer need not be cleared.
     pub(super) fn submit_read(&mut self, offset: u64, mut buffer: Vec<u8>, length: usize) -> Result<Ticket> {
-        // Zeros of a new allocation cost nothing.
+        // A new zeroed allocation needs no memset.
         if buffer.capacity() < length {
             buffer = vec![0; length];
         }
@@ -257,7 +259,7 @@ impl Client {
         while at < length {
             let piece = (length - at).min(self.export.max_request_bytes as usize);
             let progress = ReplyProgress::Read { at, coverage: Coverage::default() };
-            // `max_request_bytes` is a u32.
+            // The cast is lossless, because `max_request_bytes` is a u32.
             self.enqueue(ticket, RequestType::Read, 0, offset + at as u64, piece as u32, progress)?;
             requests_left += 1;
             at += piece;
@@ -311,7 +313,7 @@ impl Client {
         Ok(())
     }
 
-    /// Waits for one ticket, when there is no other.
+    /// Waits for a ticket, which must be the only one.
     fn finish(&mut self, ticket: Ticket) -> Result<ReplyBody> {
         loop {
             let completion = self.wait_any()?;
@@ -321,8 +323,8 @@ impl Client {
         }
     }
 
-    /// Sends what is queued and waits for the next ticket to finish. An error is the end of the connection; that a
-    /// request failed is in the completion.
+    /// Sends what is queued and waits for the next ticket to finish. An error ends the connection; the error of a
+    /// single request is in the completion.
     pub(super) fn wait_any(&mut self) -> Result<Completion> {
         if !self.usable {
             return Err(Error::Disconnected);
@@ -347,7 +349,7 @@ impl Client {
         }
     }
 
-    /// One simple reply or one chunk; a completion if a ticket is finished by it.
+    /// Receives one simple reply or one chunk. Returns a completion if it finishes a ticket.
     fn receive_message(&mut self) -> Result<Option<Completion>> {
         let magic = u32::from_be_bytes(self.link.receive_array()?);
         match magic {
@@ -357,8 +359,8 @@ impl Client {
         }
     }
 
-    /// "Simple reply message". Where structured replies are negotiated it can still say that something failed, or that
-    /// something without data is done.
+    /// "Simple reply message". If structured replies were negotiated, the server may still use it for errors, and for
+    /// successful requests without data.
     fn receive_simple_reply(&mut self) -> Result<Option<Completion>> {
         let header: [u8; 12] = self.link.receive_array()?;
         let mut fields = MessageReader::new("a simple reply", &header);
@@ -442,7 +444,7 @@ impl Client {
         Ok(None)
     }
 
-    /// A payload that is small, or at least bounded.
+    /// Receives a payload of limited length.
     fn receive_payload(&mut self, what: &'static str, length: u32, most: u32) -> Result<Vec<u8>> {
         if length > most {
             return Err(Violation::Length { what, length: length.into() }.into());
@@ -456,7 +458,7 @@ impl Client {
         self.pending.remove(&cookie).ok_or_else(|| Violation::Cookie(cookie).into())
     }
 
-    /// A request's reply has ended: is it whole, and was it its ticket's last?
+    /// Handles the end of a request's reply: checks that it is complete, and whether it was the last of its ticket.
     fn complete(&mut self, pending: PendingRequest) -> Result<Option<Completion>> {
         self.link.extend_deadline();
         let ticket = pending.ticket;
@@ -488,7 +490,7 @@ impl Client {
         Ok(Some(Completion { ticket, outcome: failure.map_or(Ok(outcome), Err) }))
     }
 
-    /// One of a read's requests has ended; the first failure is the read's.
+    /// Handles the end of one request of a read. The read fails with the first error of its requests.
     fn complete_read(&mut self, ticket: Ticket, failure: Option<Error>) -> Result<Option<Completion>> {
         let Some(mut read) = self.reads.remove(&ticket) else {
             return Err(Violation::Cookie(ticket).into());
@@ -504,7 +506,7 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// `NBD_CMD_DISC`, which "MUST NOT" be sent while something is under way.
+    /// Sends `NBD_CMD_DISC`, which "MUST NOT" be sent while requests are in flight.
     fn drop(&mut self) {
         if !self.usable {
             return;
@@ -518,7 +520,7 @@ impl Drop for Client {
     }
 }
 
-/// Where a piece of a reply lies within its request.
+/// Returns the position of a part of a reply within its request.
 fn position_within(offset: u64, length: u32, request_offset: u64, request_length: u32) -> Result<u32, Violation> {
     let out_of_bounds = Violation::OutOfBounds { offset, length: length.into() };
     let Some(within) = offset.checked_sub(request_offset).and_then(|within| u32::try_from(within).ok()) else {
@@ -530,7 +532,7 @@ fn position_within(offset: u64, length: u32, request_offset: u64, request_length
     }
 }
 
-/// A piece of the buffer of a read that is under way.
+/// Returns a part of the buffer of a read in flight.
 fn read_buffer(
     reads: &mut HashMap<Ticket, Read>,
     ticket: Ticket,
@@ -543,7 +545,7 @@ fn read_buffer(
         .ok_or(Violation::Cookie(ticket))
 }
 
-/// What no server needs to be asked: it would be `EINVAL`.
+/// Returns the error for a request that the server would refuse with `EINVAL`.
 fn refused_here(command: RequestType, offset: u64, length: u64) -> Error {
     Error::Request {
         command,

@@ -1,8 +1,9 @@
-//! The map of a disk: what reads as zeros, what is dirty; merged from two contexts, then cut to chunks.
+//! The map of a disk: which ranges read as zeros, and which are dirty. It is merged from two contexts, then split into
+//! chunks.
 //!
-//! The rules are pure ([`Mapper`] says what to ask and digests the answer, [`ChunkCutter`] cuts); [`extents`] and
-//! [`chunk_runs`] are the iterators over them. What a server may answer is drawn in the [module's](super)
-//! documentation.
+//! The rules are implemented without I/O ([`Mapper`] decides what to request and interprets the answer, [`ChunkCutter`]
+//! splits); [`extents`] and [`chunk_runs`] are iterators on top of them. The [module's](super) documentation shows the
+//! possible answers of a server.
 
 use std::collections::VecDeque;
 
@@ -10,31 +11,31 @@ use super::client::{Client, ContextStatus};
 use super::wire::{BASE_ALLOCATION, STATE_DIRTY, STATE_ZERO, StatusExtent, Violation};
 use super::{Error, Result};
 
-/// As much of a disk as is asked for at once: 32 bits, on a boundary that suits every server. Large, because a sparse
-/// disk of 10 TB is answered with a handful of extents; a server with more to say simply stops earlier.
+/// The length of one request: 32 bits, rounded to a boundary that suits every server. It is large because a sparse disk
+/// of 10 TB is answered with a handful of extents. A server with more extents just stops earlier.
 const MAX_QUESTION_BYTES: u32 = u32::MAX - 0xffff;
 
-/// A range of a disk about which everything is the same.
+/// A range of a disk with uniform properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it begins.
+    /// The offset in bytes.
     pub offset: u64,
-    /// Its length, never 0.
+    /// The length in bytes, never 0.
     pub length: u64,
-    /// The server says that it reads as zeros. `false` means nothing: it may still be zeros.
+    /// Whether the server reports that it reads as zeros. If `false`, it may still be all zeros.
     pub zero: bool,
-    /// Written since the bitmap was made; `None` if there is no bitmap.
+    /// Whether it was written to since the bitmap was created; `None` if there is no bitmap.
     pub dirty: Option<bool>,
 }
 
-/// Iterates over the map of the whole disk, in order and without gaps, asking lazily. `bitmap_context` counts only if
-/// it was negotiated ([`Client::has_context`]). Neighbours from one answer differ; from one answer to the next they may
-/// be equal, so that nothing waits for the end of the disk.
+/// Iterates over the map of the whole disk, in order and without gaps, requesting it lazily. `bitmap_context` is used
+/// only if it was negotiated ([`Client::has_context`]). Adjacent extents of one answer differ; those at the boundary of
+/// two answers may be equal, so that the iterator does not have to look ahead.
 pub fn extents<'a>(client: &'a mut Client, bitmap_context: Option<&str>) -> Extents<'a> {
     Extents { mapper: Mapper::new(client, bitmap_context), client, ready: VecDeque::new(), failed: false }
 }
 
-/// The iterator behind [`extents`].
+/// The iterator returned by [`extents`].
 #[derive(Debug)]
 pub struct Extents<'a> {
     client: &'a mut Client,
@@ -72,18 +73,18 @@ impl Iterator for Extents<'_> {
     }
 }
 
-/// What a [`Mapper`] wants next.
+/// The next step of a [`Mapper`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MapperStep {
-    /// An `NBD_CMD_BLOCK_STATUS`, to be answered to [`Mapper::accept`].
+    /// Send an `NBD_CMD_BLOCK_STATUS`, and pass the answer to [`Mapper::accept`].
     Ask { offset: u64, length: u32 },
-    /// There is nothing to ask: this is the whole map.
+    /// No request is needed: this is the whole map.
     Known(Extent),
     /// The map is complete.
     Complete,
 }
 
-/// Walks over a disk's map; does no input or output itself.
+/// Builds the map of a disk, without doing any I/O itself.
 #[derive(Debug)]
 pub(super) struct Mapper {
     size_bytes: u64,
@@ -119,7 +120,8 @@ impl Mapper {
         }
     }
 
-    /// Digests the answer to the last [`MapperStep::Ask`]; the next one goes on where *all* contexts have answered.
+    /// Interprets the answer to the last [`MapperStep::Ask`]. The next request starts where *all* contexts have been
+    /// answered.
     pub(super) fn accept(&mut self, answer: &[ContextStatus]) -> Result<Vec<Extent>> {
         let find =
             |name: &str| answer.iter().find(|status| status.context == name).map(|status| status.extents.as_slice());
@@ -139,7 +141,7 @@ impl Mapper {
         }
     }
 
-    /// An answer may end inside the server's own block, where the next question cannot begin.
+    /// Handles an answer that ends inside the server's own block, where the next request cannot start.
     fn align(&self, extents: &mut Vec<Extent>) {
         let Some(end) = extents.last().map(|last| last.offset + last.length) else {
             return;
@@ -154,7 +156,7 @@ impl Mapper {
                 last.length = aligned_end - last.offset;
             }
         } else {
-            // Not even one block: we know too little to call it anything but dirty data.
+            // Less than one block: treat it as dirty data.
             let block_end = (self.position + self.block).min(self.size_bytes);
             *extents = vec![Extent {
                 offset: self.position,
@@ -170,7 +172,7 @@ impl Mapper {
     }
 }
 
-/// Lays two lists over each other, from `offset` to where the shorter one ends; equal neighbours become one.
+/// Intersects two lists from `offset` to the end of the shorter one, and merges equal neighbors.
 fn intersect(offset: u64, allocation: Option<&[StatusExtent]>, bitmap: Option<&[StatusExtent]>) -> Vec<Extent> {
     let mut allocation = allocation.map(ExtentCursor::new);
     let mut bitmap = bitmap.map(ExtentCursor::new);
@@ -198,11 +200,11 @@ fn intersect(offset: u64, allocation: Option<&[StatusExtent]>, bitmap: Option<&[
     }
 }
 
-/// A place in a list of extents.
+/// A position in a list of extents.
 #[derive(Debug)]
 struct ExtentCursor<'a> {
     extents: &'a [StatusExtent],
-    /// How much of the first one is used up.
+    /// The part of the first extent that was passed.
     used: u32,
 }
 
@@ -211,12 +213,12 @@ impl<'a> ExtentCursor<'a> {
         ExtentCursor { extents, used: 0 }
     }
 
-    /// What is left of the extent here; 0 at the end.
+    /// Returns the remaining length of the current extent; 0 at the end.
     fn left(&self) -> u32 {
         self.extents.first().map_or(0, |extent| extent.length - self.used)
     }
 
-    /// Moves on by at most what is left here; the flags of what was passed.
+    /// Advances by at most the remaining length, and returns the flags of the part that was passed.
     fn advance(&mut self, length: u32) -> u32 {
         let Some((first, rest)) = self.extents.split_first() else {
             return 0;
@@ -230,41 +232,42 @@ impl<'a> ExtentCursor<'a> {
     }
 }
 
-/// What has to be done about a chunk.
+/// What has to be done with a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkState {
     /// No byte of it is dirty.
     Clean {
-        /// It reads as zeros now, says the server. Clean and zero, but not zero in the parent: then the bitmap lies.
+        /// Whether it currently reads as zeros. If a clean chunk is zero, but not zero in the parent, the bitmap is
+        /// wrong.
         zero: bool,
     },
     /// Dirty or unknown, and all of it reads as zeros.
     Zero,
-    /// Dirty or unknown: to be read.
+    /// Dirty or unknown: must be read.
     Data,
-    /// Dirty in a part, and not all zeros. Only if such parts were asked for.
+    /// Partially dirty, and not all zeros. Only if pieces are distinguished.
     Mixed {
-        /// The dirty pieces, the first one in the lowest bit.
+        /// The dirty pieces; bit 0 is the first one.
         dirty: u64,
-        /// The pieces that are clean, and read as zeros now.
+        /// The pieces that are clean, and currently read as zeros.
         clean_zeros: u64,
     },
 }
 
-/// Neighbouring chunks in the same state.
+/// Adjacent chunks in the same state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkRun {
-    /// The first one's index.
+    /// The index of the first chunk.
     pub first: u64,
-    /// How many, never 0.
+    /// The number of chunks, never 0.
     pub count: u64,
-    /// The state of each of them.
+    /// The state of all these chunks.
     pub state: ChunkState,
 }
 
-/// Widens extents to chunks: chunk `i` is `[i * chunk_bytes, min((i + 1) * chunk_bytes, size_bytes))`. Runs are as long
-/// as can be. The extents must cover the disk in order and without gaps; otherwise, and after an error among them, the
-/// iteration ends with an error.
+/// Rounds extents to chunks: chunk `i` is `[i * chunk_bytes, min((i + 1) * chunk_bytes, size_bytes))`. Runs have the
+/// maximum length. The extents must cover the disk in order and without gaps. Otherwise, and after an error in
+/// `extents`, the iteration ends with an error.
 pub fn chunk_runs<I>(extents: I, size_bytes: u64, chunk_bytes: u32) -> ChunkRuns<I>
 where
     I: Iterator<Item = Result<Extent>>,
@@ -272,7 +275,7 @@ where
     ChunkRuns { extents, cutter: ChunkCutter::new(size_bytes, chunk_bytes), ended: false }
 }
 
-/// The iterator behind [`chunk_runs`].
+/// The iterator returned by [`chunk_runs`].
 #[derive(Debug)]
 pub struct ChunkRuns<I> {
     extents: I,
@@ -310,29 +313,29 @@ where
     }
 }
 
-/// Cuts extents to chunks as they come.
+/// Splits extents into chunks incrementally.
 #[derive(Debug)]
 pub(super) struct ChunkCutter {
     size_bytes: u64,
     chunk_bytes: u64,
-    /// The size of a piece, if chunks that are dirty in a part are told apart.
+    /// The size of a piece, if partially dirty chunks are distinguished.
     piece_bytes: Option<u64>,
     position: u64,
-    /// What is known of the chunk that `position` is in, unless it is at its beginning.
+    /// The state of the chunk that contains `position`, unless `position` is at its start.
     partial: Option<PartialChunk>,
-    /// The run that the next chunk may continue.
+    /// The run that the next chunk may extend.
     current: Option<ChunkRun>,
     finished: VecDeque<ChunkRun>,
 }
 
-/// What holds for all of the bytes so far.
+/// The properties of the first bytes of a chunk.
 #[derive(Debug, Clone, Copy)]
 struct PartialChunk {
     zero: bool,
     clean: bool,
-    /// The pieces with a dirty byte.
+    /// The pieces that contain a dirty byte.
     dirty: u64,
-    /// The pieces with a byte that is dirty, or may be something else than zero.
+    /// The pieces that contain a byte that is dirty or possibly not zero.
     touched: u64,
 }
 
@@ -352,12 +355,12 @@ impl PartialChunk {
         }
     }
 
-    /// The same, of an extent that only these pieces have bytes of.
+    /// Restricts the properties of an extent to these pieces.
     fn within(self, pieces: u64) -> PartialChunk {
         PartialChunk { dirty: self.dirty & pieces, touched: self.touched & pieces, ..self }
     }
 
-    /// What is to be done about a chunk of which this holds; `all` are the pieces that it has.
+    /// Returns the state of a chunk with these properties; `all` are its pieces.
     fn state(self, all: Option<u64>) -> ChunkState {
         match self {
             PartialChunk { clean: true, zero, .. } => ChunkState::Clean { zero },
@@ -371,7 +374,7 @@ impl PartialChunk {
 }
 
 impl ChunkCutter {
-    /// A chunk has at least one byte.
+    /// A chunk size of 0 is treated as 1.
     pub(super) fn new(size_bytes: u64, chunk_bytes: u32) -> ChunkCutter {
         ChunkCutter {
             size_bytes,
@@ -384,21 +387,21 @@ impl ChunkCutter {
         }
     }
 
-    /// Tells apart which pieces of a chunk are dirty. A chunk has at most 64.
+    /// Distinguishes which pieces of a chunk are dirty. A chunk has at most 64.
     pub(super) fn with_pieces(mut self, piece_bytes: Option<u32>) -> ChunkCutter {
         let piece_bytes = piece_bytes.map(u64::from);
         self.piece_bytes = piece_bytes.filter(|piece| *piece > 0 && self.chunk_bytes.div_ceil(*piece) <= 64);
         self
     }
 
-    /// The bits of the pieces from one byte of a chunk to another; all of them where pieces are not told apart.
+    /// Returns the bits of the pieces in a range of bytes of a chunk; all bits if pieces are not distinguished.
     fn pieces(&self, begin: u64, end: u64) -> u64 {
         let Some(piece) = self.piece_bytes else { return u64::MAX };
         let below = |count: u64| if count >= 64 { u64::MAX } else { (1 << count) - 1 };
         below(end.div_ceil(piece)) & !below(begin / piece)
     }
 
-    /// Takes the next extent.
+    /// Adds the next extent.
     pub(super) fn push(&mut self, extent: Extent) -> Result<(), Violation> {
         let end = extent.offset.checked_add(extent.length);
         if extent.offset != self.position || end.is_none_or(|end| end > self.size_bytes) {
@@ -433,7 +436,7 @@ impl ChunkCutter {
         Ok(())
     }
 
-    /// All extents were given.
+    /// Must be called after the last extent.
     pub(super) fn finish(&mut self) -> Result<(), Violation> {
         if self.position != self.size_bytes {
             return Err(Violation::Map { offset: self.position });
@@ -442,7 +445,7 @@ impl ChunkCutter {
         Ok(())
     }
 
-    /// The runs so far, without waiting whether the last one goes on.
+    /// Returns the runs so far, including the last one, even if the next extent would extend it.
     pub(super) fn take_runs(&mut self) -> impl Iterator<Item = ChunkRun> + '_ {
         self.finished.extend(self.current.take());
         self.finished.drain(..)

@@ -1,4 +1,4 @@
-//! From the greeting to the negotiated export: `doc/proto.md`, "Fixed newstyle negotiation".
+//! The handshake of a client, up to the negotiated export: `doc/proto.md`, "Fixed newstyle negotiation".
 //!
 //! ```text
 //! S: NBDMAGIC IHAVEOPT flags
@@ -18,15 +18,15 @@ use super::wire::{
 };
 use super::{Error, Result};
 
-/// No server has this much to say about one option.
+/// The maximum number of replies to one option.
 const MAX_REPLIES: usize = 256;
 
-/// What was agreed on.
+/// The result of the handshake.
 #[derive(Debug, Clone)]
 pub(super) struct NegotiatedExport {
     pub(super) size_bytes: u64,
     pub(super) flags: u16,
-    /// Requests begin and end at multiples of this, or at the end of the export.
+    /// Requests start and end at multiples of this, or at the end of the export.
     pub(super) min_block_bytes: u32,
     /// A multiple of `min_block_bytes`.
     pub(super) max_request_bytes: u32,
@@ -46,7 +46,7 @@ impl OptionReply {
     }
 }
 
-/// Goes through the whole handshake, within the link's deadline.
+/// Performs the whole handshake, within the link's deadline.
 pub(super) fn negotiate(link: &mut NbdStream, export: &str, contexts: &[String]) -> Result<NegotiatedExport> {
     let no_zeroes = greet(link)?;
     let structured_replies = negotiate_structured_replies(link)?;
@@ -59,7 +59,7 @@ pub(super) fn negotiate(link: &mut NbdStream, export: &str, contexts: &[String])
         Some(info) => info,
         None => export_name(link, export, no_zeroes)?,
     };
-    // Offsets are signed in every implementation: "Values".
+    // Offsets are signed in every implementation (section "Values").
     if i64::try_from(size_bytes).is_err() {
         return Err(Violation::ExportSize(size_bytes).into());
     }
@@ -75,7 +75,7 @@ pub(super) fn negotiate(link: &mut NbdStream, export: &str, contexts: &[String])
     Ok(NegotiatedExport { size_bytes, flags, min_block_bytes, max_request_bytes, structured_replies, contexts })
 }
 
-/// The greeting and our answer; whether the 124 zero bytes will be left out.
+/// Receives the greeting and responds. Returns whether the 124 zero bytes will be omitted.
 fn greet(link: &mut NbdStream) -> Result<bool> {
     let magic = u64::from_be_bytes(link.receive_array()?);
     if magic != GREETING_MAGIC {
@@ -106,7 +106,7 @@ fn negotiate_structured_replies(link: &mut NbdStream) -> Result<bool> {
     }
 }
 
-/// `NBD_OPT_SET_META_CONTEXT`: which of the contexts this export has.
+/// `NBD_OPT_SET_META_CONTEXT`. Returns the contexts that the export has.
 fn negotiate_contexts(link: &mut NbdStream, export: &str, wanted: &[String]) -> Result<Vec<(u32, String)>> {
     link.send(&wire::encode_set_meta_context(export, wanted))?;
     let mut contexts: Vec<(u32, String)> = Vec::new();
@@ -125,7 +125,7 @@ fn negotiate_contexts(link: &mut NbdStream, export: &str, wanted: &[String]) -> 
                 contexts.push((id, name));
             }
             REP_ERR_UNKNOWN => return Err(no_such_export(export, &reply)),
-            // Nothing was selected; the export itself may be fine.
+            // No context was selected, but the export may be usable.
             _ if reply.is_error() => return Ok(Vec::new()),
             other => return Err(unexpected(OPT_SET_META_CONTEXT, other)),
         }
@@ -136,7 +136,7 @@ fn negotiate_contexts(link: &mut NbdStream, export: &str, wanted: &[String]) -> 
 /// Size, transmission flags, minimum and maximum block size.
 type ExportInfo = (u64, u16, Option<(u32, u32)>);
 
-/// `NBD_OPT_GO`; nothing if the server does not know it.
+/// `NBD_OPT_GO`. Returns `None` if the server does not support it.
 fn go(link: &mut NbdStream, export: &str) -> Result<Option<ExportInfo>> {
     link.send(&wire::encode_go(export))?;
     let mut size_and_flags = None;
@@ -161,7 +161,7 @@ fn go(link: &mut NbdStream, export: &str) -> Result<Option<ExportInfo>> {
                         block_sizes = Some((minimum, fields.u32()?));
                         fields.end()?;
                     }
-                    // "Clients SHOULD ignore" what they do not know.
+                    // "Clients SHOULD ignore" information that they do not know.
                     _ => {}
                 }
             }
@@ -176,7 +176,7 @@ fn go(link: &mut NbdStream, export: &str) -> Result<Option<ExportInfo>> {
     Err(Violation::EndlessOption(OPT_GO).into())
 }
 
-/// `NBD_OPT_EXPORT_NAME`, for servers of before 2016. A refusal is the end of the connection.
+/// `NBD_OPT_EXPORT_NAME`, for servers from before 2016. On a refusal the server closes the connection.
 fn export_name(link: &mut NbdStream, export: &str, no_zeroes: bool) -> Result<ExportInfo> {
     link.send(&wire::encode_option(OPT_EXPORT_NAME, export.as_bytes()))?;
     let size_bytes = match link.receive_array() {
@@ -192,7 +192,7 @@ fn export_name(link: &mut NbdStream, export: &str, no_zeroes: bool) -> Result<Ex
     Ok((size_bytes, flags, None))
 }
 
-/// "Fixed newstyle negotiation": one reply to the option that is being negotiated.
+/// "Fixed newstyle negotiation": receives one reply to the option that is being negotiated.
 fn receive_reply(link: &mut NbdStream, option: u32) -> Result<OptionReply> {
     let header: [u8; 20] = link.receive_array()?;
     let mut fields = MessageReader::new("an option reply's header", &header);

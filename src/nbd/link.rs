@@ -1,8 +1,8 @@
-//! A socket on which nothing waits longer than its deadline.
+//! A socket on which no wait exceeds its deadline.
 //!
-//! The kernel's own time-outs are for one call: a server that sends a byte now and then defeats them. So every call
-//! waits for a short tick only, and between ticks we look at the deadline and at the stop flag. The owner moves the
-//! deadline on when something is *achieved* - the handshake, a finished request - not when bytes trickle in.
+//! The kernel's timeouts apply to a single call, so a server that sends a byte now and then defeats them. Therefore
+//! every call waits only for a short tick, and the deadline and the stop flag are checked between ticks. The owner
+//! extends the deadline after *completed* work - the handshake, a request - not when bytes trickle in.
 
 use std::io::{BufReader, ErrorKind, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,13 +16,13 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::{Error, Result};
 
-/// How long one call into the kernel may wait.
+/// How long one system call may wait.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Holds a reply's header and the beginning of its data; longer reads go past it.
+/// Holds a reply's header and the beginning of its data; longer reads bypass it.
 const BUFFER_BYTES: usize = 4096;
 
-/// One connection's bytes.
+/// The byte stream of a connection.
 #[derive(Debug)]
 pub(super) struct NbdStream {
     stream: BufReader<UnixStream>,
@@ -32,8 +32,8 @@ pub(super) struct NbdStream {
 }
 
 impl NbdStream {
-    /// Connects to a listening socket. The kernel lets a connect wait for room in the listener's backlog: no longer
-    /// than `timeout` here.
+    /// Connects to a listening socket. The kernel blocks a connect while the listener's backlog is full; here for at
+    /// most `timeout`.
     pub(super) fn open(path: &Path, timeout: Duration, stop: Arc<AtomicBool>) -> Result<NbdStream> {
         let failed = |errno: rustix::io::Errno| match errno {
             rustix::io::Errno::AGAIN => Error::Timeout { after: timeout },
@@ -47,7 +47,7 @@ impl NbdStream {
         NbdStream::new(UnixStream::from(socket), timeout, stop)
     }
 
-    /// Takes a connected socket over.
+    /// Wraps a connected socket.
     pub(super) fn new(stream: UnixStream, timeout: Duration, stop: Arc<AtomicBool>) -> Result<NbdStream> {
         let tick = TICK.min(timeout).max(Duration::from_millis(1));
         stream
@@ -62,12 +62,12 @@ impl NbdStream {
         })
     }
 
-    /// Something was achieved: the next thing has the whole time-out again.
+    /// Restarts the timeout after completed work.
     pub(super) fn extend_deadline(&mut self) {
         self.deadline = Instant::now() + self.timeout;
     }
 
-    /// Replaces the time-out and the stop flag.
+    /// Replaces the timeout and the stop flag.
     pub(super) fn reconfigure(&mut self, timeout: Duration, stop: Arc<AtomicBool>) {
         self.timeout = timeout;
         self.stop = stop;
@@ -88,7 +88,7 @@ impl NbdStream {
         Ok(())
     }
 
-    /// A few bytes, as an array.
+    /// Receives a few bytes as an array.
     pub(super) fn receive_array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut bytes = [0; N];
         self.receive(&mut bytes)?;
@@ -100,10 +100,10 @@ impl NbdStream {
         self.send_parts(&mut [IoSlice::new(bytes)])
     }
 
-    /// Sends all of these one after the other, as far as the kernel takes them in one call: whoever receives is not
-    /// woken for a header alone.
+    /// Sends all parts in order, in one call as far as the kernel accepts them, so that the peer is not woken for a
+    /// header alone.
     pub(super) fn send_parts(&mut self, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
-        // Empty ones at the beginning are none.
+        // Skip empty slices at the beginning.
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             self.check()?;
@@ -116,7 +116,7 @@ impl NbdStream {
         Ok(())
     }
 
-    /// Sends a last word if the socket takes it at once, and closes.
+    /// Sends a final message if the socket accepts it without blocking, and closes the connection.
     pub(super) fn close(&mut self, farewell: &[u8]) {
         let stream = self.stream.get_mut();
         if !farewell.is_empty() && stream.set_nonblocking(true).is_ok() {
@@ -136,7 +136,7 @@ impl NbdStream {
     }
 }
 
-/// A tick that ended, or the end of the connection?
+/// Ignores the end of a tick, and converts any other error.
 fn retry_or_fail(error: std::io::Error, action: &'static str) -> Result<()> {
     match error.kind() {
         ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(()),

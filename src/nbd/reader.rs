@@ -6,16 +6,16 @@
 //! connection 2 ──────────────────────────────┴─► reads in flight ──┘
 //! ```
 //!
-//! Every connection has a thread. The first one also asks for the map, one question ahead of the reading, so that data
-//! flows before the whole map is known. Chunks are handed out in ascending order, each with a sequence number.
+//! Every connection has a thread. The first one also requests the map, one request ahead of the reads, so that data
+//! flows before the whole map is known. Chunks are assigned in ascending order, each with a sequence number.
 //!
-//! **Memory** is bounded by permits: a chunk takes one when it is handed out to be read and gives it back when the
-//! consumer takes it, so at most `in_flight` buffers are between the two. Permits are given in ascending order, so the
-//! chunk that an ordered consumer waits for always has one: it cannot be starved by those behind it. What the consumer
-//! keeps is its own affair; a dropped [`ChunkBytes`] goes back to be filled again.
+//! **Memory** is limited by permits: a chunk takes one when it is assigned to be read and returns it when the consumer
+//! takes the chunk, so at most `in_flight` buffers exist between the two. Permits are granted in ascending order, so
+//! the chunk that an ordered consumer waits for always has one: later chunks cannot starve it. Chunks that the consumer
+//! holds do not count. The buffer of a dropped [`ChunkBytes`] is reused.
 //!
-//! **Ending**: the threads end when nothing is left to read, when one of them fails, or - within a tenth of a second -
-//! when the consumer is gone or the stop flag is up.
+//! **Termination**: the threads end when nothing is left to read, when one of them fails, or - within a tenth of a
+//! second - when the consumer is gone or the stop flag is set.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -33,35 +33,36 @@ use super::uri::NbdUri;
 use super::wire::{BASE_ALLOCATION, Violation};
 use super::{Error, Result};
 
-/// How often somebody who waits looks at the stop flag.
+/// The interval at which waits check the stop flag.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The map is asked for when fewer runs than this are planned.
+/// More of the map is requested when fewer runs than this are planned.
 const LOW_PLAN_RUNS: usize = 64;
 
-/// Runs without data that wait for the consumer: they are small, but a disk can have many.
+/// The maximum number of runs without data that wait for the consumer. They are small, but a disk can have many.
 const MAX_READY: usize = 1024;
 
-/// How long a further connection may take: a server that promised several can still have run out of places, and then it
-/// does not answer at all.
+/// The timeout for each further connection: a server that allows several may have no free slots left, and then does not
+/// answer at all.
 const FURTHER_CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a disk is read.
+/// Options for reading a disk.
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
-    /// The size of a chunk; the last one of a disk may be shorter.
+    /// The size of a chunk in bytes; the last one of a disk may be shorter.
     pub chunk_bytes: u32,
-    /// How many connections, if the server allows more than one.
+    /// The number of connections, if the server allows more than one.
     pub connections: usize,
-    /// How many chunks are being read or wait for the consumer, over all connections: bounds the memory.
+    /// The maximum number of chunks that are being read or wait for the consumer, over all connections: limits the
+    /// memory.
     pub in_flight: usize,
-    /// How long the server may take to answer.
+    /// The timeout for an answer of the server.
     pub timeout: Duration,
-    /// The dirty bitmap's metadata context, `qemu:dirty-bitmap:NAME`.
+    /// The metadata context of the dirty bitmap, `qemu:dirty-bitmap:NAME`.
     pub bitmap_context: Option<String>,
-    /// Leaves chunks that are dirty in a part to the consumer, as [`Chunk::Mixed`] with the pieces of this size.
+    /// Returns partially dirty chunks without reading them, as [`Chunk::Mixed`] with pieces of this size.
     pub piece_bytes: Option<u32>,
-    /// Raised by somebody else to end the reading with [`Error::Stopped`].
+    /// May be set by another thread to end the read with [`Error::Stopped`].
     pub stop: Arc<AtomicBool>,
 }
 
@@ -79,46 +80,46 @@ impl Default for ReadOptions {
     }
 }
 
-/// A part of the disk. Each chunk is in exactly one of them.
+/// A part of the disk. Each chunk is in exactly one part.
 #[derive(Debug)]
 pub enum Chunk {
-    /// One chunk that was read; it may still be all zeros.
+    /// A chunk that was read; it may still be all zeros.
     Data {
-        /// Its index.
+        /// The index of the chunk.
         index: u64,
-        /// Where it begins.
+        /// Its offset in bytes.
         offset: u64,
-        /// All of it.
+        /// All its bytes.
         bytes: ChunkBytes,
     },
-    /// Chunks that are dirty, or not known to be clean, and read as zeros: they were not read.
+    /// Chunks that are dirty, or not known to be clean, and read as zeros. They were not read.
     Zero {
-        /// The first one's index.
+        /// The index of the first one.
         first: u64,
-        /// How many.
+        /// Their number.
         count: u64,
     },
-    /// Chunks without a dirty byte: they were not read.
+    /// Chunks without a dirty byte. They were not read.
     Clean {
-        /// The first one's index.
+        /// The index of the first one.
         first: u64,
-        /// How many.
+        /// Their number.
         count: u64,
-        /// They read as zeros now.
+        /// Whether they currently read as zeros.
         zero: bool,
     },
-    /// A chunk that is dirty in a part: it was not read. See [`ReadOptions::piece_bytes`].
+    /// A partially dirty chunk. It was not read. See [`ReadOptions::piece_bytes`].
     Mixed {
-        /// Its index.
+        /// The index of the chunk.
         index: u64,
-        /// Its dirty pieces, the first one in the lowest bit.
+        /// Its dirty pieces; bit 0 is the first one.
         dirty: u64,
-        /// The pieces that are clean, and read as zeros now.
+        /// The pieces that are clean, and currently read as zeros.
         clean_zeros: u64,
     },
 }
 
-/// A chunk's bytes, in a buffer that is filled again when this is dropped.
+/// A chunk's bytes, in a buffer that is reused when this is dropped.
 pub struct ChunkBytes {
     bytes: Vec<u8>,
     pool: Sender<Vec<u8>>,
@@ -141,13 +142,13 @@ impl fmt::Debug for ChunkBytes {
 impl Drop for ChunkBytes {
     fn drop(&mut self) {
         if self.bytes.capacity() > 0 {
-            // A full pool, or no reader any more: then the memory goes back to the system.
+            // If the pool is full, or the reader is gone, the memory is freed.
             let _ = self.pool.try_send(std::mem::take(&mut self.bytes));
         }
     }
 }
 
-/// A disk that is ready to be read.
+/// A connected disk that is ready to be read.
 #[derive(Debug)]
 pub struct DiskReader {
     clients: Vec<Client>,
@@ -155,7 +156,7 @@ pub struct DiskReader {
 }
 
 impl DiskReader {
-    /// Connects, as often as `options` and the server allow.
+    /// Opens as many connections as `options` and the server allow.
     pub fn open(uri: &NbdUri, options: ReadOptions) -> Result<DiskReader> {
         let mut contexts = vec![BASE_ALLOCATION.to_owned()];
         contexts.extend(options.bitmap_context.clone());
@@ -187,27 +188,28 @@ impl DiskReader {
         Ok(DiskReader { clients, options })
     }
 
-    /// The size of the disk.
+    /// Returns the size of the disk.
     pub fn size_bytes(&self) -> u64 {
         self.clients[0].size_bytes()
     }
 
-    /// Whether the server has the bitmap that was asked for. Without it no chunk is ever [`Chunk::Clean`].
+    /// Returns whether the server has the requested bitmap. Without it, no chunk is ever [`Chunk::Clean`].
     pub fn has_bitmap(&self) -> bool {
         self.options.bitmap_context.as_deref().is_some_and(|name| self.clients[0].has_context(name))
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     pub fn connections(&self) -> usize {
         self.clients.len()
     }
 
-    /// All chunks, as they come. The iterator ends after an error; what it has not delivered by then is not known.
+    /// Returns all chunks, in the order in which they arrive. The iterator ends after an error; nothing is known about
+    /// chunks that were not returned before.
     pub fn chunks(self) -> Chunks {
         Chunks::start(self, Order::AsTheyCome)
     }
 
-    /// All chunks, in ascending order.
+    /// Returns all chunks in ascending order.
     pub fn chunks_in_order(self) -> Chunks {
         Chunks::start(self, Order::Ascending)
     }
@@ -229,15 +231,15 @@ pub struct Chunks {
     ended: bool,
 }
 
-/// What the threads and the consumer share.
+/// The state that the threads and the consumer share.
 #[derive(Debug)]
 struct ReaderShared {
     state: Mutex<ReaderState>,
-    /// There may be something to hand out.
+    /// Signals that there may be chunks to assign.
     work: Condvar,
-    /// There may be something to deliver.
+    /// Signals that there may be parts to deliver.
     delivery: Condvar,
-    /// Ends all waiting on the connections.
+    /// Ends all waits on the connections.
     halt: Arc<AtomicBool>,
     chunk_bytes: u64,
     size_bytes: u64,
@@ -248,20 +250,20 @@ struct ReaderShared {
 
 #[derive(Debug, Default)]
 struct ReaderState {
-    /// What the map said and nobody has taken, in order.
+    /// The part of the map that was not assigned yet, in order.
     plan: VecDeque<ChunkRun>,
     map_is_complete: bool,
-    /// The sequence number of the next part that is handed out, and how many parts were delivered.
+    /// The sequence number of the next part to assign, and the number of parts that were delivered.
     next_sequence: u64,
     delivered: u64,
-    /// Data chunks handed out and not delivered.
+    /// The number of data chunks that were assigned but not delivered.
     permits_used: usize,
     ready: BTreeMap<u64, Chunk>,
     workers_left: usize,
     failure: Option<Error>,
 }
 
-/// One chunk to be read.
+/// A chunk to read.
 #[derive(Debug)]
 struct Assignment {
     sequence: u64,
@@ -271,7 +273,7 @@ struct Assignment {
 }
 
 impl ReaderState {
-    /// Moves what needs no reading from the plan to the consumer.
+    /// Moves runs that need no reading from the plan to the consumer.
     fn pass_through(&mut self) -> bool {
         let mut moved = false;
         while self.ready.len() < MAX_READY
@@ -300,7 +302,7 @@ impl ReaderState {
         moved
     }
 
-    /// The next chunk to be read, if there is one and a permit for it.
+    /// Returns the next chunk to read, if there is one and a permit for it.
     fn next_data(&mut self, in_flight: usize) -> Option<(u64, u64)> {
         if !self.has_data(in_flight) {
             return None;
@@ -333,7 +335,7 @@ impl ReaderState {
 }
 
 impl ReaderShared {
-    /// No code that holds the lock can leave the state half changed.
+    /// Ignores poisoning: no code that holds the lock leaves the state inconsistent.
     fn lock(&self) -> MutexGuard<'_, ReaderState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -342,7 +344,7 @@ impl ReaderShared {
         self.halt.load(Ordering::Relaxed)
     }
 
-    /// Up to `most` chunks to read.
+    /// Returns up to `most` chunks to read.
     fn take_work(&self, most: usize) -> Vec<Assignment> {
         let mut state = self.lock();
         let mut taken = Vec::new();
@@ -380,7 +382,8 @@ impl ReaderShared {
         self.delivery.notify_one();
     }
 
-    /// Waits, for a tick, until there may be something to do. `has_map` is whether it would be asking for the map.
+    /// Waits, at most for a tick, until there may be work. `has_map` is whether the caller could request more of the
+    /// map.
     fn wait_for_work(&self, has_map: bool) {
         let state = self.lock();
         let busy = state.has_data(self.in_flight)
@@ -397,7 +400,7 @@ impl ReaderShared {
         self.halt();
     }
 
-    /// One of the workers was not started. Any of them may have been the one that asks what there is to read.
+    /// Accounts for a worker that could not be started. It may have been the one that requests the map.
     fn is_one_short(&self, error: std::io::Error) {
         let mut state = self.lock();
         state.workers_left -= 1;
@@ -411,7 +414,7 @@ impl ReaderShared {
     }
 }
 
-/// Tells the consumer that a thread has ended, however it ended.
+/// Signals to the consumer that a thread has ended, even by a panic.
 struct Attendance(Arc<ReaderShared>);
 
 impl Drop for Attendance {
@@ -425,19 +428,19 @@ impl Drop for Attendance {
 struct ReadWorker {
     shared: Arc<ReaderShared>,
     client: Client,
-    /// The most that this connection has in flight.
+    /// The maximum number of chunks that this connection has in flight.
     depth: usize,
-    /// By ticket, what is being read.
+    /// The chunks being read, by ticket.
     reading: HashMap<Ticket, Assignment>,
-    /// On the first connection.
+    /// Only on the first connection.
     map: Option<Map>,
 }
 
-/// The map on its way from the server to the plan.
+/// The state of requesting the map.
 struct Map {
     mapper: Mapper,
     cutter: ChunkCutter,
-    /// The question under way.
+    /// The request in flight.
     asked: Option<Ticket>,
 }
 
@@ -445,7 +448,7 @@ impl ReadWorker {
     fn run(mut self) {
         let _attendance = Attendance(Arc::clone(&self.shared));
         if let Err(error) = self.work() {
-            // Whoever is halted stopped because of the others.
+            // After a halt, errors are a consequence of another thread's end.
             if !self.shared.is_halted() {
                 self.shared.fail(error);
             }
@@ -472,7 +475,7 @@ impl ReadWorker {
         Ok(())
     }
 
-    /// Keeps one question about the map under way while the plan is short.
+    /// Keeps one request for the map in flight while the plan is short.
     fn ask_for_map(&mut self) -> Result<()> {
         let Some(map) = &mut self.map else {
             return Ok(());
@@ -497,7 +500,7 @@ impl ReadWorker {
         Ok(())
     }
 
-    /// Waits for one answer and passes it on.
+    /// Waits for one reply and processes it.
     fn finish_one(&mut self) -> Result<()> {
         let completion = self.client.wait_any()?;
         match completion.outcome? {
@@ -531,7 +534,7 @@ impl Chunks {
         let size_bytes = clients[0].size_bytes();
         let in_flight = options.in_flight.max(1);
         let chunk_bytes = options.chunk_bytes.max(1);
-        // As many again as are in flight may be with the consumer.
+        // The consumer may hold as many buffers as are in flight.
         let (pool, recycled) = crossbeam_channel::bounded(2 * in_flight);
         let shared = Arc::new(ReaderShared {
             state: Mutex::new(ReaderState { workers_left: clients.len(), ..ReaderState::default() }),
@@ -563,7 +566,7 @@ impl Chunks {
         Chunks { shared, order, stop: options.stop, workers, ended: false }
     }
 
-    /// The next part that the order allows.
+    /// Returns the next part that the order allows.
     fn take_ready(&self, state: &mut ReaderState) -> Option<Chunk> {
         let chunk = match self.order {
             Order::AsTheyCome => state.ready.pop_first()?.1,

@@ -1,21 +1,20 @@
 //! The NBD server: disks for other programs to read, over a Unix socket.
 //!
-//! | file | what |
+//! | file | contents |
 //! | --- | --- |
-//! | `server/export.rs` | what is handed out: the trait, and exports by name |
-//! | `server/message.rs` | requests decoded, replies encoded; pure |
-//! | `server/handshake.rs` | from the greeting to the export that a client chose |
+//! | `server/export.rs` | the trait for exports, and exports by name |
+//! | `server/message.rs` | decoding of requests, encoding of replies; no I/O |
+//! | `server/handshake.rs` | the handshake, up to the export that the client chose |
 //! | `server/connection.rs` | one client: requests in, replies out, several at a time |
-//! | `server/overlay.rs` | an export that can be written to, and forgets it |
+//! | `server/overlay.rs` | an export that accepts writes and discards them at the end |
 //!
 //! ```text
 //!               ┌ connection ─ 4 workers: one receives, the others ─ Export::read ─→ replies, in any order
 //! socket ─ accept
 //!               └ connection ─ …                    one that does not read its replies stops itself, nobody else
 //! ```
-//! What a client sends is not trusted: lengths have limits, a handshake has ten seconds, a reply that nobody takes a
-//! minute, and there are at most [`MAX_CONNECTIONS`]. A client may be silent between two requests for as long as it
-//! likes.
+//! Clients are not trusted: lengths are limited, a handshake may take ten seconds, the reception of a reply a minute,
+//! and there are at most [`MAX_CONNECTIONS`]. A client may be silent between two requests for as long as it likes.
 
 mod connection;
 mod export;
@@ -35,13 +34,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub use export::{Export, Exports, Piece, zero_flags};
 pub(crate) use overlay::Overlay;
 
-/// More clients than these are sent away.
+/// The maximum number of clients; further ones are refused.
 pub(crate) const MAX_CONNECTIONS: usize = 32;
 
-/// How often the accepting thread looks at the stop flag.
+/// How often the accepting thread checks the stop flag.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// A server; dropped, it goes on until its stop flag is raised.
+/// A server. Dropping it does not end it; setting its stop flag does.
 #[derive(Debug, Clone)]
 pub struct Server {
     exports: Exports,
@@ -50,19 +49,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of these exports, which ends when `stop` is raised.
+    /// Creates a server of these exports, which ends when `stop` is set.
     pub fn new(exports: Exports, stop: Arc<AtomicBool>) -> Server {
         Server { exports, connections: Arc::default(), stop }
     }
 
-    /// How many clients are connected.
+    /// Returns the number of connected clients.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Serves whoever connects, until the stop flag is raised; then ends all connections, and returns when the last of
-    /// them has ended. `look` is called now and then (every tenth of a second or so); it ends the server when it
-    /// returns false.
+    /// Serves clients until the stop flag is set. Then closes all connections, and returns when the last of them has
+    /// ended. `look` is called regularly (about every tenth of a second), and ends the server by returning `false`.
     pub fn run(&self, listener: &UnixListener, mut look: impl FnMut() -> bool) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let result = loop {
@@ -83,8 +81,8 @@ impl Server {
         result
     }
 
-    /// Serves one client that is connected, until it leaves or the stop flag is raised. An error says how the client
-    /// broke the protocol, or that its connection failed; the server and its other clients are not affected.
+    /// Serves one connected client, until it leaves or the stop flag is set. An error says how the client violated the
+    /// protocol, or that its connection failed; the server and its other clients are not affected.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn serve(&self, stream: UnixStream) -> crate::nbd::Result<()> {
         let _seat = Seat::take(&self.connections);
@@ -110,7 +108,7 @@ impl Server {
     }
 }
 
-/// One of the connections that a server has.
+/// Counts a connection of a server.
 struct Seat(Arc<AtomicUsize>);
 
 impl Seat {
@@ -126,7 +124,7 @@ impl Drop for Seat {
     }
 }
 
-/// The next client, or nothing within a tick.
+/// Returns the next client, or `None` if there is none within a tick.
 fn wait_for_client(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
     match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&TICK)) {
         Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(None),
@@ -138,7 +136,7 @@ fn wait_for_client(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
             stream.set_nonblocking(false)?;
             Ok(Some(stream))
         }
-        // It went away again, or there are no descriptors left for it: the others go on.
+        // The client is gone, or there are no file descriptors left. This does not affect the other clients.
         Err(error) => {
             tracing::debug!("no NBD client: {error}");
             if error.kind() != io::ErrorKind::WouldBlock {

@@ -1,4 +1,4 @@
-//! Where an export is: the NBD URI specification (`doc/uri.md`), unix sockets only.
+//! The address of an export: the NBD URI specification (`doc/uri.md`), Unix sockets only.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// Everything but RFC 3986's unreserved characters and the slash, which both the path and the query may hold.
+/// All characters except RFC 3986's unreserved ones and the slash, which both the path and the query may contain.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// The address of one export: `nbd+unix:///EXPORT?socket=PATH`.
@@ -16,23 +16,23 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 pub struct NbdUri {
     /// The server's socket.
     pub socket: PathBuf,
-    /// The export's name; empty is the server's default export.
+    /// The name of the export; an empty name is the server's default export.
     pub export: String,
 }
 
-/// Why a text is no [`NbdUri`].
+/// Why a text is not a valid [`NbdUri`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
-    /// Another scheme: TCP, TLS, vsock, or no NBD at all.
+    /// A different scheme: TCP, TLS, vsock, or not NBD.
     #[error("{0:?} does not begin with nbd+unix:///")]
     Scheme(String),
-    /// There is a host where none belongs.
+    /// A Unix socket has no host.
     #[error("{0:?} names a host, but a unix socket has none")]
     Host(String),
     /// The `socket` parameter is missing or empty.
     #[error("{0:?} has no socket=PATH")]
     NoSocket(String),
-    /// The socket's path or the export's name has a byte that it cannot have.
+    /// The socket's path or the export's name contains an invalid byte.
     #[error("{0:?} has an impossible character in its export or socket")]
     Character(String),
 }
@@ -61,7 +61,7 @@ impl FromStr for NbdUri {
         };
         let impossible = || UriError::Character(text.to_owned());
         let export = percent_decode_str(export).decode_utf8().map_err(|_| impossible())?.into_owned();
-        // Parameters that we do not know are for other clients.
+        // Ignore unknown parameters, which are for other clients.
         let socket: Vec<u8> = query
             .split('&')
             .find_map(|parameter| parameter.strip_prefix("socket="))

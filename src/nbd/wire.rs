@@ -1,15 +1,15 @@
-//! Numbers and layouts of the protocol: encoding what we send, decoding what a server sent. Pure; whatever the bytes,
-//! the answer is a value or a [`Violation`].
+//! Numbers and layouts of the protocol: encodes the client's messages and decodes the server's, without I/O. Any input
+//! results in a value or a [`Violation`].
 //!
 //! Everything is big-endian. Section names are those of `doc/proto.md`.
 
 use std::fmt;
 
-/// "Newstyle negotiation": the first eight bytes of every server.
+/// "Newstyle negotiation": the first eight bytes from every server.
 pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// "Newstyle negotiation": announces the newstyle handshake, and begins every option.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-/// "Oldstyle negotiation": what a server of before 2011 says instead.
+/// "Oldstyle negotiation": the greeting of servers from before 2011.
 pub(crate) const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// "Fixed newstyle negotiation": begins every reply to an option.
 pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -20,26 +20,26 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// "Structured reply chunk message".
 pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
-/// "Handshake flags": the server knows option replies.
+/// "Handshake flags": the server supports option replies.
 pub(crate) const FLAG_FIXED_NEWSTYLE: u16 = 1;
-/// "Handshake flags": the 124 zero bytes after `NBD_OPT_EXPORT_NAME` can be left out.
+/// "Handshake flags": the 124 zero bytes after `NBD_OPT_EXPORT_NAME` can be omitted.
 pub(crate) const FLAG_NO_ZEROES: u16 = 2;
 
-/// "Transmission flags": the other flags mean something.
+/// "Transmission flags": the other flags are valid.
 pub(crate) const TRANSMISSION_HAS_FLAGS: u16 = 1;
-/// "Transmission flags": writing is refused.
+/// "Transmission flags": writes are refused.
 pub(crate) const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
-/// "Transmission flags": `NBD_CMD_FLUSH` is known.
+/// "Transmission flags": `NBD_CMD_FLUSH` is supported.
 pub(crate) const TRANSMISSION_FLUSH: u16 = 1 << 2;
-/// "Transmission flags": `NBD_CMD_FLAG_FUA` is known.
+/// "Transmission flags": `NBD_CMD_FLAG_FUA` is supported.
 pub(crate) const TRANSMISSION_FUA: u16 = 1 << 3;
-/// "Transmission flags": `NBD_CMD_TRIM` is known.
+/// "Transmission flags": `NBD_CMD_TRIM` is supported.
 pub(crate) const TRANSMISSION_TRIM: u16 = 1 << 5;
-/// "Transmission flags": `NBD_CMD_FLAG_DF` is known.
+/// "Transmission flags": `NBD_CMD_FLAG_DF` is supported.
 pub(crate) const TRANSMISSION_DF: u16 = 1 << 7;
-/// "Transmission flags": `NBD_CMD_CACHE` is known.
+/// "Transmission flags": `NBD_CMD_CACHE` is supported.
 pub(crate) const TRANSMISSION_CACHE: u16 = 1 << 10;
-/// "Transmission flags": `NBD_CMD_WRITE_ZEROES` is known.
+/// "Transmission flags": `NBD_CMD_WRITE_ZEROES` is supported.
 pub(crate) const TRANSMISSION_WRITE_ZEROES: u16 = 1 << 6;
 /// "Transmission flags": several connections see the same bytes.
 pub(crate) const TRANSMISSION_MULTI_CONN: u16 = 1 << 8;
@@ -63,7 +63,7 @@ pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
 
 /// "Option reply types".
 pub(crate) const REP_ACK: u32 = 1;
-/// "Option reply types": one export of a list.
+/// "Option reply types": an export in a list.
 pub(crate) const REP_SERVER: u32 = 2;
 /// "Option reply types".
 pub(crate) const REP_INFO: u32 = 3;
@@ -71,9 +71,9 @@ pub(crate) const REP_INFO: u32 = 3;
 pub(crate) const REP_META_CONTEXT: u32 = 4;
 /// "Option reply types": this bit makes a reply an error.
 pub(crate) const REP_ERROR_BIT: u32 = 1 << 31;
-/// "Option reply types": the option is not known.
+/// "Option reply types": the option is not supported.
 pub(crate) const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
-/// "Option reply types": the option's data makes no sense.
+/// "Option reply types": the option's data is invalid.
 pub(crate) const REP_ERR_INVALID: u32 = REP_ERROR_BIT | 3;
 /// "Option reply types": there is no such export.
 pub(crate) const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
@@ -82,18 +82,18 @@ pub(crate) const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
 pub(crate) const INFO_EXPORT: u16 = 0;
 /// `NBD_OPT_GO`: the export's name.
 pub(crate) const INFO_NAME: u16 = 1;
-/// `NBD_OPT_GO`: what the export is, for people.
+/// `NBD_OPT_GO`: a description of the export.
 pub(crate) const INFO_DESCRIPTION: u16 = 2;
 /// `NBD_OPT_GO`: minimum, preferred and maximum block size.
 pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
-/// "Command flags": durable before it is answered.
+/// "Command flags": reply only when the data is durable.
 pub(crate) const CMD_FLAG_FUA: u16 = 1;
-/// "Command flags": the zeros are to take room.
+/// "Command flags": allocate space for the zeros.
 pub(crate) const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
-/// "Command flags": the reply in one piece.
+/// "Command flags": do not split the reply.
 pub const CMD_FLAG_DF: u16 = 1 << 2;
-/// "Command flags": one extent is enough.
+/// "Command flags": return only one extent.
 pub(crate) const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 
 /// "Structured reply flags": the last chunk of a reply.
@@ -113,25 +113,25 @@ pub const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
 /// "Structured reply types": the request failed at an offset.
 pub(crate) const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
 
-/// "`base:allocation` metadata context": takes no room.
+/// "`base:allocation` metadata context": not allocated.
 pub(crate) const STATE_HOLE: u32 = 1;
 /// "`base:allocation` metadata context": reads as zeros.
 pub(crate) const STATE_ZERO: u32 = 1 << 1;
-/// QEMU's `doc/interop/nbd.rst`, "qemu:dirty-bitmap": written since the bitmap was made.
+/// QEMU's `doc/interop/nbd.rst`, "qemu:dirty-bitmap": written to since the bitmap was created.
 pub(crate) const STATE_DIRTY: u32 = 1;
 
-/// The context that says what is zero.
+/// The context for allocation and zeros.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
-/// "Values": strings are at most this long.
+/// "Values": the maximum length of strings.
 pub(crate) const MAX_STRING_BYTES: usize = 4096;
-/// More than this in a reply to an option is nonsense.
+/// The maximum length of a reply to an option.
 pub(crate) const MAX_OPTION_REPLY_BYTES: u32 = 16 * 1024;
-/// More than this in one list of extents is nonsense (QEMU ends its lists at 1 MiB, nbdkit at 2²⁰ extents).
+/// The maximum length of a list of extents (QEMU limits its lists to 1 MiB, nbdkit to 2²⁰ extents).
 pub(crate) const MAX_STATUS_REPLY_BYTES: u32 = 8 * 1024 * 1024 + 4;
-/// "Block size constraints": what is sensible to ask of a server that says nothing else.
+/// "Block size constraints": the maximum request size if the server does not state one.
 pub(crate) const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
-/// "Block size constraints": what to align to if a server does not say that less will do.
+/// "Block size constraints": the alignment if the server does not state a smaller one.
 pub(crate) const DEFAULT_MIN_BLOCK_BYTES: u32 = 512;
 
 /// `EPERM` of "Error values".
@@ -142,43 +142,43 @@ pub const EIO: u32 = 5;
 pub(crate) const ENOSPC: u32 = 28;
 /// `EOVERFLOW` of "Error values".
 pub(crate) const EOVERFLOW: u32 = 75;
-/// `ESHUTDOWN` of "Error values": the server is about to go.
+/// `ESHUTDOWN` of "Error values": the server is shutting down.
 pub(crate) const ESHUTDOWN: u32 = 108;
 /// `EINVAL` of "Error values".
 pub const EINVAL: u32 = 22;
 
-/// How a server broke the protocol. The connection cannot be trusted after any of these.
+/// How a server or client violated the protocol. The connection cannot be trusted afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// The first bytes are not NBD's.
+    /// The greeting is not NBD.
     #[error("it greets with {0:#018x}: this is no NBD server")]
     Greeting(u64),
-    /// The server is older than 2011.
+    /// The server is from before 2011.
     #[error("it speaks only the old handshake")]
     OldStyle,
-    /// A reply to an option does not begin as it must.
+    /// A reply to an option has a wrong magic number.
     #[error("the reply to an option begins with {0:#018x}")]
     OptionMagic(u64),
-    /// A reply to an option that was not asked.
+    /// A reply to an option that was not sent.
     #[error("option {asked} is answered with option {answered}")]
     OptionMismatch {
-        /// What we sent.
+        /// The option that was sent.
         asked: u32,
-        /// What came back.
+        /// The option in the reply.
         answered: u32,
     },
-    /// A kind of reply that this option does not have.
+    /// A reply type that is invalid for this option.
     #[error("option {option} is answered with the reply {reply:#x}")]
     OptionReply {
-        /// What we sent.
+        /// The option that was sent.
         option: u32,
         /// The reply's type.
         reply: u32,
     },
-    /// Replies to one option without end.
+    /// An endless sequence of replies to one option.
     #[error("it does not stop to answer option {0}")]
     EndlessOption(u32),
-    /// A length that the message cannot have.
+    /// An invalid length.
     #[error("{what} of {length} bytes")]
     Length {
         /// The message or field.
@@ -192,91 +192,91 @@ pub enum Violation {
     /// An export of more than 2⁶³-1 bytes.
     #[error("an export of {0} bytes")]
     ExportSize(u64),
-    /// Block sizes that break "Block size constraints".
+    /// Block sizes that violate "Block size constraints".
     #[error("block sizes of minimum {minimum} and maximum {maximum} bytes")]
     BlockSize {
-        /// The least.
+        /// The minimum.
         minimum: u32,
-        /// The largest.
+        /// The maximum.
         maximum: u32,
     },
-    /// A metadata context that was not asked for, or twice.
+    /// A metadata context that was not requested, or that was sent twice.
     #[error("an unexpected metadata context {0}")]
     Context(u32),
-    /// A reply does not begin as it must.
+    /// A reply has a wrong magic number.
     #[error("a reply begins with {0:#010x}")]
     ReplyMagic(u32),
-    /// A request does not begin as it must.
+    /// A request has a wrong magic number.
     #[error("a request begins with {0:#010x}")]
     RequestMagic(u32),
-    /// A client answers the greeting with flags that were not offered.
+    /// A client sent handshake flags that were not offered.
     #[error("the greeting is answered with the flags {0:#010x}")]
     ClientFlags(u32),
-    /// A reply to a request that is not under way.
+    /// A reply to a request that is not in flight.
     #[error("a reply to request {0}, which is not under way")]
     Cookie(u64),
-    /// A simple reply where only a structured one can hold the answer.
+    /// A simple reply where a structured one is required.
     #[error("a simple reply to {0}")]
     SimpleReply(RequestType),
-    /// A kind of chunk that this request does not have, or without structured replies.
+    /// A chunk type that is invalid for this request, or requires structured replies.
     #[error("a chunk of type {kind:#06x} in the reply to {command}")]
     ChunkType {
-        /// What was asked.
+        /// The type of the request.
         command: RequestType,
         /// The chunk's type.
         kind: u16,
     },
-    /// An error chunk or reply with the number of success, or a wrong flag.
+    /// An error without an error number, or with a wrong flag.
     #[error("an error without a number")]
     NoError,
-    /// A chunk lies outside of what was asked for.
+    /// A chunk is outside of the requested range.
     #[error("a chunk of {length} bytes at offset {offset} is outside of the request")]
     OutOfBounds {
-        /// Where it says to begin.
+        /// The offset of the chunk.
         offset: u64,
-        /// How long it says to be.
+        /// The length of the chunk.
         length: u64,
     },
     /// A byte was sent twice.
     #[error("a chunk of {length} bytes at offset {offset} overlaps an earlier one")]
     Overlap {
-        /// Where it begins.
+        /// The offset of the chunk.
         offset: u64,
-        /// How long it is.
+        /// The length of the chunk.
         length: u64,
     },
-    /// A reply in so many pieces that it cannot be honest.
+    /// A reply in more pieces than an honest server sends.
     #[error("a reply in too many pieces")]
     Shattered,
-    /// The reply ended, and bytes are missing.
+    /// The reply is incomplete.
     #[error("a reply without {missing} of its bytes, and without an error")]
     Incomplete {
-        /// How many are missing.
+        /// The number of missing bytes.
         missing: u64,
     },
-    /// A list of extents that is empty, has an empty extent, or goes on past the end.
+    /// A list of extents that is empty, contains an empty extent, or extends beyond the requested range.
     #[error("an impossible list of extents at offset {offset}")]
     Extents {
-        /// Where the question began.
+        /// The start of the requested range.
         offset: u64,
     },
-    /// The extents given do not cover the disk without gap or overlap.
+    /// Extents that do not cover the disk without gaps or overlaps.
     #[error("the map of the disk does not go on at offset {offset}")]
     Map {
-        /// Where it should have gone on.
+        /// The offset of the gap or overlap.
         offset: u64,
     },
-    /// Two connections to the same export disagree.
+    /// Two connections to the same export report different sizes.
     #[error("the export has {first} bytes on one connection and {second} on another")]
     SizeChanged {
-        /// As the first connection says.
+        /// The size on the first connection.
         first: u64,
-        /// As the other one says.
+        /// The size on the other connection.
         second: u64,
     },
 }
 
-/// "Request types": what we ask for.
+/// "Request types": the requests that the client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum RequestType {
@@ -307,21 +307,21 @@ impl fmt::Display for RequestType {
     }
 }
 
-/// One extent of a `NBD_CMD_BLOCK_STATUS` reply, in the order of the disk; it begins where the one before ended.
+/// An extent of an `NBD_CMD_BLOCK_STATUS` reply, in disk order. It starts where the previous one ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatusExtent {
-    /// Its length, never 0.
+    /// The length in bytes, never 0.
     pub length: u32,
-    /// What the context says of it: [`STATE_ZERO`], [`STATE_DIRTY`] …
+    /// The flags of the context: [`STATE_ZERO`], [`STATE_DIRTY`] …
     pub flags: u32,
 }
 
-/// An error as a chunk reports it.
+/// An error reported by a reply or chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ErrorReply {
-    /// The number, never 0.
+    /// The error number, never 0.
     pub(crate) error: u32,
-    /// The server's words, made safe to print.
+    /// The server's message, made safe to print.
     pub(crate) message: String,
 }
 
@@ -332,9 +332,9 @@ pub(crate) struct ChunkHeader {
     pub(crate) flags: u16,
     /// `NBD_REPLY_TYPE_…`.
     pub(crate) kind: u16,
-    /// Whose reply it is.
+    /// The cookie of the request.
     pub(crate) cookie: u64,
-    /// How much payload follows.
+    /// The length of the payload that follows.
     pub(crate) length: u32,
 }
 
@@ -345,12 +345,12 @@ impl ChunkHeader {
         Ok(ChunkHeader { flags: fields.u16()?, kind: fields.u16()?, cookie: fields.u64()?, length: fields.u32()? })
     }
 
-    /// Whether the reply ends with this chunk.
+    /// Returns whether this is the last chunk of the reply.
     pub(crate) fn is_done(&self) -> bool {
         self.flags & REPLY_FLAG_DONE != 0
     }
 
-    /// Whether this chunk is an error.
+    /// Returns whether this chunk is an error.
     pub(crate) fn is_error(&self) -> bool {
         self.kind & REPLY_ERROR_BIT != 0
     }
@@ -378,7 +378,7 @@ pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// `NBD_OPT_GO`: the export's name and what we want to know of it.
+/// `NBD_OPT_GO`: the export's name and the requested information.
 pub(crate) fn encode_go(export: &str) -> Vec<u8> {
     let mut data = Vec::new();
     push_string(&mut data, export);
@@ -403,12 +403,12 @@ fn push_string(data: &mut Vec<u8>, text: &str) {
     data.extend_from_slice(text.as_bytes());
 }
 
-/// What we send is bounded by [`MAX_STRING_BYTES`] long before this can saturate.
+/// Never saturates in practice: all data that is sent is limited to about [`MAX_STRING_BYTES`].
 fn length_field(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
-/// `NBD_REPLY_TYPE_ERROR`, `NBD_REPLY_TYPE_ERROR_OFFSET` and error chunks yet to be invented: they all begin alike.
+/// `NBD_REPLY_TYPE_ERROR`, `NBD_REPLY_TYPE_ERROR_OFFSET` and future error chunks, which all begin alike.
 pub(crate) fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation> {
     let mut fields = MessageReader::new("an error chunk", payload);
     let error = fields.u32()?;
@@ -420,7 +420,7 @@ pub(crate) fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation
     Ok(ErrorReply { error, message: printable(message) })
 }
 
-/// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`.
+/// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is the requested length from `offset`.
 pub(crate) fn decode_block_status(
     payload: &[u8],
     offset: u64,
@@ -442,7 +442,7 @@ pub(crate) fn decode_block_status(
         if extent.length == 0 || left == 0 || too_long {
             return Err(Violation::Extents { offset });
         }
-        // Only the last one can be longer than what is left, and what is left is at most `length`.
+        // Only the last extent may exceed the remaining length, which is at most `length`.
         extent.length = extent.length.min(u32::try_from(left).unwrap_or(u32::MAX));
         left -= u64::from(extent.length);
         extents.push(extent);
@@ -450,7 +450,7 @@ pub(crate) fn decode_block_status(
     Ok((context, extents))
 }
 
-/// The server's words: hostile until checked, and about to meet somebody's terminal.
+/// Makes a message of the server safe to print on a terminal: it is not trusted.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_STRING_BYTES)])
         .chars()
@@ -460,7 +460,7 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
         .to_owned()
 }
 
-/// "Error values" in words.
+/// Describes an error of "Error values".
 pub(crate) fn error_name(error: u32) -> String {
     match error {
         EPERM => "operation not permitted".to_owned(),
@@ -475,7 +475,7 @@ pub(crate) fn error_name(error: u32) -> String {
     }
 }
 
-/// "Option reply types" in words.
+/// Describes an error of "Option reply types".
 pub(crate) fn option_error_name(reply: u32) -> String {
     match reply & !REP_ERROR_BIT {
         1 => "the option is not supported".to_owned(),
@@ -492,7 +492,7 @@ pub(crate) fn option_error_name(reply: u32) -> String {
     }
 }
 
-/// Reads fields off the front of a message.
+/// Reads the fields of a message in order.
 #[derive(Debug)]
 pub(crate) struct MessageReader<'a> {
     what: &'static str,
@@ -501,39 +501,39 @@ pub(crate) struct MessageReader<'a> {
 }
 
 impl<'a> MessageReader<'a> {
-    /// `what` is named when the message is too short.
+    /// `what` is the name of the message in errors about its length.
     pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> MessageReader<'a> {
         MessageReader { what, whole: bytes.len(), bytes }
     }
 
-    /// The next `count` bytes.
+    /// Returns the next `count` bytes.
     pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], Violation> {
         let (head, tail) = self.bytes.split_at_checked(count).ok_or_else(|| self.wrong_length())?;
         self.bytes = tail;
         Ok(head)
     }
 
-    /// All that is left.
+    /// Returns all remaining bytes.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Fails if something is left.
+    /// Fails if there are remaining bytes.
     pub(crate) fn end(self) -> Result<(), Violation> {
         if self.bytes.is_empty() { Ok(()) } else { Err(self.wrong_length()) }
     }
 
-    /// A number of two bytes.
+    /// Reads a 16-bit number.
     pub(crate) fn u16(&mut self) -> Result<u16, Violation> {
         self.array().map(u16::from_be_bytes)
     }
 
-    /// A number of four bytes.
+    /// Reads a 32-bit number.
     pub(crate) fn u32(&mut self) -> Result<u32, Violation> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// A number of eight bytes.
+    /// Reads a 64-bit number.
     pub(crate) fn u64(&mut self) -> Result<u64, Violation> {
         self.array().map(u64::from_be_bytes)
     }
@@ -549,18 +549,18 @@ impl<'a> MessageReader<'a> {
     }
 }
 
-/// Which bytes of a read request have come, as disjoint ranges in order.
+/// The bytes of a read request that were received, as disjoint ranges in order.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
-    /// Beginning and end, relative to the request.
+    /// Start and end, relative to the request.
     ranges: Vec<(u32, u32)>,
 }
 
 impl Coverage {
-    /// An honest server that cuts 32 MiB to pages of 4 KiB and sends every other one first stays far below.
+    /// Far above what an honest server causes that splits 32 MiB into 4 KiB pages and sends every other page first.
     const MAX_RANGES: usize = 1 << 16;
 
-    /// Adds `length` bytes at `offset`; the caller has checked that they lie within the request.
+    /// Adds `length` bytes at `offset`. The caller has checked that they are within the request.
     pub(crate) fn add(&mut self, offset: u32, length: u32) -> Result<(), Violation> {
         let overlap = || Violation::Overlap { offset: offset.into(), length: length.into() };
         let end = offset.checked_add(length).ok_or_else(overlap)?;
@@ -587,7 +587,7 @@ impl Coverage {
         Ok(())
     }
 
-    /// How many of `length` bytes have not come.
+    /// Returns how many of `length` bytes were not received.
     pub(crate) fn missing(&self, length: u32) -> u64 {
         let covered: u64 = self.ranges.iter().map(|(begin, end)| u64::from(end - begin)).sum();
         u64::from(length).saturating_sub(covered)

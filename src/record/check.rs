@@ -82,7 +82,7 @@ impl Status {
 }
 
 impl Check {
-    /// A check without a hint.
+    /// Creates a check without a hint.
     pub fn new(check: &str, target: impl Into<String>, status: Status, detail: impl Into<String>) -> Check {
         Check {
             check: check.to_owned(),
@@ -94,13 +94,13 @@ impl Check {
         }
     }
 
-    /// Adds what to do.
+    /// Adds a hint.
     pub fn hint(mut self, hint: impl Into<String>) -> Check {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Whether it reports that something does not work.
+    /// Returns whether the status is critical.
     pub fn is_critical(&self) -> bool {
         self.status == Status::Critical.as_str()
     }

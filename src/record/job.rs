@@ -111,7 +111,7 @@ pub struct Log {
 }
 
 impl Progress {
-    /// The record as one line of JSON, without the newline.
+    /// Returns the record as one line of JSON, without the newline.
     pub fn to_line(&self) -> String {
         let mut object = serde_json::Map::from_iter([("type".to_owned(), "progress".into())]);
         if let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) {

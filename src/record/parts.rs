@@ -36,7 +36,7 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// Whether it is a part that the machine needs.
+    /// Returns whether the machine needs this part.
     pub fn is_required(&self) -> bool {
         matches!(self.part.as_deref(), Some("nvram" | "tpm" | "kernel" | "initrd"))
     }

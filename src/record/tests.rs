@@ -1,4 +1,4 @@
-//! Records are read as they are written, and nothing that comes from elsewhere is lost.
+//! Tests that records survive a round trip, including unknown fields.
 
 use super::*;
 

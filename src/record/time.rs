@@ -4,10 +4,10 @@ use chrono::{DateTime, FixedOffset, SecondsFormat};
 use serde::Serializer;
 use serde_json::Value;
 
-/// A moment, RFC 3339 with offset.
+/// A point in time, RFC 3339 with offset.
 pub type Time = DateTime<FixedOffset>;
 
-/// A moment as the value of a record's field.
+/// Formats a time as the value of a record's field.
 pub fn time_value(time: Time) -> Value {
     text(time).into()
 }

@@ -25,6 +25,7 @@ pub struct BlobLocation {
     pub length: u32,
     /// The length of the plaintext, in bytes.
     pub raw_length: u32,
+    /// Whether it is compressed.
     pub compressed: bool,
 }
 

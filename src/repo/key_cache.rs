@@ -24,6 +24,7 @@ const LABEL: &[u8] = b"kvmb key cache 1\0";
 /// The length of a derived key.
 const KEY_BYTES: usize = 64;
 
+/// The cache of derived keys.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyCache {
     lifetime: Duration,

@@ -12,6 +12,7 @@ use crate::storage::FileKind;
 /// The JSON of a snapshot file, with the fields in restic's order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
+    /// When it was created.
     #[serde(with = "time")]
     pub time: DateTime<FixedOffset>,
     /// The snapshot that this one is based on.

@@ -1,14 +1,14 @@
-//! Which points a second tier is yet to get of a first one.
+//! Determines which points of a first tier still have to be copied to a second one.
 //!
-//! A point that is not there awaits its copy if
+//! A point that is missing there has to be copied if
 //!
-//! - it is newer than all that were copied (and are not dated in the future): copies are made oldest first, so it never
-//!   was there, or
-//! - the second tier's own policy would keep it, judged with all that is there and here: then it was not that policy
-//!   that removed it. Without any rule nothing is removed there, and whatever is not there awaits its copy.
+//! - it is newer than all copied points (except those dated in the future): copies are made oldest first, so it was
+//!   never there, or
+//! - the second tier's own policy would keep it, evaluated for the points of both tiers: then it was not removed by
+//!   that policy. Without any rule nothing is removed there, and every missing point has to be copied.
 //!
-//! So what the second tier's retention removes does not come back, and a point that it never had is not taken for one
-//! of those only because somebody copied a newer one first.
+//! So points that the second tier's retention removes do not come back, and a point that was never copied is not
+//! mistaken for one of those just because a newer one was copied first.
 
 use super::{Candidate, Policy, judge};
 use crate::record::Time;
@@ -17,17 +17,17 @@ use chrono::TimeZone;
 /// A point of one machine in the first tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FirstTierPoint {
-    /// When it was taken.
+    /// When it was captured.
     pub(crate) taken_at: Time,
-    /// Whether the user wants it kept whatever the policy says.
+    /// Whether the user pinned it, so that it is kept regardless of the policy.
     pub(crate) is_pinned: bool,
     /// Whether the second tier has it.
     pub(crate) is_copied: bool,
 }
 
-/// Which of the points of one machine, oldest first, await their copy. `second` is the policy of the second tier,
-/// `only_there` are the times of the machine's points that only that one has, `zone` is the local time zone. One more
-/// point there never makes another one await its copy.
+/// Returns which points of one machine, oldest first, have to be copied. `second` is the policy of the second tier,
+/// `only_there` are the times of the machine's points that exist only in that tier, and `zone` is the local time zone.
+/// An additional point there never causes another one to be copied.
 pub(crate) fn await_copy(
     second: &Policy,
     here: &[FirstTierPoint],
@@ -73,7 +73,8 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    /// The days that await their copy, of points that were taken on these days and were copied or not.
+    /// Returns the days of the points that have to be copied. `here` are the days of all points, and whether they were
+    /// copied.
     fn awaiting(second: &str, here: &[(u32, bool)], only_there: &[u32]) -> Vec<u32> {
         let points: Vec<FirstTierPoint> = here
             .iter()
@@ -98,13 +99,13 @@ mod tests {
         assert_eq!(awaiting(r#"{"keep_last":3}"#, &here, &[]), [5], "3, 4 and 5 are the last three");
         assert_eq!(awaiting(r#"{"keep_last":4}"#, &here, &[]), [2, 5]);
         assert_eq!(awaiting(r#"{"keep_within":"2d"}"#, &here, &[]), [5]);
-        // Newer than all copies: it never was there, whatever the policy will make of it.
+        // Newer than all copies: it was never there, regardless of the policy.
         assert_eq!(awaiting(r#"{"keep_last":1}"#, &[(1, true), (2, false), (3, false)], &[]), [2, 3]);
     }
 
     #[test]
     fn what_only_the_second_tier_has_counts() {
-        // The oldest of all stays while a rule has some left: here the oldest is only the second of its day.
+        // The oldest point stays while a rule has some left: here the oldest is only the second of its day.
         let at =
             |hour_of_day, is_copied| FirstTierPoint { taken_at: hour(9, hour_of_day), is_pinned: false, is_copied };
         let here = [at(2, false), at(22, true)];
@@ -131,7 +132,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// Hours of May, oldest first; no two are the same.
+        /// Distinct hours in May, oldest first.
         fn some_points()(
             points in proptest::collection::btree_map(0u32..720, any::<(bool, bool)>(), 1..30),
         ) -> Vec<FirstTierPoint> {
@@ -147,7 +148,7 @@ mod tests {
     proptest! {
         #[test]
         fn retention_there_and_the_next_run_here_come_to_rest(second in some_policy(), points in some_points()) {
-            // What awaits its copy is copied, then the second tier is pruned by the same policy.
+            // Copy the missing points, then prune the second tier by the same policy.
             let mut points = points;
             for round in 0..3 {
                 let awaits = await_copy(&second, &points, &[], day(31), &Utc);

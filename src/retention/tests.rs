@@ -1,4 +1,4 @@
-//! Dates by hand, and what must hold for any dates. `tests/retention.rs` asks restic about the same.
+//! Tests with selected dates, and properties for any dates. `tests/retention.rs` compares the results with restic's.
 
 use super::*;
 use chrono::{FixedOffset, LocalResult};
@@ -72,7 +72,7 @@ fn policy(rules: &str) -> Policy {
     policy
 }
 
-/// One line a point, oldest first: its time, and the words of what keeps it.
+/// Checks one line per point, oldest first: its time, and the reasons why it is kept.
 #[track_caller]
 fn check(rules: &str, table: &[(&str, &str)]) {
     let points: Vec<Candidate> = table.iter().map(|(at, _)| candidate("vm", time(at))).collect();
@@ -113,7 +113,7 @@ fn a_leap_day_is_a_day_and_belongs_to_february() {
             ("2028-03-01T02:00:00+01:00", "daily monthly"),
         ],
     );
-    // A year before a leap day is 1 March: there is no 29 February.
+    // One year before a leap day is 1 March, because 29 February does not exist.
     check(
         "within=1y",
         &[
@@ -136,7 +136,7 @@ fn a_month_before_the_31st_is_as_many_days_too_late_as_that_month_lacks() {
             ("2027-03-31T12:00:00+01:00", "within"),
         ],
     );
-    // 31 days before January is over, and over the turn of the year.
+    // 31 days before the end of January, and across the turn of the year.
     check(
         "within=13m",
         &[
@@ -149,7 +149,7 @@ fn a_month_before_the_31st_is_as_many_days_too_late_as_that_month_lacks() {
 
 #[test]
 fn summer_time_begins() {
-    // The 29th has 23 hours: a day before 12:00 is 12:00 on the wall all the same, and hours are hours.
+    // The 29th has 23 hours: one day before 12:00 is still 12:00 local time, but hours are hours.
     let table = |at_noon, after_noon| {
         [
             ("2026-03-28T12:00:00+01:00", at_noon),
@@ -160,7 +160,7 @@ fn summer_time_begins() {
     check("within=1d", &table("", "within"));
     check("within=24h", &table("within", "within"));
     check("within=23h", &table("", "within"));
-    // Half past two is left out on that day: half past three is meant.
+    // 2:30 does not exist on that day and means 3:30.
     check(
         "within=1d",
         &[
@@ -183,7 +183,7 @@ fn summer_time_begins() {
 
 #[test]
 fn summer_time_ends() {
-    // The hour from two to three is there twice, and counts as one; the day has 25 hours.
+    // The hour from two to three occurs twice, and counts as one; the day has 25 hours.
     check(
         "hourly=2 daily=2",
         &[
@@ -204,7 +204,7 @@ fn summer_time_ends() {
     };
     check("within=1d", &table("within"));
     check("within=24h", &table(""));
-    // Half past two is there twice: the second is meant.
+    // 2:30 occurs twice, and means the second one.
     check(
         "within=1d",
         &[
@@ -285,9 +285,9 @@ fn a_point_of_the_future_stays_and_takes_no_place_of_another() {
     assert_eq!(words("last=2", in_may, &points), ["expired", "last", "last", "future"]);
     assert_eq!(words("yearly=1", in_may, &points), ["expired", "expired", "yearly", "future"]);
     assert_eq!(words("within=4d", in_may, &points), ["expired", "within", "within", "future"]);
-    // When its time has come it is one like any other.
+    // Once its time has come, it is treated like any other.
     assert_eq!(words("last=2", "2036-05-05T02:00:00Z", &points), ["expired", "expired", "last", "last"]);
-    // It is not the last good one either, and whoever's clock was years behind removes nothing.
+    // It does not count as the last good one either, and a clock that is years behind removes nothing.
     let damaged = points.clone().map(|point| Candidate { is_damaged: point.taken_at > time(days[1]), ..point });
     assert_eq!(words("daily=1", in_may, &damaged), ["expired", "last_good", "daily", "future"]);
     assert_eq!(words("last=1", "2020-01-01T00:00:00Z", &points), ["future"; 4]);
@@ -378,7 +378,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    /// Minutes over two years, with the wall's offset; all times differ.
+    /// Minutes within two years, with the local offset; all times differ.
     fn some_points()(
         points in proptest::collection::btree_map(0i64..1_000_000, (0u8..3, any::<[bool; 4]>(), 0u8..4), 0..40),
     ) -> Vec<Candidate> {

@@ -1,15 +1,15 @@
-//! crontab(5) expressions: when they match, as Vixie's cron (Debian's, and cronie) has it.
+//! crontab(5) expressions, with the semantics of Vixie's cron (Debian's, and cronie).
 //!
-//! The `cron` crate finds the dates, but speaks another language: it has a field of seconds, counts Sunday as 1, and
-//! wants a day that matches *both* the day of the month and the day of the week. So an expression is read here, and
-//! handed over in the crate's terms - as two of its schedules where either day matches.
+//! The `cron` crate finds the dates, but its syntax differs: it has a field of seconds, counts Sunday as 1, and
+//! requires a day to match *both* the day of the month and the day of the week. So an expression is parsed here and
+//! translated for the crate - into two of its schedules if either day is sufficient.
 //!
-//! What cron does when clocks change (by less than three hours; larger changes make a new time of day):
+//! The behavior of cron when clocks change (by less than three hours; after larger changes it just uses the new time):
 //!
-//! | | an hour is skipped | an hour comes twice |
+//! | | an hour is skipped | an hour occurs twice |
 //! | --- | --- | --- |
 //! | minute and hour fixed: `30 2 * * *` | runs as soon as the skipped hour is over | runs the first time only |
-//! | either begins with `*`: `*/30 * * * *` | what fell into it is left out | runs both times |
+//! | either begins with `*`: `*/30 * * * *` | times in it are skipped | runs both times |
 
 use super::error::{CronError, CronField, NICKNAMES};
 use super::field::Values;
@@ -24,11 +24,11 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cron {
     expression: String,
-    /// None for `@reboot`.
+    /// `None` for `@reboot`.
     times: Option<Times>,
 }
 
-/// The times of day and the days that match.
+/// The matching times and days.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Times {
     pub(crate) minutes: Values,
@@ -36,7 +36,7 @@ pub(super) struct Times {
     pub(crate) days_of_month: Values,
     pub(crate) months: Values,
     pub(crate) days_of_week: Values,
-    /// What matches, in the crate's terms; two where either day will do.
+    /// The translation for the crate; two schedules if either day is sufficient.
     schedules: Vec<cron::Schedule>,
 }
 
@@ -71,16 +71,17 @@ fn unknown_nickname(word: &str) -> CronError {
 }
 
 impl Cron {
-    /// The times that come next, after a moment; fewer than `count` only for `@reboot`, or where years end (2100).
+    /// Returns the next times after `after`. Fewer than `count` only for `@reboot`, or at the end of the crate's
+    /// calendar (2100).
     pub fn next_runs<Z: TimeZone>(&self, after: &DateTime<Z>, count: usize) -> Vec<DateTime<Z>> {
         let Some(times) = &self.times else { return Vec::new() };
         let zone = after.timezone();
-        // A time that was skipped runs after the change, so that what is before `after` may run after it.
+        // A skipped time runs after the change, so a local time before `after` may run after it.
         let from = after.naive_local() - Duration::minutes(LARGEST_CHANGE_MINUTES);
         let (mut found, mut waiting) = (Vec::new(), BTreeSet::new());
         for local in times.local_times(from) {
             let moments = times.moments(&zone, local);
-            // A later local time has no moment before the first of this one's; the second may come later.
+            // No later local time runs before the first run of this one, but its second run may come later.
             if let Some(first) = moments.first() {
                 while waiting.first().is_some_and(|known| known < first) && found.len() < count {
                     found.extend(waiting.pop_first());
@@ -96,7 +97,7 @@ impl Cron {
         found
     }
 
-    /// The fields; none for `@reboot`.
+    /// Returns the fields, or `None` for `@reboot`.
     pub(super) fn times(&self) -> Option<&Times> {
         self.times.as_ref()
     }
@@ -118,13 +119,13 @@ impl Times {
             schedules: Vec::new(),
         };
         times.schedules = times.in_the_terms_of_the_crate();
-        // The calendar of these years has every combination of date and day of the week.
+        // From this start, the calendar has every combination of date and day of the week.
         let start = DateTime::UNIX_EPOCH + Duration::days(365 * 30 + 7);
         let comes = times.local_times(start.naive_utc()).next().is_some();
         if comes { Ok(times) } else { Err(CronError::Never) }
     }
 
-    /// Whether a day matches by its day of the month *or* of the week: when neither begins with `*`.
+    /// Returns whether a day matches by the day of the month *or* of the week: when neither begins with `*`.
     pub(crate) fn either_day(&self) -> bool {
         !self.days_of_month.starred && !self.days_of_week.starred
     }
@@ -148,7 +149,7 @@ impl Times {
         days.into_iter().map(schedule).collect()
     }
 
-    /// The times on the clock that match, after one, in order.
+    /// Returns the matching local times after `after`, in order.
     fn local_times(&self, after: NaiveDateTime) -> impl Iterator<Item = NaiveDateTime> {
         let after = after.and_utc();
         let mut streams: Vec<_> = self.schedules.iter().map(|schedule| schedule.after(&after).peekable()).collect();
@@ -161,7 +162,7 @@ impl Times {
         })
     }
 
-    /// The moments at which cron runs what is due at a time on the clock, in order: none, one or two.
+    /// Returns when cron runs at a local time, in order: never, once or twice.
     fn moments<Z: TimeZone>(&self, zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z>> {
         let is_pattern = self.minutes.starred || self.hours.starred;
         let mut moments = moments_of(zone, local);
@@ -199,7 +200,7 @@ mod tests {
             ("0 0 * * 5-7", ["Fri 2026-11-27 00:00", "Sat 2026-11-28 00:00"]),
             ("0 0 * * MON,sat", ["Sat 2026-11-28 00:00", "Mon 2026-11-30 00:00"]),
             ("0 0 1 jan *", ["Fri 2027-01-01 00:00", "Sat 2028-01-01 00:00"]),
-            // Either day will do where both are restricted; both must match where one begins with a star.
+            // If both days are restricted, either is sufficient; if one begins with a star, both must match.
             ("0 0 1 * fri", ["Fri 2026-11-27 00:00", "Tue 2026-12-01 00:00"]),
             ("0 0 */2 * fri", ["Fri 2026-11-27 00:00", "Fri 2026-12-11 00:00"]),
             ("0 0 29 2 *", ["Tue 2028-02-29 00:00", "Sun 2032-02-29 00:00"]),

@@ -4,9 +4,9 @@
 //! 0 2 * * * sleep "$(shuf -i 0-1800 -n 1)"; flock -n -o … nice ionice -c 3 kvmb backup vm1 >/dev/null
 //! ```
 //!
-//! Every program by its full path, since cron's own path is short. Records go nowhere, so that cron's mail reports
-//! errors only. The lock is held by `flock` itself (`-o`), not by what it starts: a process that outlives a run would
-//! otherwise hold up the next one.
+//! Every program has its full path, because cron's own path is short. Records are discarded, so that cron's mail
+//! contains only errors. The lock is held by `flock` itself (`-o`), not by its child processes: otherwise a process
+//! that outlives a run would block the next one.
 
 use super::{Cron, Error};
 use crate::bounded::{self, Group};
@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-/// The longest command that cron runs: it cuts off at a thousand bytes.
+/// The maximum length of a command: cron truncates it at a thousand bytes.
 const LONGEST_COMMAND_BYTES: usize = 990;
 
-/// What `flock` exits with when the run before is still at work: kvmb's own code for "busy".
+/// The exit code of `flock` when the previous run has not ended: kvmb's own code for "busy".
 const BUSY: &str = "5";
 
-/// What a job is for. A place has at most one of each kind.
+/// The kind of a job. A place has at most one job of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum JobKind {
     Backup,
@@ -32,28 +32,28 @@ impl JobKind {
     pub(super) const ALL: [JobKind; 2] = [JobKind::Backup, JobKind::Drill];
 }
 
-/// What runs, and when.
+/// A command and its schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ScheduledJob {
     pub(crate) kind: JobKind,
     pub(crate) cron: Cron,
-    /// kvmb by its full path, and its arguments.
+    /// The full path of kvmb, and its arguments.
     pub(crate) command: Vec<String>,
-    /// Variables that it needs and that cron does not have.
+    /// Required variables that cron does not set.
     pub(crate) environment: Vec<(String, String)>,
-    /// How long it waits at most, a random time, before it begins.
+    /// The maximum random delay before it starts.
     pub(crate) random_delay: Option<Duration>,
-    /// The file whose lock keeps a run from beginning while the one before is still at work.
+    /// The file that is locked so that a run does not start before the previous one has ended.
     pub(crate) lock: PathBuf,
 }
 
 impl ScheduledJob {
-    /// The command in words that a shell reads.
+    /// Returns the command, quoted for a shell.
     pub(crate) fn shell_command(&self) -> Result<String, Error> {
         quoted(&self.command)
     }
 
-    /// The line for a crontab, without its end. `user` is the field that only the system's crontabs have.
+    /// Returns the line for a crontab, without a newline. `user` is the additional field in system crontabs.
     pub(crate) fn crontab_line(&self, user: Option<&str>) -> Result<String, Error> {
         let mut words = vec![program("flock")?, "-n".into(), "-o".into(), "-E".into(), BUSY.into(), text(&self.lock)?];
         words.extend([program("nice")?, program("ionice")?, "-c".into(), "3".into()]);
@@ -67,7 +67,7 @@ impl ScheduledJob {
             let (sleep, shuf) = (quoted(&[program("sleep")?])?, quoted(&[program("shuf")?])?);
             command = format!("{sleep} \"$({shuf} -i 0-{} -n 1)\"; {command}", delay.as_secs());
         }
-        // Debian's cron takes the backslash out of these two, others of the second only.
+        // Debian's cron removes the backslash from both pairs, other crons only from the second one.
         if let Some(pair) = [r"\\", r"\%"].into_iter().find(|pair| command.contains(*pair)) {
             return Err(Error::Unspeakable { what: pair.to_owned() });
         }
@@ -80,7 +80,7 @@ impl ScheduledJob {
     }
 }
 
-/// A line of a crontab, taken apart again: the expression and the command as the shell gets it.
+/// Parses a line of a crontab. Returns the expression and the command as passed to the shell.
 pub(crate) fn read_line(line: &str, with_user: bool) -> Option<(Cron, String)> {
     let line = line.trim_start();
     let fields = if line.starts_with('@') { 1 } else { 5 };
@@ -95,7 +95,7 @@ pub(crate) fn read_line(line: &str, with_user: bool) -> Option<(Cron, String)> {
     Some((cron, rest.replace(r"\%", "%")))
 }
 
-/// Words as a shell reads them.
+/// Quotes words for a shell.
 pub(super) fn quoted(words: &[String]) -> Result<String, Error> {
     if let Some(word) = words.iter().find(|word| word.chars().any(char::is_control)) {
         return Err(Error::Unspeakable { what: word.escape_debug().to_string() });
@@ -104,16 +104,16 @@ pub(super) fn quoted(words: &[String]) -> Result<String, Error> {
     shlex::try_join(words).map_err(|_| Error::Unspeakable { what: "a zero byte".into() })
 }
 
-/// A path as text.
+/// Returns a path as text.
 pub(super) fn text(path: &Path) -> Result<String, Error> {
     let text = path.to_str().ok_or_else(|| Error::Unspeakable { what: path.display().to_string() })?;
     Ok(text.to_owned())
 }
 
-/// How long a program that keeps schedules may take.
+/// The timeout for a scheduling program.
 const CHILD_LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs a program that keeps schedules, with this for its standard input; what it prints is collected.
+/// Runs a scheduling program with this standard input, and collects its output.
 pub(super) fn run(name: &'static str, command: Command, input: Option<Vec<u8>>) -> Result<Output, Error> {
     let mut command = command;
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -126,7 +126,7 @@ pub(super) fn run(name: &'static str, command: Command, input: Option<Vec<u8>>) 
     })
 }
 
-/// The full path of a program, from `$PATH`.
+/// Returns the full path of a program in `$PATH`.
 pub(super) fn program(name: &'static str) -> Result<String, Error> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut found = std::env::split_paths(&path).map(|folder| folder.join(name)).filter(|file| file.is_file());

@@ -1,4 +1,4 @@
-//! What can go wrong with a schedule.
+//! Errors of schedules.
 
 use std::fmt;
 use std::io;
@@ -9,50 +9,50 @@ use std::time::Duration;
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A program that the entry needs is not there.
+    /// A program that the entry requires does not exist.
     #[error("{name} was not found in PATH")]
     NoProgram { name: &'static str },
-    /// Something that a line of a crontab or of a unit cannot hold.
+    /// A line of a crontab or of a unit cannot contain this.
     #[error("a schedule entry cannot contain {what}")]
     Unspeakable { what: String },
-    /// A command that cron would cut off.
+    /// cron would truncate the command.
     #[error("the command has {bytes} bytes; cron accepts at most {most}")]
     TooLong {
-        /// How long it is.
+        /// The length of the command.
         bytes: usize,
-        /// How long it may be.
+        /// The maximum length.
         most: usize,
     },
     /// The markers in a crontab do not come in pairs.
     #[error("line {line} of the crontab, {text:?}, has no matching marker line")]
     Unpaired {
-        /// Where, from 1.
+        /// The line number, from 1.
         line: usize,
         text: String,
     },
-    /// `crontab -l` shows this crontab otherwise than it is.
+    /// `crontab -l` does not show the crontab unchanged.
     #[error("the crontab contains carriage returns, which 'crontab -l' does not show")]
     CarriageReturns,
     #[error("{program} failed: {message}")]
     Program {
-        /// Which, with its arguments.
+        /// The program with its arguments.
         program: String,
         message: String,
     },
-    /// A program did not end.
+    /// A program did not end in time.
     #[error("{program} did not end within {} s", after.as_secs())]
     TimedOut {
         program: &'static str,
-        /// How long it was waited for.
+        /// The timeout.
         after: Duration,
     },
-    /// The user or the system interrupted it.
+    /// The program was interrupted by the user or the system.
     #[error("interrupted")]
     Interrupted,
     /// Another run of kvmb has been changing the crontab for too long.
     #[error("another run of kvmb is changing the crontab: {} is locked", folder.display())]
     Locked { folder: PathBuf },
-    /// Somebody else changed the crontab at the same time.
+    /// Another program changed the crontab at the same time.
     #[error("another program changed the crontab at the same time")]
     Changed,
     /// A file could not be read or written.
@@ -94,7 +94,7 @@ impl fmt::Display for CronField {
     }
 }
 
-/// Why a text is no cron expression.
+/// Why a text is not a valid cron expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CronError {
     #[error(
@@ -102,32 +102,32 @@ pub enum CronError {
          similar"
     )]
     FieldCount {
-        /// How many it has.
+        /// The actual number of fields.
         found: usize,
     },
-    /// A field that breaks a rule.
+    /// A field is invalid.
     #[error("invalid {field} '{value}': {rule}")]
     Field {
         field: CronField,
-        /// The part of it that is wrong.
+        /// The invalid part of the field.
         value: String,
         rule: String,
     },
-    /// An `@` word that cron does not know.
+    /// An unknown `@` word.
     #[error("'{word}' is not a valid time: cron accepts \
         {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean \
         {name}?")).unwrap_or_default())]
     Nickname {
         word: String,
-        /// The one that looks like it.
+        /// A similar valid word.
         nearest: Option<&'static str>,
     },
-    /// A date that never comes.
+    /// The date never occurs.
     #[error("this date never occurs")]
     Never,
 }
 
-/// What stands for an expression; `@reboot` is for none.
+/// The expressions for `@` words; `@reboot` has none.
 pub(super) const NICKNAMES: [(&str, &str); 8] = [
     ("@reboot", ""),
     ("@yearly", "0 0 1 1 *"),

@@ -1,11 +1,11 @@
-//! One field of a cron expression: a list of numbers, ranges and steps, read as Vixie's cron reads it.
+//! One field of a cron expression: a list of numbers, ranges and steps, with the syntax of Vixie's cron.
 //!
 //! | form | means |
 //! | --- | --- |
 //! | `*` | every value |
 //! | `5`, `mon` | that value; months and days of the week have names, in any case |
-//! | `1-5`, `mon-fri` | from the one to the other |
-//! | `*/15`, `1-30/2` | every nth of those, counted from the first |
+//! | `1-5`, `mon-fri` | a range, both ends included |
+//! | `*/15`, `1-30/2` | every nth value, counted from the first |
 //! | `1,2,10-20/5` | all of these |
 
 use super::error::{CronError, CronField};
@@ -15,7 +15,7 @@ const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "au
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 impl CronField {
-    /// The smallest and the largest number.
+    /// Returns the smallest and the largest number.
     pub(crate) fn bounds(self) -> (u32, u32) {
         match self {
             CronField::Minute => (0, 59),
@@ -26,7 +26,7 @@ impl CronField {
         }
     }
 
-    /// The names of its numbers, from the smallest on.
+    /// Returns the names of the numbers, from the smallest on.
     fn names(self) -> &'static [&'static str] {
         match self {
             CronField::Month => &MONTHS,
@@ -52,7 +52,7 @@ impl CronField {
     fn rule_of_names(self, text: &str) -> String {
         let (low, high) = self.bounds();
         let lower = text.to_ascii_lowercase();
-        // "monday" and "sept" are guessed by their beginning.
+        // Guess "monday" and "sept" by their beginning.
         let near = self.names().iter().find(|name| lower.starts_with(**name));
         match (near, self.names()) {
             (Some(name), _) => format!("names have three letters: '{name}'"),
@@ -72,11 +72,11 @@ impl CronField {
 /// The values of one field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Values {
-    /// The numbers that match; Sunday is 0.
+    /// The matching numbers; Sunday is 0.
     pub(crate) numbers: BTreeSet<u32>,
-    /// Whether the field begins with `*`, also as `*/2`: cron then takes it as unrestricted where a day of the
-    /// month *or* of the week would do, and takes the hour and minute as a pattern and not as a fixed time when clocks
-    /// change.
+    /// Whether the field begins with `*`, even as `*/2`. If one of the two fields of days does, cron requires both to
+    /// match instead of either. If the hour or minute does, cron treats it as a pattern instead of a fixed time when
+    /// clocks change.
     pub(crate) starred: bool,
 }
 
@@ -112,7 +112,7 @@ fn add(field: CronField, part: &str, numbers: &mut BTreeSet<u32>) -> Result<(), 
     };
     if first > last {
         let hint = match field {
-            // Saturday to Sunday, for those who begin the week with Monday.
+            // Saturday to Sunday, for weeks that begin on Monday.
             CronField::DayOfWeek if last == 0 => "; as the end of a range Sunday is 7",
             _ => "",
         };

@@ -1,15 +1,15 @@
-//! How long it is from one run to the next at most: what "too long ago" means for backups that run by themselves.
+//! The maximum time between two runs, which defines "too long ago" for scheduled backups.
 
 use super::Cron;
 use super::cron::Times;
 use chrono::{Datelike, Days, NaiveDate};
 use std::time::Duration;
 
-/// Years that have every date on every day of the week.
+/// In this number of years every date falls on every day of the week.
 const YEARS: i32 = 28;
 
 impl Cron {
-    /// The longest time between two runs, with clocks that never change; none for `@reboot`.
+    /// Returns the maximum time between two runs if clocks never change, or `None` for `@reboot`.
     pub(crate) fn longest_gap(&self) -> Option<Duration> {
         let minutes = self.times()?.longest_gap_minutes();
         Some(Duration::from_secs(minutes * 60))
@@ -36,7 +36,7 @@ impl Times {
         let days = days.take_while(|day| day.year() < 2000 + YEARS).enumerate();
         let days: Vec<u64> = days.filter(|(_, day)| self.is_day(*day)).map(|(number, _)| number as u64).collect();
         let between = days.windows(2).map(|pair| (pair[1] - pair[0]) * DAY + first - last).max();
-        // A date on a day of the week that comes once in all these years.
+        // A combination of date and day of the week that occurs only once in all these years.
         within.max(between.unwrap_or(YEARS as u64 * 366 * DAY))
     }
 }

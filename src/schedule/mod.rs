@@ -1,12 +1,12 @@
-//! When backups run by themselves: cron expressions, and the places where a schedule is entered.
+//! Scheduled backups: cron expressions, and the places in which a schedule is installed.
 //!
-//! | module | what |
+//! | module | contents |
 //! | --- | --- |
-//! | `field`, `cron`, `gap`, `words` | what crontab(5) expressions mean; pure |
+//! | `field`, `cron`, `gap`, `words` | the meaning of crontab(5) expressions; no I/O |
 //! | `entry` | the line that cron runs |
-//! | `crontab` | a user's crontab, of which nothing but our lines is touched |
-//! | `systemd`, `units` | a service and its timer; how units are installed |
-//! | `place` | these places, side by side |
+//! | `crontab` | a user's crontab, in which only kvmb's lines are changed |
+//! | `systemd`, `units` | a service and its timer; installation of units |
+//! | `place` | the common interface of these places |
 
 mod cron;
 mod crontab;
@@ -30,7 +30,7 @@ pub(crate) use place::{Installed, ScheduleLocation, old_entries, remove_old_entr
 use crate::atomic_file;
 use std::path::Path;
 
-/// Writes a file that everybody may read.
+/// Writes a world-readable file.
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {
     atomic_file::write(path, text.as_bytes(), 0o644).map_err(Error::io("write", path))
 }

@@ -1,4 +1,4 @@
-//! The places that a schedule can be in.
+//! The places in which a schedule can be installed.
 
 use super::crontab::{self, Crontab};
 use super::entry::{JobKind, read_line};
@@ -8,17 +8,17 @@ use crate::atomic_file;
 use std::fs;
 use std::path::Path;
 
-/// The file for cron that the whole system shares.
+/// The system-wide file for cron.
 const SYSTEM_FILE: &str = "/etc/cron.d/kvmb";
 
-/// What comes before the entry in that file; cron's own path is short.
+/// The beginning of that file; cron's own path is short.
 const SYSTEM_HEAD: &str = "\
 # Created by 'kvmb schedule install --system', removed by 'kvmb schedule remove --system'.
 SHELL=/bin/sh
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ";
 
-/// Where a schedule is.
+/// A place for a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ScheduleLocation {
     /// The crontab of the user that kvmb runs as.
@@ -28,22 +28,22 @@ pub(crate) enum ScheduleLocation {
     Systemd,
 }
 
-/// A schedule that is there.
+/// An installed schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Installed {
-    /// Its text: the entry, or the units.
+    /// Its text: the crontab entry, or the units.
     pub(crate) entry: String,
-    /// What runs, and when: the backup, then the drill, if there is one. None where somebody has changed it beyond
+    /// The jobs with their schedules: the backup, then the drill, if there is one. Empty if the text was changed beyond
     /// recognition.
     pub(crate) jobs: Vec<(Cron, String)>,
 }
 
-/// What a change makes of a place.
+/// The result of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ScheduleChange {
-    /// What the place holds then.
+    /// The new text.
     pub(crate) entry: String,
-    /// Whether that is other than before.
+    /// Whether it differs from the old one.
     pub(crate) changed: bool,
 }
 
@@ -51,7 +51,7 @@ impl ScheduleLocation {
     pub(crate) const ALL: [ScheduleLocation; 3] =
         [ScheduleLocation::User, ScheduleLocation::System, ScheduleLocation::Systemd];
 
-    /// What people call it.
+    /// Returns the name of the place for display.
     pub(crate) fn name(self) -> &'static str {
         match self {
             ScheduleLocation::User => "crontab",
@@ -60,7 +60,7 @@ impl ScheduleLocation {
         }
     }
 
-    /// What people call the place of its drill.
+    /// Returns the name of the place of its drill for display.
     pub(crate) fn drill_name(self) -> &'static str {
         match self {
             ScheduleLocation::Systemd => systemd::DRILL_TIMER,
@@ -68,7 +68,7 @@ impl ScheduleLocation {
         }
     }
 
-    /// The schedule that is there.
+    /// Returns the installed schedule.
     pub(crate) fn installed(self) -> Result<Option<Installed>, Error> {
         match self {
             ScheduleLocation::User => {
@@ -92,7 +92,7 @@ impl ScheduleLocation {
         }
     }
 
-    /// Puts these jobs there, in the place of those that may be there.
+    /// Installs these jobs, replacing existing ones.
     pub(crate) fn install(self, jobs: &[ScheduledJob], dry_run: bool) -> Result<ScheduleChange, Error> {
         match self {
             ScheduleLocation::User => {
@@ -131,7 +131,7 @@ impl ScheduleLocation {
         }
     }
 
-    /// Takes away what is there; whether anything was.
+    /// Removes the schedule, and returns whether there was one.
     pub(crate) fn remove(self, dry_run: bool) -> Result<bool, Error> {
         match self {
             ScheduleLocation::User => {
@@ -161,12 +161,12 @@ impl ScheduleLocation {
     }
 }
 
-/// The entries of kvmb's forerunner in the user's crontab; taken out of it unless this is a rehearsal.
+/// Removes the entries of kvmb's predecessor from the user's crontab, unless this is a dry run.
 pub(crate) fn remove_old_entries(dry_run: bool) -> Result<(), Error> {
     crontab::change(dry_run, |before| Ok(before.without_old_entries())).map(drop)
 }
 
-/// The entries of kvmb's forerunner in the user's crontab.
+/// Returns the entries of kvmb's predecessor in the user's crontab.
 pub(crate) fn old_entries() -> Result<Vec<String>, Error> {
     Ok(crontab::read()?.old_entries())
 }
@@ -179,13 +179,13 @@ fn read_system_file() -> Result<Option<String>, Error> {
     }
 }
 
-/// The lines of jobs for a crontab, without the end of the last one.
+/// Returns the lines of jobs for a crontab, without the last newline.
 fn crontab_lines(jobs: &[ScheduledJob], user: Option<&str>) -> Result<String, Error> {
     let lines = jobs.iter().map(|job| job.crontab_line(user)).collect::<Result<Vec<_>, _>>()?;
     Ok(lines.join("\n"))
 }
 
-/// The jobs in the lines of a crontab: variables and comments are none.
+/// Parses the jobs in the lines of a crontab, ignoring variables and comments.
 fn read_lines(lines: &str, with_user: bool) -> Vec<(Cron, String)> {
     lines.lines().filter_map(|line| read_line(line, with_user)).collect()
 }

@@ -1,8 +1,8 @@
-//! Systemd services and their timers, a pair for the backup and a pair for the drill: what cron's entry does, with what
-//! systemd adds - a missed run is made up for, and the run is shut off from what no backup needs.
+//! systemd services and timers, a pair for the backup and a pair for the drill. They do what cron's entry does, plus
+//! what systemd adds: a missed run is caught up, and the run is sandboxed.
 //!
-//! The sandbox leaves open what kvmb and its hooks do need: disks and images anywhere, the network, the sockets of
-//! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.
+//! The sandbox permits what kvmb and its hooks need: disks and images anywhere, the network, the sockets of libvirt and
+//! QEMU in `/run`, root's SSH keys, and repositories wherever they are.
 
 use super::error::CronField;
 use super::field::Values;
@@ -11,7 +11,7 @@ use super::{Cron, Error, JobKind, ScheduledJob};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-/// What the units of a kind of job are called, and what they say of themselves.
+/// The names and descriptions of the units for a kind of job.
 struct UnitNames {
     service: &'static str,
     timer: &'static str,
@@ -36,13 +36,13 @@ fn names(kind: JobKind) -> UnitNames {
     }
 }
 
-/// Where the timer of the backup is.
+/// The path of the backup's timer.
 pub(crate) const TIMER: &str = "/etc/systemd/system/kvmb.timer";
 
-/// Where the timer of the drill is.
+/// The path of the drill's timer.
 pub(crate) const DRILL_TIMER: &str = "/etc/systemd/system/kvmb-drill.timer";
 
-/// The key in the timer that keeps the cron expression; systemd passes over those that begin with `X-`.
+/// The key in the timer that stores the cron expression; systemd ignores keys that begin with `X-`.
 const EXPRESSION: &str = "X-Cron=";
 
 const SANDBOX: &str = "\
@@ -74,7 +74,7 @@ pub(crate) struct Units {
 }
 
 impl Units {
-    /// The units for a job.
+    /// Creates the units for a job.
     pub(crate) fn new(job: &ScheduledJob) -> Result<Units, Error> {
         let command = job.command.iter().map(|word| quoted(word)).collect::<Result<Vec<_>, _>>()?.join(" ");
         let mut environment = String::new();
@@ -123,7 +123,7 @@ impl Units {
         Ok(Units { service, timer })
     }
 
-    /// Those that are installed.
+    /// Reads the installed units.
     pub(crate) fn read(kind: JobKind) -> Result<Option<Units>, Error> {
         let names = names(kind);
         match (units::read(names.service)?, units::read(names.timer)?) {
@@ -134,13 +134,13 @@ impl Units {
         }
     }
 
-    /// The expression and the command, as far as they can be read.
+    /// Returns the expression and the command, if they can be parsed.
     pub(crate) fn job(&self) -> Option<(Cron, String)> {
         let value = |text: &str, key: &str| text.lines().find_map(|line| line.strip_prefix(key).map(str::to_owned));
         Some((value(&self.timer, EXPRESSION)?.parse().ok()?, value(&self.service, "ExecStart=")?))
     }
 
-    /// Writes them, and has systemd take them up at once, or with the next boot where it does not run.
+    /// Writes the units and activates them, at once or, if systemd is not running, at the next boot.
     pub(crate) fn install(&self, kind: JobKind) -> Result<(), Error> {
         let names = names(kind);
         units::install(&[(names.service, &self.service), (names.timer, &self.timer)], names.timer)
@@ -152,12 +152,12 @@ impl Units {
     }
 }
 
-/// Whether the timer is enabled.
+/// Returns whether the timer is enabled.
 pub(crate) fn is_enabled(kind: JobKind) -> bool {
     units::is_enabled(names(kind).timer, "timers.target")
 }
 
-/// The lines of a timer that mean what an expression means; where either of two days will do, one for each.
+/// Returns the lines of a timer that are equivalent to an expression: two if either of two days is sufficient.
 fn triggers(cron: &Cron) -> Vec<String> {
     let Some(times) = cron.times() else { return vec!["OnBootSec=1min".into()] };
     let list = |field: CronField, values: &Values| list(field, &values.numbers);
@@ -172,11 +172,11 @@ fn triggers(cron: &Cron) -> Vec<String> {
     if times.either_day() { vec![line(&days, "*"), line("*", &weekdays)] } else { vec![line(&days, &weekdays)] }
 }
 
-/// Numbers as systemd lists them: `*` for all, `1..5,9` for some, by their names for days of the week.
+/// Formats numbers for systemd: `*` for all, `1..5,9` for some, names for days of the week.
 fn list(field: CronField, numbers: &BTreeSet<u32>) -> String {
     const WEEKDAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
     let (low, high) = field.bounds();
-    // Sunday is 0 here, and never 7.
+    // Sunday is always 0 here, never 7.
     let high = if field == CronField::DayOfWeek { 6 } else { high };
     if (low..=high).all(|number| numbers.contains(&number)) {
         return "*".into();
@@ -187,7 +187,7 @@ fn list(field: CronField, numbers: &BTreeSet<u32>) -> String {
     };
     let numbers: Vec<u32> = numbers.iter().copied().collect();
     let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        // systemd's week begins with Monday: a range from Sunday on would go backwards.
+        // systemd's week begins on Monday: a range that starts on Sunday would be reversed.
         [first, .., last] if field != CronField::DayOfWeek => format!("{}..{}", name(*first), name(*last)),
         run => run.iter().map(|number| name(*number)).collect::<Vec<_>>().join(","),
     });

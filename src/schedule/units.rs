@@ -1,4 +1,4 @@
-//! Units of systemd: written, enabled and taken away, whether systemd runs or only will.
+//! Writes, enables and removes systemd units, whether or not systemd is running.
 
 use super::Error;
 use super::entry::{self, program};
@@ -7,18 +7,18 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Where the administrator's units are.
+/// The folder of the administrator's units.
 const FOLDER: &str = "/etc/systemd/system";
 
-/// A unit: its name, and its text.
+/// A unit's name and text.
 pub(crate) type UnitFile<'a> = (&'a str, &'a str);
 
-/// The path of a unit.
+/// Returns the path of a unit.
 pub(crate) fn path_of(unit: &str) -> String {
     format!("{FOLDER}/{unit}")
 }
 
-/// The text of an installed unit.
+/// Returns the text of an installed unit.
 pub(crate) fn read(unit: &str) -> Result<Option<String>, Error> {
     let path = path_of(unit);
     match atomic_file::read_to_string(Path::new(&path)) {
@@ -28,14 +28,14 @@ pub(crate) fn read(unit: &str) -> Result<Option<String>, Error> {
     }
 }
 
-/// Writes units and enables one of them, at once or with the next boot where systemd does not run.
+/// Writes units and enables one of them, at once or, if systemd is not running, at the next boot.
 pub(crate) fn install(units: &[UnitFile], enabled: &str) -> Result<(), Error> {
     for (unit, text) in units {
         super::write_file(Path::new(&path_of(unit)), text)?;
     }
     if is_running() {
         systemctl(&["daemon-reload"])?;
-        // What runs already takes up its new settings only when it is started again.
+        // A running timer adopts new settings only when it is restarted.
         systemctl(&["enable", enabled])?;
         systemctl(&["restart", enabled])
     } else {
@@ -43,7 +43,7 @@ pub(crate) fn install(units: &[UnitFile], enabled: &str) -> Result<(), Error> {
     }
 }
 
-/// Takes units away, after one of them has been disabled.
+/// Disables a unit, and then removes all of them.
 pub(crate) fn remove(units: &[&str], enabled: &str) -> Result<(), Error> {
     let mut disable = vec!["disable", enabled];
     if is_running() {
@@ -62,12 +62,12 @@ pub(crate) fn remove(units: &[&str], enabled: &str) -> Result<(), Error> {
     if is_running() { systemctl(&["daemon-reload"]) } else { Ok(()) }
 }
 
-/// Whether a unit is enabled for a target.
+/// Returns whether a unit is enabled for a target.
 pub(crate) fn is_enabled(unit: &str, target: &str) -> bool {
     Path::new(FOLDER).join(format!("{target}.wants/{unit}")).exists()
 }
 
-/// Whether systemd runs this host.
+/// Returns whether systemd is running on this host.
 pub(crate) fn is_running() -> bool {
     Path::new("/run/systemd/system").exists()
 }
@@ -83,12 +83,12 @@ fn systemctl(arguments: &[&str]) -> Result<(), Error> {
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// A word of a command line in a unit.
+/// Quotes a word of a command line in a unit.
 pub(crate) fn quoted(word: &str) -> Result<String, Error> {
     Ok(quoted_setting(word)?.replace('$', "$$"))
 }
 
-/// A word of another setting: variables are not expanded there.
+/// Quotes a word of another setting, in which variables are not expanded.
 pub(crate) fn quoted_setting(word: &str) -> Result<String, Error> {
     if word.chars().any(char::is_control) {
         return Err(Error::Unspeakable { what: word.escape_debug().to_string() });

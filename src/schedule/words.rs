@@ -1,11 +1,11 @@
-//! What an expression says, in words: `every night at 02:30`, `Monday to Friday at 06:00 and 18:00`.
+//! Describes expressions in words: `every night at 02:30`, `Monday to Friday at 06:00 and 18:00`.
 
 use super::Cron;
 use super::cron::Times;
 use super::field::Values;
 use std::collections::BTreeSet;
 
-/// More times of a day than this are not listed.
+/// If there are more times of day than this, they are not listed.
 const MOST_TIMES: usize = 6;
 
 const MONTHS: [&str; 12] = [
@@ -23,11 +23,11 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// From Monday on, so that a weekend is a range.
+/// Starts on Monday, so that a weekend is a range.
 const WEEKDAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 impl Cron {
-    /// When it runs, in words.
+    /// Returns when it runs, in words.
     pub(crate) fn words(&self) -> String {
         self.times().map_or_else(|| "at each start of the host".to_owned(), words_of)
     }
@@ -50,12 +50,12 @@ fn words_of(times: &Times) -> String {
     when + &months
 }
 
-/// Whether all times are between 21:00 and 06:00.
+/// Returns whether all times are between 21:00 and 06:00.
 fn is_night(times: &Times) -> bool {
     times.hours.numbers.iter().all(|hour| *hour < 6 || *hour >= 21)
 }
 
-/// What comes again all day, at equal distances.
+/// Describes times that recur at equal intervals all day.
 fn rhythm(times: &Times) -> Option<String> {
     let (minutes, hours) = (&times.minutes.numbers, &times.hours.numbers);
     let first_minute = minutes.first()?;
@@ -71,14 +71,14 @@ fn rhythm(times: &Times) -> Option<String> {
     }
 }
 
-/// The distance of numbers that divide a circle evenly, from 0 on.
+/// Returns the interval of numbers that divide a circle evenly, starting at 0.
 fn step(numbers: &BTreeSet<u32>, circle: u32) -> Option<u32> {
     let count = u32::try_from(numbers.len()).ok().filter(|count| *count > 1 && circle.is_multiple_of(*count))?;
     let step = circle / count;
     numbers.iter().enumerate().all(|(at, number)| *number == at as u32 * step).then_some(step)
 }
 
-/// The times of a day.
+/// Describes the times of day.
 fn clock(times: &Times) -> String {
     let (minutes, hours) = (&times.minutes.numbers, &times.hours.numbers);
     if minutes.len() * hours.len() <= MOST_TIMES {
@@ -99,7 +99,7 @@ fn clock(times: &Times) -> String {
     }
 }
 
-/// The days; none for every day.
+/// Describes the days, or returns `None` for every day.
 fn days(times: &Times) -> Option<String> {
     let of_month = (!is_all(&times.days_of_month, 31)).then(|| days_of_month(&times.days_of_month.numbers));
     let of_week = (!is_all(&times.days_of_week, 7)).then(|| weekdays(&times.days_of_week.numbers));

@@ -1,7 +1,7 @@
-//! The client against servers that no honest program would be: every byte is written here by hand, or by chance.
+//! Tests the client against malicious servers, whose every byte is written here by hand or generated at random.
 //!
-//! All that such a server will ever say is put into a socket pair before the client begins, so there are no threads;
-//! cookies count from 2 by the way in which [`Client`] numbers tickets and cookies.
+//! Everything that such a server sends is put into a socket pair before the client starts, so there are no threads.
+//! Cookies count from 2 because of the way in which [`Client`] numbers tickets and cookies.
 
 use std::io::Write;
 use std::ops::{Deref, DerefMut};
@@ -15,7 +15,7 @@ use super::*;
 
 const CONTEXT_IDS: [(u32, &str); 2] = [(7, "base:allocation"), (9, "qemu:dirty-bitmap:b")];
 const SIZE_BYTES: u64 = 1 << 20;
-/// The cookies of the first request, and of a second one of another ticket.
+/// The cookies of the first request, and of a second one with another ticket.
 const FIRST: u64 = 2;
 const SECOND: u64 = 4;
 
@@ -137,7 +137,7 @@ fn options() -> ClientOptions {
     }
 }
 
-/// The server's end, to be kept open by who wants a silent server instead of a closed one.
+/// Returns the client's and the server's end. Keep the latter open for a silent server instead of a closed one.
 fn server_that_says(bytes: &[u8]) -> (UnixStream, UnixStream) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
@@ -145,7 +145,7 @@ fn server_that_says(bytes: &[u8]) -> (UnixStream, UnixStream) {
     (ours, theirs)
 }
 
-/// A client and the server's end, which must stay open for the client to be able to send its requests.
+/// A client with the server's end, which must stay open so that the client can send its requests.
 #[derive(Debug)]
 struct Scripted {
     client: Client,
@@ -254,7 +254,7 @@ fn a_wrong_magic_cookie_or_kind_of_reply_is_a_violation() {
     assert_eq!(violation(read(4, &[data(1, 99, 100, b"abcd")])), Violation::Cookie(99));
     assert_eq!(violation(read(4, &[simple(FIRST, 0, b"abcd")])), Violation::SimpleReply(RequestType::Read));
     assert_eq!(violation(read(4, &[error(1, FIRST, 0, "all is well")])), Violation::NoError);
-    // A chunk where structured replies were not negotiated.
+    // A chunk without negotiated structured replies.
     let bytes = bytes_of(&[&handshake_without_structured_replies(), &data(1, FIRST, 100, b"abcd")]);
     let mut client = connect(&bytes).unwrap();
     assert!(matches!(violation(client.read(0, &mut [0; 4])), Violation::ReplyMagic(_)));
@@ -421,7 +421,7 @@ fn what_lies_outside_of_the_export_is_not_even_asked() {
     assert!(refused(client.read(u64::MAX, &mut [0; 2])));
     assert!(refused(client.block_status(SIZE_BYTES, 1).map(drop)));
     assert!(refused(client.block_status(0, 0).map(drop)));
-    // And none of this has broken the connection's order, nor needs it.
+    // None of this has disturbed the connection, or requires it.
     client.read(SIZE_BYTES, &mut []).unwrap();
 }
 
@@ -440,7 +440,7 @@ fn silence_is_a_time_out_wherever_it_begins() {
 #[test]
 fn a_server_that_trickles_does_not_hold_us_for_ever() {
     let (ours, mut theirs) = server_that_says(&handshake());
-    // Every byte is honest, and each comes well within the time-out.
+    // Every byte is valid, and arrives well within the timeout.
     let trickle = std::thread::spawn(move || {
         for byte in data(1, FIRST, 100, &[1; 1000]) {
             if theirs.write_all(&[byte]).is_err() {
@@ -472,7 +472,7 @@ fn error_chunks_without_end_do_not_hold_us_for_ever() {
 fn a_server_that_does_not_listen_is_a_time_out() {
     let (ours, _theirs) = server_that_says(&handshake());
     let mut client = Client::from_stream(ours, "x", &options()).unwrap();
-    // More requests than the socket takes.
+    // More requests than the socket buffers.
     for _ in 0..50_000 {
         client.submit_read(0, Vec::new(), 1).unwrap();
     }
@@ -512,7 +512,7 @@ fn the_stop_flag_ends_any_waiting() {
     raiser.join().unwrap();
 }
 
-/// One message of a server: right, nearly right, or noise.
+/// A message of a server: valid, almost valid, or noise.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let cookie = prop_oneof![8 => Just(FIRST), 4 => Just(SECOND), 2 => Just(6u64), 1 => any::<u64>()];
     let flags = prop_oneof![3 => Just(0u16), 3 => Just(1u16), 1 => any::<u16>()];
@@ -521,7 +521,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
     let extents = proptest::collection::vec((prop_oneof![4 => 0u32..64, 1 => any::<u32>()], 0u32..4), 0..5);
     let context = prop_oneof![4 => Just(7u32), 4 => Just(9u32), 1 => any::<u32>()];
     let number = prop_oneof![Just(5u32), Just(108u32), Just(0u32), any::<u32>()];
-    // Pieces that together make a whole reply, so that some reads succeed.
+    // Pieces that together form a whole reply, so that some reads succeed.
     let piece = (0u64..3, flags.clone(), cookie.clone(), any::<bool>(), any::<u8>()).prop_map(
         |(piece, flags, cookie, is_hole, byte)| match is_hole {
             true => hole(flags, cookie, 100 + 10 * piece, 10),
@@ -547,7 +547,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever comes, the client ends with an answer, and bytes that it hands out are those that were sent, each once.
+    /// Whatever the server sends, the client returns, and bytes that it returns are those that were sent, each once.
     #[test]
     fn random_replies_never_hang_panic_or_yield_bytes_that_were_not_sent(
         messages in proptest::collection::vec(message(), 0..12),
@@ -627,13 +627,13 @@ proptest! {
     }
 }
 
-/// What the data and hole chunks for a cookie say, up to the first one that ends the reply.
+/// Applies the data and hole chunks for a cookie, up to the first one that ends the reply.
 fn replay(messages: &[Vec<u8>], cookie: u64, offset: u64) -> Vec<u8> {
     let mut bytes = vec![0x55; if cookie == FIRST { 30 } else { 20 }];
     let all = messages.concat();
     let mut rest = all.as_slice();
     loop {
-        // A simple reply says that a request failed: this one, which is its end, or another.
+        // A simple reply is an error, either of this request, which ends it, or of another one.
         if rest.len() >= 16 && rest[..4] == wire::SIMPLE_REPLY_MAGIC.to_be_bytes() {
             if rest[8..16] == cookie.to_be_bytes() {
                 break;

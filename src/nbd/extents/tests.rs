@@ -1,10 +1,10 @@
-//! The map against a model that knows every single byte.
+//! Compares the map with a model that knows every single byte.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What one byte is: zero, dirty.
+/// The properties of a byte: zero, dirty.
 type Byte = (bool, Option<bool>);
 
 fn status(runs: &[(u32, u32)]) -> Vec<StatusExtent> {
@@ -177,8 +177,8 @@ proptest! {
         }
     }
 
-    /// A server that answers any part of what it is asked, in any lengths, comes to the same map; on larger blocks the
-    /// map may be coarser, but only towards «dirty data».
+    /// The map does not depend on how much of the requested range a server answers at a time, or on the lengths of
+    /// extents. With larger blocks the map may be coarser, but only towards "dirty data".
     #[test]
     fn a_map_in_any_number_of_answers_is_the_same_map(
         disk in disk(),
@@ -266,7 +266,7 @@ proptest! {
         for pair in runs.windows(2) {
             prop_assert_ne!(pair[0].state, pair[1].state);
         }
-        // Taken early, after each extent, the runs are shorter and the states are the same.
+        // If they are taken after each extent, the runs are shorter, but have the same states.
         let mut cutter = ChunkCutter::new(disk.len() as u64, chunk);
         let mut early = Vec::new();
         for extent in extents {

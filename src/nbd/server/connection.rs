@@ -1,4 +1,4 @@
-//! One client: `doc/proto.md`, "Transmission phase", from the server's side.
+//! The connection of one client: the server's side of `doc/proto.md`, "Transmission phase".
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -26,26 +26,27 @@ use super::message::{
 /// How long a client may take to choose an export.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a client may let the rest of a request, or the taking of a reply, wait.
+/// How long a client may take to send the rest of a request, or to receive a reply.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a client may be silent between two requests: a machine reads when it likes.
+/// How long a client may be silent between two requests. Virtually unlimited: a machine reads when it needs to.
 const IDLE_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// How long the connections may take to end once the server is to end.
+/// How long the connections may take to end after the stop flag is set.
 pub(super) const ENDING_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many requests of one client are worked on at once.
+/// The number of requests of one client that are processed in parallel.
 const WORKERS: usize = 4;
 
-/// Room for the reply to QEMU's largest request when it copies, 512 KiB: the client need not take it bit by bit.
+/// Space for the reply to the largest request of QEMU when it copies, 512 KiB, so that it is sent without waiting for
+/// the client.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 
-/// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB. No longer reply is
+/// The maximum length of a reply that must not be split; "the server MUST NOT" refuse up to 64 KiB. No longer reply is
 /// held in memory.
 const MAX_WHOLE_REPLY_BYTES: u32 = 2 << 20;
 
-/// As many extents are in one answer.
+/// The maximum number of extents in a reply.
 const MAX_EXTENTS: usize = 8192;
 
 const CMD_READ: u16 = 0;
@@ -57,17 +58,17 @@ const CMD_CACHE: u16 = 5;
 const CMD_WRITE_ZEROES: u16 = 6;
 const CMD_BLOCK_STATUS: u16 = 7;
 
-/// What comes with a write is written, and a long reply sent, in pieces of this size.
+/// The size of the pieces in which the data of a write is written, and a long reply is sent.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A request, and the error number of one that was done while its data came: 0 is none.
+/// A request, and for a write, which was executed while its data arrived, the error number; 0 means success.
 type Received = (Request, Option<u32>);
 
-/// Serves one client until it leaves, breaks the protocol, or `stop` is raised.
+/// Serves one client until it leaves, violates the protocol, or `stop` is set.
 pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool>) -> Result<()> {
     let failed = |source| Error::Io { action: "share the connection of", source };
     let (ours, replies) = (stream.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
-    // The kernel may allow less, and then that is what it is.
+    // The kernel may allow less, which is acceptable.
     let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
     let mut link = NbdStream::new(stream, HANDSHAKE_LIMIT, Arc::clone(stop))?;
     let Some(agreed) = handshake::negotiate(&mut link, exports)? else { return Ok(()) };
@@ -76,34 +77,34 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
     let connection = ClientConnection { agreed, requests, replies: Mutex::new(replies), whole: Mutex::default() };
     let work = || {
         let result = connection.work(stop);
-        // After an error nobody takes replies or sends requests any more: all others see the end.
+        // After an error, shut the socket down, so that all other workers see the end of the connection.
         if result.is_err() {
             let _ = ours.shutdown(Shutdown::Both);
         }
         result
     };
     thread::scope(|scope| {
-        // Where the system allows no more threads, this one is enough.
+        // If the system allows no more threads, this one is sufficient.
         let helpers = (1..WORKERS).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok());
         let workers: Vec<_> = helpers.collect();
         let own = work();
-        // A worker that panicked has answered nothing, and there is nobody else to be told.
+        // A worker that panicked has no result; the panic hook has reported it.
         workers.into_iter().filter_map(|worker| worker.join().ok()).fold(own, Result::and)
     })
 }
 
-/// Why a request is answered with an error: its number and a sentence.
+/// The error reply to a request: the error number and a message.
 type Refusal = (u32, &'static str);
 
-/// What a client sends.
+/// The stream of requests from a client.
 struct RequestStream {
     link: NbdStream,
-    /// Whether nothing follows any more.
+    /// Whether no more requests follow.
     is_over: bool,
 }
 
 impl RequestStream {
-    /// The next request that is not the last; nothing when the client has left.
+    /// Returns the next request, or `None` when the client disconnects.
     fn next(&mut self, stop: &Arc<AtomicBool>) -> Result<Option<Request>> {
         self.link.reconfigure(IDLE_LIMIT, Arc::clone(stop));
         let request = match self.link.receive_array() {
@@ -116,16 +117,17 @@ impl RequestStream {
 
 struct ClientConnection {
     agreed: Agreed,
-    /// Whoever has nothing to do holds it and waits for the next request: it need not be handed to another thread.
+    /// A worker without work holds this and waits for the next request, which then need not be passed to another
+    /// thread.
     requests: Mutex<RequestStream>,
-    /// Held for one message at a time.
+    /// Locked for one message at a time.
     replies: Mutex<NbdStream>,
-    /// For replies that must not be cut: one at a time, so that a client cannot have us hold many.
+    /// The buffer for replies that must not be split. There is only one, so that a client cannot use much memory.
     whole: Mutex<Vec<u8>>,
 }
 
 impl ClientConnection {
-    /// Answers one request after the other, until the client leaves or breaks the protocol.
+    /// Answers requests until the client disconnects or violates the protocol.
     fn work(&self, stop: &Arc<AtomicBool>) -> Result<()> {
         while let Some((request, done)) = self.receive(stop)? {
             self.answer(&request, done)?;
@@ -133,19 +135,19 @@ impl ClientConnection {
         Ok(())
     }
 
-    /// The next request, and its data are written; nothing when there is none any more.
+    /// Receives the next request, and writes the data of a write. Returns `None` if there are no more requests.
     fn receive(&self, stop: &Arc<AtomicBool>) -> Result<Option<Received>> {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         if requests.is_over {
             return Ok(None);
         }
-        // Unless all goes well.
+        // Reset below if nothing fails.
         requests.is_over = true;
         let Some(request) = requests.next(stop)? else { return Ok(None) };
         let mut done = None;
         if request.command == CMD_WRITE {
             if request.length > MAX_REQUEST_BYTES {
-                // The data that follows cannot be skipped within reason.
+                // Skipping this much data would take too long.
                 return Err(Violation::Length { what: "a write", length: request.length.into() }.into());
             }
             requests.link.reconfigure(TRANSFER_LIMIT, Arc::clone(stop));
@@ -155,8 +157,8 @@ impl ClientConnection {
         Ok(Some((request, done)))
     }
 
-    /// Takes the data of a write and writes it, as it comes: a client cannot have us hold more than a piece. The result
-    /// is the number of the error that the client is to see.
+    /// Receives and writes the data of a write piece by piece, so that a client cannot use more memory than one piece.
+    /// Returns the error number for the client.
     fn receive_write(&self, link: &mut NbdStream, request: &Request) -> Result<u32> {
         let mut error = self.check(request).err().map_or(0, |(error, _)| error);
         let (mut at, mut left) = (request.offset, request.length as usize);
@@ -164,7 +166,7 @@ impl ClientConnection {
         while left > 0 {
             let piece = &mut piece[..left.min(PIECE_BYTES)];
             link.receive(piece)?;
-            // What follows an error is taken all the same: the next request begins behind it.
+            // Receive the rest of the data even after an error: the next request follows it.
             if error == 0 {
                 error = self.write(at, ExportWrite::Data(piece));
                 at += piece.len() as u64;
@@ -190,12 +192,12 @@ impl ClientConnection {
                 let error = self.write(request.offset, ExportWrite::Zeros(request.length.into()));
                 self.send([&encode_simple_reply(request.cookie, error)])
             }
-            // Nothing survives the server, and the cache is its own affair.
+            // Flush and cache do nothing: writes do not outlive the server.
             _ => self.send([&encode_simple_reply(request.cookie, 0)]),
         }
     }
 
-    /// What is wrong with a request, before anything is done for it.
+    /// Checks a request before anything is done for it.
     fn check(&self, request: &Request) -> std::result::Result<(), Refusal> {
         let export = &self.agreed.export;
         let (is_write, known_flags) = match request.command {
@@ -228,7 +230,7 @@ impl ClientConnection {
         }
     }
 
-    /// Sends one message, whole.
+    /// Sends one whole message.
     fn send<const N: usize>(&self, parts: [&[u8]; N]) -> Result<()> {
         let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
         replies.extend_deadline();
@@ -242,7 +244,7 @@ impl ClientConnection {
         }
     }
 
-    /// Each piece as it comes; those that cannot be had are errors at their place.
+    /// Sends each piece as it is read. Unreadable ones are sent as errors at their offset.
     fn read_in_pieces(&self, request: &Request) -> Result<()> {
         let (cookie, mut offset, end) = (request.cookie, request.offset, request.offset + u64::from(request.length));
         let mut is_over = false;
@@ -262,14 +264,14 @@ impl ClientConnection {
         if is_over { Ok(()) } else { self.send([&encode_end(cookie)]) }
     }
 
-    /// All of it in one chunk, or an error.
+    /// Sends all data in one chunk, or an error.
     fn read_whole(&self, request: &Request) -> Result<()> {
         self.collect(request, |bytes| {
             self.send([&encode_data_header(request.cookie, Position::Last, request.offset, bytes.len()), bytes])
         })
     }
 
-    /// "Simple reply message": whether all of it can be had stands before the first byte.
+    /// "Simple reply message": it must be certain that all data is readable before the first byte is sent.
     fn read_simply(&self, request: &Request) -> Result<()> {
         if request.length > MAX_WHOLE_REPLY_BYTES {
             return self.read_simply_twice(request);
@@ -277,7 +279,8 @@ impl ClientConnection {
         self.collect(request, |bytes| self.send([&encode_simple_reply(request.cookie, 0), bytes]))
     }
 
-    /// The same for what is not held in memory: it is read once to see whether it can be had, and then to be sent.
+    /// The same for data that is too large to hold in memory: it is read once to check that it is readable, and again
+    /// to send it.
     fn read_simply_twice(&self, request: &Request) -> Result<()> {
         let mut failure = None;
         self.read(request, |piece| {
@@ -306,7 +309,7 @@ impl ClientConnection {
                     }
                     Ok(())
                 }
-                // "the server MUST initiate a hard disconnect": it was there a moment ago.
+                // "the server MUST initiate a hard disconnect": the data was readable in the first pass.
                 Piece::Unreadable { .. } => {
                     Err(Error::Io { action: "read for", source: io::ErrorKind::UnexpectedEof.into() })
                 }
@@ -345,7 +348,7 @@ impl ClientConnection {
         });
         match (broken, read) {
             (Some(error), _) => Err(error),
-            // An export that cannot go on has promised pieces that never come.
+            // The export failed, and the promised pieces will not come.
             (None, Err(source)) => Err(Error::Io { action: "read for", source }),
             (None, Ok(())) => Ok(()),
         }
@@ -357,7 +360,7 @@ impl ClientConnection {
         self.send([&encode_block_status(request.cookie, ALLOCATION_CONTEXT, &extents)])
     }
 
-    /// Writes; the result is the number of the error that the client is to see.
+    /// Writes and returns the error number for the client.
     fn write(&self, offset: u64, change: ExportWrite<'_>) -> u32 {
         match self.agreed.export.write(offset, change) {
             Ok(()) => 0,

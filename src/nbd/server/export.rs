@@ -1,4 +1,4 @@
-//! What a server hands out.
+//! The exports of a server.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,24 +6,24 @@ use std::sync::Arc;
 
 use super::super::wire::{self, StatusExtent};
 
-/// A part of an export's bytes, in the order of the request.
+/// A part of an export's bytes, in request order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece<'a> {
-    /// So many zeros.
+    /// This number of zeros.
     Zeros(u32),
     /// Bytes.
     Data(&'a [u8]),
-    /// So many bytes that cannot be had, and why: the client gets EIO for these and no others.
+    /// This number of bytes that are unreadable, and why. The client gets EIO for these bytes only.
     Unreadable {
-        /// How many.
+        /// The number of bytes.
         length_bytes: u32,
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
 }
 
 impl Piece<'_> {
-    /// How many bytes of the request this answers.
+    /// Returns the number of bytes.
     pub(crate) fn length_bytes(&self) -> u32 {
         match self {
             Piece::Zeros(length) => *length,
@@ -33,7 +33,7 @@ impl Piece<'_> {
     }
 }
 
-/// What is written to an export.
+/// A change of an export.
 #[derive(Debug, Clone, Copy)]
 pub enum ExportWrite<'a> {
     /// Bytes.
@@ -50,29 +50,29 @@ impl ExportWrite<'_> {
     }
 }
 
-/// What a server hands out under one name. It is called from several threads at once, with offsets and lengths that lie
-/// within its size.
+/// An export, which a server offers under a name. The methods are called by several threads at once, with offsets and
+/// lengths within its size.
 pub trait Export: Send + Sync {
-    /// Its size in bytes, which does not change.
+    /// Returns the size in bytes, which never changes.
     fn size_bytes(&self) -> u64;
 
-    /// What it is, for people who list the exports.
+    /// Returns a description for people who list the exports.
     fn description(&self) -> String;
 
-    /// Delivers the `length` bytes at `offset`, in order and without a gap. An error of `deliver` is passed on: then
-    /// nobody wants the rest.
+    /// Passes the `length` bytes at `offset` to `deliver`, in order and without gaps. An error of `deliver` ends the
+    /// read and is returned.
     fn read(&self, offset: u64, length: u32, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()>;
 
-    /// What is zero from `offset` on: at least one extent, at most `limit`, none of them empty, together no longer than
-    /// `length`. The flags are [`wire::STATE_HOLE`] and [`wire::STATE_ZERO`].
+    /// Returns which ranges from `offset` are zero: at least one extent, at most `limit`, none of them empty, together
+    /// no longer than `length`. The flags are [`wire::STATE_HOLE`] and [`wire::STATE_ZERO`].
     fn extents(&self, offset: u64, length: u32, limit: usize) -> Vec<StatusExtent>;
 
-    /// Whether it can be written to.
+    /// Returns whether the export can be written to.
     fn is_writable(&self) -> bool {
         false
     }
 
-    /// Writes; every later read sees it.
+    /// Writes data. Every later read sees it.
     fn write(&self, _offset: u64, _change: ExportWrite<'_>) -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
@@ -82,22 +82,22 @@ pub trait Export: Send + Sync {
 #[derive(Clone, Default)]
 pub struct Exports {
     pub(super) by_name: BTreeMap<String, Arc<dyn Export>>,
-    /// Whether no client is told where there is no data.
+    /// Whether the extents are hidden from clients.
     pub(super) hide_extents: bool,
 }
 
 impl Exports {
-    /// Adds one, or replaces the one of this name.
+    /// Adds an export, replacing the one with this name.
     pub fn insert(&mut self, name: &str, export: Arc<dyn Export>) {
         self.by_name.insert(name.to_owned(), export);
     }
 
-    /// Tells no client where there is no data: one that knows it already would ask all the same, before each read.
+    /// Hides from clients where there is no data. A client that already knows would still ask before each read.
     pub(crate) fn hide_extents(&mut self) {
         self.hide_extents = true;
     }
 
-    /// "Export name": the empty one means the only one that there is.
+    /// "Export name": an empty name means the only export, if there is just one.
     pub(super) fn get(&self, name: &str) -> Option<(&str, &Arc<dyn Export>)> {
         let only = (name.is_empty() && self.by_name.len() == 1).then(|| self.by_name.iter().next()).flatten();
         self.by_name.get_key_value(name).or(only).map(|(name, export)| (name.as_str(), export))
@@ -110,7 +110,7 @@ impl std::fmt::Debug for Exports {
     }
 }
 
-/// What a data piece says where it is: nothing but zeros, or not.
+/// Returns the extent flags of a range: a zero hole, or data.
 pub fn zero_flags(is_zero: bool) -> u32 {
     if is_zero { wire::STATE_HOLE | wire::STATE_ZERO } else { 0 }
 }

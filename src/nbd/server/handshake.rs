@@ -1,15 +1,15 @@
-//! From the greeting to the export that a client chose: `doc/proto.md`, "Fixed newstyle negotiation", from the server's
-//! side.
+//! The server's side of the handshake, up to the export that the client chose: `doc/proto.md`, "Fixed newstyle
+//! negotiation".
 //!
 //! | option | answer |
 //! | --- | --- |
-//! | `NBD_OPT_EXPORT_NAME` | size and flags, or the end of the connection |
-//! | `NBD_OPT_ABORT` | `ACK`, the end |
+//! | `NBD_OPT_EXPORT_NAME` | size and flags, or the connection is closed |
+//! | `NBD_OPT_ABORT` | `ACK`, then the connection is closed |
 //! | `NBD_OPT_LIST` | `SERVER` for each export, `ACK` |
 //! | `NBD_OPT_INFO`, `NBD_OPT_GO` | `INFO` …, `ACK`; or `ERR_UNKNOWN` |
 //! | `NBD_OPT_STRUCTURED_REPLY` | `ACK` |
 //! | `NBD_OPT_LIST_META_CONTEXT`, `NBD_OPT_SET_META_CONTEXT` | `META_CONTEXT` for `base:allocation`, `ACK` |
-//! | any other, TLS too | `ERR_UNSUP` |
+//! | all others, including TLS | `ERR_UNSUP` |
 
 use std::sync::Arc;
 
@@ -23,19 +23,19 @@ use super::super::{Error, Result};
 use super::export::{Export, Exports};
 use super::message::{decode_go, decode_meta_context, encode_option_reply};
 
-/// No option has more data than this.
+/// The maximum length of an option's data.
 const MAX_OPTION_BYTES: u32 = 64 * 1024;
 
-/// Nobody needs to ask more often than this before he begins.
+/// The maximum number of options before the transmission phase.
 const MAX_OPTIONS: usize = 128;
 
-/// The one context that there is.
+/// The id of the only context.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
 
-/// What clients should ask for at once, unless they know better.
+/// The recommended request size.
 const PREFERRED_BLOCK_BYTES: u32 = 64 * 1024;
 
-/// What was agreed on.
+/// The result of the handshake.
 pub(super) struct Agreed {
     pub(super) export: Arc<dyn Export>,
     pub(super) structured_replies: bool,
@@ -43,7 +43,7 @@ pub(super) struct Agreed {
     pub(super) has_allocation: bool,
 }
 
-/// What the options before the last one have settled.
+/// The effects of the options so far.
 #[derive(Default)]
 struct Settled {
     no_zeroes: bool,
@@ -52,7 +52,7 @@ struct Settled {
     allocation_of: Option<String>,
 }
 
-/// Answers options until an export is chosen; nothing when the client left before.
+/// Answers options until an export is chosen. Returns `None` if the client leaves before.
 pub(super) fn negotiate(link: &mut NbdStream, exports: &Exports) -> Result<Option<Agreed>> {
     let mut settled = Settled { no_zeroes: greet(link)?, ..Settled::default() };
     for _ in 0..MAX_OPTIONS {
@@ -60,7 +60,7 @@ pub(super) fn negotiate(link: &mut NbdStream, exports: &Exports) -> Result<Optio
         let agreed = match option {
             wire::OPT_EXPORT_NAME => return export_name(link, exports, &settled, &data),
             wire::OPT_ABORT => {
-                // It may have gone already.
+                // The client may already be gone.
                 let _ = reply(link, option, REP_ACK, &[]);
                 return Ok(None);
             }
@@ -84,7 +84,7 @@ pub(super) fn negotiate(link: &mut NbdStream, exports: &Exports) -> Result<Optio
     Err(Violation::EndlessOption(0).into())
 }
 
-/// The greeting; whether the 124 zero bytes are to be left out.
+/// Exchanges greetings. Returns whether the 124 zero bytes are omitted.
 fn greet(link: &mut NbdStream) -> Result<bool> {
     let mut greeting = wire::GREETING_MAGIC.to_be_bytes().to_vec();
     greeting.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
@@ -97,7 +97,7 @@ fn greet(link: &mut NbdStream) -> Result<bool> {
     Ok(flags & u32::from(FLAG_NO_ZEROES) != 0)
 }
 
-/// The next option and its data; nothing when the client has gone.
+/// Receives the next option with its data. Returns `None` if the client is gone.
 fn receive_option(link: &mut NbdStream) -> Result<Option<(u32, Vec<u8>)>> {
     let header: [u8; 16] = match link.receive_array() {
         Err(Error::Disconnected) => return Ok(None),
@@ -121,7 +121,7 @@ fn reply(link: &mut NbdStream, option: u32, kind: u32, payload: &[u8]) -> Result
     link.send(&encode_option_reply(option, kind, payload))
 }
 
-/// An option that settles nothing.
+/// Refuses an option.
 fn refuse(link: &mut NbdStream, option: u32, kind: u32, message: &str) -> Result<Option<Agreed>> {
     reply(link, option, kind, message.as_bytes())?;
     Ok(None)
@@ -150,7 +150,7 @@ fn meta_context(
 ) -> Result<Option<Agreed>> {
     let is_set = option == wire::OPT_SET_META_CONTEXT;
     if is_set {
-        // "If this option is sent again, it replaces what was chosen", also when it fails.
+        // "If this option is sent again, it replaces what was chosen", even if it fails.
         settled.allocation_of = None;
     }
     if !settled.structured_replies {
@@ -164,7 +164,7 @@ fn meta_context(
     };
     let is_asked_for = match is_set {
         true => queries.iter().any(|query| query == wire::BASE_ALLOCATION),
-        // To list, a namespace alone asks for all of it, and no query for everything.
+        // In a request to list contexts, a namespace alone matches all its contexts, and no query matches everything.
         false => queries.is_empty() || queries.iter().any(|query| query == wire::BASE_ALLOCATION || query == "base:"),
     };
     if is_asked_for && !exports.hide_extents {
@@ -209,7 +209,7 @@ fn go(link: &mut NbdStream, exports: &Exports, settled: &Settled, option: u32, d
 
 fn export_name(link: &mut NbdStream, exports: &Exports, settled: &Settled, data: &[u8]) -> Result<Option<Agreed>> {
     let Some((name, export)) = std::str::from_utf8(data).ok().and_then(|name| exports.get(name)) else {
-        // There is no other way to say no.
+        // There is no other way to refuse.
         return Ok(None);
     };
     let mut answer = export.size_bytes().to_be_bytes().to_vec();

@@ -1,5 +1,5 @@
-//! What a client says and what a server answers: decoding the one, encoding the other. Pure; whatever the bytes, the
-//! result is a value or a [`Violation`].
+//! Decodes messages from clients and encodes those of the server, without I/O. Any input results in a value or a
+//! [`Violation`].
 
 use super::super::wire::{
     self, MAX_STRING_BYTES, MessageReader, OPTION_REPLY_MAGIC, REPLY_BLOCK_STATUS, REPLY_ERROR, REPLY_ERROR_OFFSET,
@@ -7,7 +7,7 @@ use super::super::wire::{
     StatusExtent, Violation,
 };
 
-/// Nobody has more metadata contexts than these to ask for.
+/// The maximum number of metadata contexts in a request.
 const MAX_QUERIES: u32 = 64;
 
 /// The length of a structured reply chunk's header.
@@ -17,7 +17,7 @@ const CHUNK_HEADER_BYTES: usize = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) flags: u16,
-    /// `NBD_CMD_…`; may be one that nobody knows.
+    /// `NBD_CMD_…`; possibly an unknown one.
     pub(super) command: u16,
     pub(super) cookie: u64,
     pub(super) offset: u64,
@@ -38,7 +38,7 @@ impl Request {
     }
 }
 
-/// `NBD_OPT_INFO` and `NBD_OPT_GO`: the export, and which information is asked for.
+/// `NBD_OPT_INFO` and `NBD_OPT_GO`: the export, and the requested information.
 pub(super) fn decode_go(data: &[u8]) -> Result<(String, Vec<u16>), Violation> {
     let mut fields = MessageReader::new("a request for information", data);
     let name = string(&mut fields)?;
@@ -48,7 +48,7 @@ pub(super) fn decode_go(data: &[u8]) -> Result<(String, Vec<u16>), Violation> {
     Ok((name, wanted))
 }
 
-/// `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`: the export, and the contexts that are asked for.
+/// `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`: the export, and the requested contexts.
 pub(super) fn decode_meta_context(data: &[u8]) -> Result<(String, Vec<String>), Violation> {
     let mut fields = MessageReader::new("a request for contexts", data);
     let name = string(&mut fields)?;
@@ -137,7 +137,7 @@ pub(super) fn encode_error(cookie: u64, error: u32, message: &str) -> Vec<u8> {
     bytes
 }
 
-/// `NBD_REPLY_TYPE_ERROR_OFFSET`: the bytes at `offset` cannot be had.
+/// `NBD_REPLY_TYPE_ERROR_OFFSET`: the bytes at `offset` are unreadable.
 pub(super) fn encode_error_at(cookie: u64, error: u32, offset: u64, message: &str) -> Vec<u8> {
     let message = shortened(message);
     let mut bytes = chunk_header(cookie, REPLY_ERROR_OFFSET, Position::Middle, 14 + message.len());

@@ -1,8 +1,8 @@
-//! An export that can be written to, and forgets it: what is written goes to a temporary file, at its own offset.
+//! An export that accepts writes and discards them at the end. Writes go to a temporary file, at the same offset.
 //!
 //! ```text
 //! base        |AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA|
-//! written     |      |BBBB|      |zero|                 |      ranges, to the byte
+//! written     |      |BBBB|      |zero|                 |      ranges with byte granularity
 //! reads       |AAAAAA|BBBB|AAAAAA|0000|AAAAAAAAAAAAAAAAA|
 //! ```
 
@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::super::StatusExtent;
 use super::export::{Export, ExportWrite, Piece, zero_flags};
 
-/// The file is read through a buffer of this size.
+/// The size of the buffer for reading the file.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// What was written to a range.
@@ -25,12 +25,12 @@ enum Written {
     Zeros,
 }
 
-/// Ranges that were written: where each begins, where it ends, and what it is. They do not overlap.
+/// Ranges that were written: start → end and contents. They do not overlap.
 #[derive(Debug, Default)]
 struct Ranges(BTreeMap<u64, (u64, Written)>);
 
 impl Ranges {
-    /// Puts a range in, over whatever is there.
+    /// Inserts a range, replacing existing ones.
     fn insert(&mut self, begin: u64, end: u64, written: Written) {
         self.cut(begin);
         self.cut(end);
@@ -55,7 +55,7 @@ impl Ranges {
         self.0.insert(begin, (end, written));
     }
 
-    /// Makes a range that passes this offset two.
+    /// Splits a range that contains this offset.
     fn cut(&mut self, at: u64) {
         let Some((begin, (end, written))) = self.0.range(..at).next_back().map(|(begin, range)| (*begin, *range))
         else {
@@ -67,7 +67,7 @@ impl Ranges {
         }
     }
 
-    /// The parts of `begin..end`, in order: where each ends, and what was written there, if anything.
+    /// Returns the parts of `begin..end`, in order, each with its end and what was written there, if anything.
     fn parts(&self, begin: u64, end: u64) -> Vec<(u64, Option<Written>)> {
         let (mut parts, mut at) = (Vec::new(), begin);
         let first = self.0.range(..=begin).next_back().filter(|(_, (until, _))| *until > begin);
@@ -86,7 +86,7 @@ impl Ranges {
     }
 }
 
-/// A base that is never changed, and what was written over it.
+/// A base that is never changed, and the writes on top of it.
 pub(crate) struct Overlay {
     base: Arc<dyn Export>,
     file: File,
@@ -100,7 +100,7 @@ impl std::fmt::Debug for Overlay {
 }
 
 impl Overlay {
-    /// Puts an empty overlay over a base. `file` is empty, and nobody else's.
+    /// Creates an empty overlay on a base. `file` must be empty and unused otherwise.
     pub(crate) fn new(base: Arc<dyn Export>, file: File) -> Overlay {
         Overlay { base, file, ranges: RwLock::default() }
     }
@@ -180,7 +180,7 @@ impl Export for Overlay {
 
     fn write(&self, offset: u64, change: ExportWrite<'_>) -> io::Result<()> {
         let end = offset + change.length_bytes();
-        // Where zeros were, or will be, the file may have anything: the ranges say what counts.
+        // For ranges of zeros, the contents of the file do not matter.
         let written = match change {
             ExportWrite::Data(bytes) => {
                 self.file.write_all_at(bytes, offset)?;
@@ -200,7 +200,7 @@ mod tests {
 
     const SIZE: u64 = 64;
 
-    /// A base whose bytes are `!`, but for zeros in its second quarter.
+    /// A base whose bytes are `!`, except for zeros in its second quarter.
     struct TestBase;
 
     impl Export for TestBase {

@@ -13,6 +13,7 @@ pub(super) const GO_MODE_DIR: u32 = 1 << 31;
 /// The entries of a folder, sorted by name.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Tree {
+    /// The entries.
     pub nodes: Vec<Node>,
 }
 
@@ -22,6 +23,7 @@ pub struct Node {
     /// The name: not empty, without `/`. restic allows any other bytes.
     pub name: OsString,
     pub(crate) metadata: Metadata,
+    /// The kind of entry.
     pub kind: NodeKind,
 }
 

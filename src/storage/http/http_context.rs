@@ -22,6 +22,7 @@ pub struct HttpContext {
     pub credentials: Arc<dyn HttpCredentials>,
     /// Set when the program is ending: then timeouts are short.
     pub stop: Arc<AtomicBool>,
+    /// The timeouts.
     pub timeouts: HttpTimeouts,
     /// The maximum number of parallel requests.
     pub connections: usize,

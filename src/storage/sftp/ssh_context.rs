@@ -29,6 +29,7 @@ pub struct SshContext {
     pub credentials: Arc<dyn Credentials>,
     /// Set when the program is ending: then timeouts are short.
     pub stop: Arc<AtomicBool>,
+    /// The timeouts.
     pub timeouts: SshTimeouts,
     /// The maximum number of connections to one server.
     pub connections: usize,
