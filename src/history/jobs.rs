@@ -3,7 +3,6 @@
 //!
 //! A run writes its file when it begins, while it works and when it ends. If its process is gone without a result, it
 //! was killed. The process is identified by its start time as well, because process ids are reused.
-//! was killed. Which process it is, the time of its start says: process ids are used again.
 
 use super::VERSION;
 use crate::atomic_file;

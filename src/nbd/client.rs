@@ -6,7 +6,6 @@
 //!
 //! Nothing that a server sends is trusted: each byte of a read is received exactly once or the read fails, every length
 //! is compared with the request before it is used, and a violation closes the connection for good.
-//! is used before it is compared with what was asked, and a violation closes the connection for good.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -14,8 +14,6 @@
 //! repository, or has the hash that the repository lists, and is used only as far as the repository still lists the
 //! originals. A folder that belongs to another user, or that others may write to, is not used, and symbolic links are
 //! not followed.
-//! its repository, or has the hash that the repository lists, and is used as far as the repository lists what it is a
-//! copy of. A folder that belongs to someone else or that others may write to is not used, and no link is followed.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufWriter, ErrorKind, Write};

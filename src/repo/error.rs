@@ -27,7 +27,7 @@ pub enum Error {
     /// A repository format that kvmb does not support.
     #[error("the repository in {url} has format version {version}; kvmb reads and writes version 2")]
     UnsupportedVersion { url: String, version: u32 },
-    /// No key opens with this password.
+    /// The password opens no key.
     #[error("wrong password for the repository in {url}{}", unreadable_keys(damaged))]
     WrongPassword {
         url: String,

@@ -4,17 +4,17 @@
 
 use super::{index_builder, pack, tree};
 
-/// The header of a pack.
+/// Checks the header of a pack.
 pub(crate) fn pack_header(bytes: &[u8]) -> bool {
     pack::decode_header(bytes).is_some()
 }
 
-/// The JSON of an index file.
+/// Checks the JSON of an index file.
 pub(crate) fn index_json(bytes: &[u8]) -> bool {
     index_builder::is_readable(bytes)
 }
 
-/// The JSON of a tree.
+/// Checks the JSON of a tree.
 pub(crate) fn tree_json(bytes: &[u8]) -> bool {
     tree::is_readable(bytes)
 }

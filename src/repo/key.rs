@@ -22,7 +22,7 @@ const SALT_LENGTH: usize = 64;
 /// The memory limit for key derivation. Neither kvmb nor restic exceeds it, so a file that does is an attack or
 /// damaged.
 const MEMORY_LIMIT: u64 = 1 << 30;
-/// The same for time.
+/// The limit on `p`, which bounds the time.
 const P_LIMIT: u32 = 64;
 /// The memory limit for deriving parts of a key in parallel: two parts of a key of kvmb or restic.
 const PARALLEL_MEMORY: u64 = 64 << 20;

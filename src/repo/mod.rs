@@ -1,27 +1,29 @@
 //! restic repositories, format version 2.
 //!
-//! One file a noun of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`], [`Content`],
-//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`copy_blobs`], [`check()`], [`PrunePlan`]. All files
-//! go through a [`Storage`](crate::storage::Storage). Blobs and files are opened (their code compared) and their
-//! SHA-256 is compared before anybody sees a byte of them: what comes out of here is right, or it is a typed [`Error`].
+//! There is one file for each concept of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`],
+//! [`Content`], [`Snapshot`]; and others for operations: [`Writer`], [`read_blobs`], [`copy_blobs`], [`check()`],
+//! [`PrunePlan`]. All files are accessed through a [`Storage`](crate::storage::Storage). Blobs and files are
+//! authenticated, and their SHA-256 is compared, before any byte is returned: data from this module is correct, or it
+//! is a typed [`Error`].
 //!
-//! It is written here and not by a library, because none takes chunks of a fixed size, continues a parent's list of
-//! them, and reports what cannot be read.
+//! kvmb has its own implementation because no library accepts chunks of a fixed size, continues a parent's list of
+//! chunks, and reports unreadable data.
 //!
-//! # Order of things
-//! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
-//! [`Repository::load_index`], then write: with the lock's [`Permit`], without which nothing can be written. In
-//! between, whoever writes names what runs that ended badly have stored: [`Repository::begin_recovery`].
+//! # Order of operations
+//! A prune concurrent with a backup loses data unless both hold locks. So call [`Repository::lock`], then
+//! [`Repository::load_index`], then write, with the lock's [`Permit`], without which nothing can be written. Before the
+//! index is loaded, writers look for packs of interrupted runs with [`Repository::begin_recovery`], to add them to an
+//! index.
 //!
 //! # Memory
-//! | what | how much |
+//! | type or function | memory |
 //! | --- | --- |
-//! | [`Index`] | 50 bytes a blob, once for all who use the [`Repository`] |
-//! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
-//! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
-//! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
-//! | [`PrunePlan`] | the index, 2 bits a blob, 200 bytes a pack, 16 bytes a blob that is copied, one tree at a time |
-//! | [`RepoUsage`] | the index, 8 bytes a blob, one tree at a time |
+//! | [`Index`] | 50 bytes per blob, shared by all users of the [`Repository`] |
+//! | [`Content`] | 32 bytes per blob, a run of the same id counts as one |
+//! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks per calling thread, 40-80 bytes per new blob |
+//! | [`read_blobs`] | 8 MiB and one blob (sealed and plain) per thread, some 90 bytes per id |
+//! | [`PrunePlan`] | the index, 2 bits per blob, 200 bytes per pack, 16 bytes per copied blob, one tree at a time |
+//! | [`RepoUsage`] | the index, 8 bytes per blob, one tree at a time |
 //! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |
 
 mod base64;

@@ -171,7 +171,6 @@ pub(super) struct BlobRequest {
 /// unreachable. Nothing is delivered that was not verified.
 ///
 /// Memory: 8 MiB of sealed bytes and one plaintext blob per thread, and some 90 bytes per id.
-/// Memory: 8 MiB of sealed and one blob of plain bytes a thread, and some 90 bytes an id.
 pub fn read_blobs(
     repo: &Repository,
     index: &Index,

@@ -1,4 +1,4 @@
-//! Writing blobs: hash, look up, compress, seal, pack, store.
+//! Writes blobs: hash, look up, compress, seal, pack, store.
 //!
 //! ```text
 //! callers' threads:  put ─ SHA-256 ─ known? ─ zstd ─ seal ─┬─ open data pack ┐ full

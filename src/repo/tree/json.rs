@@ -99,7 +99,7 @@ impl NodeJson {
     }
 }
 
-/// Builds the run-length list while the JSON array is parsed.
+/// Builds the list of blobs, with runs, while the JSON array is parsed.
 #[derive(Default)]
 struct ContentBuilder {
     content: Content,

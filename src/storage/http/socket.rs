@@ -35,7 +35,7 @@ pub(crate) enum ServerPlace {
     Unix(PathBuf),
 }
 
-/// Opens sockets.
+/// Opens connections to a server.
 #[derive(Debug)]
 pub(super) struct SocketConnector {
     pub(super) place: ServerPlace,

@@ -4,7 +4,6 @@
 //! append-only ones remove only locks. Whether a server overwrites is determined when a file is created exclusively. In
 //! that case, the file is written and, after a moment, read back; if it has other contents, another process has created
 //! it.
-//! is written, left alone for a moment, and read back; who finds another's contents has lost.
 
 use super::RestAddress;
 use crate::storage::http::{self, Call, HttpClient, HttpContext, HttpFiles, HttpResponse, Upload, exclusive, files};

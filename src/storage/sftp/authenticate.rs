@@ -11,7 +11,7 @@ use ssh_key::{PrivateKey, PublicKey};
 use ssh2::{KeyboardInteractivePrompt, Prompt};
 use std::path::{Path, PathBuf};
 
-/// A login that worked.
+/// A successful login method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Login {
     /// The server requires no authentication.
@@ -57,7 +57,7 @@ pub(crate) fn authenticate(
         if let Some(login) = login {
             return Ok(login);
         }
-        // A server that wants two factors offers the second when it has the first.
+        // A server that requires two factors offers the second one after the first succeeded.
         if next(&left, &offered).is_none() && !attempt.tried.is_empty() {
             match attempt.offered()? {
                 Some(now) => offered = now,
@@ -143,7 +143,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Tries the key that worked before.
+    /// Tries the key that was accepted before.
     fn again(&mut self, login: &Login) -> Result<bool> {
         match login {
             Login::Nothing | Login::Questions | Login::Password => Ok(false),

@@ -60,7 +60,7 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Wraps a connected socket.
+    /// Wraps a connected TCP socket.
     pub(crate) fn new(socket: TcpStream, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
         let prepare = || -> io::Result<(OwnedFd, Option<SocketAddr>)> {
             socket.set_nodelay(true)?;

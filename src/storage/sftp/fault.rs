@@ -20,7 +20,7 @@ pub(crate) enum SftpStatus {
     /// There is no such file or folder.
     NotFound,
     Permission,
-    /// The server does not know this call.
+    /// The server does not support this call.
     Unsupported,
     /// The call is invalid for the server or its file system. OpenSSH maps EINVAL to this.
     Invalid,

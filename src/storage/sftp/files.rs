@@ -42,7 +42,7 @@ pub(super) mod flags {
     pub(crate) const EXCLUSIVE: u32 = 32;
 }
 
-/// The answer to a call.
+/// The result of a call.
 pub(super) type SftpResult<T> = std::result::Result<T, SftpFault>;
 
 /// SFTP on an authenticated connection. It is used by one thread at a time.

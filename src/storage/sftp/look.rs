@@ -1,4 +1,4 @@
-//! Reading folders and whole files, several of them at once.
+//! Reads folders and whole files, several of them at once.
 //!
 //! ```text
 //! open the file, open each folder   ─►   read the file and its size, read each folder
@@ -20,7 +20,7 @@ const LONGEST_LISTING_BYTES: usize = 96 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RemoteEntry {
     pub(crate) name: String,
-    /// What is known of it.
+    /// Its attributes.
     pub(crate) stat: Stat,
 }
 

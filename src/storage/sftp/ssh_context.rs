@@ -64,7 +64,7 @@ pub struct SshTimeouts {
     /// For progress of a server that shows signs of life: a reply, or bytes in either direction (see
     /// [`super::progress`]). Its disk, or the process that serves files, may be stuck.
     pub progress: Duration,
-    /// The interval of keep-alives.
+    /// The interval between keep-alives.
     pub keep_alive: Duration,
     /// For any sign of life when the program is ending: enough to clean up over a working network.
     pub(crate) ending: Duration,

@@ -438,7 +438,7 @@ impl Reply {
     }
 }
 
-/// The fields of a packet, from the front.
+/// Reads the fields of a packet in order.
 pub(crate) struct PacketReader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> PacketReader<'a> {
@@ -452,12 +452,12 @@ impl<'a> PacketReader<'a> {
         self.take(1).map(|byte| byte[0])
     }
 
-    /// A number of 32 bits.
+    /// Reads a 32-bit number.
     pub(crate) fn number(&mut self) -> Option<u32> {
         self.take(4)?.try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// A number of 64 bits.
+    /// Reads a 64-bit number.
     pub(crate) fn long(&mut self) -> Option<u64> {
         self.take(8)?.try_into().ok().map(u64::from_be_bytes)
     }
