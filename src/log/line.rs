@@ -54,7 +54,7 @@ where
 /// Writes lines for people: `kvmb: warning: message key=value`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StderrLine {
-    /// Whether the level is colored.
+    /// Whether the level is coloured.
     pub(crate) color: bool,
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct LogSettings<'a> {
     pub(crate) command: &'static str,
     /// The verbosity of standard error.
     pub(crate) level: Level,
-    /// Whether standard error is colored.
+    /// Whether standard error is coloured.
     pub(crate) color: bool,
     /// Returns a writer for standard error.
     pub(crate) stderr: fn() -> Box<dyn Write>,

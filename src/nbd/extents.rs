@@ -172,7 +172,7 @@ impl Mapper {
     }
 }
 
-/// Intersects two lists from `offset` to the end of the shorter one, and merges equal neighbors.
+/// Intersects two lists from `offset` to the end of the shorter one, and merges equal neighbours.
 fn intersect(offset: u64, allocation: Option<&[StatusExtent]>, bitmap: Option<&[StatusExtent]>) -> Vec<Extent> {
     let mut allocation = allocation.map(ExtentCursor::new);
     let mut bitmap = bitmap.map(ExtentCursor::new);

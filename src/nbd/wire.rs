@@ -129,7 +129,7 @@ pub(crate) const MAX_STRING_BYTES: usize = 4096;
 pub(crate) const MAX_OPTION_REPLY_BYTES: u32 = 16 * 1024;
 /// The maximum length of a list of extents (QEMU limits its lists to 1 MiB, nbdkit to 2²⁰ extents).
 pub(crate) const MAX_STATUS_REPLY_BYTES: u32 = 8 * 1024 * 1024 + 4;
-/// "Block size constraints": the maximum request size if the server does not state one.
+/// "Block size constraints": the maximum request size, unless the server states a smaller one.
 pub(crate) const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
 /// "Block size constraints": the alignment if the server does not state a smaller one.
 pub(crate) const DEFAULT_MIN_BLOCK_BYTES: u32 = 512;

@@ -27,7 +27,7 @@ pub fn steers_terminal(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Returns the visible text of terminal output: without colors, cursor movements and other control sequences.
+/// Returns the visible text of terminal output: without colours, cursor movements and other control sequences.
 pub fn plain_text(text: &str) -> String {
     let (mut plain, mut characters) = (String::with_capacity(text.len()), text.chars());
     while let Some(character) = characters.next() {

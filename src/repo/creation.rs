@@ -60,7 +60,7 @@ impl Presence {
         })
     }
 
-    /// Like [`Presence::of`], once no other process can still be creating a repository there.
+    /// Like [`Presence::of`], but waits until no other process can still be creating a repository there.
     fn settled(storage: &dyn Storage) -> Result<Presence> {
         let (mut began, mut last) = (Instant::now(), None);
         loop {

@@ -66,7 +66,7 @@ impl Repository {
 
     fn load_listed(&self, list: impl FnOnce() -> Result<Vec<(Id, u64)>>) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
-        // List under the lock: a concurrent load has finished, so files that it read are known.
+        // List while holding the mutex: an older list would lack files that a concurrent load has already read.
         let sizes = list()?.into_iter().collect();
         let names = names_of(&sizes);
         let known = last.clone().and_then(|last| last.downcast::<Index>().ok());

@@ -28,7 +28,7 @@ const P_LIMIT: u32 = 64;
 const PARALLEL_MEMORY: u64 = 64 << 20;
 
 /// Returns the cost of a new key. Tests create thousands of keys for passwords that are not secret, so builds with
-/// debug assertions honor `$KVMB_TEST_QUICK_KEYS=1`. Opening is not affected, because a key file contains its cost.
+/// debug assertions honour `$KVMB_TEST_QUICK_KEYS=1`. Opening is not affected, because a key file contains its cost.
 fn log_n() -> u8 {
     let is_test = cfg!(debug_assertions) && std::env::var("KVMB_TEST_QUICK_KEYS").is_ok_and(|value| value == "1");
     if is_test { 10 } else { LOG_N }

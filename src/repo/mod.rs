@@ -20,7 +20,7 @@
 //! | --- | --- |
 //! | [`Index`] | 50 bytes per blob, shared by all users of the [`Repository`] |
 //! | [`Content`] | 32 bytes per blob, a run of the same id counts as one |
-//! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks per calling thread, 40-80 bytes per new blob |
+//! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks per caller, 40-80 bytes per new blob |
 //! | [`read_blobs`] | 8 MiB and one blob (sealed and plain) per thread, some 90 bytes per id |
 //! | [`PrunePlan`] | the index, 2 bits per blob, 200 bytes per pack, 16 bytes per copied blob, one tree at a time |
 //! | [`RepoUsage`] | the index, 8 bytes per blob, one tree at a time |

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! writer:    store pack (durable) ─ record it ─ … ─ save index (durable) ─ remove the record
-//! next run:  lock ─ load index ─ find records without a writer ─ settle the lock ─ check headers ─ save an index ─ load it
+//! next run:  lock ─ find records without a writer ─ load index ─ check headers ─ save an index ─ load it
 //! ```
 //!
 //! **Dead writers.** A writer holds a lock on its record file (`flock`) as long as it lives, and the system releases

@@ -257,7 +257,7 @@ impl BlobSource<'_> {
     }
 }
 
-/// Groups blobs, which are sorted by location, into ranges that are read together: neighbors in one pack.
+/// Groups blobs, which are sorted by location, into ranges that are read together: neighbours in one pack.
 pub(super) fn ranges(wanted: impl Iterator<Item = BlobLocation>) -> Vec<Range<usize>> {
     ranges_up_to(RANGE_BYTES, wanted)
 }

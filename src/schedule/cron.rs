@@ -4,7 +4,7 @@
 //! requires a day to match *both* the day of the month and the day of the week. So an expression is parsed here and
 //! translated for the crate - into two of its schedules if either day is sufficient.
 //!
-//! The behavior of cron when clocks change (by less than three hours; after larger changes it just uses the new time):
+//! The behaviour of cron when clocks change (by less than three hours; after larger changes it just uses the new time):
 //!
 //! | | an hour is skipped | an hour occurs twice |
 //! | --- | --- | --- |

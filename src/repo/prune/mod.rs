@@ -1,6 +1,6 @@
 //! Removes data that no snapshot needs, so that a crash at any moment leaves an intact repository.
 //!
-//! Under an exclusive lock, which restic honors, [`PrunePlan::make`] reads and decides but changes nothing. Then
+//! Under an exclusive lock, which restic honours, [`PrunePlan::make`] reads and decides but changes nothing. Then
 //! [`PrunePlan::remove_unnamed`] and [`PrunePlan::execute`] act, in this order:
 //!
 //! | step | a crash here leaves | a reader then finds |

@@ -129,7 +129,7 @@ pub(super) const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
 /// A location in the index: kind and position.
 pub(super) type TablePlace = (BlobKind, usize);
 
-/// Sorts locations so that neighbors in a pack are adjacent.
+/// Sorts locations so that neighbours in a pack are adjacent.
 pub(super) fn sort_as_they_lie(index: &Index, places: &mut [TablePlace]) {
     places.sort_unstable_by_key(|(kind, position)| {
         let entry = &index.table(*kind)[*position];

@@ -1,6 +1,6 @@
 //! A repository in a bucket, with restic's layout. An object is durable and complete when its upload was acknowledged.
 //!
-//! A file that is to be created exclusively is written with `If-None-Match: *`. Whether the server honors this is
+//! A file that is to be created exclusively is written with `If-None-Match: *`. Whether the server honours this is
 //! tested once. If not, the file is written and, after a moment, read back; if it has other contents, another process
 //! has created it.
 
@@ -25,7 +25,7 @@ const CONDITION: &str = "if-none-match";
 #[derive(Debug)]
 pub struct S3Storage {
     bucket: Bucket,
-    /// Whether the server honors `If-None-Match: *`, if known.
+    /// Whether the server honours `If-None-Match: *`, if known.
     honours_conditions: OnceLock<bool>,
     /// `false` once the server has refused the SHA-256 of an upload, as Backblaze B2 does.
     takes_checksums: OnceLock<bool>,
