@@ -1,8 +1,8 @@
 //! Object locks for new snapshots, on a storage that locks files: the locks of packs that older snapshots stored are
 //! extended in time.
 //!
-//! A lock cannot be shortened. When it ends is recorded on this host, so that the storage is queried about a pack only
-//! when less than half of the period is left.
+//! A lock cannot be shortened, so its end is recorded on this host, and the storage is queried about a pack only when
+//! less than half of the period is left.
 
 use super::reachable::each_blob;
 use super::{BlobKind, Error, Id, Repository, Result};

@@ -8,7 +8,7 @@ use super::crypto::fill_random;
 
 const DEGREE: u32 = 53;
 
-/// Returns one of degree 53, as a bit mask of its coefficients.
+/// Returns a random irreducible polynomial of degree 53, as a bit mask of its coefficients.
 pub(super) fn random_irreducible() -> Result<u64> {
     loop {
         let mut bytes = [0; 8];

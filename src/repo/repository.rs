@@ -92,7 +92,8 @@ impl Repository {
         Ok(Repository { inner: Inner::new(storage, url, (key_id, key, config)), host_folder: None, cache: None })
     }
 
-    /// Returns the state of a place. If the folders of a repository are missing, there is none.
+    /// Returns the state of a place. Without a config this is [`Presence::Nothing`], because the folders of a
+    /// repository may be missing, too.
     pub(crate) fn presence(storage: &dyn Storage) -> Result<Presence> {
         match storage.size(FileKind::Config, "") {
             Err(error) if error.is_not_found() => Ok(Presence::Nothing),

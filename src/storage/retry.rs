@@ -6,15 +6,15 @@
 //!
 //! | call | when it is repeated |
 //! | --- | --- |
-//! | read, list, size, sync_folder, remove_leftovers, extend_lock | has no further effect |
+//! | read, list, size, sync_folder, remove_leftovers, extend_lock | it is simply executed again |
 //! | write | a file with the whole length is complete, because it is not visible before, so only its folder is synced; otherwise it is written again |
 //! | create | a file with these contents is ours, so only its folder is synced; any other was created by another process |
 //! | remove, remove_exact | a missing file was removed, so only its folder is synced |
 //! | create_layout | existing folders are kept |
 //!
 //! On a network that may alter data (HTTP without TLS), more errors may be transient: an invalid response, a refused
-//! signature or login, a missing file. They are retried once, and those that a server which answered before never
-//! returns for a valid request a few more times. Listings are repeated until two are equal.
+//! signature or login, a missing file. They are retried once. Errors that a server which answered before never returns
+//! for a valid request are retried a few more times. Listings are repeated until two are equal.
 //!
 //! A storage that answered before is retried for longer than one that has not answered yet, or whose last call got no
 //! answer in time: a wrong address, or a server that is gone, should not take forever.

@@ -1,8 +1,8 @@
 //! A repository on a REST server, with version 2 of restic's protocol. Listings of version 1 are supported, too.
 //!
 //! A file is durable and complete when its upload was acknowledged. Most servers never overwrite a file, and
-//! append-only ones remove only locks. Whether a server overwrites is determined when a file is created exclusively. In
-//! that case, the file is written and, after a moment, read back; if it has other contents, another process has created
+//! append-only ones remove only locks. Whether a server overwrites is determined when a file is created exclusively. If
+//! it does, the file is written and, after a moment, read back; if it has other contents, another process has created
 //! it.
 
 use super::RestAddress;
