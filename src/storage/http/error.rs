@@ -50,6 +50,7 @@ pub enum Error {
     #[error("{server} has not responded for {} s", after.as_secs())]
     Silent {
         server: String,
+        /// For how long.
         after: Duration,
     },
     /// The server's certificate is invalid, or not issued by a trusted authority.
