@@ -7,7 +7,7 @@ use crate::cli::job_recorder::RecordKeeper;
 use crate::cli::output::{CheckDisplay, ClosedPipe, Format, Output};
 use crate::cli::table::View;
 use crate::cli::terminal::stderr;
-use crate::log::TOLD;
+use crate::log::SHOWN;
 use crate::record::{Check, Failure, Point, Record};
 
 /// Which machine a failure is about.
@@ -144,7 +144,7 @@ impl Session {
         };
         let message = format!("{subject}{}", error.message);
         let (machine, hint) = (about.machine.as_deref(), error.hint.as_deref());
-        tracing::error!(target: TOLD, machine, code = error.code.word(), hint, "{message}");
+        tracing::error!(target: SHOWN, machine, code = error.code.word(), hint, "{message}");
         print(&message, hint);
         self.tally.failed(error.code.exit_code());
         let failure = Failure {

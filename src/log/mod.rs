@@ -25,7 +25,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// The target of events that were already reported on standard error in other words.
-pub(crate) const TOLD: &str = "kvmb::told";
+pub(crate) const SHOWN: &str = "kvmb::shown";
 
 /// How verbose a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,7 +110,7 @@ pub(crate) fn start(plan: LogSettings<'_>) -> Started {
         .with_ansi(plan.color)
         // With internal errors enabled, a closed standard error would be reported on standard error, which panics.
         .log_internal_errors(false)
-        .with_filter(plan.level.filter().with_target(TOLD, LevelFilter::OFF));
+        .with_filter(plan.level.filter().with_target(SHOWN, LevelFilter::OFF));
     let kept = plan.level.max(Level::Verbose);
     let journal = plan.journal.then(|| tracing_journald::layer().ok()).flatten().map(|layer| {
         started.journal = true;

@@ -114,7 +114,7 @@ pub struct PackRecovery<'a> {
 
 impl std::fmt::Debug for PackRecovery<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Adoption").field("runs", &self.left.len()).finish_non_exhaustive()
+        f.debug_struct("PackRecovery").field("runs", &self.left.len()).finish_non_exhaustive()
     }
 }
 
@@ -130,7 +130,7 @@ impl Repository {
     /// just added.
     pub fn begin_recovery(&self) -> Option<PackRecovery<'_>> {
         let host_folder = self.host_folder()?;
-        let alone = host_folder.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = host_folder.recovering.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left = Vec::new();
         for entry in fs::read_dir(host_folder.path().join(FOLDER)).into_iter().flatten().flatten() {
             match Orphans::open(&entry.path()) {
@@ -157,14 +157,14 @@ impl PackRecovery<'_> {
             false => read_whole_header(self.repo, pack),
         });
         let mut pending = PendingIndex::default();
-        let mut adopted = 0;
+        let mut recovered = 0;
         for (pack, entries) in unnamed.into_iter().zip(headers) {
             let Some(entries) = entries? else { continue };
             if pending.is_full_with(entries.len()) {
                 std::mem::take(&mut pending).save(self.repo, permit)?;
             }
             pending.add(pack, entries.iter().map(|(kind, entry)| (*kind, entry)));
-            adopted += 1;
+            recovered += 1;
         }
         if stop.load(Ordering::Relaxed) {
             return Ok(0);
@@ -177,7 +177,7 @@ impl PackRecovery<'_> {
                 tracing::debug!(path = %left.path.display(), %error, "cannot remove the notes of an ended run");
             }
         }
-        Ok(adopted)
+        Ok(recovered)
     }
 }
 

@@ -25,14 +25,14 @@ pub struct RepoCacheDir {
     data_folder: PathBuf,
     path: PathBuf,
     /// Held by the one thread that recovers the packs of ended runs.
-    pub(super) adopting: Mutex<()>,
+    pub(super) recovering: Mutex<()>,
 }
 
 impl RepoCacheDir {
     /// Returns the folder for the repository with this id, below kvmb's data folder.
     pub(super) fn new(data_folder: &Path, repository: Id) -> RepoCacheDir {
         let path = data_folder.join("repositories").join(repository.to_string());
-        RepoCacheDir { data_folder: data_folder.to_owned(), path, adopting: Mutex::default() }
+        RepoCacheDir { data_folder: data_folder.to_owned(), path, recovering: Mutex::default() }
     }
 
     pub fn path(&self) -> &Path {

@@ -13,7 +13,7 @@ use super::{BlobKind, Id, Index, PutOutcome, Repository, Result, Writer};
 
 /// Copies blobs of one kind into the repository that `writer` writes to.
 ///
-/// `ids` should be distinct, and unknown to the writer, which skips known ones. `tell` is called for each blob with the
+/// `ids` should be distinct, and unknown to the writer, which skips known ones. `report` is called for each blob with the
 /// outcome, or with the reason why it is unreadable: such a blob is not copied, but the others are. Ends early when
 /// `stop` is set. An error concerns one of the two repositories as a whole.
 pub(crate) fn copy_blobs(
@@ -23,20 +23,20 @@ pub(crate) fn copy_blobs(
     writer: &Writer,
     threads: usize,
     stop: &AtomicBool,
-    tell: impl Fn(Id, Result<PutOutcome>) + Sync,
+    report: impl Fn(Id, Result<PutOutcome>) + Sync,
 ) -> Result<()> {
     let failed = OnceLock::new();
     BlobSource { repo, index, kind }.read(ids, threads, stop, |id, blob| {
         let stored = match blob {
             Ok(blob) => writer.put_verified(kind, id, &blob),
             Err(damaged) => {
-                tell(id, Err(damaged));
+                report(id, Err(damaged));
                 return ControlFlow::Continue(());
             }
         };
         match stored {
             Ok(stored) => {
-                tell(id, Ok(stored));
+                report(id, Ok(stored));
                 ControlFlow::Continue(())
             }
             Err(error) => {

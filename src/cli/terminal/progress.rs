@@ -3,7 +3,7 @@
 use super::progress_lines::{Overall, Shape, WorkView, lines};
 use super::{live_lines, screen};
 use crate::cli::terminal::stderr;
-use crate::log::TOLD;
+use crate::log::SHOWN;
 use crate::ops::{Monitor, Progress};
 use crate::record::{self, JobStep};
 use clap::ValueEnum;
@@ -277,7 +277,7 @@ impl Monitor for Bars {
     }
 
     fn warn(&self, message: &str) {
-        tracing::warn!(target: TOLD, "{message}");
+        tracing::warn!(target: SHOWN, "{message}");
         if !self.quiet && !stderr::in_journal() {
             stderr::warning(message);
         }

@@ -3,7 +3,7 @@
 use crate::cli::failure::hint::pasteable;
 use crate::cli::table::printable;
 use crate::cli::terminal::{color, live_lines};
-use crate::log::TOLD;
+use crate::log::SHOWN;
 use std::io::Write;
 use std::sync::OnceLock;
 
@@ -22,7 +22,7 @@ pub(crate) fn set_in_journal(yes: bool) {
 
 /// Tells people, and the log, what went wrong and what to do.
 pub(crate) fn report(message: &str, hint: Option<&str>) {
-    tracing::error!(target: TOLD, hint, "{message}");
+    tracing::error!(target: SHOWN, hint, "{message}");
     error(message, hint);
 }
 

@@ -212,7 +212,7 @@ impl Copier {
         let broken = Mutex::new(BTreeMap::new());
         let from = (&self.source, &*self.index);
         for (kind, ids) in [(BlobKind::Data, missing.data), (BlobKind::Tree, missing.trees)] {
-            let tell = |id, stored: repo::Result<_>| match stored {
+            let report = |id, stored: repo::Result<_>| match stored {
                 Ok(_) => {
                     let found = self.index.get(kind, &id).filter(|_| kind == BlobKind::Data);
                     progress.advance(found.map_or(0, |found| u64::from(found.raw_length)));
@@ -222,7 +222,7 @@ impl Copier {
                 }
             };
             while_locked(&self.target.permit, stop, |stop| {
-                Ok(copy_blobs(from, kind, ids, &self.writer, threads::for_disks(), &stop.flag(), tell)?)
+                Ok(copy_blobs(from, kind, ids, &self.writer, threads::for_disks(), &stop.flag(), report)?)
             })?;
         }
         let broken = broken.into_inner().unwrap_or_else(PoisonError::into_inner);

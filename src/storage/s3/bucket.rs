@@ -124,10 +124,10 @@ impl Bucket {
     pub(super) fn call(&self, request: BucketRequest, upload: Option<Upload>) -> Result<HttpResponse> {
         let answer = self.call_once(request, upload)?;
         if matches!(answer.status, 301 | 307 | 400 | 403) {
-            let told = answer.header("x-amz-bucket-region").map(str::to_owned);
-            let told = told.or_else(|| xml::text_of(&answer.body, "Region")).filter(|told| !told.is_empty());
-            if let Some(told) = told.filter(|told| *told != self.region()) {
-                *self.region.write().unwrap_or_else(PoisonError::into_inner) = told;
+            let stated = answer.header("x-amz-bucket-region").map(str::to_owned);
+            let stated = stated.or_else(|| xml::text_of(&answer.body, "Region")).filter(|region| !region.is_empty());
+            if let Some(region) = stated.filter(|region| *region != self.region()) {
+                *self.region.write().unwrap_or_else(PoisonError::into_inner) = region;
                 return self.call_once(request, upload);
             }
         }
