@@ -1,4 +1,4 @@
-//! Atomic replacement of small files: a reader sees the old or the new file, never a part.
+//! Atomic replacement of small files: a reader sees either the old file or the new one, never a part.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -7,22 +7,22 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Writes `content` beside `path` with this mode, syncs it and renames it into its place.
+/// Writes `content` with this mode to a temporary file beside `path`, syncs it and renames it to `path`.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     temporary(path, content, mode)?.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
 
-/// As [`write()`], but fails with [`ErrorKind::AlreadyExists`] where `path` exists: of several creators exactly one
-/// succeeds. Where the file system has no hard links, a reader may see the file before it is complete.
+/// Like [`write()`], but fails with [`ErrorKind::AlreadyExists`] if `path` exists: exactly one of several concurrent
+/// creators succeeds. On a file system without hard links, a reader may see an incomplete file.
 pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary(path, content, mode)?;
     publish(temporary.path(), path, content, mode)?;
     sync_folder(folder_of(path))
 }
 
-/// Puts the entries of a folder on its disk. A file system that cannot do that (SMB, NFS, FUSE, exFAT) is no error; a
-/// disk that fails is.
+/// Syncs the entries of a folder to disk. Ignores file systems that do not support this (SMB, NFS, FUSE, exFAT), but
+/// reports errors of the disk.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         Err(error) if cannot_sync_folders(&error) => Ok(()),
@@ -30,26 +30,27 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// What a file system answers to the fsync() of a folder when it has none.
+/// Whether fsync() failed because the file system does not support it for folders.
 fn cannot_sync_folders(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    // On Linux, EOPNOTSUPP and ENOTSUP are one.
+    // On Linux, EOPNOTSUPP and ENOTSUP are the same.
     errno.is_some_and(|errno| [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS, Errno::NOENT].contains(&errno))
 }
 
-/// Gives the complete file `temporary`, which has this `content`, the name `path`, unless that exists. `temporary`
-/// stays.
+/// Gives the complete file `temporary`, which has this `content`, the additional name `path`, unless `path` exists.
+/// Keeps `temporary`.
 pub(crate) fn publish(temporary: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     match link(temporary, path) {
-        // The answer of a network file system was lost and the call repeated.
+        // A network file system lost its answer and the call was repeated.
         Err(error) if error.kind() == ErrorKind::AlreadyExists && is_same_file(temporary, path) => Ok(()),
         Err(error) if has_no_links(&error) => create_in_place(path, content, mode),
         other => other,
     }
 }
 
-/// A build with debug assertions takes `$KVMB_TEST_NO_LINKS=1` for a file system without hard links.
+/// Creates a hard link. In a build with debug assertions, `$KVMB_TEST_NO_LINKS=1` simulates a file system without hard
+/// links.
 fn link(temporary: &Path, path: &Path) -> io::Result<()> {
     if cfg!(debug_assertions) && std::env::var_os("KVMB_TEST_NO_LINKS").is_some() {
         return Err(rustix::io::Errno::PERM.into());
@@ -57,11 +58,11 @@ fn link(temporary: &Path, path: &Path) -> io::Result<()> {
     fs::hard_link(temporary, path)
 }
 
-/// What FAT, exFAT, SMB and FUSE answer to link().
+/// Whether link() failed because the file system has no hard links: errors of FAT, exFAT, SMB and FUSE.
 fn has_no_links(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    // EXDEV: some overlays refuse links although both names are in one folder.
+    // EXDEV: some overlay file systems refuse links even within a folder.
     errno.is_some_and(|errno| {
         [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK, Errno::XDEV, Errno::ACCESS].contains(&errno)
     })
@@ -86,35 +87,34 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<tempfile::NamedTempFile> {
-    // cron, systemd and the node exporter pass over names that begin with a dot or end in something else.
+    // cron, systemd and the node exporter ignore names that begin with a dot or have another suffix.
     let mut file = tempfile::Builder::new()
         .prefix(".kvmb-")
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(folder_of(path))?;
     file.write_all(content)?;
-    // Whatever the umask takes away.
+    // Set the mode again because the umask may have cleared some bits.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     Ok(file)
 }
 
-/// Opens a file for reading that never keeps its reader waiting: a regular one, or `/dev/null`. Anything else that has
-/// the name is refused.
+/// Opens a file for reading that never blocks its reader: a regular file or `/dev/null`. Refuses everything else.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    // Opening a named pipe waits for a writer.
+    // Without O_NONBLOCK, opening a named pipe waits for a writer.
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
     refuse_irregular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// Reads such a file.
+/// Reads a file that [`open`] accepts.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open(path)?.read_to_end(&mut content)?;
     Ok(content)
 }
 
-/// Reads such a file, which is text.
+/// Like [`read`], for text.
 pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;

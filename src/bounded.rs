@@ -1,7 +1,7 @@
 //! Time limits for calls that may never return; they also end soon after SIGINT or SIGTERM.
 //!
-//! A system call that hangs on dead storage, a named pipe that nobody writes to or a libvirt that waits for QEMU cannot
-//! be cancelled. So another thread makes the call, and is left behind when its time is over: it ends with the process,
+//! A system call that hangs on dead storage, a named pipe without a writer or a libvirt that waits for QEMU cannot be
+//! cancelled. So another thread makes the call and is abandoned when the time limit expires. It ends with the process,
 //! or when the call returns after all.
 //!
 //! ```text
@@ -23,36 +23,36 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-/// Raised when the program shall end.
+/// Raised when the program must end.
 pub(crate) type StopFlag = Arc<AtomicBool>;
 
-/// The flag of this process, raised by its signals.
+/// Returns the flag of this process, which its signal handlers raise.
 pub(crate) fn ending() -> StopFlag {
     static ENDING: LazyLock<StopFlag> = LazyLock::new(StopFlag::default);
     Arc::clone(&ENDING)
 }
 
-/// A call that is being made when the program shall end may still take this long: most end within milliseconds, and
-/// what they did can then be undone.
+/// Time that a pending call still gets when the program must end. Most calls end within milliseconds, and their effects
+/// can then be undone.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A call that cleans up after the program was interrupted may take this long.
+/// Time limit for a call that cleans up after the program was interrupted.
 const CLEANUP: Duration = Duration::from_secs(5);
 
-/// A program that prints more is taken for one that never ends: what is collected is kept in memory.
+/// Limit for the output of a program, which is collected in memory. A program that prints more is assumed never to end.
 const LONGEST_OUTPUT_BYTES: u64 = 16 << 20;
 
-/// A raised flag is noticed within this time.
+/// Interval at which the stop flag is checked.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Why a call was given up.
+/// Why the result of a call is not available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GaveUp {
-    /// It took longer than it may.
+    /// The call took longer than its limit.
     TimedOut,
-    /// The program shall end.
+    /// The program must end.
     Interrupted,
-    /// There was no thread to make it, or the thread is gone.
+    /// No thread could be started for the call, or the thread has panicked.
     NoThread,
 }
 
@@ -66,7 +66,7 @@ impl From<GaveUp> for io::Error {
     }
 }
 
-/// Makes a call that may take so long.
+/// Makes a call with a time limit.
 pub(crate) fn call<T: Send + 'static>(
     limit: Duration,
     stop: &AtomicBool,
@@ -74,7 +74,7 @@ pub(crate) fn call<T: Send + 'static>(
 ) -> Result<T, GaveUp> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let spawned = thread::Builder::new().name("bounded call".to_owned()).spawn(move || {
-        // Nobody listens any more when this came too late.
+        // Nobody receives the result if it comes too late.
         let _ = sender.send(work());
     });
     if let Err(error) = spawned {
@@ -98,7 +98,7 @@ pub(crate) fn call<T: Send + 'static>(
     }
 }
 
-/// Reads a file to its end, whatever it is: a named pipe is waited for. Longer ones are refused.
+/// Reads a file of any kind to its end; this may wait for the writer of a named pipe. Refuses files that are too long.
 pub(crate) fn read(path: &Path, longest_bytes: u64, limit: Duration, stop: &AtomicBool) -> io::Result<Vec<u8>> {
     let path = path.to_owned();
     call(limit, stop, move || {
@@ -111,22 +111,22 @@ pub(crate) fn read(path: &Path, longest_bytes: u64, limit: Duration, stop: &Atom
     })?
 }
 
-/// Whose signals a program gets.
+/// The process group of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
-    /// Those of this process, and it may use the terminal.
+    /// This process's group: the program receives its signals and may use the terminal.
     Ours,
-    /// Its own: all that it starts can be ended with it.
+    /// A group of its own, so that the program can be killed together with its descendants.
     Own,
 }
 
-/// Runs a program to its end and collects what it prints; standard input is empty. One that takes too long is killed,
-/// and left behind where not even that ends it.
+/// Runs a program to its end and collects its output; standard input is empty. Kills a program that takes too long, and
+/// abandons it if even that does not end it.
 pub(crate) fn output(command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
     output_of(command, None::<Vec<u8>>, group, limit, stop)
 }
 
-/// As [`output`], with this for its standard input, if there is any.
+/// Like [`output`], with optional standard input.
 pub(crate) fn output_of(
     mut command: Command,
     input: Option<impl AsRef<[u8]> + Send + 'static>,
@@ -142,13 +142,13 @@ pub(crate) fn output_of(
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let run = move || {
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-            // It reads all of it before it says anything; one that does not has failed, and says why.
+            // A program that does not read all of its input has failed, and its output says why.
             let _ = stdin.write_all(input.as_ref());
         }
         collect(child)
     };
     call(limit, stop, run).unwrap_or_else(|why| {
-        // It has not been waited for, so that the number is still its own.
+        // The program has not been waited for, so its PID has not been reused.
         if let Some(pid) = pid {
             let _ = match group {
                 Group::Own => kill_process_group(pid, Signal::KILL),
@@ -159,7 +159,7 @@ pub(crate) fn output_of(
     })
 }
 
-/// Waits for a program and collects what it prints. One that never ends printing gets a closed pipe.
+/// Waits for a program and collects its output. A program that never stops printing gets a closed pipe.
 fn collect(mut child: Child) -> io::Result<Output> {
     let stdout = child.stdout.take();
     thread::scope(|scope| {
@@ -171,7 +171,7 @@ fn collect(mut child: Child) -> io::Result<Output> {
             Ok(content)
         };
         let printed = thread::Builder::new().spawn_scoped(scope, read).inspect_err(|_| {
-            // Nobody would wait for it.
+            // Nobody would wait for the program.
             let _ = child.kill().and_then(|()| child.wait());
         })?;
         let ended = child.wait_with_output()?;

@@ -1,13 +1,13 @@
-//! What a clock on the wall shows, and when: a time may come twice, or not at all, where clocks change.
+//! Local time, including times that occur twice or not at all when clocks change.
 
 use chrono::{DateTime, Duration, NaiveDateTime, Offset, TimeZone, Timelike};
 
-/// Larger changes of the clock than this are no daylight saving time, as cron(8) has it.
+/// Larger clock changes than this are not daylight saving time, as in cron(8).
 pub(crate) const LARGEST_CHANGE_MINUTES: i64 = 180;
 
-/// The moments when a clock shows a time, in order: none where it is skipped, two where it comes twice. What chrono's
-/// `Local` says of this is wrong for the first minute of an hour that is skipped or comes twice; the other way, from a
-/// moment to a time, it is right.
+/// Returns the moments at which a clock shows a local time, in order: none if the time is skipped, two if it occurs
+/// twice. chrono's `Local` gets this conversion wrong for the first minute of an hour that is skipped or repeated. Its
+/// conversion from a moment to a local time is correct.
 pub(crate) fn moments_of<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z>> {
     let offsets = [-1, 1].map(|days| zone.offset_from_utc_datetime(&(local + Duration::days(days))).fix());
     let moments = offsets.map(|offset| zone.from_utc_datetime(&(local - offset)));
@@ -17,9 +17,9 @@ pub(crate) fn moments_of<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Vec<Dat
     moments
 }
 
-/// The last moment when a clock shows this time or an earlier one of that day: the second one of a time that comes
-/// twice, and of a time that is skipped the end of the minute before the gap. None if there is no such moment within
-/// three hours.
+/// Returns the last moment at which a clock shows this local time or an earlier one: the second occurrence of a
+/// repeated time, or the end of the minute before the gap for a skipped time. Returns None if there is no such moment
+/// within three hours.
 pub(crate) fn last_moment_until<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Option<DateTime<Z>> {
     moments_of(zone, local).pop().or_else(|| {
         let end_of_minute = local.with_second(59)?.with_nanosecond(999_999_999)?;

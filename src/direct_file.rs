@@ -1,12 +1,12 @@
-//! Large files past the page cache (`O_DIRECT`), where the file system can do that.
+//! Direct I/O (`O_DIRECT`) for large files, if the file system supports it.
 //!
-//! A backup or a restore moves more than fits into memory. In the page cache that would push out what running machines
-//! need, every new page would cost more than to compress or decompress its bytes, and the disk would begin to write at
-//! the end.
+//! A backup or a restore transfers more data than fits into memory. In the page cache, that data would evict pages that
+//! running machines need, each new page would cost more than compressing or decompressing its bytes, and the disk would
+//! start writing only at the end.
 //!
-//! The kernel wants address, offset and length to be multiples of the device's blocks. Chunks are, up to the last one
-//! of a disk of an odd size, and so are all but the last bytes of a pack; the rest goes through the cache, as does all
-//! where the kernel refuses.
+//! The kernel requires address, offset and length to be multiples of the device's block size. Chunks are aligned,
+//! except the last one of a disk of odd size, and so are all but the last bytes of a pack. The rest goes through the
+//! page cache, as does everything if the kernel refuses direct I/O.
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
@@ -16,54 +16,52 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-/// A multiple of the blocks of every device that there is.
+/// A multiple of every device's block size.
 const ALIGNMENT: usize = 4096;
-/// What is read at once.
+/// The size of one read.
 const READ_BYTES: usize = 2 << 20;
 
 thread_local! {
-    /// What is written or read has to begin on a block in memory too.
+    /// Direct I/O needs a buffer that is aligned in memory too.
     static ALIGNED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A file that is written in large aligned pieces, from several threads at once.
+/// A file that is written in large aligned pieces, by several threads at once.
 #[derive(Debug)]
 pub(crate) struct DirectFile {
     file: File,
-    /// The same, past the cache.
+    /// The same file, opened with `O_DIRECT`.
     direct: Option<File>,
 }
 
 impl DirectFile {
-    /// Takes a file that is better written through the page cache.
+    /// Wraps a file that is better written through the page cache.
     pub(crate) fn cached(file: File) -> DirectFile {
         DirectFile { file, direct: None }
     }
 
-    /// Takes a file that is open for writing.
+    /// Wraps a file that is open for writing.
     pub(crate) fn new(file: File) -> DirectFile {
         let direct = reopened(&file, OpenOptions::new().write(true));
         let direct = direct.inspect_err(|error| tracing::debug!("written through the page cache: {error}")).ok();
         DirectFile { file, direct }
     }
 
-    /// The file itself, for what is small.
+    /// Returns the file itself, for small writes.
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Takes the room for a range that will be written, without changing what it reads as: a disk that is too small is
-    /// known before anything is written, and many file systems let only writes into room that is taken go on side by
-    /// side.
+    /// Allocates the space of a range that will be written, without changing its content. A disk that is too small is
+    /// noticed before anything is written, and many file systems allow concurrent writes only into allocated space.
     pub(crate) fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
         match fallocate(&self.file, FallocateFlags::empty(), at, length) {
-            // Not every file system can.
+            // Not every file system supports this.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             reserved => Ok(reserved?),
         }
     }
 
-    /// Writes all of it, or fails.
     pub(crate) fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let direct = self.direct.as_ref().filter(|_| at.is_multiple_of(ALIGNMENT as u64));
         let (blocks, rest) = bytes.split_at(bytes.len() - bytes.len() % ALIGNMENT);
@@ -77,12 +75,12 @@ impl DirectFile {
     }
 }
 
-/// The same file, past the cache: by its descriptor, for another file may have its name by now.
+/// Opens the same file again, with `O_DIRECT`. Uses its descriptor because the path may name another file by now.
 fn reopened(file: &File, options: &mut OpenOptions) -> io::Result<File> {
     options.custom_flags(OFlags::DIRECT.bits() as i32).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Reads a range past the cache. None where that does not work, or where the file ends before.
+/// Reads a range with direct I/O. Returns None if this does not work, or if the file ends earlier.
 pub(crate) fn read_range(file: &File, at: u64, length: usize) -> Option<Vec<u8>> {
     let direct = reopened(file, OpenOptions::new().read(true)).ok()?;
     let mut bytes = Vec::with_capacity(length);
@@ -104,7 +102,7 @@ pub(crate) fn read_range(file: &File, at: u64, length: usize) -> Option<Vec<u8>>
     Some(bytes)
 }
 
-/// Lends so much memory that begins on a block.
+/// Lends a block-aligned buffer of this length.
 fn with_aligned<T>(length: usize, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     ALIGNED.with_borrow_mut(|buffer| {
         if buffer.len() < length + ALIGNMENT {
@@ -131,7 +129,7 @@ mod tests {
     use std::io::Write;
     use std::process::Command;
 
-    /// Bytes of which no two blocks are the same.
+    /// Returns bytes in which no two blocks are the same.
     fn noise(length: usize) -> Vec<u8> {
         (0..length).map(|n| (n / 7 + n / 4096) as u8).collect()
     }

@@ -1,39 +1,39 @@
-//! The steps of the commit order, and of the other commands that change something, by name, so that tests can interrupt
-//! a run at every one of them.
+//! Named steps of the commit order, and of other commands that change something, at which tests can interrupt a run.
 //!
-//! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then
-//! kills it there, or cuts the storage off and lets it go on. In a release build [`hit`] is empty.
+//! A build with debug assertions stops itself (SIGSTOP) once, at the step that `$KVMB_TEST_STOP_AT` names. A test then
+//! kills it there, or cuts off the storage and lets it continue. In a release build, [`hit`] is empty.
 
-/// The steps of each command that changes a repository or a host, in the order in which a run passes them.
+/// The steps of each command that changes a repository or a host, in execution order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
-    /// The config of a new repository is there, its key is not.
+    /// The config of a new repository is stored, its key is not.
     ConfigCreated,
-    /// Its key is there.
+    /// The key of a new repository is stored.
     KeyCreated,
     /// The repository is locked and its index loaded.
     RepositoryOpened,
-    /// The point to continue is known.
+    /// The point to continue from is known.
     ParentFound,
-    /// The machine's lock is taken.
+    /// The machine is locked.
     MachineLocked,
-    /// What earlier runs left is cleared.
+    /// Leftovers of earlier runs are removed.
     LeftoversCleared,
-    /// The capture's state is on disk; nothing has been begun.
+    /// The capture's state is on disk; nothing has been started.
     CaptureNoted,
-    /// The bitmaps of a new chain are in the images of a machine that is off.
+    /// The bitmaps of a new chain are in the images of a machine that is shut off.
     BitmapsAdded,
     /// The guest's file systems are frozen.
     Frozen,
-    /// The job is begun and the checkpoint made, the guest not yet thawed (off: every disk is served).
+    /// The job is started and the checkpoint created; the guest is still frozen. (Machine shut off: every disk is
+    /// served.)
     Begun,
-    /// The capture is open, its state says so.
+    /// The capture is open, and its state says so.
     CaptureOpen,
     /// The first chunk of a disk is stored.
     FirstChunk,
     /// The last byte of the last disk is read.
     AllRead,
-    /// The job has ended, or the servers.
+    /// The job or the servers have ended.
     JobEnded,
     /// Packs and index are in the repository.
     IndexStored,
@@ -41,72 +41,72 @@ pub enum Failpoint {
     PointStored,
     /// The capture's state says that the point is committed.
     CommitNoted,
-    /// Checkpoints are made known and superseded ones deleted.
+    /// New checkpoints are recorded and superseded ones deleted.
     CheckpointsSettled,
-    /// The capture's state is gone.
+    /// The capture's state is removed.
     CaptureForgotten,
-    /// A prune knows what goes and what is copied; nothing has been changed.
+    /// A prune has decided what to remove and what to copy; nothing has been changed.
     PrunePlanned,
-    /// The first pack that no index named is gone.
+    /// The first pack that no index mentions is removed.
     UnnamedPackRemoved,
-    /// The first point is forgotten.
+    /// The first expired point is removed.
     PointForgotten,
-    /// All points that go are forgotten.
+    /// All expired points are removed.
     PointsForgotten,
-    /// Blobs of the first range are copied.
+    /// The blobs of the first range are copied.
     BlobsCopied,
-    /// All that is copied is durable, with an index.
+    /// All copied blobs are durable, and an index of them.
     CopiesStored,
-    /// The index without the packs that go is durable.
+    /// The index without the expired packs is durable.
     NewIndexStored,
-    /// The first old index file is gone.
+    /// The first old index file is removed.
     OldIndexRemoved,
-    /// All old index files are gone.
+    /// All old index files are removed.
     OldIndexGone,
-    /// The first pack is gone.
+    /// The first expired pack is removed.
     PackRemoved,
-    /// All packs that go are gone.
+    /// All expired packs are removed.
     PacksGone,
-    /// The repository is locked by a command that is no backup and no copy.
+    /// A command other than a backup or a copy has locked the repository.
     LockTaken,
-    /// A pinned or unpinned point is in the repository, and the one that it replaces as well.
+    /// A pinned or unpinned point is stored, and the point that it replaces still exists.
     PinStored,
-    /// Another key is in the repository.
+    /// An additional key is stored.
     KeyAdded,
-    /// The exported key is in its file; that it was exported is not noted.
+    /// The exported key is in its file; the export is not recorded yet.
     KeyExported,
     /// A copy has locked both repositories.
     CopyBegun,
-    /// What a point needs is in the second repository, with an index.
+    /// The data that a point needs is in the second repository, with an index.
     CopyTransferred,
     /// The copied point is committed.
     CopyStored,
-    /// All that is restored is complete, and nothing has taken its place.
+    /// All restored files are complete; none has been moved into place.
     RestoreWritten,
-    /// The first file has taken its place.
+    /// The first file has been moved into place.
     RestorePlacedFirst,
-    /// All files have.
+    /// All files have been moved into place.
     RestorePlaced,
-    /// The definition is libvirt's; what was replaced is still there.
+    /// libvirt has the definition; the replaced files still exist.
     RestoreDefined,
-    /// What was replaced is gone.
+    /// The replaced files are removed.
     RestoreKept,
-    /// A disk of a live restore has all its data, as far as its QEMU knows: the image may not.
+    /// QEMU reports that a disk of a live restore has all its data; the image may not have it yet.
     RestorePulled,
-    /// What a drill will have on the host is noted.
+    /// The changes that a drill will make to the host are recorded.
     DrillNoted,
-    /// Its files are written.
+    /// The drill's files are written.
     DrillPrepared,
-    /// Its machine is there, and does not run yet.
+    /// The drill's machine is defined and does not run yet.
     DrillCreated,
-    /// Its guest runs.
+    /// The drill's guest runs.
     DrillRuns,
-    /// Its machine is gone, and its files are still there.
+    /// The drill's machine is removed; its files still exist.
     DrillEnded,
 }
 
 impl Failpoint {
-    /// Those of a backup.
+    /// The steps of a backup.
     pub const ALL: [Failpoint; 17] = [
         Failpoint::RepositoryOpened,
         Failpoint::ParentFound,
@@ -127,7 +127,7 @@ impl Failpoint {
         Failpoint::CaptureForgotten,
     ];
 
-    /// Those of a prune.
+    /// The steps of a prune.
     pub const PRUNE: [Failpoint; 11] = [
         Failpoint::PrunePlanned,
         Failpoint::UnnamedPackRemoved,
@@ -142,10 +142,10 @@ impl Failpoint {
         Failpoint::PacksGone,
     ];
 
-    /// Those of a copy from one repository to another.
+    /// The steps of a copy from one repository to another.
     pub const COPY: [Failpoint; 3] = [Failpoint::CopyBegun, Failpoint::CopyTransferred, Failpoint::CopyStored];
 
-    /// Those of a restore.
+    /// The steps of a restore.
     pub const RESTORE: [Failpoint; 5] = [
         Failpoint::RestoreWritten,
         Failpoint::RestorePlacedFirst,
@@ -154,7 +154,7 @@ impl Failpoint {
         Failpoint::RestoreKept,
     ];
 
-    /// Those of a drill.
+    /// The steps of a drill.
     pub const DRILL: [Failpoint; 5] = [
         Failpoint::DrillNoted,
         Failpoint::DrillPrepared,
@@ -163,18 +163,18 @@ impl Failpoint {
         Failpoint::DrillEnded,
     ];
 
-    /// Its name: what `$KVMB_TEST_STOP_AT` says.
+    /// Returns the name that `$KVMB_TEST_STOP_AT` refers to.
     pub fn name(self) -> String {
         format!("{self:?}")
     }
 }
 
-/// Marks that a step is reached.
+/// Marks a step.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub(crate) fn hit(_step: Failpoint) {}
 
-/// Marks that a step is reached; stops there if a test wants that.
+/// Marks a step; stops there if a test requests it.
 #[cfg(debug_assertions)]
 pub(crate) fn hit(step: Failpoint) {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -184,14 +184,14 @@ pub(crate) fn hit(step: Failpoint) {
     if wanted && !STOPPED.swap(true, Ordering::SeqCst) {
         // A process may always stop itself.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
-        // Another thread may be the one to take the signal, a moment later; with it, all stop.
+        // Another thread may handle the signal a moment later; then all threads stop.
         while stop_is_pending() {
             std::thread::yield_now();
         }
     }
 }
 
-/// Whether this process is still to take a SIGSTOP.
+/// Whether a SIGSTOP is pending for this process.
 #[cfg(debug_assertions)]
 fn stop_is_pending() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,6 +1,5 @@
-//! What parses bytes that others made, one function each: the bodies of the fuzz targets in `fuzz/`. A test calls them
-//! with the seeds and with what was found before (`fuzz/seeds`). Whatever they are given, they return; a wrong answer
-//! is a panic.
+//! The parsers of untrusted bytes, one function each: the bodies of the fuzz targets in `fuzz/`. A test calls them with
+//! the seeds and with earlier findings (`fuzz/seeds`). They return for every input; a wrong result is a panic.
 
 mod file_systems;
 
@@ -23,10 +22,11 @@ use crate::schedule::{Cron, Crontab};
 use crate::storage::sftp::known_hosts::KnownKeys;
 use crate::storage::sftp::wire::Reply;
 
-/// A target's name, as its file in `fuzz/fuzz_targets` and its folder in `fuzz/seeds` are called, and its body.
+/// A fuzz target: its name, which is that of its file in `fuzz/fuzz_targets` and its folder in `fuzz/seeds`, and its
+/// body.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All fuzz targets.
 pub const TARGETS: [Target; 11] = [
     ("nbd_replies", nbd_replies),
     ("nbd_requests", nbd_requests),
@@ -41,10 +41,10 @@ pub const TARGETS: [Target; 11] = [
     ("file_systems", file_systems),
 ];
 
-/// More than this may wait in a socket's buffer without anybody reading it.
+/// A socket's buffer holds more than this without a reader.
 const SOCKET_BYTES: usize = 100 << 10;
 
-/// All that an NBD server says on one connection: handshake, extents, data.
+/// Everything that an NBD server sends on one connection: handshake, extents, data.
 pub fn nbd_replies(bytes: &[u8]) {
     let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
     let spoken = bytes.get(..SOCKET_BYTES).unwrap_or(bytes);
@@ -60,7 +60,7 @@ pub fn nbd_replies(bytes: &[u8]) {
     let _ = client.read(0, &mut buffer);
 }
 
-/// All that an NBD client says on one connection: handshake, requests, data to be written.
+/// Everything that an NBD client sends on one connection: handshake, requests, data to be written.
 pub fn nbd_requests(bytes: &[u8]) {
     let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
     let spoken = bytes.get(..SOCKET_BYTES).unwrap_or(bytes);
@@ -77,7 +77,7 @@ pub fn nbd_requests(bytes: &[u8]) {
         scope.spawn(move || io::copy(&mut theirs, &mut io::sink()));
         let _ = server.serve(ours);
     });
-    // Whatever was written, the disk is whole.
+    // The disk is complete whatever was written.
     let mut length_bytes = 0;
     let read = disk.read(0, SmallDisk::BYTES, &mut |piece| {
         assert!(!matches!(piece, Piece::Unreadable { .. }), "what was written is read back");
@@ -89,14 +89,14 @@ pub fn nbd_requests(bytes: &[u8]) {
     assert_eq!(extents.iter().map(|extent| extent.length).sum::<u32>(), SmallDisk::BYTES, "{extents:?}");
 }
 
-/// A read-only disk whose second half is zero. Panics when it is asked for what it does not have.
+/// A read-only disk whose second half is zero. Panics if it is asked for a range that it does not have.
 struct SmallDisk;
 
 impl SmallDisk {
     const BYTES: u32 = 64 << 10;
     const ZEROS_FROM: u32 = SmallDisk::BYTES / 2;
 
-    /// How long the data is in this range, and how long the zeros.
+    /// Returns the lengths of the data and of the zeros in this range.
     fn split(offset: u64, length: u32) -> (u32, u32) {
         let begin = u32::try_from(offset).expect("the offset lies within the disk");
         assert!(
@@ -130,22 +130,22 @@ impl Export for SmallDisk {
     }
 }
 
-/// A reply of an SFTP server, without its length.
+/// A reply of an SFTP server, without its length prefix.
 pub fn sftp_packets(bytes: &[u8]) {
     let _ = Reply::parse(bytes.to_vec());
 }
 
-/// The header of a pack, unsealed.
+/// The decrypted header of a pack.
 pub fn pack_header(bytes: &[u8]) {
     foreign::pack_header(bytes);
 }
 
-/// An index file, unsealed.
+/// A decrypted index file.
 pub fn index_json(bytes: &[u8]) {
     foreign::index_json(bytes);
 }
 
-/// A tree, unsealed.
+/// A decrypted tree.
 pub fn tree_json(bytes: &[u8]) {
     foreign::tree_json(bytes);
 }
@@ -159,7 +159,7 @@ pub fn domain_xml(bytes: &[u8]) {
     }
 }
 
-/// A crontab, and each of its lines as a time.
+/// A crontab, and each of its lines as a cron expression.
 pub fn crontab(bytes: &[u8]) {
     let crontab = Crontab::new(bytes);
     let _ = (crontab.entry(), crontab.old_entries(), crontab.without_old_entries());
@@ -192,7 +192,7 @@ pub fn configuration(bytes: &[u8]) {
     }
 }
 
-/// A disk of a guest, in the form that [`file_systems::Disk`] describes: its partitions, and files of all readers.
+/// A guest's disk in the form that [`file_systems::Disk`] describes: its partitions, and files of all readers.
 pub fn file_systems(bytes: &[u8]) {
     file_systems::read(bytes);
 }
@@ -217,7 +217,7 @@ mod tests {
             assert!(seeds.len() >= 2, "{name} has no seeds");
             for seed in seeds {
                 let bytes = fs::read(&seed).unwrap();
-                // Cut short anywhere, it is somebody else's bytes all the more.
+                // Truncated seeds are invalid input too.
                 for length in [bytes.len(), bytes.len() / 2, bytes.len().saturating_sub(1), 0] {
                     target(&bytes[..length]);
                 }

@@ -1,20 +1,20 @@
-//! Names that a pattern matches, by the crate `globset`, which takes no longer for any pattern.
+//! Matching of names against patterns, by the crate `globset`, whose running time no pattern can inflate.
 //!
-//! That crate works on bytes, and `?` is one of them. So characters beyond ASCII are exchanged for control characters
-//! that neither the pattern nor the name has, in their order; a pattern with more than there are of those matches only
-//! what equals it.
+//! The crate works on bytes, and its `?` matches one of them. So non-ASCII characters are replaced, in order, by
+//! control characters that neither the pattern nor the name contains. If there are not enough of those, the pattern
+//! matches only the identical name.
 
 use globset::GlobBuilder;
 
-/// Whether a name has a character that makes it a pattern.
+/// Whether a name contains characters that make it a pattern.
 pub(crate) fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// Whether a name matches a shell pattern: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; a backslash takes the next character
-/// as it is.
+/// Whether a name matches a shell pattern: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; a backslash escapes the next
+/// character.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
-    // Braces mean nothing in a shell's patterns.
+    // Braces have no meaning in shell patterns.
     let escaped: String = pattern
         .chars()
         .flat_map(|character| matches!(character, '{' | '}').then_some('\\').into_iter().chain([character]))
@@ -22,7 +22,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     matches_glob(&escaped, name).unwrap_or(pattern == name)
 }
 
-/// Whether a name matches a pattern in which only `*` and `?` mean something.
+/// Whether a name matches a pattern in which only `*` and `?` are special.
 pub(crate) fn matches_wildcards(pattern: &str, name: &str) -> bool {
     let special = |character: char| matches!(character, '[' | ']' | '{' | '}' | '\\');
     let escaped: String = pattern
@@ -32,7 +32,7 @@ pub(crate) fn matches_wildcards(pattern: &str, name: &str) -> bool {
     matches_glob(&escaped, name).unwrap_or(pattern == name)
 }
 
-/// None where the pattern is none.
+/// Returns None if the pattern is invalid.
 fn matches_glob(pattern: &str, name: &str) -> Option<bool> {
     let stand_ins = StandIns::for_texts(pattern, name)?;
     let glob = GlobBuilder::new(&stand_ins.exchange(pattern))
@@ -44,7 +44,7 @@ fn matches_glob(pattern: &str, name: &str) -> Option<bool> {
     Some(glob.compile_matcher().is_match(stand_ins.exchange(name)))
 }
 
-/// What stands for the characters beyond ASCII.
+/// Replacements for non-ASCII characters.
 struct StandIns(Vec<(char, char)>);
 
 impl StandIns {

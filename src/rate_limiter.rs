@@ -10,11 +10,11 @@ use std::time::Duration;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota};
 
-/// Nobody waits longer than this without a look at the stop flag.
+/// Interval at which a waiting caller checks the stop flag.
 const TICK: Duration = Duration::from_millis(100);
-/// What is asked for at once: small enough that several takers share evenly.
+/// The size of one request: small enough that several callers share the limit evenly.
 const LARGEST_PIECE_BYTES: u32 = 64 << 10;
-/// This part of a second's bytes may go out at once after a pause.
+/// After a pause, at most this fraction of a second's bytes may pass at once.
 const BURST: u32 = 8;
 
 /// A limit that all its users share.
@@ -27,7 +27,7 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// At most this many bytes a second. Raising `stop` ends all waiting.
+    /// Creates a limit of this many bytes per second. Raising `stop` ends all waiting.
     pub fn new(bytes_per_second: NonZeroU32, stop: Arc<AtomicBool>) -> RateLimiter {
         let burst = NonZeroU32::new(bytes_per_second.get() / BURST).unwrap_or(NonZeroU32::MIN);
         let clock = DefaultClock::default();
@@ -37,13 +37,13 @@ impl RateLimiter {
         RateLimiter { limiter, clock, bytes_per_second, piece, stop }
     }
 
-    /// Waits until this number of bytes may pass. Returns immediately when the run is interrupted: whoever calls looks
-    /// for himself.
+    /// Waits until this number of bytes may pass. Returns immediately if the run is interrupted; the caller has to
+    /// check for that.
     pub(crate) fn acquire(&self, bytes: usize) {
         self.acquire_while(bytes, || true);
     }
 
-    /// The same for as long as `goes_on` says so: a run that has failed waits no longer.
+    /// Like `acquire`, but stops waiting when `goes_on` returns false, so that a failed run does not wait.
     pub(crate) fn acquire_while(&self, bytes: usize, goes_on: impl Fn() -> bool) {
         let mut left = bytes as u64;
         while let Some(piece) = NonZeroU32::new(left.min(u64::from(self.piece.get())) as u32) {
@@ -84,7 +84,7 @@ mod tests {
                 scope.spawn(|| (0..5).for_each(|_| rate_limit.acquire(256 << 10)));
             }
         });
-        // 5 MiB at 10 MiB a second, less the first burst. There is no upper bound on a busy host.
+        // 5 MiB at 10 MiB per second, minus the first burst. There is no upper bound on a busy host.
         assert!(began.elapsed() > Duration::from_millis(350), "{:?}", began.elapsed());
     }
 

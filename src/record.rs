@@ -1,11 +1,11 @@
 //! The records: the output of kvmb's commands, for other commands, scripts and Ansible.
 //!
-//! One JSON object per line, with `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset,
-//! in whole milliseconds. A field that does not apply is omitted. A reader ignores what it does not know and passes it
-//! on: every type keeps unknown fields in `extra`, and [`Record::Other`] keeps unknown types whole.
+//! One JSON object per line, with `"type"` first. Fields that end in `_bytes` are sizes in bytes; times are RFC 3339
+//! with offset, in whole milliseconds. A field that does not apply is omitted. A reader ignores unknown fields and
+//! passes them on: every type keeps unknown fields in `extra`, and [`Record::Other`] keeps unknown types whole.
 //!
-//! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
-//! against it.
+//! The fields below *are* the documentation of the wire format; `tests/records.rs` compares the commands' output with
+//! it.
 
 mod check;
 mod filesystem;
@@ -489,13 +489,13 @@ pub struct Failure {
 /// Why a line is not a record.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
-    /// Not JSON at all.
+    /// The line is not a JSON object.
     #[error("not a JSON object: {}", words_of(.0))]
     Json(#[from] serde_json::Error),
-    /// JSON, but without the one field that every record has.
+    /// The line is JSON, but has no `"type"`.
     #[error("a record has a \"type\" and this line has none")]
     Untyped,
-    /// A known type with a missing or wrong field.
+    /// The type is known, but a field is missing or invalid.
     #[error("not a valid {kind} record: {source}")]
     Fields {
         /// The record's type.
@@ -512,7 +512,7 @@ impl Point {
     }
 }
 
-/// The message without the place: of the only line, that would be taken for another line's.
+/// Returns the message without the position, which always refers to line 1 and would be mistaken for another line.
 fn words_of(error: &serde_json::Error) -> String {
     let message = error.to_string();
     match message.rsplit_once(" at line ") {
@@ -522,7 +522,7 @@ fn words_of(error: &serde_json::Error) -> String {
 }
 
 impl Record {
-    /// Reads one line (or one element of a JSON array).
+    /// Parses one line (or one element of a JSON array).
     pub fn parse(line: &str) -> Result<Record, ParseError> {
         let mut object: Map<String, Value> = serde_json::from_str(line)?;
         let Some(Value::String(kind)) = object.get("type").cloned() else {
@@ -554,7 +554,7 @@ impl Record {
         })
     }
 
-    /// The value of `"type"`.
+    /// Returns the value of `"type"`.
     pub fn kind(&self) -> &str {
         match self {
             Record::Machine(_) => "machine",
@@ -573,12 +573,12 @@ impl Record {
         }
     }
 
-    /// The record as a JSON object, `"type"` first.
+    /// Returns the record as a JSON object, `"type"` first.
     pub fn to_object(&self) -> Map<String, Value> {
         fn fields(record: &impl Serialize) -> Map<String, Value> {
             match serde_json::to_value(record) {
                 Ok(Value::Object(fields)) => fields,
-                // Every record is a struct of plain fields: serde_json has no way to refuse one.
+                // Every record is a struct of plain fields, which serde_json cannot fail to serialise.
                 other => unreachable!("a record serialises to an object, not {other:?}"),
             }
         }
@@ -603,7 +603,7 @@ impl Record {
         object
     }
 
-    /// The record as one line of JSON, without the newline.
+    /// Returns the record as one line of JSON, without the newline.
     pub fn to_line(&self) -> String {
         without_steering(Value::Object(self.to_object()).to_string())
     }

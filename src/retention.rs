@@ -1,7 +1,7 @@
-//! Which points stay and which go: restic's policy rules, and what no policy may remove.
+//! Retention: which points to keep, by restic's policy rules, and which points no policy may remove.
 //!
-//! Pure: points with their times go in, a verdict for each comes out. Points are grouped by machine, and each group is
-//! judged alone, newest point first.
+//! Pure: takes points with their times and returns a verdict for each. Points are grouped by machine, and each group is
+//! judged separately, newest point first.
 //!
 //! | rule | keeps |
 //! | --- | --- |
@@ -9,21 +9,22 @@
 //! | `keep_hourly` … `keep_yearly` | the newest point of each of the newest n hours, days, weeks (Monday to Sunday), months or years *that have a point*; while some of the n are left, the oldest point of all as well |
 //! | `keep_within` | every point newer than this long before the newest point |
 //!
-//! A point that is dated in the future was made by a clock that is wrong, or is judged by one. It stays, and to all
-//! rules it is as if it were not there: it takes no place of a point whose date is right.
+//! A point that is dated in the future was made, or is judged, by a clock that is wrong. It is kept, and all rules
+//! ignore it, so that it does not displace a point with a correct date.
 //!
-//! A point stays if any rule keeps it; `0` is a rule that keeps nothing, and a policy without any other rule is no
-//! policy: then nothing is removed. But for points of the future all of this is what `restic forget` does with the
-//! options of the same names, also where it may surprise:
+//! A point is kept if any rule keeps it. `0` is a rule that keeps nothing, and a policy without other rules is no
+//! policy: nothing is removed. Except for points dated in the future, all of this matches what `restic forget` does
+//! with the options of the same names, even where it may surprise:
 //!
-//! - The hour, day … of a point is that of the clock on the wall where and when it was taken, as its time says it.
-//! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before,
-//!   though summer time began in between. A month before 31 March is 3 March: 31 February does not exist, and is two or
-//!   three days after the 28th or 29th. (Where the newest point's time is not a local one, its own offset is used, and
-//!   UTC where that is zero.)
-//! - Nothing but that is relative to now: while no new points come, no point becomes too old.
+//! - The hour, day … of a point is that of the local clock when and where it was taken, as its time and offset say.
+//! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before, even
+//!   if daylight saving time began in between. One month before 31 March is 3 March (2 March in leap years), because 31
+//!   February means the second or third day after the end of February. (If the offset of the newest point is not that
+//!   of the local time zone, or is zero, its own offset is used.)
+//! - Only the choice of points dated in the future depends on the current time: while no new points are made, no point
+//!   expires.
 //!
-//! Of two tiers, [`await_copy`] says which points the second is yet to get.
+//! For two tiers, [`await_copy`] says which points the second one still has to receive.
 
 mod second_tier;
 
@@ -68,7 +69,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Whether no rule keeps anything: then nothing is removed.
+    /// Whether no rule keeps anything. Nothing is removed then.
     pub(crate) fn is_empty(&self) -> bool {
         self.counts().iter().all(|(_, keep)| keep.is_nothing()) && self.span().is_none()
     }
@@ -84,7 +85,7 @@ impl Policy {
         ]
     }
 
-    /// A span of nothing is no rule, as a count of 0 is none.
+    /// Returns the span, unless it is empty: an empty span is no rule, like a count of 0.
     fn span(&self) -> Option<CalendarSpan> {
         self.keep_within.filter(|span| *span != CalendarSpan::default())
     }
@@ -99,22 +100,22 @@ impl fmt::Display for Policy {
     }
 }
 
-/// How many points a rule keeps.
+/// The number of points that a rule keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// So many.
+    /// This number of points.
     Count(u32),
-    /// All, for ever: `"unlimited"`.
+    /// All points: `"unlimited"`.
     Unlimited,
 }
 
 impl Keep {
-    /// Whether the rule is switched off.
+    /// Whether the rule is disabled.
     pub(crate) fn is_nothing(&self) -> bool {
         *self == Keep::Count(0)
     }
 
-    /// Uses one up.
+    /// Decrements the count.
     fn take(&mut self) {
         if let Keep::Count(left) = self {
             *left = left.saturating_sub(1);
@@ -137,7 +138,7 @@ impl fmt::Display for Keep {
     }
 }
 
-/// A text that is no number of points.
+/// A text that is not a number of points.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a number of points: expected a whole number or \"unlimited\"")]
 pub(crate) struct ParseKeepError(String);
@@ -201,7 +202,7 @@ impl JsonSchema for Keep {
     }
 }
 
-/// A length of time on the calendar, as restic writes it: `1y6m7d12h`. (`m` are months, `w` weeks.)
+/// A duration on the calendar, in restic's notation: `1y6m7d12h` (`m` are months; `w`, weeks).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CalendarSpan {
     months: u32,
@@ -209,7 +210,7 @@ pub(crate) struct CalendarSpan {
     hours: u32,
 }
 
-/// A text that is no span.
+/// A text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a duration: expected numbers with y, m (months), w, d or h, such as 30d or 1y6m")]
 pub(crate) struct ParseSpanError(String);
@@ -227,7 +228,7 @@ impl FromStr for CalendarSpan {
         while !rest.is_empty() {
             let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
             let (number, unit) = rest.split_at(digits);
-            // Ten thousand years are enough, and nothing can overflow.
+            // Ten thousand of any unit is plenty and rules out overflow.
             let number: u32 = number.parse().ok().filter(|n| *n <= 10_000).ok_or_else(bad)?;
             let unit = unit.chars().next().ok_or_else(bad)?;
             match unit {
@@ -284,13 +285,13 @@ impl JsonSchema for CalendarSpan {
 }
 
 impl CalendarSpan {
-    /// The moment this long before `time`.
+    /// Returns the moment this long before `time`.
     fn before(self, time: Time, zone: &impl TimeZone) -> Option<DateTime<Utc>> {
         let local = time.naive_local();
         let months = i64::from(local.year()) * 12 + i64::from(local.month0()) - i64::from(self.months);
         let year = i32::try_from(months.div_euclid(12)).ok()?;
         let first = NaiveDate::from_ymd_opt(year, u32::try_from(months.rem_euclid(12)).ok()? + 1, 1)?;
-        // From the first of the month, so that 31 February is some day of March.
+        // Count from the first of the month, so that 31 February becomes a day in March.
         let date = first.checked_add_signed(Duration::days(i64::from(local.day0()) - i64::from(self.days)))?;
         let wanted = date.and_time(local.time());
         let own = *time.offset();
@@ -300,48 +301,47 @@ impl CalendarSpan {
     }
 }
 
-/// A time on the wall as UTC. Where summer time makes it ambiguous or leaves it out, the answer is restic's (Go's):
-/// first the wall's time is taken for UTC to find an offset, and the moment that this gives may correct it.
+/// Converts a local time to UTC. If daylight saving time makes it ambiguous or skips it, the result is that of restic
+/// (Go): the offset is first looked up as if the local time were UTC, and looked up again at the moment that results.
 fn to_utc(wall: NaiveDateTime, zone: &impl TimeZone) -> NaiveDateTime {
     let offset_at = |moment: &NaiveDateTime| zone.offset_from_utc_datetime(moment).fix();
     let first = wall - offset_at(&wall);
     wall - offset_at(&first)
 }
 
-/// A point as retention sees it.
+/// The properties of a point that retention needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    /// What tells its machine from others.
+    /// Identifies its machine.
     pub(crate) machine: String,
-    /// When it was taken.
     pub(crate) taken_at: Time,
-    /// Whether the user wants it kept whatever the policy says.
+    /// Whether the user wants it kept regardless of the policy.
     pub(crate) is_pinned: bool,
     /// Whether a machine runs on it until its live restore has ended.
     pub(crate) is_restoring: bool,
-    /// Whether it was found damaged; another point of the machine must then be the last good one.
+    /// Whether it was found damaged. Another point of the machine must then be the last good one.
     pub(crate) is_damaged: bool,
-    /// Whether a second tier is configured that does not have it yet.
+    /// Whether a second tier is configured and does not have it yet.
     pub(crate) awaits_copy: bool,
-    /// Whether its machine no longer exists, and nobody said that its points may go all the same.
+    /// Whether its machine no longer exists, and the user did not allow removing its points.
     pub(crate) outlives_machine: bool,
 }
 
-/// What becomes of a point.
+/// The verdict on a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RetentionDecision {
-    /// Whether it stays.
+    /// Whether the point is kept.
     pub(crate) keep: bool,
     /// Why; never empty.
     pub(crate) reasons: Vec<Reason>,
 }
 
-/// Why a point stays or goes.
+/// Why a point is kept or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// A rule of the policy keeps it.
     Rule(Rule),
-    /// A rule has some left at the oldest point of all.
+    /// The rule has not reached its count at the oldest point of all.
     Oldest(Rule),
     Pinned,
     /// A machine runs on it.
@@ -354,11 +354,11 @@ pub(crate) enum Reason {
     MachineGone,
     /// It is dated in the future.
     Future,
-    /// The place locks it until then.
+    /// The bucket locks it until this time.
     Locked(Time),
-    /// There is no policy.
+    /// No policy is configured.
     NoPolicy,
-    /// No rule keeps it: it goes.
+    /// No rule keeps it: it is removed.
     Expired,
 }
 
@@ -382,7 +382,7 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
-    /// The word behind `keep_`.
+    /// Returns the word after `keep_`.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Rule::Last => "last",
@@ -395,8 +395,8 @@ impl Rule {
         }
     }
 
-    /// The hour, day … that a time falls in: neighbours that agree in it count once. (The position makes each point of
-    /// [`Rule::Last`] one of its own.)
+    /// Returns the hour, day … that a time falls in: consecutive points with the same bucket count once. (The position
+    /// makes the bucket of each point unique for [`Rule::Last`].)
     fn bucket(self, time: &Time, position: usize) -> (i32, u32) {
         match self {
             Rule::Last | Rule::Within => (0, position as u32),
@@ -416,7 +416,7 @@ impl fmt::Display for Rule {
 }
 
 impl Reason {
-    /// One word, for programs.
+    /// Returns the word for programs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Reason::Rule(rule) | Reason::Oldest(rule) => rule.word(),
@@ -451,7 +451,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Judges every point; the verdicts stand in the order of the points. `zone` is the local time zone.
+/// Judges every point. The verdicts are in the order of the points. `zone` is the local time zone.
 pub(crate) fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZone) -> Vec<RetentionDecision> {
     if policy.is_empty() {
         return points.iter().map(|_| RetentionDecision { keep: true, reasons: vec![Reason::NoPolicy] }).collect();
@@ -492,7 +492,7 @@ pub(crate) fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &imp
     points.iter().zip(reasons).map(verdict).collect()
 }
 
-/// The rules that keep each of a machine's points, which stand newest first.
+/// Returns the rules that keep each of a machine's points. `times` are sorted newest first.
 fn apply(policy: &Policy, times: &[Time], zone: &impl TimeZone) -> Vec<Vec<Reason>> {
     let newest = times.first();
     let cut = policy.span().map(|span| newest.and_then(|newest| span.before(*newest, zone)));

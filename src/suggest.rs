@@ -1,31 +1,31 @@
-//! What was meant by a word that nobody knows, for «did you mean».
+//! Suggestions for misspelled words: "did you mean".
 
-/// How alike a word must be to one of a few known words to be taken for it.
+/// Similarity at which an unknown word is taken for one of a few known words.
 const WORD_LIKENESS: f64 = 0.7;
 
-/// How alike a name must be to one of any number of names to be mentioned.
+/// Similarity at which a name out of any number of names is suggested.
 const NAME_LIKENESS: f64 = 0.8;
 
-/// How many names are mentioned at most.
+/// Maximum number of suggested names.
 const MOST_NAMES: usize = 3;
 
-/// The known words that were probably meant, the likeliest first. Case does not matter, nor whether `-` or `_` is
-/// between.
+/// Returns the known words that were probably meant, likeliest first. Ignores case, and the difference between `-` and
+/// `_`.
 pub(crate) fn similar_words<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     ranked(wrong, known, WORD_LIKENESS)
 }
 
-/// The known word that was probably meant.
+/// Returns the known word that was probably meant.
 pub(crate) fn nearest_word<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     similar_words(wrong, known).into_iter().next()
 }
 
-/// What somebody who wrote `name` may have meant, the likeliest first.
+/// Returns the names that were probably meant by `name`, likeliest first.
 pub(crate) fn similar_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     ranked(name, names, NAME_LIKENESS).into_iter().take(MOST_NAMES).map(str::to_owned).collect()
 }
 
-/// The names that may have been meant, for the end of a message.
+/// Formats the names that may have been meant, for the end of a message.
 pub(crate) fn suggestion(near: &[String]) -> String {
     match near {
         [] => String::new(),

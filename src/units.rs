@@ -1,15 +1,15 @@
-//! Lengths of time, sizes and shares, as people write them: on the command line, in the configuration, in point names.
+//! Durations, sizes and percentages as people write them: on the command line, in the configuration, in point names.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Text that is none of the units below; the message is the rule that it breaks.
+/// A text that is not a valid value; the message is the rule that it breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotAUnit(&'static str);
 
-/// A number of bytes for people: binary units, as `qemu-img info` and `lsblk` print them.
+/// Formats a number of bytes with binary units, as `qemu-img info` and `lsblk` do.
 pub(crate) fn in_units(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
@@ -28,19 +28,18 @@ pub(crate) fn in_units(bytes: u64) -> String {
     format!("{size:.2} {unit}")
 }
 
-/// A length of time: `90s`, `30m`, `2h`, `3d`, `1w`.
+/// A duration: `90s`, `30m`, `2h`, `3d`, `1w`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ShortDuration(pub(crate) Duration);
 
 impl ShortDuration {
-    /// The rule, for messages.
     pub(crate) const RULE: &'static str = "a number and a unit: 90s, 30m, 2h, 3d, 1w";
 
-    /// The units and their seconds, longest first.
+    /// The units and their lengths in seconds, longest first.
     const UNITS: [(&'static str, u64); 5] =
         [("w", 7 * 24 * 60 * 60), ("d", 24 * 60 * 60), ("h", 60 * 60), ("m", 60), ("s", 1)];
 
-    /// Longer ones are taken for a slip: two thousand years and more.
+    /// Larger numbers are taken for typing errors: a million days are more than two thousand years.
     const LARGEST_NUMBER: u64 = 1_000_000;
 }
 
@@ -72,10 +71,9 @@ impl fmt::Display for ShortDuration {
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {
-    /// The rule, for messages.
     pub(crate) const RULE: &'static str = "a number of bytes with an optional unit: 512K, 10M, 2G, 1T";
 
-    /// The units and their power of two, largest first.
+    /// The units and their powers of two, largest first.
     const UNITS: [(&'static str, u32); 4] = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
 }
 
@@ -98,21 +96,19 @@ impl fmt::Display for Size {
     }
 }
 
-/// The size of a disk's chunks: whole multiples of restic's zero blob, and none so large that a few of them fill the
-/// memory.
+/// The size of a disk's chunks: a multiple of restic's zero blob, and small enough that several chunks fit into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChunkSize(u32);
 
 impl ChunkSize {
-    /// The rule, for messages.
     pub(crate) const RULE: &'static str = "512K, 1M, 2M or 4M";
 
     pub(crate) fn bytes(self) -> u32 {
         self.0
     }
 
-    /// What the chunks of a new disk of this size are cut to. The list of chunks, of which every point writes one, has
-    /// up to 65,536 entries for disks up to 64 GiB, and stays below 524,288 up to 1 TiB.
+    /// Returns the chunk size of a new disk of this size. The list of chunks, which every point stores, has up to
+    /// 65,536 entries for disks up to 64 GiB, and up to 524,288 for disks up to 1 TiB.
     pub(crate) fn for_disk(capacity_bytes: u64) -> ChunkSize {
         const ONE_UP_TO: u64 = 64 << 30;
         const TWO_UP_TO: u64 = 1 << 40;
@@ -143,7 +139,6 @@ impl FromStr for ChunkSize {
 pub(crate) struct Share(pub(crate) f64);
 
 impl Share {
-    /// The rule, for messages.
     pub(crate) const RULE: &'static str = "a share from 0% to 100%";
 }
 
@@ -158,7 +153,7 @@ impl FromStr for Share {
     }
 }
 
-/// A whole number without a sign: `u64::from_str` would take `+5`.
+/// Parses a whole number without a sign: `u64::from_str` would accept `+5`.
 fn digits(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
