@@ -1,10 +1,10 @@
-//! The access keys in the files that AWS's own programs share (`~/.aws/credentials`).
+//! Access keys from the credentials file that AWS's own tools share (`~/.aws/credentials`).
 
 use crate::storage::http::S3Keys;
 use crate::storage::sftp::Secret;
 use std::collections::BTreeMap;
 
-/// The keys of a profile; none where the file has no such profile, or no keys in it.
+/// Returns the keys of a profile; None if the file does not have that profile, or the profile has no keys.
 pub(crate) fn keys_of(text: &str, profile: &str) -> Option<S3Keys> {
     let mut found = BTreeMap::new();
     let mut is_it = false;

@@ -1,9 +1,8 @@
-//! Disk records of captures in a stream: which belong together, and which are to be left out.
+//! Disk records of captures in a stream: groups them by capture and tracks which machines failed.
 
 use crate::record::{Disk, Failure};
 use std::collections::BTreeMap;
 
-/// Disk records gathered by capture.
 #[derive(Debug, Default)]
 pub(crate) struct CaptureStream {
     waiting: BTreeMap<String, Vec<Disk>>,
@@ -11,19 +10,19 @@ pub(crate) struct CaptureStream {
 }
 
 impl CaptureStream {
-    /// Notes a failure: its machine is left out from now on.
+    /// Records a failure: its machine is left out from now on.
     pub(crate) fn note_failure(&mut self, failure: &Failure) {
         if let Some(machine) = &failure.machine {
             self.failed.push((failure.connect.clone(), machine.clone()));
         }
     }
 
-    /// Whether a machine has failed at an earlier stage.
+    /// Whether a machine failed at an earlier stage.
     pub(crate) fn has_failed(&self, connect: &str, machine: &str) -> bool {
         self.failed.iter().any(|(c, m)| m == machine && c.as_deref().is_none_or(|c| c == connect))
     }
 
-    /// Adds a captured disk. All disks of its capture, once the last has come.
+    /// Adds a captured disk. Returns all disks of its capture once the last one has arrived.
     pub(crate) fn add(&mut self, capture: &str, disk: Disk) -> Option<Vec<Disk>> {
         let expected = disk.capture_disks.unwrap_or(1);
         let disks = self.waiting.entry(capture.to_owned()).or_default();
@@ -35,7 +34,7 @@ impl CaptureStream {
         self.waiting.remove(capture)
     }
 
-    /// The captures that never became complete.
+    /// Returns the captures that never became complete.
     pub(crate) fn incomplete(self) -> BTreeMap<String, Vec<Disk>> {
         self.waiting
     }

@@ -1,4 +1,4 @@
-//! How to capture: the flags that `snapshot` and `backup` share.
+//! Flags that `snapshot` and `backup` share: how to capture.
 
 use crate::capture::{FreezeMode, FreezeOptions};
 use crate::cli::args::machine::Selection;
@@ -70,7 +70,7 @@ pub(crate) struct ScratchArgs {
 }
 
 impl ScratchArgs {
-    /// The folder, absolute; none is the default.
+    /// Returns the absolute scratch folder; None means the default.
     pub(crate) fn folder(&self) -> Result<Option<PathBuf>, CliError> {
         let Some(folder) = self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) else {
             return Ok(None);
@@ -89,7 +89,7 @@ pub(crate) struct AuditArgs {
 }
 
 impl AuditArgs {
-    /// Trust with this audit.
+    /// Returns the trust settings with this audit.
     pub(crate) fn trust(&self) -> Trust {
         Trust { audit: self.audit, ..Trust::default() }
     }
@@ -118,7 +118,7 @@ pub(crate) struct ThreadsArgs {
 }
 
 impl ThreadsArgs {
-    /// The threads for each machine when this number of machines is stored at the same time.
+    /// Returns the number of threads per machine when this many machines are stored concurrently.
     pub(crate) fn parallelism(&self, machines: usize) -> Parallelism {
         Parallelism::new(self.threads.map(usize::from), machines)
     }
@@ -161,13 +161,13 @@ pub(crate) struct LimitReadArgs {
 }
 
 impl LimitReadArgs {
-    /// The limit, which all disks of this run share.
+    /// Returns the read limit, which all disks of this run share.
     pub(crate) fn rate_limit(&self, context: &Context) -> Option<RateLimiter> {
         Some(RateLimiter::new(self.limit_read?, context.stop.flag()))
     }
 }
 
-/// `vda=/root/vda.key`; the path becomes absolute.
+/// Parses `vda=/root/vda.key` and makes the path absolute.
 fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
     let parts = text.split_once('=').filter(|(disk, file)| !disk.is_empty() && !file.is_empty());
     let (disk, file) = parts.ok_or_else(|| "expected a disk and a file, such as vda=/root/vda.key".to_owned())?;
@@ -186,7 +186,7 @@ pub(crate) enum FreezeChoice {
 }
 
 impl CaptureArgs {
-    /// The request for a machine; it may have the disks that records on standard input named.
+    /// Builds the request for a machine, limited to the disks that records on standard input named, if any.
     pub(crate) fn request(&self, context: &Context, selection: &Selection) -> Result<SnapshotRequest, CliError> {
         let mode = match self.freeze {
             FreezeChoice::Auto => FreezeMode::Auto,

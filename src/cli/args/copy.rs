@@ -1,4 +1,4 @@
-//! The second repository of a command that copies: where points come from, or where they go.
+//! The second repository of a command that copies: the source or the destination of points.
 
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::args::value_parsers::{path_or_nothing, repositories};
@@ -22,13 +22,13 @@ pub(crate) struct CopyFromArgs {
 }
 
 impl CopyFromArgs {
-    /// The source of a point that says that it is in `recorded`.
+    /// Returns the source of a point whose record names the repository `recorded`.
     pub(crate) fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
         let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
         self.source_at(context, target, named.map_or(recorded, String::as_str))
     }
 
-    /// The source that was named; none if none was.
+    /// Returns the source that was given with a flag, if any.
     pub(crate) fn named_source(&self, context: &Context, target: &RepoArgs) -> Result<Option<RepoArgs>, CliError> {
         let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
         named.map(|url| self.source_at(context, target, url)).transpose()
@@ -63,7 +63,7 @@ pub(crate) struct CopyToArgs {
 }
 
 impl CopyToArgs {
-    /// The repositories of a backup: the first, and the second if there is one.
+    /// Returns the repositories of a backup: the first one, and the second one if there is one.
     pub(crate) fn tiers(&self, context: &Context, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
         let Some(url) = self.copy_to.as_ref().filter(|repo| !repo.is_empty()) else {
             return Ok((first.clone(), None));
@@ -75,7 +75,7 @@ impl CopyToArgs {
             of_server.map(|file| file.value().0.clone())
         };
         let second = first.other(context, url.clone(), self.copy_to_password_file.clone().or_else(configured))?;
-        // What is configured as the second is the first where it was named as that.
+        // The configured second repository may be the one that was given as the first.
         let both_of_server = second.is_of_server(context)? && first.is_of_server(context)?;
         if both_of_server || second.storage(context)?.url() == first.storage(context)?.url() {
             return Ok((first.clone(), None));

@@ -62,7 +62,7 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// The format of records.
+    /// Returns the format of records.
     pub(crate) fn format(&self) -> Format {
         match (self.json, self.table) {
             (true, _) => Format::Jsonl,
@@ -71,7 +71,7 @@ impl Global {
         }
     }
 
-    /// The configuration that applies.
+    /// Loads the configuration that applies.
     pub(crate) fn load_config(&self) -> Result<Loaded, crate::config::Error> {
         let (home, config_home) = folders::of_configurations();
         crate::config::load(self.config.as_deref(), home.as_deref(), config_home.as_deref())

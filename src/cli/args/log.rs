@@ -1,4 +1,4 @@
-//! The log of this run, and the lines that every run writes.
+//! The log of this run, and the lines that every run logs.
 
 use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::folders;
@@ -36,11 +36,11 @@ pub(crate) enum LogStyle {
     Json,
 }
 
-/// The log of the host.
+/// The host's log.
 const OF_HOST: &str = "/var/log/kvm_backup.log";
 
 impl LogArgs {
-    /// Where the log may be, the best place first.
+    /// Returns the possible log files, most preferred first.
     pub(crate) fn places(&self) -> Vec<PathBuf> {
         match &self.log_file {
             Some(file) => vec![file.clone()],
@@ -52,7 +52,7 @@ impl LogArgs {
     }
 }
 
-/// Starts the log of this run, as quiet or as verbose as was asked for.
+/// Starts the log of this run with the requested verbosity.
 pub(crate) fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &Log) {
     let level = match (quiet, verbose) {
         (true, _) => Level::Quiet,
@@ -83,14 +83,13 @@ pub(crate) fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), con
     }
 }
 
-/// systemd says in `$JOURNAL_STREAM` which file its journal is, so that a program can see whether it still writes
-/// there.
+/// Whether standard error is still the journal: systemd identifies its journal socket in `$JOURNAL_STREAM`.
 fn stderr_is_journal() -> bool {
     let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// The last line of a run.
+/// Writes the last line of a run.
 pub(crate) fn ended(run: &Run, code: ExitCode) {
     if !run.keeps_log {
         return;

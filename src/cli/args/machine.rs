@@ -1,4 +1,4 @@
-//! Which machines: from names on the command line, or from records on standard input.
+//! Selection of machines: by names on the command line, or by records on standard input.
 
 use crate::capture::{Hypervisor, Machine};
 use crate::cli::context::Context;
@@ -14,17 +14,17 @@ use std::io::IsTerminal;
 /// One machine to act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Selection {
-    /// The libvirt connection URI; none is the command line's.
+    /// The libvirt connection URI; None means that of the command line.
     pub(crate) connect: Option<String>,
-    /// Its UUID, or its name where that is all that is known.
+    /// Its UUID, or its name if only that is known.
     pub(crate) machine: String,
     /// Its name, for messages.
     pub(crate) name: String,
-    /// The disks that were named; none means all that can be backed up.
+    /// The disks that were named; None means all that can be backed up.
     pub(crate) disks: Option<Vec<String>>,
 }
 
-/// The machines that names and globs mean. A name that means none is a failure of its own; the others go on.
+/// Finds the machines that match names and globs. A name without a match is recorded as a failure; the others continue.
 pub(crate) fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Session) -> Vec<Machine> {
     let mut machines: Vec<Machine> = Vec::new();
     for name in names {
@@ -42,7 +42,7 @@ pub(crate) fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Sess
     machines
 }
 
-/// All machines of a connection; says so where there is none.
+/// Returns all machines of a connection, and prints a note if there are none.
 pub(crate) fn all(hypervisor: &Hypervisor, context: &Context) -> Result<Vec<Machine>, CliError> {
     let machines = hypervisor.machines(&[])?;
     if machines.is_empty() {
@@ -51,7 +51,7 @@ pub(crate) fn all(hypervisor: &Hypervisor, context: &Context) -> Result<Vec<Mach
     Ok(machines)
 }
 
-/// What to do where libvirt has no machines: those of a host are rarely on the connection of one user.
+/// Returns a hint for when libvirt has no machines: a host's machines are rarely on a user's own connection.
 fn no_machines_hint(uri: &str) -> &'static str {
     match uri {
         "qemu:///session" => "the machines of a host are usually on qemu:///system: run 'sudo kvmb vms'",
@@ -59,7 +59,7 @@ fn no_machines_hint(uri: &str) -> &'static str {
     }
 }
 
-/// Machines as selections.
+/// Turns machines into selections.
 pub(crate) fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
     let selection = |machine: &Machine| Selection {
         connect: Some(hypervisor.uri().to_owned()),
@@ -70,12 +70,12 @@ pub(crate) fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selec
     machines.iter().map(selection).collect()
 }
 
-/// The machines and disks on standard input, grouped; a machine with a failure is left out.
+/// Reads machines and disks from standard input, grouped by machine. Leaves out machines with a failure.
 pub(crate) fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     gather(stdin_records(session.command(), "machines", &context.stop)?, session)
 }
 
-/// The machines and disks on standard input or, when nothing comes, those that the configuration selects.
+/// Reads machines and disks from standard input or, if it is empty, takes those that the configuration selects.
 pub(crate) fn from_stdin_or_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     if context.config().selected_vms.is_empty() {
         return match std::io::stdin().is_terminal() {
@@ -83,7 +83,7 @@ pub(crate) fn from_stdin_or_config(context: &Context, session: &mut Session) -> 
             false => from_stdin(context, session),
         };
     }
-    // A terminal or /dev/null says nothing; only a pipe can.
+    // A terminal or /dev/null provides no records; only a pipe or a file can.
     let stdin = std::io::stdin();
     let is_device =
         fs::fstat(&stdin).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
@@ -96,10 +96,10 @@ pub(crate) fn from_stdin_or_config(context: &Context, session: &mut Session) -> 
     from_config(context, session)
 }
 
-/// How many machines are named to somebody who named none.
+/// Maximum number of machines listed when none was named.
 const MOST_NAMED: usize = 20;
 
-/// That no machine was named, with those that could be.
+/// Returns the error for when no machine was named, after listing the available machines.
 fn none_chosen(context: &Context) -> CliError {
     let error = CliError::usage("no machines given");
     let known = context.hypervisor(None).and_then(|hypervisor| {
@@ -123,7 +123,7 @@ fn none_chosen(context: &Context) -> CliError {
     error.hint(format!("run 'kvmb backup {first}' for one of them, or 'kvmb backup --all' for all"))
 }
 
-/// The machines that `selected_vms` of the configuration takes.
+/// Returns the machines that `selected_vms` of the configuration selects.
 fn from_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     let (taken, left_out): (Vec<_>, Vec<_>) = context.config().selected_vms.iter().partition(|(_, taken)| **taken);
     let taken: Vec<String> = taken.into_iter().map(|(name, _)| name.text().to_owned()).collect();
@@ -154,10 +154,10 @@ fn gather(
             Record::Disk(disk) => {
                 let same = |s: &&mut Selection| s.machine == disk.uuid && s.connect.as_ref() == Some(&disk.connect);
                 let known = selections.iter_mut().find(same);
-                // A machine with no disk to back up is one of them all the same.
+                // A machine without disks to back up is selected too.
                 let named = disk.included.then_some(disk.disk);
                 match known {
-                    // A selection without disks is the whole machine already.
+                    // A selection without disks already means the whole machine.
                     Some(selection) => {
                         if let Some(disks) = &mut selection.disks {
                             disks.extend(named);

@@ -1,4 +1,4 @@
-//! How long files that a command writes are locked.
+//! How long the files that a command writes are locked.
 
 use crate::cli::args::copy::CopyToArgs;
 use crate::cli::args::repo::RepoArgs;
@@ -22,8 +22,8 @@ pub(crate) struct LockForArgs {
 }
 
 impl LockForArgs {
-    /// Has what is written to the repository, and to the second one, locked. One of them must be in a bucket. To be
-    /// called before either is opened.
+    /// Requests object locks for everything written to the first and the second repository. One of them must be in a
+    /// bucket. Must be called before either is opened.
     pub(crate) fn apply(
         &self,
         context: &Context,

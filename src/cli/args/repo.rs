@@ -1,4 +1,4 @@
-//! Which repository, and its password: the flags and variables that mean the same for every command.
+//! The repository and its password: flags and variables that have the same meaning for every command.
 
 use crate::atomic_file;
 use crate::cli::args::value_parsers::{duration, path_or_nothing, rate, repositories};
@@ -19,19 +19,20 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// The repository's folder where backup_path of the configuration has other things in it, as that of kvm_backup may.
+/// The repository's folder inside `backup_path` of the configuration if that contains other files, such as those of
+/// kvm_backup.
 pub(crate) const OWN_FOLDER: &str = "kvmb";
 
 /// How often a person may try a password, as with ssh.
 const TRIES: u32 = 3;
 
-/// How long a lost connection is tried again by whoever only watches.
+/// How long a command that only watches retries a lost connection.
 const WATCHING: Duration = Duration::from_secs(10);
 
-/// What a generated key file holds: 64 hexadecimal digits and a line end.
+/// The size of a generated key file: 64 hexadecimal digits and a newline.
 const KEY_FILE_BYTES: u64 = 65;
 
-/// How long another run may take to write it.
+/// How long to wait for another run that is writing the key file.
 const KEY_WAIT: Duration = Duration::from_secs(10);
 
 /// The repository of a command.
@@ -110,44 +111,44 @@ pub(crate) struct RepoArgs {
     pub(crate) lock_for: Option<Duration>,
 }
 
-/// The default repository, which kvmb creates itself.
+/// The default repository, which kvmb creates automatically.
 #[derive(Debug, Clone)]
 pub(crate) struct DefaultRepo {
-    /// Its folder.
     pub(crate) folder: PathBuf,
-    /// The file with its generated password.
+    /// The file with the generated password.
     pub(crate) key_file: PathBuf,
 }
 
 impl DefaultRepo {
-    /// `/var/lib/kvmb` for root, `$XDG_DATA_HOME/kvmb` (`~/.local/share/kvmb`) for others.
+    /// Returns `/var/lib/kvmb` for root, `$XDG_DATA_HOME/kvmb` (`~/.local/share/kvmb`) for other users.
     pub(crate) fn locate() -> Result<DefaultRepo, CliError> {
         let base = data_folder()?;
         Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
     }
 
-    /// Whether it has been made, with its key: one without is being created, or its creator died.
+    /// Whether the repository exists and has a key. Without a key it is being created, or its creation was interrupted.
     pub(crate) fn exists(&self) -> bool {
         let has_key = || fs::read_dir(self.folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
         self.folder.join("config").exists() && has_key()
     }
 
-    /// Whether nobody has begun to make it. One whose key is there was made, and its folder may not be mounted.
+    /// Whether no creation was ever started. If the key file exists, the repository was created, and its folder may not
+    /// be mounted.
     fn was_never_created(&self) -> bool {
         !self.folder.exists() && !self.key_file.exists()
     }
 
-    /// The file beside it that says that its key is not only here.
+    /// Returns the marker file which says that the key is also kept elsewhere.
     pub(crate) fn exported_mark(&self) -> PathBuf {
         self.key_file.with_extension("exported")
     }
 
-    /// Whether its key was exported or another password was added: else it dies with this host.
+    /// Whether the key was exported or another password was added. Otherwise it is lost with this host.
     pub(crate) fn is_key_kept_elsewhere(&self) -> bool {
         self.exported_mark().exists()
     }
 
-    /// Makes the key file, if there is none. Of several runs that do so, one does; the others use its file.
+    /// Creates the key file if it does not exist. One of several concurrent runs succeeds; the others use its file.
     fn ensure_key(&self) -> Result<(), CliError> {
         make_data_folder()?;
         let secret: [u8; 32] = rand::random();
@@ -159,8 +160,8 @@ impl DefaultRepo {
         }
     }
 
-    /// The generated password, if the key file exists. Where the file system has no hard links, the file is short while
-    /// another run writes it.
+    /// Returns the generated password, if the key file exists. On a file system without hard links, the file is
+    /// incomplete while another run writes it; waits for that.
     fn key(&self, limit: Duration) -> Result<Option<Password>, CliError> {
         while fs::metadata(&self.key_file).is_ok_and(|metadata| is_being_written(&metadata)) {
             thread::sleep(Duration::from_millis(50));
@@ -169,19 +170,19 @@ impl DefaultRepo {
     }
 }
 
-/// Whether a generated key file is so short and so young that another run may still be at it.
+/// Whether a generated key file is so short and so recent that another run may still be writing it.
 fn is_being_written(file: &fs::Metadata) -> bool {
     let age = file.modified().ok().and_then(|modified| modified.elapsed().ok());
     file.len() < KEY_FILE_BYTES && age.is_some_and(|age| age < KEY_WAIT)
 }
 
 impl RepoArgs {
-    /// Whether a repository was named, by flag or environment.
+    /// Whether a repository was given by flag or environment.
     pub(crate) fn is_named(&self) -> bool {
         self.repo.as_ref().is_some_and(|repo| !repo.is_empty())
     }
 
-    /// The address: what was named, else this host's own.
+    /// Returns the address: the given one, or that of the default repository.
     pub(crate) fn url(&self) -> Result<String, CliError> {
         match self.repo.as_ref().filter(|repo| !repo.is_empty()) {
             Some(url) => Ok(url.clone()),
@@ -189,8 +190,8 @@ impl RepoArgs {
         }
     }
 
-    /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that
-    /// comes of one context shares the connections to a server.
+    /// Returns the storage of the repository, with retries and rate limits. Storages of the same context share their
+    /// connections to a server.
     pub(crate) fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
         let mut storage = context.storage(&self.url()?, self)?;
         let stop = context.stop.flag();
@@ -200,15 +201,15 @@ impl RepoArgs {
         let mut policy = RetryPolicy::default();
         match self.retry_for {
             Some(time) => policy.known = time,
-            // Somebody who waits at a terminal sees at once that a server does not answer, and can try again.
+            // A user at a terminal should see at once that a server does not respond, and can try again.
             None if prompt::possible(context) => policy.unknown = Duration::ZERO,
             None => {}
         }
         Ok(Arc::new(RetryStorage::new(storage, policy, stop)))
     }
 
-    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's,
-    /// or that of this host's own repository, if the other is that.
+    /// Returns another repository that is accessed in the same way. Its password is in `password_file`; without that,
+    /// it has the same password as this one, or its own key file if it is the default repository.
     pub(crate) fn other(
         &self,
         context: &Context,
@@ -229,10 +230,10 @@ impl RepoArgs {
         Ok(other)
     }
 
-    /// Whether this is the repository of the configuration's backup server, under either of its addresses.
+    /// Whether this is the repository of the configured backup server, under either of its addresses.
     pub(crate) fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
         let Some(server) = context.config().remote_url() else { return Ok(false) };
-        // A folder of this host is at hand whether or not the way to a server can be told.
+        // A local folder needs no lookup of the server's address, which may fail.
         if !self.url()?.starts_with("sftp:") {
             return Ok(false);
         }
@@ -241,8 +242,8 @@ impl RepoArgs {
         Ok(url == server || url == format!("{server}/{OWN_FOLDER}"))
     }
 
-    /// The same, looked at: where the backup_path of the configuration holds other things, and no repository, the
-    /// repository is a folder of its own in there.
+    /// Like `storage`, but inspects the storage: if the configured `backup_path` contains other files and no
+    /// repository, returns the subfolder for kvmb's repository.
     pub(crate) fn settled_storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
         let storage = self.storage(context)?;
         let Some(server) = context.config().remote_url() else { return Ok(storage) };
@@ -252,8 +253,7 @@ impl RepoArgs {
         RepoArgs { repo: Some(format!("{server}/{OWN_FOLDER}")), ..self.clone() }.storage(context)
     }
 
-    /// Opens the repository. Somebody who is asked for its password may mistype it twice; nobody is asked where there
-    /// is no repository.
+    /// Opens the repository. A user may mistype the password twice, and is not asked if there is no repository.
     pub(crate) fn open(&self, context: &Context) -> Result<Repository, CliError> {
         if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
             return Err(CliError::new(Code::NoRepository, "no backups on this host yet")
@@ -279,8 +279,8 @@ impl RepoArgs {
         }
     }
 
-    /// Opens the repository with the key that the process that started this one sends through standard input; with the
-    /// password where that key does not fit.
+    /// Opens the repository with the key that the parent process sends through standard input, or with the password if
+    /// that key does not match.
     pub(crate) fn open_with_handed_key(&self, context: &Context) -> Result<Repository, CliError> {
         let handed = HandedKey::receive(std::io::stdin().lock()).unwrap_or_else(|error| {
             tracing::debug!("no key on standard input: {error}");
@@ -298,8 +298,8 @@ impl RepoArgs {
         Repository::open_with(storage, password, key_cache.as_ref(), self.cache_base().as_deref())
     }
 
-    /// Opens the repository if a person must type its password, so that this happens now and not hours later. A
-    /// repository that is not there or out of reach is left to whoever opens it later.
+    /// Opens the repository if the user has to type its password, so that this happens now and not hours later. A
+    /// missing or unreachable repository is left to later steps.
     pub(crate) fn open_if_asked(&self, context: &Context) -> Result<Option<Repository>, CliError> {
         if self.given_password(context)?.is_some() {
             return Ok(None);
@@ -313,7 +313,7 @@ impl RepoArgs {
         }
     }
 
-    /// Looks whether the repository can be reached, and opens it if it has a password without a question.
+    /// Checks whether the repository is reachable, and opens it if its password is available without asking.
     pub(crate) fn probe(&self, context: &Context) -> Result<Reached, CliError> {
         if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
             return Ok(Reached::NotCreatedYet);
@@ -325,7 +325,7 @@ impl RepoArgs {
         match self.given_password(context)? {
             Some(password) => {
                 let key_cache = self.key_cache.map(KeyCache::new);
-                // What is to be known is what is there, not what this host has kept.
+                // Without the cache: this checks the repository itself.
                 Repository::open_with(storage, &password, key_cache.as_ref(), None)?;
                 Ok(Reached::Opened)
             }
@@ -333,19 +333,19 @@ impl RepoArgs {
         }
     }
 
-    /// The same for whoever watches, and wants an answer: a connection that is lost is not tried again for long.
+    /// Like this, but for monitoring: does not retry a lost connection for long.
     pub(crate) fn in_a_hurry(&self) -> RepoArgs {
         RepoArgs { retry_for: Some(self.retry_for.unwrap_or(WATCHING)), ..self.clone() }
     }
 
-    /// Whether there is a repository to open, and nobody to be asked for anything.
+    /// Whether there is a repository that can be opened without asking the user.
     pub(crate) fn can_open_unasked(&self, context: &Context) -> bool {
         let is_there = self.is_named() || DefaultRepo::locate().is_ok_and(|default| default.exists());
         is_there && !prompt::possible(context)
     }
 
-    /// Opens the repository for storing: this host's own is made when it is not there yet. Of several runs that do so
-    /// at once, one makes it and the others use it.
+    /// Opens the repository for storing, and creates the default repository if it does not exist. One of several
+    /// concurrent runs creates it, and the others use it.
     pub(crate) fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if self.is_named() || Repository::presence(&*self.storage(context)?)? == Presence::Repository {
             return self.open(context);
@@ -356,7 +356,7 @@ impl RepoArgs {
         }
     }
 
-    /// Makes this host's own repository, which must not exist.
+    /// Creates the default repository, which must not exist.
     pub(crate) fn create_default(&self, context: &Context) -> Result<Repository, CliError> {
         Ok(self.try_to_create_default(context)??)
     }
@@ -376,7 +376,7 @@ impl RepoArgs {
         Ok(made.map(|repo| self.remembered(repo)))
     }
 
-    /// The password that the configuration has for this repository.
+    /// Returns the password that the configuration has for this repository.
     fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         let config = context.config();
         let is_second = || self.repo.is_some() && self.repo == config.second_repo();
@@ -390,7 +390,7 @@ impl RepoArgs {
         command.map(|command| secret::from_command(command.text(), origin, context.password_limit())).transpose()
     }
 
-    /// The password, from the first place that has one; else a person is asked.
+    /// Returns the password from the first source that has one, or asks the user.
     pub(crate) fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         match self.given_password(context)? {
             Some(password) => Ok(password),
@@ -416,7 +416,7 @@ impl RepoArgs {
         if is_default {
             return default.key(context.password_limit());
         }
-        // The server's repository is the copy of this host's own where the configuration names no other.
+        // If the configuration names no primary repository, the server's repository is the copy of the default one.
         let is_copy_of_default =
             || Ok::<_, CliError>(context.config().primary_repo().is_none() && self.is_of_server(context)?);
         let shared = match &self.shared_key {
@@ -427,7 +427,7 @@ impl RepoArgs {
         shared.map(|key| secret::from_file(key, context.password_limit())).transpose()
     }
 
-    /// A repository of which this host remembers what may help the next run.
+    /// Attaches the caches that this host keeps for the repository.
     fn remembered(&self, repo: Repository) -> Repository {
         let repo = match state_folder() {
             Ok(folder) => repo.remembered_in(&folder),
@@ -439,7 +439,7 @@ impl RepoArgs {
         }
     }
 
-    /// Where copies of repositories are kept, if anywhere.
+    /// Returns the folder for repository caches, unless caching is disabled.
     fn cache_base(&self) -> Option<PathBuf> {
         let named = self.cache_dir.clone().filter(|folder| !folder.as_os_str().is_empty());
         named.or_else(cache_folder).filter(|_| !self.no_cache)
@@ -459,19 +459,19 @@ impl RepoArgs {
     }
 }
 
-/// What a look at a repository came to.
+/// The result of checking a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reached {
     /// It was opened.
     Opened,
-    /// It is there; nobody was asked for its password.
+    /// It exists; its password is not available without asking.
     WithoutPassword,
-    /// It is this host's own, and the first backup makes it.
+    /// It is the default repository, which the first backup creates.
     NotCreatedYet,
 }
 
 impl Reached {
-    /// In words for people.
+    /// Describes the result in words.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Reached::Opened => "the repository can be opened",
@@ -481,16 +481,16 @@ impl Reached {
     }
 }
 
-/// What a password is asked for.
+/// The purpose of a password prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To open what is there.
+    /// The password opens an existing repository.
     Open,
-    /// To be asked for twice.
+    /// The password is new and must be typed twice.
     Create,
 }
 
-/// An error of the storage, with its kind.
+/// Converts an error of the storage, with its kind.
 pub(crate) fn storage_error(error: storage::Error) -> CliError {
     match error {
         storage::Error::BadUrl { .. } => CliError::usage(error.to_string()),

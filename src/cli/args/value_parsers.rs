@@ -1,4 +1,4 @@
-//! Values of arguments: sizes, rates, shares, times, paths, names.
+//! Parsers for argument values: sizes, rates, percentages, times, paths, names.
 
 use crate::cli::folders;
 use crate::config;
@@ -10,37 +10,37 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Bytes a second.
+/// Parses a rate in bytes per second.
 pub(crate) fn rate(text: &str) -> Result<NonZeroU32, String> {
     let size = text.to_ascii_uppercase().parse::<Size>().ok();
-    // More than fits is no limit that anybody would notice.
+    // Rates beyond 4 GiB/s are no limit in practice.
     let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     bytes.and_then(NonZeroU32::new).ok_or_else(|| "expected bytes per second, such as 500K or 10M".to_owned())
 }
 
-/// A number of bytes that is not nothing.
+/// Parses a positive number of bytes.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let size = text.to_ascii_uppercase().parse::<Size>().ok().filter(|size| size.0 > 0);
     size.map(|size| size.0).ok_or_else(|| "expected a size, such as 512M or 2G".to_owned())
 }
 
-/// The size of a disk's chunks.
+/// Parses the size of a disk's chunks.
 pub(crate) fn chunk_size(text: &str) -> Result<ChunkSize, String> {
     text.to_ascii_uppercase().parse::<ChunkSize>().map_err(|error| error.to_string())
 }
 
-/// A share of a whole, from 0 to 1.
+/// Parses a percentage into a share from 0 to 1.
 pub(crate) fn percent(text: &str) -> Result<f64, String> {
     text.parse::<Share>().map(|share| share.0).map_err(|error| error.to_string())
 }
 
-/// A length of time that is not nothing.
+/// Parses a positive duration.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span = text.parse::<ShortDuration>().ok().filter(|span| !span.0.is_zero());
     span.map(|span| span.0).ok_or_else(|| ShortDuration::RULE.to_owned())
 }
 
-/// A name for a new machine, as libvirt takes it.
+/// Parses a name for a new machine, by libvirt's rules.
 pub(crate) fn machine_name(text: &str) -> Result<String, String> {
     let is_name = !["", ".", ".."].contains(&text.trim()) && !text.contains(['/', '\n']);
     is_name
@@ -48,12 +48,12 @@ pub(crate) fn machine_name(text: &str) -> Result<String, String> {
         .ok_or_else(|| "a machine name must not be empty or contain '/' or a line break".into())
 }
 
-/// A path; an empty one, as from an empty variable, is as good as none.
+/// Accepts a path. An empty one, as from an empty variable, means none.
 pub(crate) fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// Folders, beginnings of addresses, and what the configuration names.
+/// Completes folders, address prefixes and the configured repositories.
 pub(crate) fn repositories() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let mut found = PathCompleter::dir().complete(current);
@@ -65,7 +65,7 @@ pub(crate) fn repositories() -> ArgValueCompleter {
     })
 }
 
-/// Those on servers: a folder is a folder of this host.
+/// Returns the configured repositories on servers. Local ones are completed as folders.
 fn configured_repositories() -> Vec<String> {
     let (home, configurations) = folders::of_configurations();
     let named = std::env::var_os("KVMB_CONFIG").map(PathBuf::from).filter(|file| !file.as_os_str().is_empty());

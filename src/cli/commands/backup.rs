@@ -134,10 +134,10 @@ pub(crate) struct BackupArgs {
     copy: CopyToArgs,
 }
 
-/// How deep --verify verifies a new point.
+/// How thoroughly --verify verifies a new point.
 const NEW_POINT_DEPTH: VerifyDepth = VerifyDepth::Full;
 
-/// What all machines of one run share.
+/// State that all machines of one run share.
 #[derive(Clone, Copy)]
 struct BackupRun<'a> {
     repo: &'a Repository,
@@ -172,7 +172,7 @@ impl BackupArgs {
         let opened = OpenedRepos::default();
         let done = hooks.around_run(session, |session| {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
-            // To make a key of a password takes as long as to reach libvirt.
+            // Deriving a key from the password takes as long as connecting to libvirt, so do both concurrently.
             let (selected, opening) = std::thread::scope(|scope| {
                 let opening =
                     first.can_open_unasked(context).then(|| helper_thread::start(scope, || first.open(context)));
@@ -187,7 +187,7 @@ impl BackupArgs {
                 return Ok(());
             }
             let repo = opening.unwrap_or_else(|| first.open_or_create_default(context));
-            // Wrong usage is reported before a machine is touched; that the second repository cannot be had, after the
+            // Report usage errors before touching a machine. An unreachable second repository is reported after the
             // backup.
             let repo = repo.and_then(|repo| {
                 let asked = second.as_ref().map(|second| second.open_if_asked(context)).transpose()?;
@@ -223,9 +223,10 @@ impl BackupArgs {
         done
     }
 
-    /// The repositories that are pruned after the backup, by address: those that have rules.
+    /// Returns the addresses of the repositories to prune after the backup: those that have rules.
     ///
-    /// Fails if pruning is asked for and there are no rules: that should be known before the backup, and not a month of
+    /// Fails if pruning is requested and there are no rules: better to report that before the backup than after a month
+    /// of backups.
     /// backups later.
     fn repos_to_prune(&self, context: &Context) -> Result<Vec<String>, CliError> {
         if !self.prune || self.no_prune {
@@ -248,7 +249,7 @@ impl BackupArgs {
         Ok(ruled)
     }
 
-    /// Writes the metrics of the configuration, if it wants any, from the repositories that the run has open.
+    /// Writes the metrics file if the configuration names one, using the repositories that the run has open.
     fn update_monitoring(&self, context: &Context, opened: OpenedRepos) {
         if context.config().status.prometheus_textfile.is_none() {
             return;
@@ -258,7 +259,7 @@ impl BackupArgs {
             let not_opened = || CliError::failed("it was not opened in this run");
             let repo = match opened.first.into_inner() {
                 Some(repo) => Ok(repo),
-                // A hook ended the run before, perhaps; nobody is asked for a password only for this.
+                // A hook may have ended the run early. Do not ask for a password only for the metrics.
                 None if first.can_open_unasked(context) => first.in_a_hurry().open(context),
                 None => Err(not_opened()),
             };
@@ -276,7 +277,7 @@ impl BackupArgs {
         }
     }
 
-    /// Verifies a part of the repositories that this run has written to, all that others wrote there included.
+    /// Verifies a sample of the repositories that this run has written to, including data from other hosts.
     fn verify_samples(&self, context: &Context, opened: &OpenedRepos, session: &mut Session) -> Result<(), CliError> {
         let Some(share) = self.verify_sample.filter(|share| *share > 0.0) else {
             return Ok(());
@@ -377,8 +378,8 @@ impl BackupArgs {
         Ok(verify_points(context, repo, point)?)
     }
 
-    /// Copies to the second repository what it does not have yet of these machines' points. They may have failed this
-    /// time: then it is what earlier runs could not copy.
+    /// Copies to the second repository the points of these machines that it does not have yet. This includes machines
+    /// whose backup failed: earlier runs may have left points to copy.
     fn copy_all(
         &self,
         context: &Context,
@@ -431,8 +432,9 @@ impl BackupArgs {
                         session.stored(copy);
                     }
                     Err(error) => {
-                        // The next point may be whole; after anything else, the next run goes on here: a later point
-                        // is not copied before this one, which would then look as if it had been there.
+                        // The next point may be intact. After any other error, the next run continues here: no later
+                        // point is copied before this one, because it would then look as if this one had been copied
+                        // too.
                         let is_of_this_point =
                             matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
                         let error = CliError::from(error);
@@ -456,7 +458,7 @@ impl BackupArgs {
     }
 }
 
-/// The error of a copy, which loses nothing of the first repository.
+/// Returns the error of a failed copy, which does not affect the first repository.
 fn not_copied(error: CliError, first: &Repository) -> CliError {
     let message = format!("not copied: {}; the points in {} are safe", error.message, first.url());
     let error = CliError { message, ..error };
@@ -466,7 +468,7 @@ fn not_copied(error: CliError, first: &Repository) -> CliError {
     }
 }
 
-/// The message after an interrupted copy.
+/// Returns the message after an interrupted copy.
 fn copies_kept(first: &Repository, copied: usize) -> String {
     let points = if copied == 1 { "1 point was copied".to_owned() } else { format!("{copied} points were copied") };
     format!(
@@ -475,8 +477,8 @@ fn copies_kept(first: &Repository, copied: usize) -> String {
     )
 }
 
-/// Prunes the repositories of a run that have rules. The backup is done: a failure is reported, and the exit code says
-/// that not everything was done.
+/// Prunes the repositories of a run that have rules. The backup is complete: a failure is reported, and the exit code
+/// says that the run was incomplete.
 fn prune_all(context: &Context, opened: &OpenedRepos, has_second: bool, session: &mut Session) -> Result<(), CliError> {
     context.stop.check()?;
     if session.outcome() == ExitCode::Damage {
@@ -494,7 +496,7 @@ fn prune_all(context: &Context, opened: &OpenedRepos, has_second: bool, session:
             continue;
         }
         let is_first = first.is_some_and(|first| first.url() == url);
-        // What the second repository does not have yet stays in the first one.
+        // Points that the second repository does not have yet stay in the first one.
         let pruned = match is_first && has_second && copied_to.is_none() {
             true => Err(CliError::failed("the points in the second repository cannot be listed")),
             false => prune_after_backup(context, repo, copied_to, session),
@@ -514,7 +516,7 @@ fn prune_all(context: &Context, opened: &OpenedRepos, has_second: bool, session:
     Ok(())
 }
 
-/// The points that a run made, without those that it copied.
+/// Returns the points that a run created, without those that it copied.
 fn new_points(session: &Session) -> impl Iterator<Item = &Point> {
     session.kept_records().iter().filter_map(|record| match record {
         Record::Point(point) if point.copied.is_none() => Some(point),
@@ -522,7 +524,7 @@ fn new_points(session: &Session) -> impl Iterator<Item = &Point> {
     })
 }
 
-/// Prints, after an interruption, which part of the backup is done.
+/// Prints how much of the backup is complete, after an interruption.
 fn report_kept(session: &Session, selected: usize) {
     let done = new_points(session).filter(|point| point.verified.is_none() || point.damage.is_empty()).count();
     if done < selected {
@@ -533,7 +535,7 @@ fn report_kept(session: &Session, selected: usize) {
     }
 }
 
-/// Closes the table of a run with its totals.
+/// Ends the table of a run with its totals.
 fn summarize(context: &Context, session: &mut Session) {
     let points: Vec<&Point> = new_points(session).collect();
     if points.is_empty() {
@@ -550,7 +552,7 @@ fn summarize(context: &Context, session: &mut Session) {
     session.close_table(&line);
 }
 
-/// Notes how large the repositories are where this run stored something, and how much is free, for `kvmb status`.
+/// Records the size and the free space of the repositories that this run wrote to, for `kvmb status`.
 fn note_space(context: &Context, opened: &OpenedRepos) {
     for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
         let history = HistoryRecorder::of(context, &repo.url());
@@ -574,14 +576,15 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
     let hypervisor = context.hypervisor(None)?;
     let machines = hypervisor.machines(&[])?;
     if machines.is_empty() {
-        // As when no machine is named: a schedule that asks the wrong libvirt must not look like a backup.
+        // Fail as if no machine had been named: a schedule on the wrong libvirt connection must not look like a
+        // successful backup.
         return Err(CliError::usage(format!("no machines to back up: {} has none", hypervisor.uri()))
             .hint("choose the connection that has the machines: kvmb -c URI backup --all"));
     }
     Ok(machine::select(&hypervisor, &machines))
 }
 
-/// Reads a new point back.
+/// Verifies a new point by reading it back.
 fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
     let _lock = ops::repo_lock::lock(repo, LockMode::Shared, &context.stop)?;
     let index = repo.load_index()?;

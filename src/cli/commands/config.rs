@@ -60,12 +60,12 @@ enum ConfigCommand {
 }
 
 impl ConfigArgs {
-    /// Whether the configuration has to be right: not for the command that is to check it.
+    /// Whether the command needs a valid configuration. The command that checks it does not.
     pub(crate) fn needs_config(&self) -> bool {
         matches!(self.command, ConfigCommand::Show { .. })
     }
 
-    /// Whether it changes the file.
+    /// Whether the command changes the file.
     pub(crate) fn changes(&self) -> bool {
         matches!(self.command, ConfigCommand::Set(_))
     }
@@ -95,7 +95,7 @@ impl ConfigArgs {
     }
 }
 
-/// What a key that names a file or folder stands for if it is not set; none for other keys.
+/// Returns the default of a key that names a file or folder; None for other keys.
 fn default_path(context: &Context, key: &str) -> Result<Option<PathBuf>, CliError> {
     Ok(match key {
         "repo" => Some(DefaultRepo::locate()?.folder),
@@ -137,7 +137,8 @@ fn summary(loaded: &Loaded) -> String {
     }
 }
 
-/// What the configuration names and this host does not have, with what to do. It may be there at night.
+/// Returns the paths and programs of the configuration that do not exist on this host, with hints. They may exist when
+/// the backup runs.
 fn missing(config: &Config) -> Vec<(String, &'static str)> {
     let mut found = Vec::new();
     let files: [(&str, &Option<WithText<AbsolutePath>>); 4] = [
@@ -163,7 +164,7 @@ fn missing(config: &Config) -> Vec<(String, &'static str)> {
     found
 }
 
-/// Whether this could be started: a path to something executable, or a name on the search path.
+/// Whether this is a path to an executable file, or the name of one on the search path.
 fn is_program(name: &str) -> bool {
     let executable =
         |path: &Path| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long another change may take.
+/// How long another change of the file may take.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Change keys of the configuration file.
@@ -53,7 +53,7 @@ pub(crate) struct ConfigSetArgs {
 }
 
 impl ConfigSetArgs {
-    /// `KEY=VALUE`, for another command.
+    /// Returns the arguments for `KEY=VALUE` changes by another command.
     pub(super) fn of(changes: Vec<String>, dry_run: bool) -> ConfigSetArgs {
         ConfigSetArgs { changes, unset: Vec::new(), if_sha256: None, dry_run }
     }
@@ -72,7 +72,7 @@ impl ConfigSetArgs {
             Err(error) => return fail(session, of_config(error)),
         };
         let path = match &loaded.file {
-            // The file itself, not a link to it, is replaced.
+            // Replace the file itself, not a symbolic link to it.
             Some(path) => fs::canonicalize(path).unwrap_or_else(|_| path.clone()),
             None => place_of_new()?,
         };
@@ -103,7 +103,7 @@ impl ConfigSetArgs {
         };
         let changed = before.is_none() || old != new;
         if changed && !self.dry_run {
-            // Secrets are only ever in a file that nobody else can read.
+            // Nobody else may read a file with secrets.
             let mode = fs::metadata(&path).map_or(0o600, |found| found.mode() & 0o7777);
             let has_secret = config::SECRET_KEYS.iter().any(|key| value_of(&said, key).is_some());
             let mode = if has_secret { mode & !0o004 } else { mode };
@@ -150,7 +150,7 @@ fn difference(path: &Path, old: &str, new: &str) -> String {
     TextDiff::from_lines(old, new).unified_diff().context_radius(3).header(&name, &name).to_string()
 }
 
-/// Several changes at once come one after the other.
+/// Locks the folder, to serialise concurrent changes.
 fn lock_folder(path: &Path) -> std::io::Result<File> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
@@ -165,7 +165,7 @@ fn lock_folder(path: &Path) -> std::io::Result<File> {
     }
 }
 
-/// Where a configuration is made that does not exist yet.
+/// Returns the path for a new configuration file.
 fn place_of_new() -> Result<PathBuf, CliError> {
     if rustix::process::geteuid().is_root() {
         return Ok(config::file::OF_HOST.into());
@@ -184,7 +184,7 @@ fn refused(path: &Path, refusal: DocumentError) -> config::Error {
     }
 }
 
-/// Reports every fault of the configuration.
+/// Reports every error of the configuration.
 fn fail(session: &mut Session, errors: Vec<CliError>) -> Result<(), CliError> {
     errors.into_iter().for_each(|error| session.fail(Default::default(), error));
     Ok(())

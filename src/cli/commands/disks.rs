@@ -62,7 +62,7 @@ impl DisksArgs {
 
 type ListedMachine = (About, Result<Inventory, CliError>);
 
-/// The disks of a machine, and what else of it a backup would not have, one sentence each.
+/// The disks of a machine, and what else a backup of it would lack, one sentence each.
 struct Inventory {
     disks: Vec<Disk>,
     left_out: Vec<String>,
@@ -76,7 +76,7 @@ fn list(hypervisor: &Hypervisor, machine: &Machine) -> ListedMachine {
 fn inventory_of(hypervisor: &Hypervisor, machine: &Machine) -> Result<Inventory, CliError> {
     let disks = inventory::disks(hypervisor, machine)?;
     let mut left_out = Vec::new();
-    // The files of another host cannot be looked at.
+    // The files of another host cannot be inspected.
     if hypervisor.is_local() {
         let (missing, outside) = machine.missing_parts()?;
         let name = machine.name();
@@ -92,7 +92,7 @@ fn inventory_of(hypervisor: &Hypervisor, machine: &Machine) -> Result<Inventory,
     Ok(Inventory { disks, left_out })
 }
 
-/// Opens libvirt for this one machine only: the stage before may still need it.
+/// Opens libvirt for this machine only: the previous stage may still need it.
 fn of_record(context: &Context, record: &crate::record::Machine) -> ListedMachine {
     let about = About::machine(&record.connect, &record.machine);
     let listed = context.hypervisor(Some(&record.connect)).and_then(|hypervisor| {

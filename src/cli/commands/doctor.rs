@@ -111,7 +111,7 @@ impl DoctorArgs {
         Ok(())
     }
 
-    /// Whether the repositories can be reached, and opened where nobody has to be asked for a password.
+    /// Checks whether the repositories are reachable, and opens them if that needs no password prompt.
     fn check_repositories(&self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let (first, second) = self.copy.tiers(context, &self.repo)?;
         for (name, repo) in [("repository", Some(first)), ("copy", second)] {
@@ -135,7 +135,7 @@ impl DoctorArgs {
     }
 }
 
-/// That another user than root sees no machines at all: those of the host belong to root's libvirt.
+/// Reports that a user other than root sees no machines at all: the host's machines belong to root's libvirt.
 fn has_no_machines(hypervisor: &Hypervisor, names: &[String], machines: &[Machine]) -> Option<Check> {
     let is_unexpected = names.is_empty() && machines.is_empty() && !rustix::process::geteuid().is_root();
     let detail = format!("no machines on {}, and kvmb does not run as root", hypervisor.uri());
@@ -151,7 +151,7 @@ fn check_key(session: &mut Session) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Resources that could not be inspected.
+/// Returns the check for resources that could not be inspected.
 fn refused(check: &str, error: CliError) -> Check {
     let refused = Check::new(check, host_name(), Status::Critical, error.message);
     match error.hint {
@@ -189,7 +189,7 @@ fn check(finding: Finding, context: &Context) -> Check {
     Check { hint, ..Check::new(check, target, finding.status, detail) }
 }
 
-/// Commands that can be pasted into a shell, whatever a machine is called.
+/// Builds commands that can be pasted into a shell, whatever the machine's name.
 struct ShellCommands<'a> {
     machine: &'a str,
     connect: Option<&'a str>,
@@ -208,7 +208,7 @@ impl ShellCommands<'_> {
     }
 }
 
-/// A word for a shell. One with a zero byte cannot be one.
+/// Quotes a word for a shell. A word with a NUL byte cannot be quoted.
 fn quoted(word: &str) -> Cow<'_, str> {
     shlex::try_quote(word).unwrap_or(Cow::Borrowed("…"))
 }
@@ -327,7 +327,8 @@ fn words(finding: &Finding, shell: &ShellCommands) -> CheckWords {
                     broken.hint(format!("qemu-img bitmap --remove -f qcow2 {} {checkpoint}", quoted_path(Some(image))))
                 }
                 (None, false) => broken.hint(forget),
-                // libvirt deletes only what is still there.
+                // libvirt deletes only checkpoints whose bitmap still exists; otherwise only the metadata can be
+                // deleted.
                 (_, true) => broken
                     .hint(format!("{} || {forget}", shell.virsh(&format!("checkpoint-delete {name} {checkpoint}")))),
             }
@@ -335,7 +336,7 @@ fn words(finding: &Finding, shell: &ShellCommands) -> CheckWords {
     }
 }
 
-/// How to go back to an internal snapshot.
+/// Returns the commands that revert to an internal snapshot.
 fn revert_hint(shell: &ShellCommands) -> String {
     let name = shell.machine();
     format!(
@@ -529,8 +530,8 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
     }
 }
 
-/// How a raw file or device becomes the data file of a qcow2 image, which keeps the bitmaps. `qemu-img create` empties
-/// the data file that it is given, so the image is made with another one first.
+/// Describes how to make a raw file or device the data file of a qcow2 image, which can store bitmaps. `qemu-img
+/// create` truncates its data file, so the image is first created with another one.
 fn data_file_way(disk: &DiskSurvey, format: &str, shell: &ShellCommands) -> Option<String> {
     let (path, size) = (disk.path.as_deref()?, disk.capacity_bytes?);
     if format != "raw" {

@@ -109,7 +109,7 @@ enum CheckPlace {
     Host,
 }
 
-/// A point that is to be booted.
+/// A point that will be booted.
 struct DrillCandidate {
     point: PointRef,
     machine: String,
@@ -149,7 +149,7 @@ impl DrillArgs {
         Ok(())
     }
 
-    /// Boots points of one repository: these, or what the command line chooses.
+    /// Boots points of one repository: the given ones, or those that the command line selects.
     fn drill_repo(
         &self,
         context: &Context,
@@ -178,7 +178,7 @@ impl DrillArgs {
             let about = About { machine: Some(candidate.machine.clone()), ..About::default() };
             match self.drill_point(context, &open, &candidate, &history) {
                 Ok(check) => {
-                    // A table shows it. Where records go nowhere, as in a crontab, this is what cron mails.
+                    // A table shows the check. Without one, as in a crontab, this message is what cron mails.
                     if check.is_critical() && !session.is_table() {
                         stderr::report(&format!("{}: the drill failed: {}", check.target, check.detail), None);
                     }
@@ -243,7 +243,7 @@ impl DrillArgs {
         })
     }
 
-    /// What is asked of a machine: by the command line, otherwise by the configuration.
+    /// Returns the request for a machine, from the command line or else from the configuration.
     fn request(&self, config: &Config, machine: &str) -> DrillRequest {
         let configured = self.check.is_none().then(|| of_machine(&config.drill.check, machine)).flatten();
         let check = self.check.clone().or_else(|| configured.map(|check| check.text().to_owned()));
@@ -265,7 +265,7 @@ impl DrillArgs {
     }
 }
 
-/// What the configuration has for a machine: for its name, otherwise for the first glob that matches.
+/// Returns the configured value for a machine: that of its name, or else of the first glob that matches.
 fn of_machine<'a, T>(by_machine: &'a BTreeMap<WithText<MachineName>, T>, machine: &str) -> Option<&'a T> {
     let found = |is_meant: &dyn Fn(&str) -> bool| by_machine.iter().find(|(name, _)| is_meant(name.text()));
     found(&|name| name == machine).or_else(|| found(&|name| name_matches(name, machine))).map(|(_, value)| value)
@@ -275,7 +275,7 @@ fn shell_word(text: &str) -> String {
     shlex::try_quote(text).map_or_else(|_| text.to_owned(), |quoted| quoted.into_owned())
 }
 
-/// The points with these names; one that is not there is a failure, and the others are booted.
+/// Finds the points with these names. A missing point is recorded as a failure, and the others are booted.
 fn named(open: &OpenForDrill, names: &[String], session: &mut Session) -> Vec<DrillCandidate> {
     let mut chosen = Vec::new();
     for name in names {

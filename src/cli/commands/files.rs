@@ -162,7 +162,7 @@ struct PathSelection {
 }
 
 impl PathSelection {
-    /// The paths, or the root.
+    /// Returns the paths, or the root if none were given.
     fn paths_or_root(&self) -> Vec<String> {
         if self.paths.is_empty() { vec!["/".to_owned()] } else { self.paths.clone() }
     }
@@ -184,7 +184,7 @@ struct Filter {
     size: Option<SizeBound>,
 }
 
-/// A bound of a size.
+/// A bound on file sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SizeBound {
     Minimum(u64),
@@ -229,7 +229,7 @@ impl Filter {
     }
 }
 
-/// A point whose files are read.
+/// A point whose files can be read.
 struct OpenFiles {
     point: OpenPoint,
     files: PointFiles,
@@ -269,7 +269,7 @@ impl PointArgs {
         Ok(OpenFiles { point, files, _lock: lock })
     }
 
-    /// Opens what needs another program. The passphrases come from files, or from whoever is at the terminal.
+    /// Opens volumes that need another program. The passphrases come from files, or from the user at the terminal.
     fn open_closed(&self, context: &Context, files: &mut PointFiles) -> Result<(), CliError> {
         let limit = context.password_limit();
         let keys = self.luks_key_file.iter().map(|(volume, file)| Ok((volume, secret::line_from_file(file, limit)?)));
@@ -313,7 +313,7 @@ impl OpenFiles {
         About { machine: Some(self.machine().to_owned()), ..About::default() }
     }
 
-    /// Reports the damage of the repository that was met.
+    /// Reports repository damage that was found while reading.
     fn report_damage(&self, session: &mut Session) {
         self.files.take_damage().into_iter().for_each(|damage| serving::report(session, self.machine(), damage));
     }
@@ -323,15 +323,15 @@ fn walk(path: &str, depth: Depth, follow: Follow, content: bool) -> Walk {
     Walk { path: path.to_owned(), depth, follow, content }
 }
 
-/// Hands bytes to standard output.
+/// Writes bytes to standard output.
 fn print(session: &mut Session, bytes: &[u8]) -> ops::Result<()> {
     session.text(bytes);
-    // Whoever read them has gone: no more are made.
+    // The reader has closed the pipe: stop.
     if session.is_pointless() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 impl FilesArgs {
-    /// Whether it changes anything.
+    /// Whether the command changes anything.
     pub(crate) fn changes(&self) -> bool {
         matches!(self.command, FilesCommand::Cp { dry_run: false, .. })
     }
@@ -387,7 +387,7 @@ impl FilesArgs {
     }
 }
 
-/// Brings a path to a sink; what goes wrong with it is reported, and the next path goes on.
+/// Sends the files of a path to a sink. An error is reported, and the next path continues.
 fn take(
     open: &mut OpenFiles,
     walk: &Walk,
@@ -453,7 +453,7 @@ fn cat(open: &mut OpenFiles, paths: &[String], session: &mut Session) -> Result<
     Ok(())
 }
 
-/// Says what a copy would write.
+/// Prints what a copy would write.
 fn rehearse(
     open: &mut OpenFiles,
     path: &str,
@@ -542,7 +542,7 @@ fn copy(
         };
         let mut target = CopyTarget::open(to, options, &context.monitor, &mut report)?;
         let walked = files.walk(&walk, &mut target);
-        // What was copied until then gets its modes all the same.
+        // Files that were copied so far get their modes even after an error.
         let (totals, written_to) = target.finish()?;
         walked?;
         let mut reason = format!("{} copied", counted(totals.files, "file", "files"));
@@ -581,7 +581,7 @@ fn tar(open: &mut OpenFiles, paths: &[String], devices: bool, session: &mut Sess
             return Ok(());
         }
     }
-    // A reader that has gone does not miss it.
+    // Ignore the error: a reader that has closed the pipe does not need the end of the archive.
     let _ = archive::end(&mut |bytes: &[u8]| print(session, bytes));
     Ok(())
 }

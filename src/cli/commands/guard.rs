@@ -1,4 +1,4 @@
-//! `kvmb guard`, which kvmb starts by itself: the guard of a capture, and the supervisor of a live restore.
+//! `kvmb guard`, which kvmb starts itself: the guard of a capture, and the supervisor of a live restore.
 
 use crate::capture::detach_from_terminal;
 use crate::cli::commands::restore_live::live_folder;

@@ -124,10 +124,10 @@ fn add_hash(
     Ok(())
 }
 
-/// Opens a disk that no capture holds: as a capture of this process's own, or - of a machine that runs - as its images
-/// are.
+/// Opens a disk that is not part of a capture: with a capture that this process owns or, with `moving`, by its images
+/// while the machine runs.
 fn open(context: &Context, runtime: &RuntimeDirs, disk: &Disk, moving: bool) -> Result<CaptureState, CliError> {
-    /// It ends with this process anyway.
+    /// Arbitrarily long: the capture ends with this process anyway.
     const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
     let hypervisor = context.hypervisor(Some(&disk.connect))?;
     let wanted = DiskRequest { target: disk.disk.clone(), parent: None, full_reason: None };

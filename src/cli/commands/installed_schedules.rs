@@ -1,4 +1,4 @@
-//! The schedules of this host: what they run next, for which machines, into which repository.
+//! The schedules of this host: when they run next, for which machines, and into which repository.
 
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
@@ -12,39 +12,39 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-/// A schedule that is installed.
+/// An installed schedule.
 #[derive(Debug)]
 pub(crate) struct Scheduled {
     pub(crate) cron: Cron,
-    /// Its command as it is installed.
+    /// Its command as installed.
     pub(crate) full_command: String,
     takes: Takes,
-    /// Whether it boots points instead of making them.
+    /// Whether it drills (boots points) instead of backing up.
     pub(crate) is_drill: bool,
     /// The repository that it names.
     pub(crate) repo: Option<String>,
-    /// Its command, without what makes it wait and be modest.
+    /// Its command without the wrapper that locks and lowers priorities.
     pub(crate) command: String,
 }
 
 /// The machines of a schedule.
 #[derive(Debug, PartialEq, Eq)]
 enum Takes {
-    /// Every one; so does an entry that nobody can read any more.
+    /// All machines. This is also assumed for an entry that can no longer be parsed.
     All,
-    /// Those with these names, or whose names fit these globs.
+    /// Those whose names match these names or globs.
     Named(Vec<String>),
-    /// Those of the configuration.
+    /// Those that the configuration selects.
     Configured,
 }
 
-/// What is scheduled, everywhere.
+/// Returns all installed schedules of all locations.
 pub(crate) fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
     let mut found = Vec::new();
     for place in ScheduleLocation::ALL {
         match place.installed() {
             Ok(installed) => found.extend(installed.map(|installed| (place, installed))),
-            // No cron, no crontab.
+            // Without cron there is no crontab.
             Err(schedule::Error::NoProgram { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -52,7 +52,7 @@ pub(crate) fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError
     Ok(found)
 }
 
-/// The jobs of a place: its backup, or what somebody has made of it, and its drill.
+/// Returns the jobs of a location: its backup, or whatever the entry was edited into, and its drill.
 pub(crate) fn jobs_of(
     place: ScheduleLocation,
     installed: &Installed,
@@ -62,7 +62,7 @@ pub(crate) fn jobs_of(
     jobs.enumerate().filter(|(at, job)| *at == 0 || job.is_drill).map(|(_, job)| job).collect()
 }
 
-/// All schedules of backups; what cannot be looked at is reported.
+/// Returns all backup schedules, and reports those that cannot be read.
 pub(crate) fn all(context: &Context) -> Vec<Scheduled> {
     let found = installed().unwrap_or_else(|error| {
         context.monitor.warn(&format!("cannot read the schedule: {error}"));
@@ -75,7 +75,7 @@ pub(crate) fn all(context: &Context) -> Vec<Scheduled> {
         .collect()
 }
 
-/// A schedule that is installed, from its expression and its command.
+/// Builds a schedule from its expression and its command.
 fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
     let (mut takes, mut repo, mut is_drill) = (Takes::All, None, false);
     match subcommand_of(place, &command, grammar) {
@@ -99,10 +99,10 @@ fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: 
     Scheduled { cron, takes, is_drill, repo, full_command: command.clone(), command: shown.unwrap_or(command) }
 }
 
-/// The words of `kvmb backup` or `kvmb drill` in the command of an entry, behind all that makes it wait and be modest.
+/// Returns the words of `kvmb backup` or `kvmb drill` in the command of an entry, without the wrapper.
 fn kvmb_words(place: ScheduleLocation, command: &str) -> Option<Vec<String>> {
     let words = shlex::split(command)?;
-    // A variable may end in the same word.
+    // The value of a variable may end in `/kvmb` too.
     let is_kvmb = |word: &String| !word.contains('=') && Path::new(word).file_name().is_some_and(|name| name == "kvmb");
     let start = words.iter().position(is_kvmb)?;
     let words = words.into_iter().skip(start).filter(|word| word != ">/dev/null");
@@ -113,14 +113,14 @@ fn kvmb_words(place: ScheduleLocation, command: &str) -> Option<Vec<String>> {
     Some(words.collect())
 }
 
-/// What kvmb is to do in the command of an entry, and its arguments.
+/// Parses an entry's command: the kvmb subcommand and its arguments.
 fn subcommand_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> Option<(String, ArgMatches)> {
     let words = kvmb_words(place, command)?;
     grammar.try_get_matches_from(words).ok()?.remove_subcommand()
 }
 
 impl Scheduled {
-    /// Whether its runs take a machine; `configured` says whether those of the configuration do.
+    /// Whether its runs include a machine. `configured` says whether the configuration selects the machine.
     pub(crate) fn takes(&self, machine: &str, configured: bool) -> bool {
         match &self.takes {
             Takes::All => true,
@@ -129,7 +129,7 @@ impl Scheduled {
         }
     }
 
-    /// The names and globs that it names itself; none where it takes all, or what the configuration says.
+    /// Returns the names and globs that it lists; empty if it takes all or those that the configuration selects.
     pub(crate) fn names(&self) -> &[String] {
         match &self.takes {
             Takes::Named(names) => names,
@@ -137,7 +137,8 @@ impl Scheduled {
         }
     }
 
-    /// Its machines for a record: their names and globs, `all`, or `selected_vms` for those of the configuration.
+    /// Returns its machines for a record: names and globs, `all`, or `selected_vms` for those that the configuration
+    /// selects.
     pub(crate) fn machines(&self) -> Value {
         match &self.takes {
             Takes::All => json!("all"),
@@ -146,17 +147,17 @@ impl Scheduled {
         }
     }
 
-    /// Whether it takes every machine.
+    /// Whether it includes every machine.
     pub(crate) fn takes_all(&self) -> bool {
         self.takes == Takes::All
     }
 
-    /// When it runs next.
+    /// Returns the time of its next run.
     pub(crate) fn next_run(&self) -> Option<Time> {
         self.cron.next_runs(&Local::now(), 1).first().map(chrono::DateTime::fixed_offset)
     }
 
-    /// The longest time between two of its runs.
+    /// Returns the longest time between two of its runs.
     pub(crate) fn longest_gap(&self) -> Option<Duration> {
         self.cron.longest_gap()
     }
@@ -186,7 +187,7 @@ mod tests {
         assert!(read(ScheduleLocation::System, "/usr/bin/kvmb backup --all >/dev/null").takes_all());
         let found = read(ScheduleLocation::User, "/usr/bin/kvmb backup >/dev/null");
         assert!(found.takes("vm1", true) && !found.takes("vm1", false) && !found.takes_all());
-        // What somebody has made something else of may take any.
+        // An entry that was edited into something else may back up any machine.
         for command in ["/root/backup.sh", "kvmb backup 'unclosed", "kvmb vms", "kvmb backup --no-such-flag"] {
             assert!(read(ScheduleLocation::User, command).takes("vm1", false), "{command}");
         }

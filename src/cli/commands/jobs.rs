@@ -10,7 +10,7 @@ use crate::record::{Action, Record};
 use serde_json::json;
 use std::time::Duration;
 
-/// How often it is looked whether a job has changed.
+/// How often to check whether a job has changed.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// List the running and past jobs of this host, and cancel jobs.
@@ -74,7 +74,7 @@ enum JobsCommand {
 }
 
 impl JobsArgs {
-    /// Whether it changes anything.
+    /// Whether the command changes anything.
     pub(crate) fn changes(&self) -> bool {
         matches!(self.command, Some(JobsCommand::Cancel { .. }))
     }
@@ -109,7 +109,7 @@ impl JobsArgs {
     }
 }
 
-/// Prints the jobs, and each that changes, until the run is interrupted or nobody reads any more.
+/// Prints the jobs, and each one that changes, until the run is interrupted or the reader closes the pipe.
 fn follow(context: &Context, jobs: &Jobs, only_running: bool, session: &mut Session) -> Result<(), CliError> {
     if !session.prints_at_once() {
         return Err(CliError::usage("--follow prints records and requires --json").hint("kvmb jobs --follow --json"));
@@ -117,7 +117,7 @@ fn follow(context: &Context, jobs: &Jobs, only_running: bool, session: &mut Sess
     let mut follower = jobs.follow();
     while !context.stop.requested() && !session.is_pointless() && has_reader() {
         for job in follower.changed().map_err(explained)? {
-            // One that has ended is reported if it was seen running.
+            // A job that has ended is printed if it was seen running.
             if !only_running || job.status == "running" || follower.was_running(&job) {
                 session.done(Record::Job(job));
             }
@@ -132,7 +132,7 @@ fn cancel(jobs: &Jobs, id: &str, dry_run: bool) -> Result<Action, CliError> {
     let is_running = job.status == "running";
     if is_running && !dry_run {
         match jobs.interrupt(&job) {
-            // It ended meanwhile, which is what was asked for.
+            // The job has ended meanwhile, which was the goal.
             Ok(()) | Err(JobError::Ended { .. }) => {}
             Err(error) => return Err(explained(error)),
         }

@@ -84,8 +84,8 @@ impl KeyArgs {
     }
 }
 
-/// The key that kvmb made by itself must not be only on the host whose backups it opens: whether it is kept elsewhere
-/// too, and the check that says so; none where kvmb made no key.
+/// Returns whether the key that kvmb generated is also kept elsewhere, and a check about it: the key must not exist
+/// only on the host whose backups it opens. None if kvmb has not generated a key.
 pub(crate) fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
     let default = DefaultRepo::locate()?;
     if !default.exists() {
@@ -103,7 +103,7 @@ pub(crate) fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
     Ok(Some((kept, check)))
 }
 
-/// Notes that the default repository's key is kept elsewhere too.
+/// Records that the default repository's key is also kept elsewhere.
 fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     let default = DefaultRepo::locate()?;
     if Path::new(&repo.storage(context)?.url()) == default.folder {
@@ -113,7 +113,7 @@ fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Whether a regular file, which nobody else can read, has exactly these contents.
+/// Whether a regular file that nobody else can read has exactly this content.
 fn holds(file: &Path, contents: &[u8]) -> bool {
     let is_private = fs::symlink_metadata(file).is_ok_and(|metadata| {
         metadata.is_file() && metadata.permissions().mode() & 0o077 == 0 && metadata.len() == contents.len() as u64
@@ -124,12 +124,12 @@ fn holds(file: &Path, contents: &[u8]) -> bool {
 impl ExportArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let password = self.repo.password(context, Purpose::Open)?;
-        // Only a password that opens the repository is worth keeping.
+        // Only a password that opens the repository is worth exporting.
         let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
         let exists =
             || CliError::from(Error::Exists { path: self.file.clone() }).hint("choose a file that does not exist");
         let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
-        // An export that was interrupted before it was noted is finished by the next.
+        // The previous export may have been interrupted before it was recorded; complete it now.
         let is_there = holds(&self.file, &line);
         if self.dry_run {
             if self.file.exists() && !is_there {

@@ -1,4 +1,4 @@
-//! The unit of systemd that keeps the point of a live restore served, and goes on with the restore after a reboot.
+//! The systemd unit that keeps the point of a live restore available, and continues the restore after a reboot.
 
 use super::schedule::{environment, own_path};
 use crate::cli::failure::CliError;
@@ -9,7 +9,7 @@ use crate::schedule::units::{self, quoted, quoted_setting};
 use crate::schedule::{self, ScheduleLocation};
 use std::path::{Path, PathBuf};
 
-/// How units are made for live restores.
+/// Settings for the units of live restores.
 #[derive(Debug)]
 pub(super) struct LiveUnit {
     program: PathBuf,
@@ -23,7 +23,8 @@ impl LiveUnit {
 }
 
 impl HostService for LiveUnit {
-    /// Machines of the embedded driver belong to one program, and a unit does not have secrets that are in variables.
+    /// Installs the unit. Returns false if that is not possible: machines of the embedded driver belong to a single
+    /// process, and a unit does not have secrets from environment variables.
     fn install(&self, machine: &str, uuid: &str, connect: &str) -> Result<bool, String> {
         let has_secret = SECRETS.into_iter().any(|name| variable(name).is_some());
         let is_of_system = rustix::process::geteuid().is_root() && !connect.starts_with("qemu:///embed");

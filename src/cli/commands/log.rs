@@ -12,7 +12,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// How often a log is looked at for new lines.
+/// How often to check a log for new lines.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Show the log of one run, or of all runs.
@@ -85,7 +85,7 @@ impl LogCommandArgs {
                     continue;
                 }
             }
-            // It begins where the lines that are there end: none is lost or shown twice.
+            // Following starts at the end of the existing lines, so that none is lost or printed twice.
             let follower = match self.follow {
                 true => Some(LogFollower::at_end(path, filter.clone()).map_err(&cannot_read)?),
                 false => None,
@@ -130,7 +130,7 @@ fn show(line: &str, as_record: bool, session: &mut Session) {
     }
 }
 
-/// Shows new lines until somebody ends that, or nobody reads them any more.
+/// Prints new lines until interrupted, or until the reader closes the pipe.
 fn follow(
     mut follower: LogFollower,
     as_records: bool,

@@ -1,4 +1,4 @@
-//! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
+//! One file per subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
 pub(crate) mod backup;
 pub(crate) mod completions;

@@ -57,7 +57,7 @@ pub(crate) struct MountArgs {
 }
 
 impl MountArgs {
-    /// Whether the process is to leave its terminal.
+    /// Whether the process should detach from its terminal.
     pub(crate) fn wants_to_detach(&self) -> bool {
         self.detach
     }
@@ -74,7 +74,7 @@ impl MountArgs {
             owner: None,
             writable: false,
             view: DiskView::Whole,
-            // While it is mounted, its program is connected, and the time does not run.
+            // While it is mounted, its program is connected, and the lease does not run out.
             lease: self.detach.then_some(self.timeout),
         };
         let serving = Serving::open(context, self.repo.open(context)?, request, session)?;
@@ -161,7 +161,7 @@ impl MountArgs {
     }
 }
 
-/// How all mounts together are: mounted when each is, ended when one is.
+/// Returns the combined state: mounted when every mount is, ended when any one is.
 fn look(mounts: &mut [Mount]) -> crate::ops::Result<MountState> {
     let mut all = MountState::Mounted;
     for mount in mounts {

@@ -55,7 +55,7 @@ impl PointsArgs {
             }
         }
         let verified = HistoryRecorder::of(context, &repo.url()).verified_points();
-        // The list is by time: the last one of a machine is its latest.
+        // The list is sorted by time: the last point of a machine is its latest.
         let latest: BTreeMap<(&str, &str), &Id> =
             found.iter().map(|point| ((point.machine(), point.snapshot.hostname.as_str()), &point.id)).collect();
         let latest: BTreeSet<Id> = latest.into_values().copied().collect();

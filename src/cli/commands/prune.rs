@@ -99,7 +99,7 @@ struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// What the flags say; without any the configuration's rules for a repository of this kind of place.
+    /// Returns the rules of the flags or, without flags, the configured rules for a repository of this kind.
     fn policy(&self, context: &Context, url: &str) -> Policy {
         let given = self.given();
         if given == Policy::default() { context.config().retention.of(url).clone() } else { given }
@@ -118,7 +118,7 @@ impl PolicyArgs {
     }
 }
 
-/// The second repository and what it has. Where it cannot say, nothing may go.
+/// Opens the second repository and lists its points. If that fails, nothing may be removed.
 fn known_to(context: &Context, second: &RepoArgs) -> Result<(Repository, Copies), CliError> {
     let known = second.open(context).and_then(|repo| {
         let copies = Copies::list(&repo)?;
@@ -151,13 +151,13 @@ impl PruneArgs {
     }
 }
 
-/// The second repository, with its own rules.
+/// Describes the second repository, with its own rules.
 fn second_tier<'a>(context: &'a Context, repo: &'a Repository, copies: &'a Copies) -> SecondTier<'a> {
     SecondTier { repo, copies, policy: context.config().retention.of(&repo.url()) }
 }
 
-/// Prunes a repository after a backup, by the rules of the configuration. Points that `second`, if there is one, does
-/// not have yet are kept.
+/// Prunes a repository after a backup, by the rules of the configuration. Keeps points that `second`, if there is one,
+/// does not have yet.
 pub(crate) fn prune_after_backup(
     context: &Context,
     repo: &Repository,
@@ -177,7 +177,7 @@ pub(crate) fn prune_after_backup(
     job.run(context, repo, session)
 }
 
-/// The record that a dry run of a backup has for the prune that would follow it.
+/// Returns the record that a backup's dry run prints for the prune that would follow.
 pub(crate) fn planned_prune(url: &str, policy: &Policy) -> Record {
     Record::Action(Action {
         action: "prune".into(),
@@ -189,7 +189,7 @@ pub(crate) fn planned_prune(url: &str, policy: &Policy) -> Record {
     })
 }
 
-/// The message after an interrupted prune.
+/// Returns the message after an interrupted prune.
 fn what_is_kept(removed: usize, points: &[JudgedPoint]) -> String {
     let going = points.iter().filter(|judged| !judged.verdict.keep).count();
     let kept = points.len() - removed;
@@ -207,15 +207,15 @@ struct PruneJob<'a> {
     second: Option<SecondTier<'a>>,
     max_unused: MaxUnused,
     dry_run: bool,
-    /// Whether points that are kept have a record as well.
+    /// Whether kept points are printed too.
     show_kept: bool,
 }
 
 impl PruneJob<'_> {
-    /// Prunes, prints the records, and notes in the history of this host how it went.
+    /// Prunes, prints the records, and records the result in the history of this host.
     fn run(&self, context: &Context, repo: &Repository, session: &mut Session) -> Result<(), CliError> {
         let done = self.prune(context, repo, session);
-        // A part of the machines says nothing about the others.
+        // A prune of only some machines does not count as a prune of the repository.
         if !self.dry_run && !self.policy.is_empty() && self.names.is_empty() {
             let history = HistoryRecorder::of(context, &repo.url());
             history.prune(done.as_ref().err());
@@ -251,7 +251,7 @@ impl PruneJob<'_> {
         }
         let is_shown = |judged: &&JudgedPoint| if judged.verdict.keep { self.show_kept } else { self.dry_run };
         for judged in prune.points().iter().filter(is_shown) {
-            // Nothing is done with it.
+            // Nothing is done with a kept point.
             session.pass(&self.forget_record(judged));
         }
         if self.policy.is_empty() && session.is_table() {
@@ -282,7 +282,7 @@ impl PruneJob<'_> {
         Ok(())
     }
 
-    /// Which machines of this host exist; nobody is asked where it does not matter.
+    /// Returns which machines of this host still exist. Does not ask libvirt if the answer has no effect.
     fn living(&self, context: &Context) -> Living {
         if self.gone_machines || self.policy.is_empty() {
             return Living::DoesNotMatter;

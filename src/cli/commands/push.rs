@@ -100,7 +100,7 @@ impl PushArgs {
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
-                // What has come is reported all the same, so that `release` ends it.
+                // Still report what has arrived, so that `release` closes the captures.
                 broken = Some(error);
                 break;
             }
@@ -161,7 +161,7 @@ impl PushArgs {
     }
 }
 
-/// What a dry run says of a copy.
+/// Returns the record of a dry run for a copy.
 fn copy_dry_run(url: String, point: String, machine: &str) -> Action {
     let extra = json!({ "repo": url, "point": point });
     Action {
@@ -174,7 +174,7 @@ fn copy_dry_run(url: String, point: String, machine: &str) -> Action {
     }
 }
 
-/// The stage of a pipe that stores.
+/// The stage of a pipeline that stores.
 struct Stage<'a> {
     context: &'a Context,
     args: &'a PushArgs,
@@ -182,17 +182,18 @@ struct Stage<'a> {
     rate_limit: Option<RateLimiter>,
     dry_run: bool,
     stream: CaptureStream,
-    /// Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
+    /// Opened at the first complete machine. If that fails, every machine fails, and `release` receives a record for
+    /// each.
     runtime: Option<Result<RuntimeDirs, CliError>>,
     repo: Option<Result<Repository, CliError>>,
-    /// By the repository that is copied from.
+    /// By source repository.
     copiers: BTreeMap<String, Result<Copier, CliError>>,
-    /// How many points were stored or copied.
+    /// The number of points stored or copied.
     stored: usize,
 }
 
 impl Stage<'_> {
-    /// Deals with a record; an error ends the stage.
+    /// Handles a record. An error ends the stage.
     fn take(&mut self, record: Record, session: &mut Session) -> Result<(), CliError> {
         match record {
             Record::Disk(disk) if disk.included => self.take_disk(disk, session),
@@ -230,7 +231,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Says which captures came only in part. Returns the repository, if it was opened.
+    /// Reports captures that arrived incomplete. Returns the repository, if it was opened.
     fn finish(self, session: &mut Session) -> Option<Repository> {
         for (capture, disks) in self.stream.incomplete() {
             let Some(first) = disks.first() else { continue };
@@ -265,7 +266,7 @@ impl Stage<'_> {
             Ok(point) => {
                 self.stored += 1;
                 session.stored(Point { batch, batch_machines, ..point.clone() });
-                // The record of the point has told `release` which capture to end.
+                // The point's record has already told `release` which capture to close.
                 session.report_shortcomings(About { capture: None, ..about }, &point);
             }
             Err(error) if error.code == Code::Interrupted => session.fail(about, error.hint(self.what_is_kept())),
@@ -273,7 +274,7 @@ impl Stage<'_> {
         }
     }
 
-    /// The message after an interrupted run.
+    /// Returns the message after an interrupted run.
     fn what_is_kept(&self) -> String {
         let stored = match self.stored {
             0 => "no point was stored".to_owned(),
@@ -283,9 +284,9 @@ impl Stage<'_> {
         format!("{stored}; data that is already in the repository is used by the next run")
     }
 
-    /// Notes in the history how it went.
+    /// Records the result in the history.
     fn remember(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
-        // An address that means no place has no history.
+        // An invalid address has no history.
         if let Ok(storage) = self.args.repo.storage(self.context) {
             HistoryRecorder::of(self.context, &storage.url()).run(machine, uuid, began_at, result);
         }
@@ -313,7 +314,7 @@ impl Stage<'_> {
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }
 
-    /// Copies a point. What the record said of its capture and its run is passed on, for `release` and for the last
+    /// Copies a point. The capture and the run that its record names are passed on, for `release` and for the last
     /// stage.
     fn copy(&mut self, came: Point) -> Result<Point, CliError> {
         let (context, args) = (self.context, self.args);
@@ -349,7 +350,7 @@ impl Stage<'_> {
     }
 }
 
-/// The capture, held, if it can be stored: its lease not over, and none of its disks left out.
+/// Locks a capture and returns it if it can be stored: its lease has not expired, and none of its disks is missing.
 fn whole_capture(runtime: &RuntimeDirs, capture: &str, disks: &[Disk]) -> Result<(CaptureFile, CaptureState), Error> {
     let file = CaptureFile::open(runtime, capture)?;
     file.lock_shared()?;
@@ -358,7 +359,7 @@ fn whole_capture(runtime: &RuntimeDirs, capture: &str, disks: &[Disk]) -> Result
         let (capture, machine, lease_ends_at) = (state.id, state.machine, state.lease_ends_at);
         return Err(Error::CaptureExpired { capture, machine, lease_ends_at });
     }
-    // The records say which disks came; what and where they are, the capture's own state says.
+    // The records say which disks arrived; the capture's own state says what they are and where.
     if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
         tracing::debug!("disk {} of {capture} did not arrive", missing.target);
         let (arrived, expected) = (disks.len(), state.disks.len());

@@ -86,7 +86,7 @@ impl ReleaseArgs {
         if self.dry_run {
             return session.done(self.action(name, true, &format!("capture {} would be closed", file.id()), None));
         }
-        // Its backup closes it; whoever waited for that would wait for the whole backup.
+        // Its backup will close it; waiting for that would mean waiting for the whole backup.
         if let Some(state) = file.load().ok().filter(|state| state.running_backup().is_some()) {
             let (machine, by) = (state.machine.clone(), state.running_backup());
             let held = capture::Error::Held { machine, capture: state.id, until: None, by };
@@ -107,7 +107,7 @@ impl ReleaseArgs {
         }
     }
 
-    /// Removes what a killed drill left, through its own connection.
+    /// Removes the leftovers of a killed drill, through the drill's own libvirt connection.
     fn clear_drill(&self, context: &Context, runtime: &RuntimeDirs, state: &DrillState, session: &mut Session) {
         let name = state.drill_machine();
         if self.dry_run {
@@ -122,7 +122,7 @@ impl ReleaseArgs {
         }
     }
 
-    /// Ends the detached servers that a name means, and says how many there are.
+    /// Stops the detached servers that match a name, and returns how many there are.
     fn end_served(&self, runtime: &RuntimeDirs, name: &str) -> ops::Result<usize> {
         let served = ServedState::named(runtime, name)?;
         if !self.dry_run {
@@ -151,11 +151,11 @@ impl ReleaseArgs {
         })
     }
 
-    /// In a pipe: ends a capture when all that belongs to it has passed, and prints what it read behind that.
+    /// In a pipeline: closes each capture once all of its records have arrived, and passes on the other records.
     fn release_stream(&self, runtime: &RuntimeDirs, session: &mut Session) -> Result<(), CliError> {
         let (mut stream, mut served) = (CaptureStream::default(), BTreeSet::new());
         let mut broken = None;
-        // Interrupted, it still reads what the stages before it print to their end: what they leave is its work.
+        // Even if interrupted, read the previous stages' output to its end: their open captures must be closed.
         for record in stdin_records("release", "captures", &Stop::default())? {
             match record {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {
@@ -177,7 +177,7 @@ impl ReleaseArgs {
                     session.done(Record::Point(point));
                 }
                 Ok(Record::Action(action)) => {
-                    // A rehearsal of 'push' stores nothing, but the capture before it is open.
+                    // A dry run of `push` stores nothing, but the previous stage's capture is open.
                     if let Some(capture) = action.extra.get("capture").and_then(|id| id.as_str()) {
                         self.end(runtime, capture, session);
                     }
@@ -191,13 +191,13 @@ impl ReleaseArgs {
                 }
                 Ok(other) => session.pass(&other),
                 Err(error) => {
-                    // The captures that came before the broken line are ended all the same.
+                    // Captures that arrived before the broken line are closed anyway.
                     broken = Some(error);
                     break;
                 }
             }
         }
-        // The stage before may still read other disks of the same point until its output ends.
+        // Until its output ends, the previous stage may still read other disks of the same point.
         for id in served {
             if let Err(error) = self.end_served(runtime, &id) {
                 session.fail(About::default(), error);

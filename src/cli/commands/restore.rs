@@ -132,7 +132,7 @@ fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// The names of `--network` and `--bridge`.
+/// Parses the names of `--network` and `--bridge`.
 fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     let pair = |text: &String| match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
@@ -169,7 +169,7 @@ impl RestoreArgs {
         Ok(())
     }
 
-    /// Asks for all that is missing, shows what will be written, and restores.
+    /// Asks for everything that is missing, shows what will be written, and restores.
     fn ask(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if !self.repo.is_named() && !DefaultRepo::locate()?.exists() {
             say("This host has no repository of its own. Which one should be used?");
@@ -199,13 +199,13 @@ impl RestoreArgs {
             match chosen.plan(context, &repo, &index, &opened) {
                 Ok(planned) => break (chosen, planned),
                 Err(error) if matches!(error.code, Code::Interrupted | Code::Damage) => return Err(error),
-                // The other answers stay.
+                // The other answers are kept.
                 Err(error) => stderr::error(&error.message, error.hint.as_deref()),
             }
         };
         dialog::summarize(&opened, &planned);
         let equivalent = chosen.command_line(context, &point.id.short());
-        // What replaces something is not confirmed by Enter alone.
+        // Replacing something must not be confirmed by Enter alone.
         if !prompt::confirm("Continue?", !chosen.overwrite)? {
             return Err(CliError::failed("nothing was done").hint(equivalent));
         }
@@ -213,7 +213,7 @@ impl RestoreArgs {
         chosen.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)
     }
 
-    /// What would be written.
+    /// Returns what would be written.
     fn plan(
         &self,
         context: &Context,
@@ -226,7 +226,7 @@ impl RestoreArgs {
         Ok(plan(repo, index, opened, &self.request(connect)?, libvirt.as_ref())?)
     }
 
-    /// The command line that does what was chosen, without a question.
+    /// Returns the command line that does the same without questions.
     fn command_line(&self, context: &Context, point: &str) -> String {
         let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
         let mut words = vec!["kvmb".to_owned(), "restore".to_owned(), point.to_owned()];
@@ -255,7 +255,7 @@ impl RestoreArgs {
         ] {
             words.extend(is_set.then(|| flag.to_owned()));
         }
-        // A word that no shell can take does not come from a command line.
+        // A word that cannot be quoted cannot come from a command line.
         shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
     }
 
@@ -308,8 +308,8 @@ impl RestoreArgs {
         Ok(())
     }
 
-    /// The hypervisor that gets the definition. One that gets none is asked all the same what it knows of images that
-    /// are written over; it need not be there for that.
+    /// Returns the hypervisor that receives the definition. Without a definition, libvirt is still asked about images
+    /// that would be overwritten, but need not be available.
     fn hypervisor(&self, context: &Context) -> Result<Option<Hypervisor>, CliError> {
         let defines = !self.no_define && self.disk.is_empty();
         if !defines && (self.into.is_some() || Hypervisor::would_be_embedded(context.global.connect.as_deref())) {
@@ -373,7 +373,7 @@ impl RestoreArgs {
     }
 }
 
-/// The message after an interrupted restore.
+/// Returns the message after an interrupted restore.
 fn what_is_kept(planned: &RestorePlan) -> String {
     let devices: Vec<&str> = planned.devices().map(|path| path.to_str().unwrap_or("?")).collect();
     match devices.is_empty() {
@@ -382,7 +382,7 @@ fn what_is_kept(planned: &RestorePlan) -> String {
     }
 }
 
-/// Where everything is, and what to do next.
+/// Describes where everything is, and what to do next.
 fn summary(machine: &str, place: &RestoredTo, connect: Option<&str>) -> String {
     let mut text: String =
         place.disks.iter().map(|disk| format!("restored {} to {}\n", disk.disk, printable(&disk.path))).collect();

@@ -1,6 +1,6 @@
-//! `kvmb restore` without arguments, on a terminal: repository, machine, point, place, a summary, and the command line
-//! that does the same. Each answer is checked at once; one that is wrong is asked for again, and the others stay. For
-//! somebody who is tired, on a host that may never have seen kvmb.
+//! `kvmb restore` without arguments, on a terminal: asks for repository, machine, point and place, then prints a
+//! summary and the equivalent command line. Each answer is checked at once; a wrong one is asked for again, and the
+//! others are kept. Written for a tired administrator on a host that may never have run kvmb.
 
 use crate::capture::Hypervisor;
 use crate::cli::args::repo::RepoArgs;
@@ -18,10 +18,10 @@ use rustix::fs::Access;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Where libvirt keeps images by itself.
+/// libvirt's default folder for images.
 const IMAGES: &str = "/var/lib/libvirt/images";
 
-/// The machine; none if there are no points.
+/// Asks for the machine. Returns None if there are no points.
 pub(super) fn ask_machine(known: &[PointRef]) -> Result<Option<String>, CliError> {
     let mut machines: BTreeMap<&str, Vec<&PointRef>> = BTreeMap::new();
     for point in known {
@@ -41,7 +41,7 @@ pub(super) fn ask_machine(known: &[PointRef]) -> Result<Option<String>, CliError
     Ok(machines.keys().nth(chosen).map(|name| (*name).to_owned()))
 }
 
-/// The point of the machine.
+/// Asks for the point of the machine.
 pub(super) fn ask_point(known: &[PointRef], machine: &str) -> Result<PointRef, CliError> {
     let of_machine: Vec<&PointRef> = known.iter().rev().filter(|point| point.machine() == machine).collect();
     let are_of_one_host = of_machine.windows(2).all(|pair| pair[0].snapshot.hostname == pair[1].snapshot.hostname);
@@ -54,7 +54,7 @@ pub(super) fn ask_point(known: &[PointRef], machine: &str) -> Result<PointRef, C
     Ok(of_machine[prompt::select("Point", &labels)?].clone())
 }
 
-/// What libvirt says of the machine that is to be restored.
+/// The state of the machine in libvirt.
 enum There {
     Running,
     Off,
@@ -73,7 +73,7 @@ fn look(context: &Context, machine: &str) -> There {
     }
 }
 
-/// Where a machine goes, and what becomes of it there. Asked again, the questions begin with these answers.
+/// Where to restore a machine, and what to do with it. When asked again, the questions default to these answers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PlaceAnswer {
     pub(super) as_name: Option<String>,
@@ -83,7 +83,7 @@ pub(super) struct PlaceAnswer {
     pub(super) start: bool,
 }
 
-/// Asks for the address of the repository, and looks whether there is one.
+/// Asks for the address of the repository, and checks that there is one.
 pub(super) fn ask_repository(context: &Context, repo: &RepoArgs) -> Result<String, CliError> {
     let check = |text: &str| {
         if text.trim().is_empty() {
@@ -100,7 +100,7 @@ pub(super) fn ask_repository(context: &Context, repo: &RepoArgs) -> Result<Strin
     Ok(text.trim().to_owned())
 }
 
-/// Asks where the machine goes; `defines` says whether libvirt may get its definition.
+/// Asks where to restore the machine. `defines` says whether libvirt may receive its definition.
 pub(super) fn ask_place(
     context: &Context,
     machine: &str,
@@ -116,7 +116,7 @@ pub(super) fn ask_place(
     };
     let places =
         ["as a new machine, next to the original", in_place, "only the images and the definition, to a folder"];
-    // Without libvirt only a folder is left.
+    // Without libvirt, only a folder is possible.
     let first = if matches!(there, There::Unknown) { 2 } else { 0 };
     if first == 2 {
         say("libvirt is not available; only the images and the definition can be restored, as files.");
@@ -136,7 +136,7 @@ pub(super) fn ask_place(
             answer.as_name = Some(prompt::text("New name", &proposed, &|name| check_name(context, name))?);
             answer.into = Some(ask_folder(before)?);
         }
-        // Where nothing is, nothing is to be replaced: whatever is found there after all is a surprise.
+        // If the machine does not exist, do not overwrite: whatever is found there would be unexpected.
         1 => answer.overwrite = matches!(there, There::Off | There::Running),
         _ => {
             answer.no_define = true;
@@ -154,7 +154,7 @@ fn ask_folder(before: &PlaceAnswer) -> Result<PathBuf, CliError> {
     prompt::text("Folder for the images", &proposed, &check_folder).map(PathBuf::from)
 }
 
-/// Whether a new machine may have this name.
+/// Checks whether a new machine may have this name.
 fn check_name(context: &Context, name: &str) -> Result<(), String> {
     machine_name(name)?;
     match look(context, name) {
@@ -163,7 +163,7 @@ fn check_name(context: &Context, name: &str) -> Result<(), String> {
     }
 }
 
-/// Whether images can be written to this folder.
+/// Checks whether images can be written to this folder.
 fn check_folder(folder: &str) -> Result<(), String> {
     if !Path::new(folder).is_dir() {
         return Err(format!("no folder {folder}; create it, or type another one"));
@@ -172,7 +172,7 @@ fn check_folder(folder: &str) -> Result<(), String> {
         .map_err(|error| format!("cannot write to {folder}: {}", std::io::Error::from(error)))
 }
 
-/// Says what will be written.
+/// Prints what will be written.
 pub(super) fn summarize(point: &OpenPoint, planned: &RestorePlan) {
     say(&format!(
         "{}, as of {} ({}):",

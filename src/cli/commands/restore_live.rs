@@ -1,4 +1,5 @@
-//! `kvmb restore --live`: a machine that runs before its data is there, and what becomes of an interrupted one.
+//! `kvmb restore --live`: starts a machine before its data is restored, and resumes or aborts interrupted live
+//! restores.
 
 use crate::capture::RuntimeDirs;
 use crate::cli::args::repo::RepoArgs;
@@ -57,12 +58,12 @@ pub(super) struct LiveArgs {
 }
 
 impl LiveArgs {
-    /// Whether an unfinished restore is meant, and no point.
+    /// Whether the command refers to an unfinished restore, and not to a point.
     pub(super) fn is_about_unfinished(&self) -> bool {
         self.resume || self.abort
     }
 
-    /// Continues an unfinished restore, or gives it up.
+    /// Resumes or aborts an unfinished restore.
     pub(super) fn settle(&self, context: &Context, machine: &str, session: &mut Session) -> Result<(), CliError> {
         let (folder, runtime) = (live_folder()?, context.runtime()?);
         let unit = LiveUnit::new()?;
@@ -127,7 +128,7 @@ impl LiveArgs {
     }
 }
 
-/// Refuses to write over a machine that still needs its point.
+/// Refuses to overwrite a machine that still needs its point.
 pub(super) fn refuse_unfinished(plan: &RestorePlan) -> Result<(), CliError> {
     match live_folder()?.find(&plan.uuid)? {
         Some(state) if plan.define => Err(ops::Error::LiveRestoreUnfinished { machine: state.machine }.into()),
@@ -135,7 +136,7 @@ pub(super) fn refuse_unfinished(plan: &RestorePlan) -> Result<(), CliError> {
     }
 }
 
-/// The unfinished restores of this host, for `status` and `doctor`.
+/// Returns checks for the unfinished restores of this host, for `status` and `doctor`.
 pub(super) fn checks(runtime: &RuntimeDirs) -> Vec<Check> {
     let found = live_folder().and_then(|folder| Ok((folder.all()?, folder)));
     match found {
@@ -181,7 +182,7 @@ fn check(state: &LiveState, runtime: &RuntimeDirs, is_supervised: bool) -> Check
     }
 }
 
-/// An error of a restore that may have to be continued.
+/// Adds to an error how to resume the restore, if it is unfinished.
 fn with_way(error: ops::Error, machine: &str) -> CliError {
     let is_unfinished = live_folder().ok().and_then(|folder| folder.find(machine).ok()).flatten().is_some();
     let error = CliError::from(error);

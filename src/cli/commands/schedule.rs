@@ -16,13 +16,13 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How many of the next runs a record has.
+/// The number of next runs in a record.
 const NEXT_RUNS: usize = 3;
 
-/// No more of them are listed.
+/// Maximum number of next runs that can be listed.
 const MOST_RUNS: u64 = 1000;
 
-/// When `--drill weekly` is: early on the day on which hosts do least.
+/// `--drill weekly`: early on Sunday, when hosts are least busy.
 const WEEKLY_DRILL: &str = "30 4 * * sun";
 
 /// How many machines a scheduled drill boots.
@@ -196,7 +196,7 @@ impl InstallArgs {
         }
         let jobs = self.jobs(context, place)?;
         if !self.dry_run {
-            // The lock is in there, and cron's shell makes no folders.
+            // The lock is in this folder, and cron's shell does not create it.
             folders::make_state_folder()?;
         }
         self.replace_old_entries(session)?;
@@ -220,10 +220,10 @@ impl InstallArgs {
         report_others(place, session)
     }
 
-    /// The backup, and the drill if there is to be one.
+    /// Returns the backup job, and the drill if one is requested.
     fn jobs(&self, context: &Context, place: ScheduleLocation) -> Result<Vec<ScheduledJob>, CliError> {
         let command = self.backup_command(context)?;
-        // What is wrong with it should be heard of now, and not in the night.
+        // Report errors in the command now, not at night.
         (context.grammar)().try_get_matches_from(&command).map_err(|error| {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
@@ -235,7 +235,7 @@ impl InstallArgs {
         let folder = absolute(&folders::state_folder()?)?;
         let environment = environment(place)?;
         let job = |kind, cron, command| {
-            // Two schedules may be there at once, and each has its own runs. A drill does not keep a backup waiting.
+            // Two schedules may be installed at once; each has its own lock. A drill does not delay a backup.
             let lock = match (kind, place) {
                 (JobKind::Backup, ScheduleLocation::System) => "schedule-system.lock",
                 (JobKind::Backup, _) => "schedule.lock",
@@ -252,8 +252,8 @@ impl InstallArgs {
         Ok(jobs)
     }
 
-    /// kvmb with a command and the arguments that say where: all that flags and variables set for this call, which a
-    /// schedule does not have, and which configuration applies. What that says is read at each run.
+    /// Returns a kvmb command with the arguments that locate things: all flags and variables of this call, which a
+    /// schedule does not have, and the path of the configuration. The configuration itself is read at each run.
     fn command(&self, context: &Context, name: &str) -> Result<Vec<String>, CliError> {
         let config = context.config();
         let mut words = vec![text(&own_path()?)?];
@@ -267,7 +267,7 @@ impl InstallArgs {
         words.push(name.into());
         if self.names_repo(context) {
             let url = self.repo.url()?;
-            // cron begins elsewhere, where a relative folder is another one.
+            // cron runs in another working directory, so make a relative folder absolute.
             let url = if is_on_server(&url) { url } else { self.repo.storage(context)?.url() };
             words.extend(["-r".into(), url]);
         }
@@ -319,12 +319,12 @@ impl InstallArgs {
         Ok(words)
     }
 
-    /// Whether another repository was named than that of the configuration.
+    /// Whether a repository other than that of the configuration was given.
     fn names_repo(&self, context: &Context) -> bool {
         self.repo.is_named() && self.repo.repo != context.config().primary_repo()
     }
 
-    /// The flags for passwords: a schedule has nobody to ask, and must not hold a secret itself.
+    /// Returns the flags for passwords: a schedule has no user to ask, and must not contain a secret itself.
     fn password_flags(&self, context: &Context) -> Result<Vec<String>, CliError> {
         let mut words = Vec::new();
         for (flag, file, secrets) in [
@@ -361,7 +361,7 @@ impl InstallArgs {
         let config = context.config();
         let is_configured = config.password_file.is_some() || config.password_command.is_some();
         let is_given = is_configured || words.iter().any(|word| word == "--password-file");
-        // This host's own repository has a key file.
+        // The default repository has a key file.
         let is_own = !self.repo.is_named() || Path::new(&self.repo.url()?) == DefaultRepo::locate()?.folder;
         let has_its_own = config.remote_password_file.is_some() && !self.names_repo(context);
         if !(is_given || is_own || has_its_own) {
@@ -372,7 +372,7 @@ impl InstallArgs {
         Ok(words)
     }
 
-    /// Both kvmb and its forerunner would run.
+    /// Offers to replace old entries of kvm_backup, which would run in addition to kvmb.
     fn replace_old_entries(&self, session: &mut Session) -> Result<(), CliError> {
         for entry in old_entries()? {
             let extra = Map::from_iter([("entry".to_owned(), json!(entry))]);
@@ -468,7 +468,7 @@ impl RemoveArgs {
     }
 }
 
-/// A schedule in another place runs as well.
+/// Warns about schedules in other places, which run as well.
 fn report_others(here: ScheduleLocation, session: &mut Session) -> Result<(), CliError> {
     for (place, Installed { entry, jobs }) in installed()?.into_iter().filter(|(place, _)| *place != here) {
         let flag = match place {
@@ -508,12 +508,12 @@ fn describe(job: Option<(Cron, String)>, entry: &str) -> Map<String, Value> {
     fields
 }
 
-/// When drills run.
+/// Parses the times of drills.
 fn drill_times(text: &str) -> Result<Cron, CronError> {
     if text == "weekly" { WEEKLY_DRILL.parse() } else { text.parse() }
 }
 
-/// The expression that is given, or that of the configuration, or the default.
+/// Returns the given expression, or that of the configuration, or the default.
 fn cron_or_default(given: Option<&Cron>, context: &Context) -> Result<Cron, CliError> {
     match (given, &context.config().backup_freq) {
         (Some(cron), _) => Ok(cron.clone()),
@@ -522,7 +522,7 @@ fn cron_or_default(given: Option<&Cron>, context: &Context) -> Result<Cron, CliE
     }
 }
 
-/// When an expression runs: the fields of a record.
+/// Describes when an expression runs, as fields of a record.
 fn times_of(cron: &Cron, count: usize) -> Map<String, Value> {
     let next = cron.next_runs(&Local::now(), count);
     let next = next.iter().map(|run| run.to_rfc3339_opts(SecondsFormat::Secs, false)).collect::<Vec<_>>();
@@ -536,10 +536,10 @@ fn times_of(cron: &Cron, count: usize) -> Map<String, Value> {
     fields
 }
 
-/// The variables that change what kvmb does and for which 'kvmb backup' has no flag.
+/// Returns the variables that affect kvmb and for which `kvmb backup` has no flag.
 pub(super) fn environment(place: ScheduleLocation) -> Result<Vec<(String, String)>, CliError> {
     let mut variables = Vec::new();
-    // cron gives it to everybody, systemd to no service of the system: keys for SSH and the like are below it.
+    // cron sets HOME, but systemd does not for system services. SSH keys and other files are below it.
     if place == ScheduleLocation::Systemd {
         variables.extend(variable("HOME").map(|home| ("HOME".to_owned(), home)));
     }
@@ -552,7 +552,8 @@ pub(super) fn environment(place: ScheduleLocation) -> Result<Vec<(String, String
     Ok(variables)
 }
 
-/// This program by its full path; by that on `$PATH`, if it is the same, for that one stays when a new version comes.
+/// Returns the absolute path of this program. Prefers the path on `$PATH` if it is the same program, because that path
+/// survives upgrades.
 pub(super) fn own_path() -> Result<PathBuf, CliError> {
     let own =
         std::env::current_exe().map_err(|error| CliError::failed(format!("cannot find the kvmb program: {error}")))?;

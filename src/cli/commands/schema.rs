@@ -39,8 +39,8 @@ impl SchemaArgs {
     }
 }
 
-/// The schema of any record that this version prints, in draft 7. A record may have more fields than it names: those of
-/// an action or a check are in the words of their types.
+/// Returns the JSON Schema (draft 7) of any record that this version prints. A record may have additional fields: those
+/// of an action or a check are described in the text of their types.
 fn of_records() -> Value {
     let types: [(&str, Value); 13] = [
         ("machine", of::<Machine>()),
@@ -78,7 +78,7 @@ fn of<T: JsonSchema>() -> Value {
     settings.for_serialize().into_generator().into_root_schema_for::<T>().to_value()
 }
 
-/// The schema of a record: its fields with `type` before them.
+/// Returns the schema of a record: its fields, preceded by `type`.
 fn of_type(kind: &str, mut schema: Value) -> Value {
     without_extra(&mut schema);
     let fields = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
@@ -93,7 +93,7 @@ fn of_type(kind: &str, mut schema: Value) -> Value {
     schema
 }
 
-/// Takes `extra` away, which stands for any other fields, here and below. What it says of them goes to the type.
+/// Removes `extra`, which stands for any other fields, at all levels. Its description is moved to the type.
 fn without_extra(schema: &mut Value) {
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         let words =

@@ -2,7 +2,7 @@
 
 use super::roff::Text;
 
-/// A step: its title, what it is for, and the commands.
+/// A step: its title, its purpose and its commands.
 struct WeekStep {
     title: &'static str,
     words: &'static str,
@@ -72,7 +72,6 @@ const STEPS: &[WeekStep] = &[
     },
 ];
 
-/// Writes the section.
 pub(crate) fn section(text: &mut Text) {
     text.section("A FIRST WEEK");
     for step in STEPS {

@@ -1,4 +1,4 @@
-//! The pages: what clap knows of a command, and what it does not know.
+//! The manual pages: what clap knows about a command, and additional text.
 
 use super::first_week;
 use super::records::{Kind, RecordField, kinds};
@@ -9,7 +9,7 @@ use crate::cli::failure::{CliError, Code};
 use clap::Command;
 use clap_mangen::Man;
 
-/// Files that a user may meet.
+/// Files that a user may come across.
 const FILES: &[(&str, &str)] = &[
     (
         "~/.kvm_backup_config.json, ~/.config/kvmb/config.json, /etc/kvmb/config.json",
@@ -42,13 +42,12 @@ const FILES: &[(&str, &str)] = &[
 
 /// One manual page.
 pub(crate) struct ManualPage {
-    /// Its file: `kvmb-backup.1`.
+    /// The name of its file: `kvmb-backup.1`.
     pub(crate) file: String,
-    /// Its roff text.
     pub(crate) text: String,
 }
 
-/// Every page, that of kvmb itself first.
+/// Returns every page, that of kvmb itself first.
 pub(crate) fn pages(mut root: Command) -> Result<Vec<ManualPage>, CliError> {
     root.build();
     let mut commands = vec![&root];
@@ -68,7 +67,7 @@ fn name(command: &Command) -> &str {
 fn page(command: &Command) -> Result<ManualPage, CliError> {
     let is_root = name(command) == "kvmb";
     let version = format!("kvmb {}", env!("CARGO_PKG_VERSION"));
-    // What every command has is described once, in the page of kvmb itself.
+    // Global options are described once, in the page of kvmb itself.
     let shown = match is_root {
         true => command.clone(),
         false => command.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg }),
@@ -169,7 +168,7 @@ fn all_records(text: &mut Text) {
     }
 }
 
-/// The records that the command's own words name: `'point'`.
+/// Adds the records that the command's description names, such as `'point'`.
 fn records(text: &mut Text, command: &Command) {
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
     let printed: Vec<Kind> = kinds().into_iter().filter(|kind| about.contains(&format!("'{}'", kind.name))).collect();
@@ -189,7 +188,7 @@ fn environment(text: &mut Text, command: &Command) {
     let read: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
     let has_repo = read.contains(&"KVMB_REPO");
     let is_root = name(command) == "kvmb";
-    // A password has more sources than its flag.
+    // Commands with a repository read all password variables, not only those with a flag.
     let is_password = |variable: &str| variable.contains("_PASSWORD");
     let minds = |variable: &str| is_root || read.contains(&variable) || has_repo && is_password(variable);
     let own = VARIABLES.iter().filter(|(variable, _)| minds(variable));

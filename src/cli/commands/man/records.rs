@@ -11,15 +11,15 @@ pub(crate) struct Kind {
     schema: Schema,
 }
 
-/// A field of a record, as `jq` names it (`disks[].sha256`), and what it says.
+/// A field of a record, as `jq` names it (`disks[].sha256`), and its description.
 pub(crate) struct RecordField {
-    /// Its path; empty for the fields that a record may have beyond those with a name.
+    /// Its path; empty for the additional fields that a record may have.
     pub(crate) path: String,
-    /// What it says.
+    /// Its description.
     pub(crate) meaning: String,
 }
 
-/// Every type of record, in the order of a backup.
+/// Returns every type of record, in the order of a backup.
 pub(crate) fn kinds() -> [Kind; 11] {
     [
         Kind { name: "machine", schema: schema_for!(record::Machine) },
@@ -37,12 +37,12 @@ pub(crate) fn kinds() -> [Kind; 11] {
 }
 
 impl Kind {
-    /// What it is.
+    /// Returns the description of the type.
     pub(crate) fn summary(&self) -> String {
         meaning(self.schema.as_value())
     }
 
-    /// Its fields, those of its parts behind them.
+    /// Returns its fields. The fields of a nested object follow that object.
     pub(crate) fn fields(&self) -> Vec<RecordField> {
         let mut fields = Vec::new();
         self.collect("", self.schema.as_value(), &mut fields);
@@ -52,7 +52,7 @@ impl Kind {
     fn collect(&self, prefix: &str, object: &Value, fields: &mut Vec<RecordField>) {
         for (name, schema) in object["properties"].as_object().into_iter().flatten() {
             if name == "extra" {
-                // Every record passes on what it does not know; only what is said of it beyond that is news.
+                // Every record passes on unknown fields; list them only if their description says more than that.
                 let meaning = meaning(schema);
                 if meaning != "Unknown fields." {
                     fields.push(RecordField { path: String::new(), meaning });
@@ -73,7 +73,7 @@ impl Kind {
         }
     }
 
-    /// The definition that a schema points to, if it may be null too.
+    /// Returns the definition that a schema refers to, even if the value may also be null.
     fn part(&self, schema: &Value) -> Option<&Value> {
         let alternatives = schema["anyOf"].as_array().into_iter().flatten();
         let pointer = alternatives.chain([schema]).find_map(|schema| schema["$ref"].as_str())?;
@@ -81,7 +81,7 @@ impl Kind {
     }
 }
 
-/// One kind of an enumeration with a `type`, and the fields that it has.
+/// Describes one variant of an enum with a `type` tag, and the fields that it has.
 fn variant_field(path: &str, variant: &Value) -> Option<RecordField> {
     let own = variant["properties"].as_object()?;
     let kind = own.get("type")?["const"].as_str()?;

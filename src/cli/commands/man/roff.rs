@@ -11,30 +11,30 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    /// A section.
+    /// Adds a section heading.
     pub(crate) fn section(&mut self, title: &str) {
         self.roff.control("SH", [title]);
     }
 
-    /// A part of a section.
+    /// Adds a subsection heading.
     pub(crate) fn subsection(&mut self, title: &str) {
         self.roff.control("SS", [title]);
     }
 
-    /// A paragraph.
+    /// Adds a paragraph.
     pub(crate) fn paragraph(&mut self, text: &str) {
         self.roff.control("PP", []);
         self.roff.text(inlines(text));
     }
 
-    /// A term and what it means.
+    /// Adds a term and its description.
     pub(crate) fn term(&mut self, term: &str, meaning: &str) {
         self.roff.control("TP", []);
         self.roff.text([bold(term)]);
         self.roff.text(inlines(meaning));
     }
 
-    /// Lines as they are.
+    /// Adds literal lines.
     pub(crate) fn literal<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) {
         self.roff.control("PP", []);
         self.roff.control("nf", []);
@@ -46,20 +46,20 @@ impl Text {
         self.roff.control("fi", []);
     }
 
-    /// The text.
+    /// Returns the text.
     pub(crate) fn finish(self) -> String {
         self.roff.render()
     }
 }
 
-/// What a writer of roff text wrote.
+/// Returns the roff text that `write` produces.
 pub(crate) fn rendered(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<String, CliError> {
     let mut text = Vec::new();
     write(&mut text).map_err(|error| CliError::failed(format!("no manual page: {error}")))?;
     String::from_utf8(text).map_err(|error| CliError::failed(format!("no manual page: {error}")))
 }
 
-/// One page from its parts. Each begins with the same definition of an apostrophe; a page needs it once.
+/// Joins parts into one page. Each part begins with the same definition of an apostrophe, which a page needs only once.
 pub(crate) fn join(parts: &[String]) -> String {
     let preamble = Roff::new().render();
     preamble.clone() + &parts.concat().replace(&preamble, "")

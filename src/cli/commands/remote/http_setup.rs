@@ -1,4 +1,4 @@
-//! `kvmb remote setup` of a REST server or a bucket: the login, kept where scheduled backups find it.
+//! `kvmb remote setup` of a REST server or a bucket: stores the login where scheduled backups find it.
 
 use crate::atomic_file;
 use crate::cli::args::repo::{RepoArgs, storage_error};
@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// A login that is not in the configuration yet: a name, and what belongs to it.
+/// A login that is not in the configuration yet: a name and its secret.
 #[derive(Clone)]
 struct NewLogin {
-    /// Of an account, or of an access key.
+    /// The name of an account, or an access key ID.
     name: String,
     secret: Zeroizing<String>,
 }
@@ -50,11 +50,11 @@ impl HttpCredentials for NewLogin {
     }
 }
 
-/// Takes the login from variables or asks for it, tries it, and keeps it.
+/// Takes the login from variables or asks for it, tests it, and stores it.
 pub(super) fn setup(repo: &RepoArgs, context: &Context, session: &mut Session, dry_run: bool) -> Result<(), CliError> {
     let url = repo.url()?;
     let is_bucket = url.starts_with("s3:");
-    // The storage knows what is no address, and does not repeat a password.
+    // Reports an invalid address, without repeating a password in it.
     context.storage(&url, repo)?;
     let login = match is_bucket {
         true => new_keys(context)?,
@@ -117,7 +117,7 @@ fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     Ok(std::path::absolute(path).map_err(ops::Error::io("find", path))?)
 }
 
-/// Asks for the repository's config, with this login or with what the configuration has.
+/// Requests the repository's config, with this login or with the configured one.
 fn try_out(context: &Context, repo: &RepoArgs, url: &str, login: Option<&NewLogin>) -> Result<(), CliError> {
     let known = http_context(context, repo);
     let http = match login {
@@ -137,7 +137,7 @@ fn try_out(context: &Context, repo: &RepoArgs, url: &str, login: Option<&NewLogi
     }
 }
 
-/// The access key that variables have, or that a person types where the configuration has none.
+/// Returns the access key from variables, or asks for it if the configuration has none.
 fn new_keys(context: &Context) -> Result<Option<NewLogin>, CliError> {
     let variables = (secret::variable("AWS_ACCESS_KEY_ID"), secret::variable("AWS_SECRET_ACCESS_KEY"));
     if let (Some(name), Some(key)) = variables {
@@ -155,7 +155,7 @@ fn new_keys(context: &Context) -> Result<Option<NewLogin>, CliError> {
     Ok(Some(NewLogin { name, secret }))
 }
 
-/// The account of a REST server, and its password, from the same places.
+/// Returns the account of a REST server and its password, from the same sources.
 fn new_account(context: &Context, url: &str) -> Result<Option<NewLogin>, CliError> {
     let config = &context.config().http;
     let of_address = RestAddress::parse(url).ok().and_then(|address| address.user);

@@ -1,4 +1,4 @@
-//! `kvmb remote test` of a server over HTTP.
+//! `kvmb remote test` of an HTTP server.
 
 use crate::cli::args::repo::{RepoArgs, storage_error};
 use crate::cli::context::Context;
@@ -9,11 +9,11 @@ use crate::storage::{self, FileKind, Storage, http};
 use crate::units::ShortDuration;
 use std::time::Instant;
 
-/// The steps of it, in order.
+/// The steps of the test, in order.
 const STEPS: [&str; 4] = ["reach", "certificate", "login", "path"];
 
-/// Asks for the repository's config, and says how far that came. Nothing is written: a server that is append-only would
-/// keep it.
+/// Requests the repository's config, and reports the result of each step. Writes nothing, because an append-only server
+/// would keep it.
 pub(super) fn test(repo: &RepoArgs, context: &Context, session: &mut Session) -> Result<(), CliError> {
     let storage = context.storage(&repo.url()?, repo)?;
     let (url, begun) = (storage.url(), Instant::now());
@@ -56,7 +56,7 @@ pub(super) fn test(repo: &RepoArgs, context: &Context, session: &mut Session) ->
     Ok(())
 }
 
-/// Whether others on the way can read what passes.
+/// Checks whether the connection is encrypted.
 fn of_encryption(url: &str) -> Check {
     let is_here = ["://127.", "://localhost", "://[::1]", "+unix://"].iter().any(|place| url.contains(place));
     match (url.contains(":https://"), is_here) {
@@ -72,7 +72,7 @@ fn of_encryption(url: &str) -> Check {
     }
 }
 
-/// Whether what is written to a bucket can be locked, and shall be.
+/// Checks whether the bucket supports object locks, and whether they are configured.
 pub(in crate::cli::commands) fn of_object_lock(storage: &dyn Storage, url: &str) -> Result<Check, CliError> {
     let check = |status, detail: String| Check::new("object_lock", url, status, detail);
     Ok(match (storage.can_lock(), storage.lock_period()) {
@@ -92,7 +92,7 @@ pub(in crate::cli::commands) fn of_object_lock(storage: &dyn Storage, url: &str)
     })
 }
 
-/// The step at which an error ends the test.
+/// Returns the step at which an error ends the test.
 fn step_of(error: &storage::Error) -> usize {
     use http::Error;
     let storage::Error::Http { source, .. } = error else { return STEPS.len() - 1 };

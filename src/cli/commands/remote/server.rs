@@ -20,26 +20,26 @@ pub(super) struct ServerArgs {
     pub(super) repo: RepoArgs,
 }
 
-/// The server, and how to get there.
+/// The server, and how to connect to it.
 pub(super) struct RemoteServer {
     pub(super) target: SftpAddress,
     pub(super) ssh_context: SshContext,
-    /// The repository's folder in the target, should that hold other things.
+    /// The repository's folder below the address, if that contains other files.
     pub(super) below: Option<&'static str>,
 }
 
 impl ServerArgs {
-    /// The repository, if its server speaks HTTP.
+    /// Returns the repository if it is on an HTTP server.
     pub(super) fn over_http(&self, context: &Context) -> Result<Option<RepoArgs>, CliError> {
         let url = self.url(context)?;
         let is_http = ["rest:", "s3:"].iter().any(|scheme| url.starts_with(scheme));
         Ok(is_http.then(|| RepoArgs { repo: Some(url), ..self.repo.clone() }))
     }
 
-    /// The address that was named, or else that of the configuration.
+    /// Returns the given address, or else that of the configuration.
     fn url(&self, context: &Context) -> Result<String, CliError> {
         let config = context.config();
-        // Without -r and its variable, it is the configuration's first repository, which may be a folder.
+        // Without -r and its variable, this is the configuration's primary repository, which may be a local folder.
         let is_named = self.repo.is_named() && self.repo.repo != config.primary_repo();
         match config.remote_url().or_else(|| config.second_repo()).filter(|_| !is_named) {
             Some(configured) => Ok(configured),
@@ -47,7 +47,7 @@ impl ServerArgs {
         }
     }
 
-    /// What is known of the server.
+    /// Returns the server's address and its SSH settings.
     pub(super) fn open(&self, context: &Context) -> Result<RemoteServer, CliError> {
         let configured = context.config().remote_url();
         let url = self.url(context)?;
@@ -55,7 +55,7 @@ impl ServerArgs {
             return Err(CliError::usage(format!("{url} is not a repository on a server"))
                 .hint("specify it with -r sftp://user@host//folder"));
         }
-        // The storage knows what is no address, and does not repeat a password.
+        // Reports an invalid address, without repeating a password in it.
         context.storage(&url, &self.repo)?;
         let target = SftpAddress::parse(&url).map_err(CliError::usage)?;
         let ssh_context =

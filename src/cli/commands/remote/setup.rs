@@ -42,7 +42,7 @@ impl SetupArgs {
         let RemoteServer { target, ssh_context, .. } = self.server.open(context)?;
         let comment = format!("kvmb@{}", host_name());
         setup(&target, &ssh_context, &comment, self.dry_run, &mut |change| {
-            // Only all steps together make it done.
+            // Only all steps together count as done.
             session.pass(&Record::Action(action(change, self.dry_run)));
         })?;
         Ok(())

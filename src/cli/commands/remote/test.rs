@@ -39,10 +39,10 @@ pub(crate) struct TestArgs {
     size: Option<Size>,
 }
 
-/// Less than this is worth a warning.
+/// Less free space than this is a warning.
 const LITTLE_ROOM: u64 = 5 << 30;
 
-/// A clock that is off by more makes locks look older or younger than they are.
+/// A clock that is off by more than this makes locks look older or younger than they are.
 const CLOCK_SECONDS: u64 = 60;
 
 impl TestArgs {
@@ -83,7 +83,7 @@ fn word(step: ExamineStep) -> &'static str {
     }
 }
 
-/// A step that failed; of a host key that was not accepted, which one it is.
+/// Returns the check of a failed step, with the host key if that was not accepted.
 fn refused(step: ExamineStep, error: ops::Error, url: &str) -> Check {
     let key = refused_key(&error).map(|key| host_key_fields(key.state, key.algorithm, key.fingerprint));
     let error = CliError::from(error);
