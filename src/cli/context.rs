@@ -1,4 +1,3 @@
-//! The context of a command.
 
 use crate::capture::{self, CallLimits, Hypervisor, RuntimeDirs};
 use crate::cli::args::global::Global;
@@ -21,20 +20,20 @@ use std::time::Duration;
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) settings: Settings,
-    /// This call of the program.
+    /// This invocation of the program.
     pub(crate) run: Run,
-    /// The command line as clap knows it, for what explains or reads one.
+    /// The grammar of the command line, for code that explains or parses one.
     pub(crate) grammar: fn() -> clap::Command,
     pub(crate) stop: Stop,
-    /// How long libvirt may take.
+    /// Time limits for libvirt.
     pub(crate) limits: CallLimits,
     pub(crate) monitor: Bars,
-    /// The places of repositories that were opened, by address.
+    /// The storages of repositories that were opened, by address.
     pub(super) storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
 }
 
 impl Context {
-    /// The context of one command.
+    /// Creates the context of a command.
     pub(crate) fn new(global: Global, settings: Settings, run: Run, grammar: fn() -> clap::Command) -> Context {
         let (monitor, stop, storages) =
             (Bars::new(global.quiet, global.progress, &run.id), Stop::of_process(), Mutex::default());
@@ -44,11 +43,11 @@ impl Context {
         Context { global, settings, run, grammar, stop, limits, monitor, storages }
     }
 
-    /// Opens libvirt, by default the connection of the command line.
+    /// Opens libvirt. The default is the connection of the command line.
     pub(crate) fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         let opened = self.open_hypervisor(connect).map_err(CliError::from);
         opened.map_err(|error| match error.code {
-            // Another user's own libvirt rarely has the machines of the host.
+            // A user's own libvirt rarely has the machines of the host.
             Code::Connection if !rustix::process::geteuid().is_root() => {
                 error.hint("run kvmb as root, or choose a connection that you may use with -c URI")
             }
@@ -56,42 +55,42 @@ impl Context {
         })
     }
 
-    /// The same, with libvirt's own error.
+    /// Like `hypervisor`, with libvirt's own error.
     pub(crate) fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
         Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
     }
 
-    /// Says why nothing was printed where people expect something, and how to go on; nothing with `--quiet`.
+    /// Prints why there is no output where the user would expect some, and how to continue; silent with `--quiet`.
     pub(crate) fn note(&self, message: &str, hint: &str) {
         if !self.global.quiet {
             stderr::note(message, hint);
         }
     }
 
-    /// Says how to go on; nothing with `--quiet`.
+    /// Prints how to continue; silent with `--quiet`.
     pub(crate) fn hint(&self, hint: &str) {
         if !self.global.quiet {
             stderr::hint(hint);
         }
     }
 
-    /// How long a command that prints a password may take.
+    /// Returns how long a command that prints a password may take.
     pub(crate) fn password_limit(&self) -> Duration {
         self.config().limits.password.value().0
     }
 
-    /// The configuration file, for what has no flag.
+    /// Returns the configuration file, for settings without a flag.
     pub(crate) fn config(&self) -> &Config {
         &self.settings.loaded.config
     }
 
-    /// The disks of a machine that the configuration leaves out of backups.
+    /// Returns the disks of a machine that the configuration excludes from backups.
     pub(crate) fn excluded_disks(&self, machine: &str) -> Vec<String> {
         let lists = self.config().excluded_disks.iter().filter(|(name, _)| name_matches(name.text(), machine));
         lists.flat_map(|(_, disks)| disks.iter().map(|disk| disk.text().to_owned())).collect()
     }
 
-    /// The folders of captures.
+    /// Opens the folders of captures.
     pub(crate) fn runtime(&self) -> Result<RuntimeDirs, CliError> {
         Ok(RuntimeDirs::open()?.with_limits(self.limits.clone()).with_scratch_folder(data_folder()?.join("scratch")))
     }

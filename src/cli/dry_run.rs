@@ -1,4 +1,4 @@
-//! `--dry-run` of the commands that capture: which disks, and where they would go.
+//! `--dry-run` of the commands that capture: which disks, and where they would be stored.
 
 use crate::capture::machine::Which;
 use crate::cli::args::capture::CaptureArgs;
@@ -11,18 +11,18 @@ use crate::record::{Action, Record};
 use serde_json::json;
 use std::path::Path;
 
-/// What 'snapshot' says of a machine without disks.
+/// The message of `snapshot` for a machine without disks.
 pub(crate) const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb backup' stores its definition";
 
-/// Where points would go.
+/// Where points would be stored.
 #[derive(Debug)]
 pub(crate) struct DryRunTarget {
     pub(crate) repo: String,
-    /// That of the second one, which they would be copied to.
+    /// The second repository, to which they would be copied.
     pub(crate) copy_to: Option<String>,
 }
 
-/// Says for each machine what would be captured, and where it would be stored, if anywhere.
+/// Prints for each machine what would be captured, and where it would be stored, if anywhere.
 pub(crate) fn show_dry_run(
     context: &Context,
     selected: Vec<Selection>,

@@ -1,7 +1,7 @@
-//! The environment variables that kvmb reads, for the manual; `tests/readme.rs` holds the sources and README against
+//! The environment variables that kvmb reads, for the manual. `tests/readme.rs` compares the sources and README with
 //! it.
 
-/// Every variable and what it stands for.
+/// Every variable and its meaning.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_REPO", "`--repo`"),
     ("KVMB_PASSWORD_FILE", "`--password-file`: the password; white space around it is ignored"),
@@ -40,7 +40,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_COMPLETE", "set by the completion scripts: the shell"),
 ];
 
-/// Variables of others that kvmb minds.
+/// Other programs' variables that kvmb respects.
 pub(crate) const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection if `--connect` is not given"),
     ("SSH_AUTH_SOCK", "the ssh agent"),

@@ -1,20 +1,20 @@
-//! Where kvmb keeps what outlives a run, and where its configuration is.
+//! Locations of kvmb's persistent files and of its configuration.
 
 use crate::cli::failure::CliError;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// The folder of root.
+/// The data folder of root.
 const OF_ROOT: &str = "/var/lib/kvmb";
 
-/// The folder of root's cache.
+/// The cache folder of root.
 const CACHE_OF_ROOT: &str = "/var/cache/kvmb";
 
-/// What is in the folder of the state.
+/// The entries of the state folder.
 const STATE: [&str; 3] = ["history", "jobs", "repositories"];
 
-/// A folder that a variable names; as the specification of XDG has it, a relative one is ignored.
+/// Returns the folder that a variable names. Ignores relative paths, as the XDG specification requires.
 fn named_by(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|folder| folder.is_absolute())
 }
@@ -23,26 +23,26 @@ fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
 }
 
-/// A folder below that of a variable, or below the home folder.
+/// Returns kvmb's folder below that of a variable, or below the home folder.
 fn of_user(variable: &str, below_home: &str) -> Result<PathBuf, CliError> {
     let base = named_by(variable).or_else(|| Some(home()?.join(below_home)));
     let base = base.ok_or_else(|| CliError::usage(format!("neither {variable} nor HOME is set")))?;
     Ok(base.join("kvmb"))
 }
 
-/// The folder of all that kvmb keeps, if there is one for everything.
+/// Returns the folder for all of kvmb's data, if a single one is configured.
 fn of_everything() -> Option<PathBuf> {
     let named = std::env::var_os("KVMB_DATA_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     named.or_else(|| rustix::process::geteuid().is_root().then(|| OF_ROOT.into()))
 }
 
-/// Where the host's own repository and its key are, keys for SSH, and scratch files.
+/// Returns the folder of the default repository and its key, SSH keys, and scratch files.
 pub(crate) fn data_folder() -> Result<PathBuf, CliError> {
     of_everything().map_or_else(|| of_user("XDG_DATA_HOME", ".local/share"), Ok)
 }
 
-/// Where the history is, the jobs, the log of a user and what was read of repositories. Where a user has them beside
-/// the data, as they used to be, they stay there.
+/// Returns the folder of the history, the jobs, a user's log and the state of repositories. If a user already has them
+/// in the data folder, where older versions kept them, they stay there.
 pub(crate) fn state_folder() -> Result<PathBuf, CliError> {
     if let Some(folder) = of_everything() {
         return Ok(folder);
@@ -53,7 +53,7 @@ pub(crate) fn state_folder() -> Result<PathBuf, CliError> {
     }
 }
 
-/// Where copies of what repositories have are kept, if there is a place for them.
+/// Returns the folder for caches of repositories, if there is one.
 pub(crate) fn cache_folder() -> Option<PathBuf> {
     let named = std::env::var_os("KVMB_DATA_DIR").filter(|folder| !folder.is_empty());
     match named {
@@ -63,12 +63,12 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
     }
 }
 
-/// The folder of the state, made if it is not there yet.
+/// Returns the state folder, and creates it if necessary.
 pub(crate) fn make_state_folder() -> Result<PathBuf, CliError> {
     make(state_folder()?)
 }
 
-/// The folder of the data, made if it is not there yet.
+/// Returns the data folder, and creates it if necessary.
 pub(crate) fn make_data_folder() -> Result<PathBuf, CliError> {
     make(data_folder()?)
 }
@@ -79,14 +79,14 @@ fn make(folder: PathBuf) -> Result<PathBuf, CliError> {
     Ok(folder)
 }
 
-/// The home folder, and the folder of configurations.
+/// Returns the home folder, and the configuration folder.
 pub(crate) fn of_configurations() -> (Option<PathBuf>, Option<PathBuf>) {
     let home = home();
     let configurations = named_by("XDG_CONFIG_HOME").or_else(|| Some(home.as_deref()?.join(".config")));
     (home, configurations)
 }
 
-/// The log of a user who cannot write that of the host: where it is, and whether its folder is kvmb's own.
+/// Returns the log of a user who cannot write the host's log: its path, and whether its folder is kvmb's own.
 pub(crate) fn log_of_user() -> Option<(PathBuf, bool)> {
     let known = home().map(|home| home.join("kvm_backup.log")).filter(|log| log.exists());
     let new = || state_folder().ok().map(|folder| (Path::new(&folder).join("kvmb.log"), true));

@@ -1,4 +1,5 @@
-//! What commands note in the history of this host, for `kvmb status`. That it cannot be written stops nothing.
+//! Records the results of commands in this host's history, for `kvmb status`. A history that cannot be written does not
+//! stop a command.
 
 use crate::cli::context::Context;
 use crate::cli::failure::exit_code::ExitCode;
@@ -15,7 +16,6 @@ use crate::repo::Repository;
 use chrono::Local;
 use std::collections::BTreeMap;
 
-/// The history of one repository.
 #[derive(Debug)]
 pub(crate) struct HistoryRecorder<'c> {
     context: &'c Context,
@@ -23,7 +23,7 @@ pub(crate) struct HistoryRecorder<'c> {
 }
 
 impl<'c> HistoryRecorder<'c> {
-    /// The history of the repository with this address, as [`crate::storage::Storage::url`] has it.
+    /// Opens the history of the repository with this address, in the form of [`crate::storage::Storage::url`].
     pub(crate) fn of(context: &'c Context, repo: &str) -> HistoryRecorder<'c> {
         let history = match state_folder() {
             Ok(folder) => Some(History::of(&folder, repo)),
@@ -35,16 +35,16 @@ impl<'c> HistoryRecorder<'c> {
         HistoryRecorder { context, history }
     }
 
-    /// The moment, for [`HistoryRecorder::run`].
+    /// Returns the current time, for [`HistoryRecorder::run`].
     pub(crate) fn now() -> Time {
         Local::now().fixed_offset()
     }
 
-    /// Notes how the work on a machine went that began then.
+    /// Records the result of a machine's backup or copy that began at this time.
     pub(crate) fn run(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
         let total = |of: fn(&Point) -> u64| result.map_or(0, of);
         let known = |point: &Point| KnownPoint { point: point.point.clone(), captured_at: point.captured_at };
-        // A point that was found damaged as soon as it was read back is none to restore.
+        // A point that was found damaged when it was read back cannot be restored.
         let stored = result.ok().filter(|point| point.damage.is_empty());
         let error = match result {
             Ok(point) => CliError::of_missing_parts(point),
@@ -66,7 +66,7 @@ impl<'c> HistoryRecorder<'c> {
         self.change(machine, uuid, |memory| memory.note_run(run));
     }
 
-    /// Notes the result of a verification.
+    /// Records the result of a verification.
     pub(crate) fn verification(&self, point: &Point, depth: verify::VerifyDepth) {
         let depth = match depth {
             verify::VerifyDepth::Quick => VerifiedDepth::Quick,
@@ -78,7 +78,7 @@ impl<'c> HistoryRecorder<'c> {
         let note = |memory: &mut MachineMemory| {
             if is_whole { memory.note_whole(verification) } else { memory.note_damage(verification) }
         };
-        // Where a point's description is lost, its machine is known by name only.
+        // If a point's description is lost, only the name of its machine is known.
         let by_name = || {
             let known = self.history.iter().flat_map(|history| history.all().0);
             known.filter(|memory| memory.machine == point.machine).map(|memory| memory.uuid).next()
@@ -89,7 +89,7 @@ impl<'c> HistoryRecorder<'c> {
         }
     }
 
-    /// Notes what a drill came to that began then.
+    /// Records the result of a drill that began at this time.
     pub(crate) fn drill(&self, manifest: &Manifest, point: &str, began_at: Time, check: &Check) {
         let text = |name: &str| check.extra.get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let drill = DrillRun {
@@ -107,13 +107,13 @@ impl<'c> HistoryRecorder<'c> {
         self.change(&manifest.machine, &manifest.uuid, |memory| memory.note_drill(drill));
     }
 
-    /// When the last drill of each machine ended, by the machine's name.
+    /// Returns when the last drill of each machine ended, by the machine's name.
     pub(crate) fn last_drills(&self) -> BTreeMap<String, Time> {
         let memories = self.history.iter().flat_map(|history| history.all().0);
         memories.filter_map(|memory| Some((memory.machine, memory.last_drill?.ended_at))).collect()
     }
 
-    /// Notes what a prune of all machines came to.
+    /// Records the result of a prune of all machines.
     pub(crate) fn prune(&self, error: Option<&CliError>) {
         let run = PruneRun {
             run: self.context.run.id.clone(),
@@ -125,7 +125,7 @@ impl<'c> HistoryRecorder<'c> {
         self.change_repo(|memory| memory.note_prune(run));
     }
 
-    /// Notes how much of the repository's file system is free, where the storage can say.
+    /// Records the free space of the repository's file system, if the storage can report it.
     pub(crate) fn free_space(&self, repo: &Repository) {
         match repo.storage().free_bytes() {
             Ok(None) => {}
@@ -136,7 +136,7 @@ impl<'c> HistoryRecorder<'c> {
         }
     }
 
-    /// Notes how large the repository is. Its index has been read by the run itself; only what is new is read again.
+    /// Records the size of the repository. The run itself has already loaded the index, so only new parts are read.
     pub(crate) fn size(&self, repo: &Repository) {
         match repo.load_index() {
             Ok(index) => {
@@ -154,7 +154,7 @@ impl<'c> HistoryRecorder<'c> {
         }
     }
 
-    /// The deepest verification of each point that this host knows, by the id of the point.
+    /// Returns the deepest known verification of each point, by the point's id.
     pub(crate) fn verified_points(&self) -> BTreeMap<String, Verification> {
         let memories = self.history.iter().flat_map(|history| history.all().0);
         memories.flat_map(|memory| memory.verified_points).map(|known| (known.point.clone(), known)).collect()
@@ -164,7 +164,7 @@ impl<'c> HistoryRecorder<'c> {
         let Some(history) = &self.history else { return };
         match history.change(machine, uuid, HistoryRecorder::now(), change) {
             Ok(()) => {}
-            // libvirt did not know it either.
+            // libvirt did not know the UUID either.
             Err(history::Error::NoUuid { .. }) => {}
             Err(error) => tracing::warn!(machine, "cannot record the history: {error}"),
         }

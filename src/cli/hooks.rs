@@ -1,7 +1,7 @@
 //! Hooks: the user's own commands before and after a backup and each of its machines.
 //!
-//! A hook is a program with arguments that never change; what it is about it finds in its environment and, after a
-//! backup, as records on its standard input. So no name of a machine is ever read by a shell as anything but a value.
+//! A hook is a program with fixed arguments. It gets its context from environment variables and, after a backup, as
+//! records on standard input. So a shell never interprets a machine's name as anything but a value.
 
 use crate::cli::args::machine::Selection;
 use crate::cli::context::Context;
@@ -22,23 +22,22 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a hook may take that does not say so.
+/// The time limit of a hook that does not set one.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a hook may take that runs after an interruption.
+/// The time limit of a hook that runs after an interruption.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// How long a hook that is ended may take to clean up.
+/// The time that a hook has to clean up after SIGTERM.
 const LAST_SECONDS: Duration = Duration::from_secs(5);
 
-/// How often a running hook is looked at.
+/// Interval at which a running hook is checked.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Variables of ours that are no business of a hook.
+/// Variables of kvmb that hooks must not see.
 const SECRETS: [&str; 5] =
     ["KVMB_PASSWORD", "KVMB_SSH_PASSWORD", "RESTIC_REST_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
-/// Variables for a hook, by name.
 type HookVariables = Vec<(&'static str, String)>;
 
 /// The hooks of a run.
@@ -51,13 +50,13 @@ pub(crate) struct HookRunner<'c> {
 }
 
 impl<'c> HookRunner<'c> {
-    /// The hooks that are configured; `repo` is where the backups go.
+    /// Returns the configured hooks. `repo` is the repository of the backups.
     pub(crate) fn new(context: &'c Context, repo: String) -> HookRunner<'c> {
         let config = &context.config().hooks;
         HookRunner { config, run: &context.run, stop: &context.stop, monitor: &context.monitor, repo }
     }
 
-    /// Does the work of a run between its hooks. Those after it run however it went, and hear of it.
+    /// Runs `work` between the run's hooks. The hooks after it always run, and receive the result.
     pub(crate) fn around_run(
         &self,
         session: &mut Session,
@@ -85,7 +84,7 @@ impl<'c> HookRunner<'c> {
         Ok(())
     }
 
-    /// Does the work on one machine between its hooks. When one before it fails, the work is not done.
+    /// Runs the work on one machine between its hooks. If a hook before it fails, the work is skipped.
     pub(crate) fn around_machine(
         &self,
         selection: &Selection,
@@ -123,7 +122,7 @@ impl<'c> HookRunner<'c> {
         result
     }
 
-    /// Runs the hooks before something; the first that fails is the last.
+    /// Runs the hooks before something, up to the first that fails.
     fn before(&self, name: &'static str, hooks: &[Hook], facts: &HookVariables) -> Result<(), CliError> {
         for hook in hooks {
             self.stop.check()?;
@@ -137,7 +136,7 @@ impl<'c> HookRunner<'c> {
         Ok(())
     }
 
-    /// Runs the hooks after something, all of them: what is stored stays stored, whatever they do.
+    /// Runs all hooks after something. Their failures do not affect what is already stored.
     fn after(&self, name: &'static str, hooks: &[Hook], done: bool, facts: &HookVariables, records: &[Record]) {
         for hook in hooks {
             let wanted = match hook.when {
@@ -145,7 +144,7 @@ impl<'c> HookRunner<'c> {
                 When::Done => done,
                 When::Failed => !done,
             };
-            // They hear of an interruption too; one that comes while they run ends them.
+            // These hooks also run after an interruption. An interruption while they run ends them.
             let stop = (!self.stop.requested()).then_some(self.stop);
             if wanted && let Err(why) = self.call(name, hook, facts, records, stop) {
                 self.monitor.warn(&format!("the hook {name} ({}) {why}", hook.command.join(" ")));
@@ -153,7 +152,7 @@ impl<'c> HookRunner<'c> {
         }
     }
 
-    /// Runs one hook to its end, which comes early when `stop` is raised.
+    /// Runs one hook to its end, or until `stop` is raised.
     fn call(
         &self,
         name: &'static str,
@@ -179,7 +178,7 @@ impl<'c> HookRunner<'c> {
             .env("KVMB_REPO", &self.repo)
             .envs(facts.iter().map(|(name, value)| (name, value)))
             .stdin(input(records).map_err(|error| format!("cannot receive records: {error}"))?)
-            // Standard output is for records.
+            // Standard output is reserved for records.
             .stdout(io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from))
             .process_group(0);
         let began = Instant::now();
@@ -205,7 +204,7 @@ fn outcome(status: ExitStatus) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("failed: {status}")) }
 }
 
-/// Records as a standard input that needs nobody to feed it.
+/// Returns records as a file for standard input, so that no thread has to write them to a pipe.
 fn input(records: &[Record]) -> io::Result<Stdio> {
     if records.is_empty() {
         return Ok(Stdio::null());
@@ -218,10 +217,10 @@ fn input(records: &[Record]) -> io::Result<Stdio> {
     Ok(file.into())
 }
 
-/// Ends a hook and all that it has started; says why.
+/// Ends a hook and all of its child processes, and returns the reason.
 fn end(child: &mut Child, why: &str) -> String {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return why.to_owned() };
-    // What is gone already needs no signal.
+    // If the group is already gone, no signal is needed.
     let _ = kill_process_group(group, Signal::TERM);
     let deadline = Instant::now() + LAST_SECONDS;
     while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
@@ -232,7 +231,7 @@ fn end(child: &mut Child, why: &str) -> String {
     why.to_owned()
 }
 
-/// The word for how something went.
+/// Returns the word for a result.
 fn status_of(code: ExitCode) -> &'static str {
     match code {
         ExitCode::Done => "done",
@@ -244,7 +243,7 @@ fn status_of(code: ExitCode) -> &'static str {
     }
 }
 
-/// A run in one sentence: "2 machines were stored, 1 failed: vm3: the machine is held by …".
+/// Describes a run in one sentence: "2 machines were stored, 1 failed: vm3: the machine is held by …".
 fn summary(records: &[Record]) -> String {
     let stored = records.iter().filter(|record| matches!(record, Record::Point(_))).count();
     let failures: Vec<String> = records

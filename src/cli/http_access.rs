@@ -1,4 +1,4 @@
-//! What the storages over HTTP know about this host, and the secrets that were given beforehand.
+//! Settings and credentials for the storages over HTTP.
 
 use crate::cli::args::repo::RepoArgs;
 use crate::cli::aws_profile;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How commands reach servers over HTTP.
+/// Returns the settings with which commands access HTTP servers.
 pub(crate) fn http_context(context: &Context, repo: &RepoArgs) -> HttpContext {
     let given = |file: &Option<PathBuf>| file.clone().filter(|file| !file.as_os_str().is_empty());
     let config = context.config().http.clone();
@@ -37,7 +37,7 @@ pub(crate) fn http_context(context: &Context, repo: &RepoArgs) -> HttpContext {
     }
 }
 
-/// The variables of proxies, of which programs know both spellings.
+/// Returns the proxy variables, which exist in upper and lower case.
 fn http_proxies() -> HttpProxies {
     let named = |name: String| Some(ProxyVariable { value: secret::variable(&name)?, name });
     let either = |name: &str| named(name.to_owned()).or_else(|| named(name.to_ascii_lowercase()));
@@ -48,7 +48,7 @@ fn http_proxies() -> HttpProxies {
     }
 }
 
-/// How commands use buckets.
+/// Returns the settings with which commands access buckets.
 pub(crate) fn s3_options(context: &Context, repo: &RepoArgs) -> S3Options {
     let config = &context.config().s3;
     let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
@@ -70,12 +70,12 @@ pub(crate) fn s3_options(context: &Context, repo: &RepoArgs) -> S3Options {
     }
 }
 
-/// Secrets that variables, files and commands give: restic's variables first, then the configuration.
+/// Credentials from variables, files and commands: restic's variables first, then the configuration.
 #[derive(Debug)]
 struct GivenCredentials {
     config: Http,
     s3: S3,
-    /// How long a secret's command or file may take.
+    /// Time limit for reading a secret from a command or a file.
     limit: Duration,
 }
 

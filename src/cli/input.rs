@@ -1,4 +1,4 @@
-//! Records from standard input, by the rules of the pipe.
+//! Reads records from standard input, by the rules of a pipeline.
 
 use crate::cli::failure::{CliError, Code};
 use crate::cli::terminal::stderr::report;
@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::time::{Duration, Instant};
 
-/// Longer lines are no record of ours: a disk's or a point's is some kilobytes.
+/// Longer lines are not valid records: a disk's or a point's record has a few kilobytes.
 const LONGEST_LINE_BYTES: usize = 16 << 20;
 
-/// What editors and shells of Windows put before UTF-8.
+/// Written before UTF-8 text by some Windows editors and shells.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// Iterates over the records of standard input as they come.
+/// Iterates over the records of standard input as they arrive.
 ///
-/// A JSON array (what `-o json` prints) is taken as well, whole. No record at all is wrong usage, so that a first stage
-/// that broke is never a silent success. Machines of a `snapshot` run that never came are a failure in the end.
+/// Also accepts a complete JSON array (the output of `-o json`). Input without any record is a usage error, so that a
+/// broken first stage does not look like success. Machines of a `snapshot` run that never arrived are reported as a
+/// failure at the end.
 pub(crate) struct Records<R> {
     command: &'static str,
     reader: R,
@@ -29,10 +30,10 @@ pub(crate) struct Records<R> {
     batches: Batches,
 }
 
-/// The `snapshot` runs that records tell of, and which of their machines have come.
+/// The `snapshot` runs that the records belong to, and which of their machines have arrived.
 #[derive(Debug, Default)]
 struct Batches {
-    /// By the run's id: how many machines it covers, and those that came.
+    /// By the run's id: how many machines it covers, and those that have arrived.
     machines: BTreeMap<String, (usize, BTreeSet<String>)>,
     any_failure: bool,
 }
@@ -43,7 +44,7 @@ impl Batches {
         let (batch, expected, machine) = match record {
             Record::Disk(disk) => (disk.batch.clone(), disk.batch_machines, text(&disk.uuid)),
             Record::Point(point) => (point.batch.clone(), point.batch_machines, text(&point.uuid)),
-            // A machine without disks.
+            // An action stands for a machine without disks.
             Record::Action(action) => {
                 let field = |key: &str| action.extra.get(key);
                 let words = |key: &str| field(key).and_then(|value| value.as_str()).and_then(text);
@@ -61,8 +62,8 @@ impl Batches {
         }
     }
 
-    /// Machines that never came although no stage says why: one was killed, or a filter left them out. Without this the
-    /// rest of the pipe would take what did come for everything.
+    /// Returns a failure for machines that never arrived and that no stage reported: a stage was killed, or a filter
+    /// removed them. Otherwise the rest of the pipeline would take the incomplete input for complete.
     fn cut_off(&mut self, command: &str) -> Option<Failure> {
         if std::mem::replace(&mut self.any_failure, true) {
             return None;
@@ -78,11 +79,11 @@ impl Batches {
     }
 }
 
-/// How long a command that was interrupted listens for the end of its input. Ctrl-C reaches every stage of a pipe, and
-/// what the stages before this one say of their captures must get through to `release`.
+/// How long an interrupted command waits for the end of its input. Ctrl-C reaches every stage of a pipeline, and what
+/// earlier stages report about their captures must still reach `release`.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// Standard input, until a while after `stop` is raised: a stage that waits for records must be able to end.
+/// Standard input, until shortly after `stop` is raised: a stage that waits for records must be able to end.
 #[derive(Debug)]
 pub(crate) struct Stdin {
     stop: Stop,
@@ -91,7 +92,7 @@ pub(crate) struct Stdin {
 
 impl Read for Stdin {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        /// A signal that comes just before the wait is seen after it.
+        /// A signal that arrives just before the wait is noticed after it.
         const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
         let stdin = io::stdin();
         loop {
@@ -102,7 +103,7 @@ impl Read for Stdin {
                 Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 _ => {}
             }
-            // Not through the standard library's buffer: what waited in there, a poll would not see.
+            // Bypass the standard library's buffer: poll() does not see data that is already buffered.
             match rustix::io::read(&stdin, &mut *buffer) {
                 Err(rustix::io::Errno::INTR) => {}
                 read => return Ok(read?),
@@ -111,7 +112,7 @@ impl Read for Stdin {
     }
 }
 
-/// The records of standard input; refused when that is a terminal, where nobody would type them.
+/// Returns the records of standard input. Refuses a terminal, on which nobody would type records.
 pub(crate) fn stdin_records(
     command: &'static str,
     what: &str,
@@ -132,7 +133,7 @@ fn unreadable(error: io::Error) -> CliError {
 }
 
 impl<R: BufRead> Records<R> {
-    /// The records in `reader`, for a command.
+    /// Returns the records in `reader`, for a command.
     pub(crate) fn new(command: &'static str, reader: R) -> Records<R> {
         Records {
             command,
@@ -165,7 +166,7 @@ impl<R: BufRead> Records<R> {
             .hint("the input must be the output of kvmb: one JSON record per line")
     }
 
-    /// The same for a line that ends too early: of what spreads a record over lines, or was cut off.
+    /// Returns the error for an invalid record. A record that ends too early spans several lines, or was cut off.
     fn bad_record(&self, line: &str, error: ParseError) -> CliError {
         let is_part = matches!(&error, ParseError::Json(json) if json.is_eof());
         match (is_part, line.ends_with('\n')) {
@@ -190,7 +191,7 @@ impl<R: BufRead> Records<R> {
         Ok(())
     }
 
-    /// Reads until a record waits or there is nothing more.
+    /// Reads until a record is available or the input ends.
     fn fill(&mut self) -> Result<(), CliError> {
         while self.waiting.is_empty() && !self.ended {
             match self.line()? {
@@ -209,7 +210,7 @@ impl<R: BufRead> Records<R> {
         Ok(())
     }
 
-    /// Whether no record comes at all, for a command that can do without; waits for the first.
+    /// Waits for the first record, and returns whether there is none. For commands that work without input.
     pub(crate) fn are_missing(&mut self) -> Result<bool, CliError> {
         self.fill()?;
         Ok(self.waiting.is_empty() && !self.any)
@@ -307,7 +308,7 @@ mod tests {
         assert_eq!(kinds(file("1")), ["point", "failure"]);
         assert_eq!(kinds(file("1") + "\n" + &file("1")), ["point", "point", "failure"]);
         assert_eq!(kinds(file("1") + "\n" + &file("2")), ["point", "point"]);
-        // Who reported a failure has reported enough.
+        // A stage that has reported a failure need not report more.
         let failure = r#"{"type":"failure","command":"snapshot","code":"busy","error":"e"}"#;
         assert_eq!(kinds(format!("{}\n{failure}\n", file("1"))), ["point", "failure"]);
     }

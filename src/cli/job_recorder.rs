@@ -1,5 +1,5 @@
-//! Writes down how this run goes, for `kvmb jobs`, and shows its progress to programs. That it cannot be written stops
-//! nothing.
+//! Records the progress and result of this run for `kvmb jobs`, and shows its progress to programs. A job file that
+//! cannot be written does not stop the run.
 
 use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::folders::state_folder;
@@ -13,20 +13,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The commands whose runs are jobs, if they are worth a log: of `files`, only `cp` is.
+/// The commands whose runs are jobs, if they are logged: of `files`, only `cp` is.
 const JOBS: [&str; 10] =
     ["backup", "push", "verify", "restore", "drill", "files", "serve", "mount", "prune", "snapshot"];
 
-/// How often progress is written down and shown.
+/// Interval at which progress is recorded and shown.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The rate is that of so many intervals.
+/// Number of intervals over which the rate is averaged.
 const RATE_INTERVALS: usize = 15;
 
-/// Longer texts of errors are cut off.
+/// Maximum length of an error text; longer ones are truncated.
 const LONGEST_ERROR_CHARS: usize = 1000;
 
-/// A thread that writes down and shows the progress of this run, and what it leaves.
+/// A thread that records and shows the progress of this run, and the file that it writes.
 #[derive(Debug)]
 pub(crate) struct JobRecorder {
     job: Option<Arc<Mutex<JobWriter>>>,
@@ -34,7 +34,7 @@ pub(crate) struct JobRecorder {
     ticker: Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>,
 }
 
-/// Keeps what a job prints.
+/// Keeps the records that a job prints.
 #[derive(Debug)]
 pub(crate) struct RecordKeeper {
     job: Arc<Mutex<JobWriter>>,
@@ -42,7 +42,7 @@ pub(crate) struct RecordKeeper {
 }
 
 impl JobRecorder {
-    /// Begins. A dry run is no job.
+    /// Starts recording. A dry run is not a job.
     pub(crate) fn begin(run: &Run, dry_run: bool, board: &Arc<ProgressBoard>) -> (JobRecorder, Option<RecordKeeper>) {
         let is_job = JOBS.contains(&run.command) && run.keeps_log && !dry_run;
         let begun = is_job.then(|| begin(run)).flatten();
@@ -57,7 +57,7 @@ impl JobRecorder {
         (JobRecorder { job, board: Arc::clone(board), ticker }, keeper)
     }
 
-    /// Writes down how the run ended.
+    /// Records the result of the run.
     pub(crate) fn end(self, code: ExitCode) {
         if let Some((stop, thread)) = self.ticker {
             drop(stop);
@@ -170,7 +170,7 @@ fn status(code: ExitCode) -> &'static str {
     }
 }
 
-/// An argument; a password in an address, which is refused later, is hidden.
+/// Returns an argument with the password in an address hidden. (Such an address is refused later.)
 fn without_password(word: &str) -> String {
     let hidden = || {
         let (scheme, rest) = word.split_once("://")?;
@@ -181,7 +181,7 @@ fn without_password(word: &str) -> String {
     hidden().unwrap_or_else(|| word.to_owned())
 }
 
-/// Who started this run.
+/// Returns the user who started this run.
 fn user() -> String {
     let uid = rustix::process::getuid();
     let by_sudo = std::env::var("SUDO_USER").ok().filter(|name| uid.is_root() && !name.is_empty());
@@ -189,7 +189,7 @@ fn user() -> String {
     by_sudo.or_else(name).unwrap_or_else(|| uid.as_raw().to_string())
 }
 
-/// What started this run, by its ancestors.
+/// Returns what started this run, judging by its ancestors.
 fn origin() -> &'static str {
     let mut pid = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     for _ in 0..8 {
@@ -202,13 +202,14 @@ fn origin() -> &'static str {
         }
     }
     match std::env::var_os("INVOCATION_ID") {
-        // A login session of systemd --user has one too; a service has no terminal.
+        // A login session of systemd --user has this variable too, but a service is its own session leader, without a
+        // terminal.
         Some(_) if rustix::process::getsid(None).is_ok_and(|sid| sid == rustix::process::getpid()) => "systemd",
         _ => "shell",
     }
 }
 
-/// Whether a process of kvmb is the web console.
+/// Whether a process is kvmb's web console.
 fn is_console(pid: i32) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).skip(1).any(|word| word == b"ui")

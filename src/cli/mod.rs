@@ -1,6 +1,6 @@
-//! The command line: the only layer that knows the terminal and the environment.
+//! The command line: the only layer that uses the terminal and the environment.
 //!
-//! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
+//! `commands` has one file per subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
 mod aws_profile;
 pub(crate) mod complete;
@@ -119,10 +119,10 @@ enum Command {
     Ui(ui::UiArgs),
 }
 
-/// The whole program: parses, runs, says how it went.
+/// The whole program: parses the command line, runs the command, and returns the exit code.
 pub fn main() -> Exit {
     if std::env::args_os().nth(1).is_some_and(|word| word == confined::COMMAND) {
-        // Before anything else is opened, read or started. No user calls it.
+        // Before anything else is opened, read or started. Users never call this command.
         capture::detach_from_terminal();
         confined::child::run();
         return Exit::Code(ExitCode::Done);
@@ -136,7 +136,7 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     terminal::color::set(cli.global.color);
-    // Before any thread: the environment is about to change.
+    // Before any thread is started, because this changes the environment.
     capture::quiet_libvirt_log();
     capture::complete_path();
     if let Ok(program) = std::env::current_exe() {
@@ -165,7 +165,7 @@ pub fn main() -> Exit {
     let (recorder, keeper) = JobRecorder::begin(&context.run, dry_run, context.monitor.board());
     session.keep_for_job(keeper);
     if let Err(error) = cli.command.run(&context, &mut session) {
-        // As a record too: the next stage of a pipe must hear of it.
+        // Print a record too: the next stage of a pipeline must learn about the failure.
         session.fail(About::default(), error);
     }
     let plugin = session.plugin();
@@ -175,7 +175,7 @@ pub fn main() -> Exit {
     plugin.map_or(Exit::Code(code), Exit::Plugin)
 }
 
-/// The command line twice: for which configuration applies, and with that for the rest.
+/// Parses the command line twice: first to find the configuration, then with its values as defaults.
 fn parse() -> Result<(Cli, Settings), Exit> {
     let mut parser = settings::with_output_variable(settings::without_empty_variables(command()));
     let (cli, matches) = parse_with(&mut parser.clone())?;
@@ -197,12 +197,12 @@ fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exi
     });
     parsed.map_err(|error| {
         if error.use_stderr() && is_for_a_plugin() {
-            // Of all that clap has to say, a line.
+            // Print only the first line of clap's message.
             let text = error.render().to_string();
             let words = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
             return refuse_plugin(&words);
         }
-        // Help and version go to standard output and are no error; a reader that has gone is none either.
+        // Help and version go to standard output and are not errors; neither is a closed pipe.
         let _ = match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
@@ -218,7 +218,7 @@ fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exi
     })
 }
 
-/// Says what is wrong with the configuration, as records too.
+/// Reports errors of the configuration, also as records.
 fn refuse(cli: &Cli, error: crate::config::Error) -> Exit {
     if matches!(&cli.command, Command::Status(args) if args.is_plugin()) {
         let faults: Vec<String> = failure::of_config(error).into_iter().map(|error| error.message).collect();
@@ -232,13 +232,13 @@ fn refuse(cli: &Cli, error: crate::config::Error) -> Exit {
     Exit::Code(session.finish())
 }
 
-/// Whether a command line that nobody understands was meant for a monitoring plugin.
+/// Whether an invalid command line was meant for a monitoring plugin.
 fn is_for_a_plugin() -> bool {
     let mut words = std::env::args_os().skip(1);
     words.any(|word| word == "status") && words.any(|word| word == "--nagios")
 }
 
-/// What a monitoring plugin says that cannot even begin.
+/// Prints the output of a monitoring plugin that cannot start.
 fn refuse_plugin(why: &str) -> Exit {
     output::Output::new(Format::Jsonl, ClosedPipe::Reads, table::View::Listing).text(status::unknown(why).as_bytes());
     Exit::Plugin(PluginState::Unknown)
@@ -286,7 +286,7 @@ impl Command {
         }
     }
 
-    /// Whether it goes on in the background when it is ready.
+    /// Whether the command continues in the background once it is ready.
     fn wants_to_detach(&self) -> bool {
         match self {
             Command::Serve(args) => args.wants_to_detach(),
@@ -295,7 +295,7 @@ impl Command {
         }
     }
 
-    /// Whether the configuration has to be right.
+    /// Whether the command needs a valid configuration.
     fn needs_config(&self) -> bool {
         match self {
             Command::Config(args) => args.needs_config(),
@@ -346,7 +346,7 @@ impl Command {
     }
 }
 
-/// The command line as clap sees it, for the manual and the completions.
+/// Returns the command line as clap sees it, for the manual and the completions.
 pub fn command() -> clap::Command {
     overview::arranged(Cli::command())
 }

@@ -1,4 +1,4 @@
-//! Locks of what the new points of a run need.
+//! Object locks for the data of a run's new points.
 
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
@@ -7,8 +7,8 @@ use crate::ops::object_lock::extend_locks;
 use crate::record::Record;
 use crate::repo::{Id, Repository};
 
-/// Locks again what the points that this run stored in a repository need, if what is written there is locked. The
-/// points are stored: a failure is reported, and the exit code says that not everything was done.
+/// Extends the locks of data that the new points of this run need, if new files in the repository are locked. The
+/// points are stored: a failure is reported, and the exit code says that the run was incomplete.
 pub(crate) fn extend_for_new_points(
     context: &Context,
     repo: &Repository,

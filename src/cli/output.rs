@@ -1,4 +1,4 @@
-//! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
+//! The only writer of standard output: prints records as a table, as JSON Lines or as one JSON array.
 
 use crate::cli::table::{self, TableOptions, View};
 use crate::cli::terminal::stderr::report;
@@ -22,7 +22,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What a reader who has gone away means for the command.
+/// How a command reacts when its reader closes the pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClosedPipe {
     /// The command only reads: it ends silently.
@@ -31,22 +31,22 @@ pub(crate) enum ClosedPipe {
     Changes,
 }
 
-/// Which checks a table shows; the problems come first.
+/// Which checks a table shows, problems first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CheckDisplay {
-    /// Problems; the others are counted.
+    /// Only problems; the others are counted.
     Problems,
-    /// All of them.
     All,
 }
 
-/// Writes out what a library left in the buffer of standard output: the program ends without the handlers that would.
+/// Flushes what a library left in the buffer of standard output, because the program skips the exit handlers that
+/// would.
 pub(crate) fn flush() {
-    // Whoever does not read it any more does not miss it.
+    // A reader that has closed the pipe does not need it.
     let _ = io::stdout().flush();
 }
 
-/// Whether standard output still leads somewhere: a pipe whose reader has ended says so without a write.
+/// Whether standard output still has a reader: poll() reports a closed pipe without a write.
 pub(crate) fn has_reader() -> bool {
     let stdout = io::stdout();
     let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
@@ -54,7 +54,6 @@ pub(crate) fn has_reader() -> bool {
     polled.is_err() || !watched[0].revents().contains(PollFlags::ERR)
 }
 
-/// Standard output.
 #[derive(Debug)]
 pub(crate) struct Output {
     format: Format,
@@ -63,16 +62,16 @@ pub(crate) struct Output {
     held: Vec<Record>,
     /// Lines below the table.
     closing: String,
-    /// How a table shows checks; none: as they came.
+    /// How a table shows checks; None: in the order of arrival.
     checks: Option<CheckDisplay>,
-    /// Nothing is printed any more.
+    /// Whether output has ended: nothing is printed any more.
     ended: bool,
     closed: bool,
     failed: bool,
 }
 
 impl Output {
-    /// Output in `format`; `Auto` is decided here.
+    /// Creates an output in `format`. Resolves `Auto`.
     pub(crate) fn new(format: Format, effect: ClosedPipe, view: View) -> Output {
         let format = match format {
             Format::Auto if io::stdout().is_terminal() => Format::Table,
@@ -92,12 +91,12 @@ impl Output {
         }
     }
 
-    /// Has a table show checks with the problems first, and a summary.
+    /// Makes a table show checks with problems first, and a summary.
     pub(crate) fn summarize_checks(&mut self, display: CheckDisplay) {
         self.checks = Some(display);
     }
 
-    /// Prints a record, at once where the format allows it.
+    /// Prints a record, immediately if the format allows it.
     pub(crate) fn record(&mut self, record: &Record) {
         match self.format {
             _ if self.ended => {}
@@ -106,32 +105,30 @@ impl Output {
         }
     }
 
-    /// Whether each record is printed as soon as it is made.
+    /// Whether each record is printed immediately.
     pub(crate) fn prints_at_once(&self) -> bool {
         self.format == Format::Jsonl
     }
 
-    /// Whether standard output is a terminal.
     pub(crate) fn is_terminal(&self) -> bool {
         io::stdout().is_terminal()
     }
 
-    /// Prints no records: standard output is for bytes.
+    /// Prints no records: standard output is reserved for raw bytes.
     pub(crate) fn suppress_records(&mut self) {
         self.ended = true;
     }
 
-    /// Whether records are printed as a table.
     pub(crate) fn is_table(&self) -> bool {
         self.format == Format::Table
     }
 
-    /// Adds lines that stand below a table.
+    /// Adds lines below a table.
     pub(crate) fn close_table(&mut self, text: &str) {
         self.closing.push_str(text);
     }
 
-    /// Prints what was held back: the table, or the array. What comes after it is not printed.
+    /// Prints what was held back: the table, or the array. Anything after that is not printed.
     pub(crate) fn finish(&mut self) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -160,7 +157,7 @@ impl Output {
         }
     }
 
-    /// Prints text where records are printed as tables.
+    /// Prints text above a table; other formats do not have it.
     pub(crate) fn before_table(&mut self, text: &str) {
         if self.format == Format::Table {
             let lines: Vec<String> = text.lines().map(table::printable).collect();
@@ -168,12 +165,12 @@ impl Output {
         }
     }
 
-    /// Prints text that is no record: a completion script, a manual page.
+    /// Prints text that is not a record: a completion script, a manual page.
     pub(crate) fn text(&mut self, text: &[u8]) {
         self.write(text);
     }
 
-    /// Whether the reader has gone away and the command has therefore nothing left to do.
+    /// Whether the reader has closed the pipe and the command has therefore nothing left to do.
     pub(crate) fn is_pointless(&self) -> bool {
         self.closed && self.effect == ClosedPipe::Reads
     }
@@ -192,7 +189,7 @@ impl Output {
         }
     }
 
-    /// Whether writing failed for another reason than a reader that went away.
+    /// Whether writing failed for a reason other than a closed pipe.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }

@@ -1,8 +1,8 @@
-//! The commands in groups, as `kvmb` and `kvmb --help` show them.
+//! The commands in groups, as shown by `kvmb` and `kvmb --help`.
 
 use clap::{Arg, Command};
 
-/// The groups; a command that is in none of them is in the last one.
+/// The groups. Commands that are not listed belong to the last one.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Everyday commands",
@@ -16,7 +16,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Pipeline commands", &["vms", "disks", "snapshot", "hash", "push", "release"]),
 ];
 
-/// Commands that never talk to libvirt themselves.
+/// Commands that never use libvirt themselves.
 const WITHOUT_LIBVIRT: [&str; 13] = [
     "files",
     "hash",
@@ -33,17 +33,17 @@ const WITHOUT_LIBVIRT: [&str; 13] = [
     "man",
 ];
 
-/// Commands that print no records and keep no log.
+/// Commands that do not print records and keep no log.
 const WITHOUT_RECORDS: [&str; 2] = ["completions", "schema"];
 
-/// The widest line of the overview.
+/// Maximum line width of the overview.
 const WIDTH: usize = 79;
 
-/// Where the descriptions begin.
+/// The column at which descriptions begin.
 const INDENT: usize = 15;
 
-/// The command line with the commands in groups, and without general options where they mean nothing. Those are still
-/// accepted: a script may give the same options to every command.
+/// Returns the command line with its commands in groups, and hides general options where they have no effect. Those are
+/// still accepted, so that a script can pass the same options to every command.
 pub(crate) fn arranged(command: Command) -> Command {
     let globals: Vec<Arg> = command.get_arguments().map(|arg| arg.clone().hide(true)).collect();
     let command = command.mut_subcommands(|below| {
@@ -59,7 +59,7 @@ pub(crate) fn arranged(command: Command) -> Command {
     command.help_template(template)
 }
 
-/// What `kvmb` alone prints.
+/// Returns what `kvmb` without arguments prints.
 pub(crate) fn overview(command: &Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     format!(
@@ -91,7 +91,7 @@ fn groups(command: &Command) -> String {
     text
 }
 
-/// The line of a command, wrapped with an indent.
+/// Returns the line of a command, wrapped with an indent.
 fn line(command: &Command) -> String {
     let name = command.get_name();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
@@ -112,7 +112,7 @@ fn line(command: &Command) -> String {
     text
 }
 
-/// The general options that mean nothing to a command and those below it.
+/// Returns the general options that have no effect on a command and its subcommands.
 fn hidden_globals(name: &str) -> Vec<&'static str> {
     let mut hidden = Vec::new();
     if WITHOUT_LIBVIRT.contains(&name) {

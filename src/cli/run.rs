@@ -1,16 +1,15 @@
-//! One call of the program.
 
 use crate::cli::output::ClosedPipe;
 use std::time::Instant;
 
-/// One call of the program.
+/// One invocation of the program.
 #[derive(Debug)]
 pub(crate) struct Run {
-    /// Its id, in every line of the log.
+    /// Its id, which is in every line of the log.
     pub(crate) id: String,
     pub(crate) command: &'static str,
     pub(crate) began: Instant,
-    /// Whether it is worth a log: it changes something, or verifies it.
+    /// Whether it is logged: it changes or verifies something.
     pub(crate) keeps_log: bool,
 }
 

@@ -10,7 +10,7 @@ use crate::cli::terminal::stderr;
 use crate::log::SHOWN;
 use crate::record::{Check, Failure, Point, Record};
 
-/// Which machine a failure is about.
+/// What a failure is about.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About {
     /// The libvirt connection URI.
@@ -22,23 +22,23 @@ pub(crate) struct About {
 }
 
 impl About {
-    /// About a machine as a whole.
+    /// Returns the subject for a machine as a whole.
     pub(crate) fn machine(connect: &str, machine: &str) -> About {
         About { connect: Some(connect.to_owned()), machine: Some(machine.to_owned()), ..About::default() }
     }
 }
 
-/// Collects what happens while a command runs.
+/// Collects the records and failures of a command while it runs.
 #[derive(Debug)]
 pub(crate) struct Session {
     command: &'static str,
     output: Output,
     tally: Tally,
-    /// Every record that was printed, if hooks shall hear of them.
+    /// Every record that was printed, if hooks need them.
     kept: Option<Vec<Record>>,
-    /// Keeps them for `kvmb jobs`, if the run is a job.
+    /// Stores the records for `kvmb jobs`, if the run is a job.
     keeper: Option<RecordKeeper>,
-    /// What a monitoring plugin exits with, if the command is one.
+    /// The exit state of a monitoring plugin, if the command acts as one.
     plugin: Option<PluginState>,
 }
 
@@ -53,7 +53,7 @@ impl Session {
         self.command
     }
 
-    /// Prints a record that this command made: one thing done.
+    /// Prints a record of this command, and counts one success.
     pub(crate) fn done(&mut self, record: Record) {
         self.print(&record);
         self.tally.done();
@@ -65,7 +65,7 @@ impl Session {
         self.keeper.iter_mut().for_each(|keeper| keeper.add(record));
     }
 
-    /// Keeps every record for `kvmb jobs`.
+    /// Stores every record for `kvmb jobs`.
     pub(crate) fn keep_for_job(&mut self, keeper: Option<RecordKeeper>) {
         self.keeper = keeper;
     }
@@ -75,59 +75,59 @@ impl Session {
         self.kept.get_or_insert_default();
     }
 
-    /// The records that were kept.
+    /// Returns the records that were kept.
     pub(crate) fn kept_records(&self) -> &[Record] {
         self.kept.as_deref().unwrap_or_default()
     }
 
-    /// Has a table show checks with the problems first, and a summary; `all` shows those that are well, too.
+    /// Makes a table show checks with problems first, and a summary; `all` shows checks without problems too.
     pub(crate) fn summarize_checks(&mut self, all: bool) {
         self.output.summarize_checks(if all { CheckDisplay::All } else { CheckDisplay::Problems });
     }
 
-    /// Prints text before a table, for people; programs have it in a record.
+    /// Prints text above a table. Programs get the same information in a record.
     pub(crate) fn say_to_people(&mut self, text: &str) {
         self.output.before_table(text);
     }
 
-    /// Prints text that is no record: a completion script, a manual page.
+    /// Prints text that is not a record: a completion script, a manual page.
     pub(crate) fn text(&mut self, text: &[u8]) {
         self.output.text(text);
     }
 
-    /// Counts something that was done and is no record.
+    /// Counts a success that has no record.
     pub(crate) fn count_done(&mut self) {
         self.tally.done();
     }
 
-    /// Whether a person sees what is printed.
     pub(crate) fn prints_to_terminal(&self) -> bool {
         self.output.is_terminal()
     }
 
-    /// Prints no records: standard output is for the bytes of [`Session::text`].
+    /// Prints no records: standard output is reserved for the bytes of [`Session::text`].
     pub(crate) fn suppress_records(&mut self) {
         self.output.suppress_records();
     }
 
-    /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
+    /// Prints a record without counting it: an additional one about something counted elsewhere, or one that is passed
+    /// on.
     pub(crate) fn pass(&mut self, record: &Record) {
         self.print(record);
     }
 
-    /// Passes on a failure of an earlier stage; it counts.
+    /// Passes on a failure of an earlier stage, and counts it.
     pub(crate) fn pass_failure(&mut self, failure: Failure) {
         let code = Code::ALL.iter().find(|(_, word, _)| *word == failure.code).map_or(Code::Failed, |(code, ..)| *code);
         self.print(&Record::Failure(failure));
         self.tally.failed(code.exit_code());
     }
 
-    /// Prints a failure: as a record, and for people on standard error.
+    /// Prints a failure: as a record, and on standard error for people.
     pub(crate) fn fail(&mut self, about: About, error: impl Into<CliError>) {
         self.report(about, error.into(), stderr::error);
     }
 
-    /// Prints a failure of something that follows the work that was asked for: people read a warning. It counts.
+    /// Prints a failure in something that follows the requested work: as a warning for people. It counts as a failure.
     pub(crate) fn warn(&mut self, about: About, error: impl Into<CliError>) {
         self.report(about, error.into(), |message, hint| {
             stderr::warning(message);
@@ -157,7 +157,7 @@ impl Session {
         self.print(&Record::Failure(failure));
     }
 
-    /// Prints a new point; what it found damaged, of itself or of the chain, counts.
+    /// Prints a new point, and counts damage that it reports, in itself or in the chain.
     pub(crate) fn stored(&mut self, point: Point) {
         log_stored(&point);
         for damage in point.damage.iter().chain(&point.chain_damage) {
@@ -171,8 +171,8 @@ impl Session {
         self.tally.failed(ExitCode::Damage);
     }
 
-    /// Reports, after a new point, what older points lack, and what this one lacks of its machine: the machine is
-    /// stored, and the run is not all done.
+    /// After a new point, reports what older points lack, and what this one lacks of its machine. The machine is
+    /// stored, but the run counts as incomplete.
     pub(crate) fn report_shortcomings(&mut self, about: About, point: &Point) {
         if let Some(error) = CliError::of_damaged_points(point) {
             self.fail(about.clone(), error);
@@ -182,7 +182,7 @@ impl Session {
         }
     }
 
-    /// Prints a check; one that is critical counts as a failure.
+    /// Prints a check; a critical one counts as a failure.
     pub(crate) fn check(&mut self, mut check: Check) {
         check.hint = check.hint.map(|hint| pasteable(&hint, None));
         if check.is_critical() {
@@ -191,22 +191,21 @@ impl Session {
         self.print(&Record::Check(check));
     }
 
-    /// Adds lines that close a table; other formats do not have them.
+    /// Adds lines below a table; other formats do not have them.
     pub(crate) fn close_table(&mut self, text: &str) {
         self.output.close_table(text);
     }
 
-    /// Whether records are printed as a table.
     pub(crate) fn is_table(&self) -> bool {
         self.output.is_table()
     }
 
-    /// Whether each record is printed as soon as it is made.
+    /// Whether each record is printed immediately.
     pub(crate) fn prints_at_once(&self) -> bool {
         self.output.prints_at_once()
     }
 
-    /// Ends the output before the command: what happens later is on standard error and in the exit code.
+    /// Ends the output before the command ends. Later events appear only on standard error and in the exit code.
     pub(crate) fn end_output(&mut self) {
         self.output.finish();
     }
@@ -221,17 +220,17 @@ impl Session {
         self.tally.failed(code);
     }
 
-    /// Whether the reader of our output has gone and there is nothing left to do.
+    /// Whether the reader has closed the pipe and there is nothing left to do.
     pub(crate) fn is_pointless(&self) -> bool {
         self.output.is_pointless()
     }
 
-    /// Ends as a monitoring plugin does.
+    /// Makes the command exit as a monitoring plugin does.
     pub(crate) fn answer_as_plugin(&mut self, state: PluginState) {
         self.plugin = Some(state);
     }
 
-    /// What a monitoring plugin exits with, if the command is one.
+    /// Returns the exit state of a monitoring plugin, if the command acts as one.
     pub(crate) fn plugin(&self) -> Option<PluginState> {
         self.plugin
     }
@@ -242,24 +241,24 @@ impl Session {
             return ExitCode::Done;
         }
         match self.outcome() {
-            // Whoever was to read it has an incomplete answer, however much was done.
+            // The reader got an incomplete answer, however much was done.
             ExitCode::Done | ExitCode::Partial if self.output.has_failed() => ExitCode::Failed,
             code => code,
         }
     }
 
-    /// What the command would exit with if it ended now.
+    /// Returns the exit code if the command ended now.
     pub(crate) fn outcome(&self) -> ExitCode {
         match (self.tally.code(), crate::cli::terminal::interrupt::exit_code()) {
-            // Interrupted too late: everything was done already. And damage stays what it is.
+            // The interruption came too late: everything was done already. Damage is reported in any case.
             (ExitCode::Done | ExitCode::Damage, _) | (_, None) => self.tally.code(),
-            // Whatever failed, failed because of it.
+            // Other failures are consequences of the interruption.
             (_, Some(interrupted)) => interrupted,
         }
     }
 }
 
-/// The line of a machine that was backed up.
+/// Logs a machine that was backed up.
 fn log_stored(point: &Point) {
     tracing::info!(
         machine = point.machine,
@@ -273,7 +272,7 @@ fn log_stored(point: &Point) {
     );
 }
 
-/// Whether a message names something, as a word of its own: "vm" is not named by "kvmb".
+/// Whether a message contains a name as a separate word: "kvmb" does not contain the name "vm".
 fn names(message: &str, name: &str) -> bool {
     let within = |c: char| c.is_alphanumeric() || "-_.".contains(c);
     message.match_indices(name).any(|(at, _)| {

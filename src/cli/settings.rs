@@ -1,7 +1,7 @@
-//! The one place where flag, environment, configuration file and default meet.
+//! The one place where flags, environment, configuration file and defaults are combined.
 //!
-//! A key of the configuration that has a flag becomes that flag's default, in every command that has the flag. From
-//! there on the parser of the command line decides: flag before environment before default. Nothing else needs to ask.
+//! A configuration key with a flag becomes that flag's default, in every command that has the flag. After that, clap
+//! decides: flag before environment before default. No other code has to check.
 
 use crate::config::file::value_of;
 use crate::config::{Config, DEFAULT_BACKUP_FREQ, Loaded, SECRET_KEYS, schema};
@@ -11,7 +11,7 @@ use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
+/// The configuration keys that provide defaults of flags, with the ids of those flags in clap.
 const FLAGS: &[(&str, &str)] = &[
     ("connect", "connect"),
     ("repo", "repo"),
@@ -48,31 +48,30 @@ const FLAGS: &[(&str, &str)] = &[
     ("drill.vcpus", "drill_vcpus"),
 ];
 
-/// A password has an order of its own (see [`crate::cli::args::repo`]): the variables of all its sources come before
-/// the file.
+/// A password has its own order (see [`crate::cli::args::repo`]): the variables of all its sources take precedence over
+/// the configuration file.
 const OF_PASSWORD: &str = "password_file";
 
-/// The flag of the second repository, which several keys together name.
+/// The flag of the second repository, which several keys together configure.
 const SECOND: &str = "copy_to";
 
 /// Variables of keys that have no flag.
 const VARIABLES: [(&str, &str); 1] = [("password_command", "KVMB_PASSWORD_COMMAND")];
 
-/// The configuration, and what the command line said instead of it.
+/// The configuration, and what the command line overrides.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) loaded: Loaded,
-    /// Whether the command line has --dry-run.
     pub(crate) is_dry_run: bool,
-    /// By key: what a flag said.
+    /// Values given with flags, by key.
     flags: BTreeMap<&'static str, String>,
 }
 
-/// The variable that is the default of `--output`. It is not the argument's own: `--json` and `--table`, which exclude
-/// that argument, win over it.
+/// The variable that is the default of `--output`. It is not the argument's own `env`, so that `--json` and `--table`,
+/// which conflict with the argument, override it.
 const OUTPUT_VARIABLE: (&str, &str) = ("output", "KVMB_OUTPUT");
 
-/// The parser, with the output format of the environment as the default.
+/// Adds the output format of the environment as the default.
 pub(crate) fn with_output_variable(command: Command) -> Command {
     let (id, variable) = OUTPUT_VARIABLE;
     match std::env::var(variable).ok().filter(|format| !format.is_empty()) {
@@ -81,7 +80,7 @@ pub(crate) fn with_output_variable(command: Command) -> Command {
     }
 }
 
-/// The parser; an empty variable is as good as none.
+/// Makes the parser treat empty variables as unset.
 pub(crate) fn without_empty_variables(command: Command) -> Command {
     let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
     command
@@ -89,7 +88,7 @@ pub(crate) fn without_empty_variables(command: Command) -> Command {
         .mut_subcommands(without_empty_variables)
 }
 
-/// The parser with what the configuration says as the defaults of its flags.
+/// Adds the configuration's values as defaults of its flags.
 pub(crate) fn with_defaults(command: Command, loaded: &Loaded) -> Command {
     let default_of = |arg: &Arg| -> Option<String> {
         if arg.get_id().as_str() == SECOND {
@@ -111,10 +110,10 @@ pub(crate) fn with_defaults(command: Command, loaded: &Loaded) -> Command {
 }
 
 impl Settings {
-    /// The configuration, and the flags that stand in its place.
+    /// Combines the configuration with the flags that override it.
     pub(crate) fn new(loaded: Loaded, matches: &ArgMatches) -> Settings {
         let given = |id: &str| {
-            // A flag of a subcommand is not known up here.
+            // Flags of subcommands are unknown at this level.
             let known = matches.try_contains_id(id).unwrap_or(false);
             (known && matches.value_source(id) == Some(ValueSource::CommandLine))
                 .then(|| matches.get_raw(id)?.next())?
@@ -123,7 +122,7 @@ impl Settings {
         Settings { is_dry_run: has_flag(matches, "dry_run"), flags: flags.collect(), loaded }
     }
 
-    /// Every key with the value that applies, and where that comes from. `command` is the parser, for its defaults.
+    /// Returns every key with its effective value and where it comes from. `command` provides the defaults.
     pub(crate) fn all(&self, command: &Command) -> Vec<Setting> {
         let mut defaults = serde_json::to_value(Config::default()).unwrap_or_default();
         defaults["backup_freq"] = json!(DEFAULT_BACKUP_FREQ);
@@ -159,18 +158,18 @@ impl Settings {
     }
 }
 
-/// Whether a flag is given to the subcommand, or to one below it.
+/// Whether a flag was given to the subcommand, or to one below it.
 fn has_flag(matches: &ArgMatches, id: &str) -> bool {
     let own = matches.try_get_one::<bool>(id).ok().flatten().copied().unwrap_or(false);
     own || matches.subcommand().is_some_and(|(_, inner)| has_flag(inner, id))
 }
 
-/// A value as it stands on a command line.
+/// Formats a value as on a command line.
 fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A text of the command line as the value that the configuration would have.
+/// Converts a text of the command line to the type of the configuration key.
 fn typed(text: &str, schema: &Value) -> Value {
     let is = |wanted: &str| match schema.get("type") {
         Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == wanted),
@@ -180,7 +179,7 @@ fn typed(text: &str, schema: &Value) -> Value {
     is_plain.then(|| serde_json::from_str(text).ok()).flatten().unwrap_or_else(|| json!(text))
 }
 
-/// A flag, wherever in the parser it is first found.
+/// Finds a flag, in the command or its subcommands.
 fn find<'a>(command: &'a Command, id: &str) -> Option<&'a Arg> {
     let own = command.get_arguments().find(|arg| arg.get_id().as_str() == id);
     own.or_else(|| command.get_subcommands().find_map(|inner| find(inner, id)))

@@ -1,4 +1,4 @@
-//! What a server's storage knows about this host, and who answers its questions.
+//! Settings for SSH servers, and the credentials and answers for them.
 
 use crate::cli::args::repo::{RepoArgs, storage_error};
 use crate::cli::context::Context;
@@ -18,8 +18,8 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use std::time::Duration;
 
-/// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
-/// `accepted` is the fingerprint of a host key that was said to be right.
+/// Returns the settings for SSH. Without `password_file`, a password comes from the variables, then from the
+/// configuration, then from the user. `accepted` is the fingerprint of a host key that the user has accepted.
 pub(crate) fn ssh_context(
     context: &Context,
     password_file: Option<&Path>,
@@ -52,13 +52,13 @@ pub(crate) fn ssh_context(
     Ok(ssh_context)
 }
 
-/// A fingerprint without `SHA256:` and padding.
+/// Returns a fingerprint without `SHA256:` and padding.
 fn bare(fingerprint: &str) -> String {
     let fingerprint = fingerprint.trim();
     fingerprint.strip_prefix("SHA256:").unwrap_or(fingerprint).trim_end_matches('=').to_owned()
 }
 
-/// Who we are, for servers: by the number, for variables outlive a change of user.
+/// Returns the current user's name. Looks it up by user ID, because variables may be stale after a change of user.
 fn user_name() -> String {
     let number = rustix::process::geteuid().as_raw();
     let named = uzers::get_user_by_uid(number).map(|user| user.name().to_string_lossy().into_owned());
@@ -68,23 +68,22 @@ fn user_name() -> String {
         .unwrap_or_else(|| number.to_string())
 }
 
-/// The key that kvmb logs in with by itself.
+/// Returns the path of kvmb's own SSH key.
 fn own_key() -> Result<PathBuf, CliError> {
     Ok(data_folder()?.join("ssh/id_ed25519"))
 }
 
-/// Secrets that were given beforehand, and somebody at a terminal.
+/// Credentials that were provided in advance, or that the user types at a terminal.
 #[derive(Debug)]
 struct TerminalCredentials {
     file: Option<PathBuf>,
-    /// The SHA-256 of a host key, without the word in front.
+    /// The SHA-256 fingerprint of an accepted host key, without prefix.
     accepted: Option<String>,
-    /// What the configuration says.
     config: Ssh,
-    /// What file, command or variable gave: read once, and only when it is needed.
+    /// The secret from a file, command or variable. Read once, and only when it is needed.
     given: OnceLock<Option<Password>>,
     can_answer: bool,
-    /// How long a secret's command or file may take.
+    /// Time limit for reading a secret from a command or a file.
     limit: Duration,
 }
 
@@ -118,7 +117,7 @@ impl TerminalCredentials {
         command.map(|command| secret::line_from_command(command.text(), origin, self.limit)).transpose()
     }
 
-    /// What was given, else what somebody types.
+    /// Returns the provided secret, or asks the user.
     fn secret(&self, question: &str) -> Result<Option<Secret>, String> {
         match self.given()? {
             None if self.can_answer => {
@@ -136,7 +135,7 @@ impl Credentials for TerminalCredentials {
 
     fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
         match self.given()? {
-            // As with ssh, who types nothing goes on without this key.
+            // As with ssh, an empty answer skips this key.
             None if self.can_answer => {
                 let question = format!("Passphrase of the key {}", key_file.display());
                 let typed = prompt::passphrase(&question).map_err(|error| error.message)?;
@@ -167,7 +166,7 @@ impl Credentials for TerminalCredentials {
 
     fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
         if let Some(accepted) = &self.accepted {
-            // Whoever named a key has compared it; another one is not what they saw.
+            // The user compared the key that was given; any other key must be refused.
             return Ok(*accepted == bare(&key.fingerprint));
         }
         if !self.can_answer {
@@ -182,7 +181,8 @@ impl Credentials for TerminalCredentials {
 }
 
 impl Context {
-    /// The place that a repository's address means; the same one for the same address, with its connections.
+    /// Returns the storage of a repository address. The same address gives the same storage, which shares its
+    /// connections.
     pub(crate) fn storage(&self, url: &str, repo: &RepoArgs) -> Result<Arc<dyn Storage>, CliError> {
         let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(storage) = storages.get(url) {

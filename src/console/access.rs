@@ -1,7 +1,7 @@
 //! Access control, and the headers of every response.
 //!
-//! The name in `Host` is looked at before anything else, so that no foreign name that points to this host (DNS
-//! rebinding) ever reaches a page. Without a session, every path answers with the page that says how to open one.
+//! `Host` is checked before anything else, so that a foreign name that resolves to this host (DNS rebinding) never
+//! reaches a page. Without a session, every path returns the page that explains how to open one.
 
 use super::answers::redirect;
 use super::html;
@@ -24,30 +24,30 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-/// A form is never larger.
+/// Maximum size of a form.
 const LARGEST_BODY_BYTES: usize = 64 << 10;
 
-/// So much of a larger one is read before it is refused.
+/// How much of a larger body is read before it is refused.
 const MOST_DROPPED_BYTES: usize = 1 << 20;
 
-/// How long a client may take for its body.
+/// How long a client may take to send its body.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a page may take.
 const PAGE_LIMIT: Duration = Duration::from_secs(180);
 
-/// The cookie of the language.
+/// The cookie for the language.
 const LANGUAGE_COOKIE: &str = "kvmb-language";
 
-/// The pages, behind everything that decides who may see them.
+/// Wraps the pages in everything that decides who may see them.
 pub(super) fn guarded(pages: Router, console: Arc<Console>) -> Router {
     pages
         .layer(middleware::from_fn_with_state(Arc::clone(&console), admit))
-        // The last that is added is the first that a request meets.
+        // The layer that is added last handles a request first.
         .layer(middleware::from_fn(finish))
 }
 
-/// Answers foreign hosts, and puts the headers on every answer.
+/// Refuses foreign hosts, and adds the headers to every response.
 async fn finish(request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let is_ours = host.is_some_and(is_loopback_name)
@@ -67,7 +67,7 @@ async fn finish(request: Request, next: Next) -> Response {
     set(header::CONTENT_SECURITY_POLICY, POLICY.as_str());
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::X_FRAME_OPTIONS, "DENY");
-    // Not "no-referrer": a form would then be sent with "Origin: null".
+    // Not "no-referrer", which would make browsers send forms with "Origin: null".
     set(header::REFERRER_POLICY, "same-origin");
     set(header::CACHE_CONTROL, "no-store");
     set(HeaderName::from_static("cross-origin-opener-policy"), "same-origin");
@@ -75,8 +75,8 @@ async fn finish(request: Request, next: Next) -> Response {
     response
 }
 
-/// Nothing but what the console itself serves; the one style that stands in a page is that of the page without a
-/// session, which cannot load any.
+/// Allows only what the console itself serves. The one inline style is that of the login page, which cannot load a
+/// style sheet.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let style = STANDARD.encode(Sha256::digest(html::LOGIN_STYLE));
     format!(
@@ -85,7 +85,7 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Whether a host, with or without a port, is this one by its loopback name.
+/// Whether a `Host` value, with or without a port, is a loopback name of this host.
 fn is_loopback_name(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((name, port)) => (format!("[{name}]"), port.strip_prefix(':').or(port.is_empty().then_some("0"))),
@@ -98,7 +98,7 @@ fn is_loopback_name(host: &str) -> bool {
     is_port && ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str())
 }
 
-/// Lets through what has a session and, if it changes something, comes from one of the console's own forms.
+/// Admits requests that have a session and, if they change something, come from one of the console's own forms.
 async fn admit(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let language = language(&parts.headers);
@@ -130,7 +130,7 @@ async fn admit(State(console): State<Arc<Console>>, request: Request, next: Next
     if is_login {
         let token = match parts.method {
             Method::GET => query.get("token"),
-            // A link that was copied as a whole.
+            // The user may have pasted the whole link.
             Method::POST => form.get("token").map(|text| text.rsplit_once("token=").map_or(text, |(_, token)| token)),
             _ => None,
         };
@@ -171,7 +171,7 @@ fn cookies<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterator<Item = &'
     pairs.filter(move |(known, _)| *known == name).map(|(_, value)| value)
 }
 
-/// Whether a POST comes from a page of the console: browsers say so in headers that scripts cannot set.
+/// Whether a POST comes from a page of the console: browsers set headers for this that scripts cannot change.
 fn is_own_form(headers: &HeaderMap) -> Result<(), &'static str> {
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let site = text(HeaderName::from_static("sec-fetch-site"));
@@ -199,7 +199,8 @@ async fn read_form(body: Body) -> Result<Fields, StatusCode> {
     Ok(Fields::parse(&String::from_utf8_lossy(&bytes)))
 }
 
-/// Reads a body. Some of what is too much is read and dropped: a client that still sends does not read the answer.
+/// Reads a body. Reads and drops a part of the excess, because a client that is still sending does not read the
+/// response.
 async fn read_body(body: Body) -> Result<Vec<u8>, StatusCode> {
     let (mut body, mut bytes, mut count) = (body, Vec::new(), 0);
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -244,7 +245,7 @@ fn changes_nothing(path: &str) -> bool {
     path == "/logout" || is_download.is_some_and(|id| !id.contains('/'))
 }
 
-/// Whether a link leads to a page of the console.
+/// Whether a link refers to a page of the console.
 fn is_local(link: &str) -> bool {
     let has_authority = link.starts_with("//") || link.contains(['\\', '\r', '\n', '\t']);
     link.starts_with('/') && !has_authority && link.parse::<Uri>().is_ok_and(|uri| uri.authority().is_none())

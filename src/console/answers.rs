@@ -1,4 +1,4 @@
-//! Answers that many pages give: elsewhere, not there, not done.
+//! Responses that many pages use: redirects, not found, refused.
 
 use super::html;
 use super::visit::Visit;
@@ -7,7 +7,7 @@ use axum::http::header::{self, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use maud::html;
 
-/// Sends the browser to another page of the console.
+/// Redirects the browser to another page of the console.
 pub(super) fn redirect(to: &str) -> Response {
     match HeaderValue::from_str(to) {
         Ok(to) => (StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response(),
@@ -15,7 +15,7 @@ pub(super) fn redirect(to: &str) -> Response {
     }
 }
 
-/// The answer for what is not there.
+/// Returns the response for a missing page.
 pub(super) async fn not_found(visit: &Visit) -> Response {
     let title = visit.say("Not found", "Introuvable");
     let body = html! {
@@ -25,7 +25,7 @@ pub(super) async fn not_found(visit: &Visit) -> Response {
     (StatusCode::NOT_FOUND, html::page(visit, title, false, body).await).into_response()
 }
 
-/// A page that says why nothing was done.
+/// Returns a page that says why nothing was done.
 pub(super) async fn refused(visit: &Visit, title: &str, message: &str, back: &str) -> Response {
     let body = html! {
         (html::head(title, ""))

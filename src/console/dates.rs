@@ -1,4 +1,4 @@
-//! Days and months in words, and the words for machines.
+//! Names of days and months, and words for the states of machines.
 
 use super::french::french;
 use super::language::Language;
@@ -7,7 +7,7 @@ use chrono::{Datelike, Local, Month, NaiveDate};
 use crate::record::Time;
 
 impl Language {
-    /// The name of a month, from 1 to 12.
+    /// Returns the name of a month, from 1 to 12.
     fn month(self, month: u32) -> String {
         let english =
             u8::try_from(month).ok().and_then(|month| Month::try_from(month).ok()).map_or("", |month| month.name());
@@ -17,7 +17,7 @@ impl Language {
         }
     }
 
-    /// The days of a week from Monday on: short forms and names.
+    /// Returns the days of a week from Monday on: short forms and names.
     pub(super) fn week(self) -> [(&'static str, &'static str); 7] {
         match self {
             Language::English => [
@@ -41,12 +41,12 @@ impl Language {
         }
     }
 
-    /// A month of a year.
+    /// Formats a month and its year.
     pub(super) fn month_of_year(self, year: i32, month: u32) -> String {
         format!("{} {year}", self.month(month))
     }
 
-    /// A day without its year.
+    /// Formats a day without its year.
     pub(super) fn day(self, day: NaiveDate) -> String {
         let first = if self == Language::French && day.day() == 1 { "er" } else { "" };
         format!("{}{first} {}", day.day(), self.month(day.month()))
@@ -62,7 +62,7 @@ impl Language {
         format!("{count} machine{plural}")
     }
 
-    /// The state of a machine, in virsh's words.
+    /// Translates the state of a machine, which is given in virsh's words.
     pub(super) fn machine_state(self, word: &str) -> String {
         let (english, french) = match word {
             "running" => ("running", "en marche"),
@@ -74,7 +74,7 @@ impl Language {
         self.tell(english.to_owned(), french.to_owned())
     }
 
-    /// Whether the guest agent of a machine answers.
+    /// Describes whether the guest agent of a machine responds.
     pub(super) fn agent(self, word: &str) -> String {
         let (english, french) = match word {
             "connected" => ("agent answers", "l’agent répond"),
@@ -86,7 +86,7 @@ impl Language {
     }
 }
 
-/// The day of a moment, where this host is.
+/// Returns the day of a moment in the local time zone of this host.
 pub(super) fn day_of(time: Time) -> NaiveDate {
     time.with_timezone(&Local).date_naive()
 }

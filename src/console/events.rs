@@ -1,7 +1,7 @@
-//! Live updates: one stream of a page's parts, from the same functions as the page itself.
+//! Live updates: a stream of a page's parts, rendered by the same functions as the page itself.
 //!
-//! An event `part` has the id of an element and the HTML that takes its place. A part is sent when it has changed, at
-//! most once a second.
+//! An event `part` has the id of an element and the HTML that replaces it. A part is sent when it has changed, at most
+//! once per second.
 
 use super::html;
 use super::pages::{jobs, overview, target};
@@ -20,13 +20,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How often it is looked whether something has changed.
+/// Interval at which changes are checked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// At least so often an empty line shows whether the reader is still there.
+/// Interval at which an empty line checks whether the reader is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The maximum number of streams at a time; a page without one shows this.
+/// The maximum number of concurrent streams; a page without a stream shows that.
 const MOST_STREAMS: usize = 32;
 
 /// `GET /events?page=PATH`
@@ -46,11 +46,11 @@ pub(super) async fn stream(Extension(visit): Extension<Visit>) -> Response {
     (headers, Body::new(EventBody(receiver))).into_response()
 }
 
-/// Sends parts until the reader is gone.
+/// Sends parts until the reader has disconnected.
 async fn follow(visit: &Visit, sender: &mpsc::Sender<Bytes>) {
     let page = visit.query.get("page").unwrap_or_default().to_owned();
     let mut sent = HashMap::<String, String>::new();
-    // What these pages show changes with a job and at no other time.
+    // These pages change only when a job changes.
     let is_of_jobs = page == "/" || page == "/jobs" || page.starts_with("/jobs/");
     let mut changes = visit.console.toolbox.job_changes();
     loop {
@@ -81,7 +81,7 @@ async fn follow(visit: &Visit, sender: &mpsc::Sender<Bytes>) {
         let next = async {
             tokio::time::sleep(INTERVAL).await;
             if is_of_jobs {
-                // The console may end meanwhile, and the reader be gone without a word.
+                // Time-limited, because the console may end meanwhile, or the reader may have silently disconnected.
                 let _ = tokio::time::timeout(KEEP_ALIVE, changes.changed()).await;
             }
         };

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 pub(super) struct Fields(Vec<(String, String)>);
 
 impl Fields {
-    /// Reads `a=1&b=2`.
+    /// Parses `a=1&b=2`.
     pub(super) fn parse(text: &str) -> Fields {
         let decoded = |text: &str| {
             let text = text.replace('+', " ");
@@ -20,23 +20,23 @@ impl Fields {
         Fields(fields.collect())
     }
 
-    /// The value of a field; none if it is not there or empty.
+    /// Returns the value of a field; None if it is missing or empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// Whether a box is ticked.
+    /// Whether a checkbox is ticked.
     pub(super) fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
-    /// All values of a field.
+    /// Returns all values of a field.
     pub(super) fn all<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f str> {
         self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The fields whose names are wanted.
+    /// Returns the fields whose names match.
     pub(super) fn only(&self, is_wanted: impl Fn(&str) -> bool) -> Fields {
         Fields(self.0.iter().filter(|(name, _)| is_wanted(name)).cloned().collect())
     }

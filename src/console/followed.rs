@@ -1,4 +1,4 @@
-//! A command whose records are shown while it runs: it ends with the console, as a look-up does.
+//! A command whose records are shown while it runs. Like a look-up, it ends with the console.
 
 use super::fields::Fields;
 use super::reading::{Lookup, words_of};
@@ -10,19 +10,18 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::task::AbortHandle;
 
-/// How long it may take.
+/// Time limit of the command.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// More records are not kept.
+/// Maximum number of records that are kept.
 const MOST_RECORDS: usize = 1000;
 
-/// A command that runs, or has run.
+/// A running or finished command.
 #[derive(Debug)]
 pub(super) struct Followed {
     pub(super) words: Vec<String>,
-    /// The form that asked for it.
+    /// The form that started it.
     pub(super) form: Fields,
-    /// When it was started.
     pub(super) started: Instant,
     state: Mutex<FollowedState>,
     task: Mutex<Option<AbortHandle>>,
@@ -80,7 +79,7 @@ impl Followed {
         let (read, said) = tokio::join!(records, said);
         read?;
         let status = lookup.wait().await?;
-        // What is wrong with a command line is said in words only.
+        // Errors in the command line are reported as text only.
         if !status.success() && self.state().records.is_empty() {
             self.fail(Some(words_of(&said?, "error:").join("; ")));
         }
@@ -94,17 +93,16 @@ impl Followed {
         }
     }
 
-    /// Its records so far.
+    /// Returns its records so far.
     pub(super) fn records(&self) -> Vec<Record> {
         self.state().records.clone()
     }
 
-    /// Whether it has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.state().has_ended
     }
 
-    /// Ends it, if it still runs.
+    /// Stops it, if it is still running.
     pub(super) fn stop(&self) {
         if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
             task.abort();

@@ -1,4 +1,4 @@
-//! The frame of every page, and parts that several pages have. Every value is escaped where it is put in.
+//! The frame of every page, and parts that several pages share. Every value is escaped where it is inserted.
 
 use super::language::Language;
 use super::state::Console;
@@ -10,17 +10,17 @@ use axum::response::Html;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What a segment of a path may hold as it is.
+/// The characters to escape in a path segment.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The style of the page without a session, which cannot load the sheet. The policy names its hash.
+/// The style of the login page, which cannot load the style sheet. The content security policy has its hash.
 pub(super) const LOGIN_STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;\
     padding:0 1rem;color:#14181c;background:#f6f7f8}code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}\
     input{font:inherit;width:100%;box-sizing:border-box;padding:.4rem;margin:.25rem 0 .75rem}button{font:inherit;\
     padding:.4rem 1rem}.err{color:#ab1d1c}@media(prefers-color-scheme:dark){body{color:#e9ecef;background:#111417}\
     a{color:#8db5ff}.err{color:#ff9a91}}";
 
-/// The pages of the menu: path, names, icon.
+/// The pages of the menu: path, English and French name, icon.
 const MENU: [(&str, &str, &str, &str); 10] = [
     ("/", "Overview", "Vue d’ensemble", "view"),
     ("/machines", "Machines", "Machines", "machine"),
@@ -64,12 +64,12 @@ const ICONS: [(&str, &str); 20] = [
     ("warn", r#"<path d="M8 2 14.5 13.5H1.5Z"/><path d="M8 6.5v3M8 11.6v.1"/>"#),
 ];
 
-/// A name as a segment of a path.
+/// Escapes a name as a path segment.
 pub(super) fn segment(name: &str) -> String {
     utf8_percent_encode(name, SEGMENT).to_string()
 }
 
-/// An icon; what it says, the text beside it says too.
+/// Returns an icon. It is hidden from screen readers, because the text beside it says the same.
 pub(super) fn icon(name: &str) -> Markup {
     html! { svg class="i" aria-hidden="true" focusable="false" width="16" height="16" { use href={"#i-" (name)} {} } }
 }
@@ -84,12 +84,12 @@ fn sprite() -> Markup {
     }
 }
 
-/// What the live stream of a page is asked for: the lines of the log depend on the filter as well.
+/// Returns the page parameter of the live stream. The lines of the log depend on the filter as well.
 fn live_page(visit: &Visit) -> &str {
     if visit.path == "/log" { &visit.address } else { &visit.path }
 }
 
-/// A page. `live` keeps a page without scripts up to date.
+/// Returns a page. `live` keeps it up to date in browsers without scripts.
 pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -> Html<String> {
     let running = visit.console.toolbox.jobs().await.iter().filter(|job| job.status == "running").count();
     let host = &visit.console.options.host;
@@ -158,7 +158,7 @@ pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -
     Html(markup.into_string())
 }
 
-/// How many jobs run, in the menu.
+/// Returns the number of running jobs, for the menu.
 pub(super) fn running_count(visit: &Visit, running: usize) -> Markup {
     html! {
         span class="count" id="live-count" {
@@ -167,7 +167,7 @@ pub(super) fn running_count(visit: &Visit, running: usize) -> Markup {
     }
 }
 
-/// The page without a session.
+/// Returns the page for requests without a session.
 pub(super) fn login(console: &Console, language: Language, message: Option<&str>) -> Html<String> {
     let say = |english, french| language.say(english, french);
     let command = if console.is_of_system() { "sudo kvmb ui --url" } else { "kvmb ui" };
@@ -218,7 +218,7 @@ pub(super) fn login(console: &Console, language: Language, message: Option<&str>
     Html(markup.into_string())
 }
 
-/// What a request gets that is refused.
+/// Returns the response to a refused request.
 pub(super) fn refusal(console: &Console, language: Language, status: StatusCode, reason: &str) -> Html<String> {
     let markup = html! {
         (DOCTYPE)
@@ -241,13 +241,13 @@ pub(super) fn refusal(console: &Console, language: Language, status: StatusCode,
     Html(markup.into_string())
 }
 
-/// The hidden field without which no form is taken.
+/// Returns the hidden field that every form must have.
 pub(super) fn form_token(visit: &Visit) -> Markup {
     html! { input type="hidden" name="csrf" value=(visit.form_token); }
 }
 
-/// A form with one button and hidden fields, left out where nothing may be changed; and the command line that does the
-/// same.
+/// Returns a form with one button and hidden fields, and the equivalent command line. In read-only mode there is no
+/// form.
 pub(super) fn action(visit: &Visit, to: &str, fields: &[(&str, &str)], button: &str, words: &[&str]) -> Markup {
     html! {
         @if visit.may_change() {
@@ -261,18 +261,18 @@ pub(super) fn action(visit: &Visit, to: &str, fields: &[(&str, &str)], button: &
     }
 }
 
-/// A command line, to be copied.
+/// Returns a command line for copying.
 pub(super) fn command(visit: &Visit, words: &[&str]) -> Markup {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     line(&visit.console.toolbox.command_line(&words))
 }
 
-/// A line for a shell.
+/// Returns a shell line for copying.
 pub(super) fn line(text: &str) -> Markup {
     html! { div class="cmd" { code { (text) } } }
 }
 
-/// A state: an icon and a word.
+/// Returns a state: an icon and a word.
 pub(super) fn state(language: Language, word: &str) -> Markup {
     let (class, shape) = match word {
         "ok" | "done" => ("ok", "ok"),
@@ -285,12 +285,12 @@ pub(super) fn state(language: Language, word: &str) -> Markup {
     html! { span class={"st " (class)} { (icon(shape)) (language.state(word)) } }
 }
 
-/// The heading of a page.
+/// Returns the heading of a page.
 pub(super) fn head(title: &str, sub: &str) -> Markup {
     html! { div class="head" { div { h1 { (title) } @if !sub.is_empty() { p class="sub" { (sub) } } } } }
 }
 
-/// How old an answer is, and a link to the same page that asks again.
+/// Returns the age of an answer, and a link that reloads the page with a new one.
 pub(super) fn age(visit: &Visit, answer: &Answer) -> Markup {
     let kept = visit.query.iter().filter(|(name, _)| *name != "again");
     let kept: String = kept.map(|(name, value)| format!("{}={}&", segment(name), segment(value))).collect();
@@ -305,7 +305,7 @@ pub(super) fn age(visit: &Visit, answer: &Answer) -> Markup {
     }
 }
 
-/// What failed, with the next step.
+/// Returns the failures of an answer, each with its hint.
 pub(super) fn failures(visit: &Visit, answer: &Answer) -> Markup {
     html! { @for failure in answer.failures() { (failed(visit, failure)) } }
 }
@@ -330,7 +330,7 @@ pub(super) fn failed(visit: &Visit, failure: &Failure) -> Markup {
     }
 }
 
-/// A list of checks.
+/// Returns a list of checks.
 pub(super) fn checks<'r>(visit: &Visit, checks: impl Iterator<Item = &'r Check>) -> Markup {
     html! {
         ul class="checks" {
@@ -350,7 +350,7 @@ pub(super) fn checks<'r>(visit: &Visit, checks: impl Iterator<Item = &'r Check>)
     }
 }
 
-/// A hint: a command line to copy, where it is one or ends with one.
+/// Returns a hint. If it is a command line or ends with one, that can be copied.
 pub(super) fn hint_of(hint: &str) -> Markup {
     const PROGRAMS: [&str; 13] = [
         "kvmb ",
@@ -372,7 +372,7 @@ pub(super) fn hint_of(hint: &str) -> Markup {
         return line(hint);
     }
     match hint.rsplit_once(": ") {
-        // Two commands with words between them stay a sentence.
+        // A hint with two commands remains a sentence.
         Some((words, command)) if is_command(command) && !words.contains(": ") => html! {
             p class="brk" { (words) ":" }
             (line(command))
@@ -381,7 +381,7 @@ pub(super) fn hint_of(hint: &str) -> Markup {
     }
 }
 
-/// A table that becomes blocks on a small screen: its heads, and rows of cells.
+/// Returns a table with these heads and rows, which turns into blocks on a small screen.
 pub(super) fn table(caption: &str, heads: &[&str], rows: Vec<Vec<Markup>>) -> Markup {
     html! {
         div class="scroll" role="region" tabindex="0" aria-label=(caption) {
@@ -405,7 +405,7 @@ pub(super) fn table(caption: &str, heads: &[&str], rows: Vec<Vec<Markup>>) -> Ma
     }
 }
 
-/// Records of any mix, each kind in its own form.
+/// Returns records of any mix, each kind in its own format.
 pub(super) fn records(visit: &Visit, records: &[Record]) -> Markup {
     let of = |record: &Record| record.kind().to_owned();
     html! {
@@ -432,7 +432,7 @@ pub(super) fn records(visit: &Visit, records: &[Record]) -> Markup {
     }
 }
 
-/// Changes that were made, or would be.
+/// Returns changes that were made, or would be made.
 fn actions<'r>(visit: &Visit, actions: impl Iterator<Item = &'r Action>) -> Markup {
     let changed = |action: &Action| match (action.changed, action.dry_run) {
         (true, true) => visit.say("would be changed", "serait changé"),
@@ -457,7 +457,7 @@ fn actions<'r>(visit: &Visit, actions: impl Iterator<Item = &'r Action>) -> Mark
     table(visit.say("What happens", "Ce qui se passe"), &heads, actions.map(row).collect())
 }
 
-/// Restore points, each with a link.
+/// Returns restore points, each with a link.
 pub(super) fn points<'r>(visit: &Visit, points: impl Iterator<Item = &'r Point>) -> Markup {
     let language = visit.language;
     let row = |point: &Point| {
@@ -485,7 +485,7 @@ pub(super) fn points<'r>(visit: &Visit, points: impl Iterator<Item = &'r Point>)
     table(visit.say("Restore points", "Points de restauration"), &heads, points.map(row).collect())
 }
 
-/// How a point is: damaged, verified, pinned.
+/// Returns the state of a point: damaged, verified, pinned.
 pub(super) fn point_state(visit: &Visit, point: &Point) -> Markup {
     let verified = point.verified.as_ref().and_then(|verified| verified.as_str());
     html! {
@@ -497,7 +497,7 @@ pub(super) fn point_state(visit: &Visit, point: &Point) -> Markup {
     }
 }
 
-/// How consistent a point is.
+/// Describes the consistency of a point.
 pub(super) fn consistency(visit: &Visit, word: &str) -> String {
     match word {
         "filesystem" => visit.say("file systems frozen", "systèmes de fichiers figés").to_owned(),
@@ -507,23 +507,23 @@ pub(super) fn consistency(visit: &Visit, word: &str) -> String {
     }
 }
 
-/// The first eight digits of an id.
+/// Returns the first eight digits of an id.
 pub(super) fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
 }
 
-/// What a job does, in the words of its command line.
+/// Returns the command line of a job.
 pub(super) fn job_line(job: &Job) -> String {
     let words = job.arguments.iter().map(String::as_str).filter(|word| *word != "--json" && *word != "--");
     ["kvmb"].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// How far a job has come, from 0 to 100.
+/// Returns the progress of a job, from 0 to 100.
 pub(super) fn percent(done: u64, total: u64) -> u64 {
     u64::try_from(u128::from(done) * 100 / u128::from(total.max(1))).unwrap_or(100).min(100)
 }
 
-/// A difference of two files, line by line.
+/// Returns a diff, line by line.
 pub(super) fn diff(visit: &Visit, text: &str) -> Markup {
     let lines = text.lines().skip_while(|line| line.starts_with("--- ") || line.starts_with("+++ "));
     html! {

@@ -1,6 +1,6 @@
-//! The jobs of this host, as one command for all pages and streams reports them: `kvmb jobs --follow`.
+//! The jobs of this host, from a single command for all pages and streams: `kvmb jobs --follow`.
 //!
-//! It runs while somebody looks. A page asks what is known; a stream waits until something changes.
+//! The command runs while pages are in use. A page reads the known state; a stream waits for changes.
 
 use crate::record::{Job, Record};
 use std::collections::HashMap;
@@ -11,29 +11,28 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-/// So long after the last look it ends.
+/// The command ends this long after the last use.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The number of known jobs, the newest ones; as many as the toolbox remembers.
+/// The number of jobs that are remembered, newest first; the same as in the toolbox.
 const MOST_JOBS: usize = 500;
 
-/// What is known of the jobs.
 #[derive(Debug)]
 pub(super) struct JobWatch {
     known: Mutex<KnownJobs>,
     changes: watch::Sender<u64>,
-    /// One who starts it at a time.
+    /// Lets only one caller at a time start the command.
     starting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct KnownJobs {
     jobs: HashMap<String, Job>,
-    /// Whether the command runs.
+    /// Whether the command is running.
     is_followed: bool,
-    /// How many jobs were seen to end.
+    /// The number of jobs that were seen to end.
     ended: u64,
-    /// When somebody last looked.
+    /// The time of the last use.
     looked: Instant,
 }
 
@@ -59,14 +58,14 @@ impl JobWatch {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody has to call [`JobWatch::follow`] first; notes that somebody looks.
+    /// Whether the command is running; otherwise the caller must call [`JobWatch::follow`]. Records the use.
     fn is_followed(&self) -> bool {
         let mut known = self.known();
         known.looked = Instant::now();
         known.is_followed
     }
 
-    /// Has the jobs followed by `command`, unless they are already. `first` is asked for what there is now.
+    /// Follows the jobs with `command`, unless that is already running. `first` returns the current jobs.
     pub(super) async fn follow(
         self: &Arc<Self>,
         command: impl FnOnce() -> Command,
@@ -86,13 +85,13 @@ impl JobWatch {
                 self.known().is_followed = true;
                 tokio::spawn(Arc::clone(self).read(child));
             }
-            // Without it, pages are as old as their last load.
+            // Without the command, pages show the state of their last load.
             Err(error) => tracing::warn!("console: cannot follow the jobs: {error}"),
         }
         let jobs = first.await;
         let mut known = self.known();
         for job in jobs {
-            // What has been reported meanwhile is newer.
+            // Records that arrived meanwhile are newer.
             if !known.is_followed || !known.jobs.contains_key(&job.job) {
                 known.take(job);
             }
@@ -118,23 +117,23 @@ impl JobWatch {
         }
         let mut known = self.known();
         known.is_followed = false;
-        // What happens from now on is not seen.
+        // Changes from now on go unnoticed.
         known.jobs.clear();
     }
 
-    /// All jobs, the newest first.
+    /// Returns all jobs, newest first.
     pub(super) fn jobs(&self) -> Vec<Job> {
         let mut jobs: Vec<Job> = self.known().jobs.values().cloned().collect();
         jobs.sort_by(|a, b| (b.began_at, &b.job).cmp(&(a.began_at, &a.job)));
         jobs
     }
 
-    /// How many jobs were seen to end.
+    /// Returns the number of jobs that were seen to end.
     pub(super) fn ended(&self) -> u64 {
         self.known().ended
     }
 
-    /// Reports changes for as long as it is held.
+    /// Returns a receiver that is notified of changes while it exists.
     pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -175,7 +174,7 @@ mod tests {
                 line(job("a", 1, "running")),
                 line(job("a", 1, "done"))
             );
-            // The one that is asked answers late, of a time before the end.
+            // This answer arrives late, with the state before the job's end.
             let first = async {
                 while watch.ended() == 0 {
                     changes.changed().await.unwrap();
@@ -187,7 +186,7 @@ mod tests {
             let seen: Vec<_> = jobs.iter().map(|job| (job.job.as_str(), job.status.as_str())).collect();
             assert_eq!(seen, [("b", "done"), ("a", "done")]);
             assert_eq!(watch.ended(), 1);
-            // It runs once for all.
+            // The command runs only once.
             watch.follow(|| unreachable!(), async { unreachable!() }).await;
         });
     }

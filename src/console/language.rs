@@ -1,13 +1,12 @@
 //! English and French: words, numbers, sizes and dates.
 //!
-//! Both forms of a text stand side by side where it is used, so that none is forgotten. Codes, names and what commands
-//! print are never translated.
+//! Both versions of a text stand side by side where it is used, so that neither is missed. Codes and names are never
+//! translated.
 
 use super::french::french;
 use crate::record::Time;
 use chrono::{Datelike, Local, Timelike};
 
-/// A language of the console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
     English,
@@ -17,7 +16,7 @@ pub(super) enum Language {
 use Language::{English, French};
 
 impl Language {
-    /// The language with this code.
+    /// Returns the language with this code.
     pub(super) fn of_code(code: &str) -> Option<Language> {
         match code {
             "en" => Some(English),
@@ -26,14 +25,14 @@ impl Language {
         }
     }
 
-    /// The best of those that a browser accepts.
+    /// Returns the preferred language from an `Accept-Language` header.
     pub(super) fn accepted(header: &str) -> Language {
         let weighed = header.split(',').filter_map(|part| {
             let (name, weight) = part.split_once(";q=").unwrap_or((part, "1"));
             let code = name.trim().split('-').next()?.to_ascii_lowercase();
             Some((Language::of_code(&code)?, weight.trim().parse::<f32>().unwrap_or(0.0)))
         });
-        // Of equal ones, the first.
+        // The first of equal weights wins.
         let best = weighed.fold(None, |best: Option<(Language, f32)>, (language, weight)| match best {
             Some((_, heaviest)) if heaviest >= weight => best,
             _ if weight > 0.0 => Some((language, weight)),
@@ -49,7 +48,7 @@ impl Language {
         }
     }
 
-    /// The text in this language.
+    /// Returns the text in this language.
     pub(super) fn say(self, english: &'static str, french: &'static str) -> &'static str {
         match self {
             English => english,
@@ -57,7 +56,7 @@ impl Language {
         }
     }
 
-    /// The same for a text with values in it.
+    /// Like `say`, for formatted texts.
     pub(super) fn tell(self, english: String, french: String) -> String {
         match self {
             English => english,
@@ -65,7 +64,7 @@ impl Language {
         }
     }
 
-    /// What a command printed for people, in this language as far as it is known.
+    /// Translates the output of a command, as far as its texts are known.
     pub(super) fn of_command(self, text: &str) -> String {
         match self {
             English => text.to_owned(),
@@ -73,7 +72,7 @@ impl Language {
         }
     }
 
-    /// A size, in binary units as restic prints them.
+    /// Formats a size with binary units, as restic does.
     pub(super) fn bytes(self, bytes: u64) -> String {
         let units = match self {
             English => ["B", "KiB", "MiB", "GiB", "TiB", "PiB"],
@@ -90,12 +89,12 @@ impl Language {
         }
     }
 
-    /// A share, from 0 to 100.
+    /// Formats a percentage, from 0 to 100.
     pub(super) fn percent(self, percent: u64) -> String {
         self.tell(format!("{percent} %"), format!("{percent}\u{202f}%"))
     }
 
-    /// A length of time, in its two largest units.
+    /// Formats a duration with its two largest units.
     pub(super) fn duration(self, seconds: f64) -> String {
         let seconds = seconds.max(0.0).round() as u64;
         let day = self.say("d", "j");
@@ -105,11 +104,11 @@ impl Language {
             3600..172_800 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
             _ => format!("{} {day} {} h", seconds / 86_400, seconds / 3600 % 24),
         };
-        // Between a number and its unit; a plain blank stays between the two units.
+        // French has a narrow space between number and unit; between the two parts there is a plain space.
         self.tell(length.clone(), french_units(&length))
     }
 
-    /// A moment in the local time of the host.
+    /// Formats a moment in the local time of the host.
     pub(super) fn moment(self, time: Time) -> String {
         let time = time.with_timezone(&Local);
         let (day, month) = (time.weekday().num_days_from_monday() as usize, time.month0() as usize);
@@ -131,13 +130,13 @@ impl Language {
         }
     }
 
-    /// How long ago a moment was.
+    /// Formats how long ago a moment was.
     pub(super) fn ago(self, time: Time) -> String {
         let seconds = (Local::now().fixed_offset() - time).num_seconds();
         self.ago_seconds(u64::try_from(seconds).unwrap_or(0))
     }
 
-    /// The same for a number of seconds.
+    /// Like `ago`, for a number of seconds.
     pub(super) fn ago_seconds(self, seconds: u64) -> String {
         let length = match seconds {
             0..60 => format!("{seconds} s"),
@@ -149,7 +148,7 @@ impl Language {
         self.tell(format!("{length} ago"), format!("il y a {length}"))
     }
 
-    /// The word for a state of a check, a job or a run.
+    /// Returns the word for the state of a check, a job or a run.
     pub(super) fn state(self, word: &str) -> String {
         let french = match word {
             "ok" => "bon",
@@ -170,7 +169,7 @@ impl Language {
     }
 }
 
-/// `2 min 5 s` with a narrow blank between each number and its unit.
+/// Replaces the space between each number and its unit with a narrow one: `2 min 5 s`.
 fn french_units(text: &str) -> String {
     let words: Vec<&str> = text.split(' ').collect();
     words.chunks(2).map(|pair| pair.join("\u{202f}")).collect::<Vec<_>>().join(" ")

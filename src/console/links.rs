@@ -1,5 +1,5 @@
-//! Links for whoever may open the socket of a console that systemd has started: root, by the mode of that socket, and
-//! by what the kernel says of the other side.
+//! Login links for root, on the socket of a console that systemd has started. Access is limited by the mode of the
+//! socket, and by the peer credentials that the kernel reports.
 
 use super::state::Console;
 use std::sync::Arc;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 
-/// How long somebody may take to read a link.
+/// How long a client may take to read a link.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Writes a new link to everybody who connects, one after the other.
+/// Writes a new link to each client that connects, one after the other.
 pub(super) async fn hand_out(console: Arc<Console>, listener: UnixListener) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Somebody who does not read gets none.
+                // A client that does not read gets no link.
                 let _ = tokio::time::timeout(LIMIT, hand_over(&console, stream)).await;
             }
-            // Out of descriptors perhaps: others end soon.
+            // Possibly out of file descriptors, which other connections will free soon.
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }
     }

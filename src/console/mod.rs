@@ -16,8 +16,8 @@
 //! | `followed` | a command whose records are shown while it runs |
 //! | `reading` | a command whose output is passed on while it runs |
 //! | `language`, `dates`, `french` | English and French, numbers and dates; what commands print, in French |
-//! | `html` | the frame of every page, and parts that several pages have |
-//! | `answers` | answers that many pages give |
+//! | `html` | the frame of every page, and parts that several pages share |
+//! | `answers` | responses that many pages use |
 //! | `events` | live updates of parts of a page |
 //! | `pages` | the pages, one file each |
 //!
@@ -57,56 +57,48 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) enum Listen {
     Address(SocketAddr),
-    /// A Unix socket that only its owner may use.
     Socket(PathBuf),
-    /// What systemd listens on for it.
+    /// Sockets that systemd listens on.
     Given(Given),
 }
 
-/// Sockets that systemd has opened.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) pages: TcpListener,
-    /// A Unix socket: whoever may open it gets a link.
+    /// A Unix socket. Clients that may open it get a link.
     pub(crate) links: UnixListener,
 }
 
-/// How the console runs.
 pub(crate) struct Options {
-    /// The program that it starts.
+    /// The kvmb program to run.
     pub(crate) program: PathBuf,
-    /// Arguments that every command gets first.
+    /// Arguments that precede those of every command.
     pub(crate) arguments: Vec<String>,
     pub(crate) listen: Listen,
-    /// It ends when nobody has used it for so long.
+    /// The console ends after this time without use.
     pub(crate) idle: Duration,
-    /// Whether it refuses everything that changes something.
+    /// Whether to refuse everything that changes something.
     pub(crate) read_only: bool,
-    /// The name of this host, for titles.
     pub(crate) host: String,
-    /// Called with each link that opens a session.
+    /// Called with each new login link.
     pub(crate) announce: Box<dyn Fn(&str) + Send + Sync>,
-    /// Raised when it is to end.
+    /// Raised when the console must end.
     pub(crate) stop: Arc<AtomicBool>,
 }
 
-/// Why the console does not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The address cannot be listened on.
     #[error("cannot listen on {place}: {source}")]
     Listen {
-        /// The address or socket.
         place: String,
         source: std::io::Error,
     },
-    /// An address that others could reach.
+    /// The address can be reached from other hosts.
     #[error("{address} is not a loopback address")]
     NotLoopback { address: SocketAddr },
-    /// Another program uses the socket.
     #[error("the socket {} is in use", path.display())]
     SocketInUse { path: PathBuf },
-    /// The system has no threads left.
+    /// The runtime could not be started.
     #[error("cannot start the console: {0}")]
     Runtime(std::io::Error),
 }

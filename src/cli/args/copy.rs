@@ -22,7 +22,7 @@ pub(crate) struct CopyFromArgs {
 }
 
 impl CopyFromArgs {
-    /// Returns the source of a point whose record names the repository `recorded`.
+    /// Returns the source of a point: the repository given with a flag, or else `recorded`, which its record names.
     pub(crate) fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
         let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
         self.source_at(context, target, named.map_or(recorded, String::as_str))

@@ -372,7 +372,7 @@ impl InstallArgs {
         Ok(words)
     }
 
-    /// Offers to replace old entries of kvm_backup, which would run in addition to kvmb.
+    /// Reports entries of kvm_backup, which would run in addition to kvmb, and removes them with `--replace-old`.
     fn replace_old_entries(&self, session: &mut Session) -> Result<(), CliError> {
         for entry in old_entries()? {
             let extra = Map::from_iter([("entry".to_owned(), json!(entry))]);

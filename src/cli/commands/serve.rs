@@ -74,7 +74,7 @@ fn owner(text: &str) -> Result<(u32, u32), String> {
 }
 
 impl ServeArgs {
-    /// Whether the process is to leave its terminal.
+    /// Whether the process should detach from its terminal.
     pub(crate) fn wants_to_detach(&self) -> bool {
         self.detach
     }

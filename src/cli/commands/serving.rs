@@ -1,5 +1,5 @@
-//! What `serve` and `mount` share: a point, its disks behind a private socket, and the entry by which `release` finds a
-//! server that runs in the background.
+//! What `serve` and `mount` share: a point, its disks on a private socket, and the state file with which `release`
+//! finds a background server.
 
 use crate::capture::RuntimeDirs;
 use crate::capture::process::ServerProcess;
@@ -20,40 +20,40 @@ use chrono::{DateTime, FixedOffset, Local};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What is to be served, and how.
+/// What to serve, and how.
 pub(super) struct ServingRequest<'a> {
-    /// The point, as the user names it.
+    /// The point, as given by the user.
     pub(super) point: &'a str,
     /// Only these disks; empty means all.
     pub(super) disks: &'a [String],
-    /// Another place for the socket than kvmb's private folder.
+    /// The path of the socket, if it is not in kvmb's private folder.
     pub(super) socket: Option<&'a Path>,
     /// The user and group of the socket, if it is for another user.
     pub(super) owner: Option<(u32, u32)>,
-    /// Whether writes are accepted, and forgotten in the end.
+    /// Whether writes are accepted; they are discarded at the end.
     pub(super) writable: bool,
     pub(super) view: DiskView,
-    /// How long a server in the background waits for clients; none serves in the foreground.
+    /// How long a background server waits for clients; None means to serve in the foreground.
     pub(super) lease: Option<Duration>,
 }
 
-/// What whoever serves a point sees of his own part.
+/// The state of the caller's own part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ServingPhase {
-    /// Not everything is there yet.
+    /// Not everything is ready yet.
     Preparing,
-    /// All is there.
+    /// Everything is ready.
     Ready,
-    /// It is over.
+    /// The server should end.
     End,
 }
 
-/// A point that clients can connect to.
+/// A point whose disks are served.
 pub(super) struct Serving {
     point: OpenPoint,
     disks: Vec<ManifestDisk>,
     served: ServedPoint,
-    // Dropped in this order: the entry, the socket, its folder, the lock.
+    // Dropped in this order: the state file, the socket, its folder, the lock.
     entry: Option<ServerFile>,
     socket: PrivateSocket,
     _folder: Option<SocketFolder>,
@@ -61,7 +61,7 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Opens the point, and listens. Clients are answered by [`Serving::run`].
+    /// Opens the point and listens. Clients are served by [`Serving::run`].
     pub(super) fn open(
         context: &Context,
         repo: Repository,
@@ -109,29 +109,28 @@ impl Serving {
         Ok(Serving { point, disks, served, entry, socket, _folder: folder, _lock: lock })
     }
 
-    /// The point.
     pub(super) fn point(&self) -> &OpenPoint {
         &self.point
     }
 
-    /// Its disks that are served.
+    /// Returns the disks that are served.
     pub(super) fn disks(&self) -> &[ManifestDisk] {
         &self.disks
     }
 
-    /// Where clients connect.
+    /// Returns the path of the socket.
     pub(super) fn socket(&self) -> &Path {
         self.socket.path()
     }
 
-    /// What `release` ends it by, if it runs in the background.
+    /// Returns the id with which `release` stops a background server.
     pub(super) fn served(&self) -> Option<&str> {
         self.entry.as_ref().map(|entry| entry.state.id.as_str())
     }
 
-    /// Serves until the program is interrupted, the lease is over or `look` ends it; it is called some ten times a
-    /// second. From the first time that it says [`ServingPhase::Ready`], the program is in the background if that was
-    /// asked for.
+    /// Serves until the program is interrupted, the lease expires or `look` ends it. `look` is called about ten times
+    /// per second. When it first returns [`ServingPhase::Ready`], the program moves to the background if that was
+    /// requested.
     pub(super) fn run(
         mut self,
         session: &mut Session,
@@ -144,7 +143,7 @@ impl Serving {
             ServingPhase::Preparing => true,
             ServingPhase::Ready => {
                 if !std::mem::replace(&mut is_ready, true) {
-                    // Whoever reads the records is to begin now, not when the server has ended.
+                    // The reader of the records should start now, not when the server ends.
                     session.end_output();
                     if entry.is_some() {
                         detach::leave_terminal(session.outcome());
@@ -163,7 +162,7 @@ impl Serving {
     }
 }
 
-/// The disks to be served; one whose content is lost is a failure, and the others are served.
+/// Returns the disks to be served. A disk whose content is lost is recorded as a failure, and the others are served.
 fn chosen(point: &OpenPoint, names: &[String], session: &mut Session) -> Result<Vec<ManifestDisk>, CliError> {
     let has = |name: &String| point.manifest.disks.iter().any(|disk| disk.disk == *name);
     if let Some(unknown) = names.iter().find(|name| !has(name)) {
@@ -189,7 +188,7 @@ fn chosen(point: &OpenPoint, names: &[String], session: &mut Session) -> Result<
     Ok(chosen)
 }
 
-/// The errors that occurred while it was read.
+/// Reports damage that was found while reading.
 pub(super) fn report(session: &mut Session, machine: &str, damage: Damage) {
     let (offset, length) = (damage.offset_bytes.unwrap_or_default(), damage.length_bytes.unwrap_or_default());
     let message = format!("bytes {offset} to {} cannot be read: {}", offset + length, damage.error);
@@ -205,7 +204,7 @@ fn end_of(lease: Duration) -> DateTime<FixedOffset> {
     (Local::now() + lease).fixed_offset()
 }
 
-/// The file by which `release` finds a server in the background; removed with it.
+/// The state file with which `release` finds a background server; removed when the server ends.
 struct ServerFile {
     runtime: RuntimeDirs,
     state: ServedState,
@@ -213,14 +212,14 @@ struct ServerFile {
 }
 
 impl ServerFile {
-    /// Whether the server goes on: its lease is renewed while somebody is connected.
+    /// Whether the server continues. Its lease is renewed while a client is connected.
     fn goes_on(&mut self, is_in_use: bool) -> bool {
         let now = Local::now().fixed_offset();
         if !is_in_use {
             return self.state.lease_ends_at > now;
         }
         let renewed = end_of(self.lease);
-        // Every look would be a file written ten times a second.
+        // Renew in steps, so that the file is not written ten times per second.
         let step = chrono::TimeDelta::from_std((self.lease / 4).min(Duration::from_secs(30))).unwrap_or_default();
         if renewed - self.state.lease_ends_at >= step {
             self.state.lease_ends_at = renewed;

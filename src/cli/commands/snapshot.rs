@@ -52,7 +52,7 @@ impl SnapshotArgs {
             show_dry_run(context, selections, &self.capture, None, session);
             return Ok(());
         }
-        // A wrong repository or password must be known before a machine is touched.
+        // Report a wrong repository or password before touching a machine.
         let open = match self.repo.is_named() {
             true => Some(LockedRepo::shared(&self.repo.open(context)?, &context.stop)?),
             false => None,
@@ -110,15 +110,15 @@ impl SnapshotArgs {
     }
 }
 
-/// What was opened of a machine.
+/// The result of opening a machine.
 enum Opened {
-    /// Its disks.
+    /// The captured disks.
     Disks(Vec<Disk>),
-    /// It has none.
+    /// The machine has no disks to capture.
     Nothing(Action),
 }
 
-/// Interrupted: what was opened is ended again, unless a later stage goes on reading it, which then ends it.
+/// Closes the captures of an interrupted run, unless a later stage still reads them; that stage will close them.
 fn end_all(runtime: &RuntimeDirs, opened: Vec<About>, session: &mut Session) {
     let request = CloseRequest { wait: Duration::from_secs(5), ..CloseRequest::default() };
     for about in opened {
@@ -132,7 +132,7 @@ fn end_all(runtime: &RuntimeDirs, opened: Vec<About>, session: &mut Session) {
     }
 }
 
-/// The machines of a command: from names, else from standard input. libvirt is closed again when this returns.
+/// Returns the machines that were named, or else those on standard input. Closes libvirt before it returns.
 pub(crate) fn selections(
     context: &Context,
     names: &[String],

@@ -54,10 +54,10 @@ fn percent(text: &str) -> Result<f64, String> {
     share.map(|share| share.0).ok_or_else(|| "expected a share above 0% and up to 100%".to_owned())
 }
 
-/// The selection of points that is every one of a repository.
+/// Selects all points of a repository.
 const ALL: &str = "--all";
 
-/// A repository that was opened for a command, with its lock held.
+/// A repository that was opened for a command, with its lock.
 struct OpenRepository {
     repo: Repository,
     index: Arc<Index>,
@@ -71,7 +71,7 @@ fn open(context: &Context, repo: Repository) -> Result<OpenRepository, CliError>
     let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
     repo.check_key()?;
     let (index, damaged_indexes) = repo.reload_index_with_damage()?;
-    // It is the repository that is verified.
+    // Verify the repository itself, not the cache.
     let repo = repo.uncached();
     let (points, damaged) = points::list(&repo)?;
     Ok(OpenRepository { repo, index, points, damaged, damaged_indexes, _lock: lock })
@@ -147,7 +147,7 @@ impl VerifyArgs {
         self.verify_points(context, open, &selection, chosen, are_all, session)
     }
 
-    /// Verifies points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none
+    /// Verifies points to the requested depth. `selection` names them, for the next sample; `are_all` says whether none
     /// of them is missing.
     fn verify_points(
         &self,
@@ -172,10 +172,10 @@ impl VerifyArgs {
     }
 }
 
-/// A point to be verified, and the record that asked for it: what that said beyond ours is passed on.
+/// A point to verify, and the record that requested it, whose additional fields are passed on.
 type VerifyItem = (PointRef, Option<Point>);
 
-/// Every point of a repository that can be named; what cannot be is reported.
+/// Returns every point of a repository, and reports the unreadable ones.
 fn all_points(open: &OpenRepository, session: &mut Session) -> Vec<VerifyItem> {
     for DamagedSnapshot { id, error } in &open.damaged {
         let message = format!("snapshot {id} cannot be read: {error}");
@@ -187,8 +187,8 @@ fn all_points(open: &OpenRepository, session: &mut Session) -> Vec<VerifyItem> {
     open.points.iter().map(|point| (point.clone(), None)).collect()
 }
 
-/// Verifies the next sample of all points of a repository, and says in a check how it went; the points that are
-/// affected by damage, and no others, are printed.
+/// Verifies the next sample of all points of a repository and prints a check with the result. Prints only points that
+/// are affected by damage.
 pub(crate) fn verify_sample(
     context: &Context,
     repo: &Repository,
@@ -218,22 +218,22 @@ pub(crate) fn verify_sample(
     Ok(())
 }
 
-/// Which points are printed.
+/// Which points to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Show {
     All,
     Damaged,
 }
 
-/// What verifying points came to.
+/// The result of verifying points.
 struct VerifyTotals {
-    /// How many are hit by damage.
+    /// The number of points affected by damage.
     damaged: usize,
-    /// Whether each was looked at.
+    /// Whether every point was verified.
     is_complete: bool,
 }
 
-/// Verifies points, one after the other, and notes what that came to.
+/// Verifies points, one after the other, and records the results.
 fn verify_each(
     context: &Context,
     open: &OpenRepository,
@@ -271,7 +271,7 @@ fn verify_each(
     Ok(all)
 }
 
-/// What an interrupted verification came to.
+/// Returns the message after an interrupted verification.
 fn what_was_verified(done: usize, count: usize, depth: VerifyDepth) -> String {
     let next = match depth {
         VerifyDepth::Sample(_) => "the next run verifies the same sample",

@@ -38,7 +38,7 @@ impl VmsArgs {
                 Err(error) => session.fail(about, error),
             }
         }
-        // The next stage of a pipe opens libvirt too, and the embedded driver admits one process at a time.
+        // The next stage of a pipeline opens libvirt too, and the embedded driver admits only one process at a time.
         hypervisor.close();
         for record in records {
             session.done(Record::Machine(record));

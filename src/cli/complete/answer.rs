@@ -1,4 +1,4 @@
-//! Answers a shell that asks.
+//! Answers completion requests of a shell.
 
 use super::{line, scripts};
 use crate::cli::failure::exit_code::ExitCode;
@@ -7,16 +7,16 @@ use clap_complete::CompleteEnv;
 use clap_complete::env::{Fish, Shells};
 use std::fs::File;
 
-/// The variable in which the shell's script asks.
+/// The variable with which the shell's script requests completions.
 pub(crate) const VARIABLE: &str = "KVMB_COMPLETE";
 
-/// The shells that scripts are written for.
+/// The supported shells.
 pub(crate) const SHELLS: Shells<'static> = Shells(&[&scripts::BASH, &scripts::ZSH, &Fish]);
 
-/// Answers a shell, if one asks.
+/// Answers a completion request, if there is one.
 pub(crate) fn answer(grammar: fn() -> clap::Command) -> Option<ExitCode> {
     std::env::var_os(VARIABLE).filter(|shell| !shell.is_empty() && shell != "0")?;
-    // Whatever a library has to say would stand in the middle of the line that is being typed.
+    // Messages of libraries would appear in the line that is being typed.
     if let Ok(nowhere) = File::options().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stderr(nowhere);
     }

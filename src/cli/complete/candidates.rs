@@ -1,4 +1,4 @@
-//! What can stand at a place of the line: machines, points, disks, captures.
+//! Completion candidates: machines, points, disks, captures.
 
 use super::line::CompletionLine;
 use crate::capture::machine::Which;
@@ -19,17 +19,17 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// How long somebody who pressed a key waits for names. Mostly they are there in a tenth of a second; an embedded
+/// How long a user who pressed Tab waits for names. They usually arrive within a tenth of a second, but an embedded
 /// libvirt has to start first.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// The same where a server is asked. What the cache of this host has of the repository is not read from it again.
+/// The same for names from a server. Data in this host's cache is not read from the repository again.
 const SERVER_LIMIT: Duration = Duration::from_secs(2);
 
-/// A word and what to say of it.
+/// A word and its description.
 pub(super) type Offer = (String, String);
 
-/// The machines that libvirt knows.
+/// Completes the machines that libvirt knows.
 pub(crate) fn machines() -> ArgValueCompleter {
     completer(|_, line| {
         let hypervisor = hypervisor(&line)?;
@@ -39,17 +39,17 @@ pub(crate) fn machines() -> ArgValueCompleter {
     })
 }
 
-/// The disks of the machines that the line names.
+/// Completes the disks of the machines on the line.
 pub(crate) fn machine_disks() -> ArgValueCompleter {
     completer(|_, line| disks_of_machines(&line))
 }
 
-/// The disks of the point that the line names.
+/// Completes the disks of the point on the line.
 pub(crate) fn disks() -> ArgValueCompleter {
     completer(|_, line| disks_of_point(&line))
 }
 
-/// `DISK=` for the disks of the point, then a path.
+/// Completes `DISK=` with the disks of the point, then a path.
 pub(crate) fn disk_paths() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| match current.to_str().and_then(|text| text.split_once('=')) {
         Some((disk, path)) => {
@@ -63,7 +63,7 @@ pub(crate) fn disk_paths() -> ArgValueCompleter {
     })
 }
 
-/// The machines that the repository has points of.
+/// Completes the machines that have points in the repository.
 pub(crate) fn point_machines() -> ArgValueCompleter {
     completer(|_, line| {
         let (_, known) = known_points(&line)?;
@@ -71,7 +71,7 @@ pub(crate) fn point_machines() -> ArgValueCompleter {
     })
 }
 
-/// Points: the machines that have some, `MACHINE@TIME` behind an `@`, and ids by their beginning.
+/// Completes points: the machines that have some, `MACHINE@TIME` after an `@`, and ids by prefix.
 pub(crate) fn points() -> ArgValueCompleter {
     completer(|current, line| {
         let (_, known) = known_points(&line)?;
@@ -88,7 +88,7 @@ pub(crate) fn points() -> ArgValueCompleter {
     })
 }
 
-/// The machines with an open capture.
+/// Completes the machines with an open capture.
 pub(crate) fn captures() -> ArgValueCompleter {
     completer(|_, line| {
         let files = CaptureFile::open_all(&context(&line)?.runtime().ok()?).ok()?;
@@ -112,16 +112,16 @@ fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer
         |(word, _): &Offer| word.starts_with(typed) && !word.contains(steers_terminal) && seen.insert(word.clone());
     let candidate = |(at, (word, about)): (usize, Offer)| {
         let about = Some(table::printable(&about)).filter(|about| !about.is_empty());
-        // In the order in which they were found: the newest point first.
+        // Keep the order in which they were found: newest point first.
         CompletionCandidate::new(word).help(about.map(Into::into)).display_order(Some(at))
     };
     found.into_iter().filter(fit).enumerate().map(candidate).collect()
 }
 
-/// The answer, if it comes in time.
+/// Returns the result if it arrives in time.
 fn promptly<T: Send + 'static>(limit: Duration, look_up: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
     let (sender, receiver) = mpsc::channel();
-    // The process ends with the answer, whatever this thread is waiting for.
+    // The process ends after the answer, even if this thread is still waiting.
     thread::spawn(move || sender.send(look_up()));
     receiver.recv_timeout(limit).ok().flatten()
 }
@@ -139,11 +139,11 @@ fn hypervisor(line: &CompletionLine) -> Option<Hypervisor> {
     context(line)?.hypervisor(None).ok()
 }
 
-/// The points of the line's repository, if no password comes from a command.
+/// Returns the points of the line's repository, unless the password comes from a command.
 pub(super) fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
     let repo = line.repo()?;
     let context = context(line)?;
-    // A command may ask somebody: no key press is worth that.
+    // A command may prompt, which a key press must not cause.
     let config = context.config();
     let by_command = |variable, command: bool| secret::variable(variable).is_some() || command;
     let asks_for_key =
@@ -163,13 +163,13 @@ fn is_on_server(line: &CompletionLine) -> bool {
     line.repo().and_then(|repo| repo.url().ok()).is_some_and(|url| config::is_on_server(&url))
 }
 
-/// The point that the line names.
+/// Returns the point on the line.
 pub(super) fn point_on(line: &CompletionLine, repo: &Repository, known: &[PointRef]) -> Option<PointRef> {
     let name = PointName::parse(line.values("point").first()?, chrono::Local::now());
     points::find(repo, known, &name).ok()
 }
 
-/// Each machine once, the one with the newest point first.
+/// Returns each machine once, the one with the newest point first.
 fn machines_of(known: &[PointRef]) -> Vec<Offer> {
     known.iter().rev().map(|point| (point.machine().to_owned(), format!("newest point {}", age(point)))).collect()
 }

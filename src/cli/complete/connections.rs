@@ -1,4 +1,4 @@
-//! Connections to libvirt.
+//! Completion of libvirt connections.
 
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 const CONNECTIONS: [(&str, &str); 2] =
     [("qemu:///system", "the host's machines"), ("qemu:///session", "your own machines")];
 
-/// The usual ones; what is known without a look at the host.
+/// Completes the usual connections, without asking the host.
 pub(crate) fn connections() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let begins = |(uri, _): &(&str, &str)| current.to_str().is_some_and(|typed| uri.starts_with(typed));

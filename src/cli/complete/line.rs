@@ -1,4 +1,4 @@
-//! The command line that is being typed, as far as it can be understood.
+//! The command line that is being typed, parsed as far as possible.
 
 use crate::cli::args::global::Global;
 use crate::cli::args::repo::RepoArgs;
@@ -7,21 +7,21 @@ use clap::{ArgMatches, Args, FromArgMatches};
 use std::ffi::OsString;
 use std::sync::OnceLock;
 
-/// The whole command line as clap knows it, which is above this: whoever has the shell answered says what it is.
+/// The grammar of the command line, which is defined in a higher layer and set by the caller that answers the shell.
 static GRAMMAR: OnceLock<fn() -> clap::Command> = OnceLock::new();
 
-/// Sets what lines are read by.
+/// Sets the grammar.
 pub(super) fn set_grammar(grammar: fn() -> clap::Command) {
-    // Set once in the life of the process.
+    // Set only once per process.
     let _ = GRAMMAR.set(grammar);
 }
 
-/// What lines are read by.
+/// Returns the grammar.
 pub(super) fn grammar() -> Option<fn() -> clap::Command> {
     GRAMMAR.get().copied()
 }
 
-/// What stands on the line already.
+/// The words that are already on the line.
 #[derive(Debug)]
 pub(crate) struct CompletionLine {
     matches: ArgMatches,
@@ -29,7 +29,7 @@ pub(crate) struct CompletionLine {
 }
 
 impl CompletionLine {
-    /// Reads the words after `--`, but for the one that is being completed: it is no whole word yet.
+    /// Parses the words after `--`, except the last one, which is still being completed.
     pub(crate) fn read() -> Option<CompletionLine> {
         let mut words: Vec<OsString> = std::env::args_os().skip_while(|word| word != "--").skip(1).collect();
         let index = std::env::var("_CLAP_COMPLETE_INDEX").ok().and_then(|index| index.parse().ok());
@@ -38,11 +38,11 @@ impl CompletionLine {
     }
 
     fn parse(words: Vec<OsString>) -> Option<CompletionLine> {
-        // What is missing is still to be typed.
+        // Missing arguments are still to be typed.
         let read = |parser: clap::Command| parser.ignore_errors(true).try_get_matches_from(&words).ok();
         let parser = settings::without_empty_variables(grammar()?());
         let first = read(parser.clone())?;
-        // One that is refused will be reported when the line is run.
+        // An invalid configuration is reported when the line is run.
         let loaded = Global::from_arg_matches(&first).ok()?.load_config().unwrap_or_default();
         let mut matches = read(settings::with_defaults(parser, &loaded))?;
         let settings = Settings::new(loaded, &matches);
@@ -56,13 +56,13 @@ impl CompletionLine {
         self.settings.clone()
     }
 
-    /// The values of an argument, none if the command does not have it.
+    /// Returns the values of an argument; empty if the command does not have it.
     pub(crate) fn values(&self, id: &str) -> Vec<String> {
         let values = self.matches.try_get_many::<String>(id);
         values.ok().flatten().map(|values| values.cloned().collect()).unwrap_or_default()
     }
 
-    /// The repository that the line and the environment name.
+    /// Returns the repository that the line and the environment name.
     pub(crate) fn repo(&self) -> Option<RepoArgs> {
         let known = RepoArgs::augment_args(clap::Command::new("")).get_arguments().all(|arg| {
             // A command without a repository does not know its flags.
@@ -71,7 +71,7 @@ impl CompletionLine {
         known.then(|| RepoArgs::from_arg_matches(&self.matches).ok()).flatten()
     }
 
-    /// The global flags, with no question asked of whoever is typing.
+    /// Returns the global flags, with prompts disabled.
     pub(crate) fn global(&self) -> Option<Global> {
         let global = Global::from_arg_matches(&self.matches).ok()?;
         Some(Global { quiet: true, ..global })

@@ -1,8 +1,8 @@
-//! Completing in a shell: what `KVMB_COMPLETE=SHELL kvmb -- WORDS…` answers.
+//! Shell completion: the answers to `KVMB_COMPLETE=SHELL kvmb -- WORDS…`.
 //!
-//! The scripts that `kvmb completions` prints call kvmb back at every press of the key, so that names are those of this
-//! moment. Whoever presses it waits for us: every look-up has a bound, and what does not answer in time, or would ask a
-//! question, is left out without a word. Nothing is ever printed but candidates.
+//! The scripts that `kvmb completions` prints call kvmb at every press of Tab, so that names are current. The user
+//! waits meanwhile, so every look-up has a time limit. Anything that does not answer in time, or would need a prompt,
+//! is silently left out. Only candidates are ever printed.
 
 mod answer;
 mod candidates;

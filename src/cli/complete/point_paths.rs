@@ -1,4 +1,4 @@
-//! Paths inside a point: the names in the directory that the word on the line leads to.
+//! Completion of paths inside a point: the names in the directory that the current word refers to.
 
 use super::candidates::{Offer, completer, context, known_points, point_on};
 use super::line::CompletionLine;
@@ -12,10 +12,10 @@ use crate::ops::points;
 use crate::ops::{Error, Result, Silent};
 use clap_complete::engine::ArgValueCompleter;
 
-/// Nobody looks through more names than these.
+/// Maximum number of candidates; nobody reads more names than these.
 const MOST_NAMES: usize = 10_000;
 
-/// The paths of the point that the line names: `/etc/`, `vda2:/home/`, `C:\Users\`.
+/// Completes the paths of the point on the line: `/etc/`, `vda2:/home/`, `C:\Users\`.
 pub(crate) fn point_paths() -> ArgValueCompleter {
     completer(|typed, line| paths(typed, &line))
 }
@@ -37,14 +37,14 @@ fn paths(typed: &str, line: &CompletionLine) -> Option<Vec<Offer>> {
     }
 }
 
-/// The directory of a path, up to and with its last separator, and that separator.
+/// Returns the directory part of a path, including its last separator, and that separator.
 fn split(typed: &str) -> Option<(&str, char)> {
     let is_of_windows = typed.get(1..3) == Some(":\\");
     let end = typed.rfind(|c| c == '/' || (is_of_windows && c == '\\'))?;
     Some((&typed[..=end], if is_of_windows { '\\' } else { '/' }))
 }
 
-/// What a path can begin with.
+/// Returns the possible beginnings of a path.
 fn roots(files: &PointFiles) -> Vec<Offer> {
     let readable: Vec<&VolumeInfo> =
         files.volumes().iter().filter(|volume| volume.format.is_readable() && volume.problem.is_none()).collect();
@@ -70,7 +70,7 @@ fn names_in(files: &mut PointFiles, directory: &str, separator: char) -> Option<
     }
 }
 
-/// Makes offers of the files of a directory.
+/// Turns the files of a directory into candidates.
 struct PathOffers {
     before: String,
     separator: char,
@@ -79,7 +79,7 @@ struct PathOffers {
 
 impl FileSink for PathOffers {
     fn file(&mut self, file: GuestFile) -> Result<()> {
-        // A name that is no text cannot be typed.
+        // A name that is not UTF-8 cannot be typed.
         let Some(name) = file.names.last().and_then(|name| std::str::from_utf8(name).ok()) else { return Ok(()) };
         let (before, metadata) = (&self.before, &file.metadata);
         self.offers.push(match metadata.kind {

@@ -1,12 +1,12 @@
-//! The scripts for bash and zsh. The library's own, which fish gets, do not know that `vm1@latest` is one word to bash,
-//! nor that more is to come behind `vda=`.
+//! The scripts for bash and zsh. clap's own scripts, which only fish uses, do not know that `vm1@latest` is a single
+//! word in bash, nor that more follows after `vda=`.
 
 use clap_complete::env::{self, EnvCompleter};
 use std::ffi::OsString;
 use std::io::{Result, Write};
 use std::path::Path;
 
-/// A shell that asks by a script of ours, and is answered by the library.
+/// A shell that uses our script, and clap's answers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ScriptedShell<S> {
     shell: S,

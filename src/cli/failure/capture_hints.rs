@@ -3,7 +3,7 @@
 use crate::capture::Error;
 use crate::capture::holders::Holder;
 
-/// The hint, with a command to copy; none for other errors.
+/// Returns the hint, with a command to copy; None for other errors.
 pub(crate) fn way_out(error: &Error) -> Option<String> {
     let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
     match error {
@@ -39,7 +39,7 @@ pub(crate) fn way_out(error: &Error) -> Option<String> {
     }
 }
 
-/// What to do about the processes that have an image open.
+/// Describes what to do about the processes that have an image open.
 fn image_held(machine: &str, holders: &[Holder]) -> String {
     let pids: Vec<String> = holders.iter().map(|holder| holder.pid.to_string()).collect();
     let again = format!("then: kvmb backup {machine}");

@@ -5,7 +5,7 @@ use crate::cli::failure::exit_code::ExitCode;
 /// The kinds of failure: the `code` of a failure record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// Wrong arguments or configuration, or records that make no sense.
+    /// Wrong arguments or configuration, or invalid records.
     Usage,
     /// Interrupted by the user or the system.
     Interrupted,
@@ -15,17 +15,17 @@ pub enum Code {
     NotFound,
     /// Another run holds the machine or the repository.
     Busy,
-    /// What would be written exists.
+    /// The output already exists.
     Exists,
     /// The machine is running.
+    /// The machine is running.
     Running,
-    /// Not permitted.
     Permission,
-    /// Not enough room.
+    /// Not enough free space.
     NoSpace,
-    /// libvirt, QEMU, an image or a driver cannot do that.
+    /// libvirt, QEMU, an image or a driver does not support this.
     Unsupported,
-    /// No disk was chosen of a machine that has some.
+    /// No disk of a machine that has disks was selected.
     NoDisks,
     /// A disk record without a capture.
     NotCaptured,
@@ -33,27 +33,27 @@ pub enum Code {
     Incomplete,
     /// A point was stored without a part that the machine needs.
     PartMissing,
-    /// The capture's lease is over.
+    /// The capture's lease has expired.
     Expired,
-    /// A machine that is off was started or changed while it was read.
+    /// A stopped machine was started or changed while it was read.
     Changed,
-    /// Something did not answer within its limit.
+    /// Something did not respond within its time limit.
     Timeout,
     /// The guest could not be frozen.
     Freeze,
     /// There is no repository.
     NoRepository,
-    /// The password opens no key of the repository.
+    /// The password does not open any key of the repository.
     WrongPassword,
     /// The backup server cannot be reached.
     Unreachable,
-    /// The backup server's host key is unknown, or not the known one.
+    /// The backup server's host key is unknown, or has changed.
     HostKey,
-    /// The backup server does not let us in.
+    /// The backup server refused the login.
     Login,
     /// Damage in the repository.
     Damage,
-    /// Reading or writing a disk over NBD.
+    /// Reading or writing a disk over NBD failed.
     Disk,
     /// A hook failed.
     Hook,
@@ -62,7 +62,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Every code with its word and the sentence that the manual gives it.
+    /// Every code with its word and its sentence in the manual.
     pub const ALL: [(Code, &'static str, &'static str); 27] = [
         (Code::Usage, "usage", "wrong arguments, configuration or input records"),
         (Code::Interrupted, "interrupted", "interrupted by the user or the system"),
@@ -97,12 +97,12 @@ impl Code {
         (Code::Failed, "failed", "any other failure"),
     ];
 
-    /// The word in the record.
+    /// Returns the word in the record.
     pub fn word(self) -> &'static str {
         Code::ALL.iter().find(|(code, ..)| *code == self).map_or("failed", |(_, word, _)| word)
     }
 
-    /// What the exit code is when nothing else happened.
+    /// Returns the exit code for a command that had only this failure.
     pub(crate) fn exit_code(self) -> ExitCode {
         match self {
             Code::Usage => ExitCode::Usage,

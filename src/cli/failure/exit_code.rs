@@ -6,15 +6,15 @@
 pub enum ExitCode {
     /// Everything asked for was done.
     Done = 0,
-    /// It failed; nothing was done, or not all of it.
+    /// The command failed; nothing was done, or not everything.
     Failed = 1,
-    /// Wrong usage or configuration: nothing was tried.
+    /// Wrong usage or configuration: nothing was attempted.
     Usage = 2,
     /// Partly done: some machines failed, or a machine was stored without a part that it needs.
     Partial = 3,
     /// Damage was found: in a repository, or in the chain of a machine's points.
     Damage = 4,
-    /// Another run holds what is needed.
+    /// Another run holds the machine or the repository.
     Busy = 5,
     /// Interrupted (Ctrl-C, SIGINT), after cleaning up.
     Interrupted = 130,
@@ -23,7 +23,7 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    /// Every code with the sentence that the manual gives it.
+    /// Every code with its sentence in the manual.
     pub const ALL: [(ExitCode, &'static str); 8] = [
         (ExitCode::Done, "done"),
         (ExitCode::Failed, "failed"),
@@ -36,22 +36,22 @@ impl ExitCode {
     ];
 }
 
-/// The one exception: what `kvmb status --nagios` exits with, as every monitoring plugin does.
+/// The one exception: the exit code of `kvmb status --nagios`, as for every monitoring plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum PluginState {
     /// All is well.
     Ok = 0,
-    /// Something will need a hand.
+    /// Something will need attention.
     Warning = 1,
     /// Something is wrong.
     Critical = 2,
-    /// It could not be found out; wrong usage, too.
+    /// The state could not be determined, or the usage was wrong.
     Unknown = 3,
 }
 
 impl PluginState {
-    /// Every state with the sentence that the manual gives it.
+    /// Every state with its sentence in the manual.
     pub(crate) const ALL: [(PluginState, &'static str); 4] = [
         (PluginState::Ok, "OK"),
         (PluginState::Warning, "WARNING"),
@@ -63,14 +63,14 @@ impl PluginState {
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// As a command.
+    /// The exit code of a command.
     Code(ExitCode),
-    /// As a monitoring plugin.
+    /// The exit code of a monitoring plugin.
     Plugin(PluginState),
 }
 
 impl Exit {
-    /// The number for the system.
+    /// Returns the process exit code.
     pub fn number(self) -> u8 {
         match self {
             Exit::Code(code) => code as u8,
@@ -80,14 +80,14 @@ impl Exit {
 }
 
 impl From<u8> for Exit {
-    /// How another process of ours ended; a number that is none of ours means that it failed.
+    /// Converts the exit code of another kvmb process; an unknown number counts as a failure.
     fn from(number: u8) -> Exit {
         let known = ExitCode::ALL.iter().find(|(code, _)| *code as u8 == number);
         Exit::Code(known.map_or(ExitCode::Failed, |(code, _)| *code))
     }
 }
 
-/// Counts how the machines of one command fared, and sums it up as one exit code.
+/// Counts the results of a command's machines, and combines them into one exit code.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     done: usize,
@@ -98,12 +98,12 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// One machine (point, disk, file) was dealt with.
+    /// Counts a machine (point, disk, file) that succeeded.
     pub(crate) fn done(&mut self) {
         self.done += 1;
     }
 
-    /// One failed, with this code of its own.
+    /// Counts a failure with this code.
     pub(crate) fn failed(&mut self, code: ExitCode) {
         match code {
             ExitCode::Damage => self.damaged = true,
@@ -114,7 +114,8 @@ impl Tally {
         self.failed += 1;
     }
 
-    /// Damage wins over "some failed", that over "failed"; "busy" and "usage" only speak when nothing else happened.
+    /// Damage takes precedence over a partial failure, and that over a complete failure; "busy" and "usage" apply only
+    /// if nothing else happened.
     pub(crate) fn code(&self) -> ExitCode {
         match (self.damaged, self.done, self.failed) {
             (true, ..) => ExitCode::Damage,

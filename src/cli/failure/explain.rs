@@ -18,10 +18,10 @@ use crate::schedule;
 use crate::storage;
 use crate::units::in_units;
 
-/// `ENOSPC`, as NBD has it too.
+/// `ENOSPC`, which NBD uses as well.
 const NO_SPACE: u32 = 28;
 
-/// Of a guest's files.
+/// Explains errors of a guest's files.
 fn of_guest_file(error: &FsError) -> Explanation {
     match error {
         FsError::Unreadable(_) => (Code::Disk, None),
@@ -38,7 +38,7 @@ fn of_guest_file(error: &FsError) -> Explanation {
     }
 }
 
-/// Of the process that reads file systems.
+/// Explains errors of the process that reads file systems.
 fn of_confined(error: &ConfinedError) -> Explanation {
     match error {
         ConfinedError::Stopped => (Code::Interrupted, None),
@@ -436,7 +436,7 @@ fn of_repo(error: &repo::Error) -> Explanation {
         | Error::KeyDerivation
         | Error::Random(_)
         | Error::WorkerGone => (Code::Failed, None),
-        // Its root is asked for above.
+        // Its root causes were handled above.
         Error::Writer(error) => of_repo(error),
     }
 }
@@ -468,7 +468,7 @@ pub(crate) fn of_schedule(error: &schedule::Error) -> Explanation {
     }
 }
 
-/// The package of a program that is not there.
+/// Returns the package of a missing program.
 fn missing_program(program: &str) -> String {
     let package = match program {
         "qemu-img" | "qemu-nbd" | "qemu-io" => {
@@ -492,12 +492,12 @@ fn record_format(image: &str, format: &str, backing: &str) -> Option<Cow<'static
     ))
 }
 
-/// The beginning of a hint: the command that creates a logical volume of that path.
+/// Returns the beginning of a hint: the command that creates a logical volume of that path.
 fn create_device(path: &Path, capacity_bytes: u64) -> String {
     let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
     let names = match parts[..] {
         ["/", "dev", "mapper", name] => {
-            // A hyphen that belongs to a name is doubled.
+            // The device mapper doubles hyphens that belong to a name.
             let marked = name.replace("--", "\0");
             marked.split_once('-').map(|(group, volume)| (group.replace('\0', "-"), volume.replace('\0', "-")))
         }

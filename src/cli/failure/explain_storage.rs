@@ -18,14 +18,14 @@ pub(super) fn of_storage(error: &storage::Error) -> Explanation {
         Error::Io { action: FileAction::Find, source, .. } if source.kind() == io::ErrorKind::NotFound => {
             (Code::NotFound, hint("the folder of the repository is missing; check that its file system is mounted"))
         }
-        // A folder that every repository has.
+        // Every repository has this folder.
         Error::Io { action: FileAction::List, source, .. } if source.kind() == io::ErrorKind::NotFound => {
             (Code::Damage, hint("a part of the repository is missing; check that it was mounted or copied completely"))
         }
         Error::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
             (Code::Usage, hint("use a folder as the repository, for example -r /srv/backup/kvmb"))
         }
-        // The server refuses the user of the login; who kvmb runs as does not matter.
+        // The server refuses the login's user; the local user does not matter.
         Error::Io { source, .. }
             if source.kind() == io::ErrorKind::PermissionDenied && source.raw_os_error().is_none() =>
         {
@@ -59,7 +59,7 @@ pub(super) fn of_storage(error: &storage::Error) -> Explanation {
     }
 }
 
-/// What makes the repository that is missing there.
+/// Returns the command that creates the missing repository.
 pub(super) fn make_repository(url: &str) -> Cow<'static, str> {
     let Some(quoted) = quoted(url) else { return "check the address".into() };
     let create = format!("check the address, or create a repository there with 'kvmb init -r {quoted}'");
@@ -121,7 +121,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
     }
 }
 
-/// Of a server that speaks HTTP.
+/// Explains errors of an HTTP server.
 fn of_http(error: &http::Error) -> Explanation {
     use http::Error;
     match error {

@@ -5,25 +5,24 @@ use std::io;
 
 use crate::cli::failure::code::Code;
 
-/// A failure's code, and its hint.
 pub(crate) type Explanation = (Code, Option<Cow<'static, str>>);
 
-/// A hint, which there always is.
+/// Returns a hint.
 pub(super) fn hint(text: impl Into<Cow<'static, str>>) -> Option<Cow<'static, str>> {
     Some(text.into())
 }
 
-/// As a shell takes it; none for what no shell can be given.
+/// Quotes a text for a shell; None if that is impossible.
 pub(super) fn quoted(text: &str) -> Option<String> {
     shlex::try_quote(text).ok().map(Cow::into_owned)
 }
 
-/// What the system refused, whatever it was about.
+/// Explains errors of system calls.
 pub(super) fn of_io(error: &io::Error) -> Explanation {
     use io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => (Code::NotFound, hint("check the path, and that its file system is mounted")),
-        // EPERM for root: no permission is missing.
+        // EPERM for root: this is not about missing permissions.
         ErrorKind::PermissionDenied
             if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
                 && rustix::process::geteuid().is_root() =>
@@ -44,14 +43,14 @@ pub(super) fn of_io(error: &io::Error) -> Explanation {
         ErrorKind::FileTooLarge => {
             (Code::Failed, hint("check 'ulimit -f', and whether the file system can hold files of this size"))
         }
-        // fork and its like; whatever else would block is waited for.
+        // fork() and similar; all other operations that would block are waited for.
         ErrorKind::WouldBlock => no_thread(),
-        // The system has many more, and gains others.
+        // There are many other kinds, and more are added.
         _ => (Code::Failed, None),
     }
 }
 
-/// A thread was refused.
+/// Explains that a thread could not be started.
 pub(super) fn no_thread() -> Explanation {
     (
         Code::Failed,

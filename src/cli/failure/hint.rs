@@ -1,9 +1,9 @@
-//! Hints name commands, and a command that is pasted must do what it says: with the repository, the connection and the
-//! configuration that the failed command was given.
+//! Hints name commands, and a pasted command must work: with the repository, the connection and the configuration of
+//! the command that failed.
 //!
 //! A hint is written with the command alone (`run 'kvmb points -r REPO' to list them`). Before it is shown, every
-//! command in it gets the options of this call that it understands and does not have, and placeholders whose value is
-//! known are replaced. Variables and the configuration need no option: they still apply when the command is pasted.
+//! command in it gets the options of this invocation that it supports and does not have, and placeholders with known
+//! values are replaced. Variables and the configuration need no option: they still apply when the command is pasted.
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// The options that a hint repeats: their names in the parser, and how they are written.
+/// The options that a hint repeats: their ids in clap, and their spelling.
 const REPEATED: [(&str, &str); 7] = [
     ("config", "--config"),
     ("connect", "-c"),
@@ -22,29 +22,29 @@ const REPEATED: [(&str, &str); 7] = [
     ("tls_client_cert", "--tls-client-cert"),
 ];
 
-/// What stands for a machine's name.
+/// Placeholders for a machine's name.
 const MACHINE_PLACEHOLDERS: [&str; 2] = ["MACHINE", "VM"];
 
-/// An option of a command: its name in the parser, and its forms.
+/// An option of a command: its id in clap, and its spellings.
 type KnownOption = (String, Vec<String>);
 
-/// What this call of the program was given.
+/// The arguments of this invocation.
 #[derive(Debug, Clone)]
 pub struct Invocation {
     grammar: fn() -> Command,
     given: Vec<(&'static str, String)>,
-    /// The connection that virsh needs, which does not read the configuration of kvmb.
+    /// The connection for virsh, which does not read the configuration of kvmb.
     virsh: Option<String>,
 }
 
 static INVOCATION: OnceLock<Invocation> = OnceLock::new();
 
-/// Notes, once, what this call was given; before that hints are shown as they are written.
+/// Sets the arguments of this invocation, once. Before that, hints are shown as written.
 pub(crate) fn set_invocation(invocation: Invocation) {
     let _ = INVOCATION.set(invocation);
 }
 
-/// A hint whose commands can be pasted; `machine` is the machine that it is about.
+/// Returns a hint whose commands can be pasted. `machine` is the machine that it refers to.
 pub(crate) fn pasteable(hint: &str, machine: Option<&str>) -> String {
     match INVOCATION.get() {
         Some(invocation) => invocation.complete(hint, machine),
@@ -53,7 +53,7 @@ pub(crate) fn pasteable(hint: &str, machine: Option<&str>) -> String {
 }
 
 impl Invocation {
-    /// What a command line gave.
+    /// Extracts the arguments of a command line.
     pub fn new(grammar: fn() -> Command, matches: &ArgMatches) -> Invocation {
         let mut levels = vec![matches];
         while let Some((_, below)) = levels.last().and_then(|level| level.subcommand()) {
@@ -71,7 +71,7 @@ impl Invocation {
         Invocation { grammar, given: REPEATED.iter().filter_map(pair).collect(), virsh: value("connect", |_| true) }
     }
 
-    /// A hint with its commands completed.
+    /// Completes the commands of a hint.
     pub fn complete(&self, hint: &str, machine: Option<&str>) -> String {
         let mut text = String::new();
         let mut end = 0;
@@ -111,7 +111,7 @@ impl Invocation {
         command + &rest
     }
 
-    /// Where the words of the subcommand end, and which options it has: their names and forms.
+    /// Returns where the words of the subcommand end, and its options with their spellings.
     fn subcommand(&self, command: &str) -> Option<(usize, Vec<KnownOption>)> {
         let mut grammar = (self.grammar)();
         grammar.build();
@@ -131,8 +131,8 @@ impl Invocation {
     }
 }
 
-/// Where commands of kvmb and virsh are in a hint: in quotes, or from a colon or the beginning to a semicolon or the
-/// end.
+/// Returns the ranges of kvmb and virsh commands in a hint: in quotes, or from a colon or the beginning to a semicolon
+/// or the end.
 pub fn commands(hint: &str) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = Vec::new();
     for program in ["kvmb ", "virsh "] {
@@ -153,7 +153,7 @@ pub fn commands(hint: &str) -> Vec<Range<usize>> {
     found
 }
 
-/// The end of a quoted command: a quote after a blank or `=` begins a word of the command.
+/// Returns the end of a quoted command. A quote after a blank or `=` starts a quoted word of the command.
 fn closing_quote(hint: &str, start: usize) -> usize {
     let mut word_quote = None;
     let mut before = ' ';
@@ -171,7 +171,7 @@ fn closing_quote(hint: &str, start: usize) -> usize {
     hint.len()
 }
 
-/// The end of a command that has no quotes around it.
+/// Returns the end of an unquoted command.
 fn open_end(hint: &str, start: usize) -> usize {
     let end = |mark: &str| hint[start..].find(mark).map(|at| start + at);
     [";", ", or "].into_iter().filter_map(end).min().unwrap_or(hint.len())
@@ -185,8 +185,8 @@ fn replace_word(text: &str, word: &str, by: &str) -> String {
     text.split(' ').map(|part| if part == word { by } else { part }).collect::<Vec<_>>().join(" ")
 }
 
-/// A word for a shell, in double quotes where it needs some and they keep it as it is: commands in hints stand in
-/// single quotes. One with a zero byte cannot come from a command line.
+/// Quotes a word for a shell, with double quotes if possible: commands in hints are enclosed in single quotes. A word
+/// with a NUL byte cannot come from a command line.
 fn quoted(word: &str) -> Cow<'_, str> {
     match shlex::try_quote(word) {
         Ok(Cow::Owned(_)) if !word.contains(['"', '$', '`', '\\', '!']) => Cow::Owned(format!("\"{word}\"")),
@@ -212,11 +212,11 @@ mod tests {
             "run 'kvmb verify --config /c.json -c qemu:///session -r \"/my backups\" --all' to see, or 'kvmb points \
              --config /c.json -c qemu:///session -r \"/my backups\"'; see kvmb"
         );
-        // What a shell would read otherwise.
+        // A shell would expand this.
         let dollar = completed(&["kvmb", "points", "-r", "/my $HOME"], "kvmb points");
         assert_eq!(dollar, "kvmb points -r '/my $HOME'");
         assert_eq!(completed(&line, "kvmb points -r /other").matches("-r").count(), 1);
-        // One that has no repository.
+        // This command has no repository.
         let disks = completed(&line, "run 'kvmb disks MACHINE' to see");
         assert_eq!(disks, "run 'kvmb disks --config /c.json -c qemu:///session \"it's\"' to see");
         assert_eq!(

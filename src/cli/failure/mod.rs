@@ -1,4 +1,4 @@
-//! Failures as shown to the user: the only place where errors get their code, hint and exit code.
+//! Failures as shown to the user: the only place that assigns codes, hints and exit codes to errors.
 
 pub use crate::cli::failure::code::Code;
 
@@ -27,12 +27,12 @@ pub struct CliError {
     pub code: Code,
     /// What happened.
     pub message: String,
-    /// What to do.
+    /// What to do about it.
     pub hint: Option<String>,
 }
 
 impl CliError {
-    /// An error of this kind.
+    /// Creates an error of this kind.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> CliError {
         CliError { code, message: message.into(), hint: None }
     }
@@ -45,18 +45,18 @@ impl CliError {
         CliError::new(Code::Usage, message)
     }
 
-    /// A failure of no special kind.
+    /// Creates an error of no special kind.
     pub(crate) fn failed(message: impl Into<String>) -> CliError {
         CliError::new(Code::Failed, message)
     }
 
-    /// Adds what to do.
+    /// Adds a hint.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> CliError {
         self.hint = Some(hint.into());
         self
     }
 
-    /// That a new point lacks parts that its machine needs; none when it lacks none.
+    /// Returns an error if a new point lacks parts that its machine needs.
     pub(crate) fn of_missing_parts(point: &Point) -> Option<CliError> {
         let reasons = point.left_out.iter().filter(|left_out| left_out.is_required());
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
@@ -69,7 +69,7 @@ impl CliError {
         (!reasons.is_empty()).then(|| error.hint(hint))
     }
 
-    /// What is wrong with the repository that a new point was stored in, if it has lost what older points need.
+    /// Returns an error if the repository of a new point has lost data of older points.
     pub(crate) fn of_damaged_points(point: &Point) -> Option<CliError> {
         let named = |damaged: &DamagedPoint| {
             let (machine, id) = (&damaged.machine, damaged.point.get(..8).unwrap_or(&damaged.point));
@@ -88,7 +88,7 @@ impl CliError {
         (!points.is_empty()).then(|| CliError::new(Code::Damage, message).hint(hint))
     }
 
-    /// The failure record of it.
+    /// Returns the failure record of this error.
     pub(crate) fn to_record(&self, command: &str) -> Failure {
         Failure {
             command: command.to_owned(),
@@ -130,7 +130,7 @@ impl From<schedule::Error> for CliError {
     }
 }
 
-/// What is wrong with a configuration: one error for each of its faults.
+/// Converts a configuration error: one error for each of its faults.
 pub fn of_config(error: config::Error) -> Vec<CliError> {
     use config::Error;
     let path = error.path().display().to_string();

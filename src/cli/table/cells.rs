@@ -1,25 +1,25 @@
-//! What stands in a cell: sizes, ages, moments and names, as people read them.
+//! Formatting of cells: sizes, ages, times and names for people.
 
 use crate::record::{Action, Check, Record, Source, Time, steers_terminal};
 use crate::units::in_units;
 use std::time::Duration;
 
-/// What a record is in a table: records of one kind that follow each other share a table.
+/// The kind of table that a record belongs to. Consecutive records of the same kind share a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TableKind<'r> {
-    /// A check of the backups of a machine, by `status`.
+    /// A check of a machine's backups, by `status`.
     MachineStatus,
     /// A point that `prune` keeps or removes.
     Forget,
-    /// The result of `prune`, which is a sentence.
+    /// The result of `prune`, shown as a sentence.
     PruneResult,
-    /// A schedule that is installed.
+    /// An installed schedule.
     Schedule,
-    /// What happened to a schedule, which is a sentence.
+    /// A change of a schedule, shown as a sentence.
     ScheduleChange,
     /// A file of a point.
     GuestFile,
-    /// Any other, by its type.
+    /// Any other record, by its type.
     Other(&'r str),
 }
 
@@ -44,12 +44,12 @@ pub(super) fn as_action(record: &Record) -> Option<&Action> {
     }
 }
 
-/// Whether the machine that a check of `status` is about is being backed up.
+/// Whether the machine of a `status` check is being backed up.
 pub(super) fn is_running(check: &Check) -> bool {
     check.extra.contains_key("running_pid")
 }
 
-/// The first eight digits of an id; other text as it is.
+/// Returns the first eight digits of an id, and other text unchanged.
 pub(super) fn short_id(text: &str) -> &str {
     match text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         true => &text[..8],
@@ -57,7 +57,7 @@ pub(super) fn short_id(text: &str) -> &str {
     }
 }
 
-/// How consistent a point is, in words for people.
+/// Describes the consistency of a point.
 pub(super) fn consistency(word: &str) -> &str {
     match word {
         "filesystem" => "frozen",
@@ -79,12 +79,12 @@ pub(super) fn address(source: &Source) -> String {
     }
 }
 
-/// A size for people: binary units, as `qemu-img info` and `lsblk` print them.
+/// Formats a size with binary units, as `qemu-img info` and `lsblk` do.
 pub(crate) fn bytes(count: u64) -> String {
     in_units(count)
 }
 
-/// The time from `then` to `now` in its largest unit.
+/// Formats the time from `then` to `now` in its largest unit.
 pub(crate) fn age(now: Time, then: Time) -> String {
     let seconds = (now - then).num_seconds();
     match seconds {
@@ -101,7 +101,7 @@ pub(crate) fn age(now: Time, then: Time) -> String {
     }
 }
 
-/// How long something took.
+/// Formats a duration.
 pub(crate) fn duration(length: Duration) -> String {
     let seconds = length.as_secs();
     match seconds {
@@ -112,12 +112,12 @@ pub(crate) fn duration(length: Duration) -> String {
     }
 }
 
-/// A moment in local time, with the day of the week: what somebody remembers of it.
+/// Formats a local time with the day of the week, which people remember best.
 pub(crate) fn moment(time: Time) -> String {
     time.with_timezone(&chrono::Local).format("%a %Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Text with nothing in it that could steer a terminal: a machine's name is not trusted.
+/// Replaces characters that could control a terminal: names of machines are not trusted.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
 }

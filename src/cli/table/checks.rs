@@ -1,15 +1,15 @@
-//! Checks as people want them: problems first, what is well as a number, and a line that sums up.
+//! Checks for people: problems first, a count of the rest, and a summary.
 
 use super::cells::{TableKind, is_running, kind};
 use super::layout::TableOptions;
 use super::render;
 use crate::record::{Check, Record, Status, Time};
 
-/// Renders records with the checks among them sorted, the worst first. Unless `with_ok`, those that are well are only
+/// Renders records with the checks among them sorted, worst first. Unless `with_ok`, checks without problems are only
 /// counted.
 pub(crate) fn render_checks(records: &[Record], now: Time, options: TableOptions, with_ok: bool) -> String {
     let mut shown: Vec<&Record> = records.iter().filter(|record| with_ok || !is_ok(record)).collect();
-    // The checks of machines have a table of their own.
+    // The checks of machines have their own table.
     shown.sort_by_key(|record| (is_of_machine(record), std::cmp::Reverse(severity(record))));
     let shown: Vec<Record> = shown.into_iter().cloned().collect();
     let mut text = render(&shown, now, options);
@@ -30,7 +30,7 @@ fn as_check(record: &Record) -> Option<&Check> {
     }
 }
 
-/// Whether there is nothing to show: a check that is well and about nothing that goes on just now.
+/// Whether this is a check without problems that needs no line; a running backup is always shown.
 fn is_ok(record: &Record) -> bool {
     as_check(record).is_some_and(|check| check.status == Status::Ok.as_str() && !is_running(check))
 }
@@ -45,7 +45,7 @@ fn severity(record: &Record) -> usize {
     as_check(record).and_then(status).unwrap_or(0)
 }
 
-/// «1 critical, 2 warnings; 9 checks ok»; none where there are no checks.
+/// Returns "1 critical, 2 warnings; 9 checks ok"; None if there are no checks.
 fn summary(records: &[Record], with_ok: bool) -> Option<String> {
     let checks: Vec<&Record> = records.iter().filter(|record| as_check(record).is_some()).collect();
     if checks.is_empty() {

@@ -1,61 +1,61 @@
-//! Columns that fit the width of the terminal.
+//! Tables whose columns fit the width of the terminal.
 //!
-//! Where they do not fit, the least important columns are left out first. Then the last column is wrapped between
-//! words, with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its
-//! row and is never wrapped: it may be a command to copy.
+//! If they do not fit, the least important columns are omitted first. Then the last column is wrapped between words,
+//! with an indent; words are never broken, so that paths and addresses can be copied. A note is printed below its row
+//! and never wrapped, because it may be a command to copy.
 
 use unicode_width::UnicodeWidthStr;
 
-/// What a table of points is about.
+/// The purpose of a table of points.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum View {
-    /// The points that there are.
+    /// The points that exist.
     #[default]
     Listing,
-    /// The points that a run made, and what that took.
+    /// The points that a run created, with statistics.
     Backup,
 }
 
 /// How tables are printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TableOptions {
-    /// The width of the terminal; without one, nothing is left out or wrapped.
+    /// The width of the terminal; if None, nothing is omitted or wrapped.
     pub width: Option<usize>,
     /// Whether to use colour.
     pub color: bool,
-    /// What a table of points is about.
+    /// The purpose of a table of points.
     pub view: View,
 }
 
-/// Two spaces between columns.
+/// The space between columns.
 const GAP: usize = 2;
 
-/// The last column moves below the others where less than this is left for it.
+/// If less width than this is left for the last column, it moves below the others.
 const LEAST_LAST: usize = 24;
 
-/// The indent of what stands below its row.
+/// The indent of text below a row.
 const INDENT: usize = 4;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Column {
     head: &'static str,
     is_number: bool,
-    /// Which is left out first; `None` never is.
+    /// The order in which columns are omitted, lowest first; `None` is never omitted.
     rank: Option<u8>,
 }
 
 impl Column {
-    /// Aligned to the left.
+    /// Creates a left-aligned column.
     pub(crate) fn text(head: &'static str) -> Column {
         Column { head, is_number: false, rank: None }
     }
 
-    /// Aligned to the right.
+    /// Creates a right-aligned column.
     pub(crate) fn number(head: &'static str) -> Column {
         Column { is_number: true, ..Column::text(head) }
     }
 
-    /// May be left out, the lowest rank first.
+    /// Makes the column optional. Columns with the lowest rank are omitted first.
     pub(crate) fn optional(self, rank: u8) -> Column {
         Column { rank: Some(rank), ..self }
     }
@@ -68,7 +68,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// A row of these cells; an empty one becomes `-`.
+    /// Creates a row of these cells. An empty cell becomes `-`.
     pub(crate) fn new(cells: Vec<String>) -> Row {
         let filled = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
         Row { cells: filled.collect(), note: None }
@@ -79,7 +79,7 @@ impl Row {
         Row { note, ..self }
     }
 
-    /// Replaces what could steer a terminal.
+    /// Replaces characters that could control a terminal.
     pub(crate) fn make_printable(&mut self, printable: impl Fn(&str) -> String) {
         self.cells.iter_mut().chain(&mut self.note).for_each(|text| *text = printable(text));
     }
@@ -93,7 +93,7 @@ pub(crate) struct TableLayout {
 }
 
 impl TableLayout {
-    /// The text of the table.
+    /// Renders the table.
     pub(crate) fn render(mut self, options: TableOptions) -> String {
         while options.width.is_some_and(|width| self.natural_width() > width) && self.leave_out() {}
         let widths = self.widths();
@@ -117,7 +117,7 @@ impl TableLayout {
         text
     }
 
-    /// Leaves out the least important column.
+    /// Omits the least important column.
     fn leave_out(&mut self) -> bool {
         let ranked = self.columns.iter().enumerate().filter_map(|(at, column)| Some((column.rank?, at)));
         let Some((_, at)) = ranked.min() else { return false };
@@ -175,14 +175,14 @@ impl TableLayout {
     }
 }
 
-/// Where the last column is.
+/// The position of the last column.
 struct Last {
     start: usize,
     width: usize,
     is_below: bool,
 }
 
-/// Lines of at most this width, broken between words only.
+/// Splits a text into lines of at most this width, between words only.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     if length(text) <= width {
         return vec![text.to_owned()];
@@ -212,7 +212,7 @@ const RED: &str = "\u{1b}[31m";
 const GREEN: &str = "\u{1b}[32m";
 const YELLOW: &str = "\u{1b}[33m";
 
-/// The colour of a state.
+/// Returns the colour of a state.
 fn color_of(cell: &str) -> Option<&'static str> {
     match cell {
         "ok" | "OK" | "running" => Some(GREEN),

@@ -2,10 +2,10 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `cells` | what stands in a cell: sizes, ages, moments, names |
-//! | `checks` | checks with the problems first |
+//! | `cells` | formatting of cells: sizes, ages, times, names |
+//! | `checks` | checks with problems first |
 //! | `layout` | columns that fit the width of the terminal |
-//! | `rows` | which columns a record has, and what is in them |
+//! | `rows` | the columns of each kind of record, and their content |
 //! | `schedules` | the columns of schedules |
 
 mod cells;
@@ -22,10 +22,10 @@ pub(crate) use cells::{age, bytes, duration, moment, printable};
 pub(crate) use checks::render_checks;
 pub use layout::{TableOptions, View};
 
-/// Renders records of any mix: one table for each run of the same kind.
+/// Renders any mix of records: one table for each sequence of the same kind.
 pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
     let mut text = String::new();
-    // What failed is on standard error already.
+    // Failures are already on standard error.
     let shown: Vec<&Record> = records.iter().filter(|record| !matches!(record, Record::Failure(_))).collect();
     for run in shown.chunk_by(|a, b| kind(a) == kind(b)) {
         if !text.is_empty() {
@@ -49,7 +49,7 @@ pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
     text
 }
 
-/// What `prune` did, or would do, in a sentence.
+/// Describes the result of `prune`, or of its dry run, in a sentence.
 fn prune_result(prune: &Action) -> String {
     let number = |key: &str| prune.extra.get(key).and_then(serde_json::Value::as_u64);
     let (Some(removed), Some(kept)) = (number("removed_points"), number("kept_points")) else {

@@ -1,4 +1,4 @@
-//! Which columns a record has, and what is in them.
+//! The columns of each kind of record, and their content.
 
 use super::cells::{
     TableKind, address, age, as_action, bytes, consistency, duration, is_running, kind, moment, printable, short_id,
@@ -8,7 +8,7 @@ use super::schedules;
 use crate::record::{Action, Check, Disk, File, Job, Point, Record, Status, Time, Usage};
 use std::time::Duration;
 
-/// The columns and rows of records of one kind.
+/// Returns the columns and rows of records of one kind.
 pub(super) fn of(records: &[&Record], view: View, now: Time) -> (Vec<Column>, Vec<Row>) {
     let with_host = are_of_several_hosts(records);
     let mut rows: Vec<Row> = match kind(records[0]) {
@@ -21,7 +21,7 @@ pub(super) fn of(records: &[&Record], view: View, now: Time) -> (Vec<Column>, Ve
     (columns(records[0], with_host), rows)
 }
 
-/// Whether a column names the host: for points of more than one host, and for the machines of 'status --all-hosts'.
+/// Whether to add a column for the host: for points of several hosts, and for the machines of `status --all-hosts`.
 fn are_of_several_hosts(records: &[&Record]) -> bool {
     let mut hosts = records.iter().filter_map(|record| match record {
         Record::Point(point) => Some(&point.host),
@@ -32,12 +32,13 @@ fn are_of_several_hosts(records: &[&Record]) -> bool {
         || records.iter().any(|record| matches!(record, Record::Check(check) if is_of_all_hosts(check)))
 }
 
-/// Whether a check of a machine is one by 'status --all-hosts'.
+/// Whether a machine's check is from `status --all-hosts`.
 fn is_of_all_hosts(check: &Check) -> bool {
     check.extra.get("standing").is_some_and(|standing| standing == "stored")
 }
 
-/// A number says how early a column is left out where the terminal is too narrow: 1 goes first.
+/// Returns the columns of a record's kind. The rank says which columns are omitted first if the terminal is too narrow:
+/// 1 is the first.
 fn columns(record: &Record, with_host: bool) -> Vec<Column> {
     let (text, number) = (Column::text, Column::number);
     match record {
@@ -224,7 +225,7 @@ fn row(record: &Record, now: Time, with_host: bool) -> Row {
     }
 }
 
-/// The points that a backup made, and what that took.
+/// Returns the table of points that a backup created, with statistics.
 fn backups(records: &[&Record]) -> (Vec<Column>, Vec<Row>) {
     let columns = vec![
         Column::text("POINT"),
@@ -264,7 +265,7 @@ fn backups(records: &[&Record]) -> (Vec<Column>, Vec<Row>) {
     (columns, rows)
 }
 
-/// `full`, `changed`, or how many of the disks were read in full.
+/// Returns `full`, `changed`, or how many of the disks were read in full.
 fn read_mode(point: &Point) -> String {
     let full = point.disks.iter().filter(|disk| disk.read_mode == "full").count();
     match point.disks.first() {
@@ -274,7 +275,7 @@ fn read_mode(point: &Point) -> String {
     }
 }
 
-/// What a machine, or the repository, takes.
+/// Returns the row with the space that a machine or the repository uses.
 fn usage_row(usage: &Usage) -> Row {
     let size = |size: Option<u64>| size.map(bytes).unwrap_or_default();
     let growth = usage.growth_bytes_per_day.map(|growth| format!("{} a day", bytes(growth as u64)));
@@ -296,7 +297,7 @@ fn usage_row(usage: &Usage) -> Row {
     .note(unused.map(|unused| format!("{} unused; 'kvmb prune' frees unused space", bytes(unused))))
 }
 
-/// How far a job has come.
+/// Formats the progress of a job.
 fn progress(job: &Job) -> String {
     match (job.status.as_str(), job.total_bytes) {
         (_, 0) => "-".into(),
@@ -308,7 +309,7 @@ fn progress(job: &Job) -> String {
     }
 }
 
-/// What `prune` does with each point, the points of a machine together.
+/// Returns the rows with `prune`'s verdict on each point, grouped by machine.
 fn forgets(records: &[&Record], now: Time) -> Vec<Row> {
     let text = |action: &Action, key: &str| action.extra.get(key)?.as_str().map(str::to_owned);
     let mut actions: Vec<&Action> = records.iter().filter_map(|record| as_action(record)).collect();
@@ -331,7 +332,7 @@ fn forgets(records: &[&Record], now: Time) -> Vec<Row> {
     actions.into_iter().map(row).collect()
 }
 
-/// As 'ls -l' shows a file.
+/// Formats a file as `ls -l` does.
 fn guest_file_cells(file: &File) -> Vec<String> {
     let owner = match (file.uid, file.gid) {
         (Some(uid), Some(gid)) => format!("{uid}:{gid}"),
@@ -362,7 +363,7 @@ fn guest_file_cells(file: &File) -> Vec<String> {
     ]
 }
 
-/// `rwxr-xr-x`, with setuid, setgid and sticky.
+/// Formats permissions as `rwxr-xr-x`, with setuid, setgid and sticky bits.
 fn permissions(mode: u32) -> String {
     let letters = |shift: u32, special: bool, word: char| {
         let bits = mode >> shift;
@@ -393,7 +394,7 @@ fn point_cells(point: &Point, now: Time) -> Vec<String> {
     ]
 }
 
-/// How a point was verified, and when.
+/// Describes how and when a point was verified.
 fn verified(point: &Point, now: Time) -> String {
     match (&point.verified, point.verified_at) {
         (Some(serde_json::Value::String(how)), Some(at)) if (now - at).num_seconds() > 60 => {
@@ -439,7 +440,7 @@ fn status_of_machine(check: &Check, now: Time, with_host: bool) -> Row {
     Row::new(cells).note(if is_well { None } else { check.hint.clone() })
 }
 
-/// A moment of the next days in local time, and no more of it than is needed.
+/// Formats a local time within the next days, as briefly as possible.
 fn short_moment(now: Time, then: Time) -> String {
     let then = then.with_timezone(&chrono::Local);
     let form = if (then.fixed_offset() - now).num_days() < 6 { "%a %H:%M" } else { "%Y-%m-%d %H:%M" };

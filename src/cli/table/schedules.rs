@@ -1,4 +1,4 @@
-//! Schedules: installed ones as `systemctl list-timers` shows timers, changes of them as sentences.
+//! Schedules: installed ones as `systemctl list-timers` shows timers, and changes as sentences.
 
 use super::cells::{age, as_action, moment, printable};
 use super::layout::{Column, Row};
@@ -15,7 +15,7 @@ pub(super) fn columns() -> Vec<Column> {
     ]
 }
 
-/// The row of a schedule that is installed.
+/// Returns the row of an installed schedule.
 pub(super) fn row(record: &Record, now: Time) -> Row {
     let Some(action) = as_action(record) else { return Row::new(Vec::new()) };
     let next = next_run(action);
@@ -37,14 +37,14 @@ pub(super) fn row(record: &Record, now: Time) -> Row {
     ])
 }
 
-/// What happened to a schedule, or that there is none; with the text that would be installed.
+/// Describes a change of a schedule, or that there is none, with the text that would be installed.
 pub(super) fn sentence(action: &Action, now: Time) -> String {
     let mut text = printable(&format!("{}: {}", action.target, action.reason)) + "\n";
     if action.dry_run && action.changed {
         let entry = action.extra.get("entry").and_then(|entry| entry.as_str()).unwrap_or_default();
         text.extend(entry.trim_end().lines().map(|line| format!("{}\n", printable(line))));
     }
-    // An expression that is not installed anywhere: its runs are what was asked for.
+    // For an expression that is not installed, all requested runs are shown.
     let shown = if action.extra.contains_key("entry") { 1 } else { usize::MAX };
     for next in next_runs(action).take(shown) {
         text.push_str(&format!("next run: {}, in {}\n", moment(next), left(now, next)));
@@ -69,7 +69,7 @@ fn next_run(action: &Action) -> Option<Time> {
     next_runs(action).next()
 }
 
-/// The time that is left, in its largest unit.
+/// Formats the time until `next` in its largest unit.
 fn left(now: Time, next: Time) -> String {
     age(next, now)
 }

@@ -1,4 +1,4 @@
-//! Whether to use colour, decided once for each stream.
+//! Decides once for each stream whether to use colour.
 
 use clap::ValueEnum;
 use std::io::IsTerminal;
@@ -16,20 +16,20 @@ pub(crate) enum ColorChoice {
     Never,
 }
 
-/// The flag, once it is known.
+/// The value of the flag.
 static CHOSEN: OnceLock<ColorChoice> = OnceLock::new();
 
-/// Notes the flag, once.
+/// Sets the value of the flag, once.
 pub(crate) fn set(choice: ColorChoice) {
     let _ = CHOSEN.set(choice);
 }
 
-/// Whether standard error gets colour.
+/// Whether standard error uses colour.
 pub(crate) fn on_stderr() -> bool {
     is_wanted(std::io::stderr().is_terminal())
 }
 
-/// Whether a stream gets colour that is a terminal, or is none.
+/// Whether a stream uses colour, depending on whether it is a terminal.
 pub(crate) fn is_wanted(is_terminal: bool) -> bool {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let is_forced = variable("CLICOLOR_FORCE").is_some_and(|value| value != "0");

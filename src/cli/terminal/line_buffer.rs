@@ -1,41 +1,39 @@
-//! A line of text that somebody edits: keys in, text and cursor out.
+//! An editable line of text: takes keys, provides text and cursor.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// What a key means.
+/// The meaning of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     Char(char),
     Left,
     Right,
-    /// To the start of the line.
     Home,
-    /// To the end of the line.
     End,
     Backspace,
-    /// Removes what is under the cursor.
+    /// Removes the character under the cursor.
     Delete,
-    /// Removes all before the cursor.
+    /// Removes everything before the cursor.
     ToStart,
-    /// Removes all from the cursor on.
+    /// Removes everything from the cursor on.
     ToEnd,
     /// Removes the word before the cursor.
     Word,
     Enter,
     /// Ctrl-D: no more input.
     EndOfInput,
-    /// One that means nothing here.
+    /// A key without a meaning here.
     Other,
 }
 
-/// Takes keys out of the bytes that a terminal sends.
+/// Decodes keys from the bytes that a terminal sends.
 #[derive(Debug, Default)]
 pub(super) struct KeyReader {
     bytes: Vec<u8>,
 }
 
 impl KeyReader {
-    /// Takes another byte; the key that it completes.
+    /// Adds a byte, and returns the key that it completes.
     pub(super) fn take(&mut self, byte: u8) -> Option<Key> {
         self.bytes.push(byte);
         let key = key(&self.bytes)?;
@@ -44,7 +42,7 @@ impl KeyReader {
     }
 }
 
-/// The key that these bytes are, if they are all of it.
+/// Decodes a key; None if the bytes are incomplete.
 fn key(bytes: &[u8]) -> Option<Key> {
     Some(match bytes {
         [b'\r' | b'\n'] => Key::Enter,
@@ -59,7 +57,7 @@ fn key(bytes: &[u8]) -> Option<Key> {
         [0x17] => Key::Word,
         [0x1b] | [0x1b, b'[' | b'O'] => return None,
         [0x1b, b'[', parameters @ .., last] => match (parameters, last) {
-            // A sequence goes on until a byte of this range.
+            // An escape sequence ends with a byte of this range.
             (_, last) if !(0x40..=0x7e).contains(last) => return None,
             ([], b'D') => Key::Left,
             ([], b'C') => Key::Right,
@@ -76,7 +74,7 @@ fn key(bytes: &[u8]) -> Option<Key> {
         [control] if *control < 0x20 => Key::Other,
         bytes => match std::str::from_utf8(bytes) {
             Ok(text) => text.chars().next().filter(|c| !c.is_control()).map_or(Key::Other, Key::Char),
-            // The rest of the character is on its way.
+            // The rest of the character has not arrived yet.
             Err(error) if error.error_len().is_none() => return None,
             Err(_) => Key::Other,
         },
@@ -86,12 +84,12 @@ fn key(bytes: &[u8]) -> Option<Key> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct LineBuffer {
     chars: Vec<char>,
-    /// Before which character the cursor is.
+    /// The index of the character at which the cursor is.
     cursor: usize,
 }
 
 impl LineBuffer {
-    /// A line with the cursor at its end.
+    /// Creates a line with the cursor at its end.
     pub(super) fn new(text: &str) -> LineBuffer {
         let chars: Vec<char> = text.chars().collect();
         LineBuffer { cursor: chars.len(), chars }
@@ -105,7 +103,7 @@ impl LineBuffer {
         self.chars.is_empty()
     }
 
-    /// Changes the line as a key says.
+    /// Changes the line according to a key.
     pub(super) fn press(&mut self, key: Key) {
         match key {
             Key::Char(c) => {
@@ -137,7 +135,8 @@ impl LineBuffer {
         }
     }
 
-    /// The part of the line around the cursor that fits into so many columns, and the column of the cursor in it.
+    /// Returns the part of the line around the cursor that fits into this number of columns, and the cursor's column in
+    /// it.
     pub(super) fn window(&self, columns: usize) -> (String, usize) {
         let width = |chars: &[char]| -> usize { chars.iter().map(|c| c.width().unwrap_or(0)).sum() };
         let mut start = 0;
@@ -159,7 +158,7 @@ impl LineBuffer {
 mod tests {
     use super::*;
 
-    /// What is left of a text after these bytes, with `|` where the cursor is.
+    /// Returns the text after these bytes were typed, with `|` at the cursor.
     fn typed(text: &str, bytes: &[u8]) -> String {
         let (mut reader, mut line) = (KeyReader::default(), LineBuffer::new(text));
         bytes.iter().filter_map(|byte| reader.take(*byte)).for_each(|key| line.press(key));
@@ -183,7 +182,7 @@ mod tests {
             ("abcd", b"\x1b[D\x1b[D\x15", "|cd"),
             ("abcd", b"\x1b[D\x1b[D\x0b", "ab|"),
             ("ab", b"\x1b[D\x1b[D\x1b[D\x1b[C\x1b[C\x1b[C!", "ab!|"),
-            // What means nothing leaves nothing in the line.
+            // Keys without a meaning leave nothing in the line.
             ("ab", b"\x1b[A\x1b[B\x1b[15~\x1b[1;5D\t\x00\xff", "ab|"),
         ] {
             assert_eq!(typed(text, bytes), expected, "{text:?} {bytes:?}");
@@ -197,7 +196,7 @@ mod tests {
         assert_eq!(line.window(5), ("6789".into(), 4));
         line.press(Key::Home);
         assert_eq!(line.window(5), ("01234".into(), 0));
-        // A character of two columns.
+        // A character that is two columns wide.
         assert_eq!(LineBuffer::new("日本語").window(20), ("日本語".into(), 6));
         assert_eq!(LineBuffer::new("日本語").window(5), ("本語".into(), 4));
     }

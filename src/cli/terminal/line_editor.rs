@@ -1,4 +1,4 @@
-//! Reads a line from the terminal, with what people expect of a line that they edit.
+//! Reads a line from the terminal, with the usual editing keys.
 
 use super::line_buffer::{Key, KeyReader, LineBuffer};
 use super::screen;
@@ -6,8 +6,7 @@ use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, 
 use std::io::{self, ErrorKind, Write};
 use unicode_width::UnicodeWidthStr;
 
-/// The terminal gives each key at once and shows none by itself; as it was again when this is dropped. Ctrl-C is a
-/// signal as before.
+/// Makes the terminal deliver keys immediately and without echo, until this is dropped. Ctrl-C still sends a signal.
 struct EachKey(rustix::termios::Termios);
 
 impl EachKey {
@@ -17,7 +16,7 @@ impl EachKey {
         settings.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO | LocalModes::IEXTEN);
         settings.special_codes[SpecialCodeIndex::VMIN] = 1;
         settings.special_codes[SpecialCodeIndex::VTIME] = 0;
-        // What was typed ahead, or pasted, is kept.
+        // Keep what was typed ahead or pasted.
         tcsetattr(io::stdin(), OptionalActions::Drain, &settings)?;
         Ok(EachKey(before))
     }
@@ -29,7 +28,7 @@ impl Drop for EachKey {
     }
 }
 
-/// Asks for a line, which begins as `initial`, until `check` has nothing against it.
+/// Asks for a line, starting with `initial`, until `check` accepts it.
 pub(super) fn read_line(
     question: &str,
     initial: &str,
@@ -39,7 +38,7 @@ pub(super) fn read_line(
     loop {
         let each_key = EachKey::begin()?;
         edit(question, &mut line)?;
-        // The check may have questions of its own.
+        // The check may ask questions itself.
         drop(each_key);
         write("\n")?;
         match check(&line.text()) {
@@ -49,14 +48,14 @@ pub(super) fn read_line(
     }
 }
 
-/// The answer has at least so much room beside its question.
+/// Minimum number of columns for the answer beside its question.
 const LEAST_ANSWER: usize = 20;
 
-/// Edits the line until Enter.
+/// Edits the line until Enter is pressed.
 fn edit(question: &str, line: &mut LineBuffer) -> io::Result<()> {
     let mut prompt = format!("{question}: ");
     if prompt.width() + LEAST_ANSWER > screen::stderr_size().0 {
-        // A long question has lines of its own.
+        // A long question gets its own lines.
         write(&format!("{question}:\n"))?;
         prompt = "> ".to_owned();
     }
@@ -79,7 +78,7 @@ fn edit(question: &str, line: &mut LineBuffer) -> io::Result<()> {
     }
 }
 
-/// Shows the line behind its prompt, as much of it as the terminal has room for.
+/// Draws the line after its prompt, as much of it as fits into the terminal.
 fn draw(prompt: &str, line: &LineBuffer) -> io::Result<()> {
     let columns = screen::stderr_size().0.saturating_sub(1);
     let (text, cursor) = line.window(columns.saturating_sub(prompt.width()));

@@ -1,21 +1,21 @@
-//! Lines at the bottom of the terminal that are drawn again and again, and what is printed above them.
+//! Lines at the bottom of the terminal that are redrawn, and output that is printed above them.
 //!
-//! There is one terminal, so there is one set of these lines: whoever prints to standard output or standard error does
-//! it by [`above`], and nothing is printed into the middle of a bar.
+//! There is one terminal, so there is one set of these lines. All code that prints to standard output or standard error
+//! does so within [`above`], so that nothing is printed into a bar.
 
 use super::screen;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use unicode_width::UnicodeWidthStr;
 
-/// What is on the terminal now.
+/// The lines that are on the terminal now.
 static SHOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn shown() -> MutexGuard<'static, Vec<String>> {
     SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Draws these lines in place of those that are shown.
+/// Draws these lines in place of the current ones.
 pub(super) fn draw(lines: Vec<String>, width: usize) {
     let mut shown = shown();
     write(&(erasing(&shown, width) + &text(&lines)));
@@ -52,13 +52,13 @@ impl Write for StderrAbove {
     }
 }
 
-/// The lines, with the cursor at the start of the last: what the terminal echoes, as ^C, makes no new line there.
+/// Returns the lines, with the cursor at the start of the last one, so that an echoed ^C does not add a line.
 fn text(lines: &[String]) -> String {
     if lines.is_empty() { String::new() } else { lines.join("\n") + "\r" }
 }
 
-/// Goes back to the start of the lines and clears the terminal from there. A terminal that has become narrower shows a
-/// line in several rows.
+/// Returns the codes that move to the start of the lines and clear the terminal from there. A terminal that has become
+/// narrower shows a line in several rows.
 fn erasing(lines: &[String], width: usize) -> String {
     let rows = |line: &String| line.width().div_ceil(width.max(1)).max(1);
     // The cursor is in the first row of the last line.
@@ -74,7 +74,7 @@ fn write(text: &str) {
     if text.is_empty() {
         return;
     }
-    // A terminal that is gone needs no lines.
+    // If the terminal is gone, no lines are needed.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

@@ -1,4 +1,4 @@
-//! The terminal: colour, progress, questions, Ctrl-C.
+//! The terminal: colour, progress, prompts, Ctrl-C.
 
 pub(crate) mod color;
 pub(crate) mod interrupt;

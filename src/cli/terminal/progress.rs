@@ -1,4 +1,4 @@
-//! Progress: bars on a terminal, records for programs, and the sums for `kvmb jobs`.
+//! Progress: bars on a terminal, records for programs, and totals for `kvmb jobs`.
 
 use super::progress_lines::{Overall, Shape, WorkView, lines};
 use super::{live_lines, screen};
@@ -24,10 +24,10 @@ pub(crate) enum ProgressStyle {
     None,
 }
 
-/// How often the lines are drawn.
+/// Interval at which the lines are redrawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The pieces of work in hand, and what was done before them.
+/// The current tasks, and totals of the completed ones.
 #[derive(Debug, Default)]
 pub(crate) struct ProgressBoard {
     job: String,
@@ -41,13 +41,13 @@ struct Works {
     in_hand: Vec<Arc<Work>>,
     ended_done_bytes: u64,
     ended_total_bytes: u64,
-    /// What the run is about, if that is several things.
+    /// The items of the run, if there are several.
     plan: Option<Plan>,
-    /// Counts all of it.
+    /// Counts all tasks.
     all: Counter,
 }
 
-/// Several things of a run.
+/// The items of a run, such as machines.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     noun: &'static str,
@@ -55,18 +55,18 @@ struct Plan {
     all: usize,
 }
 
-/// One piece of work.
+/// A task with its progress.
 #[derive(Debug)]
 struct Work {
     verb: String,
     label: String,
-    /// What there is to do becomes less with what needs no work.
+    /// The total decreases if parts turn out to need no work.
     counter: Counter,
     began: Instant,
 }
 
-/// Counts bytes and estimates the present rate. The bar itself is never drawn: [`live_lines`] draws all of them, in the
-/// form that the terminal has room for at that moment.
+/// Counts bytes and estimates the current rate. The bar itself is never drawn: [`live_lines`] draws all of them, in the
+/// form that fits the terminal at that moment.
 #[derive(Debug)]
 struct Counter(ProgressBar);
 
@@ -89,7 +89,7 @@ impl Counter {
         self.0.length().unwrap_or_default().max(self.done_bytes())
     }
 
-    /// None before anything was done.
+    /// Returns the current rate; None before anything was done.
     fn bytes_per_second(&self) -> Option<f64> {
         self.0.tick();
         Some(self.0.per_sec()).filter(|rate| *rate > 0.0)
@@ -113,7 +113,7 @@ impl Works {
         self.in_hand.iter().map(|work| work.counter.done_bytes()).sum::<u64>() + self.ended_done_bytes
     }
 
-    /// What the terminal shows of them.
+    /// Returns the lines for the terminal.
     fn lines(&mut self) -> Vec<String> {
         let works: Vec<WorkView> = self.in_hand.iter().map(|work| work.view()).collect();
         let done_bytes = self.done_bytes();
@@ -138,7 +138,7 @@ impl ProgressBoard {
         self.shown
     }
 
-    /// What has been done so far, and what is known that there is to do.
+    /// Returns the number of bytes done so far, and the known total.
     pub(crate) fn sums(&self) -> (u64, u64) {
         let works = self.works();
         let done = works.done_bytes();
@@ -146,7 +146,7 @@ impl ProgressBoard {
         (done, total.max(done))
     }
 
-    /// The pieces of work in hand.
+    /// Returns the current tasks.
     pub(crate) fn steps(&self) -> Vec<JobStep> {
         let step = |work: &Arc<Work>| JobStep {
             verb: work.verb.clone(),
@@ -157,7 +157,7 @@ impl ProgressBoard {
         self.works().in_hand.iter().map(step).collect()
     }
 
-    /// Shows each piece of work in hand, if progress is shown as records.
+    /// Prints each current task, if progress is shown as records.
     pub(crate) fn show(&self) {
         let in_hand = self.works().in_hand.clone();
         in_hand.iter().for_each(|work| self.show_one(work, false));
@@ -199,16 +199,16 @@ impl ProgressBoard {
     }
 }
 
-/// Shows each piece of work in hand as was asked for, and counts it for `kvmb jobs`.
+/// Shows each current task in the requested style, and counts it for `kvmb jobs`.
 #[derive(Debug)]
 pub(crate) struct Bars {
     board: Arc<ProgressBoard>,
-    /// Draws them, from the first one on; none where nothing is drawn.
+    /// Draws the lines; started with the first task. None if nothing is drawn.
     painter: Option<Mutex<Option<Painter>>>,
     quiet: bool,
 }
 
-/// A thread that draws; ends when this is dropped.
+/// A thread that draws until this is dropped.
 #[derive(Debug)]
 struct Painter(Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>);
 
@@ -218,14 +218,14 @@ impl Painter {
         let board = Arc::clone(board);
         let draw = move || {
             while stopped.recv_timeout(DRAW_INTERVAL) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
-                // Whoever ends a piece of work waits meanwhile: nothing is drawn after the last one was erased.
+                // Holding this lock delays whoever ends a task, so nothing is drawn after the last one was erased.
                 let mut works = board.works();
                 if !works.in_hand.is_empty() && screen::is_in_foreground() {
                     live_lines::draw(works.lines(), screen::stderr_size().0);
                 }
             }
         };
-        // Without the thread nothing is drawn, and all goes on.
+        // If the thread cannot be started, nothing is drawn, and the run continues.
         Painter(thread::Builder::new().name("progress".into()).spawn(draw).ok().map(|thread| (stop, thread)))
     }
 }
@@ -240,7 +240,7 @@ impl Drop for Painter {
 }
 
 impl Bars {
-    /// Progress of the run `job`. With `quiet`, nothing is shown unless it was asked for.
+    /// Creates the progress of the run `job`. With `quiet`, nothing is shown unless explicitly requested.
     pub(crate) fn new(quiet: bool, style: ProgressStyle, job: &str) -> Bars {
         let draws = style == ProgressStyle::Auto && !quiet && screen::can_draw();
         let shown = style == ProgressStyle::Jsonl;
@@ -248,17 +248,16 @@ impl Bars {
         Bars { board, painter: draws.then(Mutex::default), quiet }
     }
 
-    /// The pieces of work in hand.
     pub(crate) fn board(&self) -> &Arc<ProgressBoard> {
         &self.board
     }
 
-    /// Has a line show how many of so many things are done, if there are several; `noun` names them.
+    /// Adds a line that shows how many of `all` items are done, if there are several; `noun` names them.
     pub(crate) fn expect(&self, noun: &'static str, all: usize) {
         self.board.works().plan = (all > 1).then_some(Plan { noun, done: 0, all });
     }
 
-    /// One of the things that are expected is done.
+    /// Counts one of the expected items as done.
     pub(crate) fn one_done(&self) {
         if let Some(plan) = &mut self.board.works().plan {
             plan.done += 1;

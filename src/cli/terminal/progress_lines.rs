@@ -1,32 +1,32 @@
-//! What progress looks like: a line for each piece of work, as much of it as the terminal has room for.
+//! The appearance of progress: a line for each task, as much of it as fits into the terminal.
 
 use crate::cli::table::{bytes, printable};
 use unicode_width::UnicodeWidthStr;
 
-/// A piece of work.
+/// A task.
 #[derive(Debug, Clone)]
 pub(super) struct WorkView {
     /// What is done, and to what.
     pub(super) label: String,
     pub(super) done_bytes: u64,
     pub(super) total_bytes: u64,
-    /// The present rate; none at the beginning.
+    /// The current rate; None at the beginning.
     pub(super) bytes_per_second: Option<f64>,
 }
 
-/// All of a run.
+/// The totals of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Overall {
-    /// What is counted: `machines`.
+    /// The items that are counted: `machines`.
     pub(super) noun: &'static str,
     pub(super) done: usize,
     pub(super) all: usize,
-    /// How much all of it has read.
+    /// The number of bytes that all tasks have processed.
     pub(super) done_bytes: u64,
     pub(super) bytes_per_second: Option<f64>,
 }
 
-/// What the terminal can show.
+/// The capabilities of the terminal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     pub(super) columns: usize,
@@ -34,13 +34,12 @@ pub(super) struct Shape {
     pub(super) is_utf8: bool,
 }
 
-/// The width of a bar.
 const BAR: usize = 24;
 
-/// Details are left out where less than this is left for the name of the work.
+/// If less width than this is left for the label, details are omitted.
 const LEAST_LABEL: usize = 32;
 
-/// The lines, none of them as wide as the terminal.
+/// Returns the lines, each narrower than the terminal.
 pub(super) fn lines(works: &[WorkView], overall: Option<&Overall>, shape: Shape) -> Vec<String> {
     let columns = shape.columns.saturating_sub(1);
     let room = shape.rows.saturating_sub(2 + usize::from(overall.is_some())).max(1);
@@ -96,7 +95,7 @@ fn rate(bytes_per_second: f64) -> String {
     format!("{}/s", bytes(bytes_per_second as u64))
 }
 
-/// `12 min left`
+/// Formats the remaining time: `12 min left`.
 fn time_left(seconds: f64) -> String {
     match seconds.ceil() as u64 {
         seconds @ 0..=99 => format!("{seconds} s left"),
@@ -105,12 +104,12 @@ fn time_left(seconds: f64) -> String {
     }
 }
 
-/// A text with only what every terminal can show.
+/// Replaces non-ASCII and control characters.
 fn ascii(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect()
 }
 
-/// A text of at most this number of columns.
+/// Truncates a text to at most this number of columns.
 fn cut(text: &str, columns: usize, is_utf8: bool) -> String {
     if text.width() <= columns {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! Questions, on a terminal only.
+//! Prompts, on a terminal only.
 
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
@@ -12,13 +12,13 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Whether there is somebody to ask, who did not ask for quiet.
+/// Whether the user can be asked, and did not request `--quiet`.
 pub(crate) fn possible(context: &Context) -> bool {
     !context.global.quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks, and ends the program at Ctrl-C: whoever waits for a line would not hear of it, and nothing is begun while
-/// there are questions.
+/// Asks, and ends the program at Ctrl-C: code that waits for a line would not notice the stop flag, and no work has
+/// started while there are questions.
 fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError> {
     let before = tcgetattr(std::io::stdin()).ok();
     let answered = AtomicBool::new(false);
@@ -42,12 +42,12 @@ fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError
     answer.map_err(|error| CliError::failed(format!("no answer: {error}")))
 }
 
-/// Asks for a password without showing it.
+/// Asks for a password without echo.
 pub(crate) fn password(question: &str) -> Result<String, CliError> {
     ask(|| Password::new().with_prompt(question).interact())
 }
 
-/// The same for a key's passphrase; an empty answer is one.
+/// Like `password`, for a key's passphrase, which may be empty.
 pub(crate) fn passphrase(question: &str) -> Result<String, CliError> {
     ask(|| Password::new().with_prompt(question).allow_empty_password(true).interact())
 }
@@ -59,15 +59,15 @@ pub(crate) fn new_password(question: &str) -> Result<String, CliError> {
     })
 }
 
-/// Offers a list; the answer is the index.
+/// Offers a list, and returns the index of the answer.
 pub(crate) fn select(question: &str, items: &[String]) -> Result<usize, CliError> {
-    // A machine's name is not trusted.
+    // Names of machines are not trusted.
     let items = items.iter().map(|item| printable(item));
     ask(|| FuzzySelect::new().with_prompt(question).items(items).default(0).interact())
 }
 
-/// Asks for a line of text, which begins as `initial` and can be edited, until `check` has nothing against it: what it
-/// says is shown, and the question asked again.
+/// Asks for an editable line of text, which starts as `initial`, until `check` accepts it. Otherwise its message is
+/// shown and the question is repeated.
 pub(crate) fn text(
     question: &str,
     initial: &str,
@@ -78,7 +78,7 @@ pub(crate) fn text(
     ask(|| read_line(&question, initial, &check).map_err(Into::into))
 }
 
-/// Asks yes or no. Enter alone is the answer `default`.
+/// Asks a yes/no question. Enter alone means `default`.
 pub(crate) fn confirm(question: &str, default: bool) -> Result<bool, CliError> {
     let question = format!("{question} [{}]", if default { "Y/n" } else { "y/N" });
     let answer = |text: &str| match text.trim().to_lowercase().as_str() {

@@ -1,37 +1,36 @@
-//! What the terminal can show.
+//! The capabilities of the terminal.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
-/// Where the size is not known.
+/// The size of a terminal if it is unknown.
 const USUAL: (usize, usize) = (80, 24);
 
-/// Columns and rows of a terminal; none where a stream is no terminal, or one of unknown size.
+/// Returns the columns and rows of a terminal; None if the stream is not a terminal or its size is unknown.
 fn size(stream: impl AsFd + IsTerminal) -> Option<(usize, usize)> {
     let size = rustix::termios::tcgetwinsize(&stream).ok().filter(|_| stream.is_terminal())?;
     Some((size.ws_col.into(), size.ws_row.into())).filter(|(columns, rows)| *columns > 0 && *rows > 0)
 }
 
-/// How many columns a terminal has; none where a stream is no terminal.
+/// Returns the number of columns of a terminal; None if the stream is not a terminal or its size is unknown.
 pub(crate) fn width_of(stream: impl AsFd + IsTerminal) -> Option<usize> {
     size(stream).map(|(columns, _)| columns)
 }
 
-/// Columns and rows of the terminal of standard error, at this moment.
+/// Returns the current columns and rows of standard error's terminal.
 pub(super) fn stderr_size() -> (usize, usize) {
     size(io::stderr()).unwrap_or(USUAL)
 }
 
-/// Whether lines can be drawn on standard error, and drawn again.
+/// Whether lines on standard error can be redrawn.
 pub(super) fn can_draw() -> bool {
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     io::stderr().is_terminal() && !is_dumb
 }
 
-/// Whether the terminal is that of this process at this moment, and not that of a shell which runs it in the
-/// background.
+/// Whether this process is currently in the foreground of its terminal, and not a background job of a shell.
 pub(super) fn is_in_foreground() -> bool {
-    // A terminal that does not control this process has no foreground.
+    // A terminal that does not control this process has no foreground process group.
     !rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|group| group != rustix::process::getpgrp())
 }
 

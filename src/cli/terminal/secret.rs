@@ -1,4 +1,4 @@
-//! Secrets from where they may be kept: a file, a command, a variable.
+//! Secrets from their possible sources: a file, a command, a variable.
 
 use crate::bounded::{self, Group};
 use crate::cli::failure::{CliError, Code};
@@ -12,33 +12,33 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// A password file that is longer is taken for a slip.
+/// Maximum size of a password file; a larger one is assumed to be the wrong file.
 const LONGEST_BYTES: u64 = 1 << 20;
 
-/// Keeps passwords and keys that are in memory out of core dumps, and out of reach of other processes of this user. A
-/// program that is started from here may dump again.
+/// Keeps passwords and keys in memory out of core dumps, and out of reach of other processes of this user. Child
+/// programs are not affected after exec().
 pub(crate) fn keep_out_of_core_dumps() {
     let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
     let limited = setrlimit(Resource::Core, limit);
-    // A core that goes into a pipe (as to systemd-coredump) knows no limit.
+    // Core dumps into a pipe (such as systemd-coredump's) ignore the limit.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable).and(limited) {
         tracing::warn!("cannot turn off core dumps: {error}");
     }
 }
 
-/// A variable that is set and not empty.
+/// Returns the value of a variable that is set and not empty.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The password in a file that not everybody can read, as restic reads it: all of the file, in UTF-8 or - with a byte
-/// order mark, as Windows writes it - in UTF-16, without blanks and line ends around it. It may be a named pipe, that
-/// somebody else writes to within the limit.
+/// Reads a password from a file that is not world-readable, as restic does: the whole file, in UTF-8 or - with a byte
+/// order mark, as Windows writes it - in UTF-16, without surrounding whitespace. The file may be a named pipe to which
+/// another process writes within the limit.
 pub(crate) fn from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
     from_file_by(path, limit, |bytes| trimmed(&decoded(bytes)))
 }
 
-/// The first line of such a file: what ssh would ask for, which may have blanks around it.
+/// Reads the first line of such a file: what ssh would ask for, which may have surrounding blanks.
 pub(crate) fn line_from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
     from_file_by(path, limit, first_line)
 }
@@ -58,7 +58,7 @@ fn from_file_by(path: &Path, limit: Duration, read: fn(&[u8]) -> Option<Password
     read(&content).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
 }
 
-/// Without a byte order mark the bytes are taken as they are.
+/// Removes a byte order mark, and converts UTF-16 to UTF-8. Returns bytes without one unchanged.
 fn decoded(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
@@ -72,7 +72,7 @@ fn decoded(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
     })
 }
 
-/// What stands between blanks and line ends; none for nothing.
+/// Trims blanks and line ends; None if nothing is left.
 fn trimmed(bytes: &[u8]) -> Option<Password> {
     let password = match std::str::from_utf8(bytes) {
         Ok(text) => text.trim().as_bytes(),
@@ -92,12 +92,12 @@ fn too_late(what: &str, limit: Duration) -> CliError {
         .hint("limits.password in the configuration sets this limit")
 }
 
-/// What a command prints within the limit, as restic reads it; `origin` is where the command stands.
+/// Returns the output of a command within the limit, as restic does. `origin` says where the command is configured.
 pub(crate) fn from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
     from_command_by(command, origin, limit, trimmed)
 }
 
-/// The first line that a command prints within the limit.
+/// Returns the first line that a command prints within the limit.
 pub(crate) fn line_from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
     from_command_by(command, origin, limit, first_line)
 }
@@ -111,7 +111,7 @@ fn from_command_by(
     let failed = |why: String| CliError::new(Code::Failed, format!("{origin} {why}"));
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", command]).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    // It may ask for something on the terminal, which only those of our own group may use.
+    // The command may prompt on the terminal, which only our own process group may use.
     let group = if File::open("/dev/tty").is_ok() { Group::Ours } else { Group::Own };
     let output = bounded::output(shell, group, limit, &bounded::ending()).map_err(|error| match error.kind() {
         ErrorKind::TimedOut => too_late(origin, limit),

@@ -1,4 +1,4 @@
-//! Standard error: what people read there while a command runs.
+//! Standard error: messages for people while a command runs.
 
 use crate::cli::failure::hint::pasteable;
 use crate::cli::table::printable;
@@ -10,23 +10,24 @@ use std::sync::OnceLock;
 /// Set once, when the log starts.
 static IN_JOURNAL: OnceLock<bool> = OnceLock::new();
 
-/// Whether the journal has it, and standard error, which is the journal too, need not be.
+/// Whether the log goes to the journal and standard error is the journal too, so that messages need not be printed
+/// twice.
 pub(crate) fn in_journal() -> bool {
     IN_JOURNAL.get().copied().unwrap_or(false)
 }
 
-/// Notes, once, whether standard error is the journal too.
+/// Sets once whether standard error is the journal too.
 pub(crate) fn set_in_journal(yes: bool) {
     let _ = IN_JOURNAL.set(yes);
 }
 
-/// Tells people, and the log, what went wrong and what to do.
+/// Prints and logs an error and its hint.
 pub(crate) fn report(message: &str, hint: Option<&str>) {
     tracing::error!(target: SHOWN, hint, "{message}");
     error(message, hint);
 }
 
-/// Tells people what went wrong and what to do, unless they read it in the journal.
+/// Prints an error and its hint, unless it is already in the journal.
 pub(crate) fn error(message: &str, hint: Option<&str>) {
     if in_journal() {
         return;
@@ -35,18 +36,18 @@ pub(crate) fn error(message: &str, hint: Option<&str>) {
     hint.into_iter().for_each(self::hint);
 }
 
-/// Says what to do.
+/// Prints a hint.
 pub(crate) fn hint(hint: &str) {
     say(&format!("kvmb: hint: {}", pasteable(hint, None)));
 }
 
-/// Says why nothing was printed where people expect something, and how to go on.
+/// Prints why there is no output where the user would expect some, and how to continue.
 pub(crate) fn note(message: &str, hint: &str) {
     say(&format!("kvmb: {message}"));
     self::hint(hint);
 }
 
-/// Writes a text with bold heads, which are bold on a terminal only.
+/// Prints a text with bold headings, which are bold on a terminal only.
 pub(crate) fn styled(text: &str) {
     let plain =
         ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[4m"].iter().fold(text.to_owned(), |text, code| text.replace(code, ""));
@@ -65,7 +66,7 @@ fn painted(word: &str, code: &str) -> String {
     if color::on_stderr() { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() }
 }
 
-/// Writes a line to standard error. One that nobody reads any more is no reason to leave a backup half done.
+/// Writes a line to standard error. Errors are ignored: a closed stream is no reason to abort a backup.
 pub(crate) fn say(line: &str) {
     write(&printable(line));
 }

@@ -1,17 +1,17 @@
-//! What commands print, in French: the texts of checks, the reasons of actions and the words of schedules.
+//! The output of commands in French: texts of checks, reasons of actions and words of schedules.
 //!
-//! A table has each text as a template, where `{}` stands for what differs. What stands there is looked up as well, so
-//! that `every {} at {}` needs no line for each day of the week. A text that no template fits stays as it is: names,
-//! codes, paths and command lines are never translated.
+//! A table has each text as a template, in which `{}` stands for the variable parts. Those are translated too, so that
+//! `every {} at {}` needs no entry for each day of the week. A text that does not match any template stays unchanged:
+//! names, codes, paths and command lines are never translated.
 
 mod texts;
 
 use texts::{LISTS, TEXTS};
 
-/// A text within a text within a text; more is no text of ours.
+/// Maximum nesting of texts; deeper texts do not come from kvmb.
 const DEEPEST: u32 = 6;
 
-/// A text of a command in French, or as it is.
+/// Returns a command's text in French, or unchanged.
 pub(super) fn french(text: &str) -> String {
     translated(text, DEEPEST).unwrap_or_else(|| text.to_owned())
 }
@@ -39,7 +39,7 @@ fn translated(text: &str, depth: u32) -> Option<String> {
     of_text.or_else(of_list)
 }
 
-/// A template with these values.
+/// Fills the placeholders of a template with these values.
 fn filled(template: &str, values: Vec<String>) -> String {
     let mut values = values.into_iter();
     let mut parts = template.split("{}");
@@ -51,7 +51,7 @@ fn filled(template: &str, values: Vec<String>) -> String {
     text
 }
 
-/// What stands for each `{}` of a template, if the text fits it.
+/// Returns the text for each `{}` of a template, if the text matches it.
 fn captures<'t>(template: &str, text: &'t str) -> Option<Vec<&'t str>> {
     let mut literals = template.split("{}");
     let mut rest = text.strip_prefix(literals.next()?)?;
@@ -59,7 +59,7 @@ fn captures<'t>(template: &str, text: &'t str) -> Option<Vec<&'t str>> {
     let mut literals = literals.peekable();
     while let Some(literal) = literals.next() {
         let at = match literals.peek() {
-            // The last one ends the text.
+            // The last literal must be at the end of the text.
             None => rest.ends_with(literal).then(|| rest.len() - literal.len())?,
             Some(_) => rest.find(literal)?,
         };
@@ -72,7 +72,7 @@ fn captures<'t>(template: &str, text: &'t str) -> Option<Vec<&'t str>> {
     rest.is_empty().then_some(found)
 }
 
-/// A size, a rate or a time: `1.4 GiB` is `1,4 Gio`.
+/// Translates a size, a rate or a time: `1.4 GiB` becomes `1,4 Gio`.
 fn size(text: &str) -> Option<String> {
     const UNITS: [(&str, &str); 9] = [
         ("B", "o"),

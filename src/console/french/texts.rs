@@ -1,6 +1,6 @@
-//! The texts, English and French. The first that fits is taken: longer ones stand first.
+//! The texts, English and French. The first match wins, so longer texts come first.
 
-/// English and French; `{}` stands for what differs.
+/// English and French; `{}` stands for the variable parts.
 pub(super) const TEXTS: &[(&str, &str)] = &[
     // Names of checks.
     ("connection", "connexion"),
@@ -60,7 +60,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("every hour, {}", "chaque heure, {}"),
     ("every hour in {}", "chaque heure en {}"),
     ("every hour", "chaque heure"),
-    // Days, and then the times of a day.
+    // Days, followed by the times of a day.
     ("on day {} of the month and every {} at {}", "le {} du mois et chaque {} à {}"),
     ("on days {} of the month and every {} at {}", "les {} du mois et chaque {} à {}"),
     ("on day {} of the month and {} to {} at {}", "le {} du mois et du {} au {} à {}"),
@@ -276,7 +276,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ),
     ("1 key, no problems", "1 clé, aucun problème"),
     ("{} keys, no problems", "{} clés, aucun problème"),
-    // The state of backups, and of what follows them.
+    // The state of backups, and related states.
     ("the machine no longer exists; its points are kept", "la machine n’existe plus\u{202f}; ses points restent"),
     ("the machine does not exist", "la machine n’existe pas"),
     (
@@ -671,6 +671,6 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("{} years", "{} ans"),
 ];
 
-/// Lists: taken only if every part of them is known, or a single word.
+/// Lists: used only if every part is known or a single word.
 pub(super) const LISTS: &[(&str, &str)] =
     &[("{}; {}", "{}\u{202f}; {}"), ("{}, {}", "{}, {}"), ("{} and {}", "{} et {}"), ("{} to {}", "du {} au {}")];

@@ -1,4 +1,4 @@
-//! Back up now.
+//! The page that starts a backup.
 
 use super::backup_form::{FIELDS, words_of};
 use super::fields::FieldErrors;
@@ -21,7 +21,7 @@ pub(super) async fn start(Extension(visit): Extension<Visit>) -> Response {
     if let Some(job) = visit.console.toolbox.same_job(&words).await {
         return redirect(&format!("/jobs/{}", html::segment(&job)));
     }
-    // Options are looked at before a job is started, so that what is wrong with them stands beside them.
+    // Check the options with a dry run before starting a job, so that errors are shown at their fields.
     let has_options = words[1] != "--" || visit.form.is_set("dry_run");
     if has_options {
         let dry: Vec<&str> = ["backup", "--dry-run"].into_iter().chain(words[1..].iter().map(String::as_str)).collect();
@@ -39,7 +39,7 @@ pub(super) async fn start(Extension(visit): Extension<Visit>) -> Response {
     launch::start(&visit, &words, &back(&visit)).await
 }
 
-/// The page that the form is on.
+/// Returns the page that has the form.
 fn back(visit: &Visit) -> String {
     match visit.form.get("of") {
         Some(name) => format!("/machines/{}", html::segment(name)),
@@ -47,7 +47,7 @@ fn back(visit: &Visit) -> String {
     }
 }
 
-/// The page with the form again, its values kept.
+/// Returns the page with the form again, with its values.
 async fn again(visit: &Visit, errors: &FieldErrors) -> Response {
     let page = match visit.form.get("of") {
         Some(name) => machine::show(visit, name, errors).await,

@@ -24,13 +24,13 @@ pub(super) const FIELDS: [(&str, &str); 16] = [
     ("exclude_disk", "--exclude-disk"),
 ];
 
-/// Boxes, and their options.
+/// The checkboxes, and their options.
 const BOXES: [(&str, &str); 1] = [("full", "--full")];
 
-/// Choices between what is configured, yes and no.
+/// Choices between the configured value, yes and no.
 const SWITCHES: [(&str, &str, &str); 2] = [("verify", "--verify", "--no-verify"), ("prune", "--prune", "--no-prune")];
 
-/// The words that a form asks for; the machines stand behind `--`.
+/// Returns the command line of a form. The machines follow after `--`.
 pub(super) fn words_of(form: &Fields) -> Vec<String> {
     let mut words = vec!["backup".to_owned()];
     for (field, option) in BOXES {
@@ -63,7 +63,7 @@ pub(super) fn words_of(form: &Fields) -> Vec<String> {
     words
 }
 
-/// The options of a backup as fields.
+/// Returns the options of a backup as fields.
 pub(super) fn options(visit: &Visit, form: &Form<'_>) -> Markup {
     let configured = visit.say("as configured", "selon la configuration");
     let switch = |yes, no| [("", configured), ("yes", yes), ("no", no)];

@@ -1,4 +1,4 @@
-//! What would prevent backups, and how to fix it.
+//! The doctor: problems that would prevent backups, and how to fix them.
 
 use crate::console::answers::redirect;
 use crate::console::html;
@@ -16,7 +16,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
         _ => None,
     });
     let (fine, mut problems): (Vec<&Check>, Vec<&Check>) = checks.partition(|check| check.status == "ok");
-    // The worst first; otherwise in the order of the command.
+    // Worst first; otherwise in the order of the command.
     problems.sort_by_key(|check| match check.status.as_str() {
         "critical" => 0,
         "warning" => 1,

@@ -5,7 +5,7 @@ use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};
 use maud::{Markup, html};
 
-/// What is wrong with the values of a form.
+/// The errors of a form's values.
 #[derive(Debug, Default)]
 pub(super) struct FieldErrors(Vec<(String, String)>);
 
@@ -22,16 +22,16 @@ impl FieldErrors {
         self.0.is_empty()
     }
 
-    /// The error of a field.
+    /// Returns the error of a field.
     pub(super) fn of(&self, field: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == field).map(|(_, error)| error.as_str())
     }
 
-    /// The errors of an answer, each at the field of the option that it names; those that name none have no field.
+    /// Assigns the errors of an answer to the fields whose options they mention. Other errors have no field.
     pub(super) fn of_answer(answer: &Answer, fields: &[(&str, &str)]) -> FieldErrors {
         let mut errors = FieldErrors::default();
         for failure in answer.failures() {
-            // The longest option that is named: `--limit-read` is not `--limit`.
+            // Take the longest matching option: `--limit-read` is not `--limit`.
             let named = fields.iter().filter(|(_, option)| failure.error.contains(option));
             let field = named.max_by_key(|(_, option)| option.len()).map_or("", |(field, _)| field);
             errors.add(field, failure.error.clone());
@@ -39,7 +39,7 @@ impl FieldErrors {
         errors
     }
 
-    /// What is shown above a form: errors that have no field on it.
+    /// Returns the errors without a field in this form, to be shown above it.
     pub(super) fn above(&self, fields: &[(&str, &str)]) -> Markup {
         let is_elsewhere = |name: &str| !fields.iter().any(|(field, _)| *field == name);
         html! {
@@ -50,29 +50,29 @@ impl FieldErrors {
     }
 }
 
-/// A form: what was typed, and what is wrong with that.
+/// A form: its values and their errors.
 pub(super) struct Form<'f> {
     pub(super) typed: &'f Fields,
     pub(super) errors: &'f FieldErrors,
 }
 
 impl Form<'_> {
-    /// What stands in a field.
+    /// Returns the value of a field.
     pub(super) fn value(&self, name: &str) -> &str {
         self.typed.get(name).unwrap_or_default()
     }
 
-    /// A field for a text.
+    /// Returns a text field.
     pub(super) fn text(&self, name: &str, label: &str, help: &str, placeholder: &str) -> Markup {
         self.text_with(name, label, help, placeholder, "")
     }
 
-    /// The same, with this in it unless something was typed.
+    /// Like `text`, with a default value.
     pub(super) fn text_with(&self, name: &str, label: &str, help: &str, placeholder: &str, value: &str) -> Markup {
         self.text_at(&format!("f-{name}"), name, [label, help, placeholder, value])
     }
 
-    /// The same, as the element with this id: label, help, placeholder and value.
+    /// Like `text_with`, for an element with this id: label, help, placeholder and value.
     pub(super) fn text_at(&self, id: &str, name: &str, [label, help, placeholder, value]: [&str; 4]) -> Markup {
         let error = self.errors.of(name);
         let described = [(!help.is_empty()).then(|| format!("{id}-h")), error.map(|_| format!("{id}-e"))];
@@ -91,7 +91,7 @@ impl Form<'_> {
         }
     }
 
-    /// A field with a choice: values and their words. The first is chosen unless another was.
+    /// Returns a selection: values and their labels. The first is selected by default.
     pub(super) fn select(&self, name: &str, label: &str, help: &str, choices: &[(&str, &str)]) -> Markup {
         let (id, chosen) = (format!("f-{name}"), self.value(name));
         html! {
@@ -106,7 +106,7 @@ impl Form<'_> {
         }
     }
 
-    /// A box to tick.
+    /// Returns a checkbox.
     pub(super) fn check(&self, name: &str, label: &str, help: &str) -> Markup {
         html! {
             label class="check" {
@@ -125,7 +125,7 @@ impl Form<'_> {
     }
 }
 
-/// A choice of a form, with the fields that belong to it.
+/// Returns a radio button, with the fields that belong to it.
 pub(super) fn choice(value: &str, checked: bool, title: &str, help: &str, more: Markup) -> Markup {
     html! {
         div class="choice" {
@@ -139,7 +139,7 @@ pub(super) fn choice(value: &str, checked: bool, title: &str, help: &str, more: 
     }
 }
 
-/// A field for the name of a machine, typed before something of it is lost.
+/// Returns a field in which the user confirms a destructive action by typing the machine's name.
 pub(super) fn typed_name(label: &str, machine: &str, error: Option<&str>) -> Markup {
     html! {
         div class="field" {
@@ -153,19 +153,19 @@ pub(super) fn typed_name(label: &str, machine: &str, error: Option<&str>) -> Mar
     }
 }
 
-/// Fields as a query: `a=1&b=2`.
+/// Encodes fields as a query: `a=1&b=2`.
 pub(super) fn query_of<'f>(fields: impl Iterator<Item = (&'f str, &'f str)>) -> String {
     let fields: Vec<String> =
         fields.map(|(name, value)| format!("{}={}", html::segment(name), html::segment(value))).collect();
     fields.join("&")
 }
 
-/// A path with a query, where there is one.
+/// Appends a query to a path, unless it is empty.
 pub(super) fn with_query(path: &str, query: &str) -> String {
     if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
 
-/// That a list has nothing in it, and what makes the first.
+/// Returns a note that a list is empty, with the command that creates the first entry.
 pub(super) fn none_yet(visit: &Visit, sentence: &str, words: &[&str]) -> Markup {
     html! { p { (sentence) } (html::command(visit, words)) }
 }

@@ -1,4 +1,4 @@
-//! One job: how far it is, how it ended, what it printed and logged.
+//! One job: its progress, its result, its output and its log.
 
 use super::drills;
 use super::job_progress::{is_live_restore, origin, panel, running_on_its_point};
@@ -16,19 +16,19 @@ use chrono::Local;
 use maud::{Markup, html};
 use std::time::Duration;
 
-/// So much of what it printed stands on the page of a job: one may verify thousands of points.
+/// Maximum number of records on the page of a job, because a job may verify thousands of points.
 const MOST_RESULTS: usize = 500;
 
 /// The number of log lines on the page of a job.
 const LOG_LINES: &str = "200";
 
-/// How old the lines and the results of a running job may be.
+/// Maximum age of the log lines and the results of a running job.
 const OF_RUNNING: Duration = Duration::from_secs(3);
 
-/// Answers about a job that are older than this were given after its end.
+/// Answers about a job that ended longer ago than this are final.
 const SETTLED_SECONDS: i64 = 60;
 
-/// Commands that can be run again without harm: they add points or only read.
+/// Commands that can be repeated without harm: they add points or only read.
 const HARMLESS: [&str; 4] = ["backup", "verify", "push", "drill"];
 
 /// `GET /jobs/ID`
@@ -52,13 +52,13 @@ pub(super) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<Stri
     }
 }
 
-/// A job, and the part of its page that changes.
+/// Returns a job, and the part of its page that changes.
 pub(super) async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     let toolbox = &visit.console.toolbox;
-    // While it runs, one command for all pages reports how far it is; what it printed may be a bit older.
+    // While a job runs, the shared command reports its progress; its output may be slightly older.
     let followed = toolbox.jobs().await.into_iter().find(|job| job.job == id && job.status == "running");
     let words = ["jobs", "show", id];
     let answer = match &followed {
@@ -70,7 +70,7 @@ pub(super) async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
     let is_running = shown.status == "running";
     let job = followed.as_ref().filter(|_| is_running).unwrap_or(shown);
     let words = ["log", &job.job, "--limit", LOG_LINES];
-    // What was known of a job while it ran does not have its last lines: this forgets it.
+    // Answers from the time when the job ran lack its last lines; this discards them.
     if !is_running {
         toolbox.jobs().await;
     }
@@ -130,13 +130,13 @@ pub(super) async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
     Some((job.clone(), part))
 }
 
-/// The command line of a job, to be pasted into a shell.
+/// Returns the command line of a job, for pasting into a shell.
 fn command_line(job: &Job) -> String {
     let words = job.arguments.iter().map(String::as_str).filter(|word| *word != "--json");
     shlex::try_join(["kvmb"].into_iter().chain(words)).unwrap_or_default()
 }
 
-/// What the end of a job means.
+/// Describes what the end of a job means.
 fn end_in_words(visit: &Visit, job: &Job) -> &'static str {
     match (job.status.as_str(), job.exit_code) {
         ("lost", _) => visit.say(
@@ -203,7 +203,7 @@ fn how_it_ended(visit: &Visit, job: &Job) -> Markup {
     }
 }
 
-/// What a job printed, beginning with what failed.
+/// Returns the output of a job, failures first.
 fn results(visit: &Visit, job: &Job, printed: &[Record]) -> Markup {
     let is_failure = |record: &&Record| matches!(record, Record::Failure(_));
     let (failures, others) = (printed.iter().filter(is_failure), printed.iter().filter(|record| !is_failure(record)));
@@ -223,7 +223,7 @@ fn results(visit: &Visit, job: &Job, printed: &[Record]) -> Markup {
     }
 }
 
-/// The machine whose live restore this job has not finished, and nobody else since.
+/// Returns the machine whose live restore this job did not finish, if it is still unfinished.
 async fn stopped(visit: &Visit, job: &Job, printed: &[Record]) -> Option<String> {
     let failed = printed.iter().find_map(|record| match record {
         Record::Failure(failure) => failure.machine.as_deref(),
@@ -233,7 +233,7 @@ async fn stopped(visit: &Visit, job: &Job, printed: &[Record]) -> Option<String>
     restore::find(visit, machine, false).await.map(|check| check.target)
 }
 
-/// Where restored points are now.
+/// Returns the restored points and where they are now.
 fn restored(printed: &[Record]) -> impl Iterator<Item = (&Point, &RestoredTo)> {
     printed.iter().filter_map(|record| match record {
         Record::Point(point) => Some((point, point.restored_to.as_ref()?)),
@@ -241,7 +241,7 @@ fn restored(printed: &[Record]) -> impl Iterator<Item = (&Point, &RestoredTo)> {
     })
 }
 
-/// What was restored, and what to do next.
+/// Describes what was restored, and what to do next.
 fn next_step(visit: &Visit, (point, to): (&Point, &RestoredTo)) -> Markup {
     let language = visit.language;
     let row = |disk: &crate::record::RestoredDisk| {
@@ -308,7 +308,7 @@ fn next_step(visit: &Visit, (point, to): (&Point, &RestoredTo)) -> Markup {
     }
 }
 
-/// What a job warned of, and all that it logged.
+/// Returns a job's warnings, and its complete log.
 fn messages(visit: &Visit, job: &Job, answer: &Answer) -> Markup {
     let lines: Vec<&Log> = log::lines_of(answer).collect();
     let warnings: Vec<&&Log> = lines.iter().filter(|line| line.level == "WARNING").collect();
@@ -344,10 +344,10 @@ fn messages(visit: &Visit, job: &Job, answer: &Answer) -> Markup {
     }
 }
 
-/// Whether the same command can be run again: it does no harm, and the console can read its arguments.
+/// Whether the same command can be run again: it does no harm, and no argument is hidden.
 fn can_run_again(job: &Job) -> bool {
     let is_hidden = |word: &String| word.contains("***") || word.contains("(hidden)");
-    // A drill may run a command on this host, which nobody starts from here.
+    // A drill may run a command on this host, which must not be started from the console.
     let is_of_host = |word: &String| word.starts_with("--check-in");
     HARMLESS.contains(&job.command.as_str()) && !job.arguments.iter().any(|word| is_hidden(word) || is_of_host(word))
 }
@@ -358,7 +358,7 @@ pub(super) async fn again(Extension(visit): Extension<Visit>, Path(id): Path<Str
     if !can_run_again(&job) {
         return not_found(&visit).await;
     }
-    // What the console gives every command stands there already.
+    // The console adds its own arguments again.
     let toolbox = &visit.console.toolbox;
     let words: Vec<String> = job.arguments.iter().filter(|word| !toolbox.is_own_argument(word)).cloned().collect();
     start(&visit, &words, &format!("/jobs/{}", html::segment(&job.job))).await

@@ -1,11 +1,11 @@
-//! A running job: how far it is, and the button that cancels it.
+//! A running job: its progress, and the button that cancels it.
 
 use crate::console::html;
 use crate::console::visit::Visit;
 use crate::record::Job;
 use maud::{Markup, html};
 
-/// Where a job was started.
+/// Describes where a job was started.
 pub(super) fn origin(visit: &Visit, origin: &str) -> String {
     match origin {
         "console" => visit.say("in the console", "dans la console").to_owned(),
@@ -16,7 +16,7 @@ pub(super) fn origin(visit: &Visit, origin: &str) -> String {
     }
 }
 
-/// How far a job has come, in words.
+/// Describes the progress of a job.
 pub(super) fn progress_words(visit: &Visit, job: &Job) -> String {
     let language = visit.language;
     if job.command == "drill" {
@@ -41,7 +41,7 @@ pub(super) fn progress_words(visit: &Visit, job: &Job) -> String {
     words
 }
 
-/// What a step does.
+/// Translates the verb of a step.
 fn verb(visit: &Visit, verb: &str) -> String {
     let french = match verb {
         "reading" => "lecture de",
@@ -55,13 +55,13 @@ fn verb(visit: &Visit, verb: &str) -> String {
     visit.language.tell(verb.to_owned(), french.to_owned())
 }
 
-/// Whether a job restores a machine that runs, or is to run, before its data is there.
+/// Whether a job restores a machine that runs before its data is restored.
 pub(super) fn is_live_restore(job: &Job) -> bool {
     let is_live = |word: &String| word == "--live" || word == "--continue";
     job.command == "restore" && job.arguments.iter().any(is_live)
 }
 
-/// The machine whose data a running live restore copies; none before it runs.
+/// Returns the machine whose data a running live restore copies; None before the machine runs.
 pub(super) fn running_on_its_point(job: &Job) -> Option<&str> {
     let step = job.steps.first().filter(|_| is_live_restore(job))?;
     step.label.rsplit_once('/').map(|(machine, _)| machine)
@@ -95,7 +95,7 @@ fn what_cancel_does(visit: &Visit, job: &Job) -> String {
     }
 }
 
-/// A running job: how far it is, and the button that cancels it.
+/// Returns the panel of a running job: its progress, and the button that cancels it.
 pub(super) fn panel(visit: &Visit, job: &Job) -> Markup {
     let language = visit.language;
     let percent = html::percent(job.done_bytes, job.total_bytes).to_string();

@@ -16,10 +16,10 @@ use std::time::Duration;
 /// The number of past jobs on a page.
 const PAGE: usize = 50;
 
-/// How old the lines of an open log may be.
+/// Maximum age of the lines of an open log.
 const LIVE_LOG: Duration = Duration::from_secs(2);
 
-/// The states of past jobs, as a filter offers them.
+/// The states of past jobs that the filter offers.
 const STATES: [&str; 7] = ["done", "partial", "failed", "damage", "busy", "interrupted", "lost"];
 
 /// `GET /jobs?q=&state=`
@@ -116,7 +116,7 @@ fn running_panels(visit: &Visit, jobs: &[Job]) -> Markup {
     }
 }
 
-/// What other pages say of running jobs.
+/// Returns the note about running jobs for other pages.
 pub(super) async fn running_note(visit: &Visit) -> Markup {
     note(visit, &visit.console.toolbox.jobs().await)
 }
@@ -137,7 +137,8 @@ fn note(visit: &Visit, jobs: &[Job]) -> Markup {
     }
 }
 
-/// The parts of a page that change while it is open: their ids and their HTML. `page` is its path, with its query.
+/// Returns the parts of a page that change while it is open: their ids and their HTML. `page` is its path with its
+/// query.
 pub(in crate::console) async fn live_parts(visit: &Visit, page: &str) -> Vec<(String, String)> {
     let part = |id: &str, html: Markup| vec![(id.to_owned(), html.into_string())];
     let (path, query) = page.split_once('?').unwrap_or((page, ""));

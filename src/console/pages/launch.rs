@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use maud::html;
 
-/// Starts a command that becomes a job, and goes to its page. If the same command runs already, that job's.
+/// Starts a command as a job, and redirects to its page. If the same command is already running, redirects to that job.
 pub(super) async fn start(visit: &Visit, words: &[String], back: &str) -> Response {
     match visit.console.toolbox.start(words).await {
         Ok(job) => redirect(&format!("/jobs/{}", html::segment(&job))),

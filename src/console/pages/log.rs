@@ -1,4 +1,4 @@
-//! The log: filter, pages, and new lines as they come.
+//! The log: a filter, pages, and new lines as they arrive.
 
 use super::paging::paging;
 use crate::console::dates::day_of;
@@ -15,10 +15,10 @@ use std::time::Duration;
 /// The number of lines on a page.
 const PAGE: usize = 200;
 
-/// The number of pages; older lines can be found with a filter.
+/// Maximum number of pages; older lines can be found with a filter.
 const MOST_PAGES: usize = 50;
 
-/// The levels, with their words.
+/// The levels, with their labels.
 const LEVELS: [(&str, &str, &str); 4] = [
     ("debug", "debug and above", "détails et plus"),
     ("info", "info and above", "normal et plus"),
@@ -69,7 +69,7 @@ fn page_number(visit: &Visit) -> usize {
     visit.query.get("page").and_then(|page| page.parse().ok()).unwrap_or(1).clamp(1, MOST_PAGES)
 }
 
-/// The words that a person would type.
+/// Returns the command line that a person would type.
 fn shown_words(visit: &Visit) -> Vec<String> {
     let mut words = words_of(visit);
     words.push("--follow".into());
@@ -89,7 +89,7 @@ fn words_of(visit: &Visit) -> Vec<String> {
     words
 }
 
-/// The lines of an answer, oldest first.
+/// Returns the log lines of an answer, oldest first.
 pub(super) fn lines_of(answer: &Answer) -> impl DoubleEndedIterator<Item = &Log> {
     answer.records.iter().filter_map(|record| match record {
         Record::Log(line) => Some(line),
@@ -97,11 +97,11 @@ pub(super) fn lines_of(answer: &Answer) -> impl DoubleEndedIterator<Item = &Log>
     })
 }
 
-/// The part of the page that changes; the lines are not older than this.
+/// Returns the part of the page that changes. The lines are at most `age` old.
 pub(super) async fn lines(visit: &Visit, age: Duration) -> Markup {
     let page = page_number(visit);
     let mut words = words_of(visit);
-    // One more, to know whether there is another page.
+    // One more line, to know whether there is another page.
     words.push(format!("--limit={}", page * PAGE + 1));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let answer = visit.console.toolbox.look_up_within(&words, age).await;
@@ -137,7 +137,7 @@ pub(super) async fn lines(visit: &Visit, age: Duration) -> Markup {
     }
 }
 
-/// Lines of the log; `of_all` names the run of each.
+/// Returns lines of the log. `of_all` adds the run of each line.
 pub(super) fn list(visit: &Visit, lines: &[&Log], of_all: bool) -> Markup {
     let label = visit.say("Lines of the log", "Lignes du journal");
     html! {

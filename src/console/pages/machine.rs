@@ -27,7 +27,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>, Path(name): Path<St
     }
 }
 
-/// The page of a machine, with what is wrong with a form of it; none if nothing is known of it.
+/// Returns the page of a machine, with the errors of a form; None if the machine is unknown.
 pub(super) async fn show(visit: &Visit, name: &str, errors: &FieldErrors) -> Option<Html<String>> {
     let again = visit.query.is_set("again");
     let toolbox = &visit.console.toolbox;
@@ -123,7 +123,7 @@ fn back_up(visit: &Visit, name: &str, errors: &FieldErrors) -> Markup {
     }
 }
 
-/// What its last drill came to, and the form for another one.
+/// Returns the result of its last drill, and the form for another one.
 fn drill(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     html! {
         section class="sec" id="drill" {
@@ -148,7 +148,7 @@ fn drill(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     }
 }
 
-/// Whether backups take the machine, why, and the button that changes that.
+/// Returns whether and why backups include the machine, and the button that changes that.
 fn selection(visit: &Visit, name: &str, is_taken: bool, rules: &Rules) -> Markup {
     let (set, button) = match is_taken {
         true => ("false", visit.say("Leave out", "Laisser de côté")),

@@ -1,8 +1,7 @@
-//! A machine as `kvmb status` sees it.
+//! A machine's status, as reported by `kvmb status`.
 
 use crate::record::{Check, Record, Time};
 
-/// A machine as `status` sees it.
 pub(super) struct MachineStatus<'r>(pub(super) &'r Check);
 
 impl<'r> MachineStatus<'r> {
@@ -22,12 +21,12 @@ impl<'r> MachineStatus<'r> {
         &self.0.target
     }
 
-    /// Whether it is to be backed up.
+    /// Whether it should be backed up.
     pub(super) fn counts(&self) -> bool {
         matches!(self.text("standing"), Some("selected" | "missing"))
     }
 
-    /// The most urgent first.
+    /// Returns the rank by urgency; the most urgent is 0.
     pub(super) fn urgency(&self) -> u8 {
         match (self.counts(), self.0.status.as_str()) {
             (false, _) => 4,
@@ -38,7 +37,7 @@ impl<'r> MachineStatus<'r> {
         }
     }
 
-    /// How much of its limit the age of the newest point has used up; without a point, all.
+    /// Returns the age of the newest point relative to its limit; without a point, the limit is used up.
     pub(super) fn share_of_limit(&self) -> f64 {
         match (self.number("age_seconds"), self.number("warning_seconds")) {
             (Some(age), Some(limit)) => age / limit.max(1.0),
@@ -47,18 +46,18 @@ impl<'r> MachineStatus<'r> {
         }
     }
 
-    /// Whether its most urgent problem is a drill: one that failed, or that is overdue.
+    /// Whether its most urgent problem is a drill that failed or is overdue.
     pub(super) fn wants_drill(&self) -> bool {
         self.0.hint.as_deref().is_some_and(|hint| hint.starts_with("kvmb drill "))
     }
 
-    /// Whether a backup may solve one of its problems.
+    /// Whether a backup may fix one of its problems.
     pub(super) fn wants_backup(&self) -> bool {
-        // Its state has a word of its own where something is wrong with its points or its last run.
+        // The state has a word of its own if there is a problem with its points or its last run.
         !self.wants_drill() || self.word() != self.0.status
     }
 
-    /// The word that says most of its state.
+    /// Returns the most informative word for its state.
     pub(super) fn word(&self) -> &'r str {
         let failed = self.text("last_result").filter(|result| *result != "done");
         match self.0.status.as_str() {
@@ -71,7 +70,7 @@ impl<'r> MachineStatus<'r> {
     }
 }
 
-/// The checks of machines among records.
+/// Returns the checks of machines among records.
 pub(super) fn machines(records: &[Record]) -> Vec<MachineStatus<'_>> {
     let checks = records.iter().filter_map(|record| match record {
         Record::Check(check) if check.check == "backup" => Some(MachineStatus(check)),

@@ -1,4 +1,4 @@
-//! The machines of the overview: filtered, sorted and in pages by links and a GET form.
+//! The table of machines on the overview page. Filter, order and page are set by links and a GET form.
 
 use super::machine_status::MachineStatus;
 use super::past_runs;
@@ -9,10 +9,10 @@ use maud::{Markup, html};
 /// The number of machines on a page.
 const PAGE: usize = 100;
 
-/// The number of rows from which on a row is a single line.
+/// Number of rows from which on each row is a single line.
 const DENSE: usize = 50;
 
-/// The columns: what they are sorted by, their heads.
+/// The columns: sort key, English and French head.
 const COLUMNS: [(&str, &str, &str); 8] = [
     ("name", "Machine", "Machine"),
     ("state", "State", "État"),
@@ -24,7 +24,7 @@ const COLUMNS: [(&str, &str, &str); 8] = [
     ("next", "Next run", "Prochaine exécution"),
 ];
 
-/// What the table is asked to show.
+/// The filter, order and page that were requested.
 struct Wish<'v> {
     filter: &'v str,
     state: &'v str,
@@ -45,7 +45,7 @@ impl<'v> Wish<'v> {
         has_words && (self.state.is_empty() || machine.0.status == self.state)
     }
 
-    /// The address of the table with these changes.
+    /// Returns the address of the table with these changes.
     fn link(&self, sort: &str, page: usize) -> String {
         let page = if page > 1 { page.to_string() } else { String::new() };
         let fields = [("q", self.filter), ("state", self.state), ("sort", sort), ("page", &page)];
@@ -60,18 +60,18 @@ fn sort(machines: &mut [&MachineStatus<'_>], by: &str) {
     let by_time = |key: &'static str| move |machine: &&MachineStatus<'_>| machine.time(key);
     match by {
         "name" => {}
-        // The oldest first.
+        // Oldest first.
         "newest" => machines.sort_by_key(by_time("captured_at")),
         "last" => machines.sort_by_key(by_time("last_run_at")),
         "verified" => machines.sort_by_key(by_time("verified_at")),
         "next" => machines.sort_by_key(by_time("next_run_at")),
-        // The part of the limit that is used, the most first.
+        // The machine that has used most of its limit first.
         "age" => machines.sort_by(|a, b| b.share_of_limit().total_cmp(&a.share_of_limit())),
         _ => machines.sort_by_key(|machine| machine.urgency()),
     }
 }
 
-/// The section with the form, the table and the links to its pages.
+/// Returns the section with the form, the table and the links to its pages.
 pub(super) fn section(visit: &Visit, all: &[MachineStatus<'_>]) -> Markup {
     let wish = Wish::of(visit);
     let mut found: Vec<&MachineStatus<'_>> = all.iter().filter(|machine| wish.takes(machine)).collect();
@@ -202,7 +202,7 @@ fn row(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     }
 }
 
-/// The state in the word that says most.
+/// Returns the state as its most informative word.
 pub(super) fn state(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     if !machine.counts() {
         return html! { span class="st quiet" { (html::icon("off")) (visit.say("not selected", "non choisie")) } };
@@ -230,7 +230,7 @@ fn depth(visit: &Visit, word: &str) -> &'static str {
     }
 }
 
-/// The age of the newest point against its limits: the first tick is overdue, the end far overdue.
+/// Returns the age of the newest point relative to its limits: the first tick means overdue, the end far overdue.
 fn age_bar(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     let (Some(age), Some(limit)) = (machine.number("age_seconds"), machine.number("warning_seconds")) else {
         return html! { "-" };

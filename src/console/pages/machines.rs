@@ -1,4 +1,4 @@
-//! The machines of this host: which are backed up and why, and back up now.
+//! The machines of this host: which ones are backed up, why, and a form to back them up now.
 
 use super::backup_form;
 use super::fields::{FieldErrors, Form};
@@ -17,13 +17,13 @@ pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
     show(&visit, &FieldErrors::default()).await
 }
 
-/// The page, with what is wrong with a form of it.
+/// Returns the page, with the errors of a form.
 pub(super) async fn show(visit: &Visit, errors: &FieldErrors) -> Html<String> {
     let again = visit.query.is_set("again");
     let toolbox = &visit.console.toolbox;
     let (vms, disks, status, rules) = tokio::join!(
         toolbox.look_up(&["vms"], again),
-        // Without names, it would wait for records.
+        // Without names, the command would wait for records on standard input.
         toolbox.look_up(&["disks", "*"], again),
         toolbox.status(again),
         Rules::of(visit, true),
@@ -113,12 +113,12 @@ fn row(visit: &Visit, machine: &Machine, disks: Vec<&Disk>, known: &[MachineStat
     ]
 }
 
-/// Whether backups take a machine, as `status` sees it.
+/// Whether backups include a machine, according to `status`.
 pub(super) fn is_taken(known: &[MachineStatus<'_>], name: &str) -> bool {
     known.iter().any(|known| known.name() == name && known.counts())
 }
 
-/// The buttons below the list: back up, select, leave out.
+/// Returns the buttons below the list: back up, select, exclude.
 fn end_of_form(visit: &Visit, errors: &FieldErrors) -> Markup {
     html! {
         div class="formend" {
@@ -146,7 +146,7 @@ fn machines_of(records: &[Record]) -> impl Iterator<Item = &Machine> {
     })
 }
 
-/// The disks among records.
+/// Returns the disks among records.
 pub(super) fn disks_of(records: &[Record]) -> impl Iterator<Item = &Disk> {
     records.iter().filter_map(|record| match record {
         Record::Disk(disk) => Some(disk),

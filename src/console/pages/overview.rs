@@ -1,4 +1,4 @@
-//! The overview: whether all is well in one sentence, problems with their fixes, and every machine.
+//! The overview: the state in one sentence, problems with their fixes, and every machine.
 
 pub(super) use super::machine_status::{MachineStatus, machines};
 use super::{drills, jobs, machine_table, past_runs, restore};
@@ -9,7 +9,7 @@ use axum::Extension;
 use axum::response::Html;
 use maud::{Markup, html};
 
-/// The number of problems listed; the table has all of them.
+/// Maximum number of problems listed; the table has all of them.
 const MOST_PROBLEMS: usize = 20;
 
 /// `GET /`
@@ -35,7 +35,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
     html::page(&visit, visit.say("Overview", "Vue d’ensemble"), true, body).await
 }
 
-/// The checks of all that is no machine.
+/// Returns the checks that are not about machines.
 fn others(records: &[Record]) -> Vec<&Check> {
     let checks = records.iter().filter_map(|record| match record {
         Record::Check(check) if check.check != "backup" => Some(check),
@@ -44,7 +44,7 @@ fn others(records: &[Record]) -> Vec<&Check> {
     checks.collect()
 }
 
-/// The part that changes when a job has ended: the sentence and the problems.
+/// Returns the part that changes when a job has ended: the sentence and the problems.
 fn state_part(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) -> Markup {
     let counted = machines.iter().filter(|machine| machine.counts()).map(|machine| machine.0);
     let mut problems: Vec<&Check> =
@@ -76,7 +76,7 @@ fn state_part(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) 
     }
 }
 
-/// The parts of the overview that change when a job has ended: their ids and their HTML.
+/// Returns the parts of the overview that change when a job has ended: their ids and their HTML.
 pub(in crate::console) async fn live_parts(visit: &Visit) -> [(String, String); 2] {
     let answer = visit.console.toolbox.status(false).await;
     let (machines, others) = (machines(&answer.records), others(&answer.records));
@@ -139,7 +139,7 @@ fn verdict(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) -> 
     }
 }
 
-/// What was verified, when the last run ended, and when the next one starts.
+/// Returns what was verified, when the last run ended, and when the next one starts.
 fn second_line(visit: &Visit, machines: &[MachineStatus<'_>], all: usize) -> Markup {
     let language = visit.language;
     let is_verified = |machine: &&MachineStatus<'_>| {
@@ -201,7 +201,7 @@ fn problem(visit: &Visit, check: &Check) -> Markup {
     }
 }
 
-/// The form that filters a table.
+/// Returns the form that filters a table.
 pub(super) fn filter_form(visit: &Visit, table: &str) -> Markup {
     html! {
         form method="get" class="filter" role="search" aria-label=(visit.say("Filter", "Filtre")) {

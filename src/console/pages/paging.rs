@@ -4,7 +4,7 @@ use super::fields::{query_of, with_query};
 use crate::console::visit::Visit;
 use maud::{Markup, html};
 
-/// Links to the other pages of a list.
+/// Returns links to the other pages of a list.
 pub(super) fn paging(visit: &Visit, page: usize, pages: usize) -> Markup {
     let link = |page: usize| {
         let kept = visit.query.iter().filter(|(name, _)| !["page", "again"].contains(name));

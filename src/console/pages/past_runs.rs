@@ -1,4 +1,4 @@
-//! The last runs, from the records of `kvmb status --runs`: a strip of nights for each machine, and plots of them all.
+//! The last runs, from the records of `kvmb status --runs`: a strip of nights for each machine, and plots of all runs.
 
 use super::machine_status::MachineStatus;
 use super::plots::{Plot, PlotUnit, Series, hatching};
@@ -15,7 +15,7 @@ const NIGHTS: i64 = 14;
 /// The number of runs in a plot.
 const MOST_RUNS: usize = 30;
 
-/// A run of one machine, as in a record.
+/// A run of one machine, from a record.
 #[derive(Debug, Clone, Deserialize)]
 struct ListedRun {
     run: String,
@@ -27,7 +27,7 @@ struct ListedRun {
     stored_bytes: u64,
 }
 
-/// The size of a repository, as in a record.
+/// The size of a repository, from a record.
 #[derive(Debug, Deserialize)]
 struct ListedSize {
     at: Time,
@@ -39,7 +39,7 @@ fn list<T: for<'d> Deserialize<'d>>(check: &Check, key: &str) -> Vec<T> {
     values.filter_map(|value| T::deserialize(value).ok()).collect()
 }
 
-/// How a night went, the worst last.
+/// The result of a night, worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Night {
     NoRun,
@@ -58,7 +58,7 @@ impl ListedRun {
     }
 }
 
-/// How the last nights went, the newest last. Of several runs of a day, the last one counts.
+/// Returns the results of the last nights, newest last. If there are several runs in a day, the last one counts.
 fn nights(runs: &[ListedRun], today: NaiveDate) -> Vec<Night> {
     let day = |run: &ListedRun| run.ended_at.with_timezone(&Local).date_naive();
     let of_day = |ago: i64| {
@@ -68,8 +68,8 @@ fn nights(runs: &[ListedRun], today: NaiveDate) -> Vec<Night> {
     (0..NIGHTS).rev().map(of_day).collect()
 }
 
-/// The last nights of a machine: full where it was stored, half with a warning, a cross where it failed, a dot where
-/// nothing ran.
+/// Returns the last nights of a machine: a full mark for success, a half one for a warning, a cross for a failure, a
+/// dot if nothing ran.
 pub(super) fn strip(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     let runs: Vec<ListedRun> = list(machine.0, "runs");
     if runs.is_empty() {
@@ -105,7 +105,7 @@ pub(super) fn strip(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     }
 }
 
-/// What a run did with all of its machines.
+/// The totals of a run over all of its machines.
 #[derive(Debug)]
 struct DayTotals {
     began_at: Time,
@@ -114,7 +114,7 @@ struct DayTotals {
     stored_bytes: u64,
 }
 
-/// The newest runs, the newest last.
+/// Returns the newest runs, newest last.
 fn sums(machines: &[MachineStatus<'_>]) -> Vec<DayTotals> {
     let mut by_run = BTreeMap::<String, DayTotals>::new();
     for run in machines.iter().flat_map(|machine| list::<ListedRun>(machine.0, "runs")) {
@@ -131,7 +131,7 @@ fn sums(machines: &[MachineStatus<'_>]) -> Vec<DayTotals> {
     sums
 }
 
-/// The labels of moments: days, or times where all are of one day.
+/// Returns labels for moments: days, or times if all are on the same day.
 fn labels(visit: &Visit, moments: &[Time]) -> Vec<String> {
     let local: Vec<_> = moments.iter().map(|at| at.with_timezone(&Local)).collect();
     let is_one_day = local.first().map(|at| at.date_naive()) == local.last().map(|at| at.date_naive());
@@ -142,7 +142,7 @@ fn labels(visit: &Visit, moments: &[Time]) -> Vec<String> {
     local.iter().map(label).collect()
 }
 
-/// The plots: bytes and duration of each run, and the size of each repository.
+/// Returns the plots: bytes and duration of each run, and the size of each repository.
 pub(super) fn plots<'r>(visit: &Visit, machines: &[MachineStatus<'r>], others: &[&'r Check]) -> Markup {
     let sums = sums(machines);
     let repositories: Vec<(&str, Vec<ListedSize>)> = others

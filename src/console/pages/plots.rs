@@ -1,5 +1,5 @@
-//! Plots: inline SVG with a title, a description and a table of the same numbers. Two series differ by hatching, and
-//! nothing is told by colour alone.
+//! Plots: inline SVG with a title, a description and a table of the same numbers. Two series differ by hatching, and no
+//! information depends on colour alone.
 
 use crate::console::html;
 use crate::console::visit::Visit;
@@ -14,7 +14,7 @@ const BOTTOM: f64 = 130.0;
 /// The number of bars per date label.
 const LABELS: usize = 5;
 
-/// How values are written.
+/// The unit of values.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum PlotUnit {
     Bytes,
@@ -29,7 +29,7 @@ impl PlotUnit {
         }
     }
 
-    /// The least round value that is not below this one.
+    /// Returns the smallest round value that is not below this one.
     fn round_up(self, value: f64) -> f64 {
         let steps: &[f64] = &[1.0, 2.0, 4.0, 10.0, 20.0, 40.0, 100.0, 200.0, 400.0, 1000.0];
         let (base, steps) = match self {
@@ -47,20 +47,20 @@ impl PlotUnit {
     }
 }
 
-/// A row of values of the same kind, with a name.
+/// A named series of values.
 pub(super) struct Series {
     pub(super) name: &'static str,
     pub(super) values: Vec<f64>,
 }
 
-/// What a plot shows.
+/// A plot.
 pub(super) struct Plot<'p> {
-    /// Of the elements; unique on the page.
+    /// The id of its elements; unique on the page.
     pub(super) id: &'p str,
     pub(super) title: &'p str,
-    /// What the labels are.
+    /// The meaning of the labels.
     pub(super) axis: &'p str,
-    /// One for each value.
+    /// One label for each value.
     pub(super) labels: &'p [String],
     pub(super) series: &'p [Series],
     pub(super) unit: PlotUnit,
@@ -71,7 +71,7 @@ impl Plot<'_> {
         self.series.iter().flat_map(|series| &series.values).copied().fold(0.0, f64::max)
     }
 
-    /// One sentence for whoever does not see the plot.
+    /// Returns a one-sentence description for people who cannot see the plot.
     fn description(&self, visit: &Visit) -> String {
         let of_series = |series: &Series| {
             let last = self.unit.words(visit, series.values.last().copied().unwrap_or_default());
@@ -86,7 +86,7 @@ impl Plot<'_> {
         self.series.iter().map(of_series).collect::<Vec<_>>().join(" ")
     }
 
-    /// The lines, the numbers beside them, and some of the labels.
+    /// Returns the grid lines, their numbers, and some of the labels.
     fn grid(&self, visit: &Visit, top: f64) -> Markup {
         let count = self.labels.len();
         let step = count.div_ceil(LABELS).max(1);
@@ -98,7 +98,7 @@ impl Plot<'_> {
                     (if part == 0.0 { "0".to_owned() } else { self.unit.words(visit, top * part) })
                 }
             }
-            // Counted from the end: the newest has its label.
+            // Counted from the end, so that the newest value has its label.
             @for (at, label) in self.labels.iter().enumerate().filter(|(at, _)| (count - 1 - at).is_multiple_of(step)) {
                 text x=(number(self.middle(at))) y="145" text-anchor="middle" { (label) }
             }
@@ -113,7 +113,7 @@ impl Plot<'_> {
         LEFT + (at as f64 + 0.5) * self.width()
     }
 
-    /// Bars side by side: the first series hatched, the second one full.
+    /// Returns bars side by side: the first series hatched, the second one filled.
     pub(super) fn bars(&self, visit: &Visit) -> Markup {
         let top = self.unit.round_up(self.largest());
         let bar = self.width() * 0.8 / self.series.len().max(1) as f64;
@@ -133,7 +133,7 @@ impl Plot<'_> {
         self.figure(visit, top, drawn)
     }
 
-    /// A line with a dot for each value.
+    /// Returns a line with a dot for each value.
     pub(super) fn line(&self, visit: &Visit) -> Markup {
         let top = self.unit.round_up(self.largest());
         let y = |value: f64| number(BOTTOM - value / top * (BOTTOM - TOP));
@@ -205,7 +205,7 @@ impl Plot<'_> {
     }
 }
 
-/// The pattern of the first series; once on a page that has plots.
+/// Returns the pattern of the first series. Must be on each page with plots, once.
 pub(super) fn hatching() -> Markup {
     html! {
         svg class="sprite" width="0" height="0" aria-hidden="true" focusable="false" {
@@ -220,7 +220,7 @@ pub(super) fn hatching() -> Markup {
     }
 }
 
-/// A coordinate: one digit behind the point is finer than any screen.
+/// Formats a coordinate: one decimal is finer than any screen.
 fn number(value: f64) -> String {
     format!("{value:.1}")
 }

@@ -1,4 +1,4 @@
-//! A look at every host and machine that ever stored something in a repository, from the repository alone.
+//! The status of every host and machine that ever stored something in a repository, from the repository alone.
 
 use super::gather::{Asked, HostFacts, StatusReport, damaged_files, look, of_machine, repository_check};
 use super::judge::{Standing, host_of, judge, judge_host, status_of};
@@ -12,7 +12,7 @@ use crate::record::Time;
 use chrono::Local;
 use std::collections::BTreeMap;
 
-/// Gathers and judges. `names` are names and globs of machines; none means all.
+/// Gathers and judges. `names` are names and globs of machines; empty means all.
 pub(super) fn gather_fleet(
     context: &Context,
     names: &[String],

@@ -1,5 +1,5 @@
-//! Gathers what is known: from libvirt which machines there are, from the configuration or the schedule which of them
-//! are to be backed up, from the repositories their points, and from this host's history how the last runs went.
+//! Gathers the facts: the machines from libvirt, which of them to back up from the configuration or the schedule, their
+//! points from the repositories, and the results of the last runs from this host's history.
 
 use super::judge::{self, LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::repository;
@@ -25,48 +25,44 @@ use chrono::Local;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A repository that is to be asked: opened, or why it cannot be.
+/// An opened repository, or why it cannot be opened.
 pub(crate) type Asked = Result<Repository, CliError>;
 
-/// What is to be gathered.
+/// What to gather.
 #[derive(Debug)]
 pub(crate) struct StatusRequest<'a> {
-    /// Names and globs of machines; none means all.
+    /// Names and globs of machines; empty means all.
     pub(crate) names: &'a [String],
-    /// The thresholds of `kvmb status`.
     pub(crate) thresholds: &'a ThresholdArgs,
-    /// How many past runs and sizes the checks have.
+    /// The number of past runs and sizes to add to the checks.
     pub(crate) runs: usize,
     /// The first repository's address.
     pub(crate) repo: String,
-    /// The repository itself.
+    /// The first repository itself.
     pub(crate) first: Asked,
-    /// The second one's address, and that itself.
+    /// The address of the second repository, and the repository itself.
     pub(crate) second: Option<(String, Asked)>,
 }
 
-/// What was found.
 #[derive(Debug)]
 pub(crate) struct StatusReport {
-    /// When.
     pub(crate) at: Time,
-    /// The first repository.
+    /// The address of the first repository.
     pub(crate) repo: String,
-    /// Whether it could be asked.
+    /// Whether the first repository could be read.
     pub(crate) reachable: bool,
-    /// Whether it, or the second one, has snapshot files that cannot be read, of whichever machine.
+    /// Whether the first or the second repository has unreadable snapshot files, of any machine.
     pub(crate) damaged: bool,
-    /// The thresholds of `kvmb status`.
     pub(crate) thresholds: Thresholds,
     /// The machines, each with its check.
     pub(crate) machines: Vec<(MachineFacts, Check)>,
-    /// The second repository, and the newest copy of each machine there.
+    /// The address of the second repository, and the newest copy of each machine in it.
     pub(crate) second: Option<(String, Vec<LatestCopy>)>,
-    /// Whether the key that kvmb made is kept elsewhere too; none where it made none.
+    /// Whether the key that kvmb generated is also kept elsewhere; None if kvmb generated none.
     pub(crate) key_kept: Option<bool>,
-    /// The checks of other things.
+    /// All other checks.
     pub(crate) others: Vec<Check>,
-    /// The hosts, for a look at all of them; else none.
+    /// The hosts, for the status of all hosts; otherwise empty.
     pub(crate) hosts: Vec<HostFacts>,
 }
 
@@ -79,7 +75,7 @@ pub(crate) struct HostFacts {
     pub(crate) status: Status,
 }
 
-/// Opens a repository in order to be asked. Wrong usage is an error; that it cannot be had is an answer.
+/// Opens a repository. Usage errors are returned as errors; an unavailable repository is a result.
 pub(crate) fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError> {
     match repo.open(context) {
         Err(error) if matches!(error.code, Code::Usage | Code::Interrupted) => Err(error),
@@ -93,15 +89,14 @@ struct KnownMachine {
     uuid: String,
 }
 
-/// Which machines are to be backed up.
+/// Which machines should be backed up.
 enum SelectedMachines<'a> {
-    /// Those that were named here.
+    /// Those named on the command line.
     Named(&'a [String]),
-    /// Those that the configuration takes.
+    /// Those that the configuration selects.
     Configured(&'a Selected),
     /// Those that the schedules name.
     Scheduled(Vec<String>),
-    /// All.
     All,
 }
 
@@ -147,7 +142,7 @@ impl<'a> SelectedMachines<'a> {
         }
     }
 
-    /// The names that are no patterns: a machine of this name is expected.
+    /// Returns the names that are not patterns: machines with these names are expected to exist.
     fn expected(&self) -> Vec<&String> {
         let names: &[String] = match self {
             SelectedMachines::All => &[],
@@ -241,7 +236,7 @@ pub(crate) fn gather(context: &Context, request: StatusRequest) -> Result<Status
     })
 }
 
-/// Looks into a repository; why it cannot be, where it cannot.
+/// Lists the latest points of a repository, or returns why it cannot be read.
 pub(super) fn look<'r>(
     context: &'r Context,
     url: &str,
@@ -260,7 +255,7 @@ pub(super) fn look<'r>(
     }
 }
 
-/// Whether a repository was never made: one that this host has used may be on a file system that is not mounted.
+/// Whether the repository was never created. One that this host has used may be on a file system that is not mounted.
 fn is_made_later(error: &CliError, memories: &[MachineMemory]) -> bool {
     error.code == Code::NoRepository && memories.iter().all(|memory| memory.newest_point.is_none())
 }
@@ -284,10 +279,10 @@ pub(super) fn repository_check(
             .hint("run 'kvmb verify --all' to see what is affected");
     }
     let check = Check::new("repository", url, Status::Ok, "the points can be listed");
-    // As paths: a schedule has its address as it was typed, perhaps with a slash at its end.
+    // Compare as paths: a schedule has the address as it was typed, perhaps with a trailing slash.
     let is_another = |repo: &&str| Path::new(repo) != Path::new(url);
     match schedules.iter().filter_map(|schedule| schedule.repo.as_deref()).find(is_another) {
-        // A newly installed monitor that looks elsewhere would never know.
+        // Otherwise nobody would notice that a newly installed monitor checks the wrong repository.
         Some(other) => {
             check.hint(format!("the schedule uses another repository; run 'kvmb status -r {other}' to check it"))
         }
@@ -302,7 +297,7 @@ fn remembered(context: &Context, url: &str) -> Vec<MachineMemory> {
     memories
 }
 
-/// The machines that a status is about, in the order of their names, with all that is known of each.
+/// Returns the machines that a status covers, sorted by name, with everything that is known about each.
 fn subjects(
     known: Option<&[KnownMachine]>,
     wanted: &SelectedMachines,
@@ -351,7 +346,7 @@ fn subjects(
             (false, true, true) => Standing::Selected,
             (false, true, false) => Standing::LeftOut,
         };
-        // Two names of one machine: the newer point is its newest.
+        // A machine that was renamed: its newest point is the newer one.
         match facts.iter_mut().find(|facts| facts.uuid.as_ref() == Some(&newest.uuid)) {
             Some(facts) if facts.newest.as_ref().is_some_and(|known| known.captured_at >= newest.captured_at) => {}
             Some(facts) => *facts = of_machine(&newest.machine, Some(&newest.uuid), standing, Some(newest.clone())),
@@ -360,7 +355,7 @@ fn subjects(
     }
     for name in wanted.expected() {
         if !facts.iter().any(|facts| facts.machine == *name || facts.uuid.as_ref() == Some(name)) {
-            // Nobody says that it is missing if nobody can be asked.
+            // Without libvirt, it is not known whether the machine is missing.
             let standing = if known.is_some() { Standing::Missing } else { Standing::Selected };
             facts.push(of_machine(name, None, standing, None));
         }
@@ -402,7 +397,7 @@ pub(super) fn of_machine(
     }
 }
 
-/// The newest point that this host remembers; whoever stored it, did so from here.
+/// Returns the newest point that this host remembers. It was stored from this host.
 fn of_memory(memory: &MachineMemory) -> Option<Newest> {
     let point = memory.newest_point.as_ref()?;
     Some(Newest {
@@ -415,13 +410,13 @@ fn of_memory(memory: &MachineMemory) -> Option<Newest> {
     })
 }
 
-/// How many snapshot files cannot be read.
+/// Returns the number of unreadable snapshot files.
 pub(super) fn damaged_files(stored: Option<&LatestPoints>) -> usize {
     stored.map_or(0, |stored| stored.damaged.len())
 }
 
-/// The newest copies of the machines that should have fresh ones, and how many snapshot files beside them cannot be
-/// read.
+/// Returns the newest copies of the machines that should have fresh ones, and the number of unreadable snapshot files
+/// in the second repository.
 fn copies(
     context: &Context,
     url: &str,

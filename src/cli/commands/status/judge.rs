@@ -1,4 +1,4 @@
-//! Assesses the state of a machine: pure, so that every case can be tested.
+//! Judges the state of a machine. Pure, so that every case can be tested.
 
 use super::running::RunningNow;
 use super::thresholds::Thresholds;
@@ -10,25 +10,25 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// What a machine is to the backups of this host.
+/// How a machine relates to the backups of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It is to be backed up.
+    /// It should be backed up.
     Selected,
-    /// It is to be backed up, and libvirt does not know it.
+    /// It should be backed up, but libvirt does not know it.
     Missing,
-    /// It exists, has points, and is not to be backed up.
+    /// It exists and has points, but should not be backed up.
     LeftOut,
-    /// It has points, and libvirt does not know it any more.
+    /// It has points, but libvirt does not know it any more.
     Gone,
-    /// It is of another host, and was asked for.
+    /// It belongs to another host, and was named on the command line.
     Elsewhere,
-    /// It has points, and nobody was asked whether it still exists: a look at the repository alone.
+    /// It has points. Whether it still exists was not checked: the status is of the repository alone.
     Stored,
 }
 
 impl Standing {
-    /// The word in a record.
+    /// Returns the word in a record.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Standing::Selected => "selected",
@@ -46,33 +46,30 @@ impl Standing {
     }
 }
 
-/// All that is known of one machine.
+/// Everything that is known about a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct MachineFacts {
-    /// Its name.
     pub(crate) machine: String,
-    /// Its UUID, where anybody knows it.
+    /// Its UUID, if known.
     pub(crate) uuid: Option<String>,
-    /// What it is to the backups.
     pub(crate) standing: Standing,
-    /// Its newest point.
     pub(crate) newest: Option<Newest>,
-    /// Whether the repository was asked; else the newest point is what this host remembers.
+    /// Whether the newest point was read from the repository; otherwise it is what this host remembers.
     pub(crate) from_repository: bool,
-    /// Whether there is a repository, or was one.
+    /// Whether the repository exists, or existed once.
     pub(crate) is_repository_made: bool,
-    /// What this host remembers.
+    /// This host's history of the machine.
     pub(crate) memory: Option<MachineMemory>,
-    /// Ids of points that are known to be damaged.
+    /// The ids of points that are known to be damaged.
     pub(crate) damaged: Vec<String>,
-    /// When the next run takes it.
+    /// The time of the next run that includes it.
     pub(crate) next_run: Option<Time>,
-    /// Its backup that is running.
+    /// Its backup that is running now.
     pub(crate) running: Option<RunningNow>,
 }
 
 impl MachineFacts {
-    /// How old its newest point is; one of the future is new.
+    /// Returns the age of its newest point; zero if that is dated in the future.
     pub(crate) fn age(&self, now: Time) -> Option<Duration> {
         self.newest.as_ref().map(|newest| (now - newest.captured_at).to_std().unwrap_or_default())
     }
@@ -81,7 +78,7 @@ impl MachineFacts {
         self.memory.as_ref()?.last_run.as_ref()
     }
 
-    /// The last run, if nothing good came after it.
+    /// Returns the last run if it failed and no successful one followed.
     fn last_failure(&self) -> Option<&MachineRun> {
         let stored_since = |run: &&MachineRun| {
             self.from_repository && self.newest.as_ref().is_some_and(|newest| newest.captured_at > run.ended_at)
@@ -90,7 +87,7 @@ impl MachineFacts {
     }
 }
 
-/// How bad it is: what is known to be wrong comes before what is not known.
+/// Ranks a status by severity: a known problem ranks above an unknown state.
 pub(crate) fn rank(status: Status) -> u8 {
     match status {
         Status::Ok => 0,
@@ -100,18 +97,18 @@ pub(crate) fn rank(status: Status) -> u8 {
     }
 }
 
-/// How bad a check of ours is.
+/// Returns the status of one of kvmb's own checks.
 pub(crate) fn status_of(check: &Check) -> Status {
     let all = [Status::Ok, Status::Unknown, Status::Warning, Status::Critical];
     all.into_iter().find(|status| status.as_str() == check.status).unwrap_or(Status::Unknown)
 }
 
-/// The host that a machine's newest point was taken on.
+/// Returns the host on which a machine's newest point was captured.
 pub(crate) fn host_of(check: &Check) -> Option<&str> {
     check.extra.get("host")?.as_str()
 }
 
-/// What was found, the worst first.
+/// The findings about a machine, worst first.
 #[derive(Default)]
 struct Findings(Vec<(Status, String, Option<String>)>);
 
@@ -133,10 +130,10 @@ impl Findings {
     }
 }
 
-/// The check of a machine.
+/// Returns the check of a machine.
 pub(crate) fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -> Check {
     let mut findings = Findings::default();
-    // One with a zero byte is no word of a shell.
+    // A name with a NUL byte cannot be quoted.
     let name = shlex::try_quote(&facts.machine).unwrap_or("MACHINE".into());
     match facts.standing {
         Standing::Gone => {
@@ -222,7 +219,7 @@ fn last_run(findings: &mut Findings, facts: &MachineFacts, now: Time) {
             format!("kvmb log {}", run.run),
         ),
         RunOutcome::Interrupted => findings.add(Status::Warning, format!("the last run, {ago} ago, was interrupted")),
-        // Whoever held it may be a backup as well; if it is not, the newest point becomes too old.
+        // The other run may be a backup too; if it is not, the newest point will become too old.
         RunOutcome::Busy => findings
             .add(Status::Ok, format!("the last run, {ago} ago, was skipped because the machine was busy: {why}")),
     }
@@ -242,7 +239,7 @@ fn verification(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thre
     }
 }
 
-/// The last drill: one that failed is an alarm, and one that verified nothing is known to be that.
+/// Judges the last drill: a failed one is critical, and one without any check is reported as such.
 fn drill(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds, now: Time, name: &str) {
     let (Some(_), Some(memory)) = (&facts.newest, &facts.memory) else { return };
     let last = memory.last_drill.as_ref();
@@ -332,7 +329,7 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
     extra
 }
 
-/// Adds the last runs of a machine to its check, the newest last.
+/// Adds the last runs of a machine to its check, newest last.
 pub(crate) fn with_runs(mut check: Check, facts: &MachineFacts, most: usize) -> Check {
     let runs = facts.memory.as_ref().map_or(&[][..], |memory| &memory.runs);
     if most > 0 && !runs.is_empty() {
@@ -356,7 +353,7 @@ pub(crate) fn with_runs(mut check: Check, facts: &MachineFacts, most: usize) -> 
     check
 }
 
-/// The check of a host whose machines have points, by the newest of them: one without a new point is silent.
+/// Returns the check of a host whose machines have points. A host without a new point is silent.
 pub(crate) fn judge_host(host: &str, newest: Time, machines: usize, thresholds: &Thresholds, now: Time) -> Check {
     let old = (now - newest).to_std().unwrap_or_default();
     let age = age(now, newest.min(now));
@@ -378,7 +375,7 @@ pub(crate) fn judge_host(host: &str, newest: Time, machines: usize, thresholds: 
     findings.check("host", host, extra)
 }
 
-/// What the age of a newest point means.
+/// Judges the age of a newest point.
 fn freshness_of(old: Duration, thresholds: &Thresholds) -> Status {
     match () {
         () if old > thresholds.critical => Status::Critical,
@@ -390,15 +387,13 @@ fn freshness_of(old: Duration, thresholds: &Thresholds) -> Status {
 /// The newest copy of a machine in the second repository.
 #[derive(Debug, Clone)]
 pub(crate) struct LatestCopy {
-    /// The machine.
     pub(crate) machine: String,
-    /// Its UUID.
     pub(crate) uuid: String,
-    /// The moment that the newest copy is of.
+    /// When the newest copied point was captured.
     pub(crate) captured_at: Option<Time>,
 }
 
-/// The check of the second repository: it is as good as the machine whose newest copy is the oldest.
+/// Returns the check of the second repository. It is judged by the machine whose newest copy is the oldest.
 pub(crate) fn judge_copies(
     copies: &[LatestCopy],
     unreachable: Option<&str>,
@@ -408,7 +403,7 @@ pub(crate) fn judge_copies(
     repo: &str,
 ) -> Check {
     let mut findings = Findings::default();
-    // One with a zero byte is no word of a shell.
+    // An address with a NUL byte cannot be quoted.
     let address = shlex::try_quote(repo).unwrap_or("REPO".into());
     if damaged > 0 {
         let words = format!("{damaged} snapshot files cannot be read");
@@ -460,7 +455,7 @@ mod tests {
         Thresholds { warning: 26 * HOUR, critical: 50 * HOUR, verify_warning: 720 * HOUR, drill_max_age: None }
     }
 
-    /// The history of the last hours.
+    /// Returns a history of the last hours.
     fn memory(since: i64, change: impl FnOnce(&mut MachineMemory)) -> MachineMemory {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");
@@ -507,7 +502,7 @@ mod tests {
         }
     }
 
-    /// The status and the words.
+    /// Returns the status and the text.
     fn judged(facts: &MachineFacts) -> (String, String) {
         let check = judge(facts, &thresholds(), now(), "/backup");
         (check.status, check.detail)
@@ -547,7 +542,7 @@ mod tests {
         assert_judged(&with(RunOutcome::Interrupted, 3), "warning", "was interrupted");
         assert_judged(&with(RunOutcome::Damage, 3), "critical", "found damage");
         assert_judged(&with(RunOutcome::Busy, 3), "ok", "busy");
-        // The newest point is newer.
+        // The newest point is newer than the failure.
         assert_judged(&with(RunOutcome::Failed, 11), "ok", "10 h old");
     }
 
@@ -594,7 +589,7 @@ mod tests {
         assert_judged(&verified_ago(721), "warning", "no point verified in the last 4 weeks");
         let never = MachineFacts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
         assert_judged(&never, "warning", "ever been verified");
-        // Without a memory nobody can know since when.
+        // Without a history, the time of the first backup is unknown.
         assert_judged(&facts(Some(1)), "ok", "");
         assert_judged(&MachineFacts { damaged: vec!["p".into()], ..facts(Some(1)) }, "critical", "1 point is damaged");
     }

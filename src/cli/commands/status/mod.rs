@@ -121,7 +121,7 @@ enum Zabbix {
 }
 
 impl StatusArgs {
-    /// Whether a plugin is to answer.
+    /// Whether to answer as a monitoring plugin.
     pub(crate) fn is_plugin(&self) -> bool {
         self.nagios
     }
@@ -173,7 +173,7 @@ impl StatusArgs {
     }
 }
 
-/// What writing the metrics would come to.
+/// Returns the record of a dry run for writing the metrics.
 fn rehearsal(report: &StatusReport, file: &Path) -> Record {
     Record::Action(Action {
         action: "status".into(),

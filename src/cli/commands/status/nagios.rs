@@ -13,7 +13,7 @@ use crate::cli::failure::hint::pasteable;
 use crate::record::{Check, Status};
 use std::fmt::Write;
 
-/// What a plugin prints, and what it exits with.
+/// Returns what the plugin prints, and its state.
 pub(crate) fn text(report: &StatusReport) -> (PluginState, String) {
     let checks: Vec<&Check> = report.machines.iter().map(|(_, check)| check).chain(&report.others).collect();
     let worst = checks.iter().map(|check| status_of(check)).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
@@ -39,7 +39,7 @@ pub(crate) fn text(report: &StatusReport) -> (PluginState, String) {
     (state(worst), text)
 }
 
-/// The line when there is nothing to say but that something is wrong.
+/// Returns the output for an error that prevents all checks.
 pub(crate) fn unknown(why: &str) -> String {
     first_line(Status::Unknown, why) + "\n"
 }
@@ -48,7 +48,7 @@ fn first_line(status: Status, words: &str) -> String {
     plain(&format!("KVMB {} - {words}", word(status)))
 }
 
-/// What a check is about: a machine of one of many hosts with that.
+/// Returns the subject of a check: the machine, with its host in a status of all hosts.
 fn subject(check: &Check) -> String {
     let is_of_all_hosts = check.extra.get("standing").is_some_and(|standing| standing == Standing::Stored.word());
     match host_of(check).filter(|_| is_of_all_hosts) {
@@ -79,7 +79,7 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-/// What a plugin exits with.
+/// Converts a status into a plugin state.
 pub(crate) fn state(status: Status) -> PluginState {
     match status {
         Status::Ok => PluginState::Ok,
@@ -89,14 +89,14 @@ pub(crate) fn state(status: Status) -> PluginState {
     }
 }
 
-/// `'label'=value[unit];[warn];[crit];[min]` for each machine that should have fresh points.
+/// Returns `'label'=value[unit];[warn];[crit];[min]` for each machine that should have fresh points.
 fn performance_data(report: &StatusReport) -> Vec<String> {
     let mut data = Vec::new();
     let (warning, critical) = (report.thresholds.warning.as_secs(), report.thresholds.critical.as_secs());
     for (facts, _) in report.machines.iter().filter(|(facts, _)| facts.standing.counts()) {
         let name = &name_in_data(facts);
         let mut age = label(name, "age");
-        // U: it cannot be known.
+        // U: unknown.
         let _ = match facts.age(report.at) {
             Some(age_now) => write!(age, "{}s", age_now.as_secs()),
             None => write!(age, "U"),
@@ -111,7 +111,7 @@ fn performance_data(report: &StatusReport) -> Vec<String> {
     data
 }
 
-/// The machine's name, which the labels of one look begin with.
+/// Returns the prefix of a machine's labels.
 fn name_in_data(facts: &MachineFacts) -> String {
     match &facts.newest {
         Some(newest) if facts.standing == Standing::Stored => format!("{}/{}", newest.host, facts.machine),
@@ -119,19 +119,19 @@ fn name_in_data(facts: &MachineFacts) -> String {
     }
 }
 
-/// A label in quotes, and its `=`. It may hold anything but that sign and the bar; a quote is doubled.
+/// Returns a quoted label and `=`. It must not contain `=` and `|`; quotes are doubled.
 fn label(machine: &str, what: &str) -> String {
     let safe = |c: char| if c.is_control() || "=|".contains(c) { '_' } else { c };
     let name: String = machine.chars().map(safe).collect();
     format!("'{}_{what}'=", name.replace('\'', "''"))
 }
 
-/// Text in one line without the bar, behind which performance data would begin.
+/// Returns the text in one line and without `|`, which would start the performance data.
 fn plain(text: &str) -> String {
     crate::cli::table::printable(text).replace('|', "¦")
 }
 
-/// A status as a number, as Nagios has it.
+/// Returns a status as a number, as Nagios defines it.
 pub(super) fn number(status: Status) -> u8 {
     state(status) as u8
 }

@@ -1,5 +1,5 @@
-//! Metrics in the text format of Prometheus, <https://prometheus.io/docs/instrumenting/exposition_formats/>: gauges,
-//! times in seconds since 1970, sizes in bytes. What is not known has no sample.
+//! Metrics in Prometheus's text format, <https://prometheus.io/docs/instrumenting/exposition_formats/>: gauges, times
+//! in seconds since 1970, sizes in bytes. An unknown value has no sample.
 
 use super::gather::{Asked, HostFacts, StatusReport, StatusRequest, gather};
 use super::judge::{MachineFacts, Standing, status_of};
@@ -14,16 +14,16 @@ use crate::record::{Status, Time};
 use std::fmt::Write;
 use std::path::Path;
 
-/// What everybody may read: the node exporter runs as a user of its own.
+/// Readable by everyone: the node exporter runs as its own user.
 const MODE: u32 = 0o644;
 
 /// A label and its value.
 type Label<'a> = (&'static str, &'a str);
 
-/// What a metric says of a machine, if that is known.
+/// Returns the value of a metric for a machine, if it is known.
 type OfMachine = fn(&MachineFacts) -> Option<f64>;
 
-/// The metrics of a machine: name, what it says, its value.
+/// The metrics of a machine: name, help text, value.
 const OF_MACHINE: [(&str, &str, OfMachine); 17] = [
     ("newest_point_timestamp_seconds", "Time of the newest restore point of the machine.", |facts| {
         Some(seconds(facts.newest.as_ref()?.captured_at))
@@ -98,7 +98,7 @@ fn seconds(time: Time) -> f64 {
     time.timestamp_millis() as f64 / 1000.0
 }
 
-/// The metrics of a report.
+/// Returns the metrics of a report.
 pub(crate) fn text(report: &StatusReport) -> String {
     let mut text = Exposition::default();
     let repo = ("repo", report.repo.as_str());
@@ -158,7 +158,8 @@ pub(crate) fn text(report: &StatusReport) -> String {
     text.0
 }
 
-/// The labels of a machine's metrics; of all hosts the name of each, for two may have machines with one UUID.
+/// Returns the labels of a machine's metrics. A status of all hosts adds the host, because machines of two hosts may
+/// have the same UUID.
 fn labels<'f>(facts: &'f MachineFacts, repo: Label<'f>) -> Vec<Label<'f>> {
     let mut labels = vec![("machine", &*facts.machine), ("uuid", facts.uuid.as_deref().unwrap_or_default()), repo];
     if facts.standing == Standing::Stored {
@@ -167,7 +168,7 @@ fn labels<'f>(facts: &'f MachineFacts, repo: Label<'f>) -> Vec<Label<'f>> {
     labels
 }
 
-/// The metrics of all hosts.
+/// Adds the metrics of all hosts.
 fn hosts(text: &mut Exposition, hosts: &[HostFacts], repo: Label) {
     let name = "kvmb_host_status";
     text.metric(name, "State of the newest point of the host: 0 ok, 1 warning, 2 critical.");
@@ -187,8 +188,8 @@ pub(crate) fn write(report: &StatusReport, file: &Path) -> Result<(), CliError> 
     Ok(())
 }
 
-/// Writes the file of the configuration, if it names one, after a run; `repo` and what was opened of the repositories
-/// are the run's. That it cannot be written is reported, and changes nothing about the run.
+/// After a run, writes the metrics file that the configuration names, if any, using the repositories that the run has
+/// opened. A failure is reported, but does not affect the run.
 pub(crate) fn write_textfile(context: &Context, repo: String, first: Asked, second: Option<(String, Asked)>) {
     let status = &context.config().status;
     let Some(file) = &status.prometheus_textfile else { return };
@@ -200,18 +201,17 @@ pub(crate) fn write_textfile(context: &Context, repo: String, first: Asked, seco
     }
 }
 
-/// Text under construction.
 #[derive(Debug, Default)]
 struct Exposition(String);
 
 impl Exposition {
-    /// Begins a metric.
+    /// Starts a metric.
     fn metric(&mut self, name: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {}", help.replace('\\', r"\\").replace('\n', r"\n"));
         let _ = writeln!(self.0, "# TYPE {name} gauge");
     }
 
-    /// Adds a sample of the metric that was begun last.
+    /// Adds a sample to the current metric.
     fn sample(&mut self, name: &str, labels: &[Label], value: f64) {
         let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
@@ -219,7 +219,7 @@ impl Exposition {
     }
 }
 
-/// The value of a label.
+/// Escapes the value of a label.
 fn escaped(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }

@@ -1,4 +1,4 @@
-//! What this host's history says of a repository as a whole: whether it is pruned, and how long its space will last.
+//! Checks of a repository as a whole from this host's history: whether it is pruned, and when it will be full.
 
 use crate::cli::context::Context;
 use crate::cli::folders::state_folder;
@@ -12,13 +12,13 @@ use chrono::TimeDelta;
 use serde_json::json;
 use std::time::Duration;
 
-/// Rules that were not applied for longer than this are a warning.
+/// Time since the last prune after which configured rules that were not applied are a warning.
 const PRUNE_WARNING: TimeDelta = TimeDelta::days(7);
 
-/// A file system that will be full sooner is a warning.
+/// Time until the file system is full below which there is a warning.
 const SPACE_WARNING: Duration = Duration::from_secs(31 * 86_400);
 
-/// The checks of retention and of free space, each where there is something to judge. `repo` is the repository at
+/// Returns the checks of retention and of free space, each only if there is data for it. `repo` is the repository at
 /// `url`, if it could be opened.
 pub(crate) fn checks(context: &Context, url: &str, repo: Option<&Repository>, now: Time) -> Vec<Check> {
     let memory = memory_of(context, url);
@@ -37,7 +37,7 @@ fn memory_of(context: &Context, url: &str) -> Option<RepoMemory> {
     })
 }
 
-/// Adds the last sizes of the repository at `url` to a check, the newest last.
+/// Adds the last sizes of the repository at `url` to a check, newest last.
 pub(crate) fn with_sizes(mut check: Check, context: &Context, url: &str, most: usize) -> Check {
     let sizes = if most > 0 { memory_of(context, url).map(|memory| memory.sizes) } else { None };
     if let Some(sizes) = sizes.filter(|sizes| !sizes.is_empty()) {
@@ -83,7 +83,7 @@ fn judge_prunes(url: &str, memory: Option<&RepoMemory>, now: Time) -> Check {
 }
 
 fn judge_space(url: &str, memory: &RepoMemory, free_bytes: Option<u64>) -> Option<Check> {
-    // Out of reach, the last known value is as good as any.
+    // If the repository is unreachable, use the last known value.
     let free_bytes = free_bytes.or(memory.free_space.last().map(|sample| sample.free_bytes))?;
     let growth = memory.growth()?;
     let left = memory.time_until_full(free_bytes)?;
@@ -122,7 +122,7 @@ mod tests {
         now() - TimeDelta::days(days)
     }
 
-    /// The history of the last days.
+    /// Returns a history of the last days.
     fn memory(since: i64, change: impl FnOnce(&mut RepoMemory)) -> RepoMemory {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), URL);
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(judged(Some(&pruned(6))), ("ok".into(), "pruned 6 days ago".into()));
         let (status, detail) = judged(Some(&pruned(8)));
         assert!(status == "warning" && detail.ends_with("the last successful prune was 8 days ago"), "{detail}");
-        // One that failed does not count, and is reported.
+        // A failed prune does not count, and is reported.
         let failed = memory(90, |m| {
             m.note_prune(run(6, RunOutcome::Done));
             m.note_prune(run(1, RunOutcome::Busy));
@@ -172,10 +172,10 @@ mod tests {
         assert_eq!(status, "warning");
         assert_eq!(detail, "60.00 GiB free, full in about 12 days at the present growth of 5.00 GiB a day");
         assert_eq!(judged(&grown(1 << 30), Some(92 << 30)).unwrap().0, "ok");
-        // Nobody knows how it grows, or it does not.
+        // The growth is zero or unknown.
         assert_eq!(judged(&grown(0), Some(1)), None);
         assert_eq!(judged(&memory(9, |_| ()), Some(1)), None);
-        // Out of reach: what was free the last time.
+        // Unreachable: the last known free space is used.
         assert_eq!(judged(&grown(5 << 30), None).unwrap().0, "warning");
     }
 }

@@ -1,4 +1,4 @@
-//! Which machines are being backed up just now: from the open captures of this host, and how far, from its jobs.
+//! The machines that are being backed up now, from the open captures of this host, and their progress, from its jobs.
 
 use crate::capture::{CaptureFile, RunningBackup};
 use crate::cli::context::Context;
@@ -6,27 +6,27 @@ use crate::cli::folders::state_folder;
 use crate::history::jobs::Jobs;
 use crate::record::Job;
 
-/// A backup of a machine that is running.
+/// A running backup of a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct RunningNow {
     machine: String,
     uuid: String,
-    /// Its process.
+    /// The process that makes the backup.
     pub(crate) backup: RunningBackup,
     /// The id of its job.
     pub(crate) job: Option<String>,
-    /// How much of the machine has been read, and how much of it there is to read.
+    /// How much of the machine has been read, and how much there is to read.
     pub(crate) done_bytes: u64,
     pub(crate) total_bytes: u64,
 }
 
 impl RunningNow {
-    /// Whether it is of this machine, whose UUID may not be known.
+    /// Whether this is a backup of a machine whose UUID may be unknown.
     pub(crate) fn is_of(&self, machine: &str, uuid: Option<&str>) -> bool {
         uuid.map_or(self.machine == machine, |uuid| self.uuid == uuid)
     }
 
-    /// In words: `being backed up by process 1234 since 19:38, 34 % read`.
+    /// Describes the backup: `being backed up by process 1234 since 19:38, 34 % read`.
     pub(crate) fn words(&self) -> String {
         let percent = (u128::from(self.done_bytes) * 100).checked_div(self.total_bytes.into());
         let percent = percent.map(|percent| format!(", {percent} % read")).unwrap_or_default();
@@ -34,7 +34,7 @@ impl RunningNow {
     }
 }
 
-/// The machines that are being backed up. What cannot be found out is left out.
+/// Returns the running backups. Ignores everything that cannot be read.
 pub(crate) fn running(context: &Context) -> Vec<RunningNow> {
     let files = context.runtime().ok().and_then(|runtime| CaptureFile::open_all(&runtime).ok()).unwrap_or_default();
     let states = files.iter().filter_map(|file| file.load().ok());
@@ -53,7 +53,7 @@ pub(crate) fn running(context: &Context) -> Vec<RunningNow> {
     backups.into_iter().map(running).collect()
 }
 
-/// How far a job has come with the disks of a machine that it is at.
+/// Returns the progress of a job with the current disks of a machine.
 fn progress(job: &Job, machine: &str) -> (u64, u64) {
     let is_of_machine = |label: &str| label.rsplit_once('/').is_some_and(|(name, _)| name == machine);
     let steps = job.steps.iter().filter(|step| is_of_machine(&step.label));

@@ -7,13 +7,13 @@ use crate::units::ShortDuration;
 use clap::Args;
 use std::time::Duration;
 
-/// What a run and a late start may take on top of the time between two runs.
+/// Time for a run and for a late start, in addition to the time between two runs.
 const GRACE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The time between two runs where nothing says how often they come.
+/// The time between two runs if it is unknown.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// After which a machine should be verified again, unless something else is said.
+/// The default age after which a verification is a warning.
 const VERIFY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The thresholds of `kvmb status`.
@@ -46,26 +46,26 @@ pub(crate) struct ThresholdArgs {
     drill_max_age: Option<Duration>,
 }
 
-/// A length of time, which may be nothing.
+/// Parses a duration, which may be zero.
 fn span(text: &str) -> Result<Duration, String> {
     text.parse::<ShortDuration>().map(|span| span.0).map_err(|error| error.to_string())
 }
 
-/// The lengths of time that apply.
+/// The thresholds that apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Thresholds {
-    /// An older newest point is a warning.
+    /// Age of the newest point above which there is a warning.
     pub(crate) warning: Duration,
-    /// An older one is an alarm.
+    /// Age of the newest point above which the status is critical.
     pub(crate) critical: Duration,
-    /// A verification that is older is a warning.
+    /// Age of the last verification above which there is a warning.
     pub(crate) verify_warning: Duration,
-    /// A drill that is older is a warning, if this is set.
+    /// Age of the last drill above which there is a warning, if set.
     pub(crate) drill_max_age: Option<Duration>,
 }
 
 impl ThresholdArgs {
-    /// What the configuration says, for a command without these flags.
+    /// Returns the configured thresholds, for a command without these flags.
     pub(crate) fn from_config(config: &Config) -> ThresholdArgs {
         let span = |span: &Option<WithText<PositiveSpan>>| span.as_ref().map(|span| span.value().0);
         ThresholdArgs {
@@ -76,7 +76,7 @@ impl ThresholdArgs {
         }
     }
 
-    /// What applies where runs are at most so far apart.
+    /// Returns the thresholds that apply if runs are at most this far apart.
     pub(crate) fn thresholds(&self, gap: Option<Duration>) -> Result<Thresholds, CliError> {
         let gap = gap.unwrap_or(DAY);
         let (warning, critical) = match (self.warning, self.critical) {

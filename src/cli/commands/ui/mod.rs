@@ -19,10 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long that console may take to start and to answer.
+/// How long the systemd-managed console may take to start and to answer.
 const LINK_LIMIT: Duration = Duration::from_secs(30);
 
-/// No link is longer.
+/// Maximum length of a link.
 const LONGEST_LINK_BYTES: u64 = 4096;
 
 /// Open the web console: a local web page for looking, backing up and restoring.
@@ -113,7 +113,7 @@ impl UiArgs {
             if is_address {
                 say_tunnel(link, &name);
             }
-            // The first link only: a session that was ended is not to be opened again.
+            // Open only the first link: a session that was ended must not reopen by itself.
             if is_to_open.swap(false, Ordering::Relaxed) {
                 browser::open(link);
             }
@@ -132,25 +132,25 @@ impl UiArgs {
     }
 }
 
-/// How another computer reaches the address of a link.
+/// Prints how to reach the address of a link from another computer.
 fn say_tunnel(link: &str, host: &str) {
     if let Some(tunnel) = tunnel(link) {
         stderr::say(&format!("kvmb: from another computer, run this there first: ssh -L {tunnel} {host}"));
     }
 }
 
-/// What `ssh -L` takes for the address of a link, as a word for a shell.
+/// Returns the argument of `ssh -L` for the address of a link, quoted for a shell.
 fn tunnel(link: &str) -> Option<String> {
     let address: SocketAddr = link.strip_prefix("http://")?.split('/').next()?.parse().ok()?;
     let port = address.port();
     Some(match address {
         SocketAddr::V4(address) => format!("{port}:{}:{port}", address.ip()),
-        // Shells take brackets for a pattern.
+        // Shells treat brackets as a pattern.
         SocketAddr::V6(address) => format!("'{port}:[{}]:{port}'", address.ip()),
     })
 }
 
-/// The two sockets of `kvmb-ui.socket`, in any order.
+/// Returns the two sockets of `kvmb-ui.socket`, in any order.
 fn given_by_systemd() -> Result<Given, CliError> {
     let refused = |message: String| {
         CliError::usage(message).hint("--system is for systemd; run 'kvmb ui install', then 'kvmb ui --url'")
@@ -171,7 +171,7 @@ fn given_by_systemd() -> Result<Given, CliError> {
     }
 }
 
-/// Asks the console that systemd runs, which that may start, for a link.
+/// Requests a link from the systemd-managed console, which systemd starts if necessary.
 fn link_from(socket: &Path) -> Result<String, CliError> {
     let place = socket.display();
     let explained = |error: std::io::Error| {

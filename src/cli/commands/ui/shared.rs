@@ -1,4 +1,4 @@
-//! What the console has in common, whether it runs here or systemd starts it.
+//! What all ways to run the console share, whether kvmb starts it here or systemd does.
 
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
@@ -6,17 +6,17 @@ use crate::console;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Where it listens if nothing else is said.
+/// The default listening address.
 pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:8420";
 
-/// Where the console that systemd starts hands out links.
+/// The socket on which the systemd-managed console hands out links.
 pub(super) const LINK_SOCKET: &str = "/run/kvmb-ui.sock";
 
-/// The global options that the commands of the console get too.
+/// Returns the global options that the console passes to its commands.
 pub(super) fn arguments(context: &Context) -> Vec<String> {
     let global = &context.global;
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
-    // What the environment says, the commands find there themselves.
+    // The commands inherit the environment, so its values need no option.
     let given = |variable: &str, value: Option<String>| {
         value.filter(|value| std::env::var(variable).ok().as_deref() != Some(value.as_str()))
     };
@@ -28,12 +28,12 @@ pub(super) fn arguments(context: &Context) -> Vec<String> {
     options.into_iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value?))).collect()
 }
 
-/// An address that others could reach.
+/// Returns the error for an address that other computers could reach.
 pub(super) fn not_loopback(address: SocketAddr) -> CliError {
     explained(console::Error::NotLoopback { address })
 }
 
-/// Why a console does not run, and what to do.
+/// Converts an error of the console, with a hint.
 pub(super) fn explained(error: console::Error) -> CliError {
     let message = error.to_string();
     match error {

@@ -1,4 +1,4 @@
-//! `kvmb ui install` and `kvmb ui remove`: a console that systemd starts when somebody opens it.
+//! `kvmb ui install` and `kvmb ui remove`: a console that systemd starts on demand.
 
 use super::shared::{DEFAULT_ADDRESS, LINK_SOCKET, arguments, not_loopback};
 use crate::cli::commands::schedule::{own_path, text};
@@ -108,7 +108,7 @@ impl UnitInstallArgs {
         words.extend(self.read_only.then(|| "--read-only".to_owned()));
         let command = words.iter().map(|word| quoted(word)).collect::<Result<Vec<_>, _>>()?.join(" ");
         let mut environment = String::new();
-        // systemd gives it to no service of the system: keys for SSH and the like are below it.
+        // systemd does not set HOME for system services. SSH keys and other files are below it.
         for name in ["HOME", "KVMB_DATA_DIR", "KVMB_CACHE_DIR", "KVMB_RUNTIME_DIR", "KVMB_SCRATCH"] {
             if let Some(value) = crate::cli::terminal::secret::variable(name) {
                 let _ = writeln!(environment, "Environment={}", quoted_setting(&format!("{name}={value}"))?);

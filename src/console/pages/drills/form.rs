@@ -1,4 +1,4 @@
-//! The form that starts a drill: of a point, of a machine, or of the machines whose last drill is the longest ago.
+//! The form that starts a drill: of a point, of a machine, or of the machines that were drilled least recently.
 
 use crate::console::answers::not_found;
 use crate::console::html;
@@ -12,10 +12,10 @@ use axum::Extension;
 use axum::response::Response;
 use maud::{Markup, html};
 
-/// The number of machines that are booted from the overview.
+/// The number of machines that a drill from the overview boots.
 const SAMPLE: &str = "3";
 
-/// The rungs that may be enough.
+/// The rungs that can be required.
 const RUNGS: [&str; 3] = ["started", "console", "agent"];
 
 /// The fields with values, and their options.
@@ -27,21 +27,21 @@ const FIELDS: [(&str, &str); 5] = [
     ("check", "--check"),
 ];
 
-/// What is to be booted.
+/// What to boot.
 pub(in crate::console) enum Wish<'w> {
     /// This point of this repository.
     Point(&'w Repos, &'w Point),
     /// The newest point of a machine.
     Machine(&'w str),
-    /// The newest points of the machines whose last drill is the longest ago.
+    /// The newest points of the machines that were drilled least recently.
     Sample,
 }
 
 impl Wish<'_> {
-    /// The words of the command, with the options of a form.
+    /// Returns the command line, with the options of a form.
     fn words(&self, form: &Fields) -> Vec<String> {
         let mut words = vec!["drill".to_owned()];
-        // A command that is to succeed is a rung of its own.
+        // A command that must succeed is a rung itself.
         let until = form.get("until").filter(|rung| RUNGS.contains(rung) && !form.is_set("check"));
         words.extend(until.map(|rung| format!("--until={rung}")));
         for (field, option) in FIELDS {
@@ -58,7 +58,7 @@ impl Wish<'_> {
         words
     }
 
-    /// The hidden field that says what is meant.
+    /// Returns the hidden field that says what to boot.
     fn field(&self) -> (&'static str, &str) {
         match self {
             Wish::Point(_, point) => ("p", &point.point),
@@ -76,7 +76,7 @@ impl Wish<'_> {
     }
 }
 
-/// The form, left out where nothing may be changed; and the command line that does the same.
+/// Returns the form and the equivalent command line. In read-only mode there is no form.
 pub(in crate::console) fn form(visit: &Visit, wish: &Wish<'_>) -> Markup {
     let (nothing, none) = (Fields::default(), FieldErrors::default());
     let form = Form { typed: &nothing, errors: &none };
@@ -170,7 +170,7 @@ pub(in crate::console) async fn start(Extension(visit): Extension<Visit>) -> Res
     }
 }
 
-/// Whether a name is that of a machine that is backed up here.
+/// Whether this is the name of a machine that is backed up here.
 async fn is_machine(visit: &Visit, name: &str) -> bool {
     let status = visit.console.toolbox.status(false).await;
     status

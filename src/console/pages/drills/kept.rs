@@ -1,4 +1,4 @@
-//! Files that a drill has kept: read within bounds, and only if they are still those of that drill.
+//! Files that a drill has kept. They are read up to a size limit, and only if they still belong to that drill.
 
 use crate::record::{Time, plain_text};
 use chrono::{DateTime, Local, TimeDelta};
@@ -9,37 +9,37 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// A file is never larger: a picture of a screen, or the kept ends of sixteen serial ports.
+/// Maximum size of a file: a screenshot, or the kept ends of sixteen serial ports.
 const LARGEST_BYTES: u64 = 32 << 20;
 
-/// So much of the end of a console is on a page.
+/// How much of the end of a console a page shows.
 const SHOWN_BYTES: usize = 48 << 10;
 
-/// What a picture begins with that browsers show.
+/// The beginning of an image that browsers can show.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// A file that a record names.
+/// A file that a record refers to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kept<'p> {
     pub(super) path: &'p Path,
-    /// When the drill had ended. What was written later is of another one.
+    /// The end of the drill. A file that was written later belongs to another drill.
     pub(super) not_after: Time,
 }
 
 impl Kept<'_> {
-    /// What is in it; none if it is gone or of another drill.
+    /// Returns its content; None if it is missing or belongs to another drill.
     pub(super) async fn bytes(self) -> Option<Vec<u8>> {
         let (path, not_after) = (self.path.to_owned(), self.not_after);
         tokio::task::spawn_blocking(move || read(&path, not_after)).await.ok().flatten()
     }
 
-    /// The same, if it is a picture that browsers show.
+    /// Returns its content, if it is an image that browsers can show.
     pub(super) async fn picture(self) -> Option<Vec<u8>> {
         self.bytes().await.filter(|bytes| bytes.starts_with(PNG))
     }
 }
 
-/// Whether a path is one that drills write to: records may come from elsewhere.
+/// Whether a drill may have written this path: records may come from elsewhere.
 fn is_of_drills(path: &Path) -> bool {
     let text = |name: Option<&OsStr>| name.and_then(OsStr::to_str).map(str::to_owned);
     let is_uuid = |name: &str| name.len() == 36 && name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
@@ -65,11 +65,11 @@ fn read(path: &Path, not_after: Time) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The end of a console as plain text, and whether it had more.
+/// Returns the end of a console as plain text, and whether there was more.
 pub(super) fn end_of(console: &[u8]) -> (String, bool) {
     let start = console.len().saturating_sub(SHOWN_BYTES);
     let text = String::from_utf8_lossy(&console[start..]);
-    // What remains of the line that was cut is no line.
+    // Drop the rest of the truncated line.
     let whole = if start == 0 { &text[..] } else { text.split_once('\n').map_or(&text[..], |(_, rest)| rest) };
     (plain_text(whole).trim().to_owned(), start > 0)
 }

@@ -1,4 +1,4 @@
-//! The last drill of a machine, with what it has shown, and the form for another one.
+//! The last drill of a machine with its output, and the form for another one.
 
 use super::form::{Wish, form};
 use super::outcome::{Drilled, panel};

@@ -1,4 +1,4 @@
-//! Drills: the form that starts one, and the result, screen and console of the last one of a machine.
+//! Drills: the form that starts one, and the result, screen and console of a machine's last one.
 
 mod form;
 mod kept;

@@ -10,31 +10,30 @@ use maud::{Markup, html};
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// What a drill came to.
+/// The result of a drill.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::console) struct Drilled {
     pub(in crate::console) machine: String,
     /// `ok`, `critical` or `unknown`.
     pub(super) status: String,
     pub(super) detail: String,
-    /// The highest rung, and the seconds until it was reached.
+    /// The highest rung that was reached, and the seconds until then.
     rung: Option<String>,
     rung_seconds: Option<f64>,
-    /// The point that was booted.
     point: Option<String>,
-    /// When it had ended.
+    /// The time when it ended.
     pub(super) at: Time,
-    /// The operating system that the agent named.
+    /// The operating system that the agent reported.
     system: Option<String>,
-    /// Whether the processor ran the machine, if that is known.
+    /// Whether the machine ran with hardware acceleration, if known.
     accelerated: Option<bool>,
-    /// The files with what the guest wrote and with its screen.
+    /// The files with the guest's console output and its screen.
     log: Option<PathBuf>,
     screenshot: Option<PathBuf>,
 }
 
 impl Drilled {
-    /// The last drill of a machine.
+    /// Returns the last drill of a machine.
     pub(in crate::console) fn last(machine: &MachineStatus<'_>) -> Option<Drilled> {
         let text = |key: &str| machine.text(key).map(str::to_owned);
         Some(Drilled {
@@ -52,7 +51,7 @@ impl Drilled {
         })
     }
 
-    /// The drill that a command reported, which has ended by then.
+    /// Returns the drill that a command reported; it has ended by then.
     fn reported(check: &Check, at: Time) -> Option<Drilled> {
         let value = |key: &str| check.extra.get(key);
         let text = |key: &str| value(key).and_then(Value::as_str).map(str::to_owned);
@@ -80,7 +79,8 @@ impl Drilled {
     }
 }
 
-/// The drills that a job has reported; `ended_at` is the end of the job. A machine's files are those of its last one.
+/// Returns the drills that a job has reported. `ended_at` is the end of the job. A machine's files are those of its
+/// last drill.
 pub(in crate::console) fn of_job(printed: &[Record], ended_at: Option<Time>) -> Vec<Drilled> {
     let at = ended_at.unwrap_or_else(|| Local::now().fixed_offset());
     let mut all: Vec<Drilled> = Vec::new();
@@ -95,7 +95,7 @@ pub(in crate::console) fn of_job(printed: &[Record], ended_at: Option<Time>) -> 
     all
 }
 
-/// A rung in words.
+/// Describes a rung.
 fn rung(visit: &Visit, word: &str) -> String {
     let known = match word {
         "started" => visit.say("started", "démarrée"),
@@ -107,7 +107,7 @@ fn rung(visit: &Visit, word: &str) -> String {
     known.to_owned()
 }
 
-/// How far it came, and how soon.
+/// Describes the rung that was reached, and the time until then.
 pub(super) fn height(visit: &Visit, drilled: &Drilled) -> String {
     match (&drilled.rung, drilled.rung_seconds) {
         (Some(word), Some(seconds)) => {
@@ -119,7 +119,7 @@ pub(super) fn height(visit: &Visit, drilled: &Drilled) -> String {
     }
 }
 
-/// One line: the state, how far it came and when.
+/// Returns a line with the state, the rung and the time.
 pub(in crate::console) fn line(visit: &Visit, drilled: &Drilled) -> Markup {
     html! {
         (html::state(visit.language, &drilled.status)) " "
@@ -127,7 +127,7 @@ pub(in crate::console) fn line(visit: &Visit, drilled: &Drilled) -> Markup {
     }
 }
 
-/// The result in words and figures.
+/// Returns the result as a table of facts.
 fn facts(visit: &Visit, drilled: &Drilled) -> Markup {
     let language = visit.language;
     let (class, shape) = match drilled.status.as_str() {
@@ -159,7 +159,7 @@ fn facts(visit: &Visit, drilled: &Drilled) -> Markup {
     }
 }
 
-/// The result with what the guest has shown. `path` is the address below which its files are served.
+/// Returns the result with the guest's output. Its files are served below the address `path`.
 pub(in crate::console) async fn panel(visit: &Visit, drilled: &Drilled, path: &str) -> Markup {
     let console = match drilled.kept_log() {
         Some(kept) => kept.bytes().await.map(|bytes| end_of(&bytes)),

@@ -1,4 +1,4 @@
-//! What the overview says of drills: the last one of each machine, most urgent first, and the form for the next ones.
+//! Drills on the overview page: the last one of each machine, most urgent first, and the form for the next ones.
 
 use super::form::{Wish, form};
 use super::outcome::{Drilled, height};
@@ -7,14 +7,14 @@ use crate::console::pages::machine_status::MachineStatus;
 use crate::console::visit::Visit;
 use maud::{Markup, html};
 
-/// The number of machines listed; the pages of the machines show all.
+/// Maximum number of machines listed; the machines' own pages show all.
 const MOST_LISTED: usize = 20;
 
 fn has_points(machine: &MachineStatus<'_>) -> bool {
     machine.time("captured_at").is_some()
 }
 
-/// The section; left out while there is nothing to boot.
+/// Returns the section, or nothing if there is nothing to boot.
 pub(in crate::console) fn section(visit: &Visit, machines: &[MachineStatus<'_>]) -> Markup {
     if !machines.iter().any(has_points) {
         return html! {};
@@ -28,7 +28,7 @@ pub(in crate::console) fn section(visit: &Visit, machines: &[MachineStatus<'_>])
     }
 }
 
-/// The part that changes when a job has ended: the last drill of each machine.
+/// Returns the part that changes when a job has ended: the last drill of each machine.
 pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>]) -> Markup {
     let with_points: Vec<_> = machines.iter().filter(|machine| has_points(machine)).collect();
     let mut drilled: Vec<Drilled> = with_points.iter().filter_map(|machine| Drilled::last(machine)).collect();
@@ -80,7 +80,8 @@ pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>
     }
 }
 
-/// What can be done about a drill that failed, or is overdue: another one with one click, and what the last one showed.
+/// Returns the options after a drill that failed or is overdue: another one with one click, and the output of the last
+/// one.
 pub(in crate::console) fn ways(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     let (name, drilled) = (machine.name(), Drilled::last(machine).is_some());
     let again = visit.say("Boot the point again", "Démarrer de nouveau le point");

@@ -1,5 +1,5 @@
-//! The serial console and the screen of a drill, served as they are. Which files are meant a record of this host says,
-//! never the address.
+//! Serves the serial console and the screen of a drill unchanged. The path of a file comes from a record of this host,
+//! never from the request.
 
 use super::outcome::{Drilled, of_job};
 use crate::console::answers::not_found;
@@ -11,7 +11,7 @@ use axum::extract::Path;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
-/// What a drill has kept.
+/// A kind of file that a drill has kept.
 enum Piece {
     Screenshot,
     Console,
@@ -49,13 +49,13 @@ pub(in crate::console) async fn console_of_job(
     serve(&visit, reported_by(&visit, &id, number).await, Piece::Console).await
 }
 
-/// The last drill of a machine.
+/// Returns the last drill of a machine.
 pub(super) async fn last_of(visit: &Visit, name: &str) -> Option<Drilled> {
     let status = visit.console.toolbox.status(false).await;
     machines(&status.records).iter().find(|machine| machine.name() == name).and_then(Drilled::last)
 }
 
-/// The drill with this number among those that a job has reported.
+/// Returns the drill with this number among those that a job has reported.
 async fn reported_by(visit: &Visit, id: &str, number: usize) -> Option<Drilled> {
     if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
@@ -80,7 +80,7 @@ async fn serve(visit: &Visit, drilled: Option<Drilled>, piece: Piece) -> Respons
     match (bytes, piece) {
         (None, _) => not_found(visit).await,
         (Some(bytes), Piece::Screenshot) => ([(header::CONTENT_TYPE, "image/png")], bytes).into_response(),
-        // The browser saves it and never shows it.
+        // Make the browser save the file instead of showing it.
         (Some(bytes), Piece::Console) => (
             [
                 (header::CONTENT_TYPE, "application/octet-stream"),
