@@ -1,5 +1,5 @@
-//! Commands that are asked to end when nobody wants their output any more, so that they leave no lock behind: one whose
-//! output is passed on while it runs, and one whose answer is waited for.
+//! Commands that are terminated properly when their output is no longer wanted, so that they do not leave locks behind:
+//! downloads, whose output is passed on while they run, and look-ups, whose answer is awaited.
 
 use axum::body::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,39 +10,38 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// So much is passed on at a time.
+/// The size of one piece of output.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// So much of what it says on standard error is kept.
+/// How much of standard error is kept.
 const LARGEST_MESSAGES_BYTES: u64 = 64 << 10;
 
-/// How long it may take to end after it was asked to.
+/// How long a command may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a command brings.
+/// A part of a command's output.
 #[derive(Debug)]
 pub(super) enum OutputPart {
-    /// Some of its output.
+    /// Bytes of its standard output.
     Bytes(Bytes),
-    /// That it has ended.
+    /// The command has ended.
     End(End),
 }
 
-/// How a command ended.
 #[derive(Debug)]
 pub(super) struct End {
-    /// Its exit code; none if it was killed.
+    /// The exit code; None if it was killed.
     pub(super) exit_code: Option<i32>,
-    /// What it said went wrong.
+    /// Its error messages.
     pub(super) errors: Vec<String>,
 }
 
-/// A command that runs; it ends soon after this is dropped.
+/// A running command. It is terminated when this is dropped.
 #[derive(Debug)]
 pub(super) struct Reading(mpsc::Receiver<OutputPart>);
 
 impl Reading {
-    /// Starts a command; `permit` is given back when it has ended.
+    /// Starts a command; `permit` is released when it has ended.
     pub(super) fn start(mut command: Command, permit: OwnedSemaphorePermit) -> io::Result<Reading> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
@@ -56,25 +55,25 @@ impl Reading {
             };
             let exit_code = ended(&mut child, is_wanted).await;
             let said = said.await.ok().and_then(Result::ok).unwrap_or_default();
-            // Nobody may listen any more.
+            // The receiver may be gone.
             let _ = sender.send(OutputPart::End(End { exit_code, errors: words_of(&said, "error:") })).await;
             drop(permit);
         });
         Ok(Reading(receiver))
     }
 
-    /// What comes next; the last is its end, unless the console ends before.
+    /// Returns the next part. The last one is the end, unless the console ends first.
     pub(super) async fn next(&mut self) -> Option<OutputPart> {
         self.0.recv().await
     }
 
-    /// The same for who is asked again.
+    /// Like `next`, for polling.
     pub(super) fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<OutputPart>> {
         self.0.poll_recv(cx)
     }
 }
 
-/// Passes the output on; false if nobody wants the rest.
+/// Passes the output on. Returns false if the receiver is gone.
 async fn pass_on(mut stdout: ChildStdout, sender: &mpsc::Sender<OutputPart>) -> bool {
     loop {
         let piece = tokio::select! {
@@ -92,22 +91,22 @@ async fn pass_on(mut stdout: ChildStdout, sender: &mpsc::Sender<OutputPart>) -> 
     }
 }
 
-/// What has come of an output; nothing at its end.
+/// Reads the next part of an output; empty at its end.
 pub(super) async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut piece = Vec::with_capacity(PIECE_BYTES);
     stream.read_buf(&mut piece).await?;
     Ok(piece)
 }
 
-/// Asks a command to end that was not waited for yet: until then, its number is nobody else's.
+/// Sends SIGTERM to a command that has not been waited for, so its PID has not been reused.
 fn ask_to_end(child: &Child) {
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)) {
-        // It may have ended by itself meanwhile.
+        // It may have ended meanwhile.
         let _ = kill_process(pid, Signal::TERM);
     }
 }
 
-/// Waits until a command has ended. One that nobody wants any more is asked to.
+/// Waits until a command has ended. Terminates it if it is no longer wanted.
 async fn ended(child: &mut Child, is_wanted: bool) -> Option<i32> {
     if !is_wanted {
         ask_to_end(child);
@@ -122,23 +121,23 @@ async fn ended(child: &mut Child, is_wanted: bool) -> Option<i32> {
     status.ok().and_then(|status| status.code())
 }
 
-/// A command whose answer is waited for. Dropped before its end, it is asked to end, and killed if it does not.
+/// A command whose answer is awaited. If dropped before its end, it is terminated, and killed if that does not end it.
 #[derive(Debug)]
 pub(super) struct Lookup(Option<Child>);
 
 impl Lookup {
-    /// Starts a command, with pipes to read from.
+    /// Starts a command with pipes for its output.
     pub(super) fn start(command: &mut Command) -> io::Result<Lookup> {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         Ok(Lookup(Some(child)))
     }
 
-    /// Its standard input, if that is a pipe.
+    /// Returns its standard input, if that is a pipe.
     pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
         self.0.as_mut().and_then(|child| child.stdin.take())
     }
 
-    /// Its output and its messages.
+    /// Returns its standard output and standard error.
     pub(super) fn output(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
         self.0.as_mut().map_or((None, None), |child| (child.stdout.take(), child.stderr.take()))
     }
@@ -156,25 +155,25 @@ impl Drop for Lookup {
     fn drop(&mut self) {
         let Some(mut child) = self.0.take().filter(|child| child.id().is_some()) else { return };
         ask_to_end(&child);
-        // Without a runtime the console ends too.
+        // Without a runtime, the console is ending too.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { ended(&mut child, true).await });
         }
     }
 }
 
-/// The beginning of an output.
+/// Reads the beginning of an output.
 pub(super) async fn read_some(stream: Option<impl tokio::io::AsyncRead + Unpin>, most: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     if let Some(mut stream) = stream {
         (&mut stream).take(most).read_to_end(&mut text).await?;
-        // The rest is not kept, but the command must be able to write it.
+        // Discard the rest, but keep reading so that the command can write it.
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
     }
     Ok(text)
 }
 
-/// The messages of a kind on standard error.
+/// Returns the messages of a kind from standard error.
 pub(super) fn words_of(text: &[u8], kind: &str) -> Vec<String> {
     let prefix = format!("kvmb: {kind}");
     let text = String::from_utf8_lossy(text);

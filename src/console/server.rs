@@ -1,4 +1,4 @@
-//! Listens, accepts connections, and ends.
+//! The server loop: listens, accepts connections, and ends.
 
 use super::access;
 use super::links;
@@ -25,16 +25,16 @@ use tokio::time::{Sleep, sleep};
 /// The maximum number of open connections; others wait.
 const MOST_CONNECTIONS: usize = 128;
 
-/// How long a client may take for the head of a request, and stay silent between two.
+/// How long a client may take to send the head of a request, and stay silent between two requests.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a client may not read what it asked for.
+/// How long a client may take to read a part of the response.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
-/// The head of a request is never larger.
+/// Maximum size of the head of a request.
 const LARGEST_HEAD_BYTES: usize = 32 << 10;
 
-/// How often it is looked whether the console is to end.
+/// Interval at which the stop flag and the idle time are checked.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 enum Listener {
@@ -42,7 +42,7 @@ enum Listener {
     Socket(UnixListener),
 }
 
-/// Runs the console until it is to end, or is idle.
+/// Runs the console until it is stopped or idle.
 pub(crate) fn run(options: Options) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -71,7 +71,7 @@ async fn serve(options: Options) -> Result<(), Error> {
         match &listener {
             Listener::Address(listener) => match tokio::time::timeout(INTERVAL, listener.accept()).await {
                 Ok(Ok((stream, _))) => spawn(stream, router.clone(), permit),
-                // Out of descriptors perhaps: others end soon.
+                // Possibly out of file descriptors, which other connections will free soon.
                 Ok(Err(_)) => sleep(INTERVAL).await,
                 Err(_) => {}
             },
@@ -88,11 +88,11 @@ async fn serve(options: Options) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is listened on.
+/// The open sockets.
 struct Listening {
     pages: Listener,
     links: Option<UnixListener>,
-    /// What the links begin with.
+    /// The beginning of the login links.
     address: String,
 }
 
@@ -110,14 +110,14 @@ async fn listen(listen: &Listen) -> Result<Listening, Error> {
             }
             let failed = |source| Error::Listen { place: address.to_string(), source };
             let listener = TcpListener::bind(address).await.map_err(failed)?;
-            // Port 0 becomes any that is free.
+            // With port 0, the system chooses a free port.
             let address = listener.local_addr().map_err(failed)?;
             Ok(Listening::of(Listener::Address(listener), format!("http://{address}")))
         }
         Listen::Socket(path) => {
             let failed = |source| Error::Listen { place: path.display().to_string(), source };
             remove_stale(path)?;
-            // From its first moment on, nobody else may use it.
+            // Set the umask first, so that nobody else can ever use the socket.
             let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
             let bound = UnixListener::bind(path);
             rustix::process::umask(umask);
@@ -140,7 +140,7 @@ fn given_by_systemd(given: &Given) -> Result<Listening, Error> {
     Ok(Listening { pages, links, address: format!("http://{address}") })
 }
 
-/// Removes a socket that no program listens on any more.
+/// Removes a socket without a listening program.
 fn remove_stale(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::FileTypeExt;
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
@@ -162,20 +162,20 @@ where
         let stream = TokioIo::new(Impatient { stream, stalled: None });
         let mut server = http1::Builder::new();
         server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(LARGEST_HEAD_BYTES);
-        // A client that goes away, or is too slow, is no event.
+        // A client that disconnects or is too slow is not an error.
         let _ = server.serve_connection(stream, TowerToHyperService::new(router)).await;
         drop(permit);
     });
 }
 
-/// A connection whose client must read what it gets.
+/// A connection whose client must read the response in time.
 struct Impatient<S> {
     stream: S,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Impatient<S> {
-    /// Passes on what a write came to; an error when it has been waiting for too long.
+    /// Passes on the result of a write, or an error if it has been blocked for too long.
     fn judge<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;

@@ -9,20 +9,19 @@ use std::time::{Duration, Instant};
 /// The maximum number of open sessions; a new one ends the oldest.
 const MOST_SESSIONS: usize = 8;
 
-/// A session that is not used for so long ends.
+/// A session without requests ends after this time.
 const SESSION_LIMIT: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// 256 random bits, as text.
+/// Returns 256 random bits as text.
 pub(super) fn random_text() -> String {
     let mut bytes = [0; 32];
     rand::rng().fill_bytes(&mut bytes);
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The sessions of one console.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    /// The hash of the token that opens the next session; none once it is used.
+    /// The hash of the token that opens the next session; None once it is used.
     token: Option<[u8; 32]>,
     open: Vec<BrowserSession>,
 }
@@ -40,16 +39,16 @@ impl Sessions {
         Sessions { token: None, open: Vec::new() }
     }
 
-    /// Makes a token that opens one session; an earlier one that was not used is void.
+    /// Creates a token that opens one session, and invalidates an earlier unused one.
     pub(super) fn new_token(&mut self) -> String {
         let token = random_text();
         self.token = Some(hash(&token));
         token
     }
 
-    /// Opens a session for the token, which is used up by that, and returns its cookie.
+    /// Opens a session for the token, which can be used only once, and returns its cookie.
     pub(super) fn open(&mut self, token: &str) -> Option<String> {
-        // Hashes are compared, so that the time of the comparison says nothing.
+        // Compare hashes, so that the time of the comparison reveals nothing.
         if self.token != Some(hash(token)) {
             return None;
         }
@@ -63,7 +62,7 @@ impl Sessions {
         Some(cookie)
     }
 
-    /// The form token of the session with this cookie.
+    /// Returns the form token of the session with this cookie.
     pub(super) fn form_token(&mut self, cookie: &str) -> Option<String> {
         self.open.retain(|session| session.used.elapsed() < SESSION_LIMIT);
         let wanted = hash(cookie);
@@ -78,7 +77,7 @@ impl Sessions {
     }
 }
 
-/// Whether two texts are equal, in a time that says nothing of where they differ.
+/// Whether two texts are equal. The time does not depend on where they differ.
 pub(super) fn is_same(a: &str, b: &str) -> bool {
     hash(a) == hash(b)
 }

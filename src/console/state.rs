@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state that all requests share.
 
 use super::fields::Fields;
 use super::followed::Followed;
@@ -10,16 +10,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// What all requests share.
 pub(super) struct Console {
     pub(super) options: Options,
     pub(super) toolbox: Arc<Toolbox>,
-    /// Of the cookie: two consoles on one host do not end each other's sessions.
+    /// Distinguishes the cookies of consoles on one host, so that they do not end each other's sessions.
     pub(super) instance: String,
-    /// What the links begin with.
+    /// The beginning of the login links.
     address: String,
     sessions: Mutex<Sessions>,
-    /// When somebody last used it.
+    /// The time of the last use.
     used: Mutex<Instant>,
     /// The newest test of the backup server.
     server_test: Mutex<Option<Arc<Followed>>>,
@@ -34,7 +33,7 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// A console whose links begin with `address`.
+    /// Creates a console whose links begin with `address`.
     pub(super) fn new(options: Options, address: String) -> Console {
         let toolbox = Arc::new(Toolbox::new(options.program.clone(), options.arguments.clone()));
         let instance = random_text()[..8].to_owned();
@@ -47,23 +46,23 @@ impl Console {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that somebody uses the console.
+    /// Records a use of the console.
     pub(super) fn touch(&self) {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Whether nobody has used it for as long as it is allowed.
+    /// Whether the console has not been used for the allowed time.
     pub(super) fn is_idle(&self) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.streams.load(Ordering::Relaxed) == 0 && used.elapsed() > self.options.idle
     }
 
-    /// The newest test of the backup server.
+    /// Returns the newest test of the backup server.
     pub(super) fn server_test(&self) -> Option<Arc<Followed>> {
         self.server_test.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Starts a test of the backup server; one that runs already with the same words goes on, any other ends.
+    /// Starts a test of the backup server. A running one with the same command line continues; any other is stopped.
     pub(super) fn test_server(&self, words: Vec<String>, form: Fields) {
         let mut test = self.server_test.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*test {
@@ -75,13 +74,13 @@ impl Console {
         *test = Some(Followed::start(&self.toolbox, words, form));
     }
 
-    /// A link that opens one session; an earlier one that was not used is void.
+    /// Returns a link that opens one session, and invalidates an earlier unused one.
     pub(super) fn new_link(&self) -> String {
         let token = self.sessions().new_token();
         format!("{}/login?token={token}", self.address)
     }
 
-    /// Whether systemd has started it: nobody reads what it prints then.
+    /// Whether systemd has started the console. Nobody reads its output then.
     pub(super) fn is_of_system(&self) -> bool {
         matches!(self.options.listen, Listen::Given(_))
     }

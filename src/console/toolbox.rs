@@ -1,4 +1,4 @@
-//! Runs commands of kvmb: look-ups, whose answers are kept for a while, and jobs, which go on without the console.
+//! Runs commands of kvmb: look-ups, whose answers are cached, and jobs, which continue without the console.
 
 use super::job_watch::JobWatch;
 use super::reading::{Lookup, OutputPart, Reading, read_piece, read_some, words_of};
@@ -14,46 +14,46 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdout;
 use tokio::sync::Semaphore;
 
-/// How long a look-up may take.
+/// Time limit of a look-up.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// So much of an answer is read.
+/// Maximum size of an answer.
 const LARGEST_ANSWER_BYTES: usize = 64 << 20;
 
-/// So much of what it says on standard error.
+/// How much of standard error is read.
 const LARGEST_MESSAGES_BYTES: u64 = 64 << 10;
 
-/// The maximum number of queries at the same time.
+/// The maximum number of concurrent look-ups.
 const MOST_LOOKUPS: usize = 4;
 
-/// The maximum number of downloads.
+/// The maximum number of concurrent downloads.
 const MOST_DOWNLOADS: usize = 4;
 
-/// How long a look-up with many records may take; what has come until then is the answer.
+/// Time limit of a look-up with many records; those that have arrived by then are the answer.
 const LISTING_LIMIT: Duration = Duration::from_secs(60);
 
 /// The number of cached answers.
 const MOST_ANSWERS: usize = 64;
 
-/// How long a started command may take to become a job.
+/// How long a started command may take until it is a job.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// An answer that is older is asked for again; the old one is shown meanwhile, with its age.
+/// Answers older than this are refreshed; meanwhile the old one is shown with its age.
 const FRESH: Duration = Duration::from_secs(20);
 
-/// Answers about running jobs are younger than this.
+/// Maximum age of answers about running jobs.
 const FRESH_JOBS: Duration = Duration::from_millis(500);
 
 /// The option that makes commands print records.
 const JSON: &str = "--json";
 
-/// What a command answered.
+/// The answer of a command.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) records: Arc<Vec<Record>>,
-    /// Its exit code; none if it was killed.
+    /// The exit code; None if it was killed.
     pub(super) exit_code: Option<i32>,
-    /// What it warned of.
+    /// Its warnings.
     pub(super) warnings: Arc<Vec<String>>,
     asked: Instant,
     pub(super) at: Instant,
@@ -84,13 +84,13 @@ pub(super) struct Toolbox {
     arguments: Vec<String>,
     lookups: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
-    /// One job is started at a time, so that of two equal ones the second finds the first.
+    /// Serialises the start of jobs, so that the second of two equal ones finds the first.
     starting: tokio::sync::Mutex<()>,
     answers: Mutex<HashMap<Vec<String>, Answer>>,
-    /// The questions that are being asked: of many who ask the same at once, most get one answer.
+    /// Look-ups in progress, so that concurrent requests share an answer.
     asking: Mutex<HashMap<Vec<String>, Arc<tokio::sync::Mutex<()>>>>,
     watch: Arc<JobWatch>,
-    /// How many jobs had ended when what was known was last forgotten.
+    /// The number of ended jobs when the cache was last cleared.
     forgotten: Mutex<u64>,
 }
 
@@ -102,18 +102,18 @@ impl Toolbox {
         Toolbox { program, arguments, lookups, downloads, starting, answers, asking, watch, forgotten }
     }
 
-    /// Whether a word of a command line is one that the console gives every command.
+    /// Whether the console adds this word to every command line.
     pub(super) fn is_own_argument(&self, word: &str) -> bool {
         word == JSON || self.arguments.iter().any(|own| own == word)
     }
 
-    /// The command line that a person would type for these arguments.
+    /// Returns the command line that a person would type for these arguments.
     pub(super) fn command_line(&self, words: &[String]) -> String {
         let words: Option<Vec<String>> = words.iter().map(|word| quoted(word)).collect();
         words.map(|words| format!("kvmb {}", words.join(" "))).unwrap_or_default()
     }
 
-    /// The answer of a command that changes nothing. One that is not too old is not asked for again; with `again`, any.
+    /// Returns the answer of a command that changes nothing, from the cache if it is fresh. `again` ignores the cache.
     pub(super) async fn look_up(self: &Arc<Self>, words: &[&str], again: bool) -> Answer {
         if again {
             return self.look_up_within(words, Duration::ZERO).await;
@@ -135,7 +135,7 @@ impl Toolbox {
         }
     }
 
-    /// The same, where an answer may be so old and no older: of many who look often, one asks.
+    /// Like `look_up`, with a maximum age of the answer. Frequent requests share one look-up.
     pub(super) async fn look_up_within(&self, words: &[&str], age: Duration) -> Answer {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         self.forget_after_jobs();
@@ -146,7 +146,7 @@ impl Toolbox {
         }
     }
 
-    /// The checks of all machines, with their last runs: one answer for every page that needs some of it.
+    /// Returns the checks of all machines with their last runs: one answer for all pages.
     pub(super) async fn status(self: &Arc<Self>, again: bool) -> Answer {
         self.look_up(&["status", "--runs", "30"], again).await
     }
@@ -155,7 +155,7 @@ impl Toolbox {
         self.ask_since(words, Instant::now()).await
     }
 
-    /// An answer to a question that was asked at this moment or later.
+    /// Returns an answer that was requested at this moment or later.
     async fn ask_since(&self, words: Vec<String>, wanted: Instant) -> Answer {
         let turn = {
             let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,7 +163,7 @@ impl Toolbox {
             Arc::clone(asking.entry(words.clone()).or_default())
         };
         let _one_at_a_time = turn.lock().await;
-        // Somebody else has asked the same meanwhile.
+        // Another request may have got the answer meanwhile.
         if let Some(answer) = self.answers().get(&words).filter(|known| known.asked >= wanted) {
             return answer.clone();
         }
@@ -189,10 +189,10 @@ impl Toolbox {
         answer
     }
 
-    /// A command of kvmb.
+    /// Returns a kvmb command.
     pub(super) fn command(&self, words: &[String]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(&self.program);
-        // Before the words: a name that begins with a hyphen stands behind "--".
+        // `--json` precedes the words, because names that begin with a hyphen follow after `--`.
         command.args(&self.arguments).arg(JSON).args(words);
         command
     }
@@ -201,13 +201,13 @@ impl Toolbox {
         let mut command = self.command(words);
         let mut lookup = Lookup::start(command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }))?;
         if let (Some(mut stdin), Some(input)) = (lookup.stdin(), input) {
-            // A command that does not want it has ended already.
+            // A command that does not read its input has already ended.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
         let (stdout, stderr) = lookup.output();
         let (records, said) = tokio::join!(read_records(stdout), read_some(stderr, LARGEST_MESSAGES_BYTES));
         let (mut records, said, status) = (records?, said?, lookup.wait().await?);
-        // What is wrong with a command line is said in words only.
+        // Errors in the command line are reported as text only.
         if records.is_empty() && !status.success() {
             let error = words_of(&said, "error:").join("; ");
             let failure = Failure { code: "usage".into(), error, ..Failure::default() };
@@ -216,7 +216,8 @@ impl Toolbox {
         Ok(Answer::of(records, status.code(), words_of(&said, "warning: ")))
     }
 
-    /// The first records of a command that may have very many, and whether these are all. Nothing of it is kept.
+    /// Returns the first records of a command that may have very many, and whether they are all. The answer is not
+    /// cached.
     pub(super) async fn first_records(&self, words: &[String], most: usize) -> (Answer, bool) {
         let Ok(permit) = Arc::clone(&self.lookups).acquire_owned().await else {
             return (Answer::of_failure("the console is ending".into()), true);
@@ -248,19 +249,19 @@ impl Toolbox {
         (Answer::of(records, end.and_then(|end| end.exit_code), Vec::new()), is_complete)
     }
 
-    /// Starts a command whose output is handed to the browser; none if too many are under way.
+    /// Starts a command whose output is passed on to the browser; None if too many are running.
     pub(super) fn download(&self, words: &[String]) -> Option<std::io::Result<Reading>> {
         let permit = Arc::clone(&self.downloads).try_acquire_owned().ok()?;
         tracing::info!("console: {}", self.command_line(words));
         Some(Reading::start(self.command(words), permit))
     }
 
-    /// Runs a command that changes something and ends soon. Nothing that is known stays.
+    /// Runs a short command that changes something, and clears the cache.
     pub(super) async fn act(&self, words: &[String]) -> Answer {
         self.act_with(words, None).await
     }
 
-    /// The same for a command that reads this on its standard input, where nobody else sees it.
+    /// Like `act`, with this text as standard input, where nobody else can see it.
     pub(super) async fn act_with(&self, words: &[String], input: Option<&str>) -> Answer {
         tracing::info!("console: {}", self.command_line(words));
         let answer = match tokio::time::timeout(LIMIT, self.run(words, input)).await {
@@ -272,14 +273,14 @@ impl Toolbox {
         answer
     }
 
-    /// Forgets what is known: something may have changed.
+    /// Clears the cache, because something may have changed.
     pub(super) fn forget(&self) {
         self.answers().clear();
     }
 
-    /// Starts a command that becomes a job and goes on even if the console ends. Returns the job's id, or what the
-    /// command said when it ended before it became one. If a job of the console with the same words runs already, it
-    /// is that one: a form that was sent twice starts one job.
+    /// Starts a command as a job that continues even if the console ends. Returns the job's id, or the command's answer
+    /// if it ended before it became a job. If a job of the console with the same command line is already running,
+    /// returns that one, so that a form that was submitted twice starts one job.
     pub(super) async fn start(self: &Arc<Self>, words: &[String]) -> Result<String, Answer> {
         let _one_at_a_time = self.starting.lock().await;
         if let Some(job) = self.same_job(words).await {
@@ -296,7 +297,7 @@ impl Toolbox {
                 Record::Job(job) if job.pid == pid => Some(job.job.clone()),
                 _ => None,
             };
-            // Process ids are used again: the newest job with it is meant.
+            // PIDs are reused, so take the newest job with this one.
             if let Some(job) = jobs.records.iter().rev().find_map(of_child) {
                 self.answers().clear();
                 return Ok(job);
@@ -311,7 +312,7 @@ impl Toolbox {
         }
     }
 
-    /// The running job of the console with these words.
+    /// Returns the console's running job with this command line.
     pub(super) async fn same_job(&self, words: &[String]) -> Option<String> {
         let own = self.arguments.iter().map(String::as_str).chain([JSON]);
         let line: Vec<&str> = own.chain(words.iter().map(String::as_str)).collect();
@@ -327,22 +328,22 @@ impl Toolbox {
         &self,
         words: &[String],
     ) -> std::io::Result<(u32, std::fs::File, tokio::sync::oneshot::Receiver<Option<i32>>)> {
-        // A file without a name: the job may write to it long after the console has ended.
+        // An unlinked file: the job may write to it long after the console has ended.
         let output = tempfile::tempfile()?;
         let mut child = std::process::Command::new(&self.program)
             .args(&self.arguments)
-            // Before the words: a name that begins with a hyphen stands behind "--".
+            // `--json` precedes the words, because names that begin with a hyphen follow after `--`.
             .arg(JSON)
             .args(words)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(Stdio::null())
-            // Ctrl-C in the console's terminal is not for its jobs.
+            // Ctrl-C in the console's terminal must not reach its jobs.
             .process_group(0)
             .spawn()?;
         let pid = child.id();
         let (sender, ended) = tokio::sync::oneshot::channel();
-        // It is waited for even if nobody wants to know any more, so that it does not stay a zombie.
+        // Wait for the child in any case, so that it does not remain a zombie.
         std::thread::Builder::new().name("job".into()).spawn(move || {
             let status = child.wait();
             let _ = sender.send(status.ok().and_then(|status| status.code()));
@@ -350,7 +351,7 @@ impl Toolbox {
         Ok((pid, output, ended))
     }
 
-    /// The running and the newest past jobs, newest first; one command follows them for all who ask.
+    /// Returns the running and the newest past jobs, newest first. All callers share one command that follows them.
     pub(super) async fn jobs(self: &Arc<Self>) -> Vec<Job> {
         let follow = || {
             let mut command = tokio::process::Command::new(&self.program);
@@ -369,12 +370,12 @@ impl Toolbox {
         self.watch.jobs()
     }
 
-    /// Tells when a job begins, goes on or ends.
+    /// Returns a receiver that is notified when a job starts, progresses or ends.
     pub(super) fn job_changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.watch.subscribe()
     }
 
-    /// When a job has ended, what was known is forgotten.
+    /// Clears the cache when a job has ended.
     fn forget_after_jobs(&self) {
         let ended = self.watch.ended();
         let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
@@ -389,7 +390,7 @@ impl Toolbox {
     }
 }
 
-/// A word for a shell. Of `--flag=value` and `key=value`, only the value may need quotes.
+/// Quotes a word for a shell. In `--flag=value` and `key=value`, only the value is quoted.
 fn quoted(word: &str) -> Option<String> {
     let quoted = |word: &str| shlex::try_quote(word).ok().map(Into::into);
     let is_plain =
@@ -411,7 +412,7 @@ fn answer_of(mut output: std::fs::File, exit_code: Option<i32>) -> Answer {
     }
 }
 
-/// The records of an output, taken as they come: the text of many is longer than they are.
+/// Returns the records of an output. Parses them as they arrive, because the text needs more memory than the records.
 async fn read_records(stdout: Option<ChildStdout>) -> std::io::Result<Vec<Record>> {
     let (mut records, mut line) = (Vec::new(), Vec::new());
     let Some(mut stdout) = stdout else { return Ok(records) };
@@ -421,7 +422,7 @@ async fn read_records(stdout: Option<ChildStdout>) -> std::io::Result<Vec<Record
         if piece.is_empty() {
             break;
         }
-        // The rest is not kept, but the command must be able to write it.
+        // Discard the rest, but keep reading so that the command can write it.
         let kept = &piece[..piece.len().min(left_bytes)];
         left_bytes -= kept.len();
         take_records(kept, &mut line, &mut records);
@@ -431,7 +432,7 @@ async fn read_records(stdout: Option<ChildStdout>) -> std::io::Result<Vec<Record
     Ok(records)
 }
 
-/// Takes the records of all lines that are whole; the rest of the last one stays.
+/// Parses the records of all complete lines, and keeps the rest of the last one.
 fn take_records(bytes: &[u8], line: &mut Vec<u8>, taken: &mut Vec<Record>) {
     for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
         line.extend_from_slice(piece);
@@ -460,7 +461,7 @@ mod tests {
         assert_eq!(line(&["backup", "--", "-a b=c", "$(id)", ""]), "kvmb backup -- '-a b=c' '$(id)' ''");
     }
 
-    /// A command that notes that it was run, and prints so many records.
+    /// Returns a command that records that it was run, and prints this number of records.
     fn noting(folder: &tempfile::TempDir, records: usize) -> Arc<Toolbox> {
         let runs = folder.path().join("runs");
         let record = r#"{"type":"file","path":"/x","size_bytes":1}"#;

@@ -1,4 +1,4 @@
-//! The repositories of this host, always told apart, and the points in them.
+//! The repositories of this host, always clearly distinguished, and their points.
 
 use crate::console::html;
 use crate::console::toolbox::Answer;
@@ -6,23 +6,23 @@ use crate::console::visit::Visit;
 use crate::record::{Check, Point, Record};
 use maud::{Markup, html};
 
-/// The variable that names a file with the password of the second repository.
+/// The variable with the path of the second repository's password file.
 const SECOND_PASSWORD: &str = "KVMB_COPY_TO_PASSWORD_FILE";
 
-/// The variable that names a file with the password of the first one.
+/// The variable with the path of the first repository's password file.
 const FIRST_PASSWORD: &str = "KVMB_PASSWORD_FILE";
 
-/// The repositories that backups go to, by their addresses.
+/// The addresses of the repositories that backups use.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Repos {
-    /// The one that backups go to first; none if that is not known.
+    /// The first repository; None if unknown.
     pub(super) first: Option<String>,
-    /// The one with the copies.
+    /// The second repository, with the copies.
     pub(super) second: Option<String>,
 }
 
 impl Repos {
-    /// The repositories that `status` checks.
+    /// Returns the repositories that `status` checks.
     pub(super) async fn of(visit: &Visit, again: bool) -> Repos {
         let answer = visit.console.toolbox.status(again).await;
         let target = |kind: &str| {
@@ -35,12 +35,12 @@ impl Repos {
         Repos { first: target("repository"), second: target("copy") }
     }
 
-    /// Their addresses, the first one first.
+    /// Returns their addresses, the first one first.
     pub(super) fn urls(&self) -> impl Iterator<Item = &str> {
         self.first.as_deref().into_iter().chain(self.second.as_deref())
     }
 
-    /// The options that name one of them, with the file of its password where the environment has one.
+    /// Returns the options that select a repository, with its password file if the environment names one.
     pub(super) fn options(&self, url: &str) -> Vec<String> {
         let mut words = vec!["-r".to_owned(), url.to_owned()];
         if self.is_second(url) {
@@ -49,7 +49,7 @@ impl Repos {
         words
     }
 
-    /// The options for a copy from one to the other.
+    /// Returns the options for a copy from one to the other.
     pub(super) fn copy_options(&self, from: &str, to: &str) -> Vec<String> {
         let mut words = self.options(to);
         words.push(format!("--from-repo={from}"));
@@ -60,18 +60,18 @@ impl Repos {
         words
     }
 
-    /// Whether this is the repository with the copies.
+    /// Whether this is the second repository.
     pub(super) fn is_second(&self, url: &str) -> bool {
         self.second.as_deref().is_some_and(|second| is_at(url, second))
     }
 
-    /// The other one than this.
+    /// Returns the other repository.
     pub(super) fn other(&self, url: &str) -> Option<&str> {
         let is_known = self.urls().any(|known| is_at(url, known));
         self.urls().find(|known| !is_at(url, known)).filter(|_| is_known)
     }
 
-    /// What a repository is to this host.
+    /// Describes the role of a repository for this host.
     pub(super) fn role(&self, visit: &Visit, url: &str) -> &'static str {
         let is_remote = ["sftp:", "rest:", "s3:"].iter().any(|scheme| url.starts_with(scheme));
         match (self.is_second(url), is_remote) {
@@ -82,13 +82,13 @@ impl Repos {
         }
     }
 
-    /// A repository: what it is, and its address.
+    /// Returns the role and the address of a repository.
     pub(super) fn label(&self, visit: &Visit, url: &str) -> Markup {
         html! { span class="tag" { (self.role(visit, url)) } " " code class="brk" { (url) } }
     }
 }
 
-/// Whether a point's repository is the one at this address: a server's may be the folder `kvmb` in there.
+/// Whether a point's repository is the one at this address. A server's repository may be the folder `kvmb` below it.
 fn is_at(url: &str, address: &str) -> bool {
     url == address || url.strip_suffix("/kvmb") == Some(address)
 }
@@ -97,15 +97,15 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// What a look into all repositories came to.
+/// The points of all repositories.
 pub(super) struct KnownPoints {
     pub(super) repos: Repos,
-    /// The words of each look-up, and its answer.
+    /// The command line of each look-up, and its answer.
     pub(super) answers: Vec<(Vec<String>, Answer)>,
 }
 
 impl KnownPoints {
-    /// Looks into every repository.
+    /// Lists the points of every repository.
     pub(super) async fn of(visit: &Visit, again: bool) -> KnownPoints {
         let repos = Repos::of(visit, again).await;
         let mut commands: Vec<Vec<String>> =
@@ -122,7 +122,7 @@ impl KnownPoints {
         KnownPoints { repos, answers }
     }
 
-    /// All points, the newest first.
+    /// Returns all points, newest first.
     pub(super) fn newest_first(&self) -> Vec<&Point> {
         let records = self.answers.iter().flat_map(|(_, answer)| answer.records.iter());
         let points = records.filter_map(|record| match record {
@@ -134,11 +134,11 @@ impl KnownPoints {
         points
     }
 
-    /// What failed, with the repository that it failed for.
+    /// Returns the failures, each with its repository.
     pub(super) fn failures(&self, visit: &Visit) -> Markup {
         html! {
             @for (words, answer) in &self.answers {
-                // That there is no point yet is said where the points would be.
+                // Pages already say where there are no points yet.
                 @if answer.failures().any(|failure| failure.code != "no_repository") {
                     @if let Some(url) = words.get(2) { p { (self.repos.label(visit, url)) } }
                     (html::failures(visit, answer))
@@ -147,7 +147,7 @@ impl KnownPoints {
         }
     }
 
-    /// How old the answers are, and the command lines of the look-ups.
+    /// Returns the age of the answers, and the command lines of the look-ups.
     pub(super) fn sources(&self, visit: &Visit) -> Markup {
         html! {
             @if let Some((_, answer)) = self.answers.iter().min_by_key(|(_, answer)| answer.at) {
@@ -157,7 +157,7 @@ impl KnownPoints {
         }
     }
 
-    /// The same point in another repository: both are copies of one capture.
+    /// Returns the same point in another repository: both are copies of one capture.
     pub(super) fn twin<'k>(&'k self, point: &Point, repo: &str) -> Option<&'k Point> {
         let is_twin = |other: &&Point| {
             is_at(&other.repo, repo) && other.uuid == point.uuid && other.captured_at == point.captured_at
@@ -166,7 +166,7 @@ impl KnownPoints {
     }
 }
 
-/// The ids of points that a verification has found damaged.
+/// Returns the ids of points that were found damaged.
 pub(super) async fn damaged_points(visit: &Visit) -> Vec<String> {
     let answer = visit.console.toolbox.status(false).await;
     let of_check = |record: &Record| match record {

@@ -1,4 +1,4 @@
-//! What a command answered that a form has run, with the way back.
+//! The result page of a command that a form has run, with a link back.
 
 use crate::console::html;
 use crate::console::toolbox::Answer;
@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use maud::html;
 
-/// Shows the records of an answer. One that failed is 422, so that nothing takes it for done.
+/// Shows the records of an answer. The status of a failed one is 422, so that no client takes it for a success.
 pub(super) async fn show(visit: &Visit, title: &str, words: &[String], answer: &Answer, back: &str) -> Response {
     let is_done = answer.exit_code == Some(0);
     let body = html! {

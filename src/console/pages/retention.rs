@@ -1,7 +1,7 @@
-//! Retention: the rules of each repository, which points stay and which go by them, and prune now.
+//! Retention: the rules of each repository, a preview of which points they keep and remove, and a button to prune now.
 //!
-//! The preview is that of the rules in the form, saved or not. What is removed is what the preview has shown: its rules
-//! are in the form of the button.
+//! The preview uses the rules in the form, whether they are saved or not. Pruning removes what the preview showed,
+//! because the button's form contains the same rules.
 
 use super::server_address::{Address, text_of};
 use super::setting_words::words as words_of;
@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{Markup, html};
 
-/// The rules: key of the configuration and flag of the command.
+/// The rules: configuration key and flag of the command.
 const RULES: [(&str, &str); 7] = [
     ("keep_last", "--keep-last"),
     ("keep_hourly", "--keep-hourly"),
@@ -27,10 +27,10 @@ const RULES: [(&str, &str); 7] = [
     ("keep_within", "--keep-within"),
 ];
 
-/// No more points are shown at once.
+/// Maximum number of points shown.
 const MOST_ROWS: usize = 500;
 
-/// A repository that has rules of its own.
+/// A repository that has its own rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tier {
     Local,
@@ -50,7 +50,7 @@ impl Tier {
     }
 }
 
-/// What the page is about: a repository, its rules in the form, and what `prune` is told.
+/// The repository that the page shows, and its rules from the form.
 struct Choice {
     tier: Tier,
     /// The server's address, if backups are copied there.
@@ -68,7 +68,7 @@ impl Choice {
             found.map(|setting| text_of(&setting.value)).unwrap_or_default()
         };
         let server = Address::of(&setting).ok().map(|address| address.url());
-        // An empty "repo" of the file: backups go straight to the server.
+        // An empty "repo" in the file means that backups go directly to the server.
         let has_local = !settings.iter().any(|known| known.key == "repo" && known.value == "");
         let wanted = visit.form.get("repo").or(visit.query.get("repo"));
         let tier = match wanted {
@@ -85,7 +85,7 @@ impl Choice {
         Choice { tier, server, has_local, values: values.to_vec() }
     }
 
-    /// `prune` with the rules of the form.
+    /// Returns the command line of `prune` with the rules of the form.
     fn words(&self, is_dry: bool) -> Vec<String> {
         let mut words = vec!["prune".to_owned()];
         words.extend(is_dry.then(|| "--dry-run".to_owned()));
@@ -97,7 +97,7 @@ impl Choice {
         words
     }
 
-    /// Without any rule, those of the configuration would apply: not what the form says.
+    /// Whether the form has any rule. Without one, `prune` would apply those of the configuration instead.
     fn has_rules(&self) -> bool {
         self.values.iter().any(|(_, value)| !value.is_empty())
     }
@@ -159,7 +159,7 @@ async fn show(visit: &Visit) -> (StatusCode, Html<String>) {
     (status, html::page(visit, title, false, body).await)
 }
 
-/// Which repository: each has its own rules.
+/// Returns tabs for the repositories, each of which has its own rules.
 fn tabs(visit: &Visit, choice: &Choice) -> Markup {
     let tab = |tier: Tier, name: &str| {
         html! {
@@ -243,7 +243,7 @@ fn capital(name: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
-/// Every point, whether it stays, and why; what that frees; and the button that does it.
+/// Returns every point with the verdict and its reason, the space that is freed, and the button that prunes.
 fn decisions(visit: &Visit, choice: &Choice, answer: &Answer) -> Markup {
     let language = visit.language;
     let actions = || {
@@ -331,7 +331,7 @@ fn row(visit: &Visit, action: &Action) -> Vec<Markup> {
 pub(super) async fn prune(Extension(visit): Extension<Visit>) -> Response {
     let config = visit.console.toolbox.look_up(&["config", "show"], false).await;
     let choice = Choice::of(&visit, &settings_of(&config));
-    // Without rules of its own, the form is none of the preview's.
+    // Without rules, the form cannot be that of the preview.
     if !choice.has_rules() {
         return show(&visit).await.into_response();
     }

@@ -1,4 +1,4 @@
-//! Which machines and disks backups take: rules of the configuration, and what each of them matches.
+//! The rules of the configuration that select machines and disks for backups, and what each of them matches.
 
 use super::fields::FieldErrors;
 use super::settings::settings_of;
@@ -9,17 +9,17 @@ use maud::{Markup, html};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// What the configuration says of machines and disks.
+/// The rules of the configuration for machines and disks.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    /// `selected_vms`: names and patterns, and whether they are taken.
+    /// `selected_vms`: names and patterns, and whether they are included.
     pub(super) machines: BTreeMap<String, bool>,
     /// `excluded_disks`.
     pub(super) disks: BTreeMap<String, Vec<String>>,
 }
 
 impl Rules {
-    /// The rules that apply now.
+    /// Returns the current rules.
     pub(super) async fn of(visit: &Visit, again: bool) -> Rules {
         let answer = visit.console.toolbox.look_up(&["config", "show"], again).await;
         let mut rules = Rules::default();
@@ -43,7 +43,7 @@ impl Rules {
         rules
     }
 
-    /// The rule that decides about a machine: one that leaves out wins.
+    /// Returns the rule that decides about a machine. A rule that excludes takes precedence.
     fn deciding(&self, machine: &str) -> Option<(&str, bool)> {
         let matching = self.machines.iter().filter(|(pattern, _)| matches(pattern, machine));
         let mut found: Vec<(&str, bool)> = matching.map(|(pattern, taken)| (pattern.as_str(), *taken)).collect();
@@ -51,13 +51,13 @@ impl Rules {
         found.first().copied()
     }
 
-    /// The rules other than the machine's own that leave out one of its disks.
+    /// Returns a rule, other than the machine's own, that excludes one of its disks.
     fn excluding(&self, machine: &str, disk: &str) -> Option<&str> {
         let others = self.disks.iter().filter(|(pattern, _)| *pattern != machine && matches(pattern, machine));
         others.filter(|(_, disks)| disks.iter().any(|known| known == disk)).map(|(pattern, _)| pattern.as_str()).next()
     }
 
-    /// Why a machine is backed up, or is not.
+    /// Describes why a machine is backed up or not.
     pub(super) fn reason(&self, visit: &Visit, machine: &str) -> String {
         let language = visit.language;
         match self.deciding(machine) {
@@ -82,12 +82,12 @@ impl Rules {
     }
 }
 
-/// Whether a name of the configuration means this machine.
+/// Whether a name or pattern of the configuration matches this machine.
 pub(super) fn matches(pattern: &str, machine: &str) -> bool {
     pattern == machine || (glob::is_glob(pattern) && glob::matches(pattern, machine))
 }
 
-/// The rules, what each matches, and the form for another one. `known` are the machines of this host.
+/// Returns the rules, what each matches, and the form for a new one. `known` are the machines of this host.
 pub(super) fn rules_section(visit: &Visit, rules: &Rules, known: &[&str], errors: &FieldErrors) -> Markup {
     let matching = |pattern: &str| known.iter().copied().filter(|name| matches(pattern, name)).collect::<Vec<_>>();
     let names = |pattern: &str| {
@@ -135,7 +135,7 @@ pub(super) fn rules_section(visit: &Visit, rules: &Rules, known: &[&str], errors
             } @else {
                 (html::table(visit.say("Rules", "Règles"), &heads, rules.machines.iter().map(row).collect()))
             }
-            // A preview changes nothing; it is part of the form for changes so that the pattern is typed once.
+            // A preview changes nothing. It shares this form so that the pattern is typed only once.
             @let (method, action) = if visit.may_change() { ("post", "/selection") } else { ("get", "/machines") };
             form method=(method) action=(action) class="formend" {
                 @if visit.may_change() { (html::form_token(visit)) }
@@ -175,7 +175,7 @@ pub(super) fn rules_section(visit: &Visit, rules: &Rules, known: &[&str], errors
     }
 }
 
-/// The disks of a machine as boxes: those that are ticked are backed up.
+/// Returns the disks of a machine as checkboxes: the ticked ones are backed up.
 pub(super) fn disks_form(visit: &Visit, rules: &Rules, machine: &str, disks: &[&crate::record::Disk]) -> Markup {
     let size = |disk: &crate::record::Disk| {
         disk.capacity_bytes.map_or_else(|| "?".to_owned(), |bytes| visit.language.bytes(bytes))

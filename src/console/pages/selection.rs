@@ -1,4 +1,4 @@
-//! Changes of the rules that choose machines and disks; each is shown before it is written.
+//! Changes of the rules that select machines and disks. Each change is shown before it is written.
 
 use super::fields::FieldErrors;
 use super::settings::review_of;
@@ -43,7 +43,7 @@ pub(super) async fn choose_disks(Extension(visit): Extension<Visit>) -> Response
     propose(&visit, &[change], "").await
 }
 
-/// Shows the change of the file; what is wrong with it stands at the field.
+/// Shows the change of the file; errors are shown at the field.
 async fn propose(visit: &Visit, changes: &[String], field: &str) -> Response {
     let (unset, set): (Vec<&String>, Vec<&String>) = changes.iter().partition(|word| word.starts_with("--unset="));
     let dry = ["config", "set", "--dry-run"].into_iter().chain(unset.into_iter().map(String::as_str));

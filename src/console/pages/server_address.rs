@@ -48,7 +48,7 @@ pub(super) const FIELDS: [AddressField; 4] = [
     },
 ];
 
-/// Where a server is, and the folder there.
+/// The address of a server, and the folder on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     host: String,
@@ -57,11 +57,11 @@ pub(super) struct Address {
     port: Option<u16>,
 }
 
-/// What is wrong with a field, in both languages.
+/// The error of a field, in both languages.
 pub(super) type Fault = (&'static str, (&'static str, &'static str));
 
 impl Address {
-    /// The address that the values of the fields make.
+    /// Builds the address from the values of the fields.
     pub(super) fn of(value: &dyn Fn(&str) -> String) -> Result<Address, Vec<Fault>> {
         let (host, user, path, port) =
             (value("backup_host"), value("backup_user"), value("backup_path"), value("ssh.port"));
@@ -86,7 +86,7 @@ impl Address {
         if faults.is_empty() { Ok(Address { host, user, path, port: number }) } else { Err(faults) }
     }
 
-    /// As restic and kvmb take it.
+    /// Returns the URL in the notation of restic and kvmb.
     pub(super) fn url(&self) -> String {
         let user = if self.user.is_empty() { String::new() } else { format!("{}@", self.user) };
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -94,7 +94,7 @@ impl Address {
         format!("sftp://{user}{host}{port}/{}", self.path)
     }
 
-    /// Whose password is asked for.
+    /// Returns the account that a password prompt refers to.
     pub(super) fn account(&self) -> String {
         match self.user.is_empty() {
             true => self.host.clone(),
@@ -103,7 +103,7 @@ impl Address {
     }
 }
 
-/// A value of the configuration as it stands in a field.
+/// Formats a value of the configuration for a field.
 pub(super) fn text_of(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

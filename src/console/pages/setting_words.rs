@@ -1,4 +1,4 @@
-//! The names of configuration keys for people, the groups that they stand in, and their descriptions in French.
+//! The names of configuration keys for people, their groups, and their descriptions in French.
 //!
 //! The English descriptions are those of the schema.
 
@@ -25,13 +25,13 @@ impl SettingWords {
         language.say(self.english, self.french)
     }
 
-    /// What it does, if this language has words of its own.
+    /// Returns the description, if this language has its own.
     pub(super) fn help(&self, language: Language) -> Option<&'static str> {
         (language == Language::French).then_some(self.french_help)
     }
 }
 
-/// What is known of a key.
+/// Returns the names and description of a key.
 pub(super) fn words(key: &str) -> Option<&'static SettingWords> {
     GROUPS.iter().flat_map(|group| group.keys).find(|words| words.key == key)
 }

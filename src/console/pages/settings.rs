@@ -1,4 +1,4 @@
-//! The configuration: every key as a field, the change as a diff before it is written.
+//! The configuration: every key as a field, and the change as a diff before it is written.
 
 use super::results;
 use super::setting_words::{GROUPS, words};
@@ -13,20 +13,20 @@ use axum::response::{Html, IntoResponse, Response};
 use maud::{Markup, html};
 use serde_json::Value;
 
-/// What the names of fields with values begin with.
+/// Prefix of the fields with values.
 const FIELD: &str = "k.";
 
-/// What the names of fields with the values before begin with.
+/// Prefix of the fields with the previous values.
 const BEFORE: &str = "b.";
 
-/// What commands cannot be set to through a browser: what runs as root stays in the file.
+/// Whether a browser must not change a key: commands that run as root can be set only in the file.
 fn is_fixed(key: &str) -> bool {
     key.starts_with("hooks.")
         || key.ends_with("password_command")
         || ["$schema", "hooks", "selected_vms", "excluded_disks", "ssh", "drill.check", "drill.expect"].contains(&key)
 }
 
-/// The settings of an answer of `config show`.
+/// Returns the settings of an answer of `config show`.
 pub(super) fn settings_of(answer: &Answer) -> Vec<Setting> {
     let settings = answer.records.iter().filter_map(|record| match record {
         Record::Setting(setting) => Some(setting.clone()),
@@ -35,10 +35,10 @@ pub(super) fn settings_of(answer: &Answer) -> Vec<Setting> {
     settings.collect()
 }
 
-/// What stands in a field for a text that is set and empty; an empty field is a key that is not set.
+/// The text of a field for an empty string; an empty field means that the key is not set.
 const EMPTY: &str = "\"\"";
 
-/// A value as it stands in a field.
+/// Formats a value for a field.
 fn text_of(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -48,7 +48,7 @@ fn text_of(value: &Value) -> String {
     }
 }
 
-/// An error, and the key at whose field it stands.
+/// An error, and the key to whose field it belongs.
 pub(super) type FieldError = (String, String);
 
 /// `GET /settings`
@@ -110,12 +110,12 @@ async fn show(visit: &Visit, errors: &[FieldError]) -> Html<String> {
     html::page(visit, visit.say("Configuration", "Configuration"), false, body).await
 }
 
-/// The setting with this key.
+/// Returns the setting with this key.
 pub(super) fn find<'s>(settings: &'s [Setting], key: &str) -> Option<&'s Setting> {
     settings.iter().find(|setting| setting.key == key)
 }
 
-/// The errors, each with a link to its field.
+/// Returns the errors, each with a link to its field.
 fn error_list(visit: &Visit, settings: &[Setting], errors: &[FieldError]) -> Markup {
     html! {
         @if !errors.is_empty() {
@@ -137,12 +137,12 @@ fn error_list(visit: &Visit, settings: &[Setting], errors: &[FieldError]) -> Mar
     }
 }
 
-/// The field of a key: its names, where its value comes from, what it does, and what is wrong with it.
+/// Returns the field of a key: its names, its value and where that comes from, its description, and its errors.
 pub(super) fn field(visit: &Visit, setting: &Setting, errors: &[FieldError]) -> Markup {
     let (key, is_fixed) = (setting.key.as_str(), is_fixed(&setting.key) || !visit.may_change());
     let error = errors.iter().find(|(known, _)| known == key).map(|(_, error)| error.as_str());
     let typed = visit.form.all(&format!("{FIELD}{key}")).next().map(str::to_owned);
-    // A default is shown as what would be there, not as a value.
+    // A default is shown as a placeholder, not as a value.
     let current = if setting.source == "default" { String::new() } else { text_of(&setting.value) };
     let shown = typed.unwrap_or_else(|| current.clone());
     let (known, id) = (words(key), format!("f-{key}"));
@@ -189,7 +189,7 @@ pub(super) fn field(visit: &Visit, setting: &Setting, errors: &[FieldError]) -> 
     }
 }
 
-/// The values of a key that has only a few.
+/// Returns the values of a key that has only a few.
 fn choices(schema: &Value) -> Vec<String> {
     let has_type = |wanted: &str| match schema.get("type") {
         Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == wanted),
@@ -205,7 +205,7 @@ fn choices(schema: &Value) -> Vec<String> {
             Some(value) => values.push(value.to_owned()),
             None if part.get("type").is_some_and(|kind| kind == "null") => {}
             None if part.get("oneOf").is_some() => values.extend(choices(part)),
-            // Something that must be typed.
+            // A value that must be typed.
             None => return Vec::new(),
         }
     }
@@ -239,7 +239,7 @@ fn source(visit: &Visit, setting: &Setting) -> String {
     }
 }
 
-/// What a form changes: words of `config set`.
+/// Returns the changes of a form, as words of `config set`.
 fn changes(visit: &Visit) -> Vec<String> {
     let mut words = Vec::new();
     for (name, value) in visit.form.iter() {
@@ -255,7 +255,7 @@ fn changes(visit: &Visit) -> Vec<String> {
     words
 }
 
-/// The page that a form came from.
+/// Returns the page that a form came from.
 fn back_of(visit: &Visit) -> &str {
     let known = ["/machines", "/server", "/retention", "/schedule"];
     let is_known = |back: &&str| known.contains(back) || back.starts_with("/machines/");
@@ -272,7 +272,7 @@ pub(super) async fn review(Extension(visit): Extension<Visit>) -> Response {
     review_of(&visit, &changes, back).await
 }
 
-/// Shows the difference that changes make; nothing is written yet.
+/// Shows the diff of the changes; nothing is written yet.
 pub(super) async fn review_of(visit: &Visit, changes: &[String], back: &str) -> Response {
     let (unset, set): (Vec<String>, Vec<String>) =
         changes.iter().cloned().partition(|word| word.starts_with("--unset="));
@@ -290,7 +290,7 @@ pub(super) async fn review_of(visit: &Visit, changes: &[String], back: &str) -> 
         _ => None,
     });
     let Some(action) = action else {
-        // The error stands at the field that it names.
+        // Show the error at the field that it names.
         let errors: Vec<FieldError> = answer
             .failures()
             .map(|failure| {

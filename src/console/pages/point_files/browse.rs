@@ -1,4 +1,4 @@
-//! The file browser: the file systems of a point, one folder, or what a search has found.
+//! The file browser: the file systems of a point, one folder, or the results of a search.
 
 use super::place::{FilePlace, Filesystems, SYSTEM, field_of, name_of};
 use super::{page_of, words};
@@ -16,7 +16,7 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 
-/// The number of files shown of a folder or a search; a command line shows all.
+/// Maximum number of files of a folder or a search; the command line shows all.
 const MOST_FILES: usize = 5000;
 
 /// The number of files on a page.
@@ -71,13 +71,13 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
     html::page(&visit, &format!("{title}, {}", point.machine), false, body).await.into_response()
 }
 
-/// A name of the guest, isolated from the text around it, with nothing in it that is no sign.
+/// Returns a name of the guest, isolated from the surrounding text and without control characters.
 fn shown(name: &str) -> Markup {
     let name = name.replace(steers_terminal, "\u{fffd}");
     html! { bdi class="brk" { (name) } }
 }
 
-/// Where to look, and for what.
+/// Returns the form for the folder and the search text.
 fn form(visit: &Visit, point: &Point, place: &FilePlace, known: &Filesystems<'_>) -> Markup {
     let label = |filesystem: &Filesystem| {
         let size = visit.language.bytes(filesystem.size_bytes);
@@ -115,7 +115,7 @@ fn form(visit: &Visit, point: &Point, place: &FilePlace, known: &Filesystems<'_>
     }
 }
 
-/// The option that finds names with this text in them, or that match it if it is a pattern.
+/// Returns the option that finds names containing this text, or matching it if it is a pattern.
 fn name_option(text: &str) -> String {
     if text.contains(['*', '?']) {
         return format!("--name={text}");
@@ -126,7 +126,7 @@ fn name_option(text: &str) -> String {
     format!("--name=*{escaped}*")
 }
 
-/// The folder, or what was found below it, with what can be done with it.
+/// Returns the folder or the search results, with the buttons for its files.
 async fn folder(visit: &Visit, point: &Point, repos: &Repos, place: &FilePlace, name: Option<&str>) -> Markup {
     let path = [place.argument()];
     let command = match name {
@@ -159,7 +159,8 @@ async fn folder(visit: &Visit, point: &Point, repos: &Repos, place: &FilePlace, 
                         @else { (visit.say("This folder is empty.", "Ce dossier est vide.")) } }
                 }
             } @else {
-                // Its buttons stand in the rows: in the form with the boxes, Enter would press the first of them.
+                // The buttons in the rows belong to this form: in the form with the checkboxes, Enter would press the
+                // first of them.
                 form method="post" action=(action("download")) id="one" {
                     (html::form_token(visit))
                     input type="hidden" name="part" value=(place.part);
@@ -190,7 +191,7 @@ fn is_kind(file: &File, kind: &str) -> bool {
     file.kind.as_deref() == Some(kind)
 }
 
-/// Folders first; the names come sorted.
+/// Sorts files that are already sorted by name; folders first.
 fn sort(files: &mut [&File], by: &str) {
     match by {
         "size" => files.sort_by_key(|file| std::cmp::Reverse(file.size_bytes)),
@@ -259,7 +260,7 @@ fn row(visit: &Visit, point: &Point, place: &FilePlace, file: &File, is_search: 
     let name = if name.is_empty() { path } else { name.trim_start_matches('/') };
     let leads_on = is_kind(file, "directory") || is_kind(file, "symlink");
     let is_file = is_kind(file, "file") || is_kind(file, "symlink");
-    // Only the command that reads all of a folder reaches a name that is no text.
+    // A name that is not UTF-8 can be downloaded only as part of its folder.
     let has_text = !file.path.contains('\u{fffd}');
     let plain = name.replace(steers_terminal, "\u{fffd}");
     let link = || with_query(&page_of(point), &place.at(path).query());
@@ -315,7 +316,7 @@ fn kind(visit: &Visit, file: &File) -> String {
     visit.say(english, french).to_owned()
 }
 
-/// What can be done with the ticked files.
+/// Returns the buttons for the selected files.
 fn end_of_form(visit: &Visit, copy: &str) -> Markup {
     let (typed, errors) = (Fields::default(), FieldErrors::default());
     let form = Form { typed: &typed, errors: &errors };

@@ -1,4 +1,4 @@
-//! Files of a point on their way to the browser, as attachments that it never opens; or into a folder of this host.
+//! Downloads files of a point as attachments, or copies them into a folder of this host.
 
 use super::place::{chosen, name_of};
 use super::{page_of, words};
@@ -22,7 +22,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-/// So much is held back until it is sure that it begins well: what is smaller arrives whole or not at all.
+/// This much output is held back until it is clear that the command works: smaller downloads arrive whole or not at
+/// all.
 const HELD_BACK_BYTES: usize = 256 << 10;
 
 /// `POST /points/ID/download`
@@ -72,7 +73,7 @@ pub(in crate::console) async fn download(Extension(visit): Extension<Visit>, Pat
     response
 }
 
-/// The command for what the form asks for, and the paths.
+/// Returns the command that the form requests, and the paths.
 fn wanted(visit: &Visit) -> (&'static str, Vec<String>) {
     let form = &visit.form;
     match () {
@@ -89,7 +90,7 @@ async fn none_ticked(visit: &Visit, point: &Point) -> Response {
     refused(visit, title, reason, &page_of(point)).await
 }
 
-/// What the browser calls the file.
+/// Returns the file name for the browser.
 fn file_name(point: &Point, command: &str, first: &str, count: usize) -> String {
     let name = match (name_of(first), count) {
         ("", _) | (_, 2..) => "files",
@@ -98,7 +99,7 @@ fn file_name(point: &Point, command: &str, first: &str, count: usize) -> String 
     if command == "cat" { name.to_owned() } else { format!("{}-{name}.tar", point.machine) }
 }
 
-/// The header that has a file saved and never shown; the name in its plain form for old browsers, and as it is.
+/// Returns the header that makes the browser save the file; with an ASCII name for old browsers, and the full name.
 fn disposition(name: &str) -> String {
     let name: String = name.replace(steers_terminal, "_").replace(['/', '\\'], "_");
     let is_plain = |sign: char| sign.is_ascii_alphanumeric() || " -_.()+,".contains(sign);
@@ -107,7 +108,8 @@ fn disposition(name: &str) -> String {
     format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}")
 }
 
-/// The bytes of a download. If its command fails, the connection breaks, so that no part is taken for the whole.
+/// The bytes of a download. If its command fails, the connection is aborted, so that a partial file is not taken for a
+/// complete one.
 struct Download {
     held: VecDeque<Bytes>,
     reading: Reading,

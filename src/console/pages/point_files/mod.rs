@@ -1,4 +1,4 @@
-//! The files of a point: looked at, found, downloaded, copied into a folder of this host.
+//! The files of a point: browsing, searching, downloading, and copying into a folder of this host.
 
 mod browse;
 mod download;
@@ -11,12 +11,12 @@ use crate::console::html;
 use crate::console::pages::repos::Repos;
 use crate::record::Point;
 
-/// The page with the files of a point.
+/// Returns the path of the page with a point's files.
 pub(super) fn page_of(point: &Point) -> String {
     format!("/points/{}/files", html::segment(&point.point))
 }
 
-/// The words of a `files` command for a point.
+/// Returns the command line of a `files` command for a point.
 pub(super) fn words(repos: &Repos, point: &Point, command: &str, options: &[String], paths: &[String]) -> Vec<String> {
     let mut words = vec!["files".to_owned(), command.to_owned()];
     words.extend_from_slice(options);

@@ -1,4 +1,4 @@
-//! Where in a point: one of its file systems, or its operating system with all that it mounts; and a path there.
+//! A place in a point: a path in one of its file systems, or in its operating system with everything mounted there.
 
 use crate::console::html;
 use crate::console::pages::fields::query_of;
@@ -6,7 +6,7 @@ use crate::console::visit::Fields;
 use crate::record::{Filesystem, Record};
 use percent_encoding::percent_decode_str;
 
-/// The value of the field for the operating system.
+/// The value of the field that selects the operating system.
 pub(super) const SYSTEM: &str = "system";
 
 /// The file systems of a point.
@@ -25,7 +25,7 @@ impl<'r> Filesystems<'r> {
         self.0.iter().copied().filter(|filesystem| filesystem.readable)
     }
 
-    /// The only operating system.
+    /// Returns the operating system if there is exactly one.
     pub(super) fn system(&self) -> Option<&'r str> {
         let mut systems = self.0.iter().filter_map(|filesystem| filesystem.system.as_deref());
         systems.next().filter(|_| systems.next().is_none())
@@ -36,7 +36,7 @@ impl<'r> Filesystems<'r> {
     }
 }
 
-/// A file system and a path on it; the path begins with a slash.
+/// A file system and an absolute path in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FilePlace {
     pub(super) part: String,
@@ -44,7 +44,7 @@ pub(super) struct FilePlace {
 }
 
 impl FilePlace {
-    /// What a form or a link asks for; none if nothing in the point can be read.
+    /// Returns the place that a form or a link refers to; None if nothing in the point can be read.
     pub(super) fn of(fields: &Fields, known: &Filesystems<'_>) -> Option<FilePlace> {
         let default = || match known.system() {
             Some(_) => Some(SYSTEM.to_owned()),
@@ -54,7 +54,7 @@ impl FilePlace {
         let part = fields.get("part").filter(is_part).map(str::to_owned).or_else(default)?;
         let typed = fields.get("path").unwrap_or("/");
         Some(match typed.split_once(':') {
-            // As a command would have it: `vda2:/etc`, `C:\Users`.
+            // The notation of the commands: `vda2:/etc`, `C:\Users`.
             Some((part, path)) if known.has(part) => FilePlace { part: part.to_owned(), path: plain(path) },
             Some((drive, path)) if drive.eq_ignore_ascii_case("c") && known.system() == Some("Windows") => {
                 FilePlace { part: SYSTEM.to_owned(), path: plain(&path.replace('\\', "/")) }
@@ -63,22 +63,22 @@ impl FilePlace {
         })
     }
 
-    /// The path as a command has it.
+    /// Returns the path in the notation of the commands.
     pub(super) fn argument(&self) -> String {
         argument(&self.part, &self.path)
     }
 
-    /// What a link to it has behind `?`.
+    /// Returns the query of a link to this place.
     pub(super) fn query(&self) -> String {
         query_of([("part", self.part.as_str()), ("path", self.path.as_str())].into_iter())
     }
 
-    /// The same file system, another path.
+    /// Returns the place of another path in the same file system.
     pub(super) fn at(&self, path: &str) -> FilePlace {
         FilePlace { part: self.part.clone(), path: path.to_owned() }
     }
 
-    /// The folders on the way: the name of each, and its path.
+    /// Returns the parent folders: name and path of each.
     pub(super) fn folders(&self) -> Vec<(&str, &str)> {
         let names = self.path.split('/').filter(|name| !name.is_empty());
         let mut end = 0;
@@ -90,19 +90,19 @@ impl FilePlace {
             .collect()
     }
 
-    /// The path of a file on this file system, of the path in its record.
+    /// Returns the path in this file system of a file, from the path in its record.
     pub(super) fn path_of<'p>(&self, recorded: &'p str) -> &'p str {
         let prefix = recorded.strip_prefix(self.part.as_str()).and_then(|rest| rest.strip_prefix(':'));
         prefix.filter(|rest| rest.starts_with('/')).unwrap_or(recorded)
     }
 }
 
-/// A path on a file system, as a command has it.
+/// Returns a path of a file system in the notation of the commands.
 fn argument(part: &str, path: &str) -> String {
     if part == SYSTEM { path.to_owned() } else { format!("{part}:{path}") }
 }
 
-/// A path that begins with one slash, with nothing in it that means another folder.
+/// Normalises a path: one leading slash, no empty, `.` or `..` components.
 fn plain(path: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     for name in path.split('/') {
@@ -115,24 +115,24 @@ fn plain(path: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-/// A path as the value of a field. A browser changes the ends of lines in a value, and names may have some.
+/// Encodes a path as the value of a field. Browsers change line ends in values, and names may contain some.
 pub(super) fn field_of(path: &str) -> String {
     html::segment(path)
 }
 
-/// The paths that a form names, as a command has them. Only what the page itself puts there is one.
+/// Returns the paths that a form selects, in the notation of the commands. Accepts only the encoding of [`field_of`].
 pub(super) fn chosen(fields: &Fields, name: &str) -> Vec<String> {
     let part = fields.get("part").unwrap_or(SYSTEM);
     let is_part = part.starts_with(|first: char| first.is_ascii_alphanumeric())
         && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     let decoded = |value: &str| percent_decode_str(value).decode_utf8().ok().map(|path| path.into_owned());
     let paths = fields.all(name).filter_map(decoded);
-    // Of a name with a zero byte no command line can be made.
+    // A command line cannot contain a name with a NUL byte.
     let paths = paths.filter(|path| is_part && path.starts_with('/') && !path.contains('\0'));
     paths.map(|path| argument(part, &path)).collect()
 }
 
-/// The last name of a path.
+/// Returns the last component of a path.
 pub(super) fn name_of(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }

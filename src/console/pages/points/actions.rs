@@ -1,4 +1,4 @@
-//! What can be done with a point: verify, pin, copy.
+//! Actions on a point: verify, pin, copy.
 
 use super::find;
 use crate::console::answers::{not_found, redirect, refused};
@@ -10,7 +10,7 @@ use crate::record::{Point, Record};
 use axum::Extension;
 use axum::response::Response;
 
-/// The words that verify a point; `depth` is `full` or `quick`.
+/// Returns the command line that verifies a point; `depth` is `full` or `quick`.
 pub(super) fn verify_words(repos: &Repos, point: &Point, depth: &str) -> Vec<String> {
     let mut words = vec!["verify".to_owned()];
     words.extend((depth == "quick").then(|| "--quick".to_owned()));
@@ -19,7 +19,7 @@ pub(super) fn verify_words(repos: &Repos, point: &Point, depth: &str) -> Vec<Str
     words
 }
 
-/// The words that pin a point, or remove its pin.
+/// Returns the command line that pins a point, or removes its pin.
 pub(super) fn pin_words(repos: &Repos, point: &Point) -> Vec<String> {
     let mut words = vec!["pin".to_owned()];
     words.extend(point.pinned.then(|| "--undo".to_owned()));
@@ -28,7 +28,7 @@ pub(super) fn pin_words(repos: &Repos, point: &Point) -> Vec<String> {
     words
 }
 
-/// The words that copy a point to the other repository; none if there is no other one.
+/// Returns the command line that copies a point to the other repository; None if there is no other one.
 pub(super) fn copy_words(repos: &Repos, point: &Point) -> Option<Vec<String>> {
     let mut words = vec!["push".to_owned()];
     words.extend(repos.copy_options(&point.repo, repos.other(&point.repo)?));
@@ -36,7 +36,7 @@ pub(super) fn copy_words(repos: &Repos, point: &Point) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// The point that a form names.
+/// Returns the point that a form refers to.
 async fn named(visit: &Visit) -> Option<(Point, KnownPoints)> {
     find(visit, visit.form.get("p")?).await
 }
@@ -64,13 +64,13 @@ pub(in crate::console) async fn copy(Extension(visit): Extension<Visit>) -> Resp
 /// `POST /points/pin`
 pub(in crate::console) async fn pin(Extension(visit): Extension<Visit>) -> Response {
     let Some((mut point, known)) = named(&visit).await else { return not_found(&visit).await };
-    // What the form asks for, also if somebody else has done it meanwhile.
+    // Do what the form requested, even if the pin has changed meanwhile.
     point.pinned = visit.form.is_set("undo");
     let answer = visit.console.toolbox.act(&pin_words(&known.repos, &point)).await;
     if let Some(failure) = answer.failures().next() {
         return refused(&visit, visit.say("Not changed", "Inchangé"), &failure.error, &page_of(&point)).await;
     }
-    // A point that is pinned has another id.
+    // Pinning a point changes its id.
     let new = answer.records.iter().find_map(|record| match record {
         Record::Action(action) => Some(action.target.clone()),
         _ => None,

@@ -1,4 +1,4 @@
-//! One month of points: each day that has some is a link that says how many.
+//! The calendar of points, one month at a time: each day with points is a link that shows their number.
 
 use crate::console::dates::day_of;
 use crate::console::html;
@@ -9,13 +9,13 @@ use chrono::{Datelike, Days, Local, NaiveDate};
 use maud::{Markup, html};
 use std::collections::BTreeMap;
 
-/// A day of this form: `2026-11-20`.
+/// Returns the day of a query: `2026-11-20`.
 pub(in crate::console) fn day_in(query: &Fields) -> Option<NaiveDate> {
     query.get("day")?.parse().ok()
 }
 
-/// The first day of the month that is shown: the one that the query asks for, else that of the day, else that of the
-/// newest point.
+/// Returns the first day of the displayed month: the one in the query, else that of the day, else that of the newest
+/// point.
 fn month_in(query: &Fields, points: &[&Point]) -> NaiveDate {
     let asked = query.get("month").and_then(|month| format!("{month}-01").parse().ok());
     let newest = || points.first().map(|point| day_of(point.captured_at));
@@ -23,20 +23,20 @@ fn month_in(query: &Fields, points: &[&Point]) -> NaiveDate {
     day.with_day(1).unwrap_or(day)
 }
 
-/// The points of the day that the query asks for, or all.
+/// Returns the points of the query's day, or all points.
 pub(in crate::console) fn of_day<'p>(query: &Fields, points: &[&'p Point]) -> Vec<&'p Point> {
     let day = day_in(query);
     let is_of_day = |point: &&&Point| day.is_none_or(|day| day_of(point.captured_at) == day);
     points.iter().filter(is_of_day).copied().collect()
 }
 
-/// A link to the same page with other fields; `day` and `month` of before are left out.
+/// Returns a link to the same page with another field; the old `day` and `month` are dropped.
 fn link(visit: &Visit, field: &str, value: &str) -> String {
     let kept = visit.query.iter().filter(|(name, _)| !["day", "month", "again", "page"].contains(name));
     with_query("", &query_of(kept.chain([(field, value)])))
 }
 
-/// The month of the query. `points` are the newest first.
+/// Returns the month of the query. `points` are sorted newest first.
 pub(in crate::console) fn calendar(visit: &Visit, points: &[&Point]) -> Markup {
     let language = visit.language;
     let (first, chosen) = (month_in(&visit.query, points), day_in(&visit.query));

@@ -1,4 +1,4 @@
-//! A list of points, and pages of it.
+//! A list of points, in pages.
 
 use crate::console::html;
 use crate::console::pages::paging::paging;
@@ -10,8 +10,8 @@ use maud::{Markup, html};
 /// The number of points on a page.
 const PAGE: usize = 50;
 
-/// A page of points of one machine, and links to the other pages. `points` are the newest first; `link` is where a
-/// point leads.
+/// Returns a page of one machine's points, and links to the other pages. `points` are sorted newest first; `link`
+/// returns the address of a point.
 pub(in crate::console) fn list(
     visit: &Visit,
     points: &[&Point],
@@ -58,13 +58,13 @@ pub(in crate::console) fn list(
     }
 }
 
-/// What a point took in the repository.
+/// Formats the space that a point uses in the repository.
 fn stored(visit: &Visit, point: &Point) -> String {
     let stored = visit.language.bytes(point.stored_bytes);
     visit.language.tell(format!("{stored} stored"), format!("{stored} stockés"))
 }
 
-/// How a point is: damaged, verified how deep, pinned.
+/// Returns the state of a point: damaged, how it was verified, pinned.
 pub(in crate::console) fn state(visit: &Visit, point: &Point, damaged: &[String]) -> Markup {
     let is_damaged = damaged.contains(&point.point)
         || point.original.as_ref().is_some_and(|original| damaged.contains(original))
@@ -78,7 +78,7 @@ pub(in crate::console) fn state(visit: &Visit, point: &Point, damaged: &[String]
     }
 }
 
-/// How deep a point was verified.
+/// Describes the depth of a point's verification.
 pub(in crate::console) fn depth(visit: &Visit, point: &Point) -> Option<String> {
     let depth = point.verified.as_ref()?.as_str()?;
     let words = match depth {

@@ -1,4 +1,4 @@
-//! Restore points: a calendar and a list, one point, and what can be done with it.
+//! Restore points: a calendar and a list, one point, and actions on it.
 
 pub(super) mod actions;
 pub(super) mod calendar;
@@ -11,12 +11,12 @@ use crate::console::pages::repos::KnownPoints;
 use crate::console::visit::Visit;
 use crate::record::Point;
 
-/// Whether a text is the id of a point, so that nothing else can be named.
+/// Whether a text is a valid point id. Nothing else may be passed on to commands.
 fn is_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The point with this id, and all that are known.
+/// Returns the point with this id, and all known points.
 pub(super) async fn find(visit: &Visit, id: &str) -> Option<(Point, KnownPoints)> {
     if !is_id(id) {
         return None;

@@ -14,7 +14,7 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 
-/// The number of verifications searched for the damaged ranges of a point.
+/// How many past verifications are searched for the damaged ranges of a point.
 const MOST_SEARCHED: usize = 5;
 
 /// `GET /points/ID`
@@ -110,7 +110,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
     html::page(&visit, &title, false, body).await.into_response()
 }
 
-/// The damaged ranges of a point, from the newest verification that found some.
+/// Returns the damaged ranges of a point, from the newest verification that found any.
 async fn damage_found(visit: &Visit, id: &str) -> Vec<Damage> {
     let jobs = visit.console.toolbox.jobs().await;
     for job in jobs.iter().filter(|job| job.status == "damage").take(MOST_SEARCHED) {
@@ -126,7 +126,7 @@ async fn damage_found(visit: &Visit, id: &str) -> Vec<Damage> {
     Vec::new()
 }
 
-/// That a point is damaged, and where there is a good copy of it.
+/// Returns a warning if a point is damaged, and where there is an intact copy.
 fn damage_note(visit: &Visit, point: &Point, known: &KnownPoints, damaged: &[String]) -> Markup {
     if !damaged.contains(&point.point) && point.damage.is_empty() {
         return html! {};

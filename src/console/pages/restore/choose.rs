@@ -1,4 +1,4 @@
-//! The first step: which machine, and which point of it.
+//! The first step: the machine, and one of its points.
 
 use super::steps;
 use crate::console::html;

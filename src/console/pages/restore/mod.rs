@@ -1,4 +1,4 @@
-//! The restore wizard: machine and point, where, what will be written, and the start.
+//! The restore wizard: machine and point, target, review, start.
 
 mod choose;
 mod place;
@@ -15,7 +15,7 @@ use crate::console::visit::Visit;
 use crate::record::Point;
 use maud::{Markup, html};
 
-/// The steps, and which of them this is.
+/// Returns the list of steps, with the current one marked.
 fn steps(visit: &Visit, current: usize) -> Markup {
     let names = [
         visit.say("Machine and point", "Machine et point"),

@@ -1,4 +1,4 @@
-//! The second step: where to.
+//! The second step: the target.
 
 use super::words::FIELDS;
 use super::{heading, steps};
@@ -14,7 +14,7 @@ use axum::extract::Path;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{Markup, html};
 
-/// Where images of libvirt usually are.
+/// libvirt's default folder for images.
 const IMAGES: &str = "/var/lib/libvirt/images";
 
 /// `GET /restore/ID/where`
@@ -23,7 +23,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
     show(&visit, &point, &known, &FieldErrors::default()).await.into_response()
 }
 
-/// The form, with the values of the query, and with what is wrong with them.
+/// Returns the form with the values of the query and their errors.
 pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, errors: &FieldErrors) -> Html<String> {
     let title = heading(visit, point);
     let form = Form { typed: &visit.query, errors };
@@ -129,7 +129,7 @@ pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, erro
     html::page(visit, &title, false, body).await
 }
 
-/// What the last step has asked for stays.
+/// Returns hidden fields that keep the values of the last step.
 fn kept(visit: &Visit) -> Markup {
     let is_kept = |name: &str| {
         name.starts_with(super::words::NETWORK)

@@ -1,4 +1,4 @@
-//! The third step: what will be written and what is missing here; and the start.
+//! The third step: a review of what will be written and what is missing on this host, and the start.
 
 use super::unfinished::if_it_stops;
 use super::words::{self, BRIDGE, FIELDS, NETWORK, Wanted};
@@ -18,7 +18,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 
-/// Fields that are no part of what is restored.
+/// Fields that do not describe the restore.
 const OWN: [&str; 2] = ["csrf", "confirm"];
 
 /// `GET /restore/ID/review`
@@ -31,7 +31,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
     show(&visit, &point, &known, &fields, None).await
 }
 
-/// The page for these fields; `error` is what is wrong with the typed name.
+/// Returns the page for these fields; `error` is the error of the typed name.
 async fn show(visit: &Visit, point: &Point, known: &KnownPoints, fields: &Fields, error: Option<&str>) -> Response {
     let words = match words::of_form(visit, point, &known.repos, fields) {
         Ok(words) => words,
@@ -43,7 +43,7 @@ async fn show(visit: &Visit, point: &Point, known: &KnownPoints, fields: &Fields
     };
     let dry: Vec<&str> = ["restore", "--dry-run"].into_iter().chain(words[1..].iter().map(String::as_str)).collect();
     let answer = visit.console.toolbox.look_up(&dry, true).await;
-    // Wrong usage stands at the field that it is about.
+    // Show a usage error at its field.
     if answer.exit_code == Some(2) {
         let errors = FieldErrors::of_answer(&answer, &FIELDS);
         let visit = Visit { query: fields.clone(), ..visit.clone() };
@@ -101,7 +101,7 @@ async fn show(visit: &Visit, point: &Point, known: &KnownPoints, fields: &Fields
     }
 }
 
-/// That what was written since is lost, and the way to keep it.
+/// Returns a warning that changes since the point will be lost, and how to keep them.
 fn warning(visit: &Visit, point: &Point) -> Markup {
     let machine = &point.machine;
     html! {
@@ -134,7 +134,7 @@ fn actions(answer: &Answer) -> impl Iterator<Item = &Action> {
     })
 }
 
-/// What would happen to a target, in the words of the page.
+/// Describes what would happen to a target.
 fn what_happens(visit: &Visit, action: &Action) -> String {
     let ends = |words: &str| action.reason.ends_with(words);
     let (english, french) = match () {
@@ -200,12 +200,12 @@ fn what_is_missing(visit: &Visit, answer: &Answer) -> Markup {
     }
 }
 
-/// Fields for what the dry run asks for: other networks, media to leave out, files of the point.
+/// Returns fields for missing parts that the dry run reported: other networks, media to omit, files of the point.
 fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)], to: &str) -> Markup {
     let of_actions = actions(answer).filter_map(|action| action.extra.get("hint")?.as_str());
     let of_failures = answer.failures().flat_map(|failure| [failure.hint.as_deref(), Some(failure.error.as_str())]);
     let wanted = Wanted::of(of_actions.chain(of_failures.flatten()));
-    // What was given before can be changed.
+    // Values that were given before can be changed.
     let given = |prefix: &str| -> Vec<String> {
         fields.iter().filter_map(|(name, _)| name.strip_prefix(prefix).map(str::to_owned)).collect()
     };

@@ -1,4 +1,4 @@
-//! Live restores that are not finished: continued, or given up.
+//! Unfinished live restores: resume or abort them.
 
 use crate::console::answers::not_found;
 use crate::console::html;
@@ -12,15 +12,16 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{Markup, html};
 
-/// What the hint of such a check begins with. One whose data is being copied needs nothing.
+/// The beginning of the hint of a check for one that must be resumed. While its data is being copied, nothing is
+/// needed.
 const CONTINUE: &str = "kvmb restore --continue";
 
-/// Whether a check is about a live restore that goes on only if somebody continues it.
+/// Whether a check is about a live restore that somebody must resume.
 pub(in crate::console) fn is_unfinished(check: &Check) -> bool {
     check.check == "restore" && check.hint.as_deref().is_some_and(|hint| hint.starts_with(CONTINUE))
 }
 
-/// The check of the unfinished live restore of a machine; with `again`, as it is now.
+/// Returns the check of a machine's unfinished live restore. `again` asks for the current state.
 pub(in crate::console) async fn find(visit: &Visit, machine: &str, again: bool) -> Option<Check> {
     let status = visit.console.toolbox.status(again).await;
     status.records.iter().find_map(|record| match record {
@@ -29,12 +30,12 @@ pub(in crate::console) async fn find(visit: &Visit, machine: &str, again: bool) 
     })
 }
 
-/// The page of an unfinished live restore.
+/// Returns the path of the page of an unfinished live restore.
 fn path_of(machine: &str) -> String {
     format!("/live-restores/{}", html::segment(machine))
 }
 
-/// What the page of a machine says of its unfinished live restore, if it has one among these records.
+/// Returns the note on a machine's page about its unfinished live restore, if these records contain one.
 pub(in crate::console) fn note(visit: &Visit, records: &[Record], machine: &str) -> Markup {
     let check = records.iter().find_map(|record| match record {
         Record::Check(check) if is_unfinished(check) && check.target == machine => Some(check),
@@ -50,7 +51,7 @@ pub(in crate::console) fn note(visit: &Visit, records: &[Record], machine: &str)
     }
 }
 
-/// What can be done about it: go on with one click, or give up on a page that asks again.
+/// Returns the options: resume with one click, or abort on a page that asks for confirmation.
 pub(in crate::console) fn ways(visit: &Visit, machine: &str) -> Markup {
     html! {
         (go_on(visit, machine))
@@ -62,7 +63,7 @@ pub(in crate::console) fn ways(visit: &Visit, machine: &str) -> Markup {
     }
 }
 
-/// What happens to a machine whose data is being copied when kvmb or this host stops.
+/// Describes what happens to a machine during a live restore if kvmb or this host stops.
 pub(in crate::console) fn if_it_stops(visit: &Visit, machine: &str) -> Markup {
     html! {
         div class="note" {
@@ -111,7 +112,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
     }
 }
 
-/// The page; `error` is what is wrong with the typed name.
+/// Returns the page; `error` is the error of the typed name.
 async fn show(visit: &Visit, check: &Check, error: Option<&str>) -> Html<String> {
     let machine = check.target.as_str();
     let title =

@@ -1,11 +1,11 @@
-//! What a form of the wizard asks for, as words of `kvmb restore`.
+//! Converts the wizard's form to a command line of `kvmb restore`.
 
 use crate::console::pages::fields::FieldErrors;
 use crate::console::pages::repos::Repos;
 use crate::console::visit::{Fields, Visit};
 use crate::record::Point;
 
-/// What the names of fields begin with that give a network or a bridge another name.
+/// Prefixes of the fields that replace a network or a bridge.
 pub(super) const NETWORK: &str = "network.";
 pub(super) const BRIDGE: &str = "bridge.";
 
@@ -19,7 +19,7 @@ pub(super) const FIELDS: [(&str, &str); 6] = [
     ("limit_read", "--limit-read"),
 ];
 
-/// Whether a form asks for the machine, or disks of it, to be written over.
+/// Whether a form overwrites the machine, or disks of it.
 pub(super) fn overwrites(form: &Fields) -> bool {
     match form.get("where") {
         Some("place" | "live") => true,
@@ -28,12 +28,12 @@ pub(super) fn overwrites(form: &Fields) -> bool {
     }
 }
 
-/// Whether a form asks for a machine that runs before its data is there.
+/// Whether a form requests a live restore: the machine runs before its data is restored.
 pub(super) fn is_live(form: &Fields) -> bool {
     form.get("where") == Some("live")
 }
 
-/// The words that a form asks for, without the program; or what is wrong with it.
+/// Returns the command line of a form, without the program, or the errors of the form.
 pub(super) fn of_form(visit: &Visit, point: &Point, repos: &Repos, form: &Fields) -> Result<Vec<String>, FieldErrors> {
     let mut words = vec!["restore".to_owned()];
     let mut errors = FieldErrors::default();
@@ -106,7 +106,7 @@ pub(super) fn of_form(visit: &Visit, point: &Point, repos: &Repos, form: &Fields
     Ok(words)
 }
 
-/// What a hint of the command asks for, as fields of the form.
+/// The missing parts that the hints of the command name, as fields of the form.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) networks: Vec<String>,
@@ -118,7 +118,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// What these hints ask for.
+    /// Extracts the missing parts from these hints.
     pub(super) fn of<'h>(hints: impl Iterator<Item = &'h str>) -> Wanted {
         let mut wanted = Wanted::default();
         for hint in hints {
@@ -141,7 +141,7 @@ impl Wanted {
     }
 }
 
-/// The names that stand in `OPTION NAME=NEW`.
+/// Returns the names in `OPTION NAME=NEW`.
 fn old_names(hint: &str, option: &str) -> Vec<String> {
     let pairs = hint.split(option).skip(1).filter_map(|rest| rest.split_once("=NEW"));
     pairs.map(|(name, _)| name.to_owned()).filter(|name| !name.is_empty()).collect()

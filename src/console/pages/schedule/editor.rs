@@ -1,11 +1,11 @@
-//! The editor of a cron expression: common rhythms for people who do not know cron, and the five fields.
+//! The editor of a cron expression: common schedules for people who do not know cron, and the five fields.
 
 use crate::console::html;
 use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};
 use maud::{Markup, html};
 
-/// The fields of an expression: name of the field, names, and how errors call it.
+/// The fields of an expression: form field, English and French name, and the name in error messages.
 const FIELDS: [(&str, &str, &str, &str); 5] = [
     ("minute", "Minute", "Minute", "minute"),
     ("hour", "Hour", "Heure", "hour"),
@@ -14,7 +14,7 @@ const FIELDS: [(&str, &str, &str, &str); 5] = [
     ("weekday", "Weekday", "Jour de semaine", "day of the week"),
 ];
 
-/// Common times, as links.
+/// Common schedules, as links.
 const COMMON: [(&str, &str, &str); 5] = [
     ("0 2 * * *", "Every night", "Chaque nuit"),
     ("30 2 * * 1-5", "Weekdays", "Jours ouvrés"),
@@ -33,14 +33,14 @@ const WEEKDAYS: [(&str, &str, &str); 7] = [
     ("0", "Sunday", "dimanche"),
 ];
 
-/// The expression that the fields of the editor mean; none if there are none.
+/// Returns the expression of the editor's fields; None if there are none.
 pub(super) fn expression(fields: &Fields) -> Option<String> {
     if let Some(cron) = fields.get("cron") {
         return Some(cron.trim().to_owned());
     }
     let text = |name: &str, default: &str| fields.get(name).map_or(default, str::trim).to_owned();
     let time = text("time", "02:00");
-    // What is no time is left to cron to refuse.
+    // Anything that is not a time is left for cron's parser to refuse.
     let (hour, minute) = time.split_once(':').unwrap_or((&time, "0"));
     let number = |text: &str| text.parse::<u32>().map_or_else(|_| text.to_owned(), |number| number.to_string());
     let clock = format!("{} {}", number(minute), number(hour));
@@ -54,7 +54,7 @@ pub(super) fn expression(fields: &Fields) -> Option<String> {
     }
 }
 
-/// The editor, with an expression in it and what is wrong with it.
+/// Returns the editor with an expression and its errors.
 pub(super) fn form(visit: &Visit, cron: &str, described: &Answer) -> Markup {
     let words: Vec<&str> = cron.split_whitespace().collect();
     let values: [&str; 5] = match words[..] {

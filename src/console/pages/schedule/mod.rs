@@ -1,6 +1,6 @@
-//! When backups run: an editor with words and the next runs, what is installed, and the forms that install and remove.
+//! Schedules: an editor with a description and the next runs, the installed schedules, and forms to install and remove.
 //!
-//! The editor is a form of its own, by GET: what is installed is what the page has shown.
+//! The editor is a separate GET form, so that the page shows exactly what will be installed.
 
 mod editor;
 
@@ -15,12 +15,12 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{Markup, html};
 
-/// Two hours of grace after the longest time between two runs: what `status` allows.
+/// Two hours of grace after the longest time between two runs, as in `status`.
 const GRACE_SECONDS: f64 = 7200.0;
 
 const DAY_SECONDS: f64 = 86_400.0;
 
-/// A place for a schedule: the flag, the names, and the target of its records.
+/// A location for a schedule: its flag, its names, and the target in its records.
 struct SchedulePlace {
     flag: &'static str,
     english: &'static str,
@@ -62,7 +62,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
     show(&visit, &Fields::default(), None).await
 }
 
-/// The first action of an answer.
+/// Returns the first action of an answer.
 fn action(answer: &Answer) -> Option<&Action> {
     answer.records.iter().find_map(|record| match record {
         Record::Action(action) => Some(action),
@@ -74,7 +74,7 @@ fn text<'a>(action: &'a Action, key: &str) -> Option<&'a str> {
     action.extra.get(key).and_then(|value| value.as_str())
 }
 
-/// The page; `form` and `failed` are those of a failed installation.
+/// Returns the page; `form` and `failed` belong to a failed installation.
 async fn show(visit: &Visit, form: &Fields, failed: Option<&Answer>) -> Html<String> {
     let toolbox = &visit.console.toolbox;
     let again = visit.query.is_set("again");
@@ -122,7 +122,7 @@ async fn show(visit: &Visit, form: &Fields, failed: Option<&Answer>) -> Html<Str
     html::page(visit, title, false, body).await
 }
 
-/// What an expression means, and its next runs.
+/// Describes an expression and its next runs.
 fn meaning(visit: &Visit, action: &Action) -> Markup {
     let gap = action.extra.get("longest_gap_seconds").and_then(|seconds| seconds.as_f64());
     html! {
@@ -168,7 +168,7 @@ fn runs(visit: &Visit, action: &Action) -> Markup {
     }
 }
 
-/// A schedule that is installed, and how to remove it.
+/// Returns an installed schedule, and the button that removes it.
 fn at_place(visit: &Visit, action: &Action) -> Markup {
     let machines = match action.extra.get("machines") {
         Some(serde_json::Value::Array(names)) => {
@@ -235,7 +235,7 @@ fn install_form(visit: &Visit, meant: &Action, drill: Option<&str>, form: &Field
         failures.map(|failure| failure.error.clone()).find(|error| error.contains(word))
     };
     let (delay, sample, wrong_drill) = (error("--random-delay"), error("--verify-sample"), error("--drill"));
-    // A drill that is installed stays unless the field is emptied.
+    // An installed drill is kept unless the field is cleared.
     let drill = drill.filter(|_| is_new).or(form.get("drill")).unwrap_or_default();
     let value = |name: &str| form.get(name).unwrap_or_default().to_owned();
     let checked = |name: &str| form.is_set(name);
@@ -323,7 +323,7 @@ fn option_field(visit: &Visit, name: &str, value: &str, error: Option<&str>, lab
     }
 }
 
-/// The arguments that a form means.
+/// Returns the command line of a form.
 fn install_words(form: &Fields, cron: &str, place: &str, drill: &str) -> Vec<String> {
     let mut words = vec!["schedule".to_owned(), "install".to_owned(), format!("--cron={cron}")];
     words.extend(Some(place).filter(|place| !place.is_empty()).map(str::to_owned));
@@ -340,7 +340,7 @@ fn install_words(form: &Fields, cron: &str, place: &str, drill: &str) -> Vec<Str
     words
 }
 
-/// The flag of the place that a form names; nothing else gets through.
+/// Returns the flag of the location that a form names; unknown ones are not passed on.
 fn place(visit: &Visit) -> &'static str {
     let wanted = visit.form.get("place").unwrap_or_default();
     PLACES.iter().find(|place| place.flag == wanted).map_or("", |place| place.flag)

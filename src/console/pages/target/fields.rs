@@ -1,22 +1,22 @@
-//! Fields that several forms of the page have, and what is wrong with them.
+//! Fields that several forms of the page share, and their errors.
 
 use crate::console::html;
 use crate::console::pages::server_address::FIELDS;
 use maud::{Markup, html};
 
-/// What is wrong with a field.
+/// The error of a field.
 pub(super) type FieldError = (&'static str, String);
 
-/// A fingerprint that somebody typed, and the password: what is wrong with them stands at these fields.
+/// The fields for a typed fingerprint and the password, for their errors.
 pub(super) const FINGERPRINT: &str = "fingerprint";
 pub(super) const PASSWORD: &str = "ssh_password";
 
-/// What is wrong with a field.
+/// Returns the error of a field.
 pub(super) fn error_of<'e>(errors: &'e [FieldError], key: &str) -> Option<&'e str> {
     errors.iter().find(|(known, _)| *known == key).map(|(_, error)| error.as_str())
 }
 
-/// The same, below the field.
+/// Returns the error as a line below the field.
 pub(super) fn error_line(id: &str, error: Option<&str>) -> Markup {
     html! {
         @if let Some(error) = error {
@@ -25,7 +25,7 @@ pub(super) fn error_line(id: &str, error: Option<&str>) -> Markup {
     }
 }
 
-/// The address as hidden fields of another form.
+/// Returns the address as hidden fields of another form.
 pub(super) fn hidden_address(values: &dyn Fn(&str) -> String) -> Markup {
     html! { @for of in &FIELDS { input type="hidden" name={"k." (of.key)} value=(values(of.key)); } }
 }

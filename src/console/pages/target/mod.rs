@@ -1,7 +1,7 @@
-//! The backup server: its address, the test of the connection step by step, the host key to confirm, and the set-up of
-//! a key for logins.
+//! The backup server: its address, the step-by-step test of the connection, the host key to confirm, and the set-up of
+//! a login key.
 //!
-//! Everything is done to the address that stands in the form, saved or not: it is part of every command line.
+//! All actions use the address in the form, saved or not: it is part of every command line.
 
 mod fields;
 mod steps;
@@ -21,7 +21,7 @@ use fields::{FINGERPRINT, FieldError, PASSWORD, error_line, error_of, hidden_add
 use maud::{Markup, html};
 use std::sync::Arc;
 
-/// Keys of the configuration that belong to the server, beside its address.
+/// Configuration keys that belong to the server, in addition to its address.
 const MORE: [&str; 3] = ["ssh.identity_file", "remote_password_file", "ssh.connections"];
 
 /// `GET /server`
@@ -30,7 +30,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
     show(&visit, form.as_ref(), &[]).await
 }
 
-/// The page, with the address of `form` or else the one of the configuration.
+/// Returns the page, with the address of `form` or else that of the configuration.
 async fn show(visit: &Visit, form: Option<&Fields>, errors: &[FieldError]) -> Html<String> {
     let answer = visit.console.toolbox.look_up(&["config", "show"], true).await;
     let settings = settings_of(&answer);
@@ -59,7 +59,7 @@ async fn show(visit: &Visit, form: Option<&Fields>, errors: &[FieldError]) -> Ht
     html::page(visit, title, is_running, body).await
 }
 
-/// The address, to be tested and to be saved.
+/// Returns the form that tests and saves the address.
 fn address_form(visit: &Visit, settings: &[Setting], values: &dyn Fn(&str) -> String, errors: &[FieldError]) -> Markup {
     let address = Address::of(values);
     html! {
@@ -113,7 +113,7 @@ fn address_form(visit: &Visit, settings: &[Setting], values: &dyn Fn(&str) -> St
     }
 }
 
-/// The set-up of a key for logins.
+/// Returns the section that sets up a login key.
 fn key_section(visit: &Visit, address: &Address, values: &dyn Fn(&str) -> String, errors: &[FieldError]) -> Markup {
     let (account, error) = (address.account(), error_of(errors, PASSWORD));
     html! {
@@ -161,7 +161,7 @@ fn key_section(visit: &Visit, address: &Address, values: &dyn Fn(&str) -> String
     }
 }
 
-/// The address that a form holds; or the page with what is wrong at its fields.
+/// Returns the address of a form, or else the page with the errors at its fields.
 async fn address_of(visit: &Visit) -> Result<Address, Response> {
     let value = |key: &str| visit.form.all(&format!("k.{key}")).next().unwrap_or_default().trim().to_owned();
     match Address::of(&value) {
@@ -180,7 +180,7 @@ async fn refused(visit: &Visit, errors: &[FieldError]) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, show(visit, Some(&visit.form), errors).await).into_response()
 }
 
-/// The fields that may be shown again: never a password.
+/// Returns the fields that may be shown again: never a password.
 fn kept(visit: &Visit) -> Fields {
     visit.form.only(|name| name.starts_with("k."))
 }
@@ -200,7 +200,7 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// `POST /server/trust`: the key with this fingerprint is the server's, says whoever has compared it.
+/// `POST /server/trust`: the user has compared the fingerprint and trusts this key of the server.
 pub(super) async fn trust(Extension(visit): Extension<Visit>) -> Response {
     let address = match address_of(&visit).await {
         Ok(address) => address,
@@ -235,13 +235,13 @@ pub(super) async fn trust(Extension(visit): Extension<Visit>) -> Response {
     redirect("/server")
 }
 
-/// A fingerprint without what tools write around it.
+/// Returns a fingerprint without prefix and padding.
 fn bare(fingerprint: &str) -> &str {
     let fingerprint = fingerprint.strip_prefix("SHA256:").unwrap_or(fingerprint);
     fingerprint.trim_end_matches('=')
 }
 
-/// `POST /server/setup`: the password goes to the command by a pipe, where nobody else sees it.
+/// `POST /server/setup`: passes the password to the command through a pipe, where nobody else can see it.
 pub(super) async fn set_up(Extension(visit): Extension<Visit>) -> Response {
     let address = match address_of(&visit).await {
         Ok(address) => address,
@@ -250,7 +250,7 @@ pub(super) async fn set_up(Extension(visit): Extension<Visit>) -> Response {
     let url = address.url();
     let (title, is_dry) =
         (visit.say("Key for scheduled backups", "Clé pour les sauvegardes planifiées"), visit.form.is_set("dry"));
-    // What a person would type: there, the command asks for the password.
+    // Show what a person would type; the command would then prompt for the password.
     let mut shown = words(&["remote", "setup", "-r", &url]);
     shown.extend(is_dry.then(|| "--dry-run".to_owned()));
     let mut run = shown.clone();
@@ -301,7 +301,7 @@ pub(super) async fn set_up(Extension(visit): Extension<Visit>) -> Response {
     (status, html::page(&visit, title, false, body).await).into_response()
 }
 
-/// `POST /server/init`: creates the repository there.
+/// `POST /server/init`: creates the repository on the server.
 pub(super) async fn create(Extension(visit): Extension<Visit>) -> Response {
     match address_of(&visit).await {
         Ok(address) => {
@@ -314,7 +314,7 @@ pub(super) async fn create(Extension(visit): Extension<Visit>) -> Response {
     }
 }
 
-/// The parts of this page that change while a test runs.
+/// Returns the parts of this page that change while a test runs.
 pub(in crate::console) fn live_parts(visit: &Visit, page: &str) -> Vec<(String, String)> {
     let test: Option<Arc<Followed>> = (page == "/server").then(|| visit.console.server_test()).flatten();
     test.map(|test| ("live-test".to_owned(), steps::section(visit, &test, &[]).into_string())).into_iter().collect()

@@ -1,4 +1,4 @@
-//! The steps of a test: what was found, what runs, what waits; and the host key that somebody must confirm.
+//! The steps of a test: the completed, running and pending ones, and the host key that the user must confirm.
 
 use super::fields::{FINGERPRINT, FieldError, error_line, error_of, hidden_address};
 use crate::console::followed::Followed;
@@ -7,7 +7,7 @@ use crate::console::visit::Visit;
 use crate::record::{Check, Record};
 use maud::{Markup, html};
 
-/// The steps, in the order of the command: its word, and what is looked at.
+/// The steps, in the order of the command: its word, and descriptions in English and French.
 const STEPS: [(&str, &str, &str); 7] = [
     ("reach", "name and connection", "nom et connexion"),
     ("host_key", "host key", "clé d’hôte"),
@@ -22,7 +22,7 @@ fn text<'c>(check: &'c Check, key: &str) -> &'c str {
     check.extra.get(key).and_then(|value| value.as_str()).unwrap_or_default()
 }
 
-/// The fingerprint of the key that waits to be confirmed.
+/// Returns the fingerprint of the key that is waiting for confirmation.
 pub(super) fn shown_key(test: &Followed) -> Option<String> {
     test.records().iter().find_map(|record| match record {
         Record::Check(check) if text(check, "host_key_state") == "unknown" => {
@@ -32,7 +32,7 @@ pub(super) fn shown_key(test: &Followed) -> Option<String> {
     })
 }
 
-/// A test that runs or has run.
+/// Returns a running or finished test.
 pub(super) fn section(visit: &Visit, test: &Followed, errors: &[FieldError]) -> Markup {
     let records = test.records();
     let checks: Vec<&Check> = records
@@ -79,7 +79,7 @@ pub(super) fn section(visit: &Visit, test: &Followed, errors: &[FieldError]) -> 
     }
 }
 
-/// A step that has not been tried, because it waits or because one before it failed.
+/// Returns a step that has not been tried, because it is pending or because an earlier one failed.
 fn waiting(visit: &Visit, name: &str, waits: bool) -> Markup {
     html! {
         li {
@@ -93,7 +93,7 @@ fn waiting(visit: &Visit, name: &str, waits: bool) -> Markup {
     }
 }
 
-/// How the test stands, in a sentence.
+/// Describes the state of the test in a sentence.
 fn verdict(visit: &Visit, checks: &[&Check], is_over: bool, waits: bool) -> Markup {
     let has = |status: &str| checks.iter().any(|check| check.status == status);
     let (class, shape, sentence) = match (is_over, waits) {
@@ -150,7 +150,7 @@ fn found(visit: &Visit, test: &Followed, name: &str, check: &Check, errors: &[Fi
     }
 }
 
-/// The host key that is not known, for somebody to compare.
+/// Returns the form with the unknown host key, for the user to compare.
 fn confirm(visit: &Visit, test: &Followed, check: &Check, errors: &[FieldError]) -> Markup {
     let (algorithm, fingerprint) = (text(check, "algorithm"), text(check, "fingerprint"));
     let error = error_of(errors, FINGERPRINT);
