@@ -1,8 +1,8 @@
-//! From a text to a [`Config`], or to the list of *all* its faults: whoever mends a file wants to know them at once.
+//! Parses a text into a [`Config`], or lists *all* its errors, so that they can be fixed at once.
 //!
-//! The schema says which keys there are. Each single value is then tried in a document of its own, with nothing but
-//! that value in it: what does not become a [`Config`] there is at fault, and so is known by its full key. The same
-//! trial tells whether a repaired value would be right.
+//! The schema defines which keys exist. Each single value is then tested in a document that contains nothing else: if
+//! that does not deserialise into a [`Config`], the value is invalid, and its full key is known. The same test decides
+//! whether a repaired value would be valid.
 
 use super::duplicate_keys;
 use super::repairs::repairs;
@@ -11,18 +11,18 @@ use super::{Config, KeyError, SECRET_KEYS};
 use crate::suggest::nearest_word;
 use serde_json::{Map, Value};
 
-/// Why a text is no configuration.
+/// Why a text is not a valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DocumentError {
-    /// It is no JSON object.
+    /// The text is not a JSON object.
     NotJson(String),
-    /// It is, but something in it is wrong.
+    /// Some keys or values are invalid.
     Faults(Vec<KeyError>),
 }
 
-/// Reads a configuration; what it says comes back beside it, without comments and without what is empty.
+/// Parses a configuration. Also returns the document without comments and empty values.
 pub fn read(text: &str) -> Result<(Config, Value), DocumentError> {
-    // Editors of Windows put a byte order mark in front.
+    // Some Windows editors write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let document: Value = serde_json::from_str(text).map_err(|error| DocumentError::NotJson(error.to_string()))?;
     let Value::Object(object) = document else {
@@ -33,7 +33,7 @@ pub fn read(text: &str) -> Result<(Config, Value), DocumentError> {
     if !walk.faults.is_empty() {
         return Err(DocumentError::Faults(walk.faults));
     }
-    // Every value has been tried by itself, so that nothing is left to be refused.
+    // Every value has been tested separately, so this should not fail.
     let config: Config =
         serde_json::from_value(kept.clone()).map_err(|error| DocumentError::NotJson(error.to_string()))?;
     match config.contradictions() {
@@ -81,7 +81,7 @@ impl KeyWalk {
         Value::Object(kept)
     }
 
-    /// What is kept of a value: nothing of one that is wrong or as good as not there.
+    /// Returns what to keep of a value: nothing if it is invalid or empty.
     fn value(&mut self, path: &[PathSegment], value: Value, schema: &Value) -> Option<Value> {
         match (value, schema.get("items")) {
             (Value::Object(object), _) if schema::is_of_objects(schema) => Some(self.object(path, object, schema)),
@@ -92,7 +92,7 @@ impl KeyWalk {
                 Some(Value::Array(kept.collect()))
             }
             (value, _) => match trial(path, &value) {
-                // serde would take a list for an object, its items in the order of the fields.
+                // serde would accept a list for a struct, with the items in the order of the fields.
                 Ok(()) if value.is_array() && schema::is_of_objects(schema) => {
                     self.faults.push(KeyError {
                         value: Some(value),
@@ -117,7 +117,7 @@ impl KeyWalk {
     }
 }
 
-/// Whether a document with nothing but this value is a configuration; if not, the rule that it breaks.
+/// Tests whether a document that contains only this value is a configuration. Returns the violated rule.
 fn trial(path: &[PathSegment], value: &Value) -> Result<(), String> {
     let document = path.iter().rev().fold(value.clone(), |inner, step| match step {
         PathSegment::Key(key) => Value::Object(Map::from_iter([(key.clone(), inner)])),
@@ -129,7 +129,7 @@ fn trial(path: &[PathSegment], value: &Value) -> Result<(), String> {
     }
 }
 
-/// A rule of ours as it is; what serde says of other types, in the words of JSON.
+/// Returns kvmb's own rules unchanged, and rewrites serde's type errors in terms of JSON.
 fn plain_rule(message: &str) -> String {
     if let Some((_, rule)) = message.split_once(" is not a ") {
         return format!("a {rule}");
@@ -151,7 +151,7 @@ fn twice(path: &str) -> KeyError {
     KeyError::rule(path, "appears more than once")
 }
 
-/// A path as people write it.
+/// Formats a path as people write it.
 fn name(path: &[PathSegment]) -> String {
     let step = |step: &PathSegment| match step {
         PathSegment::Key(key) => key.clone(),
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// One key is wrong, and this is the nearest right spelling.
+    /// Returns the suggestion for the only invalid key.
     fn nearest(document: Value) -> Option<String> {
         let faults = faults(document.clone());
         assert_eq!(faults.len(), 1, "{document}: {faults:?}");
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(config.hooks.after_run.len(), 1);
         assert_eq!(Config { hooks: Default::default(), ..config }, Config::default());
         assert_eq!(kept["log"], json!({}));
-        // An empty repository means something.
+        // An empty repository has a meaning.
         let (config, _) = read(r#"{"repo": "", "backup_host": "h", "backup_path": "/x"}"#).unwrap();
         assert_eq!(config.repo.unwrap().text(), "");
     }
@@ -350,8 +350,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a value is: it is taken, as good as nothing, or a fault of this key whose nearest spelling is
-        /// taken.
+        /// Every value is either valid, or empty, or an error of this key with a valid suggestion.
         #[test]
         fn a_suggestion_is_always_right(key in prop::sample::select(vec![
                 "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease",

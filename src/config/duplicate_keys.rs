@@ -1,4 +1,5 @@
-//! Keys that appear more than once in one object of a JSON text: parsers take the last one, and nobody sees the others.
+//! Finds keys that appear more than once in an object of a JSON text. Parsers take the last one and silently ignore the
+//! others.
 
 use super::schema::is_comment;
 use serde::de::DeserializeSeed;
@@ -6,7 +7,8 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Those keys, from the top, each once; comments may be repeated. Nothing of a text that is no JSON.
+/// Returns the full names of duplicate keys, each once. Comments may be repeated. Returns nothing for a text that is
+/// not JSON.
 pub(super) fn find(text: &str) -> Vec<String> {
     let mut found = BTreeSet::new();
     let walk = Walk { path: String::new(), found: &mut found };
@@ -15,7 +17,7 @@ pub(super) fn find(text: &str) -> Vec<String> {
 }
 
 struct Walk<'a> {
-    /// Where the value is, with a dot behind it.
+    /// The path of the value, followed by a dot.
     path: String,
     found: &'a mut BTreeSet<String>,
 }

@@ -1,7 +1,7 @@
-//! Changes of the configuration file that leave the rest of it as it is: comments, order, white space.
+//! Changes of the configuration file that preserve its comments, order and white space.
 //!
-//! A key is found in the text, and its value alone is replaced. A key that is not there yet is added at the end of its
-//! object, indented as its neighbours are.
+//! Only the value of a key is replaced in the text. A new key is added at the end of its object, with the indentation
+//! of its neighbours.
 
 use super::{Config, SECRET_KEYS, schema};
 use crate::suggest::nearest_word;
@@ -10,13 +10,13 @@ use serde_json::Value;
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Change {
-    /// The key, as steps: `ssh`, `port`.
+    /// The key as a path: `ssh`, `port`.
     pub(crate) path: Vec<String>,
-    /// Its new value; none removes the key.
+    /// Its new value; None removes the key.
     pub(crate) value: Option<Value>,
 }
 
-/// Why a text is no change.
+/// Why a text is not a valid change.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum ChangeError {
     /// There is no `=`.
@@ -30,7 +30,7 @@ pub(crate) enum ChangeError {
     UnknownKey {
         /// The key.
         key: String,
-        /// The most similar one.
+        /// The most similar key.
         nearest: Option<String>,
     },
     /// The value is a list or an object, and the text is not JSON.
@@ -38,10 +38,10 @@ pub(crate) enum ChangeError {
     NotJson {
         /// The key.
         key: String,
-        /// Where it is wrong.
+        /// The parser's message, with the position of the error.
         reason: String,
     },
-    /// A part of the path has a value that is no object.
+    /// A part of the path has a value that is not an object.
     #[error("the key \"{key}\" has a value that is not an object")]
     NotObject {
         /// The key.
@@ -50,9 +50,10 @@ pub(crate) enum ChangeError {
 }
 
 impl Change {
-    /// Reads `KEY=VALUE`: a text as it is, a number or `true` as such, a list or an object as JSON.
+    /// Parses `KEY=VALUE`: a number or `true` as such, a list or an object as JSON, and any other text as a string.
     pub(crate) fn parse(text: &str) -> Result<Change, ChangeError> {
-        // The name of a machine may have an equals sign; the value "true" and a list of disks have none.
+        // The name of a machine may contain an equals sign; the values of these keys, `true` or a list of disks, do
+        // not.
         let by_machine = ["selected_vms.", "excluded_disks."].into_iter().find(|prefix| text.starts_with(prefix));
         let (key, value) = match by_machine.and_then(|_| text.rsplit_once('=')) {
             Some((key, value)) => (key.to_owned(), value),
@@ -67,12 +68,12 @@ impl Change {
         Ok(Change { path, value: Some(value) })
     }
 
-    /// The removal of a key.
+    /// Creates the removal of a key.
     pub(crate) fn removal(key: &str) -> Result<Change, ChangeError> {
         Ok(Change { path: path_of(key)?.0, value: None })
     }
 
-    /// The key as people write it.
+    /// Returns the key as people write it.
     pub(crate) fn key(&self) -> String {
         self.path.join(".")
     }
@@ -83,7 +84,7 @@ impl Change {
     }
 }
 
-/// The steps to a key, and the schema of its value. A name of the user's own may have dots in it.
+/// Returns the path of a key, and the schema of its value. User-defined names may contain dots.
 fn path_of(key: &str) -> Result<(Vec<String>, &'static Value), ChangeError> {
     let (mut path, mut schema, mut rest) = (Vec::new(), schema::of_config(), key);
     loop {
@@ -120,12 +121,12 @@ fn typed(key: &str, path: &[String], text: &str, schema: &Value) -> Result<Value
         return serde_json::from_str(text)
             .map_err(|error| ChangeError::NotJson { key: key.to_owned(), reason: reason(error) });
     }
-    // A number or `true` as such where the key takes one.
+    // Use a number or `true` as such if the key accepts it.
     let plain = serde_json::from_str::<Value>(text).ok().filter(|value| value.is_number() || value.is_boolean());
     Ok(plain.filter(|value| is_taken(path, value)).unwrap_or_else(|| Value::from(text)))
 }
 
-/// Whether a document with nothing but this value is a configuration.
+/// Whether a document that contains only this value is a configuration.
 fn is_taken(path: &[String], value: &Value) -> bool {
     let document = path
         .iter()
@@ -134,7 +135,7 @@ fn is_taken(path: &[String], value: &Value) -> bool {
     serde_json::from_value::<Config>(document).is_ok()
 }
 
-/// A text with changes; it must be a JSON object.
+/// Applies changes to a text, which must be a JSON object.
 pub(crate) fn apply(text: &str, changes: &[Change]) -> Result<String, ChangeError> {
     let mut text = text.to_owned();
     for change in changes {
@@ -146,7 +147,7 @@ pub(crate) fn apply(text: &str, changes: &[Change]) -> Result<String, ChangeErro
     Ok(text)
 }
 
-/// A text in which the values of keys that may reveal a password are hidden.
+/// Hides the values of keys that may reveal a password.
 pub(crate) fn without_secrets(text: &str) -> String {
     let mut text = text.to_owned();
     for key in SECRET_KEYS {
@@ -166,7 +167,7 @@ fn set(text: &str, path: &[String], value: &Value) -> Result<String, ChangeError
             changed.replace_range(start..end, &pretty(value, column, &unit(text)));
         }
         KeyPlace::Missing { depth, open, last_end, close } => {
-            // What is missing of the path is made around the value.
+            // Create the missing part of the path around the value.
             let inner = path[depth + 1..]
                 .iter()
                 .rev()
@@ -192,7 +193,7 @@ fn remove(text: &str, path: &[String]) -> Result<String, ChangeError> {
     };
     let mut changed = text.to_owned();
     match (previous_end, next_start) {
-        // With the comma and the white space before it.
+        // Remove the preceding comma and white space too.
         (Some(previous), _) => changed.replace_range(previous..end, ""),
         (None, Some(next)) => changed.replace_range(key_start..next, ""),
         (None, None) => changed.replace_range(key_start..end, ""),
@@ -200,7 +201,7 @@ fn remove(text: &str, path: &[String]) -> Result<String, ChangeError> {
     Ok(changed)
 }
 
-/// Where a key is in a text, or would be.
+/// The position of a key in a text, or the position for a new one.
 #[derive(Debug)]
 enum KeyPlace {
     Value {
@@ -209,7 +210,7 @@ enum KeyPlace {
         previous_end: Option<usize>,
         next_start: Option<usize>,
     },
-    /// The object at `path[..depth]`, from `open` to `close` (its braces), has no such key.
+    /// The object at `path[..depth]`, from `open` to `close` (its braces), does not have the key.
     Missing {
         depth: usize,
         open: usize,
@@ -218,7 +219,7 @@ enum KeyPlace {
     },
 }
 
-/// Finds a key; of several with one name, the last, which is the one that applies.
+/// Finds a key. If there are several with the same name, returns the last one, which is in effect.
 fn find(text: &str, path: &[String]) -> Result<KeyPlace, ChangeError> {
     let mut open = skip_space(text, 0);
     for depth in 0..path.len() {
@@ -252,8 +253,8 @@ struct ObjectMember {
     value: (usize, usize),
 }
 
-/// The members of the object that begins at `open`, and where its closing brace is. The text has been parsed before, so
-/// that it is known to be JSON.
+/// Returns the members of the object that begins at `open`, and the position of its closing brace. The text must be
+/// valid JSON.
 fn members(text: &str, open: usize) -> (Vec<ObjectMember>, usize) {
     let bytes = text.as_bytes();
     let mut members = Vec::new();
@@ -278,7 +279,7 @@ fn skip_space(text: &str, from: usize) -> usize {
     from + rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
 }
 
-/// Where the value that begins at `from` ends.
+/// Returns the end of the value that begins at `from`.
 fn skip_value(text: &str, from: usize) -> usize {
     let bytes = text.as_bytes();
     let (mut at, mut depth, mut in_string) = (from, 0usize, false);
@@ -308,13 +309,13 @@ fn skip_value(text: &str, from: usize) -> usize {
     at
 }
 
-/// The white space that the line of a place begins with.
+/// Returns the indentation of the line at a position.
 fn indent_of_line(text: &str, at: usize) -> String {
     let line = text[..at].rsplit('\n').next().unwrap_or_default();
     line.chars().take_while(|c| *c == ' ' || *c == '\t').collect()
 }
 
-/// What one level is indented by: as the first key of the text is.
+/// Returns the indentation of one level, which is that of the first key of the text.
 fn unit(text: &str) -> String {
     let first = text.lines().skip(1).find(|line| line.trim_start().starts_with('"'));
     let indent: String =
@@ -322,7 +323,7 @@ fn unit(text: &str) -> String {
     if indent.is_empty() { "  ".into() } else { indent }
 }
 
-/// A value as text; what is long takes several lines.
+/// Formats a value; long ones take several lines.
 fn pretty(value: &Value, indent: String, unit: &str) -> String {
     let inner = format!("{indent}{unit}");
     match value {
@@ -427,7 +428,7 @@ mod tests {
         assert_eq!(Change::parse("selected_vms.a=b=true").unwrap().path, ["selected_vms", "a=b"]);
         assert_eq!(value(r#"excluded_disks.a.b=c=["vdb"]"#), json!(["vdb"]));
         assert_eq!(Change::parse(r#"excluded_disks.a.b=c=["vdb"]"#).unwrap().path, ["excluded_disks", "a.b=c"]);
-        // What is wrong is refused when the document is checked.
+        // An invalid value is refused when the document is checked.
         assert_eq!(value("jobs=many"), json!("many"));
         assert!(matches!(Change::parse("jobs"), Err(ChangeError::NoValue { .. })));
         assert!(matches!(Change::parse("hooks.after_run=x"), Err(ChangeError::NotJson { .. })));

@@ -1,7 +1,7 @@
-//! Where the configuration is looked for, and who may read and write it.
+//! Where the configuration file is searched for, and who may read and write it.
 //!
-//! Whoever can write it makes kvmb run commands (hooks), and that is often root: such a file is refused. So is one that
-//! other users can read and that has a command in it which prints a password.
+//! Anyone who can write the file can make kvmb run commands (hooks), often as root, so a file that others can write is
+//! refused. So is a file that other users can read and that contains a command which prints a password.
 
 use super::document::{self, DocumentError};
 use super::{Config, KeyError, SECRET_KEYS};
@@ -14,36 +14,36 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The configuration of a user, below the home folder: the place of kvm_backup.
+/// The path of a user's configuration below the home folder, as in kvm_backup.
 const OF_USER: &str = ".kvm_backup_config.json";
 
-/// The same, below the folder of configurations.
+/// The path of a user's configuration below the configuration folder.
 pub(crate) const OF_USER_XDG: &str = "kvmb/config.json";
 
 /// The configuration of the host.
 pub(crate) const OF_HOST: &str = "/etc/kvmb/config.json";
 
-/// How long one that is a pipe may take.
+/// How long reading from a pipe may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Larger ones are taken for a slip.
+/// Maximum size of a configuration; a larger file is assumed to be the wrong one.
 const LARGEST_BYTES: u64 = 16 << 20;
 
-/// A configuration and where it came from.
+/// A configuration and its file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Loaded {
-    /// What applies.
+    /// The effective configuration.
     pub(crate) config: Config,
-    /// The file; none if there is none.
+    /// The file, if there is one.
     pub(crate) file: Option<PathBuf>,
-    /// What the file says.
+    /// The content of the file.
     pub(crate) said: Value,
 }
 
-/// Why a file is no configuration.
+/// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file that was named is not there.
+    /// The file that was given does not exist.
     #[error("configuration file {} does not exist", .path.display())]
     Missing {
         /// The file.
@@ -54,10 +54,10 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// It belongs to a third party.
+    /// The file belongs to another user, who is not root.
     #[error("configuration file {} belongs to user {owner}, who could make kvmb run commands", .path.display())]
     ForeignOwner {
         /// The file.
@@ -65,7 +65,7 @@ pub enum Error {
         /// The owner's user id.
         owner: u32,
     },
-    /// Others may write it.
+    /// Other users can write it.
     #[error("configuration file {} is writable by other users (mode {mode:04o}), who could make kvmb run \
         commands", .path.display())]
     Writable {
@@ -74,7 +74,7 @@ pub enum Error {
         /// Its mode.
         mode: u32,
     },
-    /// Everybody may read it, and it has a secret.
+    /// Other users can read it, and it contains a secret.
     #[error("configuration file {} is readable by other users (mode {mode:04o}), and its key \"{key}\" may reveal a \
         password", .path.display())]
     Readable {
@@ -85,12 +85,12 @@ pub enum Error {
         /// The key.
         key: &'static str,
     },
-    /// It is no JSON object.
+    /// The file is not a JSON object.
     #[error("configuration file {} is not valid JSON: {reason}", .path.display())]
     NotJson {
         /// The file.
         path: PathBuf,
-        /// Why not, and where.
+        /// The parser's message, with the position of the error.
         reason: String,
     },
     /// Keys or values in it are wrong.
@@ -98,13 +98,13 @@ pub enum Error {
     Faults {
         /// The file.
         path: PathBuf,
-        /// All of them.
+        /// All of the errors.
         faults: Vec<KeyError>,
     },
 }
 
 impl Error {
-    /// The file that it is about.
+    /// Returns the file that the error is about.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Error::Missing { path }
@@ -118,8 +118,8 @@ impl Error {
     }
 }
 
-/// Reads the file that was named; else that of the user, whose home folder and folder of configurations
-/// (`$XDG_CONFIG_HOME`, `~/.config`) these are; else that of the host. Without any of them, all is as by default.
+/// Loads the file that was given; else that of the user, from the home folder or the configuration folder
+/// (`$XDG_CONFIG_HOME`, `~/.config`); else that of the host. Without any of them, returns the defaults.
 pub(crate) fn load(named: Option<&Path>, home: Option<&Path>, config_home: Option<&Path>) -> Result<Loaded, Error> {
     if let Some(path) = named {
         return read(path)?.ok_or_else(|| Error::Missing { path: path.to_owned() });
@@ -132,7 +132,7 @@ pub(crate) fn load(named: Option<&Path>, home: Option<&Path>, config_home: Optio
     }
     match read(Path::new(OF_HOST)) {
         Ok(found) => Ok(found.unwrap_or_default()),
-        // Not meant for this user, who can still do without.
+        // The host's file is not meant for this user, who can use kvmb without it.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(Loaded::default()),
         Err(error) => Err(error),
     }
@@ -146,7 +146,7 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => return Ok(None),
         Err(error) => return Err(io(error)),
     };
-    // Of the open file: nobody can put another in its place between the look and the reading.
+    // Check the open file, so that nobody can replace it between the check and the reading.
     let metadata = file.metadata().map_err(io)?;
     let mode = metadata.mode() & 0o7777;
     if metadata.is_file() {
@@ -163,7 +163,7 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
             file.take(LARGEST_BYTES).read_to_end(&mut content).map_err(io)?;
             content
         }
-        // A pipe, of a shell's '<(…)' perhaps: somebody has to write to it.
+        // A pipe, possibly from a shell's '<(…)', needs a writer.
         false => bounded::read(path, LARGEST_BYTES, LIMIT, &bounded::ending()).map_err(io)?,
     };
     let text = String::from_utf8(content)
@@ -181,7 +181,7 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
     }
 }
 
-/// The value of a key, as `ssh.port`.
+/// Returns the value of a key such as `ssh.port`.
 pub(crate) fn value_of<'a>(document: &'a Value, key: &str) -> Option<&'a Value> {
     key.split('.').try_fold(document, |value, step| value.get(step))
 }

@@ -17,7 +17,7 @@ pub struct KeyError {
 }
 
 impl KeyError {
-    /// A key that violates a rule, whatever its value is.
+    /// Creates the error of a key that violates a rule, whatever its value.
     pub(crate) fn rule(key: &str, rule: &str) -> KeyError {
         KeyError { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
     }

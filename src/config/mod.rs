@@ -335,13 +335,13 @@ pub(crate) struct Retention {
     pub(crate) remote: Policy,
 }
 
-/// Whether a repository's address leads to a server.
+/// Whether a repository's address refers to a server.
 pub(crate) fn is_on_server(url: &str) -> bool {
     ["sftp:", "rest:", "s3:"].iter().any(|scheme| url.starts_with(scheme))
 }
 
 impl Retention {
-    /// The rules of the repository at this address.
+    /// Returns the rules of the repository at this address.
     pub(crate) fn of(&self, url: &str) -> &Policy {
         if is_on_server(url) { &self.remote } else { &self.local }
     }
@@ -523,7 +523,7 @@ pub(crate) const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 pub(crate) const SECRET_KEYS: [&str; 3] = ["password_command", "ssh.password_command", "http.password_command"];
 
 impl Config {
-    /// The address of the repository on the backup server; none without a backup_host.
+    /// Returns the address of the repository on the backup server; None without a backup_host.
     pub(crate) fn remote_url(&self) -> Option<String> {
         let (host, path) = (self.backup_host.as_ref()?, self.backup_path.as_ref()?);
         let user = self.backup_user.as_ref().map(|user| format!("{}@", user.text())).unwrap_or_default();
@@ -532,11 +532,11 @@ impl Config {
             HostName::V6 => format!("[{}]", host.text()),
             HostName::V4 | HostName::Name => host.text().to_owned(),
         };
-        // Two slashes: after one, a folder would begin where the login leads to.
+        // Two slashes: after a single one, the path would be relative to the login's home folder.
         Some(format!("sftp://{user}{host}{port}/{}", path.text()))
     }
 
-    /// The repository that backups go to first; none if that is the host's default repository.
+    /// Returns the first repository of backups; None if that is the host's default repository.
     pub(crate) fn primary_repo(&self) -> Option<String> {
         match &self.repo {
             Some(repo) if repo.text().is_empty() => self.remote_url(),
@@ -544,14 +544,14 @@ impl Config {
         }
     }
 
-    /// The repository that points are copied to: `copy_to` if set, otherwise that of the backup server, unless backups
-    /// go there directly.
+    /// Returns the repository that points are copied to: `copy_to` if set, otherwise that of the backup server, unless
+    /// backups go there directly.
     pub(crate) fn second_repo(&self) -> Option<String> {
         let named = self.copy_to.as_ref().filter(|repo| !repo.text().is_empty()).map(|repo| repo.text().to_owned());
         named.or_else(|| self.remote_url()).filter(|second| self.primary_repo().as_ref() != Some(second))
     }
 
-    /// Checks that involve several keys: those that contradict or require each other.
+    /// Checks rules that involve several keys: those that contradict or require each other.
     fn contradictions(&self) -> Vec<KeyError> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, rule: &str| faults.push(KeyError::rule(key, rule));
@@ -588,7 +588,7 @@ impl Config {
 }
 
 impl Hooks {
-    /// The four lists by name.
+    /// Returns the four lists by name.
     pub(crate) fn lists(&self) -> [(&'static str, &[Hook]); 4] {
         [
             ("before_run", &self.before_run),

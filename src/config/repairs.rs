@@ -3,7 +3,7 @@
 use crate::suggest::{nearest_word, similar_words};
 use serde_json::{Value, json};
 
-/// Candidates for what a value was meant to be, most likely first. Most of them are invalid, too.
+/// Returns candidates for what a value was meant to be, most likely first. Most of them are invalid, too.
 pub(crate) fn repairs(value: &Value, schema: &Value) -> Vec<Value> {
     match value {
         Value::String(text) => of_text(text, schema),
@@ -34,7 +34,7 @@ fn of_text(text: &str, schema: &Value) -> Vec<Value> {
     let compact: String = trimmed.chars().filter(|c| !c.is_whitespace()).collect();
     found.extend(with_short_unit(&compact).into_iter().map(Value::from));
     found.push(json!(compact));
-    // user@host, host:port, [v6], and whole addresses, where a host is wanted.
+    // user@host, host:port, [v6] and whole addresses, where a host is expected.
     let place = trimmed.split_once("://").map_or(trimmed, |(_, rest)| rest).split('/').next().unwrap_or(trimmed);
     let host = place.rsplit('@').next().unwrap_or(place);
     let bare = host.trim_start_matches('[').split(']').next().unwrap_or(host);
@@ -50,7 +50,7 @@ fn of_text(text: &str, schema: &Value) -> Vec<Value> {
     found
 }
 
-/// The words that a schema lists, the nearest first.
+/// Returns the words that a schema lists, most similar first.
 fn words_of(schema: &Value, wrong: &str) -> Vec<Value> {
     fn collect(schema: &Value, words: &mut Vec<String>) {
         for key in ["enum", "const", "oneOf", "anyOf"] {
@@ -69,7 +69,8 @@ fn words_of(schema: &Value, wrong: &str) -> Vec<Value> {
     similar_words(wrong, words.iter().map(String::as_str)).into_iter().map(Value::from).collect()
 }
 
-/// A time of day, a nickname without its @ or misspelt, and what other dialects of cron add or leave out.
+/// Returns candidates for cron expressions: a time of day, a nickname without its @ or misspelt, and features of other
+/// cron dialects.
 fn times_of_cron(lower: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     if let Some((hour, minute)) = lower.split_once(':') {
@@ -85,7 +86,7 @@ fn times_of_cron(lower: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// A number with its unit cut to one letter: "6hours" → "6h", "10MB" → "10M".
+/// Shortens the unit of a number to one letter: "6hours" → "6h", "10MB" → "10M".
 fn with_short_unit(text: &str) -> Vec<String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

@@ -16,15 +16,15 @@ use std::time::Duration;
 pub(crate) trait Term: Sized {
     /// The name of the rule in the schema.
     const NAME: &'static str;
-    /// The rule as the end of the sentence «must be …».
+    /// The rule, as the end of a sentence that begins with "must be".
     const RULE: &'static str;
-    /// The rule for editors, as far as a regular expression can express it.
+    /// The rule as a regular expression for editors, as far as that is possible.
     const PATTERN: &'static str;
 
-    /// Parses the text, if it follows the rule.
+    /// Parses the text if it follows the rule.
     fn read(text: &str) -> Option<Self>;
 
-    /// A more precise error for a text that violates the rule, if there is one.
+    /// Returns a more precise error for a text that violates the rule, if there is one.
     fn detail(_text: &str) -> Option<String> {
         None
     }
@@ -38,17 +38,17 @@ pub(crate) struct WithText<T> {
 }
 
 impl<T: Term> WithText<T> {
-    /// Reads a text.
+    /// Parses a text.
     pub(crate) fn read(text: &str) -> Option<WithText<T>> {
         Some(WithText { value: T::read(text)?, text: text.to_owned() })
     }
 
-    /// The text as it was written.
+    /// Returns the text as it was written.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// What it means.
+    /// Returns the parsed value.
     pub(crate) fn value(&self) -> &T {
         &self.value
     }
@@ -101,7 +101,7 @@ impl<T: Term> JsonSchema for WithText<T> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // Empty is as good as not there.
+        // An empty string counts as omitted.
         json_schema!({ "type": "string", "pattern": format!("^({})?$", T::PATTERN) })
     }
 }
@@ -111,13 +111,12 @@ impl<T: Term> JsonSchema for WithText<T> {
 pub(crate) struct Bounded<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
-    /// A number that is known to be within.
+    /// Creates a constant, whose range is checked at compile time.
     pub(crate) const fn of<const NUMBER: u64>() -> Self {
         const { assert!(MIN <= NUMBER && NUMBER <= MAX) };
         Bounded(NUMBER)
     }
 
-    /// The number.
     pub(crate) fn get(self) -> u64 {
         self.0
     }
@@ -147,11 +146,9 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Bounded<MIN, MAX> {
 /// A host name (RFC 1123) or an IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HostName {
-    /// A name.
     Name,
-    /// An IPv4 address.
     V4,
-    /// An IPv6 address, which a URL puts in brackets.
+    /// An IPv6 address, which needs brackets in a URL.
     V6,
 }
 
@@ -174,7 +171,7 @@ impl Term for HostName {
             let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
             inner && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
         };
-        // What ends in a number is an address, and a wrong one.
+        // A name whose last label is numeric would be an invalid IP address.
         let last_is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
         (text.len() <= 253 && text.split('.').all(label) && !last_is_number).then_some(HostName::Name)
     }
@@ -197,7 +194,7 @@ impl Term for UserName {
     }
 }
 
-/// A path from the root.
+/// An absolute path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AbsolutePath(pub(crate) PathBuf);
 
@@ -212,7 +209,7 @@ impl Term for AbsolutePath {
     }
 }
 
-/// Where a repository is. Empty says that there is none.
+/// The address of a repository. Empty means none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RepoAddress;
 
@@ -250,14 +247,14 @@ impl Term for RepoAddress {
     }
 }
 
-/// What follows `s3:`.
+/// Whether the text after `s3:` is valid.
 fn is_s3(text: &str) -> bool {
     let rest = ["https://", "http://", "//"].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
     let is_plain = !rest.contains(|c: char| c.is_control() || matches!(c, '@' | '?' | '#'));
     is_plain && rest.split_once('/').is_some_and(|(server, bucket)| !server.is_empty() && bucket.len() >= 3)
 }
 
-/// The storage class of objects that are read.
+/// The storage class for objects that are read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StorageClass;
 
@@ -273,7 +270,7 @@ impl Term for StorageClass {
     }
 }
 
-/// What a server encrypts objects by.
+/// The server-side encryption of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerEncryption;
 
@@ -289,7 +286,7 @@ impl Term for ServerEncryption {
     }
 }
 
-/// What follows `rest:`.
+/// Whether the text after `rest:` is valid.
 fn is_rest(text: &str) -> bool {
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return false;
@@ -302,7 +299,7 @@ fn is_rest(text: &str) -> bool {
     !server.is_empty() && user.is_none_or(|user| UserName::read(user).is_some())
 }
 
-/// A machine's name, or a glob for several.
+/// A machine's name, or a glob that matches several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MachineName;
 
@@ -352,7 +349,7 @@ impl Term for LibvirtUri {
     }
 }
 
-/// A command that a shell runs.
+/// A command for a shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CommandLine;
 
@@ -385,7 +382,7 @@ impl Term for Cron {
 pub(crate) struct PositiveSpan(pub(crate) Duration);
 
 impl PositiveSpan {
-    /// That many seconds, as they would be written.
+    /// Creates a value of this many seconds.
     pub(crate) fn written(seconds: u64) -> WithText<PositiveSpan> {
         WithText { text: format!("{seconds}s"), value: PositiveSpan(Duration::from_secs(seconds)) }
     }
@@ -406,7 +403,7 @@ impl Term for PositiveSpan {
 pub(crate) struct PositiveSize(pub(crate) u64);
 
 impl PositiveSize {
-    /// That many bytes, as they would be written.
+    /// Creates a value of this many bytes.
     pub(crate) fn written(bytes: u64) -> WithText<PositiveSize> {
         WithText { text: units::Size(bytes).to_string(), value: PositiveSize(bytes) }
     }

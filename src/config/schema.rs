@@ -1,4 +1,4 @@
-//! The JSON Schema of the configuration, from the types and their words.
+//! The JSON Schema of the configuration, derived from the types and their doc comments.
 
 use super::Config;
 use schemars::Schema;
@@ -7,15 +7,14 @@ use schemars::transform::{Transform, transform_subschemas};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 
-/// How a key begins that is a comment.
+/// The prefix of keys that are comments.
 const COMMENT: &str = "//";
 
-/// Whether a key is a comment.
 pub(crate) fn is_comment(key: &str) -> bool {
     key.starts_with(COMMENT)
 }
 
-/// The schema.
+/// Returns the schema.
 pub(crate) fn of_config() -> &'static Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
@@ -25,19 +24,19 @@ pub(crate) fn of_config() -> &'static Value {
     &SCHEMA
 }
 
-/// What the entries of an object are that has names of the user's own.
+/// Returns the schema of the entries of an object with user-defined names.
 pub(crate) fn of_entries(schema: &Value) -> Option<&Value> {
     let entries = schema.get("patternProperties").and_then(Value::as_object);
     let named = entries.and_then(|entries| entries.iter().find(|(pattern, _)| !pattern.starts_with("^//")));
     named.map(|(_, schema)| schema).or_else(|| schema.get("additionalProperties").filter(|more| more.is_object()))
 }
 
-/// Whether a schema is of an object with keys of ours or of the user's.
+/// Whether a schema describes an object.
 pub(crate) fn is_of_objects(schema: &Value) -> bool {
     schema.get("properties").is_some() || of_entries(schema).is_some()
 }
 
-/// Admits comments and no unknown keys, in every object whose keys are ours.
+/// Allows comments but no unknown keys in every object whose keys kvmb defines.
 #[derive(Debug, Clone)]
 struct ForbidUnknownKeys;
 
@@ -51,7 +50,7 @@ impl Transform for ForbidUnknownKeys {
     }
 }
 
-/// Calls `visit` for every key that holds a value, as `ssh.port`, with its schema.
+/// Calls `visit` for every key that has a value, such as `ssh.port`, with its schema.
 pub(crate) fn each_key(visit: &mut dyn FnMut(&str, &Value)) {
     fn below(prefix: &str, schema: &Value, visit: &mut dyn FnMut(&str, &Value)) {
         for (key, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {

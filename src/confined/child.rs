@@ -1,4 +1,4 @@
-//! The child answers requests of the parent over its standard input, a socket, which is its only open file.
+//! The child process. It answers requests of the parent over its standard input, a socket, which is its only open file.
 
 use super::lockdown::confine;
 use super::protocol::{
@@ -15,13 +15,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-/// The number of pieces of zeros, which are not sent, after which the parent is notified of progress.
+/// After this number of all-zero pieces, which are not sent, the parent is notified of progress.
 const SIGN_OF_LIFE: usize = 256;
 
-/// Deeper than any tree that somebody made: each directory has one above it.
+/// Maximum depth of directories; real trees are never that deep.
 const MOST_LEVELS: usize = 4096;
 
-/// Confines this process and answers requests until the parent is gone.
+/// Confines this process and answers requests until the parent has gone.
 pub(crate) fn run() {
     let confined = confine();
     let ready = match &confined {
@@ -34,7 +34,7 @@ pub(crate) fn run() {
     let mut state = OpenedDisks { volumes: Volumes(Vec::new()), systems: Vec::new() };
     while let Ok((REQUEST, body)) = receive() {
         let Ok(request) = serde_json::from_slice::<ParentRequest>(&body) else { return };
-        // A reader that fails has met bytes that its author did not think of.
+        // A parser panics if it meets unexpected bytes.
         let answered = catch_unwind(AssertUnwindSafe(|| state.answer(request)));
         let last = match answered {
             Ok(Ok(())) => ChildReply::Done,
@@ -84,7 +84,7 @@ fn send_reply(reply: &ChildReply) -> io::Result<()> {
     send(REPLY, &[&serde_json::to_vec(reply)?])
 }
 
-/// A message: its letter and body.
+/// Receives a message: its letter and body.
 fn receive() -> io::Result<(u8, Vec<u8>)> {
     let mut length = [0; 4];
     read_exact(&mut length)?;
@@ -99,7 +99,7 @@ fn receive() -> io::Result<(u8, Vec<u8>)> {
     Ok((letter[0], body))
 }
 
-/// A disk whose blocks the parent has.
+/// A disk whose blocks the parent provides.
 struct RemoteDisk {
     number: u32,
     size_bytes: u64,
@@ -129,7 +129,7 @@ impl BlockSource for RemoteDisk {
 /// Why a request ended early.
 enum Ended {
     Refused(FsError),
-    /// Nobody listens any more.
+    /// The parent has gone.
     Gone,
 }
 
@@ -208,7 +208,7 @@ struct Walker<'s> {
     content: bool,
     /// Files with several names, and the name under which each was sent.
     sent: HashMap<(usize, u64), Names>,
-    /// Directories that were entered: none has two names.
+    /// Directories that were visited: a directory cannot have two names.
     directories: HashSet<(usize, u64)>,
 }
 
@@ -227,7 +227,7 @@ impl Walker<'_> {
                 },
                 Ok(_) => {}
                 Err(Ended::Refused(error)) => {
-                    // Its other names are no links to what nobody has.
+                    // Its other names must not be sent as links to a file that was not sent.
                     self.sent.retain(|_, sent| *sent != names);
                     unreadable(&names, error)?;
                 }
@@ -237,7 +237,7 @@ impl Walker<'_> {
         Ok(())
     }
 
-    /// What is in a directory, the last name first.
+    /// Returns the entries of a directory, last name first.
     fn children(&mut self, names: &Names, dir: Place) -> Result<Vec<(Names, Place)>> {
         if !self.directories.insert((dir.volume, dir.node.0)) {
             return Err(damaged("the directory contains itself, or is in two directories"));
@@ -255,7 +255,7 @@ impl Walker<'_> {
         Ok(below.collect())
     }
 
-    /// Sends a file, and what is in it.
+    /// Sends a file and its content.
     fn entry(&mut self, names: &Names, place: Place) -> std::result::Result<InodeKind, Ended> {
         let content = self.content;
         let filesystem = self.state.volumes.filesystem(place.volume)?;
@@ -296,7 +296,7 @@ impl Walker<'_> {
                 let length = (end - at).min(MOST_DATA_BYTES as u64) as usize;
                 let piece = &mut buffer[..length];
                 filesystem.read_at(place.node, at, piece)?;
-                // Zeros are what is there without them.
+                // The parent fills gaps with zeros.
                 if piece.iter().any(|byte| *byte != 0) {
                     send(DATA, &[&at.to_le_bytes(), piece])?;
                     skipped = 0;

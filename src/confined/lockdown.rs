@@ -1,4 +1,4 @@
-//! How a process permanently drops all privileges that parsing does not need.
+//! Permanently drops all privileges that parsing does not need.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
@@ -7,17 +7,17 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// `nobody` and its group, which own nothing, on every Linux.
+/// The user and group `nobody`, which own no files, on every Linux.
 const NOBODY: u32 = 65_534;
 
-/// How much memory it may have, with the program itself.
+/// Memory limit, including the program itself.
 const MEMORY_BYTES: u64 = 1 << 30;
 
-/// How long it may compute.
+/// Limit of processor time.
 const PROCESSOR_SECONDS: u64 = 3600;
 
-/// The system calls that are left: those of reading and writing the socket, of memory, of time, of ending. `tgkill` is
-/// left as well, to itself.
+/// The system calls that remain allowed: reading and writing the socket, memory, time and exit; also `tgkill`, but only
+/// on itself.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -41,15 +41,15 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// Why a process is not confined. Then it must end.
+/// Why a process could not be confined. It must then end.
 #[derive(Debug, thiserror::Error)]
 pub enum LockdownError {
     /// The system refused a step.
     #[error("cannot {step}: {source}")]
     System {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// Why it failed.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The system calls cannot be limited.
@@ -61,8 +61,8 @@ fn step<E: Into<std::io::Error>>(step: &'static str) -> impl Fn(E) -> LockdownEr
     move |source| LockdownError::System { step, source: source.into() }
 }
 
-/// Confines this process, which has one thread. Whatever is open stays readable and writable: it must be only what may
-/// be used.
+/// Confines this process, which must have a single thread. Open files stay usable, so only those that are needed may be
+/// open.
 pub fn confine() -> Result<(), LockdownError> {
     let limit =
         |resource, most| rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
@@ -93,10 +93,10 @@ pub fn confine() -> Result<(), LockdownError> {
     limit_system_calls()
 }
 
-/// As root: another user, for whom no capability can come back.
+/// If run as root, switches to another user who cannot regain any capability.
 fn drop_privileges() -> Result<(), LockdownError> {
     for capability in CapabilitySet::all().iter() {
-        // One that this kernel does not know, or that was taken before, is not there either.
+        // A capability that is unknown to this kernel, or already dropped, causes an error that does not matter.
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
     }
     rustix::thread::set_thread_groups(&[]).map_err(step("leave its groups"))?;
@@ -108,7 +108,7 @@ fn drop_privileges() -> Result<(), LockdownError> {
 fn limit_system_calls() -> Result<(), LockdownError> {
     let failed = |error: &dyn std::fmt::Display| LockdownError::Seccomp(error.to_string());
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    // What abort() calls; without this limit it would send signals to every process of the same user.
+    // abort() calls it. Without the restriction, the process could send signals to every process of the same user.
     let itself = rustix::process::getpid().as_raw_nonzero().get();
     let is_itself =
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(itself.cast_unsigned()));

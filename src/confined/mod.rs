@@ -23,5 +23,5 @@ pub mod lockdown;
 pub mod parent;
 pub(crate) mod protocol;
 
-/// The word by which `kvmb` knows that it is the child.
+/// The argument that makes `kvmb` run as the child.
 pub(crate) const COMMAND: &str = "parse-guest";

@@ -1,4 +1,4 @@
-//! Starts a confined process, and sends it requests.
+//! Starts a confined process and sends it requests.
 
 use super::COMMAND;
 use super::protocol::{
@@ -14,37 +14,37 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long the child may work without a result: whatever it asks for meanwhile, and without the time that the parent
-/// needs for it.
+/// How long the child may work without a result. Includes the time between its requests for blocks, but not the time
+/// that the parent needs to read them.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How often the parent looks whether it is to stop.
+/// Interval at which the parent checks the stop flag.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Why nothing more comes from a confined process.
+/// Why a confined process does not respond any more.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfinedError {
-    /// It could not be started.
+    /// The process could not be started.
     #[error("cannot start a confined process: {0}")]
     Start(io::Error),
-    /// It could not give up what it does not need, and was not used.
+    /// The process could not drop its privileges, and was not used.
     #[error("cannot confine the process that reads the guest's file systems: {0}")]
     NotConfined(String),
-    /// It ended by itself, or was ended by a limit.
+    /// The process ended unexpectedly, or exceeded a limit.
     #[error("the process that reads the guest's file systems ended: {}", describe(*.0))]
     Ended(ExitStatus),
-    /// It worked for too long.
+    /// The process worked for too long without a result.
     #[error("the process that reads the guest's file systems worked for {} s without a result", PATIENCE.as_secs())]
     Silent,
-    /// It said what makes no sense.
+    /// The process sent an invalid message.
     #[error("the process that reads the guest's file systems broke the protocol: {0}")]
     Protocol(&'static str),
-    /// This process is to end.
+    /// This process must end.
     #[error("interrupted")]
     Stopped,
 }
 
-/// How a process ended, as far as it matters here.
+/// Describes how a process ended.
 fn describe(status: ExitStatus) -> String {
     match status.signal() {
         Some(libc::SIGSYS) => "it used a forbidden system call".to_owned(),
@@ -55,21 +55,21 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// What comes from the child.
+/// A message of the child.
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
     Reply(ChildReply),
-    /// Bytes of the file that was named last.
+    /// Bytes of the current file.
     Data {
         offset: u64,
         bytes: &'a [u8],
     },
 }
 
-/// Blocks of a disk: its number, the offset, and where they go; or why they cannot be had.
+/// Reads blocks of a disk: its number, the offset, and the buffer. The error is a message for the user.
 pub(crate) type ReadBlocks<'a> = &'a mut dyn FnMut(usize, u64, &mut [u8]) -> Result<(), String>;
 
-/// A confined process, ended when this is dropped.
+/// A confined process, which is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Confined {
     child: Child,
@@ -79,7 +79,7 @@ pub(crate) struct Confined {
 }
 
 impl Confined {
-    /// Starts one, and waits until it is confined.
+    /// Starts a process and waits until it is confined.
     pub(crate) fn start(stop: Arc<AtomicBool>) -> Result<Confined, ConfinedError> {
         let started = || -> io::Result<Confined> {
             let (socket, theirs) = UnixStream::pair()?;
@@ -106,8 +106,8 @@ impl Confined {
         }
     }
 
-    /// Asks, and passes on what comes until the request is done or `take` has enough: then the process is of no use any
-    /// more. The last reply is passed on, too.
+    /// Sends a request and passes on the results until the request is done or `take` breaks, after which the
+    /// process cannot be used any more. The last reply is passed on, too.
     pub(crate) fn ask(
         &mut self,
         request: &ParentRequest,
@@ -175,7 +175,7 @@ impl Confined {
         let mut length = [0; 4];
         self.read_exact(&mut length)?;
         let length = u32::from_le_bytes(length);
-        // Replies with many attributes are longer than data.
+        // Replies with many attributes are longer than data messages.
         if !(1..=64 * MOST_MESSAGE_BYTES).contains(&length) {
             return Err(ConfinedError::Protocol("a message of an impossible length"));
         }
@@ -208,9 +208,9 @@ impl Confined {
         Ok(())
     }
 
-    /// The socket is closed: how did it end?
+    /// Returns the error after the child has closed its socket.
     fn ended(&mut self) -> ConfinedError {
-        // It closes the socket by ending, and then this changes nothing.
+        // The child closes the socket by ending; then this has no effect.
         let _ = self.child.kill();
         let status = self.child.wait();
         status.map_or_else(ConfinedError::Start, ConfinedError::Ended)
@@ -219,7 +219,7 @@ impl Confined {
 
 impl Drop for Confined {
     fn drop(&mut self) {
-        // It has ended already, or it has nothing to clean up.
+        // The child has already ended, or has nothing to clean up.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,36 +1,36 @@
-//! The messages between parent and child over one socket.
+//! The messages between parent and child, over one socket.
 //!
-//! A message is its length (32 bits, little-endian), a letter, and its body: JSON, or bytes. The child asks for blocks
-//! while it works on a request; the parent answers and goes on waiting.
+//! A message consists of its length (32 bits, little-endian), a letter, and its body: JSON or bytes. While the child
+//! works on a request, it asks the parent for blocks; the parent answers and keeps waiting for results.
 
 use crate::filesystems::volumes::VolumeInfo;
 use crate::filesystems::{DataRange, FsError, InodeMetadata};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest message: a piece of data, and what belongs to it.
+/// Maximum length of a data message: the data and its header.
 pub(crate) const MOST_MESSAGE_BYTES: u32 = (1 << 20) + 4096;
 
-/// The longest piece of data, and of blocks that are asked for at once.
+/// Maximum length of one piece of data, and of one request for blocks.
 pub(crate) const MOST_DATA_BYTES: usize = 1 << 20;
 
-/// The number of extents in one message.
+/// Maximum number of extents in one message.
 pub(crate) const RANGES_PER_MESSAGE: usize = 4096;
 
 /// Letters of messages from the child.
 pub(crate) const WANT_BLOCKS: u8 = b'b';
 /// A [`ChildReply`].
 pub(crate) const REPLY: u8 = b'r';
-/// Data of the last entry: the offset, 64 bits, and bytes.
+/// Data of the current file: the offset (64 bits) and the bytes.
 pub(crate) const DATA: u8 = b'd';
 
 /// Letters of messages from the parent: a [`ParentRequest`].
 pub(crate) const REQUEST: u8 = b'q';
-/// Blocks that were asked for.
+/// The requested blocks.
 pub(crate) const BLOCKS: u8 = b'k';
-/// Why they cannot be had.
+/// Why the blocks are not available.
 pub(crate) const NO_BLOCKS: u8 = b'n';
 
-/// A name, or another sequence of bytes; in JSON as hexadecimal digits, since it need not be text.
+/// A name or another sequence of bytes. In JSON it is hexadecimal, because it need not be UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
 
@@ -47,100 +47,100 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// A disk that the parent has blocks of.
+/// A disk whose blocks the parent provides.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ConfinedDisk {
     pub(crate) name: String,
     pub(crate) size_bytes: u64,
-    /// Its place among the machine's disks; none for a device that was made of them.
+    /// Its index among the machine's disks; None for a device that was assembled from them.
     pub(crate) number: Option<usize>,
 }
 
-/// What the parent asks.
+/// A request of the parent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ParentRequest {
-    /// Which file systems and operating systems there are. The first request.
+    /// Find the file systems and operating systems. This is the first request.
     Open { disks: Vec<ConfinedDisk> },
-    /// A file, and what is below it.
+    /// Walk a file and everything below it.
     Walk(Walk),
 }
 
-/// Which files, and what of them.
+/// Which files to walk, and what to send of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Walk {
-    /// As on the command line.
+    /// The path as on the command line.
     pub(crate) path: String,
     pub(crate) depth: Depth,
-    /// Whether a link at the end of the path is followed.
+    /// Whether to follow a symbolic link at the end of the path.
     pub(crate) follow: Follow,
-    /// Whether attributes, and the data of files, are sent.
+    /// Whether to send attributes and the data of files.
     pub(crate) content: bool,
 }
 
-/// How far a walk goes.
+/// How deep a walk goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Depth {
     Itself,
-    /// What is in the directory, or the file.
+    /// The entries of the directory, or the file itself.
     Children,
-    /// Everything below, and it itself.
+    /// The file itself and everything below it.
     All,
 }
 
-/// What happens to a link at the end of a path.
+/// Whether to follow a symbolic link at the end of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Follow {
     No,
-    /// If it leads to a directory.
+    /// Only if it points to a directory.
     ToDirectory,
     Yes,
 }
 
-/// What the child says.
+/// A message of the child.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ChildReply {
-    /// It has given up everything, and waits for requests.
+    /// The child has dropped its privileges and waits for requests.
     Ready,
-    /// It could not, and ends.
+    /// The child could not drop its privileges, and ends.
     Failed(String),
     /// The answer to [`ParentRequest::Open`].
     Volumes(Vec<VolumeInfo>),
-    /// Where the walk begins, and on which volume: the names from the root.
+    /// The start of the walk: its volume, and the names from the root.
     Start {
         volume: String,
         names: Vec<Bytes>,
     },
     Entry(Entry),
-    /// Stretches of data of the file that was named last; the data follow in this order.
+    /// The data ranges of the current file. Their data follow in this order.
     Ranges(Vec<DataRange>),
-    /// There is nothing to say yet.
+    /// There is no result yet, but the child is making progress.
     Working,
-    /// All of that file was sent.
+    /// The file has been sent completely.
     EndOfFile,
-    /// Something below the start cannot be read; the walk goes on.
+    /// Something below the start cannot be read; the walk continues.
     Unreadable {
         names: Vec<Bytes>,
         error: FsError,
     },
-    /// The request is done.
+    /// The request is complete.
     Done,
-    /// The request cannot be done.
+    /// The request failed.
     Refused(FsError),
 }
 
 /// A file of a walk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// The names below the start; none for the start itself.
+    /// The names below the start; empty for the start itself.
     pub(crate) names: Vec<Bytes>,
     pub(crate) metadata: InodeMetadata,
     /// What a symbolic link points to.
     pub(crate) target: Option<Bytes>,
-    /// The same file under the name that came first: it has no data of its own.
+    /// The first name of the same file (a hard link). The entry then has no data.
     pub(crate) same_as: Option<Vec<Bytes>>,
     pub(crate) xattrs: Vec<(Bytes, Bytes)>,
 }

@@ -1,4 +1,4 @@
-//! Bytes of a disk or of a partition of it.
+//! The bytes of a disk or of a part of it.
 
 use super::{FsError, Result, damaged};
 use std::cell::{Cell, RefCell};
@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::rc::Rc;
 
-/// Something that has bytes.
+/// A source of bytes.
 pub(crate) trait BlockSource {
     fn size_bytes(&self) -> u64;
 
-    /// Fills `buffer` with those at `offset`. Beyond the end is an error.
+    /// Fills `buffer` from `offset`. Reading beyond the end is an error.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 }
 
-/// A shared source: a process that parses has one thread.
+/// A shared source. `Rc` is enough because a parsing process has a single thread.
 pub(crate) type Blocks = Rc<dyn BlockSource>;
 
 /// A part of a source.
@@ -25,7 +25,7 @@ pub(crate) struct BlocksSlice {
 }
 
 impl BlocksSlice {
-    /// The `size_bytes` at `start`, as far as they are there.
+    /// Returns `size_bytes` bytes from `start`, or fewer if the source is shorter.
     pub(crate) fn of(inner: &Blocks, start: u64, size_bytes: u64) -> Blocks {
         let available = inner.size_bytes().saturating_sub(start);
         Rc::new(BlocksSlice { inner: Rc::clone(inner), start, size_bytes: size_bytes.min(available) })
@@ -50,13 +50,12 @@ impl BlockSource for BlocksSlice {
     }
 }
 
-/// The size of a page of the cache.
 const PAGE_BYTES: u64 = 64 << 10;
 
 /// The number of cached pages: 32 MiB.
 const PAGES: usize = 512;
 
-/// What was read last, so that small reads of one place cost one request.
+/// A cache of recent reads, so that repeated small reads cause only one request.
 pub(crate) struct Cached<S> {
     inner: S,
     pages: RefCell<Pages>,
@@ -107,7 +106,7 @@ impl<S: BlockSource> BlockSource for Cached<S> {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         check_bounds(self.inner.size_bytes(), offset, buffer.len())?;
-        // Long reads are a file's data: they would push out everything else.
+        // Long reads are data of files and would evict everything else.
         if buffer.len() as u64 >= 2 * PAGE_BYTES {
             return self.inner.read_at(offset, buffer);
         }
@@ -125,10 +124,10 @@ impl<S: BlockSource> BlockSource for Cached<S> {
     }
 }
 
-/// How many bytes a crate may still read for what it was asked: a structure that leads back to itself ends there.
+/// How many bytes a crate may still read for one operation. This stops structures that loop.
 pub(crate) type Allowance = Rc<Cell<u64>>;
 
-/// A source as a file, for crates that want one.
+/// A source as a file, for crates that need one.
 pub(crate) struct Cursor {
     blocks: Blocks,
     position: u64,
@@ -177,23 +176,23 @@ impl io::Write for Cursor {
     }
 }
 
-/// What an error of a crate's reader means: that of ours, if it comes from there.
+/// Converts an I/O error of a crate. Returns our own error if that was the cause.
 pub(crate) fn of_io(error: &io::Error) -> FsError {
     let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<FsError>());
     ours.cloned().unwrap_or_else(|| damaged(error.to_string()))
 }
 
-/// Little-endian numbers of a structure; what lies beyond its end is zero.
+/// Reads a little-endian number; bytes beyond the end count as zero.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).and_then(|part| part.try_into().ok()).map_or(0, u16::from_le_bytes)
 }
 
-/// As [`le16`].
+/// Like [`le16`].
 pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|part| part.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-/// As [`le16`].
+/// Like [`le16`].
 pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
@@ -202,23 +201,23 @@ pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
     le16(bytes, at).swap_bytes()
 }
 
-/// As [`be16`].
+/// Like [`be16`].
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     le32(bytes, at).swap_bytes()
 }
 
-/// As [`be16`].
+/// Like [`be16`].
 pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
     le64(bytes, at).swap_bytes()
 }
 
-/// Text that ends with the first zero byte.
+/// Returns text up to the first NUL byte.
 pub(crate) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).trim_end().to_owned()
 }
 
-/// A UUID as `blkid` prints it.
+/// Formats a UUID as `blkid` does.
 pub(crate) fn uuid(bytes: &[u8]) -> Option<String> {
     let bytes: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
     (bytes != [0; 16]).then(|| uuid::Uuid::from_bytes(bytes).to_string())

@@ -1,6 +1,6 @@
 //! FAT12, FAT16 and FAT32, by the crate `fatfs`.
 //!
-//! FAT has no owners, modes or links, and its times have no zone: they are taken as UTC.
+//! FAT has no owners, modes or links. Its times have no time zone; they are taken as UTC.
 
 use super::blocks::{Allowance, Blocks, Cursor, of_io};
 use super::{
@@ -12,11 +12,11 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 
-/// "A directory is at most 2 MiB", and its chain of clusters much less: one that leads back to itself ends here, even
-/// if no name is in it.
+/// "A directory is at most 2 MiB", and its cluster chain is much smaller. The limit stops a chain that loops, even if
+/// it contains no names.
 const DIRECTORY_BYTES: u64 = 4 << 20;
 
-/// The chain of a file of 4 GiB in clusters of a sector is 32 MiB long.
+/// The cluster chain of a 4 GiB file is 32 MiB long if clusters have one sector.
 const CHAIN_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Clone)]
@@ -30,10 +30,10 @@ struct FatEntry {
 
 struct Fat {
     filesystem: &'static FileSystem<Cursor>,
-    /// Every file that was seen; a node is a place in it.
+    /// Every known file; a node is an index into this list.
     entries: Vec<FatEntry>,
     by_path: HashMap<String, usize>,
-    /// The file that was read last: finding a place in it takes one step from the place before.
+    /// The file that was read last, because seeking forward from the previous position is fast.
     last: Option<(Node, fatfs::File<'static, Cursor>)>,
     allowance: Allowance,
 }
@@ -42,7 +42,7 @@ pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
     let allowance = Allowance::new(Cell::new(DIRECTORY_BYTES));
     let cursor = Cursor::new(blocks, &allowance);
     let filesystem = FileSystem::new(cursor, FsOptions::new()).map_err(|error| of_io(&error))?;
-    // The process ends with the request: an open file may borrow from it meanwhile.
+    // The process ends with the request, so leaking is fine. Open files can then borrow from the file system.
     let filesystem: &'static FileSystem<Cursor> = Box::leak(Box::new(filesystem));
     let label = filesystem.read_volume_label_from_root_dir().ok().flatten();
     let label = label.unwrap_or_else(|| filesystem.volume_label()).trim().to_owned();
@@ -69,7 +69,7 @@ impl Fat {
         self.entries.get(node.0 as usize).ok_or_else(|| damaged("a file no longer exists"))
     }
 
-    /// Lets the crate read the directories on a path, and more.
+    /// Allows the crate to read the directories on a path, and `more` bytes.
     fn allow(&self, path: &str, more: u64) {
         let directories = 1 + path.split('/').count() as u64;
         self.allowance.set(directories * DIRECTORY_BYTES + more);

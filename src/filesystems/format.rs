@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a partition holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FilesystemFormat {
@@ -26,7 +25,7 @@ pub(crate) enum FilesystemFormat {
 }
 
 impl FilesystemFormat {
-    /// The word in records, as `blkid` has it.
+    /// Returns the word for records, as in `blkid`.
     pub(crate) fn word(self) -> &'static str {
         match self {
             FilesystemFormat::Ext2 => "ext2",
@@ -49,7 +48,7 @@ impl FilesystemFormat {
         }
     }
 
-    /// Whether files of it can be read.
+    /// Whether its files can be read.
     pub(crate) fn is_readable(self) -> bool {
         use FilesystemFormat::{Btrfs, Ext2, Ext3, Ext4, Fat, Ntfs, Xfs};
         matches!(self, Ext2 | Ext3 | Ext4 | Fat | Ntfs | Xfs | Btrfs)

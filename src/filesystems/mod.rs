@@ -34,13 +34,12 @@ pub(crate) mod xfs;
 
 use serde::{Deserialize, Serialize};
 
-/// The result of reading a guest's file system.
 pub(crate) type Result<T> = std::result::Result<T, FsError>;
 
-/// Why something of a guest's file system cannot be read.
+/// Why a guest's file system or file cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum FsError {
-    /// The repository does not have the bytes: it is damaged, or cannot be reached.
+    /// The repository is damaged or unreachable.
     #[error("{0}")]
     Unreadable(String),
     /// The data is invalid.
@@ -49,28 +48,28 @@ pub enum FsError {
     /// The data is valid but not supported.
     #[error("{0}")]
     Unsupported(String),
-    /// What is there is encrypted, or a part of something, and can be opened by another program.
+    /// The data is encrypted or a part of a larger device, and another program can open it.
     #[error("{0}")]
     Closed(String),
     /// There is no such file.
     #[error("{path} does not exist{}", crate::suggest::suggestion(near))]
     NotFound {
-        /// The part of the path that is not there.
+        /// The missing part of the path.
         path: String,
-        /// Names like it.
+        /// Similar names.
         near: Vec<String>,
     },
-    /// An invalid path.
+    /// The path is invalid.
     #[error("{0}")]
     BadPath(String),
 }
 
-/// Makes an [`FsError::Damaged`].
+/// Creates an [`FsError::Damaged`].
 pub(crate) fn damaged(what: impl Into<String>) -> FsError {
     FsError::Damaged(what.into())
 }
 
-/// What a name stands for.
+/// The type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum InodeKind {
@@ -84,7 +83,7 @@ pub(crate) enum InodeKind {
 }
 
 impl InodeKind {
-    /// By the type bits of a Unix mode.
+    /// Returns the type for the type bits of a Unix mode.
     pub(crate) fn of_mode(mode: u32) -> Option<InodeKind> {
         Some(match mode & 0o170_000 {
             0o100_000 => InodeKind::File,
@@ -98,7 +97,7 @@ impl InodeKind {
         })
     }
 
-    /// The word in records.
+    /// Returns the word for records.
     pub(crate) fn word(self) -> &'static str {
         match self {
             InodeKind::File => "file",
@@ -112,7 +111,7 @@ impl InodeKind {
     }
 }
 
-/// A moment, in seconds since 1970 and nanoseconds.
+/// A time, in seconds since 1970 and nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Timestamp {
     pub(crate) seconds: i64,
@@ -124,85 +123,84 @@ pub(crate) struct Timestamp {
 pub(crate) struct InodeMetadata {
     pub(crate) kind: InodeKind,
     pub(crate) size_bytes: u64,
-    /// Permission bits with setuid, setgid and sticky; none where the file system has none.
+    /// Permission bits with setuid, setgid and sticky; None if the file system has none.
     pub(crate) mode: Option<u32>,
     pub(crate) owner: Option<(u32, u32)>,
-    /// How many names it has; 1 where the file system does not say.
+    /// The number of hard links; 1 if the file system does not record it.
     pub(crate) links: u32,
     pub(crate) modified: Option<Timestamp>,
     pub(crate) accessed: Option<Timestamp>,
-    /// Major and minor number of a device.
+    /// Major and minor number of a device file.
     pub(crate) device: Option<(u32, u32)>,
 }
 
-/// A file of one file system, by a number that this has for it while it is open.
+/// A file, identified by a number that its file system assigns while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) u64);
 
-/// A stretch of a file that is not a hole.
+/// A range of a file that is not a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DataRange {
     pub(crate) offset: u64,
     pub(crate) length: u64,
 }
 
-/// An extended attribute: its name with the prefix, and its value.
+/// An extended attribute: its name with prefix, and its value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 
-/// One of the devices of a file system.
+/// One device of a file system on several devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeviceOfSeveral {
     pub(crate) filesystem: [u8; 16],
     pub(crate) devices: u64,
-    /// Of two, the one that was written last has the higher one.
+    /// Increases with each write; the device with the highest value is the current one.
     pub(crate) generation: u64,
 }
 
-/// A file system that can be read. What it returns is what the guest wrote, unless a method says that it is checked.
+/// A readable file system. Results are what the guest wrote and unchecked, unless a method says otherwise.
 pub(crate) trait GuestFilesystem {
     fn root(&self) -> Node;
 
-    /// What is said of a file.
     fn metadata(&mut self, node: Node) -> Result<InodeMetadata>;
 
-    /// The names in a directory, without `.` and `..`, in no order.
+    /// Returns the names in a directory, without `.` and `..`, in no particular order.
     fn read_dir(&mut self, dir: Node) -> Result<Vec<(Vec<u8>, Node)>>;
 
-    /// What it is among the devices that the file system is on, if that can be several.
+    /// Returns which device of the file system this is, if it may have several.
     fn device(&self) -> Option<DeviceOfSeveral> {
         None
     }
 
-    /// Whether names that differ in case alone are the same.
+    /// Whether names are case-insensitive.
     fn ignores_case(&self) -> bool {
         false
     }
 
-    /// What a symbolic link points to.
+    /// Returns the target of a symbolic link.
     fn read_link(&mut self, node: Node) -> Result<Vec<u8>>;
 
     fn xattrs(&mut self, _node: Node) -> Result<Vec<Xattr>> {
         Ok(Vec::new())
     }
 
-    /// Where a file has data, in order and without overlap, within its size; the rest are holes.
+    /// Returns the ranges with data, sorted, without overlap, and within the file's size. The rest are holes.
     fn data_ranges(&mut self, node: Node) -> Result<Vec<DataRange>>;
 
-    /// Fills `buffer` with the bytes at `offset`, which lie within the file's size.
+    /// Fills `buffer` from `offset`. The range must lie within the file's size.
     fn read_at(&mut self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<()>;
 }
 
-/// A file system that was opened: with its label and UUID, as `blkid` prints them.
+/// An opened file system, with label and UUID as in `blkid`.
 pub(crate) struct OpenedFilesystem {
     pub(crate) filesystem: Box<dyn GuestFilesystem>,
     pub(crate) label: String,
     pub(crate) uuid: Option<String>,
 }
 
-/// The most stretches of data that one file may have.
+/// Maximum number of data ranges of one file.
 const MOST_RANGES: usize = 4 << 20;
 
-/// Adds a stretch, joined to the last one where it follows.
+/// Adds a range, and merges it with the previous one if they are adjacent.
 pub(crate) fn push_range(ranges: &mut Vec<DataRange>, offset: u64, length: u64) -> Result<()> {
     if length == 0 {
         return Ok(());

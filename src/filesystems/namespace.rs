@@ -1,15 +1,15 @@
-//! Paths as the guest sees them: file systems that are mounted on others, and symbolic links.
+//! Paths as the guest sees them, with mounted file systems and symbolic links.
 //!
-//! A link never leads out of the guest: an absolute one begins at its root, and `..` of the root is the root.
+//! A symbolic link never leaves the guest: an absolute target starts at its root, and `..` of the root is the root.
 
 use super::volumes::Volumes;
 use super::{FsError, InodeKind, Node, Result};
 use crate::suggest::similar_names;
 
-/// "A pathname has at most 40 links", as Linux counts.
+/// "A pathname has at most 40 links", as in Linux.
 const MOST_LINKS: usize = 40;
 
-/// The longest path, and the longest target of a link, that is followed.
+/// Maximum number of names in a path and in a link target.
 const MOST_NAMES: usize = 4096;
 
 /// A file of one of the volumes.
@@ -19,31 +19,30 @@ pub(crate) struct Place {
     pub(crate) node: Node,
 }
 
-/// Names from the root to a file.
+/// The names from the root to a file.
 pub(crate) type Names = Vec<Vec<u8>>;
 
 /// A tree of files.
 #[derive(Debug, Clone)]
 pub(crate) struct Namespace {
     pub(crate) root: Place,
-    /// What is mounted where.
+    /// The mount points, and the roots mounted there.
     pub(crate) mounts: Vec<(Names, Place)>,
 }
 
 impl Namespace {
-    /// The tree of one volume.
+    /// Returns the tree of one volume.
     pub(crate) fn of_volume(volumes: &mut Volumes, volume: usize) -> Result<Namespace> {
         let node = volumes.filesystem(volume)?.root();
         Ok(Namespace { root: Place { volume, node }, mounts: Vec::new() })
     }
 
-    /// What is mounted at a path, or what was there before.
+    /// Returns the root of the file system mounted at a path, or the original place.
     fn mounted(&self, names: &Names, place: Place) -> Place {
         self.mounts.iter().find(|(at, _)| at == names).map_or(place, |(_, mounted)| *mounted)
     }
 
-    /// Finds a file. The names that it returns are those of the file itself: links on the way are replaced by what they
-    /// point to.
+    /// Finds a file. The returned names are those of the file itself, with all symbolic links on the way resolved.
     pub(crate) fn resolve(&self, volumes: &mut Volumes, path: &Names, follow_last: bool) -> Result<(Names, Place)> {
         let mut at: Vec<(Vec<u8>, Place)> = Vec::new();
         let mut rest: Names = path.iter().rev().cloned().collect();
@@ -86,7 +85,7 @@ impl Namespace {
         Ok((at.into_iter().map(|(name, _)| name).collect(), place))
     }
 
-    /// The names in a directory, sorted, with what is mounted on them.
+    /// Returns the sorted names in a directory, with mount points resolved.
     pub(crate) fn children(&self, volumes: &mut Volumes, names: &Names, dir: Place) -> Result<Vec<(Vec<u8>, Place)>> {
         let mut entries = volumes.filesystem(dir.volume)?.read_dir(dir.node)?;
         entries.sort();
@@ -124,7 +123,7 @@ fn lookup(volumes: &mut Volumes, dir: Place, name: &[u8], above: &[(Vec<u8>, Pla
     }
 }
 
-/// Whether a link's target begins at the root, and its names.
+/// Splits a link target into names, and returns whether it is absolute.
 fn split_target(target: &[u8], is_windows: bool) -> (bool, Names) {
     let is_separator = |byte: &u8| *byte == b'/' || (is_windows && *byte == b'\\');
     let drive = if is_windows && target.len() > 1 && target[1] == b':' { 2 } else { 0 };
@@ -134,13 +133,13 @@ fn split_target(target: &[u8], is_windows: bool) -> (bool, Names) {
     (is_absolute, names.filter(|name| !name.is_empty()).collect())
 }
 
-/// A path for people.
+/// Formats a path for people.
 pub(crate) fn display(names: &[Vec<u8>]) -> String {
     let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name)).collect();
     format!("/{}", names.join("/"))
 }
 
-/// The names of a path with slashes.
+/// Splits a path with slashes into names.
 pub(crate) fn names_of(path: &[u8]) -> Names {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
 }

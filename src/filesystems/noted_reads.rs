@@ -5,17 +5,17 @@ use super::{FsError, Result};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// Why the last read failed, until somebody takes it.
+/// The cause of the last failed read, until it is taken.
 pub(super) type ReadFailure = Rc<RefCell<Option<FsError>>>;
 
-/// The bytes of a source.
+/// A source that records the cause of failed reads.
 pub(super) struct NotedReads {
     blocks: Blocks,
     failure: ReadFailure,
 }
 
 impl NotedReads {
-    /// Reads from these blocks, and notes what fails there.
+    /// Creates a source that records failures in `failure`.
     pub(super) fn new(blocks: &Blocks, failure: &ReadFailure) -> NotedReads {
         NotedReads { blocks: Rc::clone(blocks), failure: Rc::clone(failure) }
     }

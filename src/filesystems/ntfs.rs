@@ -1,7 +1,8 @@
 //! NTFS, by the crate `ntfs`.
 //!
-//! Compressed, encrypted and deduplicated files, and those that Windows stores elsewhere, are refused: what is in their
-//! clusters is not what they say. Beyond its initialised part a file is zeros, which the crate does not know.
+//! Refuses compressed, encrypted and deduplicated files, and those that Windows stores elsewhere, because their
+//! clusters do not contain their plain data. Reads zeros beyond a file's initialised size, which the crate does not
+//! handle.
 
 use super::blocks::{Allowance, Blocks, Cursor, le16, le32, le64, of_io};
 use super::{
@@ -19,16 +20,16 @@ use std::rc::Rc;
 
 const ROOT: u64 = 5;
 
-/// The files of NTFS itself come first.
+/// Smaller record numbers belong to NTFS's own files.
 const FIRST_USER_FILE: u64 = 24;
 
-/// So much is read of a directory: the records of 5 million files. An index that leads back to itself ends here.
+/// Maximum number of bytes read from a directory: the records of 5 million files. Stops an index that loops.
 const DIRECTORY_BYTES: u64 = 512 << 20;
 
-/// So much is read to find a file's attributes, which may be in many records.
+/// Maximum number of bytes read to find a file's attributes, which may be spread over many records.
 const ATTRIBUTES_BYTES: u64 = 64 << 20;
 
-/// Records of an index have 4 KiB; this is the largest cluster of old systems.
+/// Index records have 4 KiB; this is the largest cluster size of older Windows versions.
 const MOST_INDEX_RECORD_BYTES: u32 = 64 << 10;
 
 /// "Maximum reparse data: 16 KiB".
@@ -38,7 +39,7 @@ const TAG_MOUNT_POINT: u32 = 0xa000_0003;
 const TAG_SYMLINK: u32 = 0xa000_000c;
 const TAG_LINUX_SYMLINK: u32 = 0xa000_001d;
 
-/// From 1601 to 1970.
+/// The seconds from 1601 to 1970.
 const EPOCH_SECONDS: i64 = 11_644_473_600;
 
 struct NtfsVolume {
@@ -75,14 +76,14 @@ fn moment(time: NtfsTime) -> Timestamp {
     Timestamp { seconds, nanoseconds: (ticks % 10_000_000) as u32 * 100 }
 }
 
-/// What a file stands for, if it is not what its data says.
+/// The meaning of a file's reparse point.
 enum Reparse {
     None,
     Link(Vec<u8>),
     Other(u32),
 }
 
-/// A file's data: its size, what of it was written, and why it cannot be read.
+/// A file's data: its size, its initialised part, and why it cannot be read.
 struct Data<'n, 'f> {
     item: Option<NtfsAttributeItem<'n, 'f>>,
     size_bytes: u64,
@@ -90,7 +91,7 @@ struct Data<'n, 'f> {
 }
 
 impl NtfsVolume {
-    /// Opens a file, and lets the crate read so much of it.
+    /// Opens a file, and allows the crate to read this many bytes of it.
     fn file<'n>(&mut self, ntfs: &'n Ntfs, node: Node, most_bytes: u64) -> Result<NtfsFile<'n>> {
         self.allowance.set(most_bytes);
         ntfs.file(&mut self.cursor, node.0).map_err(of_ntfs)
@@ -131,7 +132,7 @@ impl NtfsVolume {
         Ok(Data { item: Some(item), size_bytes, written_bytes })
     }
 
-    /// Fails if the records of a directory's index are larger than any: the crate takes memory for them.
+    /// Fails if the records of a directory's index are too large, because the crate allocates memory for them.
     fn check_index(&mut self, file: &NtfsFile<'_>) -> Result<()> {
         let mut attributes = file.attributes();
         while let Some(item) = attributes.next(&mut self.cursor) {
@@ -147,8 +148,8 @@ impl NtfsVolume {
         Ok(())
     }
 
-    /// The initialised size of the attribute at a position of the volume, from its record with the sequence numbers
-    /// taken out.
+    /// Returns the initialised size of the attribute at a position of the volume. Reads it from the attribute's file
+    /// record, after undoing the update sequence fix-up.
     fn initialised_bytes(&self, position: u64) -> Result<u64> {
         let record_bytes = u64::from(self.ntfs.file_record_size());
         let start = position - position % record_bytes;
@@ -175,7 +176,7 @@ impl NtfsVolume {
         self.blocks.read_at(offset, buffer)
     }
 
-    /// A file's data, unless its clusters do not hold it.
+    /// Returns a file's data, unless its clusters do not contain it.
     fn readable_data<'n, 'f>(&mut self, file: &'f NtfsFile<'n>) -> Result<Data<'n, 'f>> {
         if let Reparse::Other(tag) = self.reparse(file)? {
             let what = format!("the file is compressed, deduplicated or in a cloud (reparse tag {tag:#010x})");
@@ -205,7 +206,7 @@ fn reparse_of(bytes: &[u8]) -> Reparse {
         TAG_LINUX_SYMLINK => return Reparse::Link(bytes.get(12..).unwrap_or_default().to_vec()),
         tag => return Reparse::Other(tag),
     };
-    // The name for people, or the one for the system.
+    // The print name or the substitute name.
     let name = |at: usize| {
         let (offset, length) = (usize::from(le16(bytes, at)), usize::from(le16(bytes, at + 2)));
         let units = bytes.get(names + offset..names + offset + length)?.chunks_exact(2);

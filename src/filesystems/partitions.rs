@@ -1,6 +1,7 @@
 //! Partition tables: GPT ("Unified Extensible Firmware Interface Specification", 5.3) and MBR with logical partitions.
 //!
-//! They are read by code of our own: two structures of fixed size, for which the crates bring a dozen others along.
+//! kvmb has its own parser because there are only two structures of fixed size, for which crates would bring a dozen
+//! dependencies.
 
 use super::Result;
 use super::blocks::{Blocks, BlocksSlice, le32, le64, text};
@@ -8,25 +9,24 @@ use crc::{CRC_32_ISO_HDLC, Crc};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Partition {
-    /// Its number, as Linux counts.
+    /// Its number, as in Linux.
     pub(crate) number: u32,
     pub(crate) start: u64,
     pub(crate) size_bytes: u64,
-    /// Its name in a GPT.
     pub(crate) name: String,
-    /// Its own id in a GPT, as `PARTUUID=` names it.
+    /// Its GUID in a GPT, as in `PARTUUID=`.
     pub(crate) uuid: Option<String>,
 }
 
 const MBR_SECTOR: u64 = 512;
 
-/// No disk has more.
+/// Maximum number of GPT entries.
 const MOST_ENTRIES: u32 = 1024;
 
-/// The longest chain of logical partitions.
+/// Maximum number of logical partitions.
 const MOST_LOGICAL: u32 = 128;
 
-/// The partitions of a disk; none if it has no table.
+/// Returns the partitions of a disk; empty if it has no partition table.
 pub(crate) fn read(disk: &Blocks) -> Result<Vec<Partition>> {
     if disk.size_bytes() < 1024 {
         return Ok(Vec::new());
@@ -43,8 +43,8 @@ pub(crate) fn read(disk: &Blocks) -> Result<Vec<Partition>> {
     read_mbr(disk)
 }
 
-/// Whether the MBR says that the disk has a GPT. Without that, a GPT is what an earlier use of the disk has left, and
-/// nobody reads it.
+/// Whether the MBR says that the disk has a GPT. Otherwise a GPT is a remnant of an earlier use of the disk, and
+/// systems ignore it.
 fn is_protected(disk: &Blocks) -> Result<bool> {
     let entries = mbr_entries(disk, 0)?;
     Ok(entries.is_some_and(|entries| entries.iter().any(|(kind, first, _)| *kind == 0xee && *first == 1)))
@@ -91,7 +91,7 @@ fn read_gpt(disk: &Blocks, sector: u64, header_sector: u64) -> Result<Option<Vec
     Ok(Some(partitions.filter(|partition| partition.start < disk.size_bytes()).collect()))
 }
 
-/// The four entries of a sector with a boot signature: type, first sector, sectors.
+/// Reads the four entries of a sector with a boot signature: type, first sector, number of sectors.
 fn mbr_entries(disk: &Blocks, sector: u64) -> Result<Option<[(u8, u64, u64); 4]>> {
     let mut bytes = [0; MBR_SECTOR as usize];
     let offset = sector * MBR_SECTOR;
@@ -103,7 +103,7 @@ fn mbr_entries(disk: &Blocks, sector: u64) -> Result<Option<[(u8, u64, u64); 4]>
         let at = 446 + 16 * number;
         (bytes[at + 4], u64::from(le32(&bytes, at + 8)), u64::from(le32(&bytes, at + 12)))
     };
-    // Where a boot sector of FAT or NTFS has code, a table has a flag.
+    // A boot sector of FAT or NTFS has code where a table has a flag.
     let is_table = bytes[510..] == [0x55, 0xaa] && (0..4).all(|number| bytes[446 + 16 * number] & 0x7f == 0);
     Ok(is_table.then(|| [entry(0), entry(1), entry(2), entry(3)]))
 }
@@ -163,7 +163,7 @@ mod tests {
     fn a_chain_of_logical_partitions_that_leads_back_to_itself_ends() {
         let mut disk = sector_with(&[(0x83, 1, 1), (0x05, 2, 100)]);
         disk.resize(512 * 2, 0);
-        // The next table is this one.
+        // The next table is this one again.
         disk.extend(sector_with(&[(0x83, 1, 1), (0x05, 0, 1)]));
         disk.extend(sector_with(&[(0x83, 1, 1), (0x05, 1, 1)]));
         disk.resize(512 * 110, 0);
@@ -173,7 +173,7 @@ mod tests {
         assert!(found.len() <= 1 + MOST_LOGICAL as usize);
     }
 
-    /// A disk whose only partition in its GPT begins at sector 40, with this MBR.
+    /// Returns a disk with this MBR and a GPT whose only partition begins at sector 40.
     fn disk_with_gpt(mbr: Vec<u8>) -> Blocks {
         let crc = Crc::<u32>::new(&CRC_32_ISO_HDLC);
         let mut entries = vec![0; 128 * 128];
@@ -200,9 +200,9 @@ mod tests {
             found.iter().map(|partition| partition.start / 512).collect()
         };
         assert_eq!(starts(&[(0xee, 1, 109)]), [40]);
-        // A hybrid one repeats partitions for systems that do not know GPT.
+        // A hybrid MBR repeats partitions for systems that do not support GPT.
         assert_eq!(starts(&[(0x83, 60, 10), (0xee, 1, 39)]), [40]);
-        // What an earlier use of the disk has left.
+        // The GPT is a remnant of an earlier use of the disk.
         assert_eq!(starts(&[(0x83, 60, 10)]), [60]);
         assert_eq!(starts(&[]), [0; 0]);
     }

@@ -4,7 +4,7 @@ use super::blocks::{Blocks, BlocksSlice};
 use super::format::FilesystemFormat;
 use super::{OpenedFilesystem, Result, btrfs, ext, fat, ntfs, xfs};
 
-/// Signatures: offset, bytes, format. The first that fits counts.
+/// Signatures: offset, bytes, format. The first match wins.
 const SIGNATURES: &[(u64, &[u8], FilesystemFormat)] = &[
     (0, b"LUKS\xba\xbe", FilesystemFormat::Luks),
     (3, b"-FVE-FS-", FilesystemFormat::Bitlocker),
@@ -25,7 +25,7 @@ const SIGNATURES: &[(u64, &[u8], FilesystemFormat)] = &[
     (54, b"FAT     ", FilesystemFormat::Fat),
 ];
 
-/// What a partition holds, by its first bytes.
+/// Detects the content of a partition by its signature.
 pub(crate) fn format_of(blocks: &Blocks) -> Result<FilesystemFormat> {
     for (offset, signature, format) in SIGNATURES {
         let mut found = vec![0; signature.len()];
@@ -43,7 +43,7 @@ pub(crate) fn format_of(blocks: &Blocks) -> Result<FilesystemFormat> {
     Ok(FilesystemFormat::Unknown)
 }
 
-/// Opens what [`FilesystemFormat::is_readable`] says can be read.
+/// Opens a file system, if [`FilesystemFormat::is_readable`].
 pub(crate) fn open(blocks: &Blocks, format: FilesystemFormat) -> Result<OpenedFilesystem> {
     let blocks = BlocksSlice::of(blocks, 0, blocks.size_bytes());
     match format {

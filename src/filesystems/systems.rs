@@ -1,4 +1,4 @@
-//! The operating systems of a point: which volume is whose root, and what is mounted where.
+//! The operating systems of a point: which volume is the root of each, and what it mounts where.
 
 use super::format::FilesystemFormat;
 use super::lvm::mapper_name;
@@ -6,25 +6,25 @@ use super::namespace::{Names, Namespace, Place, display, names_of};
 use super::volumes::{VolumeInfo, Volumes};
 use super::{FsError, InodeKind, Result};
 
-/// The longest `os-release` or `fstab` that is read.
+/// Maximum size of an `os-release` or `fstab`.
 const MOST_TEXT_BYTES: u64 = 256 << 10;
 
-/// Subvolumes of Btrfs that distributions have as their root, beside the default one.
+/// Btrfs subvolumes that distributions use as their root, in addition to the default one.
 const ROOT_SUBVOLUMES: [&[u8]; 3] = [b"@", b"root", b"@rootfs"];
 
 #[derive(Debug, Clone)]
 pub(crate) struct System {
-    /// «Debian GNU/Linux 12 (bookworm)»
+    /// For example, "Debian GNU/Linux 12 (bookworm)".
     pub(crate) name: String,
     pub(crate) is_windows: bool,
     pub(crate) tree: Namespace,
 }
 
-/// Finds all, and writes into the volumes what they are to them.
+/// Finds all operating systems, and records in the volumes how they use them.
 pub(crate) fn find(volumes: &mut Volumes) -> Vec<System> {
     let mut found = Vec::new();
     for volume in volumes.readable() {
-        // What cannot be read is no system; whoever reads a file of it sees why.
+        // An unreadable volume is not a system; reading its files will report the reason.
         if let Ok(Some(system)) = linux(volumes, volume) {
             found.push(system);
         } else if let Ok(Some(system)) = windows(volumes, volume) {
@@ -74,7 +74,7 @@ fn linux(volumes: &mut Volumes, volume: usize) -> Result<Option<System>> {
     Ok(None)
 }
 
-/// `PRETTY_NAME`, or `NAME`, of os-release(5).
+/// Returns `PRETTY_NAME` or `NAME` of os-release(5).
 fn pretty_name(release: &str) -> String {
     let value = |key: &str| {
         let value = release.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
@@ -84,7 +84,7 @@ fn pretty_name(release: &str) -> String {
     value("PRETTY_NAME").or_else(|| value("NAME")).unwrap_or_else(|| "Linux".to_owned())
 }
 
-/// What a line of fstab(5) mounts, if it is one of the volumes.
+/// Returns the mount point and the root of a line of fstab(5), if it refers to one of the volumes.
 fn mount(volumes: &mut Volumes, line: &str) -> Option<(Names, Place)> {
     let line = line.split('#').next()?;
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -98,7 +98,7 @@ fn mount(volumes: &mut Volumes, line: &str) -> Option<(Names, Place)> {
     let subvolume = options.split(',').find_map(|option| option.strip_prefix("subvol="));
     if let Some(subvolume) = subvolume {
         let names = names_of(subvolume.as_bytes());
-        // The default subvolume may be this one already.
+        // The default subvolume may already be this one.
         if let Ok((_, found)) = place.resolve(volumes, &names, false) {
             place.root = found;
         }
@@ -111,7 +111,7 @@ fn unescaped(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
 }
 
-/// Whether a volume is what the first field of a line names.
+/// Whether the first field of a line refers to this volume.
 fn is_meant(about: &VolumeInfo, spec: &str) -> bool {
     let spec = spec.replace('"', "");
     let same = |known: Option<&str>, wanted: &str| known.is_some_and(|known| known.eq_ignore_ascii_case(wanted));
@@ -135,7 +135,7 @@ fn is_meant(about: &VolumeInfo, spec: &str) -> bool {
     if name == about.name {
         return true;
     }
-    // A guest may call its disks otherwise: sda is the first, as vda and xvda are.
+    // A guest may use other names for its disks: sda, vda and xvda all mean the first one.
     let Some(rest) = ["vd", "sd", "hd", "xvd"].into_iter().find_map(|prefix| device.strip_prefix(prefix)) else {
         return false;
     };
@@ -155,7 +155,7 @@ fn read_text(tree: &Namespace, volumes: &mut Volumes, names: &Names) -> Result<S
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What a path on the command line means: a tree, and the names in it.
+/// Parses a path of the command line. Returns a tree, and the names in it.
 ///
 /// | path | meaning |
 /// | --- | --- |

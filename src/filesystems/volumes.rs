@@ -6,24 +6,24 @@ use super::{DeviceOfSeveral, FsError, GuestFilesystem, Result, lvm, partitions, 
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 
-/// The maximum number of logical volumes.
+/// Maximum number of logical volumes.
 const MOST_LOGICAL: usize = 1024;
 
-/// A partition, or a whole disk without a partition table, and what is on it.
+/// A partition, or a whole disk without a partition table, with its content.
 pub(crate) struct Volume {
     pub(crate) about: VolumeInfo,
     opened: Option<Box<dyn GuestFilesystem>>,
 }
 
-/// What is said of a volume.
+/// The description of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VolumeInfo {
     /// `vda2`, or `vda` for a whole disk.
     pub(crate) name: String,
     pub(crate) disk: String,
-    /// The disk's place among the disks; none for a logical volume.
+    /// The index of its disk; None for a logical volume.
     pub(crate) disk_number: Option<usize>,
-    /// The partition's number; none for a whole disk.
+    /// The partition number; None for a whole disk.
     pub(crate) partition: Option<u32>,
     pub(crate) partition_name: String,
     pub(crate) partition_uuid: Option<String>,
@@ -34,24 +34,24 @@ pub(crate) struct VolumeInfo {
     pub(crate) uuid: Option<String>,
     /// Why it cannot be read.
     pub(crate) problem: Option<FsError>,
-    /// The operating system that it is the root of.
+    /// The operating system whose root it is.
     pub(crate) system: Option<String>,
-    /// Where the operating system that was found mounts it.
+    /// Its mount point in an operating system of the point.
     pub(crate) mount_point: Option<String>,
 }
 
 pub(crate) struct Volumes(pub(crate) Vec<Volume>);
 
-/// Where volumes are looked for.
+/// A disk to search for volumes.
 pub(crate) struct SourceDisk {
     pub(crate) name: String,
     pub(crate) blocks: Blocks,
-    /// Its place among the machine's disks; none for a device that was made of them.
+    /// Its index among the machine's disks; None for a device that was assembled from them.
     pub(crate) number: Option<usize>,
 }
 
 impl Volumes {
-    /// Looks at every disk; what cannot be read is a volume with a problem.
+    /// Searches every disk. An unreadable one becomes a volume with a problem.
     pub(crate) fn find(disks: &[SourceDisk]) -> Volumes {
         let (mut found, mut parts) = (Vec::new(), Vec::new());
         for SourceDisk { name: disk, blocks, number } in disks {
@@ -71,7 +71,7 @@ impl Volumes {
                 system: None,
                 mount_point: None,
             };
-            // A file system on the whole disk may have what looks like a table in its boot sector.
+            // The boot sector of a file system on a whole disk may look like a partition table.
             let partitions = match probe::format_of(blocks) {
                 Err(error) => {
                     found.push(Volume { about: whole(Some(error)), opened: None });
@@ -108,7 +108,7 @@ impl Volumes {
         Volumes(found)
     }
 
-    /// The file system of a volume, if it can be read.
+    /// Returns the file system of a volume, if it can be read.
     pub(crate) fn filesystem(&mut self, volume: usize) -> Result<&mut dyn GuestFilesystem> {
         let volume = self.0.get_mut(volume).ok_or_else(|| super::damaged("no such volume"))?;
         let about = &volume.about;
@@ -119,13 +119,14 @@ impl Volumes {
         }
     }
 
-    /// Those that can be read.
+    /// Returns the volumes that can be read.
     pub(crate) fn readable(&self) -> Vec<usize> {
         (0..self.0.len()).filter(|volume| self.0[*volume].opened.is_some()).collect()
     }
 }
 
-/// Of a file system on several devices, leaves the one that was written last: a disk may have been missing for a while.
+/// Of each file system on several devices, keeps only the device that was written last, because a disk may have been
+/// missing for some time.
 fn leave_one_device_of_each(found: &mut [Volume]) {
     let device = |volume: &Volume| volume.opened.as_ref()?.device().filter(|device| device.devices > 1);
     for at in 0..found.len() {
@@ -145,12 +146,12 @@ fn leave_one_device_of_each(found: &mut [Volume]) {
     }
 }
 
-/// Adds the logical volumes on those that are parts of LVM.
+/// Adds the logical volumes on LVM's physical volumes.
 fn add_logical(found: &mut Vec<Volume>, mut parts: Vec<(usize, Blocks)>) {
     parts.retain(|(volume, _)| found[*volume].about.format == FilesystemFormat::Lvm);
     let blocks: Vec<Blocks> = parts.into_iter().map(|(_, blocks)| blocks).collect();
     for volume in lvm::find(&blocks).into_iter().take(MOST_LOGICAL) {
-        // It is one of the disks already, where somebody else has put it together.
+        // The volume is already one of the disks, because another program has assembled it.
         if found.iter().any(|known| known.about.name == volume.name) {
             continue;
         }
@@ -177,7 +178,7 @@ fn add_logical(found: &mut Vec<Volume>, mut parts: Vec<(usize, Blocks)>) {
     }
 }
 
-/// Why nobody reads a format.
+/// Returns why a format cannot be read.
 fn not_readable(format: FilesystemFormat) -> FsError {
     match format {
         FilesystemFormat::Unknown => FsError::Unsupported("it holds no file system that kvmb knows".to_owned()),

@@ -1,9 +1,9 @@
 //! XFS, by the crate `lamxfs`, which replays the log in memory.
 //!
-//! The crate says what is in a file and how long it is, but not whose it is. Owner, times, links and device numbers are
-//! read here from the inode ("XFS Algorithms & Data Structures", 3rd edition). A log that was not emptied may hold a
-//! newer one than the disk, and only the crate has what it replayed. So it is asked for the content of a file that does
-//! not exist, whose only block is the one that the inode is in:
+//! The crate provides the content and size of a file. Owner, times, links and device numbers are read here from the
+//! inode ("XFS Algorithms & Data Structures", 3rd edition). If the log is not empty, it may contain a newer inode than
+//! the disk, and only the crate has the replayed data. So the crate is asked for the content of a file that does not
+//! exist, whose only block is the one that contains the inode:
 //!
 //! ```text
 //! read_file_at(window) ─ inode of the window? ─→ WindowedReads makes it up, where the log begins: nothing that is
@@ -29,13 +29,13 @@ const FLAG_BIGTIME: u64 = 8;
 /// `XFS_MAX_BLOCKSIZE`
 const MAX_BLOCK_BYTES: u64 = 64 << 10;
 
-/// The block of the file system that the window shows.
+/// The block of the file system that the window file shows.
 type WindowBlock = Rc<Cell<Option<u64>>>;
 
-/// The disk, with the inode of the window in it.
+/// The disk, with the inode of the window file inserted.
 struct WindowedReads {
     disk: NotedReads,
-    /// Where the inode of the window would be.
+    /// The position of the window file's inode.
     window_at: Option<u64>,
     block: WindowBlock,
 }
@@ -56,7 +56,8 @@ impl BlockRead for WindowedReads {
     }
 }
 
-/// A regular file of one extent, which is this block. Of version 2, whose inodes have no checksum.
+/// Returns the inode of a regular file with one extent, which is this block. Uses version 2, whose inodes have no
+/// checksum.
 fn window_inode(block: u64) -> [u8; 116] {
     let mut inode = [0; 116];
     inode[..2].copy_from_slice(b"IN");
@@ -66,7 +67,7 @@ fn window_inode(block: u64) -> [u8; 116] {
     inode[5] = 2;
     inode[56..64].copy_from_slice(&MAX_BLOCK_BYTES.to_be_bytes());
     inode[76..80].copy_from_slice(&1_u32.to_be_bytes());
-    // The extent: 1 bit of state, 54 of the offset in the file, 52 of the block, 21 of the number of blocks.
+    // The extent: 1 bit for the state, 54 for the offset in the file, 52 for the block, 21 for the number of blocks.
     inode[100..108].copy_from_slice(&(block >> 43).to_be_bytes());
     inode[108..].copy_from_slice(&(block << 21 | 1).to_be_bytes());
     inode
@@ -77,14 +78,14 @@ struct XfsVolume {
     window: WindowBlock,
     failure: ReadFailure,
     geometry: XfsGeometry,
-    /// Under which path a file was seen: the crate reads directories and links by path.
+    /// The path of each known file, because the crate reads directories and links by path.
     paths: HashMap<u64, Vec<u8>>,
 }
 
-/// What finds an inode.
+/// The parameters for locating an inode.
 struct XfsGeometry {
     root: u64,
-    /// The first block of the log, numbered as in an extent: the group, then the block in it.
+    /// The first block of the log, encoded as in an extent: the group, then the block in it.
     log_start: u64,
     group_blocks: u64,
     block_log: u32,
@@ -108,13 +109,13 @@ impl XfsGeometry {
         })
     }
 
-    /// Whether inodes can be found with it.
+    /// Whether the values are valid for locating inodes.
     fn is_sane(&self) -> bool {
         let bits = self.group_blocks_log + self.inodes_per_block_log;
         bits < 64 && self.block_log <= 16 && (256..=2048).contains(&self.inode_bytes)
     }
 
-    /// Where the log begins, in bytes: the inode of the window is there.
+    /// Returns the byte offset at which the log begins, where the window file's inode is inserted.
     fn window_at(&self) -> Option<u64> {
         if !self.is_sane() {
             return None;
@@ -123,7 +124,7 @@ impl XfsGeometry {
         group.checked_mul(self.group_blocks)?.checked_add(block)?.checked_mul(1 << self.block_log)
     }
 
-    /// The number of the window's inode.
+    /// Returns the number of the window file's inode.
     fn window_number(&self) -> Option<u64> {
         if !self.is_sane() {
             return None;
@@ -161,7 +162,7 @@ fn of_xfs(error: &lamxfs::Error, failure: &RefCell<Option<FsError>>) -> FsError 
     }
 }
 
-/// What the inode itself says.
+/// The fields that are read from the inode itself.
 struct RawInode {
     owner: (u32, u32),
     links: u32,
@@ -268,7 +269,7 @@ impl GuestFilesystem for XfsVolume {
     }
 
     fn data_ranges(&mut self, node: Node) -> Result<Vec<DataRange>> {
-        // The crate does not say where the holes are; zeros are left out when they are read.
+        // The crate does not report holes; zeros are skipped when they are read.
         let size_bytes = self.metadata(node)?.size_bytes;
         let mut ranges = Vec::new();
         push_range(&mut ranges, 0, size_bytes)?;

@@ -1,4 +1,4 @@
-//! What the confined process does with a guest's disk: partitions, file systems, operating systems, files.
+//! Exercises the confined process's code on a guest's disk: partitions, file systems, operating systems, files.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -12,21 +12,22 @@ use crate::filesystems::{DataRange, FsError, GuestFilesystem, InodeKind, Result,
 
 const SECTOR: usize = 512;
 
-/// The largest disk: no reader needs more to open the smallest of its file systems.
+/// Maximum size of the disk: no reader needs more to open the smallest of its file systems.
 const MOST_SECTORS: u32 = 2 << 20;
 
-/// The most reads for one thing that a reader is asked. Each reader has a limit of its own, far below it.
+/// Maximum number of reads for one operation. Each reader's own limit is far below this.
 const MOST_READS: u64 = 1 << 25;
 
-/// The maximum number of volumes, and of files in each.
+/// Maximum number of volumes, and of files in each.
 const MOST_VOLUMES: usize = 8;
 const MOST_FILES: usize = 64;
 
-/// So much is read at the begin and at the end of a stretch of data.
+/// How much is read at the beginning and at the end of a data range.
 const PIECE_BYTES: u64 = 64 << 10;
 
-/// A disk of any size in a few bytes: its number of sectors (32 bits, little-endian), then for each sector that is not
-/// zero its number (32 bits) and its 512 bytes. The last may be cut; of two with one number the last counts.
+/// A disk of any size in a few bytes: the number of its sectors (32 bits, little-endian), then for each non-zero sector
+/// its number (32 bits) and its 512 bytes. The last sector may be truncated. If a number occurs twice, the last
+/// occurrence counts.
 pub(super) struct FuzzedDisk {
     size_bytes: u64,
     sectors: HashMap<u64, [u8; SECTOR]>,
@@ -72,7 +73,7 @@ impl BlockSource for FuzzedDisk {
     }
 }
 
-/// Panics when a reader does not end.
+/// Panics if a reader does not end.
 struct Counted {
     disk: RefCell<Option<Cached<FuzzedDisk>>>,
     size_bytes: u64,
@@ -94,7 +95,7 @@ impl BlockSource for Counted {
     }
 }
 
-/// Reads a disk, and returns how many files were found on it.
+/// Reads a disk, and returns the number of files that were found.
 pub(super) fn read(bytes: &[u8]) -> usize {
     let disk = FuzzedDisk::new(bytes);
     let disk = Rc::new(Counted {
@@ -114,7 +115,7 @@ pub(super) fn read(bytes: &[u8]) -> usize {
             }
         }
     });
-    // A reader that keeps its disk until the process ends keeps nothing of it here.
+    // Drop the disk here, because a reader may leak its handle until the process ends.
     disk.disk.take();
     files.get()
 }
@@ -149,7 +150,7 @@ fn walk(filesystem: &mut dyn GuestFilesystem, reads_left: &Cell<u64>, files: &Ce
     }
 }
 
-/// What [`GuestFilesystem::data_ranges`] promises.
+/// Checks the guarantees of [`GuestFilesystem::data_ranges`].
 fn check(ranges: &[DataRange], size_bytes: u64) {
     let mut end = 0;
     for range in ranges {
@@ -160,11 +161,11 @@ fn check(ranges: &[DataRange], size_bytes: u64) {
 }
 
 thread_local! {
-    /// Whether this thread reads a disk, and then whether a crate has panicked.
+    /// Whether this thread reads a disk, and if so, whether a crate has panicked.
     static READING: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-/// Lets the panics of crates pass, which the confined process turns into a message. Ours are what is looked for.
+/// Ignores panics of crates, which the confined process turns into a message. Only our own panics are findings.
 fn contained(read: impl FnOnce()) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -195,7 +196,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// The seeds, by name.
+    /// Returns the seeds by name.
     fn seeds() -> Vec<(String, Vec<u8>)> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/file_systems");
         let seeds = fs::read_dir(folder).unwrap().map(|seed| seed.unwrap());
@@ -217,8 +218,8 @@ mod tests {
     fn a_snapshot_has_an_empty_directory_for_each_subvolume_of_its_source() {
         let seeds = seeds();
         let (_, seed) = seeds.iter().find(|(name, _)| name == "btrfs_snapshot").unwrap();
-        // The root, a subvolume with a file and two subvolumes, one of them with a file, and the snapshot with its
-        // file and two empty directories.
+        // The root; a subvolume with a file and two subvolumes, one of which has a file; and the snapshot with its file
+        // and two empty directories.
         assert_eq!(read(seed), 10);
     }
 

@@ -1,7 +1,7 @@
-//! Btrfs, by the crate `lambutter`: the default subvolume, with the others as directories in it. Of a file system on
-//! several devices, one is read: what is not on it is refused.
+//! Btrfs, by the crate `lambutter`: the default subvolume, with the other subvolumes as directories in it. Only one
+//! device of a file system with several devices is read; data on the others is refused.
 //!
-//! What the crate does not read, `tree` does: times, device numbers, extended attributes, holes.
+//! `tree` reads what the crate does not: times, device numbers, extended attributes, holes.
 
 mod tree;
 
@@ -18,7 +18,7 @@ use tree::Trees;
 
 const SUPERBLOCK: u64 = 65_536;
 
-/// The empty directory in the place of a subvolume that a snapshot of its parent does not have. It has no inode.
+/// The empty directory in a snapshot that replaces a nested subvolume. It has no inode.
 const EMPTY_DIRECTORY: u64 = 2;
 
 impl BlockRead for NotedReads {
@@ -34,9 +34,10 @@ struct BtrfsVolume {
     trees: Trees,
     device: DeviceOfSeveral,
     failure: ReadFailure,
-    /// Every file that was seen, and under which path; a node is a place in it.
+    /// Every known file with its path; a node is an index into this list.
     files: Vec<(Inode, Vec<u8>)>,
-    /// By subvolume and inode; empty directories, which all have one number, by their path as well.
+    /// Files by subvolume and inode. Empty directories all have the same inode number, so they are distinguished by
+    /// their path.
     by_inode: HashMap<(u64, u64, Vec<u8>), usize>,
 }
 

@@ -1,8 +1,8 @@
-//! What the crate does not read of a Btrfs: times, device numbers, extended attributes and where a file's holes are
-//! ("Btrfs On-disk Format", the documentation of btrfs-progs).
+//! Reads what the crate does not read of a Btrfs: times, device numbers, extended attributes and the holes of files
+//! ("Btrfs On-disk Format", in the documentation of btrfs-progs).
 //!
-//! A tree is searched for the items of one inode. The first copy of a block is read; a block of another tree, level or
-//! address is damage.
+//! Searches a tree for the items of one inode. Reads only the first copy of a block; a block with the wrong tree, level
+//! or address counts as damage.
 
 use super::super::blocks::{Blocks, le16, le32, le64};
 use super::super::{DataRange, Result, Timestamp, Xattr, damaged, push_range};
@@ -28,33 +28,33 @@ const POINTER_BYTES: usize = 33;
 /// "Trees have at most eight levels".
 const MOST_LEVELS: u8 = 8;
 
-/// The maximum number of blocks read for one file: a leaf has 300 extents and more.
+/// Maximum number of blocks read for one file: a leaf has 300 extents or more.
 const MOST_BLOCKS: usize = 100_000;
 
-/// So much is kept of them: 2 million extents.
+/// Maximum size of the items of one file: 2 million extents.
 const MOST_ITEM_BYTES: usize = 256 << 20;
 
-/// What an item takes beside its data.
+/// The memory overhead of an item in addition to its data.
 const ITEM_OVERHEAD_BYTES: usize = 64;
 
 /// A key: objectid, type, offset.
 type ItemKey = (u64, u8, u64);
 
-/// An item of an inode: its key, and its data.
+/// An item of an inode: its key and its data.
 type Item = (ItemKey, Vec<u8>);
 
-/// A file system's trees.
+/// The trees of a file system.
 pub(super) struct Trees {
     blocks: Blocks,
     node_bytes: usize,
     root: u64,
     /// Logical address → length and physical address on this device.
     chunks: BTreeMap<u64, (u64, u64)>,
-    /// The root of each subvolume's tree that was looked for.
+    /// The roots of subvolumes' trees that were already looked up.
     subvolumes: HashMap<u64, u64>,
 }
 
-/// What an inode item says beyond what the crate does.
+/// The fields of an inode item that the crate does not provide.
 pub(super) struct InodeTimes {
     pub(super) modified: Timestamp,
     pub(super) accessed: Timestamp,
@@ -97,7 +97,7 @@ impl Trees {
         Ok(trees)
     }
 
-    /// Notes the first copy of a chunk that is on this device.
+    /// Records the first copy of a chunk that is on this device.
     fn add_chunk(&mut self, logical: u64, chunk: &[u8], device: u64) {
         let stripes = chunk.get(48..).unwrap_or_default().chunks_exact(32).take(le16(chunk, 44).into());
         if let Some(stripe) = stripes.into_iter().find(|stripe| le64(stripe, 0) == device) {
@@ -121,11 +121,11 @@ impl Trees {
         }
     }
 
-    /// The items of an inode, or of all chunks, of one type, in order.
+    /// Returns the items of one type of an inode, or of all chunks, in order.
     fn items(&self, root: u64, objectid: u64, kind: u8) -> Result<Vec<Item>> {
         let (first, last) = ((objectid, kind, 0), (objectid, kind, u64::MAX));
         let (mut found, mut left, mut bytes_left) = (Vec::new(), MOST_BLOCKS, MOST_ITEM_BYTES);
-        // Nodes to be read, the first on top, with the level that each must have.
+        // Nodes to be read, next one last, with the level that each must have.
         let mut rest = vec![(root, None::<u8>)];
         while let Some((logical, expected)) = rest.pop() {
             left = left.checked_sub(1).ok_or_else(|| damaged("a tree does not end"))?;
@@ -153,7 +153,7 @@ impl Trees {
             }
             let pointers: Vec<(ItemKey, u64)> =
                 body.chunks_exact(POINTER_BYTES).take(count).map(|pointer| (key(pointer), le64(pointer, 17))).collect();
-            // A child has the keys from its own to before that of the next.
+            // A child contains the keys from its own to just before the next child's.
             for (number, (from, child)) in pointers.iter().enumerate().rev() {
                 let ends_before = pointers.get(number + 1).is_some_and(|(next, _)| *next <= first);
                 if *from <= last && !ends_before {
@@ -164,7 +164,7 @@ impl Trees {
         Ok(found)
     }
 
-    /// The root of a subvolume's tree.
+    /// Returns the root of a subvolume's tree.
     fn subvolume(&mut self, subvolume: u64) -> Result<u64> {
         if let Some(root) = self.subvolumes.get(&subvolume) {
             return Ok(*root);
@@ -181,7 +181,7 @@ impl Trees {
         self.items(root, inode, kind)
     }
 
-    /// Times and device number of an inode.
+    /// Returns times and device number of an inode.
     pub(super) fn times(&mut self, inode: (u64, u64)) -> Result<InodeTimes> {
         let items = self.inode_items(inode, INODE_ITEM)?;
         let (_, item) = items.first().ok_or_else(|| damaged("a file has no inode"))?;
@@ -194,7 +194,7 @@ impl Trees {
         Ok(InodeTimes { accessed: time(112), modified: time(136), device })
     }
 
-    /// The extended attributes of an inode; ACLs are in the form that Linux takes.
+    /// Returns the extended attributes of an inode. ACLs are in the format of Linux.
     pub(super) fn xattrs(&mut self, inode: (u64, u64)) -> Result<Vec<Xattr>> {
         let mut found = Vec::new();
         for (_, item) in self.inode_items(inode, XATTR_ITEM)? {
@@ -205,7 +205,7 @@ impl Trees {
                 let (name, value) =
                     (rest.get(30..30 + name_bytes), rest.get(30 + name_bytes..30 + name_bytes + value_bytes));
                 let (Some(name), Some(value)) = (name, value) else { return Err(damaged("an attribute is truncated")) };
-                // What Btrfs itself keeps there, as whether a file is compressed.
+                // Skip Btrfs's own properties, such as whether a file is compressed.
                 if !name.starts_with(b"btrfs.") {
                     found.push((name.to_vec(), value.to_vec()));
                 }
@@ -215,7 +215,7 @@ impl Trees {
         Ok(found)
     }
 
-    /// Where a file has data.
+    /// Returns the ranges in which a file has data.
     pub(super) fn data_ranges(&mut self, inode: (u64, u64), size_bytes: u64) -> Result<Vec<DataRange>> {
         let mut ranges = Vec::new();
         for ((_, _, offset), item) in self.inode_items(inode, EXTENT_DATA)? {

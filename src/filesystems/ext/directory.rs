@@ -1,10 +1,9 @@
-//! The entries of a directory block. Indexed directories keep theirs in the same form: the index looks like entries
-//! that are not used.
+//! The entries of a directory block. Indexed directories use the same format: their index looks like unused entries.
 
 use super::super::blocks::{le16, le32};
 use super::super::{FsError, Node, Result, damaged};
 
-/// The maximum number of names read from one directory.
+/// Maximum number of names read from one directory.
 const MOST_NAMES: usize = 16 << 20;
 
 /// Adds the entries of a block, without `.` and `..`.
@@ -13,7 +12,7 @@ pub(super) fn parse(block: &[u8], inodes: u32, entries: &mut Vec<(Vec<u8>, Node)
     while at + 8 <= block.len() {
         let (inode, name_bytes) = (le32(block, at), usize::from(block[at + 6]));
         let length = match le16(block, at + 4) {
-            // A block of 64 KiB does not fit into 16 bits.
+            // The length of a block of 64 KiB does not fit into 16 bits.
             0 | 0xffff => block.len() - at,
             length => usize::from(length),
         };

@@ -1,17 +1,17 @@
-//! Where a file's blocks are.
+//! The location of a file's blocks.
 
 use super::super::blocks::{le16, le32};
 use super::super::{FsError, Result, damaged};
 use super::inode::Inode;
 use super::volume::ExtVolume;
 
-/// Blocks of a file that follow one another on the disk.
+/// A contiguous run of a file's blocks on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockRun {
-    /// The first one's number within the file.
+    /// The number of its first block within the file.
     pub(super) logical: u64,
     pub(super) blocks: u64,
-    /// The first one's number on the disk.
+    /// The number of its first block on the disk.
     pub(super) physical: u64,
 }
 
@@ -20,20 +20,20 @@ const EXTENT_MAGIC: u16 = 0xf30a;
 /// "The maximum depth is 5".
 const MOST_LEVELS: u16 = 5;
 
-/// Longer extents are allocated and not written: they read as zeros.
+/// Longer extents are allocated but unwritten: they read as zeros.
 const MOST_WRITTEN: u16 = 32768;
 
-/// The maximum number of blocks of a tree or a map read for one file: a tree has 340 extents a block, a map 1024
-/// blocks.
+/// Maximum number of tree or map blocks read for one file: a tree block has 340 extents; a map block, 1024 block
+/// numbers.
 const MOST_TREE_BLOCKS: u64 = 4 << 20;
 
-/// The maximum number of them for blocks beyond the end of a file, which are preallocated.
+/// Maximum number of tree or map blocks for data blocks beyond the end of a file, which are preallocated.
 const TREE_BLOCKS_BEYOND_END: u64 = 1024;
 
-/// The maximum number of runs of one file.
+/// Maximum number of runs of one file.
 const MOST_RUNS: usize = 4 << 20;
 
-/// The runs of a file in order; holes, and what was never written, are left out.
+/// Returns the runs of a file in order, without holes and unwritten extents.
 pub(super) fn read(volume: &ExtVolume, inode: &Inode) -> Result<Vec<BlockRun>> {
     let most_blocks = TREE_BLOCKS_BEYOND_END.saturating_add(inode.size_bytes.div_ceil(volume.block_bytes()));
     let blocks_left = most_blocks.min(MOST_TREE_BLOCKS);
@@ -49,7 +49,7 @@ struct Reader<'e> {
     volume: &'e ExtVolume,
     runs: Vec<BlockRun>,
     blocks_left: u64,
-    /// Everything before this was dealt with: a tree is in order.
+    /// Everything before this block is done, because a tree is sorted.
     next_logical: u64,
 }
 
@@ -76,7 +76,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// A node of an extent tree; `level` is how deep it must be.
+    /// Reads a node of an extent tree. `level` is its required depth.
     fn extents(&mut self, node: &[u8], level: Option<u16>) -> Result<()> {
         let (entries, most, depth) = (usize::from(le16(node, 2)), usize::from(le16(node, 4)), le16(node, 6));
         let is_sound = le16(node, 0) == EXTENT_MAGIC
@@ -112,7 +112,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Twelve blocks, then one, two and three levels of blocks with numbers.
+    /// Reads a block map: twelve direct blocks, then one, two and three levels of indirect blocks.
     fn map(&mut self, inode: &Inode) -> Result<()> {
         let area = inode.block_area();
         let limit = inode.size_bytes.div_ceil(self.volume.block_bytes());
@@ -140,7 +140,7 @@ impl Reader<'_> {
     }
 }
 
-/// Fills a buffer from runs; what no run has is zero.
+/// Fills a buffer from runs; bytes outside of them are zero.
 pub(super) fn read_runs(volume: &ExtVolume, runs: &[BlockRun], offset: u64, buffer: &mut [u8]) -> Result<()> {
     let block_bytes = volume.block_bytes();
     let (mut at, end) = (offset, offset + buffer.len() as u64);

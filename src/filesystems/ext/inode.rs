@@ -1,4 +1,4 @@
-//! An inode.
+//! Parsing of inodes.
 
 use super::super::blocks::{le16, le32};
 use super::super::{InodeKind, InodeMetadata, Result, Timestamp, damaged};
@@ -7,7 +7,7 @@ const FLAG_ENCRYPTED: u32 = 0x800;
 const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_INLINE: u32 = 0x1000_0000;
 
-/// The area with block numbers, an extent tree, a short link or inline data.
+/// The `i_block` area: block numbers, an extent tree, a short link target or inline data.
 const BLOCK_AREA: std::ops::Range<usize> = 40..100;
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Inode {
         self.flags() & FLAG_EXTENTS != 0
     }
 
-    /// Whether a link's target is where block numbers would be.
+    /// Whether a link's target is stored in the `i_block` area.
     pub(super) fn is_fast_link(&self) -> bool {
         !self.has_extents() && self.size_bytes < BLOCK_AREA.len() as u64
     }
@@ -58,17 +58,17 @@ impl Inode {
         &self.bytes[BLOCK_AREA]
     }
 
-    /// How many bytes beyond the first 128 are used.
+    /// Returns the number of bytes in use beyond the first 128.
     pub(super) fn extra_bytes(&self) -> usize {
         usize::from(le16(&self.bytes, 128))
     }
 
-    /// The block with attributes; 0 is none.
+    /// Returns the block with extended attributes; 0 means none.
     pub(super) fn xattr_block(&self) -> u64 {
         u64::from(le32(&self.bytes, 104)) | u64::from(le16(&self.bytes, 118)) << 32
     }
 
-    /// A time with the bits that widen it, if the inode has them.
+    /// Reads a time, with its extra bits if the inode has them.
     fn time(&self, at: usize, extra_at: usize) -> Timestamp {
         let has_extra = self.bytes.len() > 128 && 128 + self.extra_bytes() >= extra_at + 4;
         let extra = if has_extra { le32(&self.bytes, extra_at) } else { 0 };
@@ -92,7 +92,7 @@ impl Inode {
         })
     }
 
-    /// The old form has 8 bits for each number, the new one 12 and 20.
+    /// Reads a device number. The old format has 8 bits for each number; the new one, 12 and 20.
     fn device(&self) -> (u32, u32) {
         let (old, new) = (le32(&self.bytes, 40), le32(&self.bytes, 44));
         match old {
@@ -102,7 +102,7 @@ impl Inode {
     }
 }
 
-/// The kind that a mode says.
+/// Returns the file type of a mode.
 fn kind_of(mode: u32) -> Result<InodeKind> {
     InodeKind::of_mode(mode).ok_or_else(|| damaged(format!("mode {mode:o} is invalid")))
 }

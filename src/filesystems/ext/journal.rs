@@ -1,7 +1,7 @@
-//! The journal (jbd2): what it holds and the file system does not have yet is put in front of it, block by block.
+//! The journal (jbd2): overlays blocks that are committed in the journal but not yet written to the file system.
 //!
-//! Nothing is copied: a block that the journal replaces is read from there. The journal ends at the first block that
-//! does not belong to the next transaction, or at a commit whose checksum is wrong, as for Linux.
+//! Nothing is copied: a replaced block is read from the journal. As in Linux, the journal ends at the first block that
+//! does not belong to the next transaction, or at a commit with a wrong checksum.
 
 use super::super::blocks::{be16, be32};
 use super::super::{FsError, Result, damaged};
@@ -21,7 +21,7 @@ const INCOMPAT_CSUM_V2: u32 = 0x8;
 const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
 
-/// Revokes, 64 bits, asynchronous commits, checksums, fast commits.
+/// Revokes, 64 bits, asynchronous commits, checksums (v2 and v3), fast commits.
 const SUPPORTED_INCOMPAT: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20;
 
 const DEFAULT_FAST_COMMIT_BLOCKS: u64 = 256;
@@ -30,11 +30,11 @@ const TAG_ESCAPED: u32 = 1;
 const TAG_SAME_UUID: u32 = 2;
 const TAG_LAST: u32 = 8;
 
-/// The journal's own superblock, and how its blocks are found.
+/// The journal's superblock, and how to find its blocks.
 struct Journal<'e> {
     volume: &'e ExtVolume,
     runs: Vec<extents::BlockRun>,
-    /// The first block of the log, and the one after its last.
+    /// The first block of the log, and the one after the last.
     first: u64,
     end: u64,
     start: u64,
@@ -64,7 +64,7 @@ impl Journal<'_> {
         self.incompat & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) != 0
     }
 
-    /// Whether the checksum at the end of a descriptor or revoke block is right.
+    /// Whether the checksum at the end of a descriptor or revoke block is correct.
     fn tail_is_right(&self, block: &[u8]) -> bool {
         let (body, tail) = block.split_at(block.len() - 4);
         !self.has_checksums() || crc(self.seed, &[body, &[0; 4]]) == be32(tail, 0)
@@ -74,7 +74,7 @@ impl Journal<'_> {
         !self.has_checksums() || crc(self.seed, &[&block[..16], &[0; 4], &block[20..]]) == be32(block, 16)
     }
 
-    /// The blocks that a descriptor names: number, whether escaped, checksum.
+    /// Returns the blocks that a descriptor lists: number, whether escaped, checksum.
     fn tags(&self, descriptor: &[u8]) -> Vec<(u64, bool, Option<TagChecksum>)> {
         let is_64bit = self.incompat & INCOMPAT_64BIT != 0;
         let is_v3 = self.incompat & INCOMPAT_CSUM_V3 != 0;
@@ -148,14 +148,14 @@ fn open<'e>(volume: &'e ExtVolume, runs: Vec<extents::BlockRun>) -> Result<Journ
     Ok(journal)
 }
 
-/// A transaction that has been read so far.
+/// A partially read transaction.
 #[derive(Default)]
 struct Transaction {
     blocks: Vec<(u64, Replacement)>,
     revoked: Vec<u64>,
 }
 
-/// Reads what the journal holds.
+/// Reads the journal.
 pub(super) fn scan(volume: &ExtVolume) -> Result<JournalOverlay> {
     let inode = volume.inode(volume.superblock.journal_inode.into())?;
     let runs = extents::read(volume, &inode)?;
@@ -164,7 +164,7 @@ pub(super) fn scan(volume: &ExtVolume) -> Result<JournalOverlay> {
     if journal.start == 0 {
         return Ok(overlay);
     }
-    // The last transaction in which a block was revoked: what is in that one or before does not count.
+    // The last transaction that revoked each block: entries in that or an earlier transaction do not count.
     let mut revoked = BTreeMap::<u64, u32>::new();
     let mut replayed = Vec::new();
     let (mut at, mut sequence) = (journal.start, journal.sequence);

@@ -1,8 +1,8 @@
 //! ext2, ext3 and ext4.
 //!
-//! This is a reader of its own because the crate `ext4-view` provides no inode numbers, link counts, attributes, device
-//! numbers or holes, which a faithful copy needs. The format is that of "ext4 Data Structures and Algorithms" in the
-//! kernel's documentation.
+//! kvmb has its own reader because the crate `ext4-view` does not provide inode numbers, link counts, attributes,
+//! device numbers or holes, which a faithful copy needs. The format is described in "ext4 Data Structures and
+//! Algorithms" in the kernel's documentation.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -10,9 +10,9 @@
 //! | `volume` | blocks and inodes |
 //! | `journal`, `overlay` | the changes of a journal that was not replayed, kept in memory |
 //! | `inode` | an inode |
-//! | `extents` | where a file's blocks are: extent trees and block maps |
+//! | `extents` | the location of a file's blocks: extent trees and block maps |
 //! | `directory` | the entries of a directory block |
-//! | `xattr` | extended attributes, and ACLs in the form that Linux takes |
+//! | `xattr` | extended attributes, and ACLs in the format of Linux |
 
 mod directory;
 mod extents;
@@ -34,26 +34,25 @@ use std::rc::Rc;
 use superblock::Superblock;
 use volume::ExtVolume;
 
-/// The longest target of a link, and the longest inline file.
+/// Maximum length of a link target, and of an inline file.
 const SMALL_BYTES: u64 = 64 << 10;
 
-/// So much is read of a directory.
+/// Maximum number of bytes read from a directory.
 const MOST_DIRECTORY_BYTES: u64 = 4 << 30;
 
-/// An ext file system.
 pub(super) struct Ext {
     volume: ExtVolume,
     /// The runs of the file that was read last.
     last_runs: Option<(u64, Rc<Vec<BlockRun>>)>,
 }
 
-/// Opens one, with its journal replayed in memory.
+/// Opens a file system, with its journal replayed in memory.
 pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
     let superblock = Superblock::read(blocks)?;
     let mut volume = ExtVolume { blocks: Rc::clone(blocks), superblock, overlay: JournalOverlay::default() };
     if volume.superblock.has_dirty_journal() {
         volume.overlay = journal::scan(&volume)?;
-        // The superblock may be among what is replayed.
+        // The superblock may be among the replayed blocks.
         let mut bytes = vec![0; superblock::BYTES];
         volume.read_bytes(superblock::OFFSET, &mut bytes)?;
         volume.superblock = Superblock::parse(&bytes)?;
@@ -64,7 +63,7 @@ pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
 }
 
 impl Ext {
-    /// Where a file's blocks are.
+    /// Returns the runs of a file.
     fn runs(&mut self, inode: &Inode) -> Result<Rc<Vec<BlockRun>>> {
         if let Some((number, runs)) = &self.last_runs
             && *number == inode.number
@@ -76,7 +75,7 @@ impl Ext {
         Ok(runs)
     }
 
-    /// The bytes of a file that is kept in its inode.
+    /// Returns the data of a file that is stored in its inode.
     fn inline_data(&mut self, inode: &Inode) -> Result<Vec<u8>> {
         let mut bytes = inode.block_area().to_vec();
         let rest = xattr::read(&self.volume, inode)?.into_iter().find(|(name, _)| name == xattr::INLINE_DATA);
@@ -107,7 +106,7 @@ impl GuestFilesystem for Ext {
         self.check_readable(&inode)?;
         let mut entries = Vec::new();
         if inode.is_inline() {
-            // Four bytes with the number of the parent, then entries; more of them in an attribute.
+            // The inode number of the parent (four bytes), then entries, and more of them in an attribute.
             let area = inode.block_area();
             directory::parse(&area[4..], self.volume.superblock.inodes_count, &mut entries)?;
             let rest = xattr::read(&self.volume, &inode)?.into_iter().find(|(name, _)| name == xattr::INLINE_DATA);

@@ -1,20 +1,20 @@
-//! Blocks of the journal that stand for blocks of the file system.
+//! Journal blocks that replace blocks of the file system.
 
 use super::super::{Result, damaged};
 use crc::{CRC_32_ISCSI, Crc, Digest};
 use std::collections::BTreeMap;
 
-/// What every block of the journal's own begins with.
+/// The beginning of every metadata block of the journal.
 pub(super) const JOURNAL_MAGIC: u32 = 0xc03b_3998;
 
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// A block of the journal that stands for one of the file system.
+/// A journal block that replaces a block of the file system.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Replacement {
-    /// Where it is on the disk.
+    /// Its number on the disk.
     pub(super) block: u64,
-    /// Whether its first four bytes were taken out, because they look like a block of the journal's own.
+    /// Whether its first four bytes were replaced by zeros, because they equal the journal's magic number.
     pub(super) is_escaped: bool,
     pub(super) sequence: u32,
     pub(super) checksum: Option<TagChecksum>,
@@ -28,7 +28,7 @@ pub(super) struct TagChecksum {
 }
 
 impl Replacement {
-    /// Makes of what is there what the file system is to have.
+    /// Converts a block from its form in the journal to its form in the file system, after verifying its checksum.
     pub(super) fn finish(&self, buffer: &mut [u8]) -> Result<()> {
         if let Some(checksum) = self.checksum {
             let found = crc(checksum.seed, &[&self.sequence.to_be_bytes(), buffer]);
@@ -43,7 +43,7 @@ impl Replacement {
     }
 }
 
-/// What the journal replaces.
+/// The blocks that the journal replaces.
 #[derive(Debug, Default)]
 pub(super) struct JournalOverlay(pub(super) BTreeMap<u64, Replacement>);
 
@@ -52,15 +52,15 @@ impl JournalOverlay {
         self.0.get(&block)
     }
 
-    /// Whether it replaces any of the blocks from `first` to before `end`.
+    /// Whether any of the blocks from `first` to before `end` is replaced.
     pub(super) fn has_any(&self, first: u64, end: u64) -> bool {
         self.0.range(first..end).next().is_some()
     }
 }
 
-/// CRC-32C as the kernel has it: without the last inversion, so that one can go on from another.
+/// Returns the CRC-32C in the kernel's variant: without the final inversion, so that it can be continued.
 pub(super) fn crc(seed: u32, parts: &[&[u8]]) -> u32 {
-    // The crate's initial value is in the order of its algorithm's bits, and inverted as its result is.
+    // The crate expects the initial value bit-reversed.
     let mut digest: Digest<'_, u32> = CRC.digest_with_initial(seed.reverse_bits());
     parts.iter().for_each(|part| digest.update(part));
     !digest.finalize()
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_checksum_is_the_kernels() {
-        // "123456789" by CRC-32C is e3069283 after the inversion that the kernel leaves out.
+        // The CRC-32C of "123456789" is e3069283 after the inversion that the kernel omits.
         assert_eq!(crc(u32::MAX, &[b"123456789"]), !0xe306_9283);
         assert_eq!(crc(u32::MAX, &[b"1234", b"56789"]), !0xe306_9283);
         assert_eq!(crc(crc(u32::MAX, &[b"1234"]), &[b"56789"]), !0xe306_9283);

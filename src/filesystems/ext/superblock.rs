@@ -21,7 +21,7 @@ const INCOMPAT_64BIT: u32 = 0x80;
 const SUPPORTED_INCOMPAT: u32 =
     0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
 
-/// What the first superblock says.
+/// The fields of the primary superblock.
 #[derive(Debug, Clone)]
 pub(super) struct Superblock {
     pub(super) block_bytes: u64,
@@ -99,15 +99,15 @@ impl Superblock {
         self.compat & COMPAT_HAS_JOURNAL != 0 && self.incompat & INCOMPAT_RECOVER != 0 && self.journal_inode != 0
     }
 
-    /// Where the descriptor of a group is, in bytes.
+    /// Returns the offset of a group's descriptor, in bytes.
     pub(super) fn descriptor_offset(&self, group: u64) -> u64 {
         let per_block = self.block_bytes / u64::from(self.descriptor_bytes);
         let (descriptor_block, within) = (group / per_block, group % per_block * u64::from(self.descriptor_bytes));
         let first = u64::from(self.first_data_block);
         let is_meta = self.incompat & INCOMPAT_META_BG != 0 && descriptor_block >= u64::from(self.first_meta_group);
         let block = match is_meta {
-            // Right behind the superblock, which is in block 1 only where blocks have 1 KiB. With clusters (bigalloc)
-            // the first data block is 0 all the same.
+            // Directly after the superblock, which is in block 1 only if blocks have 1 KiB. With clusters (bigalloc),
+            // the first data block is 0 nevertheless.
             false => OFFSET / self.block_bytes + 1 + descriptor_block,
             true => {
                 let group = descriptor_block * per_block;
@@ -116,7 +116,7 @@ impl Superblock {
                 start.saturating_add(first + u64::from(self.has_superblock(group)) + u64::from(is_behind))
             }
         };
-        // Where there is no such group, this is beyond the end.
+        // If the group does not exist, the result is beyond the end.
         block.saturating_mul(self.block_bytes).saturating_add(within)
     }
 
@@ -136,14 +136,14 @@ impl Superblock {
         }
     }
 
-    /// The block of a group's inode table.
+    /// Returns the block of a group's inode table.
     pub(super) fn inode_table(&self, descriptor: &[u8]) -> u64 {
         let high = if self.descriptor_bytes >= 64 { u64::from(le32(descriptor, 40)) << 32 } else { 0 };
         u64::from(le32(descriptor, 8)) | high
     }
 }
 
-/// Which of the three it is: the journal came with ext3, the rest with ext4.
+/// Distinguishes ext2, ext3 and ext4: the journal was introduced by ext3, the other features by ext4.
 pub(in crate::filesystems) fn format_of(blocks: &Blocks) -> Result<FilesystemFormat> {
     let mut bytes = vec![0; BYTES];
     blocks.read_at(OFFSET, &mut bytes)?;
@@ -174,7 +174,7 @@ mod tests {
             }
             Superblock::parse(&bytes).unwrap().descriptor_offset(0)
         };
-        // Blocks of 1 KiB: as mkfs.ext4 makes them, and with -O bigalloc.
+        // Blocks of 1 KiB: as made by mkfs.ext4, and with -O bigalloc.
         assert_eq!((offset(0, 1, 0), offset(0, 0, 0)), (2048, 2048));
         assert_eq!((offset(0, 1, INCOMPAT_META_BG), offset(0, 0, INCOMPAT_META_BG)), (2048, 2048));
         assert_eq!((offset(2, 0, 0), offset(2, 0, INCOMPAT_META_BG)), (4096, 4096));

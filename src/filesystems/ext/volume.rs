@@ -1,4 +1,4 @@
-//! The blocks and inodes of a file system, as its journal leaves them.
+//! The blocks and inodes of a file system, with the journal applied.
 
 use super::super::blocks::Blocks;
 use super::super::{Result, damaged};
@@ -6,7 +6,7 @@ use super::inode::Inode;
 use super::overlay::JournalOverlay;
 use super::superblock::Superblock;
 
-/// An ext file system, without its files.
+/// An ext file system without knowledge of files.
 pub(super) struct ExtVolume {
     pub(super) blocks: Blocks,
     pub(super) superblock: Superblock,
@@ -18,7 +18,7 @@ impl ExtVolume {
         self.superblock.block_bytes
     }
 
-    /// Reads a block of the file system, as the journal left it.
+    /// Reads a block of the file system, with the journal applied.
     pub(super) fn read_block(&self, number: u64, buffer: &mut [u8]) -> Result<()> {
         match self.overlay.get(number) {
             Some(replacement) => {
@@ -29,14 +29,14 @@ impl ExtVolume {
         }
     }
 
-    /// Reads a block as it is on the disk.
+    /// Reads a block from the disk, without the journal.
     pub(super) fn read_raw_block(&self, number: u64, buffer: &mut [u8]) -> Result<()> {
         let offset = number.checked_mul(self.block_bytes());
         let offset = offset.filter(|_| number < self.superblock.blocks_count);
         self.blocks.read_at(offset.ok_or_else(|| damaged(format!("block {number} does not exist")))?, buffer)
     }
 
-    /// Reads bytes of the file system, wherever blocks begin and end.
+    /// Reads bytes of the file system, regardless of block boundaries.
     pub(super) fn read_bytes(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let block_bytes = self.block_bytes();
         let (mut at, mut rest) = (offset, buffer);
@@ -53,7 +53,7 @@ impl ExtVolume {
         Ok(())
     }
 
-    /// Reads neighbouring blocks, together where the journal has none of them.
+    /// Reads adjacent blocks, with a single read if the journal has none of them.
     pub(super) fn read_blocks(&self, first: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let count = (offset + buffer.len() as u64).div_ceil(self.block_bytes());
         let end = first.checked_add(count).filter(|end| *end <= self.superblock.blocks_count);

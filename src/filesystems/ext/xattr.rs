@@ -1,4 +1,4 @@
-//! Extended attributes: in the inode, in a block, large ones in inodes of their own.
+//! Extended attributes: in the inode, in a separate block, or large ones in their own inodes.
 
 use super::super::blocks::{le16, le32};
 use super::super::{Result, Xattr, damaged};
@@ -6,15 +6,15 @@ use super::extents;
 use super::inode::Inode;
 use super::volume::ExtVolume;
 
-/// Where inline data goes on.
+/// The attribute in which inline data continues.
 pub(super) const INLINE_DATA: &[u8] = b"system.data";
 
-/// The key of an encrypted file's key.
+/// The attribute with the encryption context of an encrypted file.
 pub(super) const ENCRYPTION: &[u8] = b"encryption.c";
 
 const MAGIC: u32 = 0xea02_0000;
 
-/// "An attribute value is at most 64 KiB" for whoever reads it.
+/// "An attribute value is at most 64 KiB", the limit of the system calls.
 const MOST_VALUE_BYTES: usize = 64 << 10;
 
 const PREFIXES: [(u8, &[u8]); 8] = [
@@ -28,7 +28,7 @@ const PREFIXES: [(u8, &[u8]); 8] = [
     (9, b"encryption."),
 ];
 
-/// All attributes of an inode.
+/// Returns all attributes of an inode.
 pub(super) fn read(volume: &ExtVolume, inode: &Inode) -> Result<Vec<Xattr>> {
     let mut found = Vec::new();
     let area = 128 + inode.extra_bytes();
@@ -48,7 +48,7 @@ pub(super) fn read(volume: &ExtVolume, inode: &Inode) -> Result<Vec<Xattr>> {
     Ok(found)
 }
 
-/// Entries, whose values are at offsets within `values`.
+/// Parses entries, whose values are at offsets within `values`.
 fn parse(volume: &ExtVolume, entries: &[u8], values: &[u8], found: &mut Vec<Xattr>) -> Result<()> {
     let mut at = 0;
     while at + 16 <= entries.len() && le32(entries, at) != 0 {
@@ -88,7 +88,7 @@ fn parse(volume: &ExtVolume, entries: &[u8], values: &[u8], found: &mut Vec<Xatt
     Ok(())
 }
 
-/// An ACL in the form that `setxattr` takes: ext leaves out the ids that mean nothing.
+/// Converts an ACL to the format of `setxattr`; ext omits unused ids.
 fn acl_for_linux(stored: &[u8]) -> Result<Vec<u8>> {
     const USER: u16 = 0x02;
     const GROUP: u16 = 0x08;

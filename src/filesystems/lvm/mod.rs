@@ -15,20 +15,19 @@ use text::Section;
 
 const SECTOR: u64 = 512;
 
-/// The label is in one of the first sectors.
+/// The label is in one of the first four sectors.
 const LABEL_SECTORS: u64 = 4;
 
-/// The longest metadata that is read.
+/// Maximum size of the metadata.
 const MOST_TEXT_BYTES: u64 = 16 << 20;
 
-/// The maximum number of metadata areas and of stripes.
+/// Maximum number of metadata areas and of stripes.
 const MOST_PARTS: usize = 128;
 
-/// A volume that was found.
 pub(super) struct LogicalVolume {
-    /// As in `/dev/mapper`.
+    /// The name, as in `/dev/mapper`.
     pub(super) name: String,
-    /// Its bytes, or why it has none.
+    /// Its content, or why that is not available.
     pub(super) blocks: Result<Blocks>,
 }
 
@@ -56,12 +55,12 @@ pub(super) fn find(parts: &[Blocks]) -> Vec<LogicalVolume> {
     volumes.flatten().collect()
 }
 
-/// The name of a logical volume in `/dev/mapper`: "hyphens are doubled, and one is between group and volume".
+/// Returns the name of a logical volume in `/dev/mapper`: "hyphens are doubled, and one is between group and volume".
 pub(super) fn mapper_name(group: &str, volume: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
 }
 
-/// A CRC of 32 bits as LVM has it: with a start of its own, and not inverted in the end.
+/// Returns LVM's variant of CRC-32: with its own initial value, and without the final inversion.
 fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0xf597_a6cf, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
@@ -77,7 +76,7 @@ fn read(part: &Blocks) -> Result<PhysicalVolume> {
             continue;
         }
         let id = String::from_utf8_lossy(&sector[header..header + 32]).into_owned();
-        // Pairs of offset and size: areas of data, and behind a zero those of metadata.
+        // Pairs of offset and size: data areas, a zero pair, then metadata areas.
         let pairs = sector[header + 40..].chunks_exact(16).map(|pair| (le64(pair, 0), le64(pair, 8)));
         let areas = pairs.skip_while(|(offset, _)| *offset != 0).skip(1).take_while(|(offset, _)| *offset != 0);
         for (offset, _) in areas.take(MOST_PARTS) {
@@ -90,7 +89,8 @@ fn read(part: &Blocks) -> Result<PhysicalVolume> {
     Err(damaged("it has no metadata of LVM"))
 }
 
-/// "mda_header": checksum, magic, version, start, size, and where the text is: offset, size, checksum, flags.
+/// Reads "mda_header": checksum, magic, version, start, size, and the location of the text: offset, size, checksum,
+/// flags.
 fn read_metadata(part: &Blocks, area: u64) -> Result<PhysicalVolume> {
     let mut header = [0; SECTOR as usize];
     part.read_at(area, &mut header)?;
@@ -105,7 +105,7 @@ fn read_metadata(part: &Blocks, area: u64) -> Result<PhysicalVolume> {
     }
     let area = BlocksSlice::of(part, area, size);
     let mut bytes = vec![0; length as usize];
-    // The area is a ring, behind its header.
+    // The area is a ring buffer after its header.
     let first = length.min(size - offset) as usize;
     area.read_at(offset, &mut bytes[..first])?;
     area.read_at(SECTOR, &mut bytes[first..])?;
@@ -118,7 +118,7 @@ fn read_metadata(part: &Blocks, area: u64) -> Result<PhysicalVolume> {
     Ok(PhysicalVolume { group: group.to_owned(), metadata: metadata.clone(), seqno, id: String::new() })
 }
 
-/// The visible volumes of a group; none if the metadata makes no sense.
+/// Returns the visible volumes of a group; None if the metadata is invalid.
 fn volumes_of(name: &str, group: &Section, devices: &BTreeMap<&str, &Blocks>) -> Option<Vec<LogicalVolume>> {
     let extent_bytes = group.number("extent_size").filter(|size| *size > 0)?.checked_mul(SECTOR)?;
     let mut starts: BTreeMap<&str, Option<(&Blocks, u64)>> = BTreeMap::new();
@@ -137,7 +137,7 @@ fn volumes_of(name: &str, group: &Section, devices: &BTreeMap<&str, &Blocks>) ->
     Some(found.collect())
 }
 
-/// The bytes of a logical volume; none if it is of a kind that is not read here.
+/// Maps a logical volume to its devices; None if its type is not supported.
 fn mapped(
     about: &Section,
     extent_bytes: u64,
@@ -181,7 +181,7 @@ fn mapped(
     Some(Ok(Rc::new(Mapped { segments, size_bytes: end })))
 }
 
-/// A stretch of a logical volume: on one device, or on several by turns.
+/// A segment of a logical volume: linear on one device, or striped over several.
 struct Segment {
     start: u64,
     length: u64,

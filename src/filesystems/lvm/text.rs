@@ -1,12 +1,11 @@
-//! The text of LVM's metadata: sections of keys and values, as in `lvm.conf`.
+//! LVM's metadata text: sections of keys and values, as in `lvm.conf`.
 
 use crate::filesystems::{Result, damaged};
 use std::collections::BTreeMap;
 
-/// The deepest sections within sections.
+/// Maximum nesting of sections.
 const MOST_LEVELS: usize = 8;
 
-/// A number or a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Number(u64),
@@ -55,7 +54,7 @@ impl Section {
     }
 }
 
-/// Reads a text, which ends with a zero byte or with itself.
+/// Parses a text, which may end with a NUL byte.
 pub(super) fn parse(bytes: &[u8]) -> Result<Section> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let mut parser = Parser { rest: &bytes[..end] };
@@ -68,7 +67,7 @@ struct Parser<'b> {
 }
 
 impl Parser<'_> {
-    /// The next byte that is no blank and in no comment.
+    /// Returns the next byte that is not white space or in a comment.
     fn peek(&mut self) -> Option<u8> {
         loop {
             self.rest = self.rest.trim_ascii_start();
@@ -84,7 +83,7 @@ impl Parser<'_> {
         self.rest = self.rest.get(1..).unwrap_or_default();
     }
 
-    /// What is in a section, up to its end, which is not read.
+    /// Parses the content of a section, up to its end marker, which is not consumed.
     fn section(&mut self, level: usize) -> Result<Section> {
         let mut section = Section::default();
         while let Some(byte) = self.peek().filter(|byte| *byte != b'}') {
@@ -118,7 +117,7 @@ impl Parser<'_> {
         String::from_utf8_lossy(word).into_owned()
     }
 
-    /// A value, or a list of some.
+    /// Parses a value or a list of values.
     fn values(&mut self) -> Result<Vec<Value>> {
         if self.peek() != Some(b'[') {
             return Ok(vec![self.value()?]);
