@@ -1,3 +1,4 @@
+//! The context that commands share: options, settings, limits and open storages.
 
 use crate::capture::{self, CallLimits, Hypervisor, RuntimeDirs};
 use crate::cli::args::global::Global;

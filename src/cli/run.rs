@@ -1,3 +1,4 @@
+//! One invocation of the program.
 
 use crate::cli::output::ClosedPipe;
 use std::time::Instant;

@@ -90,6 +90,7 @@ pub(crate) struct Options {
 pub(crate) enum Error {
     #[error("cannot listen on {place}: {source}")]
     Listen {
+        /// The address or socket.
         place: String,
         source: std::io::Error,
     },

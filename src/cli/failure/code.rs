@@ -20,6 +20,7 @@ pub enum Code {
     /// The machine is running.
     /// The machine is running.
     Running,
+    /// Permission was denied.
     Permission,
     /// Not enough free space.
     NoSpace,
