@@ -71,7 +71,7 @@ impl Language {
             "crashed" => ("crashed", "plantée"),
             other => (other, other),
         };
-        self.tell(english.to_owned(), french.to_owned())
+        self.say(english.to_owned(), french.to_owned())
     }
 
     /// Describes whether the guest agent of a machine responds.
@@ -82,7 +82,7 @@ impl Language {
             "none" => ("no agent", "sans agent"),
             other => (other, other),
         };
-        self.tell(english.to_owned(), french.to_owned())
+        self.say(english.to_owned(), french.to_owned())
     }
 }
 

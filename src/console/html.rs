@@ -299,7 +299,7 @@ pub(super) fn age(visit: &Visit, answer: &Answer) -> Markup {
     html! {
         p class="tiny" {
             @if seconds < 2.0 { (visit.say("As of now.", "À l’instant.")) }
-            @else { (visit.language.tell(format!("As of {length} ago."), format!("Il y a {length}."))) }
+            @else { (visit.language.say(format!("As of {length} ago."), format!("Il y a {length}."))) }
             " " a href={ "?" (kept) "again=1" } { (visit.say("Refresh", "Actualiser")) }
         }
     }

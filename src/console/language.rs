@@ -49,15 +49,7 @@ impl Language {
     }
 
     /// Returns the text in this language.
-    pub(super) fn say(self, english: &'static str, french: &'static str) -> &'static str {
-        match self {
-            English => english,
-            French => french,
-        }
-    }
-
-    /// Like `say`, for formatted texts.
-    pub(super) fn tell(self, english: String, french: String) -> String {
+    pub(super) fn say<T>(self, english: T, french: T) -> T {
         match self {
             English => english,
             French => french,
@@ -91,7 +83,7 @@ impl Language {
 
     /// Formats a percentage, from 0 to 100.
     pub(super) fn percent(self, percent: u64) -> String {
-        self.tell(format!("{percent} %"), format!("{percent}\u{202f}%"))
+        self.say(format!("{percent} %"), format!("{percent}\u{202f}%"))
     }
 
     /// Formats a duration with its two largest units.
@@ -105,7 +97,7 @@ impl Language {
             _ => format!("{} {day} {} h", seconds / 86_400, seconds / 3600 % 24),
         };
         // French has a narrow space between number and unit; between the two parts there is a plain space.
-        self.tell(length.clone(), french_units(&length))
+        self.say(length.clone(), french_units(&length))
     }
 
     /// Formats a moment in the local time of the host.
@@ -144,8 +136,8 @@ impl Language {
             3600..172_800 => format!("{} h", seconds / 3600),
             _ => format!("{} {}", seconds / 86_400, self.say("days", "jours")),
         };
-        let length = self.tell(length.clone(), length.replace(' ', "\u{202f}"));
-        self.tell(format!("{length} ago"), format!("il y a {length}"))
+        let length = self.say(length.clone(), length.replace(' ', "\u{202f}"));
+        self.say(format!("{length} ago"), format!("il y a {length}"))
     }
 
     /// Returns the word for the state of a check, a job or a run.
@@ -165,7 +157,7 @@ impl Language {
             "lost" => "perdu",
             other => other,
         };
-        self.tell(word.to_owned(), french.to_owned())
+        self.say(word.to_owned(), french.to_owned())
     }
 }
 

@@ -24,10 +24,10 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
     });
     let (all, bad, good) = (fine.len() + problems.len(), problems.len(), fine.len());
     let sub = match bad {
-        0 => visit.language.tell(format!("{all} checks, no problem."), format!("{all} contrôles, aucun problème.")),
+        0 => visit.language.say(format!("{all} checks, no problem."), format!("{all} contrôles, aucun problème.")),
         _ => visit
             .language
-            .tell(format!("{all} checks, {bad} with a problem."), format!("{all} contrôles, {bad} à regarder.")),
+            .say(format!("{all} checks, {bad} with a problem."), format!("{all} contrôles, {bad} à regarder.")),
     };
     let title = visit.say("Doctor", "Diagnostic");
     let body = html! {
@@ -51,7 +51,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
                 h2 { (visit.say("In order", "En ordre")) }
                 details open[bad == 0] {
                     summary {
-                        (visit.language.tell(
+                        (visit.language.say(
                             format!("{good} checks found nothing wrong"),
                             format!("{good} contrôles n’ont rien trouvé"),
                         ))

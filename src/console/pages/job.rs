@@ -36,7 +36,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<Stri
     match one(&visit, &id).await {
         Some((job, part)) => {
             let is_running = job.status == "running";
-            let title = visit.language.tell(format!("Job {}", job.job), format!("Tâche {}", job.job));
+            let title = visit.language.say(format!("Job {}", job.job), format!("Tâche {}", job.job));
             let body = html! {
                 nav class="crumbs" aria-label=(visit.say("Breadcrumb", "Fil d’Ariane")) {
                     ol {
@@ -213,7 +213,7 @@ fn results(visit: &Visit, job: &Job, printed: &[Record]) -> Markup {
             h2 { (visit.say("Results", "Résultats")) }
             (html::records(visit, &shown))
             @if printed.len() > shown.len() {
-                p { (visit.language.tell(
+                p { (visit.language.say(
                     format!("These are {} of {} results. All of them:", shown.len(), printed.len()),
                     format!("Voici {} résultats sur {}. Pour les voir tous\u{a0}:", shown.len(), printed.len()),
                 )) }
@@ -271,11 +271,11 @@ fn next_step(visit: &Visit, (point, to): (&Point, &RestoredTo)) -> Markup {
             }
             @match (&to.machine, &to.definition) {
                 (Some(name), _) if to.started => p class="brk" {
-                    (language.tell(format!("{name} is running."), format!("{name} est en marche.")))
+                    (language.say(format!("{name} is running."), format!("{name} est en marche.")))
                     @if let Some(live) = &to.live {
                         @let ran = language.duration(live.running_seconds);
                         @let done = language.duration(live.done_seconds);
-                        " " (language.tell(
+                        " " (language.say(
                             format!("It ran after {ran}, and all its data was on this host after {done}."),
                             format!(
                                 "Elle tournait après {ran}, et toutes ses données étaient sur cet hôte après {done}."
@@ -290,7 +290,7 @@ fn next_step(visit: &Visit, (point, to): (&Point, &RestoredTo)) -> Markup {
                     p { a class="brk" href={"/machines/" (html::segment(name))} { (name) } }
                 },
                 (None, Some(file)) => {
-                    p class="brk" { (language.tell(
+                    p class="brk" { (language.say(
                         format!("The definition of {} is in {file}. Next step: define the machine.", point.machine),
                         format!(
                             "La définition de {} est dans {file}. Étape suivante\u{a0}: la définir.",

@@ -27,7 +27,7 @@ pub(super) fn progress_words(visit: &Visit, job: &Job) -> String {
     }
     let percent = html::percent(job.done_bytes, job.total_bytes);
     let (done, total) = (language.bytes(job.done_bytes), language.bytes(job.total_bytes));
-    let mut words = language.tell(
+    let mut words = language.say(
         format!("{} of {total} ({done} done)", language.percent(percent)),
         format!("{} de {total} ({done} faits)", language.percent(percent)),
     );
@@ -36,7 +36,7 @@ pub(super) fn progress_words(visit: &Visit, job: &Job) -> String {
     }
     if let Some(left) = job.left_seconds {
         let left = language.duration(left);
-        words += &language.tell(format!(", about {left} left"), format!(", encore environ {left}"));
+        words += &language.say(format!(", about {left} left"), format!(", encore environ {left}"));
     }
     words
 }
@@ -52,7 +52,7 @@ fn verb(visit: &Visit, verb: &str) -> String {
         "hashing" => "empreinte de",
         other => other,
     };
-    visit.language.tell(verb.to_owned(), french.to_owned())
+    visit.language.say(verb.to_owned(), french.to_owned())
 }
 
 /// Whether a job restores a machine that runs before its data is restored.
@@ -70,7 +70,7 @@ pub(super) fn running_on_its_point(job: &Job) -> Option<&str> {
 fn what_cancel_does(visit: &Visit, job: &Job) -> String {
     let continues = job.arguments.iter().any(|word| word == "--continue");
     match running_on_its_point(job) {
-        Some(machine) => visit.language.tell(
+        Some(machine) => visit.language.say(
             format!(
                 "Cancel stops only the copying: {machine} keeps running and reads the rest from the repository. \
                  Afterwards, continue or abort the restore."
@@ -80,15 +80,15 @@ fn what_cancel_does(visit: &Visit, job: &Job) -> String {
                  continuez la restauration ou abandonnez-la."
             ),
         ),
-        None if is_live_restore(job) && !continues => visit.language.tell(
+        None if is_live_restore(job) && !continues => visit.language.say(
             "Cancelling before the machine runs restores the old images and the old definition.".to_owned(),
             "Annuler avant que la machine tourne remet les anciennes images et l’ancienne définition.".to_owned(),
         ),
-        None if continues => visit.language.tell(
+        None if continues => visit.language.say(
             "Cancel leaves the restore as it is. Afterwards, continue or abort it.".to_owned(),
             "Annuler laisse la restauration telle quelle. Ensuite, continuez-la ou abandonnez-la.".to_owned(),
         ),
-        None => visit.language.tell(
+        None => visit.language.say(
             "Cancel does what Ctrl-C does: the job cleans up and exits.".to_owned(),
             "Annuler fait ce que fait Ctrl-C\u{a0}: la tâche range et s’arrête.".to_owned(),
         ),
@@ -109,7 +109,7 @@ pub(super) fn panel(visit: &Visit, job: &Job) -> Markup {
                     }
                     p class="sub" {
                         (progress_words(visit, job)) ". "
-                        (language.tell(
+                        (language.say(
                             format!("Started {began} {from} by {user}."),
                             format!("Lancée {began} {from} par {user}."),
                         ))

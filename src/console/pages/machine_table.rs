@@ -81,11 +81,11 @@ pub(super) fn section(visit: &Visit, all: &[MachineStatus<'_>]) -> Markup {
     let shown: Vec<&MachineStatus<'_>> = found.iter().skip((page - 1) * PAGE).take(PAGE).copied().collect();
     let (count, total) = (found.len(), all.len());
     let caption = match wish.sort {
-        "" | "state" => visit.language.tell(
+        "" | "state" => visit.language.say(
             format!("{count} of {total} machines, most urgent first"),
             format!("{count} machines sur {total}, les plus urgentes d’abord"),
         ),
-        _ => visit.language.tell(format!("{count} of {total} machines"), format!("{count} machines sur {total}")),
+        _ => visit.language.say(format!("{count} of {total} machines"), format!("{count} machines sur {total}")),
     };
     html! {
         section class="sec" {
@@ -238,7 +238,7 @@ fn age_bar(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     let end = machine.number("critical_seconds").unwrap_or(limit * 2.0).max(1.0);
     let at = |seconds: f64| format!("{:.1}", (seconds / end * 92.0).clamp(0.0, 92.0));
     let language = visit.language;
-    let words = language.tell(
+    let words = language.say(
         format!("{} of {}", language.duration(age), language.duration(limit)),
         format!("{} sur {}", language.duration(age), language.duration(limit)),
     );
@@ -255,7 +255,7 @@ fn age_bar(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
         span class="two" {
             @if age > limit {
                 @let over = language.duration(age - limit);
-                b { (language.tell(format!("overdue by {over}"), format!("en retard de {over}"))) }
+                b { (language.say(format!("overdue by {over}"), format!("en retard de {over}"))) }
             } @else { (words) }
         }
     }

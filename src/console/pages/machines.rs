@@ -46,7 +46,7 @@ pub(super) async fn show(visit: &Visit, errors: &FieldErrors) -> Html<String> {
         visit.say("Disks", "Disques"),
         visit.say("Newest point", "Point le plus récent"),
     ];
-    let caption = visit.language.tell(
+    let caption = visit.language.say(
         format!("{}, {taken} backed up", visit.language.machines(all.len())),
         format!("{}, sauvegardées\u{a0}: {taken}", visit.language.machines(all.len())),
     );

@@ -64,7 +64,7 @@ fn state_part(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) 
                     }
                     @if problems.len() > MOST_PROBLEMS {
                         p { a href="?sort=state" {
-                            (visit.language.tell(
+                            (visit.language.say(
                                 format!("{} more are in the table below", problems.len() - MOST_PROBLEMS),
                                 format!("{} autres sont dans le tableau", problems.len() - MOST_PROBLEMS),
                             ))
@@ -112,11 +112,11 @@ fn verdict(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) -> 
         (_, 0, 0) => {
             visit.say("Every machine has a restore point.", "Chaque machine a un point de restauration.").to_owned()
         }
-        (_, 0, bad) => language.tell(
+        (_, 0, bad) => language.say(
             format!("Every machine has a restore point. {bad} of {all} need attention."),
             format!("Chaque machine a un point de restauration. {bad} sur {all} demandent attention."),
         ),
-        (_, without, _) => language.tell(
+        (_, without, _) => language.say(
             format!("{without} of {all} machines have no restore point."),
             format!("{without} machines sur {all} n’ont pas de point de restauration."),
         ),
@@ -149,7 +149,7 @@ fn second_line(visit: &Visit, machines: &[MachineStatus<'_>], all: usize) -> Mar
     let verified = machines.iter().filter(|machine| machine.counts()).filter(is_verified).count();
     let last = machines.iter().filter_map(|machine| machine.time("last_run_at")).max();
     html! {
-        (language.tell(
+        (language.say(
             format!("{verified} of {all} have a recently verified point. "),
             format!("{verified} sur {all} ont un point vérifié récemment. "),
         ))

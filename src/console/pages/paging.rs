@@ -15,7 +15,7 @@ pub(super) fn paging(visit: &Visit, page: usize, pages: usize) -> Markup {
         @if pages > 1 {
             nav class="row" aria-label=(visit.say("Pages", "Pages")) {
                 @if page > 1 { a href=(link(page - 1)) rel="prev" { (visit.say("Newer", "Plus récents")) } }
-                span { (language.tell(format!("page {page} of {pages}"), format!("page {page} sur {pages}"))) }
+                span { (language.say(format!("page {page} of {pages}"), format!("page {page} sur {pages}"))) }
                 @if page < pages { a href=(link(page + 1)) rel="next" { (visit.say("Older", "Plus anciens")) } }
             }
         }

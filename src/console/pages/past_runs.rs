@@ -78,11 +78,11 @@ pub(super) fn strip(visit: &Visit, machine: &MachineStatus<'_>) -> Markup {
     let nights = nights(&runs, Local::now().date_naive());
     let count = |wanted: Night| nights.iter().filter(|night| **night == wanted).count();
     let (stored, warned, failed) = (count(Night::Stored), count(Night::WithWarning), count(Night::Failed));
-    let words = visit.language.tell(
+    let words = visit.language.say(
         format!("{NIGHTS} nights: {stored} stored, {warned} with a warning, {failed} failed"),
         format!("{NIGHTS} nuits : {stored} stockées, {warned} avec avertissement, {failed} échouées"),
     );
-    let short = visit.language.tell(
+    let short = visit.language.say(
         format!("{} of {} stored", stored + warned, nights.len() - count(Night::NoRun)),
         format!("{} sur {} stockées", stored + warned, nights.len() - count(Night::NoRun)),
     );
@@ -188,7 +188,7 @@ pub(super) fn plots<'r>(visit: &Visit, machines: &[MachineStatus<'r>], others: &
                         let values = newest.iter().map(|size| size.stored_bytes as f64).collect();
                         let series = [Series { name: visit.say("size", "taille"), values }];
                         let labels = labels(visit, &newest.iter().map(|size| size.at).collect::<Vec<_>>());
-                        let title = visit.language.tell(
+                        let title = visit.language.say(
                             format!("Size of the repository {repo}"),
                             format!("Taille du dépôt {repo}"),
                         );

@@ -78,7 +78,7 @@ impl Plot<'_> {
             let least = self.unit.words(visit, series.values.iter().copied().fold(f64::INFINITY, f64::min));
             let most = self.unit.words(visit, series.values.iter().copied().fold(0.0, f64::max));
             let name = series.name;
-            visit.language.tell(
+            visit.language.say(
                 format!("{name}: between {least} and {most}, last {last}."),
                 format!("{name} : entre {least} et {most}, en dernier {last}."),
             )

@@ -263,7 +263,7 @@ fn decisions(visit: &Visit, choice: &Choice, answer: &Answer) -> Markup {
     let all = points.len();
     let caption = match shown.len() == all {
         true => visit.say("Every point", "Chaque point").to_owned(),
-        false => language.tell(format!("{} of {all} points", shown.len()), format!("{} points sur {all}", shown.len())),
+        false => language.say(format!("{} of {all} points", shown.len()), format!("{} points sur {all}", shown.len())),
     };
     let heads = [
         visit.say("Machine", "Machine"),
@@ -276,7 +276,7 @@ fn decisions(visit: &Visit, choice: &Choice, answer: &Answer) -> Markup {
         @if all > 0 {
             p class="sub" {
                 b {
-                    (language.tell(
+                    (language.say(
                         format!("{staying} of {all} points are kept, {going} are removed, {freed} become free."),
                         format!("{staying} points sur {all} restent, {going} partent, {freed} se libèrent."),
                     ))
@@ -292,7 +292,7 @@ fn decisions(visit: &Visit, choice: &Choice, answer: &Answer) -> Markup {
                     input type="hidden" name={"k." (choice.tier.key(rule))} value=(value);
                 }
                 button type="submit" {
-                    (language.tell(
+                    (language.say(
                         format!("Prune now: remove {going} points, free {freed}"),
                         format!("Purger maintenant\u{a0}: supprimer {going} points, libérer {freed}"),
                     ))

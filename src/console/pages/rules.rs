@@ -61,18 +61,16 @@ impl Rules {
     pub(super) fn reason(&self, visit: &Visit, machine: &str) -> String {
         let language = visit.language;
         match self.deciding(machine) {
-            Some((rule, true)) => {
-                language.tell(format!("rule {rule}: include"), format!("règle {rule}\u{a0}: prendre"))
-            }
+            Some((rule, true)) => language.say(format!("rule {rule}: include"), format!("règle {rule}\u{a0}: prendre")),
             Some((rule, false)) => {
                 let wins = self.machines.iter().any(|(other, taken)| *taken && matches(other, machine));
                 match wins {
-                    true => language.tell(
+                    true => language.say(
                         format!("rule {rule}: exclude, which takes precedence"),
                         format!("règle {rule}\u{a0}: laisser de côté, ce qui l’emporte"),
                     ),
                     false => {
-                        language.tell(format!("rule {rule}: exclude"), format!("règle {rule}\u{a0}: laisser de côté"))
+                        language.say(format!("rule {rule}: exclude"), format!("règle {rule}\u{a0}: laisser de côté"))
                     }
                 }
             }

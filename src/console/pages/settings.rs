@@ -303,7 +303,7 @@ pub(super) async fn review_of(visit: &Visit, changes: &[String], back: &str) -> 
     let text = |key: &str| action.extra.get(key).and_then(|value| value.as_str()).unwrap_or_default();
     let title = visit.say("Review the change", "Vérifier le changement");
     let count = changes.len();
-    let sub = visit.language.tell(
+    let sub = visit.language.say(
         format!("{count} {} of {}", if count == 1 { "key" } else { "keys" }, action.target),
         format!("{count} {} de {}", if count == 1 { "clé" } else { "clés" }, action.target),
     );

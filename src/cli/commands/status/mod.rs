@@ -144,7 +144,7 @@ impl StatusArgs {
             (_, Some(file), _) => prometheus::write(&report, file)?,
             (_, _, Some(Zabbix::Discovery)) => session.text(zabbix::discovery(&report).as_bytes()),
             (_, _, Some(Zabbix::Values)) => session.text(zabbix::values(&report).as_bytes()),
-            _ => tell(report, session),
+            _ => print_report(report, session),
         }
         Ok(())
     }
@@ -186,7 +186,7 @@ fn rehearsal(report: &StatusReport, file: &Path) -> Record {
 }
 
 /// Prints the checks as records.
-fn tell(report: StatusReport, session: &mut Session) {
+fn print_report(report: StatusReport, session: &mut Session) {
     if report.damaged {
         session.damage();
     }

@@ -17,7 +17,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
     let checks = machines(&status.records);
     let Some(machine) = checks.iter().find(|machine| machine.name() == name) else { return not_found(&visit).await };
     let address = format!("/machines/{}", html::segment(&name));
-    let title = visit.language.tell(format!("Drill of {name}"), format!("Essai de démarrage de {name}"));
+    let title = visit.language.say(format!("Drill of {name}"), format!("Essai de démarrage de {name}"));
     let body = html! {
         nav class="crumbs" aria-label=(visit.say("Breadcrumb", "Fil d’Ariane")) {
             ol {

@@ -112,7 +112,7 @@ pub(super) fn height(visit: &Visit, drilled: &Drilled) -> String {
     match (&drilled.rung, drilled.rung_seconds) {
         (Some(word), Some(seconds)) => {
             let (word, time) = (rung(visit, word), visit.language.duration(seconds));
-            visit.language.tell(format!("{word} after {time}"), format!("{word} après {time}"))
+            visit.language.say(format!("{word} after {time}"), format!("{word} après {time}"))
         }
         (Some(word), None) => rung(visit, word),
         (None, _) => "-".to_owned(),
@@ -174,7 +174,7 @@ pub(in crate::console) async fn panel(visit: &Visit, drilled: &Drilled, path: &s
         (facts(visit, drilled))
         @if has_screen {
             figure class="screen" {
-                img src={(path) "/screenshot"} alt=(visit.language.tell(
+                img src={(path) "/screenshot"} alt=(visit.language.say(
                     format!("Screen of {machine} at the end of the drill"),
                     format!("Écran de {machine} à la fin de l’essai"),
                 ));

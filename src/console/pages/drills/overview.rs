@@ -62,7 +62,7 @@ pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>
     html! {
         div id="live-drills" class="sec" {
             p {
-                (visit.language.tell(
+                (visit.language.say(
                     format!("{booted} of {count} machines reached their goal in their last drill."),
                     format!("{booted} machines sur {count} sont allées assez loin à leur dernier essai."),
                 ))
@@ -71,7 +71,7 @@ pub(in crate::console) fn last_ones(visit: &Visit, machines: &[MachineStatus<'_>
                 (html::table(caption, &heads, drilled.iter().take(MOST_LISTED).map(row).collect()))
             }
             @if more > 0 {
-                p { (visit.language.tell(
+                p { (visit.language.say(
                     format!("{more} more are on the pages of the machines."),
                     format!("{more} autres sont sur les pages des machines."),
                 )) }

@@ -33,7 +33,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
     let place = FilePlace::of(&visit.query, &filesystems);
     let name = visit.query.get("find");
     let title = visit.say("Files", "Fichiers");
-    let heading = visit.language.tell(format!("Files of {}", point.machine), format!("Fichiers de {}", point.machine));
+    let heading = visit.language.say(format!("Files of {}", point.machine), format!("Fichiers de {}", point.machine));
     let body = html! {
         nav class="crumbs" aria-label=(visit.say("Breadcrumb", "Fil d’Ariane")) {
             ol {
@@ -222,8 +222,8 @@ fn table(visit: &Visit, point: &Point, place: &FilePlace, shown: &[&File], count
     let language = visit.language;
     let path = place.argument().replace(steers_terminal, "\u{fffd}");
     let caption = match is_search {
-        true => language.tell(format!("{count} found in {path}"), format!("{count} trouvés dans {path}")),
-        false => language.tell(format!("{count} in {path}"), format!("{count} dans {path}")),
+        true => language.say(format!("{count} found in {path}"), format!("{count} trouvés dans {path}")),
+        false => language.say(format!("{count} in {path}"), format!("{count} dans {path}")),
     };
     let heads = [
         visit.say("Name", "Nom"),

@@ -23,7 +23,7 @@ pub(in crate::console) fn list(
     let pages = points.len().div_ceil(PAGE).max(1);
     let page = visit.query.get("page").and_then(|page| page.parse().ok()).unwrap_or(1usize).clamp(1, pages);
     let shown = points.iter().skip((page - 1) * PAGE).take(PAGE);
-    let caption = language.tell(
+    let caption = language.say(
         format!("{}, newest first", language.points(points.len())),
         format!("{}, les plus récents d’abord", language.points(points.len())),
     );
@@ -61,7 +61,7 @@ pub(in crate::console) fn list(
 /// Formats the space that a point uses in the repository.
 fn stored(visit: &Visit, point: &Point) -> String {
     let stored = visit.language.bytes(point.stored_bytes);
-    visit.language.tell(format!("{stored} stored"), format!("{stored} stockés"))
+    visit.language.say(format!("{stored} stored"), format!("{stored} stockés"))
 }
 
 /// Returns the state of a point: damaged, how it was verified, pinned.

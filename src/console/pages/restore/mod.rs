@@ -38,5 +38,5 @@ fn steps(visit: &Visit, current: usize) -> Markup {
 
 fn heading(visit: &Visit, point: &Point) -> String {
     let at = visit.language.moment(point.captured_at);
-    visit.language.tell(format!("Restore {}, {at}", point.machine), format!("Restaurer {}, {at}", point.machine))
+    visit.language.say(format!("Restore {}, {at}", point.machine), format!("Restaurer {}, {at}", point.machine))
 }

@@ -108,7 +108,7 @@ fn warning(visit: &Visit, point: &Point) -> Markup {
         div class="note warn" {
             (html::icon("warn"))
             div {
-                p class="brk" { (visit.language.tell(
+                p class="brk" { (visit.language.say(
                     format!("Everything that {machine} wrote after this point will be lost. To keep it, back it up \
                         first:"),
                     format!(
@@ -232,7 +232,7 @@ fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)],
             || ["drop_missing_media", "with_files", "discard_saved_memory"].contains(&name)
             || (format && name == "format")
     };
-    let other = |old: &str| visit.language.tell(format!("Instead of {old}"), format!("À la place de {old}"));
+    let other = |old: &str| visit.language.say(format!("Instead of {old}"), format!("À la place de {old}"));
     html! {
         form method="get" action=(to) class="panel" {
             h2 { (visit.say("Fix it here", "Y remédier ici")) }
@@ -279,13 +279,13 @@ fn button(visit: &Visit, point: &Point, fields: &Fields) -> String {
     let (machine, language) = (&point.machine, visit.language);
     match (fields.get("where"), words::overwrites(fields)) {
         (Some("disks"), true) => {
-            language.tell(format!("Overwrite disks of {machine}"), format!("Écraser des disques de {machine}"))
+            language.say(format!("Overwrite disks of {machine}"), format!("Écraser des disques de {machine}"))
         }
         (Some("live"), true) => {
-            language.tell(format!("Overwrite and start {machine}"), format!("Écraser et démarrer {machine}"))
+            language.say(format!("Overwrite and start {machine}"), format!("Écraser et démarrer {machine}"))
         }
-        (_, true) => language.tell(format!("Overwrite {machine}"), format!("Écraser {machine}")),
-        (_, false) => language.tell(format!("Restore {machine}"), format!("Restaurer {machine}")),
+        (_, true) => language.say(format!("Overwrite {machine}"), format!("Écraser {machine}")),
+        (_, false) => language.say(format!("Restore {machine}"), format!("Restaurer {machine}")),
     }
 }
 

@@ -69,7 +69,7 @@ pub(in crate::console) fn if_it_stops(visit: &Visit, machine: &str) -> Markup {
         div class="note" {
             (html::icon("machine"))
             div {
-                p class="brk" { (visit.language.tell(
+                p class="brk" { (visit.language.say(
                     format!(
                         "{machine} runs while its data is copied, and reads the rest from the repository. If the \
                          copying stops, the machine keeps running. If this host stops, the machine cannot start until \
@@ -116,7 +116,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
 async fn show(visit: &Visit, check: &Check, error: Option<&str>) -> Html<String> {
     let machine = check.target.as_str();
     let title =
-        visit.language.tell(format!("Unfinished restore of {machine}"), format!("Restauration inachevée de {machine}"));
+        visit.language.say(format!("Unfinished restore of {machine}"), format!("Restauration inachevée de {machine}"));
     let (class, shape) = if check.status == "critical" { ("note crit", "crit") } else { ("note warn", "warn") };
     let body = html! {
         (html::head(&title, ""))

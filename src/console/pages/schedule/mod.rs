@@ -139,7 +139,7 @@ fn meaning(visit: &Visit, action: &Action) -> Markup {
             div class="note warn" {
                 (html::icon("warn"))
                 p {
-                    (visit.language.tell(
+                    (visit.language.say(
                         format!("The longest time between two runs is {gap}. A point counts as overdue after \
                          {overdue}."),
                         format!(
