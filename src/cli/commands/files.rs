@@ -369,7 +369,7 @@ impl FilesArgs {
                 }
                 let mut open = point.open(context, session)?;
                 if dry_run {
-                    return paths.iter().try_for_each(|path| rehearse(&mut open, path, &to, overwrite, session));
+                    return paths.iter().try_for_each(|path| dry_run_copy(&mut open, path, &to, overwrite, session));
                 }
                 let options = CopyOptions { overwrite, devices };
                 paths.iter().try_for_each(|path| copy(context, &mut open, path, &to, options, session))
@@ -454,7 +454,7 @@ fn cat(open: &mut OpenFiles, paths: &[String], session: &mut Session) -> Result<
 }
 
 /// Prints what a copy would write.
-fn rehearse(
+fn dry_run_copy(
     open: &mut OpenFiles,
     path: &str,
     to: &Path,

@@ -140,7 +140,7 @@ impl StatusArgs {
         let report = self.report(context)?;
         match (self.prometheus, &self.textfile, self.zabbix) {
             (true, ..) => session.text(prometheus::text(&report).as_bytes()),
-            (_, Some(file), _) if self.dry_run => session.done(rehearsal(&report, file)),
+            (_, Some(file), _) if self.dry_run => session.done(dry_run_record(&report, file)),
             (_, Some(file), _) => prometheus::write(&report, file)?,
             (_, _, Some(Zabbix::Discovery)) => session.text(zabbix::discovery(&report).as_bytes()),
             (_, _, Some(Zabbix::Values)) => session.text(zabbix::values(&report).as_bytes()),
@@ -174,7 +174,7 @@ impl StatusArgs {
 }
 
 /// Returns the record of a dry run for writing the metrics.
-fn rehearsal(report: &StatusReport, file: &Path) -> Record {
+fn dry_run_record(report: &StatusReport, file: &Path) -> Record {
     Record::Action(Action {
         action: "status".into(),
         target: file.display().to_string(),
