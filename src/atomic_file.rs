@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_created_once_and_never_written_over() {
+    fn concurrent_creates_write_the_file_exactly_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
         let created: Vec<bool> = std::thread::scope(|scope| {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_syncs_no_folders_is_no_error_and_a_disk_that_fails_is() {
+    fn folder_sync_ignores_unsupported_fsync_but_reports_disk_errors() {
         use rustix::io::Errno;
         // The kernel's own file systems have no fsync().
         assert_eq!(
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_file_systems_without_hard_links_answer_is_recognised() {
+    fn errors_for_missing_hard_link_support_are_recognised() {
         use rustix::io::Errno;
         for errno in [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK] {
             assert!(has_no_links(&errno.into()), "{errno}");
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_read_at_once_is_opened() {
+    fn only_regular_files_and_dev_null_are_opened() {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());

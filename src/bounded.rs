@@ -191,13 +191,13 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     #[test]
-    fn a_call_that_returns_is_no_different() {
+    fn completed_call_returns_its_result_even_if_stop_is_raised() {
         assert_eq!(call(LONG, &AtomicBool::new(false), || 42), Ok(42));
         assert_eq!(call(LONG, &AtomicBool::new(true), || 42), Ok(42));
     }
 
     #[test]
-    fn one_that_does_not_is_given_up() {
+    fn hanging_call_times_out() {
         let (never, silence) = mpsc::channel::<()>();
         let hang = move || silence.recv().is_ok();
         assert_eq!(call(Duration::from_millis(20), &AtomicBool::new(false), hang), Err(GaveUp::TimedOut));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_flag_ends_the_wait() {
+    fn raised_stop_flag_ends_the_wait_early() {
         let (never, silence) = mpsc::channel::<()>();
         let stop = StopFlag::default();
         let raised = Arc::clone(&stop);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_read_and_waited_for_no_longer_than_the_limit() {
+    fn reading_a_pipe_is_bounded_by_the_time_limit() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = |name: &str| {
             let path = folder.path().join(name);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_hangs_is_killed_with_all_that_it_started() {
+    fn hanging_program_is_killed_with_its_children() {
         let folder = tempfile::tempdir().unwrap();
         let mark = folder.path().join("mark");
         let mut command = Command::new("sh");

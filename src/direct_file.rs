@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_any_size_at_any_place_are_written() {
+    fn unaligned_writes_are_written_completely() {
         for folder in ["/var/tmp", "/dev/shm"] {
             let file = tempfile::tempfile_in(folder).unwrap();
             let image = DirectFile::new(file);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_any_size_at_any_place_are_read() {
+    fn ranges_of_any_alignment_are_read() {
         let mut file = tempfile::tempfile_in("/var/tmp").unwrap();
         let bytes = noise((5 << 20) + 777);
         file.write_all(&bytes).unwrap();
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_a_file_is_in_the_page_cache() {
+    fn direct_writes_leave_only_the_file_end_in_the_page_cache() {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         let cached_bytes = |name: &str, direct: bool| {
             let path = folder.path().join(name);

@@ -204,7 +204,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn every_target_returns_whatever_was_found_before() {
+    fn every_fuzz_target_survives_its_seeds_and_truncations() {
         let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
         let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
         for (name, target) in TARGETS {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_are_understood() {
+    fn seeds_are_valid_input_for_their_parsers() {
         let read = |path: &str| fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(path)).unwrap();
         assert!(foreign::pack_header(&read("pack_header/two_blobs")));
         assert!(foreign::index_json(&read("index_json/one_pack")));

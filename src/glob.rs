@@ -102,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn only_stars_and_question_marks_are_wildcards_where_that_is_so() {
+    fn wildcards_treat_brackets_literally() {
         assert!(matches_wildcards("[10.0.0.?]:22*", "[10.0.0.1]:2222"));
         assert!(!matches_wildcards("[a-z].example.com", "b.example.com"));
         assert!(matches_wildcards("*.example.com", "a.b.example.com"));
     }
 
     #[test]
-    fn no_pattern_takes_long() {
+    fn pathological_patterns_match_quickly() {
         let begun = Instant::now();
         assert!(!matches_wildcards(&"*a".repeat(50), &"a".repeat(49).repeat(20).replace('a', "b")));
         assert!(!matches(&format!("{}b", "*a".repeat(30)), &"a".repeat(2000)));

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn several_takers_share_one_limit() {
+    fn concurrent_acquirers_share_one_rate_limit() {
         let (rate_limit, _) = limiter(10 << 20);
         let began = Instant::now();
         thread::scope(|scope| {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn even_one_byte_a_second_passes_and_stopping_ends_the_wait() {
+    fn minimal_rate_passes_bytes_and_stop_ends_the_wait() {
         let (rate_limit, stop) = limiter(1);
         rate_limit.acquire(1);
         let began = Instant::now();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_has_failed_waits_no_longer() {
+    fn failed_run_stops_waiting() {
         let (rate_limit, _) = limiter(1);
         rate_limit.acquire(1);
         let (began, failed) = (Instant::now(), AtomicBool::new(false));

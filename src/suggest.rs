@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_meant_comes_first_and_what_is_far_off_not_at_all() {
+    fn similar_names_come_first_and_distant_ones_are_omitted() {
         let names = ["web-1", "web-2", "db"];
         assert_eq!(similar_names("wbe-1", names)[0], "web-1");
         assert_eq!(similar_names("WEB-2", names)[0], "web-2");

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_well() {
+    fn sizes_are_formatted_in_binary_units() {
         let sizes = [0, 1023, 1024, 146_432, (1 << 20) - 1, 3 << 29, 20 << 40, u64::MAX].map(in_units);
         assert_eq!(
             sizes,
@@ -173,7 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn lengths_sizes_and_shares_are_read_as_people_mean_them() {
+    fn durations_sizes_and_percentages_are_parsed() {
         let seconds = |text: &str| text.parse::<ShortDuration>().unwrap().0.as_secs();
         assert_eq!(["90s", "30m", "2h", "3d", "1w"].map(seconds), [90, 1800, 7200, 259_200, 604_800]);
         let bytes = |text: &str| text.parse::<Size>().unwrap().0;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_of_them_is_refused() {
+    fn malformed_values_are_refused() {
         for text in ["", "s", "5", "5 m", "-5m", "+5m", "5M", "1.5h", "5ms", "1000001s", "m5", "５m"] {
             assert!(text.parse::<ShortDuration>().is_err(), "{text}");
         }
@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(seconds in 0u64..1_000_000, bytes: u64) {
+        fn durations_and_sizes_round_trip(seconds in 0u64..1_000_000, bytes: u64) {
             prop_assert_eq!(ShortDuration(Duration::from_secs(seconds)).to_string().parse(),
                 Ok(ShortDuration(Duration::from_secs(seconds))));
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));

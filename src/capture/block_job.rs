@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_are_named_as_virsh_names_them() {
+    fn block_job_names_match_virsh() {
         let named = |kind, position, end| BlockJob::from_numbers(kind, position, end).map(|job| job.to_string());
         assert_eq!(named(1, 5, 10).as_deref(), Some("block pull"));
         assert_eq!(named(2, 10, 10).as_deref(), Some("block copy, ready to pivot"));

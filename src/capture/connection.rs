@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_split() {
+    fn libvirt_version_number_is_split() {
         assert_eq!(split_version(11_003_000), (11, 3, 0));
     }
 }

@@ -530,7 +530,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_fails_is_a_lost_connection_and_a_file_is_not() {
+    fn rpc_errors_mean_a_lost_connection_but_storage_errors_do_not() {
         assert_eq!(meaning(ErrorNumber::SystemError, ErrorDomain::Rpc), LibvirtErrorKind::NoConnection);
         assert_eq!(meaning(ErrorNumber::InternalError, ErrorDomain::Rpc), LibvirtErrorKind::NoConnection);
         assert_eq!(meaning(ErrorNumber::SystemError, ErrorDomain::Storage), LibvirtErrorKind::Other);

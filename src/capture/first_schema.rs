@@ -62,7 +62,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn whoever_is_first_is_alone_and_the_others_are_not() {
+    fn first_schema_reader_runs_alone_and_later_ones_in_parallel() {
         let (schema, together) = (FirstSchema::new(), Barrier::new(3));
         let (arrived, is_read) = (AtomicU32::new(0), AtomicBool::new(false));
         thread::scope(|scope| {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_ever() {
+    fn waiting_for_the_first_schema_is_bounded() {
         let schema = FirstSchema::new();
         schema.read(|| thread::scope(|scope| scope.spawn(|| schema.read(|| ())).join()).unwrap());
     }

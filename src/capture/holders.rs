@@ -62,7 +62,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
-    fn who_writes_a_file_is_named_and_who_reads_it_is_not() {
+    fn only_processes_that_write_a_file_are_reported() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let hold = |file: File| Command::new("sleep").arg("100").stdout(Stdio::from(file)).spawn().unwrap();
         let mut reader = hold(File::open(file.path()).unwrap());

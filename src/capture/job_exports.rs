@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn exports_are_counted_and_nonsense_is_an_error() {
+    fn exports_are_counted_and_malformed_replies_are_errors() {
         let all = said(&[(REP_SERVER, b"\0\0\0\x03vda"), (REP_SERVER, b"\0\0\0\x03vdb"), (REP_ACK, b"")]);
         assert_eq!(list(&mut TestServer(all.clone().into())).unwrap(), 2);
         assert_eq!(list(&mut TestServer(said(&[(REP_ACK, b"")]).into())).unwrap(), 0);

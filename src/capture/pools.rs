@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_volume_is_below_its_pools_folder() {
+    fn new_volumes_are_placed_inside_the_folder_of_the_pool() {
         let place = |kind: &str, volume: &str| {
             let xml = format!("<pool type='{kind}'><name>p</name><target><path>/pool</path></target></pool>");
             new_place(&xml, volume).unwrap()

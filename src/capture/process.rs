@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_distinguished_from_one_that_is_gone() {
+    fn ended_and_reused_process_ids_are_not_alive() {
         assert!(ServerProcess::this().is_alive());
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = ServerProcess { pid: child.id(), started_ticks: start_ticks(child.id()).unwrap() };

@@ -601,7 +601,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
-    fn a_folder_that_others_still_write_into_is_removed() {
+    fn folder_is_removed_despite_concurrent_writers() {
         let root = tempfile::tempdir().expect("folder");
         let runtime = RuntimeDirs::open_at(&root.path().join("state")).expect("runtime");
         for _ in 0..50 {

@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_security_module_and_qemus_user_are_read_from_the_capabilities() {
+    fn security_module_and_qemu_owner_are_read_from_capabilities() {
         let capabilities = |model: &str| {
             format!(
                 "<capabilities><host><secmodel><model>{model}</model><doi>0</doi></secmodel><secmodel>\

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_profile_has_its_own_keys() {
+    fn access_keys_are_read_per_profile() {
         let text = "# comment\n[default]\naws_access_key_id = one\naws_secret_access_key=s=1\n\n[ other ]\n\
                     AWS_ACCESS_KEY_ID=two\naws_secret_access_key = s2\naws_session_token = t\n[empty]\nregion=x\n";
         let of = |profile| keys_of(text, profile).map(|keys| (keys.access_key, keys.session_token.is_some()));

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_arrays_give_the_same_records() {
+    fn json_lines_and_arrays_give_the_same_records() {
         let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00"}"#;
         let lines = read(&format!("{line}\n\n{line}"));
         let array = read(&format!("[{line},\n {line}]\n"));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_no_part_of_the_first_record() {
+    fn byte_order_mark_is_skipped_only_at_the_start() {
         let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00"}"#;
         for text in [format!("\u{feff}{line}\r\n{line}\r\n"), format!("\u{feff}[{line},{line}]")] {
             let records = read(&text);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_record_is_reported_as_such() {
+    fn hint_names_the_cause_of_an_invalid_record() {
         let hint = |text: &str| read(text).remove(0).unwrap_err().hint.unwrap_or_default();
         assert!(hint("{\n  \"type\": \"file\",\n").contains("jq -c"));
         assert!(hint("{\"type\":\"file\",\"pa").contains("cut off"));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_wrong_usage() {
+    fn input_without_records_is_an_error() {
         for text in ["", "\n\n", "[]", "[ ]\n"] {
             assert!(Records::new("backup", text.as_bytes()).are_missing().unwrap());
             let records = read(text);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_never_came_is_a_failure_in_the_end() {
+    fn machine_missing_from_its_batch_is_reported_as_a_failure() {
         let file = |uuid: &str| {
             format!(
                 r#"{{"type":"point","point":"p","repo":"r","machine":"m","uuid":"{uuid}","host":"h","captured_at":"2026-11-20T12:00:00+01:00","consistency":"crash","batch":"b-1","batch_machines":2,"disks":[]}}"#
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_ends_the_stream_with_one_error() {
+    fn invalid_record_ends_the_stream_with_one_error() {
         let records = read("{\"type\":\"x\"}\nnonsense\n{\"type\":\"x\"}\n");
         assert_eq!(records.len(), 2);
         assert!(records[0].is_ok() && records[1].is_err());

@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_in_an_address_is_not_written_down() {
+    fn passwords_in_addresses_are_not_recorded() {
         for (word, kept) in [
             ("sftp://kvm:secret@host//backup", "sftp://kvm:***@host//backup"),
             ("rest:https://u:p@host/", "rest:https://u:***@host/"),

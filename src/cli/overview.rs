@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_that_is_hidden_is_accepted_all_the_same() {
+    fn hidden_option_is_accepted() {
         let matches = crate::cli::command().try_get_matches_from(["kvmb", "points", "-c", "qemu:///system"]).unwrap();
         assert_eq!(matches.get_one::<String>("connect").map(String::as_str), Some("qemu:///system"));
     }

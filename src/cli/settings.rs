@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_in_the_table_is_a_key_and_a_flag() {
+    fn every_key_of_the_settings_table_exists_and_has_its_flag() {
         let command = crate::cli::command();
         let mut keys = Vec::new();
         schema::each_key(&mut |key, _| keys.push(key.to_owned()));

@@ -181,13 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_and_line_ends_of_windows_are_no_errors() {
+    fn byte_order_mark_and_crlf_are_accepted() {
         let (config, _) = read("\u{feff}{\r\n  \"repo\": \"/backup\"\r\n}\r\n").unwrap();
         assert_eq!(config.primary_repo(), Some("/backup".to_owned()));
     }
 
     #[test]
-    fn the_six_keys_of_old_are_read_as_they_were() {
+    fn original_six_keys_are_still_read() {
         let text = r#"{"backup_host": "backup.example.com", "backup_user": "kvm", "backup_path": "/backup/kvm",
             "auto_backup": false, "backup_freq": "30 1 * * 0", "selected_vms": {"vm1": true, "vm2": false}}"#;
         let (config, kept) = read(text).unwrap();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_null_are_as_good_as_nothing_and_comments_are_none_of_our_business() {
+    fn empty_and_null_values_are_unset_and_comments_are_ignored() {
         let (config, kept) = read(
             r#"{"//": "x", "backup_host": "", "backup_user": "", "backup_path": null, "jobs": null, "ssh": {"//port": 1, "port": null},
                 "hooks": {"after_run": [{"//": 1, "command": ["true"], "timeout": ""}]}, "log": {"max_size": ""}}"#,
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_are_found_at_once_and_each_names_key_value_and_rule() {
+    fn all_faults_are_listed_with_key_value_and_rule() {
         let found = faults(json!({
             "backup_host": "my_host", "bakup_path": "/x", "ssh": {"port": 99999, "prot": 22},
             "backup_freq": "61 2 * * *", "retention": {"local": {"keep_within": "soon", "keep_dayly": 7}},
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_right_spelling_is_what_was_meant() {
+    fn invalid_values_get_the_nearest_valid_suggestion() {
         for (key, wrong, right) in [
             ("backup_path", json!("backup/kvm"), json!("/backup/kvm")),
             ("backup_host", json!(" Backup.Example.com "), json!("Backup.Example.com")),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_not_repeated() {
+    fn secrets_are_not_repeated_in_faults() {
         let found = faults(json!({"password_command": 12345, "ssh": {"password_command": ["hunter2"]}}));
         assert_eq!(found.len(), 2);
         for fault in &found {
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_need_or_exclude_each_other_say_so() {
+    fn missing_and_conflicting_keys_are_reported() {
         for (document, key) in [
             (json!({"backup_host": "h"}), "backup_path"),
             (json!({"password_file": "/p", "password_command": "x"}), "password_command"),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_no_configuration() {
+    fn documents_that_are_not_json_objects_are_refused() {
         for text in ["", "x", "[]", "1", "{", "{'a': 1}", "{\"jobs\": 1,}"] {
             assert!(matches!(read(text), Err(DocumentError::NotJson(_))), "{text}");
         }
@@ -352,7 +352,7 @@ mod tests {
     proptest! {
         /// Every value is either valid, or empty, or an error of this key with a valid suggestion.
         #[test]
-        fn a_suggestion_is_always_right(key in prop::sample::select(vec![
+        fn every_suggestion_is_valid(key in prop::sample::select(vec![
                 "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease",
                 "audit", "jobs", "freeze",
             ]), text in "[a-z0-9 /@:._%MG-]{0,12}", number in any::<i32>(), kind in 0..3) {

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_wherever_it_is_and_a_comment_is_none() {
+    fn duplicate_keys_are_found_at_any_depth_except_comments() {
         let text = r#"{"a": 1, "b": {"x": [null, {"y": true, "y": -2, "y": "z"}]}, "a": 0.5, "c": {"a": 1}}"#;
         assert_eq!(find(text), ["a", "b.x.1.y"]);
         assert!(find(r#"{"//": "one", "//": {"a": 1, "a": 2}, "a": {"b": 1}, "b": 1}"#).is_empty());

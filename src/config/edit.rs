@@ -378,14 +378,14 @@ mod tests {
     }
 
     #[test]
-    fn one_value_is_replaced_and_all_else_stays() {
+    fn edit_replaces_one_value_and_preserves_the_rest() {
         assert_eq!(edited(FILE, &["ssh.port=2222"]), FILE.replace("22\n", "2222\n"));
         assert_eq!(edited(FILE, &["selected_vms.a.b=true"]), FILE.replace("false", "true"));
         assert_eq!(edited(FILE, &["backup_host=192.0.2.1"]), FILE.replace("backup.example.com", "192.0.2.1"));
     }
 
     #[test]
-    fn new_keys_stand_behind_their_neighbours() {
+    fn new_keys_are_appended_with_the_indentation_of_their_object() {
         assert_eq!(edited(FILE, &["jobs=4"]), FILE.replace("\"hooks\": {}\n", "\"hooks\": {},\n    \"jobs\": 4\n"));
         assert_eq!(edited(FILE, &["selected_vms.web*=true"]), FILE.replace("false}", "false, \"web*\": true}"));
         assert_eq!(edited(FILE, &["ssh.connections=2"]), FILE.replace("22\n", "22,\n        \"connections\": 2\n"));
@@ -409,14 +409,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_removed_takes_its_comma_along() {
+    fn removed_key_takes_its_comma_along() {
         assert_eq!(edited(FILE, &["-hooks"]), FILE.replace(",\n    \"hooks\": {}", ""));
         assert_eq!(edited(FILE, &["-selected_vms.vm1"]), FILE.replace("\"vm1\": true, ", ""));
         assert_eq!(edited(r#"{"jobs": 1}"#, &["-jobs", "-ssh.port"]), "{}");
     }
 
     #[test]
-    fn values_are_what_their_keys_take() {
+    fn new_values_are_parsed_by_the_type_of_their_key() {
         let value = |text: &str| Change::parse(text).unwrap().value.unwrap();
         assert_eq!(value("jobs=4"), json!(4));
         assert_eq!(value("limit_upload=20M"), json!("20M"));
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_with_one_name_the_one_that_applies_is_changed() {
+    fn the_last_of_duplicate_keys_is_edited() {
         assert_eq!(edited(r#"{"jobs": 1, "jobs": 2}"#, &["jobs=3"]), r#"{"jobs": 1, "jobs": 3}"#);
     }
 
@@ -455,7 +455,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_document_keeps_what_was_not_changed(
+        fn edits_preserve_all_other_values_of_any_document(
             host in "[ -~é\\\\\"]{0,20}", pretty in any::<bool>(), name in "[ -~é]{1,12}", taken in any::<bool>(),
         ) {
             let document = json!({"//": host, "backup_host": "h", "selected_vms": {"x{": true, name.clone(): !taken},
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_edited_is_still_a_configuration() {
+    fn edited_file_is_still_a_valid_configuration() {
         let text = edited(FILE, &["jobs=4", "retention.local.keep_daily=7", "-backup_host"]);
         document::read(&text).unwrap();
     }

@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_names_or_addresses() {
+    fn host_names_and_ip_addresses_are_accepted_as_hosts() {
         keeps::<HostName>(&[
             "backup",
             "backup.example.com",
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn users_paths_and_machines_keep_to_their_rules() {
+    fn values_of_each_type_are_checked_by_their_rule() {
         keeps::<UserName>(&["root", "_apt", "j.doe", "kvm-backup2", "Bob"]);
         breaks::<UserName>(&["", "-x", "1st", "a b", "a:b", "a@b", "a$(id)", &"a".repeat(33)]);
         keeps::<AbsolutePath>(&["/", "/backup/kvm", "/with space/ü"]);
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_is_a_folder_or_an_address_without_a_password() {
+    fn repository_addresses_are_checked_and_passwords_refused() {
         keeps::<RepoAddress>(&[
             "",
             "/backup",
@@ -539,20 +539,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_of_rfc_1123_is_a_host(labels in prop::collection::vec("[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?",
+        fn every_rfc_1123_name_is_a_host(labels in prop::collection::vec("[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?",
             1..6), last in "[a-z]{2,10}") {
             let name = labels.into_iter().chain([last]).collect::<Vec<_>>().join(".");
             prop_assert_eq!(HostName::read(&name), Some(HostName::Name));
         }
 
         #[test]
-        fn every_address_is_a_host(v4: [u8; 4], v6: [u16; 8]) {
+        fn every_ip_address_is_a_host(v4: [u8; 4], v6: [u16; 8]) {
             prop_assert_eq!(HostName::read(&Ipv4Addr::from(v4).to_string()), Some(HostName::V4));
             prop_assert_eq!(HostName::read(&Ipv6Addr::from(v6).to_string()), Some(HostName::V6));
         }
 
         #[test]
-        fn nothing_that_steers_a_shell_an_url_or_a_terminal_is_a_host_or_a_user(text in ".*", bad in "[ \
+        fn shell_url_and_terminal_metacharacters_are_refused(text in ".*", bad in "[ \
             /@\\\\'\"$`;|&<>()\\[\\]{}*?#!\u{0}-\u{1f}\u{7f}-\u{a0}]", tail in ".*") {
             let text = format!("{text}{bad}{tail}");
             prop_assert_eq!(HostName::read(&text), None);
@@ -560,7 +560,7 @@ mod tests {
         }
 
         #[test]
-        fn no_reader_panics(text in "\\PC*") {
+        fn value_parsers_never_panic(text in "\\PC*") {
             let _ = (HostName::read(&text), UserName::read(&text), RepoAddress::read(&text), MachineName::read(&text));
             let _ = (RepoAddress::read(&format!("sftp://{text}")), LibvirtUri::read(&text), ShareText::read(&text));
         }

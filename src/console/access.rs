@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_names_are_ours() {
+    fn only_loopback_host_names_are_accepted() {
         for host in ["localhost", "LOCALHOST:8420", "127.0.0.1:1", "[::1]", "[::1]:65535"] {
             assert!(is_loopback_name(host), "{host}");
         }
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn only_downloads_and_the_end_of_a_session_change_nothing() {
+    fn only_downloads_and_logout_count_as_read_only() {
         assert!(changes_nothing("/logout") && changes_nothing("/points/0123abcd/download"));
         for path in ["/backup", "/points/verify", "/points/x/copy-files", "/points/x/y/download", "/download", ""] {
             assert!(!changes_nothing(path), "{path}");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn only_links_to_pages_of_the_console_are_followed() {
+    fn only_local_links_are_followed() {
         for link in ["/", "/machines/vm1?day=2026-11-20", "/a%20b"] {
             assert!(is_local(link), "{link}");
         }

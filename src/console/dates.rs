@@ -97,7 +97,7 @@ mod tests {
     use Language::{English, French};
 
     #[test]
-    fn days_have_the_form_of_their_language() {
+    fn days_and_counts_are_formatted_by_language() {
         let day = |day| NaiveDate::from_ymd_opt(2026, 8, day).unwrap();
         assert_eq!((English.day(day(1)), French.day(day(1))), ("1 August".into(), "1er août".into()));
         assert_eq!(French.day(day(2)), "2 août");

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_read_as_browsers_write_them() {
+    fn url_encoded_fields_are_decoded() {
         let fields = Fields::parse("m=a+b&m=%C3%A9%26&empty=&x&=y&%ff=1");
         assert_eq!(fields.all("m").collect::<Vec<_>>(), ["a b", "é&"]);
         assert_eq!((fields.get("empty"), fields.get("x"), fields.get("none")), (None, None, None));

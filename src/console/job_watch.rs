@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reported_is_newer_than_what_was_asked_and_an_end_is_counted() {
+    fn reported_jobs_override_a_late_answer_and_ends_are_counted() {
         block_on(async {
             let watch = Arc::new(JobWatch::new());
             let mut changes = watch.subscribe();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_ended_is_started_again_by_the_next_look() {
+    fn following_ends_with_the_command_and_can_begin_again() {
         block_on(async {
             let watch = Arc::new(JobWatch::new());
             for round in 0..2 {

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_language_is_the_best_of_those_accepted() {
+    fn preferred_accepted_language_is_chosen() {
         for (header, language) in [
             ("", English),
             ("fr-CH, fr;q=0.9, en;q=0.8", French),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_the_form_of_their_language() {
+    fn numbers_are_formatted_by_language() {
         assert_eq!(English.bytes(1_500_000_000), "1.4 GiB");
         assert_eq!(French.bytes(1_500_000_000), "1,4\u{202f}Gio");
         assert_eq!(English.bytes(1023), "1023 B");

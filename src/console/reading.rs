@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_up_that_is_dropped_is_asked_to_end_and_not_killed() {
+    fn dropped_lookup_gets_sigterm_and_can_clean_up() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut command = Command::new("/bin/sh");

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_opens_one_session() {
+    fn token_opens_exactly_one_session() {
         let mut sessions = Sessions::new();
         assert!(sessions.open("").is_none());
         let void = sessions.new_token();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_sessions_end_the_one_that_was_not_used_longest() {
+    fn least_recently_used_session_is_closed_at_the_limit() {
         let mut sessions = Sessions::new();
         let cookies: Vec<String> = (0..=MOST_SESSIONS)
             .map(|_| {

@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_line_can_be_pasted() {
+    fn command_line_is_quoted_for_the_shell() {
         let toolbox = Toolbox::new(PathBuf::new(), Vec::new());
         let line = |words: &[&str]| toolbox.command_line(&words.iter().map(|word| (*word).into()).collect::<Vec<_>>());
         assert_eq!(line(&["prune", "--keep-last=1"]), "kvmb prune --keep-last=1");
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_who_look_at_the_same_one_asks() {
+    fn concurrent_lookups_run_the_command_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let toolbox = noting(&folder, 1);
         let runs = || std::fs::read_to_string(folder.path().join("runs")).expect("runs").len();
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_records_the_first_are_taken() {
+    fn only_the_first_of_many_records_are_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let words = ["files".to_owned()];
         let (few, many) = (noting(&folder, 20), noting(&folder, 1_000_000_000));

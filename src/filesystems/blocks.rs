@@ -243,7 +243,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_file_of_a_source_ends_with_its_allowance() {
+    fn reads_beyond_the_allowance_are_damage() {
         use io::{Read, Seek};
         let blocks: Blocks = Rc::new(MemoryBlocks(vec![7; 100]));
         let allowance = Allowance::new(Cell::new(150));
@@ -256,7 +256,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_cache_reads_what_its_source_has_to_the_last_byte_and_not_beyond() {
+    fn cached_reads_match_the_source_up_to_its_end() {
         let bytes: Vec<u8> = (0..200_001_u32).map(|number| (number / 7) as u8).collect();
         let cached = Cached::new(MemoryBlocks(bytes.clone()));
         for (offset, length) in [(0, 1), (65_530, 12), (0, 200_001), (131_000, 69_001), (200_000, 1), (65_536, 65_536)]
@@ -270,7 +270,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_slice_ends_where_it_ends() {
+    fn slice_is_clamped_to_the_disk() {
         let disk: Blocks = Rc::new(MemoryBlocks((0..100).collect()));
         let slice = BlocksSlice::of(&disk, 90, 50);
         assert_eq!(slice.size_bytes(), 10);

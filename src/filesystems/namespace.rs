@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_split_as_their_system_does() {
+    fn link_targets_are_split_by_the_rules_of_their_system() {
         let names = |names: &[&str]| names.iter().map(|name| name.as_bytes().to_vec()).collect::<Names>();
         assert_eq!(split_target(b"../a//b", false), (false, names(&["..", "a", "b"])));
         assert_eq!(split_target(b"/usr/bin", false), (true, names(&["usr", "bin"])));

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_logical_partitions_that_leads_back_to_itself_ends() {
+    fn cyclic_chain_of_logical_partitions_ends() {
         let mut disk = sector_with(&[(0x83, 1, 1), (0x05, 2, 100)]);
         disk.resize(512 * 2, 0);
         // The next table is this one again.
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpt_counts_only_if_the_mbr_says_that_there_is_one() {
+    fn gpt_requires_a_protective_mbr_entry() {
         let starts = |entries: &[(u8, u32, u32)]| -> Vec<u64> {
             let found = read(&disk_with_gpt(sector_with(entries))).unwrap();
             found.iter().map(|partition| partition.start / 512).collect()

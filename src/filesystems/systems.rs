@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_fstab_names_a_volume_in_many_ways() {
+    fn fstab_sources_match_volumes_in_every_notation() {
         let volume = about("vda2", 0, 2);
         for spec in [
             "UUID=6D1C",
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_system_is_the_one_for_people() {
+    fn pretty_name_is_preferred_as_the_system_name() {
         assert_eq!(
             pretty_name("NAME=Debian\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
             "Debian GNU/Linux 12 (bookworm)"

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_has_an_empty_directory_for_each_subvolume_of_its_source() {
+    fn subvolumes_appear_as_empty_directories_in_a_btrfs_snapshot() {
         let seeds = seeds();
         let (_, seed) = seeds.iter().find(|(name, _)| name == "btrfs_snapshot").unwrap();
         // The root; a subvolume with a file and two subvolumes, one of which has a file; and the snapshot with its file
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_with_changed_sectors_are_read_to_an_end() {
+    fn disks_with_random_corruption_are_read_without_a_panic() {
         let mut random = StdRng::seed_from_u64(20_261_129);
         for (name, seed) in seeds() {
             for round in 0..20 {

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_runs_while_its_process_lives_and_is_lost_without_a_result() {
+    fn job_without_a_result_is_running_or_lost_by_its_process() {
         let data = tempfile::tempdir().unwrap();
         let jobs = Jobs::of(data.path());
         assert!(jobs.all().unwrap().is_empty());
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_reports_what_changes_and_reads_nothing_while_nothing_does() {
+    fn follower_reports_only_changed_jobs() {
         let data = tempfile::tempdir().unwrap();
         let jobs = Jobs::of(data.path());
         let mut follower = jobs.follow();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_id_that_was_used_again_is_not_the_job() {
+    fn reused_process_id_is_not_the_job() {
         let data = tempfile::tempdir().unwrap();
         let jobs = Jobs::of(data.path());
         let (mut writer, _) = jobs.begin(job("1a2b3c4d", std::process::id())).unwrap();
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_jobs_are_forgotten_and_files_of_others_are_left_alone() {
+    fn oldest_jobs_are_removed_and_foreign_files_kept() {
         let data = tempfile::tempdir().unwrap();
         let jobs = Jobs::of(data.path());
         for number in 0..MOST_JOBS + 3 {

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn steady_growth_is_extended() {
+    fn time_to_full_is_extrapolated_from_steady_growth() {
         assert_eq!(days_left(&memory(&[1000, 990, 980, 970, 960]), 960), Some(96));
         // A weekly prune frees what it can.
         let weeks: Vec<u64> = (0..28).map(|day| 10_000 - day * 20 - day % 7 * 30).collect();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_says_nothing() {
+    fn time_to_full_is_unknown_without_enough_samples_or_growth() {
         assert_eq!(days_left(&memory(&[]), 1), None);
         assert_eq!(days_left(&memory(&[9, 8, 7]), 7), None);
         assert_eq!(days_left(&memory(&[9, 9, 9, 9, 9]), 9), None);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sample_a_day_and_not_for_ever() {
+    fn free_space_history_has_one_sample_a_day_up_to_its_limit() {
         let mut memory = memory(&(0..100).map(|day| 1000 - day).collect::<Vec<_>>());
         assert_eq!(memory.free_space.len(), MOST_DAYS);
         let last = memory.free_space.last().unwrap().at;

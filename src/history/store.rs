@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_is_remembered_and_only_by_its_owner() {
+    fn history_is_kept_per_machine_and_repository_in_private_files() {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");
         assert!(history.all().0.is_empty());
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_backed_up_every_hour_has_a_past_of_days() {
+    fn run_history_of_hourly_backups_covers_days_within_its_limit() {
         let mut memory = MachineMemory::new("/backup", UUID, at("2026-11-01T00:00:00Z"));
         for hour in 0..24 * 70 {
             let mut run = run(RunOutcome::Done, 1);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_point_stays_so_until_a_verification_as_deep_finds_it_whole() {
+    fn damaged_point_is_cleared_only_by_an_equally_deep_verification() {
         let mut memory = MachineMemory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
         let verification =
             |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_of_ours_is_reported_and_begun_again() {
+    fn invalid_history_file_is_reported_and_replaced() {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");
         let now = at("2026-11-20T01:00:00+01:00");
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_the_repository_is_in_a_file_of_its_own() {
+    fn repository_history_is_stored_in_a_separate_file() {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");
         assert_eq!(history.of_repo().unwrap(), None);
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_make_room() {
+    fn only_the_newest_files_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..5u64 {
             let file = File::create(folder.path().join(number.to_string())).unwrap();

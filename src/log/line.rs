@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_line_is_one_line_in_the_form_of_old() {
+    fn text_line_is_single_and_free_of_control_characters() {
         let now = Local::now();
         let text = line(Style::Text).text(now, "INFO", &hostile());
         assert!(text.starts_with(&now.format("%Y-%m-%d %H:%M:%S,").to_string()), "{text}");
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_says_exactly_what_was_said() {
+    fn json_line_preserves_the_message_and_fields() {
         let text = line(Style::Json).json(Local::now(), "ERROR", hostile());
         assert!(!text.contains(steers_terminal), "{text:?}");
         let object: Value = serde_json::from_str(&text).unwrap();

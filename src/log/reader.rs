@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_of_a_run_are_found_in_all_files_in_order() {
+    fn lines_are_filtered_across_rotated_files_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         assert!(found(&path, &LineFilter::default(), None).is_empty());
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_record() {
+    fn text_and_json_lines_are_parsed_and_others_refused() {
         let line = parse(text("WARNING", "aaaaaaaa", "it is so key=1").trim_end()).unwrap();
         assert_eq!((&*line.level, &*line.run, &*line.message), ("WARNING", "aaaaaaaa", "it is so key=1"));
         let json = r#"{"time":"2026-11-20T12:00:00+01:00","level":"INFO","run":"aaaaaaaa","command":"backup",
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_is_read_also_after_the_log_was_set_aside() {
+    fn follower_reads_appended_lines_across_a_rotation() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut follower = LogFollower::at_end(&path, LineFilter::default()).unwrap();

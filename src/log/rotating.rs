@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_kept_and_no_more() {
+    fn rotation_keeps_only_the_configured_number_of_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         // Left from a time when more were kept.
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_place_is_taken_where_the_first_cannot_be_written() {
+    fn first_writable_log_path_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let places = [folder.path().join("no/such/folder/log"), folder.path().join("log")];
         let file = RotatingFile::open_first(&places, 100, 2).unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_at_the_same_time_lose_no_line() {
+    fn concurrent_writers_lose_no_lines() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         std::thread::scope(|scope| {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_a_writer_that_opened_the_file_before_it_was_set_aside_is_kept() {
+    fn late_line_in_a_rotated_file_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = RotatingFile::open_first(std::slice::from_ref(&path), 10, 3).unwrap();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_sets_aside_is_written_on() {
+    fn log_being_rotated_elsewhere_is_still_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = RotatingFile::open_first(std::slice::from_ref(&path), 10, 3).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_among_those_set_aside_is_filled() {
+    fn rotation_fills_a_gap_in_the_numbering() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         fs::write(aside(&path, 1), "one").unwrap();

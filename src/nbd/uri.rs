@@ -83,7 +83,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_forms_that_libvirt_and_libnbd_write_are_read() {
+    fn uris_written_by_libvirt_and_libnbd_are_parsed() {
         let plain: NbdUri = "nbd+unix:///vda?socket=/run/kvmb/1.sock".parse().unwrap();
         assert_eq!(plain.export, "vda");
         assert_eq!(plain.socket, PathBuf::from("/run/kvmb/1.sock"));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_unix_socket_is_refused_with_the_reason() {
+    fn invalid_uris_are_refused_with_the_reason() {
         let parse = |text: &str| text.parse::<NbdUri>().unwrap_err();
         assert!(matches!(parse("nbd://host/x"), UriError::Scheme(_)));
         assert!(matches!(parse("nbds+unix:///x?socket=/s"), UriError::Scheme(_)));
@@ -110,7 +110,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_address_survives_being_written_and_read(
+        fn every_uri_round_trips(
             export in "[^\0]{0,40}",
             socket in proptest::collection::vec(1u8..=255, 1..80),
         ) {

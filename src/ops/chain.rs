@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_the_repositorys_own_and_sort_by_time() {
+    fn checkpoint_names_have_the_repository_prefix_and_sort_by_time() {
         let at = |text: &str| checkpoint_name("0123456789abcdef0123", text.parse().unwrap());
         let (a, b) = (at("2026-11-23T15:00:00.000001+01:00"), at("2026-11-23T14:00:00.000002Z"));
         assert_eq!(a, "kvmb-0123456789abcdef-20261123T140000000001Z");

@@ -380,7 +380,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_map_survives_the_tree(
+        fn chunk_map_round_trips_through_the_content_list(
             per_chunk in 1u32..5,
             kinds in proptest::collection::vec((0u8..5, 1u64..6), 0..12),
             short in 0u64..(2 << 20),
@@ -428,7 +428,7 @@ mod tests {
         }
 
         #[test]
-        fn a_foreign_content_list_is_refused_or_fits(
+        fn arbitrary_content_list_is_refused_or_fits_the_disk(
             ids in proptest::collection::vec(0u8..3, 0..40),
             capacity_bytes in 0u64..(20 << 20),
             split in proptest::collection::btree_set(0u64..20, 0..4),
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn any_part_of_a_map_is_a_list_of_runs() {
+    fn any_range_of_a_map_is_listed_as_runs() {
         let mut map = ChunkMap::default();
         let kinds: Vec<MappedChunk> = (0..40u8)
             .map(|n| if n % 7 < 3 { MappedChunk::Zero } else { MappedChunk::Blob(Id::hash(&[n / 9])) })
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_stands_for_nothing_is_no_chunk() {
+    fn content_list_with_an_unusable_id_does_not_fit() {
         let geometry = Geometry { capacity_bytes: 2 << 20, chunk_bytes: 1 << 20 };
         let content: Content = [Id::hash(b"x"), Id::from_bytes([0; 32])].into_iter().collect();
         let misfit = ChunkMap::from_content(&content, geometry, ZeroIds::of(geometry), &[]).unwrap_err();
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bit_is_not_zero() {
+    fn single_set_bit_is_not_zero() {
         let mut bytes = vec![0; 100_000];
         assert!(is_zero(&bytes) && is_zero(&[]));
         bytes[99_999] = 1;

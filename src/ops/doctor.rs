@@ -312,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_host_and_a_good_machine_have_nothing_against_them() {
+    fn healthy_host_and_machine_have_no_problems() {
         assert_eq!(bad(judge_host(&host(), &[])), []);
         assert_eq!(bad(judge_host(&HostSurvey { confined_by: Some("apparmor".into()), ..host() }, &[])), []);
         assert_eq!(bad_of(&machine()), []);
     }
 
     #[test]
-    fn a_rule_that_live_restores_need_is_a_warning_where_one_is_not_finished() {
+    fn missing_live_restore_rule_is_a_warning_only_while_unfinished() {
         let rule = || MissingRule { module: "AppArmor".into(), rule: "/run/nbd rw,".into(), command: "true".into() };
         for (is_unfinished, status) in [(true, Status::Warning), (false, Status::Ok)] {
             let found = judge_live_restores(Some(rule()), is_unfinished);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn old_versions_missing_programs_and_far_hosts_are_reported() {
+    fn old_versions_missing_programs_and_remote_hosts_are_reported() {
         let judged = |host: HostSurvey| bad(judge_host(&host, &[]));
         for (version, status) in [((6, 0, 0), Status::Critical), ((7, 6, 0), Status::Warning)] {
             let found = judged(HostSurvey { libvirt: version, ..host() });
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn scratch_space_is_judged_by_what_the_disks_may_need() {
+    fn scratch_space_is_compared_with_the_size_of_the_disks() {
         let judged = |free_bytes: u64| bad(judge_machine(&machine(), Some(("/scratch".into(), free_bytes))));
         assert_eq!(judged(255 << 20)[0].0, Status::Critical);
         assert_eq!(judged(256 << 20)[0].0, Status::Warning);
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_a_machine_and_what_stops_it() {
+    fn blocking_jobs_io_errors_and_inaccessible_folders_are_reported() {
         let held = |job: JobSurvey| bad_of(&MachineSurvey { job, ..machine() }).first().map(|(status, _)| *status);
         assert_eq!(held(JobSurvey::Wedged { message: "x".into() }), Some(Status::Critical));
         assert_eq!(held(JobSurvey::Foreign { job: "x".into() }), Some(Status::Warning));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_that_are_read_in_full_left_out_or_not_at_all() {
+    fn disks_without_bitmaps_excluded_or_unreadable_are_reported() {
         let judged = |changed: DiskSurvey| {
             let found = bad_of(&MachineSurvey { disks: vec![disk("vda"), changed], ..machine() });
             found.first().map(|(status, _)| *status)

@@ -162,7 +162,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_a_prune_removed_before_the_lock_was_certain_is_not_in_the_index() {
+    fn blobs_pruned_before_the_lock_are_dropped_from_the_index() {
         let password = Password::new("test".to_owned());
         let repo = Repository::create(Arc::new(MemoryStorage::new()), &password).expect("create");
         let permit = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();

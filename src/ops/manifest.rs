@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn unsafe_names_and_chunk_sizes_are_refused() {
         assert!(Manifest::parse(&manifest("vm 1", "vda", 1 << 20)).is_ok());
         for name in ["", ".", "..", "../vm1", "a/b", "/etc/passwd", "a\0b"] {
             assert!(Manifest::parse(&manifest(name, "vda", 1 << 20)).is_err(), "{name:?}");
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_refused_by_its_number() {
+    fn unknown_manifest_versions_are_refused() {
         let json = String::from_utf8(manifest("vm1", "vda", 1 << 20)).unwrap();
         let with =
             |version: u32| Manifest::parse(json.replace("\"version\":1", &format!("\"version\":{version}")).as_bytes());

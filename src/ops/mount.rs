@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_the_kernels_list_are_read() {
+    fn escaped_paths_of_mountinfo_are_decoded() {
         assert_eq!(unescaped(br"/mnt/a\040b\134c\011"), b"/mnt/a b\\c\t");
         assert_eq!(unescaped(br"/a\04"), br"/a\04");
         assert!(is_mounted(Path::new("/proc")) && !is_mounted(Path::new("/proc/self")));

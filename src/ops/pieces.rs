@@ -124,7 +124,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_survive_as_text(numbers in proptest::collection::btree_set(0u64..200, 0..60)) {
+        fn number_lists_round_trip_as_text(numbers in proptest::collection::btree_set(0u64..200, 0..60)) {
             let text = ranges_to_text(numbers.iter().copied());
             let ranges = ranges_of_text(&text, 200).expect("ranges");
             prop_assert_eq!(ranges.into_iter().flatten().collect::<Vec<_>>(), numbers.into_iter().collect::<Vec<_>>());
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_ranges_is_refused() {
+    fn malformed_range_lists_are_refused() {
         assert_eq!(ranges_of_text("", 0), Some(vec![]));
         assert_eq!(ranges_of_text("3,17-20,45", 46), Some(vec![3..4, 17..21, 45..46]));
         for wrong in ["x", "1,", ",1", "2,1", "1,1", "1-3,3", "5-4", "46", "1-46", "-1", "1-", "18446744073709551616"] {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_chunks_grows_no_longer_than_five_times() {
+    fn number_of_split_chunks_is_limited_by_disk_size() {
         for (chunk_bytes, pieces) in [(512 << 10, 8), (1 << 20, 16), (2 << 20, 32), (4 << 20, 64)] {
             for chunks in [1 << 13, 1 << 16, 1 << 20, (1 << 24) - 1] {
                 let most = most_chunks(chunks, chunk_bytes);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_have_a_name_and_know_zeros() {
+    fn pieces_have_distinct_digests_and_detect_zeros() {
         let (zero, other) = (Id::hash(&[0; PIECE_BYTES as usize]), Id::hash(b"x"));
         assert!(Pieces::new(vec![zero; 16]).is_zero() && !Pieces::new(vec![zero, other]).is_zero());
         let short = Id::hash(&[0; 5]);

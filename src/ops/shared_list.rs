@@ -130,7 +130,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_list_whatever_it_shares(
+        fn shared_list_matches_a_plain_list(
             runs in proptest::collection::vec((0u8..3, 0u64..400), 0..8),
             changes in proptest::collection::vec((0u64..700, 0u8..4, 0u64..300), 0..5),
         ) {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_is_not_copied() {
+    fn unchanged_blocks_are_shared_with_the_parent() {
         let mut parent = SharedList::default();
         (0..3000u64).for_each(|number| parent.push(Some(Id::hash(&number.to_le_bytes())), 1));
         let mut child = SharedList::default();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_tebibytes_of_zeros_are_short() {
+    fn zeros_take_one_compact_entry_per_block() {
         let mut list = SharedList::default();
         list.push(None, 20 << 20);
         assert_eq!(list.blocks.len(), (20 << 20) / BLOCK as usize);

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_is_what_the_points_of_the_last_month_have_added_a_day() {
+    fn growth_is_the_daily_average_of_the_last_month() {
         let at = |hours: i64| "2026-11-01T00:00:00Z".parse::<Time>().unwrap() + TimeDelta::hours(hours);
         assert_eq!(growth(&[]), None);
         assert_eq!(growth(&[(at(0), 1000)]), None);

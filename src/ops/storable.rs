@@ -73,7 +73,7 @@ mod tests {
     const TIB: u64 = 1 << 40;
 
     #[test]
-    fn what_a_list_takes_depends_on_the_chunks_and_the_holes() {
+    fn content_list_length_depends_on_chunk_size_and_holes() {
         let list = |tib: u64, chunk_kib: u32, zero_tib: u64| {
             let geometry = Geometry { capacity_bytes: tib * TIB, chunk_bytes: chunk_kib << 10 };
             shortest_list_bytes(geometry, whole_chunks(geometry, 0, zero_tib * TIB))

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machines_share_memory_and_have_threads_of_their_own() {
+    fn machines_share_memory_and_have_separate_threads() {
         let parallelism = Parallelism::new(Some(3), 8);
         assert_eq!((parallelism.threads, parallelism.share(64)), (3, 8));
         assert_eq!(Parallelism::new(None, 0), Parallelism { threads: for_processors(), machines: 1 });

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn twenty_times_five_percent_is_all() {
+    fn full_round_of_sectors_covers_every_chunk() {
         for (percent, most) in [(5.0, 20), (20.0, 5), (7.0, 15), (33.4, 3), (50.0, 2), (100.0, 1), (0.1, 1000)] {
             for start in [0, 1, u64::MAX, 0x1234_5678_9abc_def0] {
                 // The position furthest from the start.
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_all_and_ends_where_it_began() {
+    fn full_sample_covers_the_circle_and_ends_at_its_start() {
         let all = Sector::new(77, 1.0);
         assert_eq!(all.end(), 77);
         assert!([0, 76, 77, u64::MAX].iter().all(|place| all.contains(&id_at(*place))));
@@ -171,13 +171,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_place_is_verified_in_time(start: u64, percent in 1u32..=100, place: u64) {
+        fn any_chunk_is_verified_within_a_round(start: u64, percent in 1u32..=100, place: u64) {
             let most = 100usize.div_ceil(percent as usize);
             prop_assert!(runs(start, f64::from(percent) / 100.0, place) <= most);
         }
 
         #[test]
-        fn sectors_of_any_widths_leave_no_gap(start: u64, shares in proptest::collection::vec(0.001f64..1.0, 1..40),
+        fn sectors_of_varying_width_leave_no_gap(start: u64, shares in proptest::collection::vec(0.001f64..1.0, 1..40),
             place: u64) {
             let mut covered = 0.0;
             let mut next = start;
@@ -192,7 +192,7 @@ mod tests {
         }
 
         #[test]
-        fn a_sector_is_as_wide_as_its_share(start: u64, share in 0.0f64..=1.0, place: u64) {
+        fn sector_width_matches_its_share(start: u64, share in 0.0f64..=1.0, place: u64) {
             let offset = place.wrapping_sub(start) as f64 / CIRCLE as f64;
             let is_in = Sector::new(start, share).contains(&id_at(place));
             prop_assert!((is_in == (offset < share)) || (offset - share).abs() < 1e-12);

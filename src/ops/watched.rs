@@ -41,7 +41,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     #[test]
-    fn the_one_who_watches_ends_with_the_work_and_with_its_panic() {
+    fn watcher_ends_when_the_work_returns_or_panics() {
         let watch = |done: &AtomicBool| {
             while !done.load(Ordering::Relaxed) {
                 thread::park();

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fractions_of_a_millisecond_are_cut_off() {
+    fn times_are_truncated_to_milliseconds() {
         let time: Time = "2026-11-20T12:00:00.123999999+01:00".parse().unwrap();
         assert_eq!(time_value(time), "2026-11-20T12:00:00.123+01:00");
         assert_eq!(time_value("2026-11-20T12:00:00Z".parse().unwrap()), "2026-11-20T12:00:00.000+00:00");

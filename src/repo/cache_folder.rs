@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_private_and_replaced_as_a_whole() {
+    fn cached_files_are_private_and_replaced_atomically() {
         let home = tempfile::tempdir().unwrap();
         let base = home.path().join("a/kvmb");
         let folder = CacheFolder::open(&base, id()).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_run_left_is_replaced_and_a_run_that_writes_is_not_disturbed() {
+    fn stale_temporary_file_is_replaced_unless_a_writer_holds_it() {
         let home = tempfile::tempdir().unwrap();
         let folder = CacheFolder::open(home.path(), id()).unwrap();
         fs::write(folder.path().join(".new-x"), "half").unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_may_write_and_links_are_refused() {
+    fn links_and_files_writable_by_others_are_refused() {
         let home = tempfile::tempdir().unwrap();
         let base = home.path().join("kvmb");
         let folder = CacheFolder::open(&base, id()).unwrap();

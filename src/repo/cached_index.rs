@@ -422,7 +422,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20))]
         #[test]
-        fn a_copy_answers_as_the_table_does(
+        fn cached_index_answers_like_the_table(
             // Many ids with the same first bits, over several pages.
             groups in proptest::collection::vec((any::<u8>(), 1u32..900), 0..5),
             trees in 0u32..3,

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_spends_more_while_the_storage_is_the_bottleneck_and_less_when_it_is_not() {
+    fn auto_compression_adapts_to_the_bottleneck() {
         let chooser = LevelChooser::new(Compression::Auto);
         let levels = |levels: [i32; 4]| levels.map(|level| Some(Effort::Level(level)));
         assert_eq!(window(&chooser, 900 * MS, 10 * MS), Some(Effort::Fast));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_compressed_again_only_where_that_gains_something() {
+    fn copied_blobs_are_recompressed_only_when_worthwhile() {
         let levels = |compression| {
             let chooser = LevelChooser::new(compression);
             (chooser.effort_for_copy(false), chooser.effort_for_copy(true))
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_passed_quickly_and_what_repeats_in_it_is_found() {
+    fn noise_is_not_compressed_but_repeated_noise_is() {
         let mut compressor = BlobCompressor::new().expect("zstd");
         let mut noise = vec![0; 1 << 18];
         StdRng::seed_from_u64(1).fill_bytes(&mut noise);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fast_effort_looks_for_less_than_level_1_and_leaves_no_trace_in_what_follows() {
+    fn fast_effort_lies_between_levels_and_leaves_no_state() {
         let mut random = StdRng::seed_from_u64(2);
         // Repeats of three lengths among bytes of a small alphabet, which level -1 would store as they are.
         let mut data = Vec::new();

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_of_a_config_is_too_short_and_all_of_it_is_not() {
+    fn truncated_config_is_reported_as_too_short() {
         let key = SealKey::random().unwrap();
         for _ in 0..20 {
             let sealed = RepoConfig::random().unwrap().seal(&key).unwrap();

@@ -139,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_content_is_a_list(
+        fn content_matches_a_plain_list(
             runs in proptest::collection::vec((0u8..4, 0u64..5), 0..40),
             start in 0u64..50,
             length in 0u64..50,

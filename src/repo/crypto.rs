@@ -180,7 +180,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_sealed_opens(plain in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        fn sealed_data_round_trips(plain in proptest::collection::vec(any::<u8>(), 0..3000)) {
             let key = key();
             let mut sealed = key.seal(&plain).unwrap();
             prop_assert_eq!(sealed.len(), plain.len() + OVERHEAD);
@@ -188,7 +188,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_or_a_lost_end_does_not_open(
+        fn flipped_bits_truncation_and_wrong_keys_are_detected(
             plain in proptest::collection::vec(any::<u8>(), 0..300),
             position: prop::sample::Index,
             bit in 0u8..8,
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_master_key_goes_through_json() {
+    fn master_key_round_trips_through_json() {
         let key = key();
         let again = SealKey::from_json(&key.to_json()).unwrap();
         assert_eq!(key.0, again.0);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_not_shown() {
+    fn secrets_are_hidden_in_debug_output() {
         let password = Password::new("open sesame".into());
         assert_eq!(format!("{password:?}"), "Password(…)");
         assert_eq!(format!("{:?}", key()), "SealKey(…)");

@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handed_key_opens_its_repository_and_no_other() {
+    fn handed_key_opens_only_its_repository() {
         let (storage, repo) = repository();
         let opened = Repository::open_handed(storage, through_pipe(&repo)).expect("open").expect("it fits");
         assert_eq!((opened.id(), opened.key_id()), (repo.id(), repo.key_id()));
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_removed_opens_nothing() {
+    fn handed_key_is_refused_after_its_removal() {
         let (storage, repo) = repository();
         let handed = through_pipe(&repo);
         storage.remove(FileKind::Key, &repo.key_id().to_string()).expect("remove");
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_none() {
+    fn truncated_key_is_refused() {
         let (_, repo) = repository();
         let bytes = repo.handed_key().to_bytes();
         for part in [&bytes[..0], &bytes[..31], &bytes[..40], &bytes[1..]] {

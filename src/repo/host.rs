@@ -41,7 +41,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn a_zombie_does_not_exist_any_more() {
+    fn zombie_process_does_not_exist() {
         assert!(process_exists(std::process::id() as i32) && process_exists(1) && !process_exists(0));
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id() as i32;

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hex_goes_both_ways() {
+    fn ids_round_trip_through_hex() {
         let id = Id::hash(b"kvmb");
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_hex(), id.to_string().as_bytes());
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn invalid_hex_ids_are_refused() {
         let good = Id::hash(b"").to_string();
         for bad in ["", "00", &good.to_uppercase(), &good[1..], &format!("{good}0")] {
             assert!(bad.parse::<Id>().is_err(), "{bad}");

@@ -256,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_index_is_what_its_files_say_in_whatever_order_they_come(files in files()) {
+        fn index_is_independent_of_the_order_of_its_files(files in files()) {
             let index = index_of(&files, &Index::default());
             prop_assert_eq!(answers(&index), model(&files));
             let reversed = index_of(files.iter().rev(), &Index::default());
@@ -267,7 +267,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_new_comes_to_what_is_known(mut files in files(), known in 0usize..8) {
+        fn new_index_files_extend_a_known_index(mut files in files(), known in 0usize..8) {
             files.iter_mut().for_each(|file| file.1.clear());
             let (first, rest) = files.split_at(known.min(files.len()));
             let first = index_of(first, &Index::default());

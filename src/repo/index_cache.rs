@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_that_ask_at_the_same_moment_read_the_index_once() {
+    fn concurrent_loads_read_the_index_once() {
         let scene = Scene::new();
         for n in 0..4u8 {
             scene.add(&[n]);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_file_that_is_gone_is_forgotten() {
+    fn blobs_of_a_removed_index_file_are_dropped() {
         let scene = Scene::new();
         let ids: Vec<Id> = (0..3u8).map(|n| scene.add(&[n])).collect();
         let before = scene.repo.load_index().unwrap();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_run_reads_only_what_is_new() {
+    fn next_run_reads_only_new_index_files() {
         let (scene, cache) = (Scene::new(), tempfile::tempdir().unwrap());
         let ids = fill(&scene);
         let (_, truth, reads) = run(&scene, cache.path());
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_much_has_it_in_memory() {
+    fn many_lookups_stay_correct_after_the_cached_index_is_removed() {
         let (scene, cache) = (Scene::new(), tempfile::tempdir().unwrap());
         let ids = fill(&scene);
         let (_, truth, _) = run(&scene, cache.path());
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_host_pruned_is_in_no_copy() {
+    fn pruned_index_file_invalidates_the_cached_index() {
         let (scene, cache) = (Scene::new(), tempfile::tempdir().unwrap());
         let ids = fill(&scene);
         let (_, before, _) = run(&scene, cache.path());
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_foreign_copies_are_never_believed() {
+    fn damaged_and_foreign_cached_indexes_are_never_used() {
         let (scene, other) = (Scene::new(), Scene::new());
         // A few entries from each page.
         let ids: Vec<Id> = fill(&scene).into_iter().step_by(25).collect();
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_breaks_while_it_is_used_is_replaced() {
+    fn cached_index_damaged_while_in_use_is_replaced() {
         let (scene, home) = (Scene::new(), tempfile::tempdir().unwrap());
         let ids = fill(&scene);
         let (_, truth, _) = run(&scene, home.path());
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_for_damage_reads_the_files() {
+    fn damage_checks_read_the_index_files_themselves() {
         let (scene, home) = (Scene::new(), tempfile::tempdir().unwrap());
         fill(&scene);
         let (repo, ..) = run(&scene, home.path());
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_index_file_that_cannot_be_read_is_an_error_each_time() {
+    fn unreadable_new_index_file_is_an_error_each_time() {
         let scene = Scene::new();
         scene.add(b"old");
         scene.repo.load_index().unwrap();

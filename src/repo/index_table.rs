@@ -108,7 +108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_place_is_found_and_nothing_else(
+        fn table_finds_exactly_the_merged_entries(
             known in proptest::collection::vec((any::<u8>(), 0u8..3, 0u32..2), 0..200),
             new in proptest::collection::vec((any::<u8>(), 0u8..3, 0u32..2), 0..200),
         ) {
@@ -127,12 +127,12 @@ mod tests {
     }
 
     #[test]
-    fn a_place_costs_48_bytes() {
+    fn index_entry_takes_48_bytes() {
         assert_eq!(size_of::<IndexEntry>(), 48);
     }
 
     #[test]
-    fn an_empty_table_has_nothing() {
+    fn empty_table_has_no_entries() {
         let table = IndexTable::default();
         assert!(table.places(&Id::hash(b"")).is_empty() && table.entries().is_empty());
         assert_eq!(IndexTable::merged(&[], Vec::new()).position(&Id::hash(b"")), None);

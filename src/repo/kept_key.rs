@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_file_that_opened_the_repository_is_not_read_again() {
+    fn known_key_file_is_not_read_again() {
         let scene = Scene::new();
         assert_eq!(scene.reads("first"), 1);
         assert_eq!(scene.reads("first"), 0);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_removed_opens_nothing() {
+    fn cached_copy_of_a_removed_key_is_not_used() {
         let scene = Scene::new();
         let repo = scene.open("first").expect("open");
         let permit = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_copy_is_read_again_and_replaced() {
+    fn damaged_copy_of_a_key_file_is_reread_and_replaced() {
         let scene = Scene::new();
         scene.open("first").expect("open");
         let good = fs::read(scene.file()).expect("read");

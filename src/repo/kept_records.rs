@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_run_kept_the_next_one_has() {
+    fn records_are_kept_for_the_next_run() {
         let (home, key) = (tempfile::tempdir().unwrap(), SealKey::random().unwrap());
         let first = records(home.path(), &key);
         add(&first, 0..3);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_foreign_files_are_not_believed_and_replaced() {
+    fn damaged_and_foreign_records_are_ignored_and_replaced() {
         let (home, key) = (tempfile::tempdir().unwrap(), SealKey::random().unwrap());
         add(&records(home.path(), &key), 0..6);
         let folder = CacheFolder::open(home.path(), Id::hash(b"repository")).unwrap();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_snapshots_that_are_gone_is_forgotten_in_time() {
+    fn records_of_removed_snapshots_are_dropped_once_they_prevail() {
         let (home, key) = (tempfile::tempdir().unwrap(), SealKey::random().unwrap());
         let some = records(home.path(), &key);
         add(&some, 0..300);

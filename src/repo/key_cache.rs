@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_opens_with_the_same_password_and_file_only() {
+    fn cached_key_requires_the_same_password_salt_and_file() {
         let (file, other) = (Id::hash(&rand::random::<[u8; 32]>()), Id::hash(&rand::random::<[u8; 32]>()));
         let (cache, salt, key) = (KeyCache::new(Duration::from_secs(600)), [7; 64], [42; KEY_BYTES]);
         assert!(cache.load(&file, &salt, &password("right")).is_none());

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notes_come_back_and_damaged_lines_do_not() {
+    fn lock_ends_round_trip_and_damaged_lines_are_skipped() {
         let ends = Ends::from([(Id::hash(b"one"), 1), (Id::hash(b"two"), u64::MAX)]);
         assert_eq!(ends_in(&text_of(&ends)), ends);
         let damaged = format!("x 1\n\n{}\n{} y\n{}", Id::hash(b"three"), Id::hash(b"four"), text_of(&ends));

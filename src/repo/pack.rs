@@ -177,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_header_goes_both_ways(
+        fn pack_header_round_trips(
             blobs in proptest::collection::vec((any::<[u8; 32]>(), 32u32..5_000_000, any::<Option<u32>>()), 0..50),
             tree: bool,
         ) {
@@ -200,7 +200,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_header_or_not(bytes in proptest::collection::vec(0u8..6, 0..400)) {
+        fn header_decoding_never_panics(bytes in proptest::collection::vec(0u8..6, 0..400)) {
             let _ = decode_header(&bytes);
         }
     }

@@ -86,7 +86,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_has_what_was_added_and_not_removed(
+        fn place_set_matches_a_plain_set(
             changes in proptest::collection::vec((any::<bool>(), any::<bool>(), 0usize..200), 0..300),
         ) {
             let mut set = PlaceSet { data: vec![0; 4], trees: vec![0; 4] };

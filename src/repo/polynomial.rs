@@ -72,13 +72,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_polynomials_are_not_confused() {
+    fn small_irreducible_polynomials_are_identified() {
         let irreducible: Vec<u64> = (4..32).filter(|p| is_irreducible(*p)).collect();
         assert_eq!(irreducible, [0b111, 0b1011, 0b1101, 0b10011, 0b11001, 0b11111]);
     }
 
     #[test]
-    fn those_of_real_repositories_are_irreducible() {
+    fn polynomials_of_real_repositories_are_irreducible() {
         for polynomial in [0x23109e3bb6f577, 0x25b468838dcb75, 0x3DA3358B4DC173] {
             assert!(is_irreducible(polynomial));
             assert!(!is_irreducible(polynomial ^ 1));
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_random_one_has_the_degree() {
+    fn random_polynomial_has_the_required_degree() {
         assert_eq!(degree(random_irreducible().unwrap()), DEGREE);
     }
 }

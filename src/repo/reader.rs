@@ -402,7 +402,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_read_together_up_to_a_limit() {
+    fn adjacent_blobs_are_read_together_up_to_a_limit() {
         let at = |pack: u8, offset, length| BlobLocation {
             pack: Id::hash(&[pack]),
             offset,
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_index_does_not_know_is_alone() {
+    fn blobs_missing_from_the_index_are_grouped_separately() {
         let ids = [3, 1, 2].map(|number: u8| Id::hash(&[number]));
         assert_eq!(read_groups(&Index::default(), &ids, RANGE_BYTES), ids.map(|id| vec![id]));
     }

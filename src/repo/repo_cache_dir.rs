@@ -74,7 +74,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn what_is_kept_is_private_and_replaced_as_a_whole() {
+    fn concurrent_changes_are_all_kept_in_private_files() {
         let home = tempfile::tempdir().unwrap();
         let host_folder = RepoCacheDir::new(&home.path().join("data"), Id::hash(b"repository"));
         assert_eq!(host_folder.read("x").unwrap(), None);

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_go_writes_them() {
+    fn times_are_written_as_in_go() {
         for text in [
             "2026-11-23T14:55:59.62812736Z",
             "2026-11-23T14:55:59Z",

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blob_is_the_own_of_one_group_or_shared_by_all_that_need_it() {
+    fn blobs_are_counted_per_group_as_exclusive_or_shared() {
         let mut usage = RepoUsage { groups: vec![GroupUsage::default(); 3], ..RepoUsage::default() };
         let mut blobs = Blobs { owner: vec![NONE; 4], seen: vec![NONE; 4] };
         // Groups need: 0 and 1, twice; 1 and 2; 1 and 3.

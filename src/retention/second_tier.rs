@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_copy_does_not_make_an_older_point_one_that_was_there() {
+    fn newer_copy_does_not_exempt_older_missing_points() {
         let here = [(1, false), (2, false), (3, true), (4, false)];
         assert_eq!(awaiting(r#"{"keep_daily":30}"#, &here, &[]), [1, 2, 4]);
         assert_eq!(awaiting("{}", &here, &[]), [1, 2, 4], "nothing is ever removed there");
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_policy_of_the_second_tier_removed_does_not_come_back() {
+    fn points_pruned_by_the_second_tier_are_not_copied_again() {
         let here = [(1, false), (2, false), (3, true), (4, true), (5, false)];
         assert_eq!(awaiting(r#"{"keep_last":3}"#, &here, &[]), [5], "3, 4 and 5 are the last three");
         assert_eq!(awaiting(r#"{"keep_last":4}"#, &here, &[]), [2, 5]);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_second_tier_has_counts() {
+    fn points_only_in_the_second_tier_are_considered() {
         // The oldest point stays while a rule has some left: here the oldest is only the second of its day.
         let at =
             |hour_of_day, is_copied| FirstTierPoint { taken_at: hour(9, hour_of_day), is_pinned: false, is_copied };
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pinned_stays_there_and_so_is_copied() {
+    fn pinned_points_are_copied_regardless_of_the_policy() {
         let here = [
             FirstTierPoint { taken_at: day(1), is_pinned: true, is_copied: false },
             FirstTierPoint { taken_at: day(2), is_pinned: false, is_copied: true },
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn retention_there_and_the_next_run_here_come_to_rest(second in some_policy(), points in some_points()) {
+        fn repeated_copying_and_pruning_of_the_second_tier_converge(second in some_policy(), points in some_points()) {
             // Copy the missing points, then prune the second tier by the same policy.
             let mut points = points;
             for round in 0..3 {
@@ -171,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn one_more_there_makes_none_await(
+        fn extra_point_in_the_second_tier_adds_no_awaiting_points(
             second in some_policy(), points in some_points(), only_there in proptest::collection::vec(0u32..720, 1..6),
         ) {
             let only_there: Vec<Time> = only_there.into_iter().map(|at| hour(1 + at / 24, at % 24)).collect();

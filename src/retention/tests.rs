@@ -86,7 +86,7 @@ fn check(rules: &str, table: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_month_end_is_the_last_point_of_its_month() {
+fn monthly_keeps_the_last_point_of_each_month() {
     check(
         "monthly=3",
         &[
@@ -102,7 +102,7 @@ fn a_month_end_is_the_last_point_of_its_month() {
 }
 
 #[test]
-fn a_leap_day_is_a_day_and_belongs_to_february() {
+fn leap_day_is_a_separate_day_of_february() {
     check(
         "daily=3 monthly=2",
         &[
@@ -126,7 +126,7 @@ fn a_leap_day_is_a_day_and_belongs_to_february() {
 }
 
 #[test]
-fn a_month_before_the_31st_is_as_many_days_too_late_as_that_month_lacks() {
+fn month_span_overflows_in_a_shorter_month() {
     check(
         "within=1m",
         &[
@@ -148,7 +148,7 @@ fn a_month_before_the_31st_is_as_many_days_too_late_as_that_month_lacks() {
 }
 
 #[test]
-fn summer_time_begins() {
+fn day_spans_follow_local_time_when_summer_time_begins() {
     // The 29th has 23 hours: one day before 12:00 is still 12:00 local time, but hours are hours.
     let table = |at_noon, after_noon| {
         [
@@ -182,7 +182,7 @@ fn summer_time_begins() {
 }
 
 #[test]
-fn summer_time_ends() {
+fn repeated_hour_counts_once_when_summer_time_ends() {
     // The hour from two to three occurs twice, and counts as one; the day has 25 hours.
     check(
         "hourly=2 daily=2",
@@ -232,7 +232,7 @@ fn weeks_begin_on_monday_and_cross_the_turn_of_the_year() {
 }
 
 #[test]
-fn days_without_points_do_not_count_and_the_oldest_fills_what_is_left() {
+fn empty_days_do_not_count_and_the_oldest_point_fills_the_rest() {
     check(
         "daily=3",
         &[
@@ -256,7 +256,7 @@ fn days_without_points_do_not_count_and_the_oldest_fills_what_is_left() {
 }
 
 #[test]
-fn the_day_is_the_one_on_the_wall_where_the_point_was_taken() {
+fn days_follow_the_time_zone_of_each_point() {
     check(
         "daily=9",
         &[("2026-05-01T20:00:00-05:00", "daily"), ("2026-05-02T02:00:00Z", ""), ("2026-05-02T04:30:00+02:00", "daily")],
@@ -264,13 +264,13 @@ fn the_day_is_the_one_on_the_wall_where_the_point_was_taken() {
 }
 
 #[test]
-fn unlimited_is_for_ever_and_zero_is_no_rule() {
+fn unlimited_keeps_everything_and_zero_is_no_rule() {
     check("daily=unlimited", &[("1999-05-01T20:00:00Z", "daily"), ("2026-05-02T02:00:00Z", "daily")]);
     check("daily=0 within=0h", &[("1999-05-01T20:00:00Z", "no_policy"), ("2026-05-02T02:00:00Z", "no_policy")]);
 }
 
 #[test]
-fn a_point_of_the_future_stays_and_takes_no_place_of_another() {
+fn future_points_are_kept_and_take_no_slot() {
     let days = ["2026-05-01T02:00:00Z", "2026-05-02T02:00:00Z", "2026-05-05T02:00:00Z", "2036-05-05T02:00:00Z"];
     let points = days.map(|at| candidate("vm", time(at)));
     let words = |rules: &str, now: &str, points: &[Candidate]| -> Vec<String> {
@@ -294,7 +294,7 @@ fn a_point_of_the_future_stays_and_takes_no_place_of_another() {
 }
 
 #[test]
-fn what_no_policy_may_remove() {
+fn protected_points_are_kept_by_any_policy() {
     let at = |day: u32| time(&format!("2026-05-{day:02}T02:00:00+02:00"));
     let day = |day| candidate("vm", at(day));
     let points = [
@@ -326,7 +326,7 @@ fn what_no_policy_may_remove() {
 }
 
 #[test]
-fn a_policy_is_what_the_configuration_says() {
+fn policy_is_parsed_from_the_configuration() {
     let read = |json: &str| serde_json::from_str::<Policy>(json);
     let json = r#"{"keep_last":3,"keep_daily":"unlimited","keep_within":"1y6m14d12h"}"#;
     assert_eq!(read(json).unwrap(), policy("last=3 daily=unlimited within=1y6m2w12h"));
@@ -405,7 +405,7 @@ fn kept(points: &[Candidate], verdicts: &[RetentionDecision]) -> Vec<Candidate> 
 
 proptest! {
     #[test]
-    fn nothing_is_lost_that_must_stay(policy in some_policy(), points in some_points()) {
+    fn protected_and_newest_points_are_always_kept(policy in some_policy(), points in some_points()) {
         let verdicts = judge(&policy, &points, now(), &Berlin);
         prop_assert_eq!(verdicts.len(), points.len());
         for (point, verdict) in points.iter().zip(&verdicts) {
@@ -422,7 +422,7 @@ proptest! {
     }
 
     #[test]
-    fn points_of_the_future_stay_and_change_nothing_for_the_others(
+    fn future_points_do_not_affect_the_others(
         policy in some_policy(), points in some_points(), now in 0i64..1_000_000,
     ) {
         let now = (time("2025-06-01T00:00:00Z").to_utc() + Duration::minutes(now)).fixed_offset();
@@ -435,14 +435,14 @@ proptest! {
     }
 
     #[test]
-    fn judging_what_was_kept_removes_no_more(policy in some_policy(), points in some_points()) {
+    fn retention_is_idempotent(policy in some_policy(), points in some_points()) {
         let once = kept(&points, &judge(&policy, &points, now(), &Berlin));
         let twice = kept(&once, &judge(&policy, &once, now(), &Berlin));
         prop_assert_eq!(once, twice);
     }
 
     #[test]
-    fn neither_the_order_nor_other_machines_matter(policy in some_policy(), points in some_points()) {
+    fn retention_is_independent_of_order_and_other_machines(policy in some_policy(), points in some_points()) {
         let verdicts = judge(&policy, &points, now(), &Berlin);
         let reversed: Vec<Candidate> = points.iter().rev().cloned().collect();
         let mut of_reversed = judge(&policy, &reversed, now(), &Berlin);
@@ -454,7 +454,7 @@ proptest! {
     }
 
     #[test]
-    fn a_larger_number_keeps_no_less(points in some_points(), rule in 0usize..6, count in 1u32..6) {
+    fn larger_count_keeps_no_fewer_points(points in some_points(), rule in 0usize..6, count in 1u32..6) {
         let with = |count| {
             let mut policy = Policy::default();
             let keeps = [
@@ -470,7 +470,7 @@ proptest! {
     }
 
     #[test]
-    fn the_newest_of_each_of_the_newest_days_stay(points in some_points(), count in 1u32..6) {
+    fn daily_keeps_the_newest_point_of_each_recent_day(points in some_points(), count in 1u32..6) {
         let policy = Policy { keep_daily: Keep::Count(count), ..Policy::default() };
         let mut days: BTreeMap<(String, NaiveDate), Time> = BTreeMap::new();
         for point in &points {
@@ -487,13 +487,13 @@ proptest! {
     }
 
     #[test]
-    fn a_span_is_read_as_it_is_written(months in 0u32..30, days in 0u32..400, hours in 0u32..100) {
+    fn calendar_span_round_trips(months in 0u32..30, days in 0u32..400, hours in 0u32..100) {
         let span = CalendarSpan { months, days, hours };
         prop_assert_eq!(span.to_string().parse::<CalendarSpan>().unwrap(), span);
     }
 
     #[test]
-    fn any_span_before_any_time_is_a_moment_or_none(
+    fn moment_a_span_ago_is_earlier_or_out_of_range(
         seconds in -60_000_000_000i64..200_000_000_000, months in 0u32..120_000, days in 0u32..4_000_000,
     ) {
         let time = DateTime::<Utc>::from_timestamp(seconds,

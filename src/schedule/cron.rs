@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expression_means_what_crontab_says() {
+    fn expressions_have_crontab_semantics() {
         // 2026-11-25 is a Wednesday.
         for (expression, expected) in [
             ("0 2 * * *", ["Thu 2026-11-26 02:00", "Fri 2026-11-27 02:00"]),

@@ -270,7 +270,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_line_of_the_user_is_ever_lost_moved_or_changed(
+        fn user_lines_survive_any_sequence_of_edits(
             lines in proptest::collection::vec(line(), 0..12), steps in steps(),
         ) {
             let mut lines = lines;
@@ -306,7 +306,7 @@ mod tests {
         }
 
         #[test]
-        fn only_entries_of_the_forerunner_go_with_them(lines in proptest::collection::vec(line(), 0..12)) {
+        fn only_entries_of_the_predecessor_are_removed(lines in proptest::collection::vec(line(), 0..12)) {
             let crontab = Crontab::new(lines.concat());
             let kept: Vec<Vec<u8>> = lines.into_iter().filter(|line| !is_old_entry(line)).collect();
             let without = crontab.without_old_entries();
@@ -315,13 +315,13 @@ mod tests {
     }
 
     #[test]
-    fn a_last_line_without_an_end_gets_one() {
+    fn missing_final_newline_is_added() {
         let crontab = Crontab::new("MAILTO=root").with_entry("x").unwrap();
         assert_eq!(crontab.without_entry().unwrap().as_bytes(), b"MAILTO=root\n");
     }
 
     #[test]
-    fn a_marker_that_lost_its_other_half_is_left_to_its_owner() {
+    fn unpaired_marker_is_an_error() {
         for (text, line) in [
             ("# BEGIN kvmb\n0 2 * * * x\n", 1),
             ("# END kvmb\n", 1),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_the_forerunner_are_known_by_their_program() {
+    fn predecessor_entries_are_recognised_by_their_program() {
         for (line, old) in [
             ("0 2 * * * /usr/local/bin/kvm_backup --auto", true),
             ("@daily python3 '/opt/my tools/kvm_backup.py' >/dev/null", true),

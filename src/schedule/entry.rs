@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_all_that_a_shell_and_cron_take_for_their_own_quoted() {
+    fn shell_and_cron_metacharacters_are_quoted() {
         let line = job(&["/usr/bin/kvmb", "backup", "my vm", "it's", "50%", "a\"b'c", "$(id)", "-r", "/x"]);
         let line = line.crontab_line(None).unwrap();
         assert!(line.starts_with("0 2 * * * /"), "{line}");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_and_the_variables_come_before_the_command() {
+    fn delay_and_variables_precede_the_command() {
         let mut job = job(&["/usr/bin/kvmb", "backup"]);
         job.cron = "@daily".parse().unwrap();
         job.random_delay = Some(Duration::from_secs(1800));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_line_can_say_is_refused() {
+    fn unquotable_and_overlong_words_are_refused() {
         for name in ["a\nb", r"a\b", "a\0b", &"x".repeat(1000)] {
             let error = job(&["/usr/bin/kvmb", "backup", name]).crontab_line(None).unwrap_err();
             assert!(matches!(error, Error::Unspeakable { .. } | Error::TooLong { .. }), "{name:?}: {error}");

@@ -47,7 +47,7 @@ mod tests {
     use chrono::{DateTime, TimeDelta};
 
     #[test]
-    fn the_gap_is_that_of_nights_and_weekends_too() {
+    fn longest_gap_includes_nights_and_weekends() {
         const HOUR: u64 = 3600;
         for (expression, seconds) in [
             ("0 2 * * *", 24 * HOUR),
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn no_run_comes_later_than_the_gap_says_and_one_comes_as_late() {
+    fn longest_gap_matches_the_computed_runs() {
         for expression in ["7,40 3,22 * * *", "0 */5 * * 2,4", "30 1 10-20/3 * *", "0 0 1 jan,jul *"] {
             let cron: Cron = expression.parse().unwrap();
             let start = DateTime::UNIX_EPOCH + TimeDelta::days(365 * 40);

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_as_systemd_reads_them() {
+    fn words_are_quoted_for_systemd() {
         for (word, expected) in [
             ("/usr/bin/kvmb", "/usr/bin/kvmb"),
             ("my vm", "\"my vm\""),

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_open_and_foreign_schemes_do_not() {
+    fn folder_addresses_are_normalised_and_foreign_schemes_refused() {
         assert_eq!(open("/backup/kvm").unwrap().url(), "/backup/kvm");
         for same in ["/backup/kvm/", "/backup//kvm", "/backup/./kvm/.", "local:/backup/kvm//"] {
             assert_eq!(open(same).unwrap().url(), "/backup/kvm", "{same}");

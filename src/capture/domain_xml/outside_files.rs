@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_found_wherever_a_definition_mentions_them() {
+    fn outside_files_are_found_in_every_element_that_references_them() {
         let xml = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>\
             <os><loader>/fw/code.fd</loader><nvram template='/fw/vars.fd'>/v/a.fd</nvram><dtb>/fw/a.dtb</dtb><acpi>\
             <table type='slic'>/t/slic</table></acpi></os>\

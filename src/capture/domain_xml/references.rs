@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_and_secrets_of_the_host_are_found() {
+    fn references_to_host_devices_and_secrets_are_found() {
         let xml = "<domain type='kvm'><name>vm</name><devices>\
             <hostdev mode='subsystem' type='usb'><source><vendor id='0x1050'/><product id='0x04A7'/></source></hostdev>\
             <hostdev mode='subsystem' type='usb'><source startupPolicy='optional'><vendor id='0x1'/><product id='0x2'/>\

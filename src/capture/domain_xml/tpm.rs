@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_is_where_each_driver_keeps_it() {
+    fn tpm_state_path_depends_on_driver_and_backend() {
         let folder = |backend: &str, uri: &str| {
             let xml = format!(
                 "<domain type='qemu'><name>a</name><uuid>C7A5FDBD-EDAF-9455-926A-D65C16DB1809</uuid><devices>\

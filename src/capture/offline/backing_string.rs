@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_however_they_are_spelt() {
+    fn file_paths_are_parsed_in_every_supported_spelling() {
         let folder = Path::new("/images");
         let parse = |name| parse(name, Some(folder)).unwrap();
         assert_eq!(parse("/a/base.raw"), path("/a/base.raw"));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn network_storage_becomes_the_options_of_its_driver() {
+    fn network_storage_is_parsed_into_driver_options() {
         let check = |name: &str, wanted: Value| match parse(name, None).unwrap().place {
             LayerPlace::Network(options) => assert_eq!(Value::Object(options), wanted, "{name}"),
             other => panic!("{name}: {other:?}"),
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
+    fn unsupported_backing_strings_are_refused() {
         for name in [
             "fat:/etc",
             "blkdebug:x:/a",

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_qcow2_header_says_what_qemu_img_wrote() {
+    fn headers_written_by_qemu_img_are_parsed() {
         let plain = read(&made(&["-f", "qcow2"]), "qcow2").unwrap();
         assert_eq!(plain, Header { capacity_bytes: Some(4 << 20), keeps_bitmaps: true, ..Header::default() });
         let old = read(&made(&["-f", "qcow2", "-o", "compat=0.10"]), "qcow2").unwrap();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vmdk_image_names_its_extents_and_its_parent() {
+    fn vmdk_extents_and_parents_are_found() {
         let of =
             |subformat: &str| read(&made(&["-f", "vmdk", "-o", &format!("subformat={subformat}")]), "vmdk").unwrap();
         assert!(of("monolithicFlat").has_extents && of("twoGbMaxExtentSparse").has_extents);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_another_format_is_an_error() {
+    fn truncated_headers_and_other_formats_are_errors() {
         let image = made(&["-f", "qcow2", "-b", "/a/b.raw", "-F", "raw"]);
         for length in [0, 4, 60, 103] {
             assert!(read(&image[..length].to_vec(), "qcow2").is_err(), "{length}");
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn data_beyond_the_end_of_an_image_is_noticed_and_nothing_else() {
+    fn only_truncated_images_are_reported_as_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
         let options = ["compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on"];
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_counted_and_that_nothing_refers_to_is_no_loss() {
+    fn counted_but_unreferenced_cluster_is_not_reported_as_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
         let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("8M").status();

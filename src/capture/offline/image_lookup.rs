@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_driver_that_qemu_does_not_have_is_told_from_one_that_misses_its_options() {
+    fn unknown_driver_is_distinguished_from_missing_options() {
         assert!(is_unknown_to_qemu("sheepdog"), "QEMU has had none for it since version 6.0");
         assert!(!is_unknown_to_qemu("nbd") && !is_unknown_to_qemu("file"));
         assert!(!is_unknown_to_qemu("sheepdog,x-option=1"), "an option was passed on");

@@ -278,7 +278,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn a_start_that_failed_is_no_start() {
+    fn failed_start_does_not_count_as_a_start() {
         let mut log = tempfile::NamedTempFile::new().unwrap();
         writeln!(log, "2026-11-20 02:00:00.000+0000: starting up libvirt version: 11.3.0").unwrap();
         let before = Stamp::of(log.path(), ComparisonDepth::Full).unwrap();

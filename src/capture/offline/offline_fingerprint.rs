@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_change_of_a_file_shows() {
+    fn every_change_of_a_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         fs::write(&path, vec![1; 200 << 10]).unwrap();

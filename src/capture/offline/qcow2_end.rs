@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_without_end_are_not_read_without_end() {
+    fn oversized_tables_are_read_only_up_to_the_limit() {
         let mut header = vec![0; 112];
         let fields = [(4, 3), (20, 21), (36, u32::MAX), (44, 0x40_0000), (52, 0x20_0000), (56, 1), (96, 4)];
         for (at, value) in fields {

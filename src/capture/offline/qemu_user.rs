@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_are_found_by_number_and_by_name() {
+    fn owners_are_parsed_from_names_ids_and_capabilities() {
         assert_eq!(named_owner("root:root"), Some((0, 0)));
         assert_eq!(named_owner("root:+107"), Some((0, 107)));
         assert_eq!(named_owner("no-such-user:root"), None);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_launched_as_itself_with_more_than_it_has() {
+    fn own_user_needs_no_launcher_and_other_users_lose_capabilities() {
         assert!(QemuUser::ourselves().launcher(Privilege::ReadAll).is_empty());
         let other = QemuUser { owner: (our_uid() + 64055, 1) };
         assert!(other.launcher(Privilege::None).contains(&"--bounding-set=-all".to_owned()));

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_reported_without_the_options() {
+    fn daemon_errors_are_reported_without_its_options() {
         let said = "qemu-storage-daemon: --blockdev {\"driver\":\"file\",\"filename\":\"/a/{b}: c\"}: Could not open \
             '/a': Permission denied\n";
         assert_eq!(reason_in(said), "Could not open '/a': Permission denied");

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_roots_are_followed_and_those_of_others_are_not() {
+    fn only_links_controlled_by_root_are_followed() {
         let folder = roots_folder();
         let at = |name: &str| folder.path().join(name);
         for name in ["roots", "qemus"] {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_at_once() {
+    fn non_regular_files_and_relative_paths_are_refused() {
         let folder = roots_folder();
         let at = |name: &str| folder.path().join(name);
         mkfifoat(CWD, at("fifo"), Mode::from_raw_mode(0o600)).unwrap();
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hard_link_to_a_file_of_roots_is_refused_in_a_folder_of_others() {
+    fn hard_link_to_a_file_of_root_is_refused_in_a_folder_of_others() {
         let folder = roots_folder();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("qemus")).unwrap();
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_exchanged_is_still_the_one_that_was_opened() {
+    fn replaced_folder_does_not_redirect_an_open_one() {
         let folder = roots_folder();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("state")).unwrap();

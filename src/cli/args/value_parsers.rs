@@ -86,7 +86,7 @@ mod tests {
     use crate::cli::args::value_parsers::*;
 
     #[test]
-    fn rates_are_bytes_a_second() {
+    fn rates_are_parsed_as_bytes_per_second() {
         let read = |text| rate(text).map(NonZeroU32::get).ok();
         assert_eq!(read("500K"), Some(500 << 10));
         assert_eq!(read("10M"), Some(10 << 20));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_machines_are_those_that_libvirt_takes() {
+    fn only_machine_names_that_libvirt_accepts_are_accepted() {
         for right in ["web", "web 1", "-rf", "...", ".web", "Büro"] {
             assert_eq!(machine_name(right).as_deref(), Ok(right));
         }

@@ -591,7 +591,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_a_direction() {
+    fn size_bounds_are_parsed_with_their_sign() {
         assert_eq!(size_bound("+10M"), Ok(SizeBound::Minimum(10 << 20)));
         assert_eq!(size_bound("-500k"), Ok(SizeBound::Maximum(500 << 10)));
         assert_eq!(size_bound("1G"), Ok(SizeBound::Minimum(1 << 30)));
@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_dates_moments_and_ages() {
+    fn moments_are_parsed_from_dates_times_and_ages() {
         for right in ["2026-11-20", "2026-11-20T14:30", "2026-11-20 14:30:05", "2026-11-20T14:30:00+01:00", "7d", "-2h"]
         {
             assert!(moment(right).is_ok(), "{right}");

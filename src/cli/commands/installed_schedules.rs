@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machines_of_an_entry_are_read_from_its_command() {
+    fn machines_of_a_schedule_are_read_from_its_command() {
         let cron = "/usr/bin/flock -n -o -E 5 /var/lib/kvmb/schedule.lock /usr/bin/nice /usr/bin/ionice -c 3 \
                     /usr/bin/env KVMB_RUNTIME_DIR=/run/kvmb /usr/bin/kvmb --config /etc/kvmb/config.json backup -r \
                     /backup/kvm vm1 'web*' 'a b' >/dev/null";
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drill_is_known_by_its_command_and_other_lines_are_not_jobs() {
+    fn drills_are_detected_by_command_and_foreign_lines_are_skipped() {
         let job = |command: &str| ("0 2 * * *".parse().unwrap(), command.to_owned());
         let installed = Installed {
             entry: String::new(),

@@ -92,7 +92,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn systemd_takes_the_unit() {
+    fn live_unit_passes_systemd_verification() {
         let environment = [("HOME".to_owned(), "/root".to_owned()), ("KVMB_DATA_DIR".to_owned(), "/a b%".to_owned())];
         let uuid = "00000000-0000-4000-8000-000000000001";
         let text = unit_text("odd 50%\n", uuid, Path::new("/bin/true"), &environment).unwrap();

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_on_the_line_is_understood_before_it_is_whole() {
+    fn incomplete_command_line_is_parsed() {
         let typed = line("kvmb -c qemu:///session restore vm1 -r /backup --password-file /key --disk");
         assert_eq!(typed.values("point"), ["vm1"]);
         let repo = typed.repo().unwrap();

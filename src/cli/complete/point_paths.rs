@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_split_where_its_system_does() {
+    fn partial_path_is_split_at_the_separator_of_its_system() {
         for (typed, directory) in [
             ("/et", Some(("/", '/'))),
             ("/etc/", Some(("/etc/", '/'))),

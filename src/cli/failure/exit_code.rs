@@ -133,7 +133,7 @@ mod tests {
     use crate::cli::failure::exit_code::*;
 
     #[test]
-    fn four_wins_over_three_and_three_over_one() {
+    fn exit_code_of_several_results_follows_their_precedence() {
         let code = |done: usize, failures: &[ExitCode]| {
             let mut tally = Tally::default();
             (0..done).for_each(|_| tally.done());

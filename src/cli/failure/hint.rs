@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_gets_the_options_that_it_understands_and_does_not_have() {
+    fn commands_in_hints_get_their_missing_options() {
         let line = ["kvmb", "-c", "qemu:///session", "points", "-r", "/my backups", "--config", "/c.json"];
         assert_eq!(
             completed(&line, "run 'kvmb verify --all' to see, or 'kvmb points -r REPO'; see kvmb"),
@@ -226,13 +226,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_added_to_what_applies_anyway() {
+    fn repo_placeholder_is_dropped_without_a_repo_option() {
         let hint = "run 'kvmb points -r REPO' to list the points; 'kvmb unlock' removes stale locks";
         assert_eq!(completed(&["kvmb", "points"], hint), hint.replace(" -r REPO", ""));
     }
 
     #[test]
-    fn commands_are_found_with_quotes_in_them() {
+    fn commands_with_quoted_arguments_are_found_in_hints() {
         let hint = "run 'kvmb backup 'a b' -r \"it's\"' now; then: kvmb vms; not kvmb alone, or virsh";
         let found: Vec<&str> = commands(hint).into_iter().map(|place| &hint[place]).collect();
         assert_eq!(found, ["kvmb backup 'a b' -r \"it's\"", "kvmb vms"]);

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_read_well() {
+    fn ages_are_formatted_with_one_suitable_unit() {
         let now: Time = "2026-11-20T12:00:00+01:00".parse().unwrap();
         let cases = [("2026-11-20T11:59:30+01:00", "30 s"), ("2026-11-20T09:00:00+00:00", "2 h")];
         for (then, text) in cases {
@@ -143,14 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn durations_read_well() {
+    fn durations_are_formatted_with_suitable_precision() {
         let texts =
             [0, 1_260, 9_999, 10_000, 59_999, 61_000, 3_600_000, 7_500_000].map(Duration::from_millis).map(duration);
         assert_eq!(texts, ["0.0 s", "1.3 s", "10.0 s", "10 s", "59 s", "1 min 1 s", "1 h 0 min", "2 h 5 min"]);
     }
 
     #[test]
-    fn a_hostile_name_cannot_steer_the_terminal() {
+    fn control_characters_in_names_are_replaced() {
         assert_eq!(printable("vm\x1b[2J\n"), "vm\u{fffd}[2J\u{fffd}");
     }
 }

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_come_first_and_what_is_well_is_a_number() {
+    fn problems_are_listed_first_and_ok_checks_are_counted() {
         let text = rendered(false);
         let (critical, warning) = (text.find("web1/vda").unwrap(), text.find("scratch").unwrap());
         assert!(critical < warning && !text.contains("qemu"), "{text}");
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn without_checks_there_is_no_summary() {
+    fn summary_without_checks_is_empty() {
         assert_eq!(render_checks(&[], chrono::Local::now().fixed_offset(), TableOptions::default(), false), "");
     }
 }

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_leaves_out_columns_and_wraps_the_last_between_words() {
+    fn narrow_table_drops_columns_and_wraps_the_last_between_words() {
         let wide = table().render(TableOptions::default());
         assert!(wide.starts_with("NAME    SIZE  NOTE\nweb1  20 GiB  -\ndb1    4 GiB  a note"), "{wide}");
         let narrow = table().render(TableOptions { width: Some(40), color: false, ..TableOptions::default() });
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_changes_nothing_but_the_colour() {
+    fn colour_does_not_change_the_text_of_a_table() {
         let plain = table().render(TableOptions { width: Some(60), color: false, ..TableOptions::default() });
         let painted = table().render(TableOptions { width: Some(60), color: true, ..TableOptions::default() });
         assert!(painted.contains(BOLD) && !plain.contains('\u{1b}'));

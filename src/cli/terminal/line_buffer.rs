@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_edited_where_the_cursor_is() {
+    fn keys_edit_the_line_at_the_cursor() {
         for (text, bytes, expected) in [
             ("", &b"vm1"[..], "vm1|"),
             ("", "büch\u{1f600}er".as_bytes(), "büch\u{1f600}er|"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_shown_around_the_cursor() {
+    fn long_line_is_scrolled_to_the_cursor() {
         let mut line = LineBuffer::new("0123456789");
         assert_eq!(line.window(20), ("0123456789".into(), 10));
         assert_eq!(line.window(5), ("6789".into(), 4));

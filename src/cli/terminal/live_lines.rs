@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_was_wrapped_by_a_resize_is_erased_as_a_whole() {
+    fn lines_wrapped_by_a_resize_are_erased_completely() {
         let lines = ["a".repeat(70), "b".repeat(70), "c".repeat(70)];
         assert_eq!(erasing(&lines, 80), "\r\u{1b}[2A\u{1b}[J");
         assert_eq!(erasing(&lines, 30), "\r\u{1b}[6A\u{1b}[J");

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_what_the_terminal_has_room_for() {
+    fn progress_line_is_shortened_to_the_terminal_width() {
         let texts = [160, 120, 80, 60, 40, 20].map(|columns| shown("reading web1/vda", columns, false));
         let bar = "#######-----------------";
         let label = "reading web1/vda";
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_without_utf_8_gets_ascii_only() {
+    fn progress_is_ascii_on_a_terminal_without_utf_8() {
         assert!(shown("reading bücher/vda", 160, false).is_ascii());
         let text = shown("reading bücher/vda", 160, true);
         assert!(text.starts_with("reading bücher/vda ") && text.contains("███████░"), "{text}");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn several_machines_have_a_line_for_all_and_many_do_not_fill_the_screen() {
+    fn progress_of_several_machines_has_a_total_and_fits_the_screen() {
         let overall = Overall { noun: "machines", done: 2, all: 12, done_bytes: 7 * GIB, bytes_per_second: Some(1e8) };
         let shape = Shape { columns: 80, rows: 6, is_utf8: true };
         let text = lines(&vec![work("reading web1/vda"); 10], Some(&overall), shape);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_of_holes_is_done_and_the_time_left_has_one_unit() {
+    fn empty_work_is_complete_and_time_left_has_one_unit() {
         let empty = WorkView { done_bytes: 0, total_bytes: 0, bytes_per_second: None, label: "reading a/vda".into() };
         let text = lines(&[empty], None, Shape { columns: 80, rows: 24, is_utf8: true }).concat();
         assert!(text.contains("100 %") && text.ends_with("0 B of 0 B"), "{text:?}");

@@ -130,7 +130,7 @@ mod tests {
     use crate::cli::terminal::secret::*;
 
     #[test]
-    fn a_password_file_is_read_as_restic_reads_it() {
+    fn password_file_is_decoded_and_trimmed_like_in_restic() {
         let utf16 = |mark: [u8; 2], unit: fn(u16) -> [u8; 2]| {
             [mark.to_vec(), "größe 1\r\n".encode_utf16().flat_map(unit).collect()].concat()
         };

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_commands_are_said_in_french() {
+    fn command_output_is_translated_into_french() {
         for (english, expected) in [
             ("every night at 02:30", "chaque nuit à 02:30"),
             ("Monday to Friday at 02:30", "du lundi au vendredi à 02:30"),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_of_a_text_have_the_same_places_and_none_stands_twice() {
+    fn translations_keep_placeholders_and_are_unique() {
         let count = |text: &str| text.matches("{}").count();
         for (at, (english, french)) in TEXTS.iter().enumerate() {
             assert_eq!(count(english), count(french), "{english}");

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_form_becomes_words_and_names_stand_behind_two_hyphens() {
+    fn backup_form_becomes_arguments_with_names_after_two_hyphens() {
         let words = |form: &str| words_of(&Fields::parse(form)).join(" ");
         assert_eq!(words("m=a&m=--all&m="), "backup -- a --all");
         assert_eq!(words("m=a&full=1&verify=yes&prune=no&freeze="), "backup --full --verify --no-prune -- a");

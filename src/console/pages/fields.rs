@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_keeps_whatever_a_field_holds() {
+    fn query_round_trips_special_characters() {
         let fields = Fields::parse("a=x%26y&b=%3Cb%3E&c=+");
         let query = query_of(fields.iter());
         assert_eq!(query, "a=x%26y&b=%3Cb%3E&c=%20");

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_run_of_a_day_counts_and_days_without_one_are_empty() {
+    fn last_run_of_each_day_is_shown_and_days_without_runs_are_empty() {
         let runs = [
             run(2, "failed", None),
             run(2, "done", None),

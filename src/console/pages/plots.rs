@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_axis_ends_at_a_round_value() {
+    fn axis_maximum_is_rounded_up() {
         let mib = f64::from(1 << 20);
         for (unit, value, rounded) in [
             (PlotUnit::Bytes, 0.0, 1.0),

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_that_leaves_out_wins() {
+    fn exclusion_overrides_inclusion() {
         let rules = Rules {
             machines: [("web*".into(), true), ("web-test".into(), false), ("a[".into(), true)].into(),
             disks: [("web*".into(), vec!["vdb".into()]), ("web1".into(), vec!["vdc".into()])].into(),

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_make_an_address_or_say_what_is_wrong() {
+    fn address_fields_become_a_url_or_list_the_invalid_fields() {
         assert_eq!(of("backup.example.com", "kvm", "/srv/kvm", "").unwrap(), "sftp://kvm@backup.example.com//srv/kvm");
         assert_eq!(of("2001:db8::1", "", "/b", "2222").unwrap(), "sftp://[2001:db8::1]:2222//b");
         assert_eq!(of("", "-x", "srv", "0").unwrap_err(), ["backup_host", "backup_user", "backup_path", "ssh.port"]);

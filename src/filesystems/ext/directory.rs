@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_and_nonsense_is_damage() {
+    fn directory_entries_are_parsed_and_invalid_ones_are_damage() {
         let block = [entry(2, 12, b"."), entry(2, 12, b".."), entry(11, 16, b"a"), entry(0, 12, b"x")].concat();
         let mut entries = Vec::new();
         parse(&block, 20, &mut entries).unwrap();

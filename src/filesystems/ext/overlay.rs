@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_is_the_kernels() {
+    fn checksum_is_crc32c_without_final_inversion() {
         // The CRC-32C of "123456789" is e3069283 after the inversion that the kernel omits.
         assert_eq!(crc(u32::MAX, &[b"123456789"]), !0xe306_9283);
         assert_eq!(crc(u32::MAX, &[b"1234", b"56789"]), !0xe306_9283);

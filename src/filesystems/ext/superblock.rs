@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn group_descriptors_are_behind_the_superblock_also_where_clusters_begin_with_block_0() {
+    fn group_descriptors_follow_the_superblock_with_bigalloc_too() {
         let put = |bytes: &mut Vec<u8>, at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         let offset = |log_block: u32, first_data_block: u32, incompat: u32| {
             let mut bytes = vec![0; BYTES];

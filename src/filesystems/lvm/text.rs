@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_metadata_is_an_error() {
+    fn malformed_metadata_is_an_error() {
         let deep = b"a {".repeat(10_000);
         for text in [&b"a {"[..], b"a = \"b", b"a = [ 1,", b"a = b", b"}", b"{", b"= 1", b"a b", b"a = -", &deep] {
             assert!(parse(text).is_err(), "{}", String::from_utf8_lossy(&text[..text.len().min(20)]));

@@ -190,7 +190,7 @@ fn violation<T: std::fmt::Debug>(result: Result<T>) -> Violation {
 }
 
 #[test]
-fn a_read_comes_in_any_order_and_in_any_pieces() {
+fn read_is_assembled_from_chunks_in_any_order() {
     let replies = [
         data(0, FIRST, 106, b"ghij"),
         hole(0, FIRST, 102, 3),
@@ -204,7 +204,7 @@ fn a_read_comes_in_any_order_and_in_any_pieces() {
 }
 
 #[test]
-fn replies_to_several_requests_are_not_confused() {
+fn interleaved_replies_are_assigned_to_their_requests() {
     let mut client = connected(&[
         data(0, SECOND, 202, b"CD"),
         data(0, FIRST, 100, b"ab"),
@@ -225,7 +225,7 @@ fn replies_to_several_requests_are_not_confused() {
 }
 
 #[test]
-fn a_read_with_wrong_pieces_is_a_violation() {
+fn read_with_missing_overlapping_or_invalid_chunks_is_a_violation() {
     let cases: [(&[Vec<u8>], Violation); 12] = [
         (&[data(0, FIRST, 100, b"ab"), none(FIRST)], Violation::Incomplete { missing: 2 }),
         (&[none(FIRST)], Violation::Incomplete { missing: 4 }),
@@ -249,7 +249,7 @@ fn a_read_with_wrong_pieces_is_a_violation() {
 }
 
 #[test]
-fn a_wrong_magic_cookie_or_kind_of_reply_is_a_violation() {
+fn wrong_magic_cookie_or_reply_type_is_a_violation() {
     assert_eq!(violation(read(4, &[b"SSH-2.0-OpenSSH".to_vec()])), Violation::ReplyMagic(u32::from_be_bytes(*b"SSH-")));
     assert_eq!(violation(read(4, &[data(1, 99, 100, b"abcd")])), Violation::Cookie(99));
     assert_eq!(violation(read(4, &[simple(FIRST, 0, b"abcd")])), Violation::SimpleReply(RequestType::Read));
@@ -261,7 +261,7 @@ fn a_wrong_magic_cookie_or_kind_of_reply_is_a_violation() {
 }
 
 #[test]
-fn lengths_that_would_fill_the_memory_are_refused_before_anything_is_allocated() {
+fn oversized_lengths_are_refused() {
     let huge = |kind: u16| {
         let mut bytes = chunk(1, kind, FIRST, &[]);
         let at = bytes.len() - 4;
@@ -312,7 +312,7 @@ fn a_refused_request_leaves_the_connection_usable() {
 }
 
 #[test]
-fn after_a_violation_nothing_works_any_more() {
+fn client_is_disconnected_after_a_violation() {
     let mut client = connected(&[none(FIRST), data(1, SECOND, 100, b"abcd")]);
     assert!(client.read(100, &mut [0; 4]).is_err());
     assert!(matches!(client.read(100, &mut [0; 4]), Err(Error::Disconnected)));
@@ -320,7 +320,7 @@ fn after_a_violation_nothing_works_any_more() {
 }
 
 #[test]
-fn a_server_that_shuts_down_or_closes_is_disconnected() {
+fn closed_or_shut_down_connection_is_reported_as_disconnected() {
     for replies in [
         vec![error(1, FIRST, wire::ESHUTDOWN, "")],
         vec![],
@@ -333,7 +333,7 @@ fn a_server_that_shuts_down_or_closes_is_disconnected() {
 }
 
 #[test]
-fn a_status_is_checked_and_clipped() {
+fn block_status_is_validated_and_clipped() {
     let ask = |replies: &[Vec<u8>]| connected(replies).block_status(0, 4096);
     let good = ask(&[status(0, FIRST, 9, &[(4096, 1)]), status(0, FIRST, 7, &[(512, 0), (u32::MAX, 3)]), none(FIRST)])
         .unwrap();
@@ -359,7 +359,7 @@ fn a_status_is_checked_and_clipped() {
 }
 
 #[test]
-fn the_handshake_refuses_what_it_cannot_use() {
+fn handshake_refuses_invalid_and_unsupported_answers() {
     let after_greeting = |parts: &[Vec<u8>]| connect(&bytes_of(&[&greeting(), &parts.concat()]));
     let sr = || ack(wire::OPT_STRUCTURED_REPLY);
     let go = |parts: &[Vec<u8>]| after_greeting(&[sr(), meta_contexts(), parts.concat()]);
@@ -385,7 +385,7 @@ fn the_handshake_refuses_what_it_cannot_use() {
 }
 
 #[test]
-fn a_server_without_go_is_entered_by_the_old_door() {
+fn handshake_falls_back_to_export_name_without_go() {
     let unsupported = |option| option_reply(option, wire::REP_ERR_UNSUP, b"");
     let old_door = |zeroes: usize, flags: u16| {
         bytes_of(&[
@@ -414,7 +414,7 @@ fn a_server_without_go_is_entered_by_the_old_door() {
 }
 
 #[test]
-fn what_lies_outside_of_the_export_is_not_even_asked() {
+fn requests_outside_of_the_export_are_refused_locally() {
     let mut client = connected(&[]);
     let refused = |result: Result<()>| matches!(result, Err(Error::Request { error: 22, .. }));
     assert!(refused(client.read(SIZE_BYTES, &mut [0; 1])));
@@ -426,7 +426,7 @@ fn what_lies_outside_of_the_export_is_not_even_asked() {
 }
 
 #[test]
-fn silence_is_a_time_out_wherever_it_begins() {
+fn silent_server_times_out_at_any_stage() {
     let whole = bytes_of(&[&handshake(), &data(0, FIRST, 100, b"ab")]);
     for length in [0, 10, 25, handshake().len(), whole.len() - 1, whole.len()] {
         let (ours, _theirs) = server_that_says(&whole[..length]);
@@ -438,7 +438,7 @@ fn silence_is_a_time_out_wherever_it_begins() {
 }
 
 #[test]
-fn a_server_that_trickles_does_not_hold_us_for_ever() {
+fn trickling_server_times_out() {
     let (ours, mut theirs) = server_that_says(&handshake());
     // Every byte is valid, and arrives well within the timeout.
     let trickle = std::thread::spawn(move || {
@@ -458,7 +458,7 @@ fn a_server_that_trickles_does_not_hold_us_for_ever() {
 }
 
 #[test]
-fn error_chunks_without_end_do_not_hold_us_for_ever() {
+fn endless_error_chunks_time_out() {
     let (ours, mut theirs) = server_that_says(&handshake());
     theirs.set_nonblocking(false).unwrap();
     let flood = std::thread::spawn(move || while theirs.write_all(&error(0, FIRST, 5, "x")).is_ok() {});
@@ -469,7 +469,7 @@ fn error_chunks_without_end_do_not_hold_us_for_ever() {
 }
 
 #[test]
-fn a_server_that_does_not_listen_is_a_time_out() {
+fn server_that_does_not_read_requests_times_out() {
     let (ours, _theirs) = server_that_says(&handshake());
     let mut client = Client::from_stream(ours, "x", &options()).unwrap();
     // More requests than the socket buffers.
@@ -481,7 +481,7 @@ fn a_server_that_does_not_listen_is_a_time_out() {
 }
 
 #[test]
-fn a_listener_that_accepts_nobody_is_a_time_out() {
+fn connecting_to_a_full_backlog_times_out() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let address = rustix::net::SocketAddrUnix::new(&socket).unwrap();
@@ -499,7 +499,7 @@ fn a_listener_that_accepts_nobody_is_a_time_out() {
 }
 
 #[test]
-fn the_stop_flag_ends_any_waiting() {
+fn stop_flag_ends_the_wait() {
     let (ours, _theirs) = server_that_says(&handshake());
     let options = ClientOptions { timeout: Duration::from_secs(600), ..options() };
     let mut client = Client::from_stream(ours, "x", &options).unwrap();
@@ -549,7 +549,7 @@ proptest! {
 
     /// Whatever the server sends, the client returns, and bytes that it returns are those that were sent, each once.
     #[test]
-    fn random_replies_never_hang_panic_or_yield_bytes_that_were_not_sent(
+    fn random_replies_never_hang_panic_or_yield_unsent_bytes(
         messages in proptest::collection::vec(message(), 0..12),
     ) {
         let mut client = connected(&messages);
@@ -577,7 +577,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mutated_handshake_never_hangs_or_panics(
+    fn mutated_handshake_never_hangs_or_panics(
         at in proptest::collection::vec((0usize..400, any::<u8>()), 0..6),
         length in 0usize..400,
     ) {

@@ -59,26 +59,26 @@ fn answer(allocation: &[(u32, u32)], bitmap: &[(u32, u32)]) -> Vec<ContextStatus
 }
 
 #[test]
-fn without_contexts_the_whole_disk_is_data_and_nobody_knows_what_is_dirty() {
+fn disk_without_contexts_is_all_data_with_unknown_dirtiness() {
     let mut mapper = mapper(1 << 40, 1, false, false);
     assert_eq!(mapper.next_step(), MapperStep::Known(Extent { offset: 0, length: 1 << 40, zero: false, dirty: None }));
     assert_eq!(mapper.next_step(), MapperStep::Complete);
 }
 
 #[test]
-fn an_empty_disk_is_not_asked_about() {
+fn empty_disk_is_not_queried() {
     assert_eq!(mapper(0, 512, true, true).next_step(), MapperStep::Complete);
 }
 
 #[test]
-fn a_hole_that_is_not_said_to_be_zero_is_data() {
+fn hole_without_the_zero_flag_is_data() {
     let merged = intersect(0, Some(&status(&[(4, 1), (4, 3)])), None);
     assert_eq!(bytes_of(&merged)[..4], [(false, None); 4]);
     assert_eq!(bytes_of(&merged)[4..], [(true, None); 4]);
 }
 
 #[test]
-fn the_next_question_begins_where_all_contexts_have_answered() {
+fn next_query_starts_where_all_contexts_have_answered() {
     let mut mapper = mapper(1000, 1, true, true);
     let extents = mapper.accept(&answer(&[(100, 0), (200, 3)], &[(150, 0), (30, 1)])).unwrap();
     assert_eq!(extents.iter().map(|e| e.length).collect::<Vec<_>>(), [100, 50, 30]);
@@ -86,7 +86,7 @@ fn the_next_question_begins_where_all_contexts_have_answered() {
 }
 
 #[test]
-fn an_answer_that_ends_inside_a_block_is_shortened_or_distrusted() {
+fn answer_that_ends_inside_a_block_is_rounded_conservatively() {
     let mut mapper = mapper(10_000, 4096, true, true);
     let extents = mapper.accept(&answer(&[(5000, 3)], &[(10_000, 0)])).unwrap();
     assert_eq!((extents[0].length, extents[0].zero), (4096, true));
@@ -106,7 +106,7 @@ fn an_answer_without_one_of_the_contexts_is_refused() {
 }
 
 #[test]
-fn a_question_is_never_larger_than_the_field_that_holds_it() {
+fn largest_query_is_a_block_multiple_within_32_bits() {
     let MapperStep::Ask { length, .. } = mapper(u64::MAX >> 1, 65536, true, false).next_step() else {
         panic!("nothing to ask");
     };
@@ -115,7 +115,7 @@ fn a_question_is_never_larger_than_the_field_that_holds_it() {
 }
 
 #[test]
-fn a_map_with_a_gap_an_overlap_or_an_early_end_is_an_error() {
+fn map_with_a_gap_overlap_or_wrong_end_is_an_error() {
     let extent = |offset, length| Ok(Extent { offset, length, zero: true, dirty: None });
     for (broken, at) in [
         (vec![extent(0, 4), extent(5, 5)], 4),
@@ -135,7 +135,7 @@ fn a_map_with_a_gap_an_overlap_or_an_early_end_is_an_error() {
 }
 
 #[test]
-fn a_huge_extent_is_cut_without_walking_over_its_chunks() {
+fn huge_extent_is_cut_into_a_single_run() {
     let size_bytes = (1u64 << 62) + 5;
     let whole = Extent { offset: 0, length: size_bytes, zero: true, dirty: Some(true) };
     let runs: Vec<_> = chunk_runs(std::iter::once(Ok(whole)), size_bytes, 1 << 20).map(|run| run.unwrap()).collect();
@@ -154,7 +154,7 @@ fn disk() -> impl Strategy<Value = Vec<Byte>> {
 
 proptest! {
     #[test]
-    fn merging_two_lists_is_merging_their_bytes(
+    fn intersection_matches_the_bytewise_model(
         allocation in runs_of_flags(),
         bitmap in runs_of_flags(),
         offset in 0u64..1000,
@@ -180,7 +180,7 @@ proptest! {
     /// The map does not depend on how much of the requested range a server answers at a time, or on the lengths of
     /// extents. With larger blocks the map may be coarser, but only towards "dirty data".
     #[test]
-    fn a_map_in_any_number_of_answers_is_the_same_map(
+    fn map_is_independent_of_answer_boundaries(
         disk in disk(),
         block in prop_oneof![Just(1u64), Just(4), Just(16)],
         lengths in proptest::collection::vec((1usize..60, 1usize..60), 1..20),
@@ -211,7 +211,7 @@ proptest! {
     }
 
     #[test]
-    fn chunks_that_are_dirty_in_a_part_say_in_which(
+    fn partly_dirty_chunks_list_their_dirty_and_zero_pieces(
         disk in disk(),
         chunk in 1u32..50,
         piece in 1u32..20,
@@ -241,7 +241,7 @@ proptest! {
     }
 
     #[test]
-    fn chunks_are_what_all_of_their_bytes_are(
+    fn chunk_states_match_the_bytewise_model(
         disk in disk(),
         chunk in 1u32..50,
         cuts in proptest::collection::vec(0usize..300, 0..10),

@@ -176,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_or_a_violation(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode_go(&bytes);
             let _ = decode_meta_context(&bytes);
             if let Some(request) = bytes.first_chunk() {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_read_as_the_client_writes_it() {
+    fn request_encoded_by_the_client_is_decoded() {
         let bytes = wire::encode_request(wire::RequestType::Read, wire::CMD_FLAG_DF, 7, 1 << 40, 4096);
         let request = Request { flags: wire::CMD_FLAG_DF, command: 0, cookie: 7, offset: 1 << 40, length: 4096 };
         assert_eq!(Request::decode(&bytes), Ok(request));

@@ -254,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read_back(
+        fn overlay_reads_match_the_model_after_writes(
             writes in proptest::collection::vec((0..SIZE, 1..SIZE, proptest::option::of(1u8..)), 0..20),
         ) {
             let (overlay, mut model) = (overlay(), read_all(&TestBase));

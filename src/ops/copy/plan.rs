@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn points_of_another_machine_of_the_same_name_do_not_count() {
+    fn copies_of_another_machine_of_the_same_name_do_not_count() {
         let (morning, evening) = (point(9, 8, 1), point(9, 20, 2));
         let here = [&morning, &evening];
         let mut copies = Copies::default();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_known_whatever_marks_it_got() {
+    fn copy_is_recognised_despite_changed_tags() {
         let original = point(1, 8, 1);
         let mut copies = Copies::default();
         copies.add(copy(&original, 11));

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_that_never_ends_is_kept_from_both_ends() {
+    fn endless_console_output_keeps_its_start_and_end() {
         let mut port = PortText::default();
         (0..40_000u32).for_each(|number| port.push(format!("line {number:08}\n").as_bytes()));
         (0..40_000u32).for_each(|number| port.push(format!("more {number:08}\n").as_bytes()));

@@ -122,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_runs_may_come_further() {
+    fn running_guest_is_not_a_failure() {
         assert_eq!(failure(&seen(MachineState::Running, "login: ")), None);
         let rebooted = Observation { reboots: 2, ..seen(MachineState::Running, "") };
         assert_eq!(failure(&rebooted), None);
     }
 
     #[test]
-    fn each_end_is_called_what_it_is() {
+    fn each_failure_is_named_by_its_cause() {
         let panic = "[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[ 1.3] CPU: 0\r\n";
         let words = |observation: Observation| failure(&observation).unwrap();
         let line = "'[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs'";
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn firmware_is_no_guest() {
+    fn firmware_output_does_not_count_as_guest_output() {
         assert!(!is_of_a_guest("\u{1b}[2J\u{1b}[01;01HBdsDxe: loading Boot0001 \"UEFI Misc Device\"\r\n \r\n"));
         assert!(!is_of_a_guest("SeaBIOS (version 1.16)\r\nBooting from Hard Disk...\r\n"));
         assert!(is_of_a_guest("[    0.000000] Linux version 6.1.0\r\n"));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_hide_no_text() {
+    fn expected_text_is_found_despite_colour_codes() {
         assert!(has_text("vm1 \u{1b}[32mlog\u{1b}[0min: ", "vm1 login:"));
         assert!(!has_text("vm1", "vm2"));
     }

@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_records_length_counts_itself() {
+    fn pax_record_length_includes_itself() {
         for value in ["", "x", &"y".repeat(85), &"y".repeat(90), &"z".repeat(990)] {
             let mut records = Vec::new();
             record(&mut records, b"path", value.as_bytes());
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn times_before_1970_count_backwards() {
+    fn times_before_1970_are_written_as_negative_decimals() {
         let text = |seconds, nanoseconds| decimal(Timestamp { seconds, nanoseconds });
         assert_eq!(text(1, 5), "1.000000005");
         assert_eq!(text(-1, 0), "-1");

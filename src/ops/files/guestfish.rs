@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_the_text_after_its_origin() {
+    fn error_is_extracted_from_guestfish_output() {
         let said = "warning: x\n*stdin*:12: libguestfs: error: cryptsetup_open: No key\u{1b}[1m available\nmore\n";
         assert_eq!(error_in(said).as_deref(), Some("cryptsetup_open: No key[1m available"));
         assert_eq!(error_in("a warning\n"), None);

@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused_and_the_rest_goes_on() {
+    fn unsafe_names_are_refused_and_the_listing_continues() {
         let long = [b'x'; 256];
         for wrong in [&b".."[..], b".", b"", b"a/b", b"a\0", &long] {
             let mut sink = Recorder::default();
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn data_outside_of_its_file_ends_the_walk() {
+    fn data_outside_of_its_file_is_an_error() {
         let range = |offset, length| Event::Reply(ChildReply::Ranges(vec![DataRange { offset, length }]));
         let data = |offset| Event::Data { offset, bytes: b"xx" };
         for wrong in [

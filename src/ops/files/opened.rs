@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drives_are_counted_as_linux_does() {
+    fn drive_paths_follow_linux_naming() {
         for (number, path) in
             [(0, "/dev/sda"), (25, "/dev/sdz"), (26, "/dev/sdaa"), (701, "/dev/sdzz"), (702, "/dev/sdaaa")]
         {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_has_the_name_that_its_machine_gave_it() {
+    fn array_is_named_by_its_metadata() {
         assert_eq!(array_name("level: raid1\nname: host:0\n").as_deref(), Some("md0"));
         assert_eq!(array_name("name: (none):my-data\ndevname: x\n").as_deref(), Some("md-my--data"));
         for wrong in ["", "level: raid1\n", "name: host:a b\n", "name: host:../x\n", "name: host:\n"] {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_does_not_open_is_not_always_the_fault_of_the_passphrase() {
+    fn wrong_passphrase_is_distinguished_from_other_unlock_failures() {
         let of = |said: &str| not_opened("vda5".to_owned(), format!("cryptsetup_open: {said}"));
         let wrong = of("cryptsetup exited with status 2: No key available with this passphrase.");
         assert!(matches!(wrong, Error::WrongPassphrase { .. }), "{wrong}");
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_a_guest_is_no_command() {
+    fn mapper_names_with_shell_or_path_characters_are_refused() {
         for wrong in ["", "a b", "a;b", "a\nb", "../sda", "a/b", "\"", "control", "|x", &"x".repeat(256)] {
             assert!(!is_mapper_name(wrong), "{wrong}");
         }

@@ -249,7 +249,7 @@ mod tests {
     use chrono::TimeZone;
 
     #[test]
-    fn points_are_named_as_the_manual_says() {
+    fn point_names_are_parsed() {
         let now = Local.with_ymd_and_hms(2026, 11, 20, 15, 0, 0).unwrap();
         let at = |text: &str| match PointName::parse(text, now) {
             PointName::At { machine, moment } => {

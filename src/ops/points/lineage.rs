@@ -145,12 +145,12 @@ mod tests {
     }
 
     #[test]
-    fn one_uuid_on_two_hosts_is_two_machines() {
+    fn same_uuid_on_two_hosts_is_two_machines() {
         assert_eq!(machines(&[("a", 1, None, &[]), ("b", 2, None, &[]), ("a", 3, Some(0), &[])]), ["a", "b"]);
     }
 
     #[test]
-    fn a_machine_that_moved_is_one_wherever_it_went() {
+    fn moved_machine_remains_one_machine() {
         assert_eq!(machines(&[("a", 1, None, &[]), ("b", 2, Some(0), &[]), ("b", 3, None, &[])]), ["a b"]);
         // There and back again, and then to a third host.
         let there_and_back = [
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_went_on_beside_the_original_is_another_machine() {
+    fn copied_machine_that_continues_beside_the_original_is_separate() {
         let copied = [
             ("a", 1, None, &[][..]),
             ("b", 2, Some(0), &[("a", 2)]),

@@ -160,7 +160,7 @@ mod tests {
         </source><target dev='vda' bus='virtio'/></disk></devices></domain>";
 
     #[test]
-    fn a_slice_is_never_restored_over_the_file_that_it_is_a_part_of() {
+    fn slice_is_never_restored_over_its_containing_file() {
         let definition = Definition::parse(SLICED).unwrap();
         let place = |request: &RestoreRequest| {
             let (machine, disk, format) = ("vm", "vda", ImageFormat::Raw);

@@ -296,7 +296,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn qemu_finds_every_image_flawless(
+        fn random_images_pass_qemu_img_check_and_compare(
             kinds in proptest::collection::vec((any::<bool>(), 1u64..5), 0..8),
             capacity in 1u64..(40 << 11),
             halves in 1u32..4,
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_full_and_large_sparse_images() {
+    fn empty_full_and_large_sparse_images_are_valid() {
         check(512, 1 << 20, &[(true, 1)]);
         check(1 << 20, 1 << 20, &[]);
         check(3 << 20, 1 << 20, &[(true, 3)]);
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn reference_counts_count_themselves() {
+    fn reference_counts_cover_the_refcount_blocks_themselves() {
         // Just below and above the capacity of one refcount block: 2 GiB of file.
         for chunks in [2040, 2047, 2048, 2060] {
             let geometry = Geometry { capacity_bytes: chunks << 20, chunk_bytes: 1 << 20 };
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_on_top_of_another_reads_as_that_one() {
+    fn overlay_reads_as_its_backing_file_with_zeros_from_its_map() {
         let geometry = Geometry { capacity_bytes: 5 << 20, chunk_bytes: 1 << 20 };
         let mut map = ChunkMap::default();
         map.push(MappedChunk::Blob(Id::hash(b"x")), 2);
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_goes_on_with_zeros_where_the_one_below_ends() {
+    fn overlay_reads_zeros_beyond_a_shorter_backing_file() {
         let geometry = Geometry { capacity_bytes: 3 << 40, chunk_bytes: 1 << 20 };
         let mut map = ChunkMap::default();
         map.push(MappedChunk::Zero, 2);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn only_allocated_chunks_have_a_place() {
+    fn only_allocated_chunks_have_a_file_offset() {
         let geometry = Geometry { capacity_bytes: 5 << 20, chunk_bytes: 1 << 20 };
         let mut map = ChunkMap::default();
         map.push(MappedChunk::Zero, 2);

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_definition_does_not_say_is_refused() {
+    fn manifest_that_contradicts_the_definition_is_refused() {
         assert_eq!(misfit_of(NVRAM, &[], |_| {}), None);
         assert_eq!(misfit_of(NVRAM, &[], |m| m["uuid"] = UUID.to_uppercase().into()), None);
         // A disk that is not requested does not matter, for example one that was attached to the running machine only.
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn where_libvirt_chooses_the_place_of_the_variables_it_must_be_that() {
+    fn default_nvram_path_must_be_the_one_libvirt_chooses() {
         // The tests run as root.
         let at = |path: &'static str| misfit_of("", &[], move |m| m["files"][0] = file("nvram", "nvram", path));
         assert_eq!(at("/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"), None);

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_passed_and_are_no_data() {
+    fn zero_runs_are_skipped_when_looking_for_data() {
         let id = |number: u8| Id::hash(&[number]);
         let run = |offset, length, id| BlobRun { offset, length, blob_bytes: 10, id };
         let runs = BlobRuns::new(

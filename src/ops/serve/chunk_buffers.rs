@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_used_again_and_stays_within_the_budget() {
+    fn buffers_are_reused_within_the_budget() {
         let buffers = ChunkBuffers::new(40);
         let taken: Vec<_> = (0..6).map(|_| buffers.copy_of(&[7; 10])).collect();
         assert_eq!((buffers.excess(0), buffers.excess(5)), (20, 25), "what is in use is counted");

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_place_of_damage_is_reported_once() {
+    fn each_damaged_range_is_reported_once() {
         let log = DamageLog::default();
         let damage = |offset| Damage {
             disk: Some("vda".into()),

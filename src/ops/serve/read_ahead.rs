@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_that_goes_on_is_distinguished_from_one_that_jumps() {
+    fn sequential_readers_are_distinguished_from_random_ones() {
         let mut streams = Streams::default();
         let mut goes_on = |disk, chunk: u64| streams.ahead_of(disk, (10 * chunk, 10 * chunk + 10)).is_some();
         assert_eq!(
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_share_what_is_read_ahead() {
+    fn read_ahead_is_shared_among_active_readers() {
         let mut streams = Streams::default();
         let mut ahead = 0;
         let far = 1 << 30;

@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_clean_chunk_is_always_chosen() {
+    fn audit_sample_always_includes_the_last_clean_chunk() {
         assert_eq!(choose(&[(3, 4), (10, 2)], 0.0), [11]);
         assert_eq!(choose(&[], 1.0), [] as [u64; 0]);
         assert_eq!(choose(&[(3, 4), (10, 2)], 1.0), [3, 4, 5, 6, 10, 11]);

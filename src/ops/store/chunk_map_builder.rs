@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_in_any_order_give_one_map() {
+    fn runs_in_any_order_build_the_same_map() {
         let parent = map(&[(MappedChunk::Zero, 3), (blob(1), 1), (blob(2), 4)]);
         let mut assembler = ChunkMapBuilder::new(geometry(8), base(&parent));
         assembler.add(SlotRun::new(6, 2, RunKind::Clean { zero: false }));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_or_a_short_parent_is_no_map() {
+    fn gap_or_short_parent_makes_the_map_incomplete() {
         let mut assembler = ChunkMapBuilder::new(geometry(4), None);
         assembler.add(SlotRun::new(0, 1, RunKind::Chunk(MappedChunk::Zero)));
         assembler.add(SlotRun::new(2, 2, RunKind::Chunk(MappedChunk::Zero)));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn clean_data_that_became_zero_is_noticed() {
+    fn clean_data_that_became_zero_is_reported() {
         let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
         let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
         assembler.add(SlotRun::new(0, 3, RunKind::Clean { zero: true }));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_dirty_is_unchanged() {
+    fn map_without_dirty_chunks_is_unchanged() {
         let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
         let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
         assembler.add(SlotRun::new(0, 2, RunKind::Clean { zero: true }));

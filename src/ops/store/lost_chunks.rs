@@ -107,7 +107,7 @@ mod tests {
     use CleanPart::{Known, Lost};
 
     #[test]
-    fn what_is_not_known_comes_in_order() {
+    fn lost_chunks_are_listed_in_order() {
         let mut map = ChunkMap::default();
         let id = |number: u8| Id::hash(&[number]);
         for number in 0..100 {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_run_is_cut_where_chunks_are_lost() {
+    fn clean_run_is_split_at_lost_chunks() {
         assert_eq!(cut(0, 10, &[]), [Known(0, 10)]);
         assert_eq!(cut(0, 10, &[(0, 10)]), [Lost(0, 10)]);
         assert_eq!(

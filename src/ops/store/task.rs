@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_offers_another_size_is_not_read() {
+    fn export_of_another_size_is_refused() {
         for (offered, captured) in [(0, 0), (512, 512), (1024, 1000), (1000, 1024)] {
             assert!(check_size("vda", offered, captured).is_ok());
         }

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_written_as_restic_writes_them() {
+    fn unused_limits_are_parsed_as_in_restic() {
         let read = |text: &str| text.parse::<MaxUnused>();
         assert_eq!(read("5%"), Ok(MaxUnused::Share(0.05)));
         assert_eq!(read("2G"), Ok(MaxUnused::Bytes(2 << 30)));

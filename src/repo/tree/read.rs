@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_what_is_read_ahead_is_the_end_every_time() {
+    fn read_ahead_returns_all_bytes_and_stays_at_the_end() {
         let tree = vec![7; 3 * BLOCK_BYTES + 1];
         let read = read_ahead(&tree[..], |ahead| {
             let mut read = Vec::new();

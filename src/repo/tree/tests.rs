@@ -29,7 +29,7 @@ fn parse(json: &str) -> Result<Tree> {
 }
 
 #[test]
-fn fields_stand_in_restics_order() {
+fn fields_are_written_in_the_order_of_restic() {
     let id = Id::hash(b"x");
     let mut content = Content::new();
     content.push_run(id, 2);
@@ -47,7 +47,7 @@ fn fields_stand_in_restics_order() {
 }
 
 #[test]
-fn names_are_quoted_as_go_does() {
+fn names_are_quoted_as_in_go() {
     // Both sides as written by restic 0.14.
     for (name, quoted) in [
         (&b"q\"u'o\\te"[..], "q\\\"u'o\\\\te"),
@@ -72,7 +72,7 @@ fn names_are_quoted_as_go_does() {
 }
 
 #[test]
-fn trees_that_make_no_sense_are_refused() {
+fn malformed_trees_are_refused() {
     let id = Id::hash(b"x");
     let file = |name: &str| format!(r#"{{"name":"{name}","type":"file","content":["{id}"]}}"#);
     let tree = |nodes: &str| format!("{{\"nodes\":[{nodes}]}}\n");
@@ -101,7 +101,7 @@ fn trees_that_make_no_sense_are_refused() {
 
 proptest! {
     #[test]
-    fn any_name_goes_both_ways(name in proptest::collection::vec(any::<u8>(), 0..40)) {
+    fn quoted_names_round_trip(name in proptest::collection::vec(any::<u8>(), 0..40)) {
         let quoted = quote(OsStr::from_bytes(&name));
         prop_assert_eq!(unquote(&quoted), Some(name));
         let json: String = serde_json::from_str(&json_string(&quoted)).unwrap();
@@ -109,12 +109,12 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_quoted_or_not(text: String) {
+    fn unquoting_never_panics(text: String) {
         let _ = unquote(&text);
     }
 
     #[test]
-    fn any_tree_goes_both_ways(
+    fn trees_round_trip(
         files in proptest::collection::btree_map("[^/\0]{1,12}", proptest::collection::vec((0u8..3, 1u64..300),
             0..6), 0..6),
     ) {
@@ -134,7 +134,7 @@ proptest! {
     }
 
     #[test]
-    fn both_parsers_read_the_same(
+    fn both_tree_parsers_agree(
         files in proptest::collection::btree_map("[a-z,:\"\\\\\\[]{1,12}", (any::<bool>(), proptest::collection::vec(
             (0u8..3, prop_oneof![1u64..4, 4000u64..5000]), 0..6)), 0..4),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), prop::sample::select(vec![
@@ -180,7 +180,7 @@ fn large() -> String {
 }
 
 #[test]
-fn a_large_tree_is_read_ahead_and_damage_is_found() {
+fn large_tree_is_parsed_and_damage_is_detected() {
     let json = large();
     assert_eq!(parse(&json).unwrap(), TreeJson::read(json.as_bytes()).unwrap().check().unwrap());
 
@@ -210,7 +210,7 @@ fn a_large_tree_is_read_ahead_and_damage_is_found() {
 }
 
 #[test]
-fn a_large_tree_of_another_form_is_read_too() {
+fn large_tree_with_other_whitespace_is_parsed() {
     let json = large();
     let spaced = json.replacen("\",\"", "\", \"", 5).replacen("]}\n", "] }", 1);
     assert!(fixed_form::parse(spaced.as_bytes()).is_none());

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn each_scheme_has_its_proxy_and_some_servers_have_none() {
+    fn proxy_is_chosen_by_scheme_except_for_excluded_servers() {
         let of = |server: &str, is_encrypted| {
             let proxy = proxy_for(server, &ServerPlace::Network { is_encrypted }, &proxies()).unwrap();
             proxy.map(|proxy| shown(&proxy))
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
+    fn unusable_proxy_is_refused_without_showing_its_password() {
         for address in ["socks5://joe:secret@proxy:1080", "joe:secret@", "ftp://joe:secret@proxy"] {
             let proxies = HttpProxies { https: variable("all_proxy", address), ..HttpProxies::default() };
             let error = proxy_for("host", &ServerPlace::Network { is_encrypted: true }, &proxies).unwrap_err();

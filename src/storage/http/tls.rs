@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn openssl_says_whose_certificate_is_wrong() {
+    fn tls_errors_distinguish_server_and_client_certificates() {
         let ours =
             "error:0A00045C:SSL routines:ssl3_read_bytes:tlsv13 alert certificate required:../ssl/record.c:1586:";
         let theirs = "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate verify failed:\

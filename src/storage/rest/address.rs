@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_mean_what_they_mean_to_restic() {
+    fn addresses_are_parsed_as_in_restic() {
         let table = [
             ("rest:http://host:8000/", "http://host:8000/", "rest:http://host:8000/"),
             ("rest:https://host", "https://host/", "rest:https://host/"),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_refused() {
         for url in [
             "rest:",
             "rest:host",

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_mean_what_they_mean_to_restic() {
+    fn addresses_are_parsed_as_in_restic() {
         let table = [
             ("s3:https://host:9000/bucket/kvm/a/", "s3:https://host:9000/bucket/kvm/a"),
             ("s3:http://127.0.0.1:9000/bucket", "s3:http://127.0.0.1:9000/bucket"),

@@ -92,7 +92,7 @@ mod tests {
 
     /// The examples in Amazon's documentation ("Signature Calculations for the Authorization Header").
     #[test]
-    fn signatures_are_those_of_the_documentation() {
+    fn signatures_match_the_amazon_documentation() {
         let keys = S3Keys {
             access_key: "AKIAIOSFODNN7EXAMPLE".to_owned(),
             secret_key: Secret::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_and_complaints_are_read() {
+    fn listings_and_errors_are_parsed() {
         let first = br#"<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
             <Contents><Key>a/b</Key><Size>5</Size></Contents><IsTruncated>true</IsTruncated>
             <NextContinuationToken>x=</NextContinuationToken></ListBucketResult>"#;

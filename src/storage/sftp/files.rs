@@ -534,7 +534,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_limit_that_a_server_names_makes_requests_countless_or_too_long() {
+    fn request_sizes_are_clamped_to_sane_limits() {
         let pieces = |limits: &[u64]| {
             let body: Vec<u8> = limits.iter().flat_map(|limit| limit.to_be_bytes()).collect();
             let RequestBytes { read, write } = RequestBytes::of_limits(&body);

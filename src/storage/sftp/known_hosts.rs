@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn names_ports_patterns_and_negations_decide_which_lines_count() {
+    fn host_patterns_select_known_hosts_lines() {
         for (hosts, name, wanted) in [
             ("host", "host", true),
             ("Host,other", "host", true),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hashed_name_is_known() {
+    fn hashed_host_name_is_recognised() {
         // Made by 'ssh-keygen -H'.
         let line = format!("|1|XWxDcm7ACl3Y0pMH2ABUdG6n4r0=|B/cjQvjb3uRrdlU1D7tlenF+/mk= {ONE}\n");
         assert!(matches!(judge(&line, "[127.0.0.1]:2222", ONE), HostKeyStatus::Right));
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_hashed_as_ssh_does_it() {
+    fn host_name_is_hashed_as_in_ssh() {
         // Made by 'ssh-keygen -H', too.
         let salt = STANDARD.decode("XWxDcm7ACl3Y0pMH2ABUdG6n4r0=").unwrap().try_into().unwrap();
         let wanted = "|1|XWxDcm7ACl3Y0pMH2ABUdG6n4r0=|B/cjQvjb3uRrdlU1D7tlenF+/mk=";
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn another_key_is_a_change_and_a_revoked_one_is_never_right() {
+    fn changed_revoked_and_unknown_host_keys_are_distinguished() {
         assert!(matches!(judge(&format!("host {TWO}\n"), "host", ONE), HostKeyStatus::Changed { line: 1, .. }));
         assert!(matches!(judge(&format!("host {TWO}\nhost {ONE}\n"), "host", ONE), HostKeyStatus::Right));
         let both = format!("host {ONE}\n@revoked * {ONE}\n");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_is_asked_for_a_key_that_is_known() {
+    fn known_key_type_is_requested_first() {
         let mut known = KnownKeys::default();
         assert!(known.methods().starts_with("ssh-ed25519,"));
         let rsa = concat!(
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn an_added_key_is_found_again_even_after_an_open_line() {
+    fn key_appended_after_an_unterminated_line_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/known_hosts");
         append(&path, "host", false, &key(ONE)).unwrap();

@@ -107,7 +107,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_key_is_made_once_for_its_owner_only_and_is_found_again() {
+    fn key_is_created_once_with_private_permissions() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ssh/id_ed25519");
         assert!(read(&path).unwrap().is_none());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_listed_is_recognised_whatever_its_options() {
+    fn authorized_key_is_recognised_with_any_options() {
         let folder = tempfile::tempdir().unwrap();
         let (key, _) = ensure(&folder.path().join("key"), "kvmb@host").unwrap();
         let line = authorized_line(&key, true);

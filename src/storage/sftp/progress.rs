@@ -60,7 +60,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(120);
 
     #[test]
-    fn only_enough_bytes_are_progress() {
+    fn only_sufficient_throughput_resets_the_stall_time() {
         let progress = TransferProgress::default();
         for _ in 0..1000 {
             progress.waited(Duration::from_millis(100));
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_slept_did_not_wait() {
+    fn single_wait_counts_at_most_the_longest_step() {
         let progress = TransferProgress::default();
         progress.waited(Duration::from_secs(3600));
         assert_eq!(progress.stuck_for(), LONGEST_STEP);

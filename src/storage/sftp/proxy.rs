@@ -128,7 +128,7 @@ mod tests {
     use std::io::{Read, Write};
 
     #[test]
-    fn the_program_is_the_connection_and_ends_with_it() {
+    fn proxy_command_carries_the_connection_until_dropped() {
         let (mut socket, process) = Proxy::Command("cat".to_owned()).start("host", 22).unwrap();
         socket.write_all(b"there and back").unwrap();
         let mut back = [0; 14];
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_goes_by_all_hosts_and_forwards_to_the_server() {
+    fn proxy_jump_passes_all_hosts_and_forwards_to_the_server() {
         let jump = Proxy::Jump { hosts: "me@one:2200,two".to_owned(), config: Some("/c".into()) };
         let command = jump.command("::1", 22);
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn without_configuration_it_is_port_22_the_local_user_and_the_usual_files() {
+    fn defaults_apply_without_ssh_configuration() {
         let found = ssh_target("sftp://host//srv", "", "").unwrap();
         assert_eq!((found.host.as_str(), found.port, found.user.as_str()), ("host", 22, "me"));
         assert_eq!(found.known_as, "host");
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_wins_over_the_users_file_and_that_over_the_systems() {
+    fn address_overrides_user_configuration_which_overrides_system() {
         let user = "Host backup\n HostName real.example.com\n Port 2200\n User kvm\n IdentityFile ~/.ssh/one\n\
                     Host *\n Port 99\n User nobody\n IdentityFile ~/.ssh/%r-%h\n";
         let system = "Host *\n Port 100\n IdentitiesOnly yes\n IdentityFile /etc/keys/three\n";
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn known_hosts_files_aliases_and_ways_to_log_in_are_taken_from_it() {
+    fn known_hosts_aliases_and_login_methods_are_configurable() {
         let config = "Host b\n UserKnownHostsFile ~/a /b/%h\n GlobalKnownHostsFile none\n HostKeyAlias The-Server\n\
                       PasswordAuthentication no\n KbdInteractiveAuthentication no\n PubkeyAuthentication no\n\
                       IdentityAgent none\n AddressFamily inet6\n";
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detour_is_found_and_none_is_one() {
+    fn proxy_is_read_from_configuration_and_can_be_disabled() {
         let jump = ssh_target("sftp://host//srv", "ProxyJump me@gate:2200\n", "").unwrap();
         let Some(Proxy::Jump { hosts, config: Some(_) }) = jump.proxy else { panic!("{jump:?}") };
         assert_eq!(hosts, "me@gate:2200");
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn match_blocks_and_included_files_count() {
+    fn match_blocks_and_included_files_are_applied() {
         let config = "Host a\n User one\nMatch host b user kvm\n Port 2222\nMatch exec true host d\n Port 4\nHost c\n \
             Port 3\n\
                       Match all\n User all\n";
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ssh_cannot_read_is_an_error() {
+    fn unknown_ssh_option_is_an_error() {
         let error = ssh_target("sftp://a//srv", "NoSuchOption yes\n", "").unwrap_err().to_string();
         assert!(error.contains("/.ssh/config: ") && error.to_lowercase().contains("nosuchoption"), "{error}");
     }

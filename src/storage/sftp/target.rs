@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_mean_what_they_mean_to_restic() {
+    fn addresses_are_parsed_as_in_restic() {
         let table = [
             ("sftp://kvm@host:2222//srv/kvm", target(Some("kvm"), "host", Some(2222), "/srv/kvm")),
             ("sftp://host/kvm/a", target(None, "host", None, "kvm/a")),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_refused() {
         for url in [
             "sftp:",
             "sftp://",

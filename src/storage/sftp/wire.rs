@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_whole_wherever_its_long_text_stands() {
+    fn request_is_encoded_completely_with_long_text_anywhere() {
         let long = vec![7; LONG_TEXT_BYTES + 1];
         let middle = [Field::Text(b"handle"), Field::Text(&long), Field::Long(1)];
         let last = [Field::Long(1), Field::Text(b"handle"), Field::Text(&long)];
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_understood_and_what_is_cut_short_is_not() {
+    fn replies_are_parsed_and_truncated_ones_refused() {
         let names = [
             &[104, 0, 0, 0, 7, 0, 0, 0, 2][..],
             &text("a"),
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_an_answer() {
+    fn status_codes_are_mapped_to_replies() {
         let status = |code: u8, words: &str| {
             let words = if words.is_empty() { Vec::new() } else { text(words) };
             let packet = [&[101, 0, 0, 0, 3, 0, 0, 0, code][..], &words].concat();

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_point_is_below_each_disk_and_errors_stop_the_machine() {
+    fn served_point_backs_each_disk_and_io_errors_pause_the_machine() {
         let (xml, before) = served();
         let definition = Definition::parse(&xml).unwrap();
         let below: Vec<(&str, &PathBuf)> = sockets_below(&definition).collect();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_come_back_unless_somebody_has_changed_them() {
+    fn original_disk_settings_are_restored_unless_changed_since() {
         let (xml, before) = served();
         let back = with_settings(&xml, &before).unwrap();
         assert!(back.contains("type='qcow2' error_policy='enospace'/>"), "{back}");

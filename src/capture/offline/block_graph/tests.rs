@@ -61,7 +61,7 @@ fn qcow2(layer: usize, backing: Value) -> Value {
 }
 
 #[test]
-fn without_a_chain_in_the_definition_headers_are_followed_to_the_end() {
+fn headers_are_followed_if_the_definition_lacks_a_backing_chain() {
     let images = Images::default().with("/a/top.qcow2", Some(("mid.qcow2", Some("qcow2")))).with(
         "/a/mid.qcow2",
         Some(("json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"/b/base\"}}", None)),
@@ -82,7 +82,7 @@ fn without_a_chain_in_the_definition_headers_are_followed_to_the_end() {
 }
 
 #[test]
-fn the_chain_of_the_definition_wins_over_headers() {
+fn backing_chain_in_the_definition_overrides_headers() {
     let images = Images::default()
         .with("/a/top", Some(("/a/gone", None)))
         .with("/a/mid", Some(("/a/low", Some("qcow2"))))
@@ -107,7 +107,7 @@ fn the_chain_of_the_definition_wins_over_headers() {
 }
 
 #[test]
-fn a_backing_file_without_a_format_is_refused_and_so_is_a_loop() {
+fn backing_loops_unsafe_names_and_missing_formats_are_refused() {
     let xml = "<disk type='file'><driver type='qcow2'/><source file='/a/top'/><target dev='vda'/></disk>";
     let images = Images::default().with("/a/top", Some(("/a/base", None)));
     assert!(matches!(graph_of(xml, &images), Err(Error::NoBackingFormat { .. })));
@@ -118,7 +118,7 @@ fn a_backing_file_without_a_format_is_refused_and_so_is_a_loop() {
 }
 
 #[test]
-fn slices_devices_volumes_and_encryption_become_nodes() {
+fn slices_devices_volumes_and_encryption_become_block_nodes() {
     let images = Images::default().with("/a/top", None).with("/dev/vg/lv", None);
     let slice = "<disk type='file'><driver type='raw'/><source file='/a/box'><slices><slice type='storage' \
                  offset='1048576' size='4194304'/></slices></source><target dev='vda'/></disk>";
@@ -142,7 +142,7 @@ fn slices_devices_volumes_and_encryption_become_nodes() {
 }
 
 #[test]
-fn a_data_file_that_only_a_header_names_is_opened_elsewhere() {
+fn data_file_named_only_by_a_header_is_served_unprivileged() {
     let mut images = Images::default().with("/a/top", None);
     images.0.get_mut(Path::new("/a/top")).unwrap().data_file = Some("data.raw".into());
     let given = "<disk type='file'><driver type='qcow2'/><source file='/a/top'><dataStore type='file'>\
@@ -162,7 +162,7 @@ fn a_data_file_that_only_a_header_names_is_opened_elsewhere() {
 }
 
 #[test]
-fn network_disks_are_named_as_libvirt_names_them() {
+fn network_disk_options_match_those_of_libvirt() {
     let of = |source: &str| {
         let xml = format!("<disk type='network'><driver type='raw'/>{source}<target dev='vda'/></disk>");
         let graph = graph_of(&xml, &Images::default())?;

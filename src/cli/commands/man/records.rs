@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_of_every_record_has_a_meaning_and_a_path() {
+    fn every_record_field_has_a_meaning_and_a_path() {
         for kind in kinds() {
             assert!(!kind.summary().is_empty(), "{}", kind.name);
             for field in kind.fields() {

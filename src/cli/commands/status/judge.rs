@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_point_grows_old() {
+    fn age_of_the_newest_point_determines_the_status() {
         assert_judged(&facts(Some(5)), "ok", "the newest point is 5 h old");
         assert_judged(&facts(Some(26)), "ok", "26 h");
         assert_judged(&facts(Some(27)), "warning", "27 h");
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreachable_repository_is_never_ok() {
+    fn unreachable_repository_is_never_ok() {
         let unasked = |hours| MachineFacts { from_repository: false, ..facts(hours) };
         assert_judged(&unasked(Some(5)), "unknown", "is unreachable; according to this host, the newest point is 5 h");
         assert_judged(&unasked(Some(51)), "critical", "2 days old");
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_failed_after_the_newest_point_is_reported() {
+    fn failed_run_after_the_newest_point_is_reported() {
         let with = |result, hours| MachineFacts {
             memory: Some(memory(100, |m| m.note_run(run(result, hours)))),
             ..facts(Some(10))
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drill_that_was_not_ok_is_reported_and_one_that_is_old_where_that_is_wanted() {
+    fn failed_and_overdue_drills_are_reported() {
         let drilled = |status: &str, hours| {
             let drill = DrillRun {
                 run: "1".into(),
@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verification_grows_old_and_damage_stays() {
+    fn overdue_verification_is_a_warning_and_damage_is_critical() {
         let verified_ago = |hours| {
             let at = ago(hours);
             let verification = Verification { point: "p".into(), at, depth: VerifiedDepth::Quick };
@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_or_left_out_is_a_note() {
+    fn gone_and_unselected_machines_are_ok_with_a_note() {
         for (standing, words) in [(Standing::Gone, "no longer exists"), (Standing::LeftOut, "not selected")] {
             assert_judged(&MachineFacts { standing, ..facts(Some(1000)) }, "ok", words);
         }
@@ -608,7 +608,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_as_old_as_the_oldest() {
+    fn status_of_copies_follows_the_oldest_one() {
         let copy = |name: &str, hours: Option<i64>| LatestCopy {
             machine: name.into(),
             uuid: UUID.into(),

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_end_a_label_or_a_line() {
+    fn special_characters_in_names_are_escaped_in_perfdata() {
         assert_eq!(label("it's a=b|c\n", "age"), "'it''s a_b_c__age'=");
         assert_eq!(unknown("a|b\nc"), "KVMB UNKNOWN - a¦b\u{fffd}c\n");
     }

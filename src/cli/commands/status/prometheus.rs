@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_end_a_label_or_a_line() {
+    fn special_characters_in_names_are_escaped_in_metrics() {
         let mut text = Exposition::default();
         text.metric("kvmb_x", "a\\b\nc");
         text.sample("kvmb_x", &[("machine", "a\"b\\c\nd")], 1_763_630_000.5);

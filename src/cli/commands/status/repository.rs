@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_are_not_applied_are_a_warning_after_a_week() {
+    fn missing_prune_is_a_warning_after_a_week() {
         let judged = |memory: Option<&RepoMemory>| {
             let check = judge_prunes(URL, memory, now());
             (check.status, check.detail)
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_will_be_full_within_a_month_is_a_warning() {
+    fn file_system_that_fills_within_a_month_is_a_warning() {
         let grown = |bytes_a_day: u64| {
             memory(9, |memory| {
                 (0..8).for_each(|day| memory.note_free_space(ago(8 - day), (100 << 30) - day as u64 * bytes_a_day));

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_follows_from_how_often_backups_run() {
+    fn default_thresholds_follow_from_the_backup_interval() {
         assert_eq!(hours(None, None, None), Some((26, 50)));
         assert_eq!(hours(None, None, Some(1)), Some((3, 4)));
         assert_eq!(hours(None, None, Some(168)), Some((170, 338)));

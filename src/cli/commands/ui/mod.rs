@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tunnel_leads_to_the_address_of_the_link() {
+    fn tunnel_forwards_to_the_address_of_the_link() {
         for (link, expected) in [
             ("http://127.0.0.1:8420/login?token=a", Some("8420:127.0.0.1:8420")),
             ("http://127.0.0.2:1/login?token=a", Some("1:127.0.0.2:1")),

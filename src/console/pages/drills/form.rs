@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_form_becomes_words_and_a_name_is_no_option() {
+    fn drill_form_becomes_arguments_without_option_injection() {
         let words = |wish: Wish<'_>, form: &str| wish.words(&Fields::parse(form)).join(" ");
         assert_eq!(words(Wish::Machine("--all"), "until="), "drill -- --all");
         assert_eq!(

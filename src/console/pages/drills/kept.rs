@@ -80,7 +80,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn a_console_is_shown_as_plain_text_from_a_whole_line_on() {
+    fn console_end_is_shown_as_plain_text_from_a_full_line() {
         let (text, is_cut) = end_of(b"\x1b[2J\x1b[31mred\x1b[0m\r\n\x07<b>\xff\xe2\x80\xaeabc\n\n");
         assert_eq!((text.as_str(), is_cut), ("red\n<b>\u{fffd}abc", false));
         let lines: String = (0..20_000).map(|number| format!("line {number:06}\n")).collect();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_plain_file_that_is_no_newer_than_the_drill_is_read() {
+    fn only_kept_regular_files_older_than_the_drill_are_read() {
         let outer = tempfile::tempdir().expect("a folder");
         let folder = outer.path().join("drills");
         let uuid = "8f5a3c0e-0000-4000-8000-00000000000";

@@ -204,7 +204,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_files_of_a_machine_are_those_of_its_last_drill() {
+    fn overwritten_drill_files_belong_only_to_the_latest_drill() {
         let drill = |log: &str| {
             let check =
                 json!({ "type": "check", "check": "drill", "target": "a", "status": "ok", "detail": "", "log": log });

@@ -404,7 +404,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_searched_as_text_unless_it_is_a_pattern() {
+    fn plain_search_text_is_escaped_unless_it_is_a_pattern() {
         for (text, option) in [("a b", "--name=*a b*"), ("*.conf", "--name=*.conf"), ("[x]\\", "--name=*\\[x\\]\\\\*")]
         {
             assert_eq!(name_option(text), option);

@@ -160,7 +160,7 @@ mod tests {
     use super::disposition;
 
     #[test]
-    fn a_name_says_nothing_but_the_name() {
+    fn download_header_contains_only_a_safe_file_name() {
         assert_eq!(disposition("a b.txt"), "attachment; filename=\"a b.txt\"; filename*=UTF-8''a%20b%2Etxt");
         let hostile = "../x\";\r\nSet-Cookie: a=b\u{202e}fdp.exe";
         let header = disposition(hostile);

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_typed_in_many_ways() {
+    fn typed_paths_are_normalised_for_their_file_system() {
         let linux = [filesystem("vda1", None), filesystem("vda2", Some("Debian"))];
         let windows = [filesystem("vda3", Some("Windows"))];
         for (records, query, part, path) in [
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_names_paths_and_nothing_else() {
+    fn form_fields_yield_only_absolute_paths() {
         let path = "/a b/-x\n\u{202e}é";
         let form = format!("part=vda2&f={}&f=etc&f=--to%3D/&f=/a%2500b", html::segment(&field_of(path)));
         assert_eq!(chosen(&Fields::parse(&form), "f"), [format!("vda2:{path}")]);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_on_the_way_have_their_paths() {
+    fn parent_folders_have_their_full_paths() {
         let place = FilePlace { part: "vda2".into(), path: "/a/bé/c".into() };
         assert_eq!(place.folders(), [("a", "/a"), ("bé", "/a/bé"), ("c", "/a/bé/c")]);
         assert_eq!((place.path_of("vda2:/x"), place.path_of("/x")), ("/x", "/x"));

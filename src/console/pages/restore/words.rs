@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hints_become_fields() {
+    fn hints_of_a_failed_restore_select_form_fields() {
         let wanted = Wanted::of(
             [
                 "define it with 'virsh net-define', or choose another one: --network my net=NEW",

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_become_expressions() {
+    fn schedule_choices_become_cron_expressions() {
         for (query, expected) in [
             ("", None),
             ("again=1", None),

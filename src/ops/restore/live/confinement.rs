@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn apparmor_permits_what_a_rule_names() {
+    fn apparmor_rule_is_found_or_reported_missing() {
         let sockets = "/run/kvmb-nbd/live-*/nbd";
         let profile = |rule: &str| format!("  # {sockets} rw,\n  /dev/null rw,\n  {rule}\n  /run/other r,\n");
         for missing in ["", "/run/kvmb-nbd/live-*/nbd r,", "/run/kvmb-nbd/*/nbd rw,"] {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_that_is_shown_adds_the_rule() {
+    fn suggested_command_adds_the_apparmor_rule() {
         let (root, sockets) = (tempfile::tempdir().unwrap(), "/run/kvmb-nbd/live-*/nbd");
         let profile = root.path().join(APPARMOR[0]);
         fs::create_dir_all(profile.parent().unwrap()).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn selinux_permits_it_with_a_module_of_ours() {
+    fn selinux_access_requires_the_kvmb_module() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!has_selinux_module(folder.path()));
         assert!(selinux(false).unwrap().command.ends_with("> kvmb.cil && semodule -i kvmb.cil"));
