@@ -1,4 +1,4 @@
-//! The steps that the stories of the tests are made of: back up, restore, compare.
+//! Steps that many tests share: back up, restore, compare.
 #![allow(dead_code, reason = "each test program tells its own stories")]
 
 use std::collections::BTreeMap;
@@ -15,33 +15,33 @@ use crate::support::{Call, DiskModel, Env, Machine, wait_until};
 
 pub const MIB: u64 = 1 << 20;
 
-/// Bytes that nothing compresses and no other seed has.
+/// Returns incompressible bytes that differ for every seed.
 pub fn noise(seed: u64, length: u64) -> Vec<u8> {
     let mut bytes = vec![0; length as usize];
     StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
 }
 
-/// A repository at [`Env::repo`].
+/// Creates a repository at [`Env::repo`].
 pub fn init(env: &Env) -> String {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     env.repo()
 }
 
-/// Backs a machine up into [`Env::repo`]; the point's record.
+/// Backs a machine up into [`Env::repo`], and returns the point's record.
 #[track_caller]
 pub fn backup(machine: &Machine) -> Value {
     let env = machine.env();
     env.kvmb(["backup", "-r", &env.repo(), "--", machine.name()]).run().assert_ok().record_of("point")
 }
 
-/// A record's field as text.
+/// Returns a field of a record as text.
 #[track_caller]
 pub fn text<'a>(record: &'a Value, field: &str) -> &'a str {
     record[field].as_str().unwrap_or_else(|| panic!("no text {field:?} in {record}"))
 }
 
-/// Restores a point's disks as raw images into a new folder, without libvirt; target → image.
+/// Restores a point's disks as raw images into a new folder, without libvirt. Returns target → image.
 #[track_caller]
 pub fn restore_images(env: &Env, point: &str) -> BTreeMap<String, PathBuf> {
     let folder = new_folder(env, "restored");
@@ -54,19 +54,19 @@ pub fn restore_images(env: &Env, point: &str) -> BTreeMap<String, PathBuf> {
     images_of(&output.record_of("point"))
 }
 
-/// The images of a record with `restored_to`.
+/// Returns the images of a record with `restored_to`.
 pub fn images_of(record: &Value) -> BTreeMap<String, PathBuf> {
     let disks = record["restored_to"]["disks"].as_array().unwrap_or_else(|| panic!("nothing was restored: {record}"));
     disks.iter().map(|disk| (text(disk, "disk").to_owned(), text(disk, "path").into())).collect()
 }
 
-/// An empty folder that did not exist before.
+/// Creates a new, empty folder.
 pub fn new_folder(env: &Env, name: &str) -> PathBuf {
     let folder = tempfile::Builder::new().prefix(name).tempdir_in(env.path("")).expect("a folder");
     folder.keep()
 }
 
-/// Fails unless the point, restored, is exactly these disks.
+/// Fails unless the restored point is identical to these disks.
 #[track_caller]
 pub fn assert_restores_to(env: &Env, point: &str, disks: &BTreeMap<String, DiskModel>) {
     let images = restore_images(env, point);
@@ -77,7 +77,7 @@ pub fn assert_restores_to(env: &Env, point: &str, disks: &BTreeMap<String, DiskM
     }
 }
 
-/// The names in a folder, sorted.
+/// Returns the sorted names in a folder.
 pub fn names_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
@@ -85,7 +85,7 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Starts a `kvmb` that stops itself at a step.
+/// Starts a `kvmb` that stops itself at a failpoint.
 pub fn stopped_at(call: Call, step: Failpoint) -> Running {
     let mut running = call.env("KVMB_TEST_STOP_AT", step.name()).spawn();
     wait_until("it has reached the step", Duration::from_secs(60), || {
@@ -95,7 +95,7 @@ pub fn stopped_at(call: Call, step: Failpoint) -> Running {
     running
 }
 
-/// Starts a `kvmb` that stops itself in the middle of reading a capture of `machine`, when it has stored a first chunk.
+/// Starts a `kvmb` that stops itself while it reads a capture of `machine`, after it has stored the first chunk.
 pub fn caught_reading(machine: &Machine, call: Call) -> Running {
     let mut running = call.env("KVMB_TEST_STOP_AT", "FirstChunk").spawn();
     wait_until("it has stored a chunk", Duration::from_secs(60), || {
@@ -106,7 +106,7 @@ pub fn caught_reading(machine: &Machine, call: Call) -> Running {
     running
 }
 
-/// Whether QEMU serves every disk: the instant of the capture is over. Its jobs are there before that.
+/// Whether QEMU serves every disk, so that the instant of the capture has passed. The jobs exist before that.
 fn is_readable(machine: &Machine) -> bool {
     let exports = machine.qmp("query-block-exports", serde_json::json!({}));
     exports.as_array().is_some_and(|exports| exports.len() == machine.targets().len())

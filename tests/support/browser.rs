@@ -1,7 +1,7 @@
-//! A real browser: Chromium without a window, driven through WebDriver by the chromedriver of its version.
+//! A real browser: headless Chromium, driven through WebDriver by the chromedriver of its version.
 //!
-//! Its folder is one of the test's own, no name resolves but `127.0.0.1`, and [`Browser::end`] fails if a page has
-//! asked another host for anything or a connection has left the loopback interface.
+//! It uses a private folder and resolves no name but `127.0.0.1`. [`Browser::end`] fails if a page has made requests to
+//! another host or a connection has left the loopback interface.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -17,16 +17,16 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-/// How long the browser may take for anything.
+/// Time limit for every operation.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The key of an element's id, by the standard.
+/// The key of an element's id, defined by the WebDriver standard.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// Where `.ci/install-parts` puts the rules of accessibility.
+/// Where `.ci/install-parts` puts the accessibility rules.
 const AXE: &str = "/opt/kvmb-test-parts/node_modules/axe-core/axe.min.js";
 
-/// Keys that have no letter, by the standard.
+/// Non-character keys, defined by the WebDriver standard.
 pub mod key {
     pub const TAB: &str = "\u{E004}";
     pub const ENTER: &str = "\u{E007}";
@@ -35,16 +35,15 @@ pub mod key {
     pub const DOWN: &str = "\u{E015}";
 }
 
-/// How a page is looked at.
+/// The settings of a browser window.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
-    /// The width and height of the page in pixels.
     pub size: (u32, u32),
-    /// Whether the desktop prefers dark colours.
+    /// Whether the desktop prefers a dark colour scheme.
     pub is_dark: bool,
-    /// What the browser sends as `Accept-Language`.
+    /// The value of `Accept-Language`.
     pub language: &'static str,
-    /// Whether scripts run.
+    /// Whether scripts are enabled.
     pub has_scripts: bool,
 }
 
@@ -54,7 +53,7 @@ pub const DESKTOP: Look = Look { size: (1280, 800), is_dark: false, language: "e
 /// A telephone: 390×844.
 pub const PHONE: Look = Look { size: (390, 844), ..DESKTOP };
 
-/// A browser that runs; its processes are those of the test and end with it.
+/// A running browser. Its processes belong to the test and end with it.
 pub struct Browser {
     driver: Running,
     port: u16,
@@ -64,7 +63,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts it with an empty page.
+    /// Starts a browser with an empty page.
     pub fn start(env: &Env, look: Look) -> Browser {
         parts::require(&["chromium", "chromedriver"]);
         let folder = tempfile::Builder::new().prefix("browser-").tempdir_in(env.path("")).expect("a folder").keep();
@@ -79,7 +78,7 @@ impl Browser {
         let options = json!({
             "binary": parts::find("chromium"),
             "args": browser.arguments(look.language),
-            // 2 is "blocked". The driver itself goes on.
+            // 2 means "blocked". chromedriver's own scripts still run.
             "prefs": { "profile.managed_default_content_settings.javascript": if look.has_scripts { 1 } else { 2 } },
         });
         let wanted = json!({ "capabilities": { "alwaysMatch": {
@@ -108,7 +107,7 @@ impl Browser {
         self.folder.join("net.json")
     }
 
-    /// Sends a command of WebDriver. Returns its value, or the error that it gave.
+    /// Sends a WebDriver command. Returns its value or its error.
     fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("chromedriver is there");
         stream.set_read_timeout(Some(LIMIT)).expect("a socket");
@@ -134,13 +133,13 @@ impl Browser {
         self.call(method, &format!("session/{}/{what}", self.session), body)
     }
 
-    /// Sends a command of the browser's own protocol.
+    /// Sends a DevTools command.
     #[track_caller]
     pub fn devtools(&self, command: &str, parameters: &Value) -> Value {
         self.ask("POST", "goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
     }
 
-    /// Changes the size and the colours; the language and the scripts are those of the start.
+    /// Changes the size and the colour scheme. The language and the scripts cannot be changed.
     pub fn set_look(&self, look: Look) {
         let (width, height) = look.size;
         let is_phone = width < 600;
@@ -158,25 +157,22 @@ impl Browser {
         self.ask("POST", "url", &json!({ "url": url }));
     }
 
-    /// Loads the page again.
     #[track_caller]
     pub fn reload(&self) {
         self.ask("POST", "refresh", &json!({}));
     }
 
-    /// The address of the page.
     #[track_caller]
     pub fn url(&self) -> String {
         self.ask("GET", "url", &Value::Null).as_str().unwrap_or_default().to_owned()
     }
 
-    /// The title of the page.
     #[track_caller]
     pub fn title(&self) -> String {
         self.ask("GET", "title", &Value::Null).as_str().unwrap_or_default().to_owned()
     }
 
-    /// The elements that a CSS selector finds.
+    /// Returns the elements that match a CSS selector.
     #[track_caller]
     pub fn all(&self, css: &str) -> Vec<Element<'_>> {
         self.find_all("css selector", css)
@@ -194,7 +190,7 @@ impl Browser {
         ids.enumerate().map(element).collect()
     }
 
-    /// Asks the page until it has something; fails with what it shows when it never has.
+    /// Polls until `ask` returns something; fails with the page's text after the time limit.
     #[track_caller]
     fn eventually<T>(&self, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + LIMIT;
@@ -204,25 +200,25 @@ impl Browser {
                 return found;
             }
             assert!(Instant::now() < end, "{what} on {}: {}", self.url(), self.text());
-            // Each question makes the browser look at the whole page: what takes long is asked less often.
+            // Each query makes the browser search the whole page, so poll less often over time.
             thread::sleep(pause);
             pause = (pause * 3 / 2).min(Duration::from_millis(250));
         }
     }
 
-    /// The first element that a CSS selector finds, as soon as there is one.
+    /// Waits for the first element that matches a CSS selector.
     #[track_caller]
     pub fn one(&self, css: &str) -> Element<'_> {
         self.eventually(&format!("nothing is {css}"), || self.all(css).into_iter().next())
     }
 
-    /// Whether a CSS selector finds something.
+    /// Whether any element matches a CSS selector.
     #[track_caller]
     pub fn has(&self, css: &str) -> bool {
         !self.all(css).is_empty()
     }
 
-    /// Clicks on the first link, button or label with exactly these words, as soon as there is one.
+    /// Waits for the first link, button or label with exactly this text, and clicks on it.
     #[track_caller]
     pub fn click(&self, words: &str) {
         let kinds = ["a", "button", "label", "summary", "b"];
@@ -231,21 +227,21 @@ impl Browser {
         self.eventually(&format!("nothing to click on says {words:?}"), shown).click();
     }
 
-    /// What a person reads on the page.
+    /// Returns the visible text of the page.
     #[track_caller]
     pub fn text(&self) -> String {
         let body = self.all("body").into_iter().next();
-        // A page that another one just replaces has none.
+        // A page that is just being replaced has no body.
         body.and_then(|body| body.try_ask("text")?.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// Waits until a person reads these words on the page, which changes by itself or has just been asked for.
+    /// Waits until the page shows this text.
     #[track_caller]
     pub fn wait_for(&self, words: &str) {
         self.eventually(&format!("no {words:?}"), || self.text().contains(words).then_some(()));
     }
 
-    /// Presses keys, one after the other, wherever the focus is.
+    /// Presses keys, one after the other, in the focused element.
     #[track_caller]
     pub fn press(&self, keys: &[&str]) {
         let events = keys
@@ -255,33 +251,33 @@ impl Browser {
         self.ask("POST", "actions", &json!({ "actions": [actions] }));
     }
 
-    /// Types a text wherever the focus is.
+    /// Types a text into the focused element.
     #[track_caller]
     pub fn type_text(&self, text: &str) {
         let keys: Vec<String> = text.chars().map(String::from).collect();
         self.press(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
-    /// Runs a script in the page; what it returns.
+    /// Runs a script in the page, and returns its result.
     #[track_caller]
     pub fn script(&self, text: &str) -> Value {
         self.ask("POST", "execute/sync", &json!({ "script": text, "args": [] }))
     }
 
-    /// The text of an alert that a page has opened; none is open as a rule.
+    /// Returns the text of an open alert. Usually there is none.
     pub fn alert(&self) -> Option<String> {
         let text = self.try_call("GET", &format!("session/{}/alert/text", self.session), &Value::Null).ok()?;
         text.as_str().map(str::to_owned)
     }
 
-    /// The tabs, by their ids.
+    /// Returns the ids of the tabs.
     #[track_caller]
     pub fn tabs(&self) -> Vec<String> {
         let tabs = self.ask("GET", "window/handles", &Value::Null);
         tabs.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
-    /// Opens a tab and goes to it.
+    /// Opens a tab and switches to it.
     #[track_caller]
     pub fn new_tab(&self) -> String {
         let tab = self.ask("POST", "window/new", &json!({ "type": "tab" }));
@@ -291,20 +287,20 @@ impl Browser {
         id
     }
 
-    /// Goes to a tab.
+    /// Switches to a tab.
     #[track_caller]
     pub fn go_to_tab(&self, id: &str) {
         self.ask("POST", "window", &json!({ "handle": id }));
     }
 
-    /// What the window shows, as a PNG.
+    /// Returns a screenshot as a PNG.
     #[track_caller]
     pub fn screenshot(&self) -> Vec<u8> {
         let picture = self.devtools("Page.captureScreenshot", &json!({}));
         STANDARD.decode(picture["data"].as_str().expect("a picture")).expect("base64")
     }
 
-    /// What the window shows, made smaller.
+    /// Returns a reduced screenshot.
     #[track_caller]
     pub fn small_screenshot(&self, scale: f64) -> Vec<u8> {
         let (width, height) = self.look.get().size;
@@ -314,18 +310,18 @@ impl Browser {
         STANDARD.decode(picture["data"].as_str().expect("a picture")).expect("base64")
     }
 
-    /// How many pixels the page is wider than the window.
+    /// Returns by how many pixels the page is wider than the window.
     #[track_caller]
     pub fn overflow(&self) -> i64 {
         let script = "const page = document.documentElement; return page.scrollWidth - page.clientWidth;";
         self.script(script).as_i64().expect("a number")
     }
 
-    /// What axe-core finds wrong with the page by WCAG 2.2 AA and its own best practices, a line each. Only colours
-    /// differ between light and dark.
+    /// Returns the violations of WCAG 2.2 AA and of axe-core's best practices, one line each. Light and dark pages
+    /// differ only in colours.
     #[track_caller]
     pub fn accessibility_faults(&self, only_colours: bool) -> Vec<String> {
-        // Half a megabyte of script, which a page keeps.
+        // The script has half a megabyte, and stays in the page.
         if self.script("return window.axe === undefined;") == true {
             let axe = fs::read_to_string(AXE).unwrap_or_else(|error| {
                 panic!("the tests need axe-core; as root run: .ci/install-parts ({AXE}: {error})")
@@ -343,14 +339,14 @@ impl Browser {
         found.as_array().expect("a list").iter().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
-    /// Ends the browser. Fails if something has left this host, or if a page has asked for anything that is not at
+    /// Ends the browser. Fails if a connection has left this host, or if a page has requested anything outside
     /// `origin`.
     #[track_caller]
     pub fn end(self, origin: &str) {
         self.end_after_visiting(&[origin]);
     }
 
-    /// The same where a test has opened pages of several origins.
+    /// Like `end`, for several origins.
     #[track_caller]
     pub fn end_after_visiting(self, origins: &[&str]) {
         self.call("DELETE", &format!("session/{}", self.session), &Value::Null);
@@ -367,7 +363,7 @@ impl Browser {
     }
 }
 
-/// Reads the body of an answer. The driver keeps its connections open, so that their end is no mark.
+/// Reads the body of a response. The driver keeps its connections open, so the body does not end with the connection.
 fn read_answer(stream: &mut TcpStream) -> std::io::Result<String> {
     let (mut reader, mut line, mut length) = (BufReader::new(stream), String::new(), 0);
     while reader.read_line(&mut line)? > 0 && line != "\r\n" {
@@ -382,10 +378,11 @@ fn read_answer(stream: &mut TcpStream) -> std::io::Result<String> {
     String::from_utf8(body).map_err(std::io::Error::other)
 }
 
-/// What pages asked for and where connections went, by the browser's own log; none while it is not complete.
+/// Returns the requests of pages and the targets of connections from the browser's own log; None while it is
+/// incomplete.
 fn read_net_log(file: &Path) -> Option<(Vec<String>, Vec<String>)> {
     let log = fs::read(file).ok()?;
-    // Megabytes, which are not worth reading before the end is there.
+    // The log has megabytes, so parse it only when it is complete.
     let log: Value = log.trim_ascii_end().ends_with(b"}").then(|| serde_json::from_slice(&log).ok())??;
     let types = &log["constants"]["logEventTypes"];
     let of_type = |name: &str| {
@@ -401,11 +398,10 @@ fn read_net_log(file: &Path) -> Option<(Vec<String>, Vec<String>)> {
     Some((asked, connected))
 }
 
-/// An element of a page.
 pub struct Element<'b> {
     browser: &'b Browser,
     id: RefCell<String>,
-    /// How it was found, and as the which one.
+    /// How it was found: strategy, selector and index.
     search: (String, String, usize),
 }
 
@@ -417,51 +413,51 @@ impl Element<'_> {
             let path = format!("session/{}/element/{}/{what}", self.browser.session, self.id.borrow());
             match self.browser.try_call(method, &path, body) {
                 Ok(value) => Some(value),
-                // A live update has put another one in its place.
+                // A live update has replaced the element.
                 Err(error) if error["error"] == "stale element reference" => {
                     let again = self.browser.find_all(using, css).into_iter().nth(*at);
                     again.into_iter().for_each(|again| *self.id.borrow_mut() = again.id.into_inner());
                     None
                 }
-                // A page that has just been opened is not painted, or does not have the focus.
+                // The page has just been opened and is not painted or focused yet.
                 Err(error) if error["error"] == "element not interactable" => None,
                 Err(error) => panic!("{method} {path}: {}: {}", error["error"], error["message"]),
             }
         })
     }
 
-    /// Clicks on it; a page that this opens is waited for.
+    /// Clicks on the element, and waits for the page that this opens.
     #[track_caller]
     pub fn click(&self) {
         self.ask("POST", "click", &json!({}));
     }
 
-    /// Types into it, after what is there is gone.
+    /// Clears the field and types into it.
     #[track_caller]
     pub fn fill(&self, text: &str) {
         self.ask("POST", "clear", &json!({}));
         self.ask("POST", "value", &json!({ "text": text }));
     }
 
-    /// What a person reads on it.
+    /// Returns its visible text.
     #[track_caller]
     pub fn text(&self) -> String {
         self.ask("GET", "text", &Value::Null).as_str().unwrap_or_default().to_owned()
     }
 
-    /// What it is asked for; none if another page has taken its place meanwhile.
+    /// Queries the element; None if its page has been replaced.
     fn try_ask(&self, what: &str) -> Option<Value> {
         let path = format!("session/{}/element/{}/{what}", self.browser.session, self.id.borrow());
         self.browser.try_call("GET", &path, &Value::Null).ok()
     }
 
-    /// The value of an attribute or, for fields, of what is in it now.
+    /// Returns the value of an attribute, or the current value of a field.
     #[track_caller]
     pub fn property(&self, name: &str) -> Value {
         self.ask("GET", &format!("property/{name}"), &Value::Null)
     }
 
-    /// Whether a person sees it.
+    /// Whether it is visible.
     pub fn is_shown(&self) -> bool {
         self.try_ask("displayed") == Some(Value::Bool(true))
     }

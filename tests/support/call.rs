@@ -1,4 +1,4 @@
-//! Running a program and reading what it said.
+//! Runs programs and collects their output.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
-/// A program that is about to be run. Its standard input is empty unless [`Call::stdin`] says otherwise.
+/// A program to be run. Its standard input is empty unless [`Call::stdin`] sets it.
 pub struct Call {
     command: Command,
     stdin: Vec<u8>,
@@ -24,43 +24,41 @@ impl Call {
         Call { command, stdin: Vec::new(), limit: Duration::from_secs(120) }
     }
 
-    /// Adds an argument.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Call {
         self.command.arg(arg);
         self
     }
 
-    /// Adds arguments.
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Call {
         self.command.args(args);
         self
     }
 
-    /// Sets a variable.
+    /// Sets an environment variable.
     pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Call {
         self.command.env(key, value);
         self
     }
 
-    /// Takes a variable away.
+    /// Removes an environment variable.
     pub fn without_env(mut self, key: &str) -> Call {
         self.command.env_remove(key);
         self
     }
 
-    /// What it reads.
+    /// Sets its standard input.
     pub fn stdin(mut self, input: impl AsRef<[u8]>) -> Call {
         self.stdin = input.as_ref().to_vec();
         self
     }
 
-    /// How long it may take (two minutes unless set).
+    /// Sets the time limit (two minutes by default).
     pub fn limit(mut self, limit: Duration) -> Call {
         self.limit = limit;
         self
     }
 
-    /// Starts it in a process group of its own.
+    /// Starts it in its own process group.
     pub fn spawn(self) -> Running {
         let Call { mut command, stdin, limit } = self;
         let shown = format!("{command:?}");
@@ -81,11 +79,11 @@ impl Call {
 }
 
 fn feed(mut input: ChildStdin, bytes: &[u8]) {
-    // A program that does not read to the end is no failure of the test.
+    // A program that does not read all of its input is no failure.
     let _ = input.write_all(bytes);
 }
 
-/// Collects a stream in the background, so that a test can look at it while the program runs.
+/// Collects a stream in the background, so that a test can inspect it while the program runs.
 struct Reader {
     seen: Arc<Mutex<Vec<u8>>>,
     thread: Option<JoinHandle<()>>,
@@ -111,7 +109,8 @@ impl Reader {
         String::from_utf8_lossy(&self.seen.lock().expect("lock")).into_owned()
     }
 
-    /// Everything. A daemon that inherited the stream may hold it open for ever: that is a fault of the program.
+    /// Returns the whole stream. Fails if a daemon that inherited the stream keeps it open, which is a bug of the
+    /// program.
     fn finish(mut self, shown: &str) -> Vec<u8> {
         let thread = self.thread.take().expect("reader");
         let end = Instant::now() + Duration::from_secs(10);
@@ -126,7 +125,7 @@ impl Reader {
     }
 }
 
-/// A program that runs. Dropped, it is killed.
+/// A running program, which is killed when this is dropped.
 pub struct Running {
     child: Child,
     shown: String,
@@ -138,22 +137,20 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process id.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("pid")
     }
 
-    /// What it wrote to stdout until now.
+    /// Returns its standard output so far.
     pub fn stdout_so_far(&self) -> String {
         self.stdout.so_far()
     }
 
-    /// What it wrote to stderr until now.
+    /// Returns its standard error so far.
     pub fn stderr_so_far(&self) -> String {
         self.stderr.so_far()
     }
 
-    /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_some()
     }
@@ -164,19 +161,19 @@ impl Running {
         stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
     }
 
-    /// Sends a signal to it and to all that it started in its process group.
+    /// Sends a signal to its process group.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = Pid::from_raw(self.pid()) {
             let _ = kill_process_group(pid, signal);
         }
     }
 
-    /// Ctrl-C.
+    /// Sends Ctrl-C (SIGINT).
     pub fn interrupt(&self) {
         self.signal(Signal::INT);
     }
 
-    /// `kill -9`.
+    /// Kills it (`kill -9`).
     pub fn kill(&self) {
         self.signal(Signal::KILL);
     }
@@ -226,11 +223,11 @@ impl Drop for Running {
     }
 }
 
-/// What a program said and how it ended.
+/// The output of a program, and how it ended.
 pub struct Output {
     shown: String,
     status: ExitStatus,
-    /// Its stdout as it is.
+    /// Its raw standard output.
     pub stdout: Vec<u8>,
     stderr: String,
     /// How long it ran.
@@ -242,7 +239,7 @@ impl Output {
         Output { shown, status, stdout, stderr: String::new(), took }
     }
 
-    /// Its exit code; 128 and the signal's number if a signal ended it, as a shell has it.
+    /// Returns its exit code, or as a shell does, 128 plus the signal's number if a signal ended it.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
     }
@@ -252,23 +249,24 @@ impl Output {
         self.status.signal() == Some(signal.as_raw())
     }
 
-    /// The same as if it had ended well.
+    /// Treats the program as successful.
     pub(super) fn forgiven(mut self) -> Output {
         self.status = ExitStatus::from_raw(0);
         self
     }
 
-    /// Its stdout as text.
+    /// Returns its standard output as text.
     pub fn stdout(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap_or_else(|_| panic!("{}: stdout is not UTF-8", self.shown))
     }
 
-    /// Its stderr.
+    /// Returns its standard error.
     pub fn stderr(&self) -> &str {
         &self.stderr
     }
 
-    /// Its stdout as records, read strictly: JSON Lines, each an object with `type` first, each line ended.
+    /// Parses its standard output strictly as records: JSON Lines, each an object with `type` first, each line
+    /// complete.
     pub fn records(&self) -> Vec<Value> {
         let text = self.stdout();
         assert!(text.is_empty() || text.ends_with('\n'), "{}: the last record has no end of line: {text}", self.shown);
@@ -283,14 +281,14 @@ impl Output {
             .collect()
     }
 
-    /// The records of one type.
+    /// Returns the records of one type.
     pub fn records_of(&self, kind: &str) -> Vec<Value> {
         let mut records = self.records();
         records.retain(|record| record["type"] == kind);
         records
     }
 
-    /// The only record of that type.
+    /// Returns the only record of a type.
     pub fn record_of(&self, kind: &str) -> Value {
         let mut records = self.records_of(kind);
         assert_eq!(records.len(), 1, "one {kind} record was expected\n{self}");
@@ -310,7 +308,7 @@ impl Output {
         self
     }
 
-    /// Fails unless stderr has these words.
+    /// Fails unless standard error contains this text.
     #[track_caller]
     pub fn assert_stderr_has(self, words: &str) -> Output {
         assert!(self.stderr.contains(words), "stderr does not say {words:?}\n{self}");

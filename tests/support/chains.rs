@@ -1,4 +1,4 @@
-//! The steps that the tests of chains are made of: back up, look at how it was read, restore, compare every byte.
+//! Steps of the tests of backup chains: back up, check how it was read, restore, compare every byte.
 #![allow(dead_code, reason = "each test program tells its own stories")]
 
 use std::collections::BTreeMap;
@@ -12,10 +12,10 @@ use crate::support::{Disk, DiskModel, Env, Machine, Output, wait_until};
 
 pub const MIB: u64 = 1 << 20;
 
-/// What a chunk of a disk is.
+/// The size of a chunk.
 pub const CHUNK: u64 = MIB;
 
-/// Two disks with something on them, on.
+/// Starts a machine with two disks that have some content.
 pub fn two_disks<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     let machine = env.machine(name).disk(Disk::qcow2(24 * MIB)).disk(Disk::qcow2(8 * MIB)).start_paused();
     machine.write("vda", MIB, 16 * MIB, 0x11);
@@ -23,36 +23,36 @@ pub fn two_disks<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     machine
 }
 
-/// A repository at [`Env::repo`].
+/// Creates a repository at [`Env::repo`].
 pub fn init(env: &Env) -> String {
     init_at(env, "repo")
 }
 
-/// A repository of that name.
+/// Creates a repository with this name.
 pub fn init_at(env: &Env, name: &str) -> String {
     let repo = env.repo_named(name);
     env.kvmb(["init", "-r", &repo]).run().assert_ok();
     repo
 }
 
-/// Backs a machine up with these arguments; what came of it.
+/// Backs a machine up with these arguments, and returns the output.
 pub fn try_backup(machine: &Machine, repo: &str, args: &[&str]) -> Output {
     machine.env().kvmb(["backup", "-r", repo]).args(args).args(["--", machine.name()]).run()
 }
 
-/// Backs a machine up; the point.
+/// Backs a machine up, and returns the point.
 #[track_caller]
 pub fn backup(machine: &Machine, repo: &str) -> Value {
     backup_with(machine, repo, &[])
 }
 
-/// Backs a machine up with these arguments; the point.
+/// Backs a machine up with these arguments, and returns the point.
 #[track_caller]
 pub fn backup_with(machine: &Machine, repo: &str, args: &[&str]) -> Value {
     try_backup(machine, repo, args).assert_ok().record_of("point")
 }
 
-/// Backs a machine up and compares the restored point with what the machine's disks hold.
+/// Backs a machine up, and compares the restored point with the content of the machine's disks.
 #[track_caller]
 pub fn verified(machine: &Machine, repo: &str) -> Value {
     let point = backup(machine, repo);
@@ -60,7 +60,7 @@ pub fn verified(machine: &Machine, repo: &str) -> Value {
     point
 }
 
-/// Fails unless the point, restored, is exactly these disks.
+/// Fails unless the restored point is identical to these disks.
 #[track_caller]
 pub fn assert_restores(env: &Env, repo: &str, point: &Value, disks: &BTreeMap<String, DiskModel>) {
     let folder = tempfile::Builder::new().prefix("restored").tempdir_in(env.path("")).expect("a folder");
@@ -81,19 +81,19 @@ pub fn assert_restores(env: &Env, repo: &str, point: &Value, disks: &BTreeMap<St
     }
 }
 
-/// A point's id.
+/// Returns a point's id.
 pub fn id_of(point: &Value) -> &str {
     point["point"].as_str().expect("a point")
 }
 
-/// How a disk was read.
+/// Returns the record of a point's disk.
 #[track_caller]
 pub fn disk_of(point: &Value, target: &str) -> Value {
     let disks = point["disks"].as_array().expect("disks");
     disks.iter().find(|disk| disk["disk"] == target).unwrap_or_else(|| panic!("no {target} in {point:#}")).clone()
 }
 
-/// Fails unless only what changed was read of a disk: these bytes, and no more than two chunks of audit.
+/// Fails unless only changed data of a disk was read: this many bytes, plus at most two chunks of the audit.
 #[track_caller]
 pub fn assert_changed(point: &Value, target: &str, bytes: u64) {
     let disk = disk_of(point, target);
@@ -103,7 +103,7 @@ pub fn assert_changed(point: &Value, target: &str, bytes: u64) {
     assert!((bytes..=bytes + 2 * CHUNK).contains(&read), "{read} bytes were read, {bytes} changed: {disk:#}");
 }
 
-/// Fails unless everything was read of a disk, for a reason with these words.
+/// Fails unless a disk was read in full, for a reason that contains these words.
 #[track_caller]
 pub fn assert_full(point: &Value, target: &str, reason: &str) {
     let disk = disk_of(point, target);
@@ -112,12 +112,12 @@ pub fn assert_full(point: &Value, target: &str, reason: &str) {
     assert!(said.contains(reason), "the reason is {said:?} and not {reason:?}");
 }
 
-/// The machine's checkpoints that are kvmb's.
+/// Returns the machine's checkpoints that kvmb created.
 pub fn ours(machine: &Machine) -> Vec<String> {
     machine.checkpoints().into_iter().filter(|name| name.starts_with("kvmb-")).collect()
 }
 
-/// The name in the manifest of the checkpoint that the next point can continue from.
+/// Returns the checkpoint from which the next point can continue, as recorded in the manifest.
 pub fn checkpoint_in(env: &Env, repo: &str, point: &Value) -> Option<String> {
     let machine = point["machine"].as_str().expect("machine");
     let manifest = env.restic(repo).dump(id_of(point), &format!("/{machine}/point.json"));
@@ -125,7 +125,7 @@ pub fn checkpoint_in(env: &Env, repo: &str, point: &Value) -> Option<String> {
     manifest["checkpoint"].as_str().map(str::to_owned)
 }
 
-/// restic has nothing to say against these repositories, and no capture left anything.
+/// Fails unless restic finds no errors in these repositories and no capture has left anything behind.
 #[track_caller]
 pub fn finish(env: &Env, repos: &[&str]) {
     env.assert_nothing_left();
@@ -134,8 +134,8 @@ pub fn finish(env: &Env, repos: &[&str]) {
     }
 }
 
-/// Starts a backup that stops itself at a step of the commit order, and waits until it has: then the test may do what
-/// it likes. None when the run ended without passing the step.
+/// Starts a backup that stops itself at a failpoint, and waits until it has stopped. Returns the output if the run
+/// ended without reaching the failpoint.
 pub fn stopped_at(machine: &Machine, repo: &str, step: &str, args: &[&str]) -> Result<Running, Output> {
     let call = machine.env().kvmb(["backup", "-r", repo]).args(args).args(["--", machine.name()]);
     let mut running = call.env("KVMB_TEST_STOP_AT", step).spawn();
@@ -147,7 +147,7 @@ pub fn stopped_at(machine: &Machine, repo: &str, step: &str, args: &[&str]) -> R
     if ended { Err(running.wait()) } else { Ok(running) }
 }
 
-/// Lets a stopped run go on, to its end.
+/// Lets a stopped run continue to its end.
 pub fn go_on(running: Running) -> Output {
     running.signal(Signal::CONT);
     running.wait()

@@ -1,5 +1,5 @@
-//! What becomes of a machine in its life: disks come, go, grow, shrink and change places; its QEMU is started and its
-//! definition is written again.
+//! Changes during a machine's life: disks are added, removed, resized and moved, its QEMU is restarted, and its
+//! definition is rewritten.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ impl Machine<'_> {
         self.qemu_pid().is_some()
     }
 
-    /// Writes zeros without letting clusters go (`write -z`).
+    /// Writes zeros without unmapping clusters (`write -z`).
     #[track_caller]
     pub fn zero_keeping(&self, target: &str, offset: u64, length: u64) {
         self.io(target, &format!("write -z {offset} {length}"), "wrote ")
@@ -23,13 +23,13 @@ impl Machine<'_> {
         self.change(target, |model| model.zero(offset, length));
     }
 
-    /// Grows or shrinks a disk, live if the machine is on.
+    /// Resizes a disk, live if the machine is on.
     #[track_caller]
     pub fn resize(&self, target: &str, capacity_bytes: u64) {
         self.try_resize(target, capacity_bytes).unwrap_or_else(|error| panic!("{target}: {error}"));
     }
 
-    /// The same; what is said against it when it is refused. The disk is then as it was.
+    /// Resizes a disk, or returns why that was refused. The disk is then unchanged.
     pub fn try_resize(&self, target: &str, capacity_bytes: u64) -> Result<(), String> {
         if self.is_on() {
             let size = format!("{capacity_bytes}B");
@@ -46,8 +46,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Plugs a disk in, for good and - if the machine is on - at once. A machine without an operating system lets go
-    /// again only of what is on a SCSI bus.
+    /// Attaches a disk, persistently and - if the machine is on - live. Without an operating system in the machine,
+    /// only disks on a SCSI bus can be detached again.
     #[track_caller]
     pub fn attach(&mut self, target: &str, disk: Disk) {
         let disk = disk.target(target);
@@ -63,7 +63,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Pulls a disk out; its image stays.
+    /// Detaches a disk, and keeps its image.
     #[track_caller]
     pub fn detach(&mut self, target: &str) {
         let on = self.is_on();
@@ -75,7 +75,7 @@ impl Machine<'_> {
         }
     }
 
-    /// From now on a disk is this image (an overlay, another place), its content as before.
+    /// Switches a disk to another image (an overlay or a copy) with the same content.
     pub fn moved_to(&mut self, target: &str, image: &Path) {
         let (format, model) = (self.format(target).to_owned(), self.model(target));
         self.put_disk(target, image, &format, model);
@@ -84,10 +84,10 @@ impl Machine<'_> {
         }
     }
 
-    /// What the image holds is the truth now, after a crash for example. The machine must be off.
+    /// Updates the model from the image, for example after a crash. The machine must be off.
     pub fn believe_image(&self, target: &str) {
         let image = self.image(target).display().to_string();
-        // A QEMU that was killed holds its locks until its last thread is gone.
+        // A killed QEMU holds its image locks until its last thread has ended.
         wait_until("the image is free", Duration::from_secs(60), || {
             let info = Command::new("qemu-img").args(["info", "-f", self.format(target), &image]).output();
             info.expect("qemu-img").status.success()
@@ -96,7 +96,7 @@ impl Machine<'_> {
         self.change(target, |model| *model = found);
     }
 
-    /// QEMU ends as it does when the guest shuts down; libvirt is not asked. Nobody may be reading from it: it would
+    /// Ends QEMU as a guest's shutdown does, without libvirt. No client may be reading from it, because QEMU would
     /// wait.
     pub fn quit(&self) {
         self.qmp("quit", serde_json::json!({}));
@@ -104,13 +104,13 @@ impl Machine<'_> {
         wait_until("QEMU is gone", Duration::from_secs(60), || !self.is_on());
     }
 
-    /// Starts it after its QEMU ended by itself, which libvirt finds out first.
+    /// Starts the machine after its QEMU has ended, once libvirt has noticed that.
     pub fn start_after_its_end(&self) {
         self.virsh_settled(&format!("start --paused {}", self.uuid())).assert_stderr_has("not running");
         self.connect();
     }
 
-    /// Starts it, whether it was stopped or its QEMU ended by itself.
+    /// Starts the machine, whether it was stopped or its QEMU has ended.
     #[track_caller]
     pub fn start_again(&self) {
         self.virsh_settled(&format!("start --paused {}", self.uuid()));
@@ -118,8 +118,8 @@ impl Machine<'_> {
         self.connect();
     }
 
-    /// Takes the definition away with what libvirt knows of checkpoints, and defines it anew, changed. The machine must
-    /// be off; without a change it may be on.
+    /// Removes the definition with libvirt's checkpoint metadata, and defines a changed one. The machine must be off
+    /// unless nothing changes.
     #[track_caller]
     pub fn redefine(&self, change: impl FnOnce(String) -> String) {
         let xml = change(self.definition());
@@ -127,13 +127,13 @@ impl Machine<'_> {
         self.env().define_xml(&xml);
     }
 
-    /// It has another name now (see [`Machine::redefine`]); starts it.
+    /// Starts the machine under its new name (see [`Machine::redefine`]).
     pub fn start_paused_as(&mut self, name: &str) {
         self.set_name(name);
         self.start_paused();
     }
 
-    /// The process ids of everything of this test but QEMU: a capture's servers.
+    /// Returns the process ids of the test's processes other than QEMU: the servers of a capture.
     pub fn servers(&self) -> Vec<i32> {
         process::of(&self.env().path(""))
             .iter()
@@ -144,7 +144,7 @@ impl Machine<'_> {
 }
 
 impl super::Env {
-    /// Defines a machine.
+    /// Defines a machine from XML.
     #[track_caller]
     pub fn define_xml(&self, xml: &str) {
         let file = tempfile::NamedTempFile::new_in(self.path("tmp")).expect("a file");
@@ -153,7 +153,7 @@ impl super::Env {
     }
 }
 
-/// The bitmaps in a qcow2 image.
+/// Returns the bitmaps in a qcow2 image.
 pub fn bitmaps(image: &Path) -> Vec<String> {
     let output = run("qemu-img", &["info", "-U", "--output=json", "-f", "qcow2", &image.display().to_string()]);
     let info: serde_json::Value = serde_json::from_str(&output).expect("qemu-img's JSON");
@@ -161,13 +161,13 @@ pub fn bitmaps(image: &Path) -> Vec<String> {
     list.iter().map(|bitmap| bitmap["name"].as_str().expect("a name").to_owned()).collect()
 }
 
-/// Runs a program that must succeed; its stdout.
+/// Runs a program that must succeed, and returns its standard output.
 #[track_caller]
 pub fn run(program: &str, args: &[&str]) -> String {
     try_run(program, args).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Runs a program; its stdout, or what it says when it fails.
+/// Runs a program, and returns its standard output or its error.
 pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     if !output.status.success() {
@@ -176,7 +176,7 @@ pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A copy of an image beside it.
+/// Copies an image into the same folder.
 pub fn copy_image(image: &Path, name: &str) -> PathBuf {
     let copy = image.with_file_name(name);
     fs::copy(image, &copy).expect("cannot copy");

@@ -1,4 +1,4 @@
-//! `guestfish` on a host without KVM and without a kernel of its own: in a container.
+//! Runs `guestfish` on a host without KVM and without its own kernel, such as a container.
 
 use std::fs;
 use std::path::Path;
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use super::{Call, guest, parts};
 
-/// How long it may take, its machine included: that is emulated, and others may be, too.
+/// Time limit, including its virtual machine, which may be emulated and compete with others.
 pub const LIMIT: Duration = Duration::from_secs(800);
 
-/// The call, with a kernel for libguestfs.
+/// Adds a kernel for libguestfs to a call.
 #[track_caller]
 pub fn with_kernel(call: Call) -> Call {
     variables().into_iter().fold(call, |call, (key, value)| call.env(key, value)).limit(LIMIT)
 }
 
-/// What tells libguestfs about the kernel.
+/// Returns the variables that tell libguestfs which kernel to use.
 #[track_caller]
 pub fn variables() -> Vec<(&'static str, String)> {
     parts::require(&["guestfish", "supermin"]);
-    // Without it, supermin fails after it has copied everything.
+    // Without this folder, supermin fails after it has copied everything.
     assert!(Path::new("/lib/modules").is_dir(), "/lib/modules is missing; as root run: .ci/install-parts");
     let guest = guest::prepared_parts();
     let modules =

@@ -1,4 +1,4 @@
-//! A host of a test's own, as far as cron and systemd are concerned: private folders in a mount namespace.
+//! A private host with regard to cron and systemd: private folders in a mount namespace.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Call, Env, parts};
 
-/// Has the folders of cron and systemd replaced by private ones, then runs what follows.
+/// Replaces the folders of cron and systemd by private ones, then runs a command.
 const INSIDE: &str = r#"
     mount --bind "$1/spool" /var/spool/cron/crontabs && mount --bind "$1/cron.d" /etc/cron.d &&
     mount --bind "$1/crontab" /etc/crontab && mount --bind "$1/units" /etc/systemd/system &&
@@ -14,14 +14,12 @@ const INSIDE: &str = r#"
     shift
     exec "$@""#;
 
-/// The host.
 pub struct Host {
-    /// Everything else of it.
+    /// The rest of the host.
     pub env: Env,
 }
 
 impl Host {
-    /// Makes it.
     pub fn new(name: &str) -> Host {
         parts::require(&["cron", "crontab", "faketime", "unshare", "systemd-analyze", "flock", "ionice"]);
         let env = Env::new(name);
@@ -36,18 +34,18 @@ impl Host {
         Host { env }
     }
 
-    /// A program in this host.
+    /// Runs a program in this host.
     pub fn program(&self, words: &[&str]) -> Call {
         let call = self.env.program("unshare").args(["--mount", "/bin/sh", "-c", INSIDE, "inside"]);
         call.arg(self.env.path("")).args(words).env("KVMB_DATA_DIR", self.data_dir())
     }
 
-    /// kvmb's folder for what outlives a run.
+    /// Returns kvmb's folder for persistent data.
     pub fn data_dir(&self) -> PathBuf {
         self.env.path("data")
     }
 
-    /// The file that crontab(1) keeps for root, without the header that it writes there.
+    /// Returns root's crontab, without the header that crontab(1) writes.
     pub fn crontab(&self) -> String {
         let text = fs::read_to_string(self.env.path("spool/root")).unwrap_or_default();
         let header = text.lines().take(3).filter(|line| line.starts_with("# ")).count();
@@ -55,7 +53,7 @@ impl Host {
         text.split_inclusive('\n').skip(header).collect()
     }
 
-    /// Has crontab(1) install a crontab.
+    /// Installs a crontab with crontab(1).
     pub fn set_crontab(&self, text: &str) {
         self.program(&["crontab", "-"]).stdin(text).run().assert_ok();
     }

@@ -1,5 +1,5 @@
-//! An SFTP server that misbehaves. `sshd` is real, and so is the `sftp-server` that does the work; in between, its
-//! replies are held back, handed out byte by byte, made longer or made up.
+//! A misbehaving SFTP server. `sshd` and `sftp-server` are real; replies between them are delayed, sent byte by byte,
+//! lengthened or forged.
 //!
 //! ```text
 //! kvmb ── sshd ── bash (/dev/tcp) ── Hostile ── sftp-server
@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::sshd::Sshd;
 use super::{Env, parts};
 
-/// Kinds of requests and replies, as SFTP counts them.
+/// Types of SFTP requests and replies.
 pub mod kind {
     pub const CLOSE: u8 = 4;
     pub const READ: u8 = 5;
@@ -29,7 +29,8 @@ pub mod kind {
     pub const STAT: u8 = 17;
     pub const OPEN: u8 = 3;
     pub const EXTENDED: u8 = 200;
-    /// `fsync@openssh.com` of a file that was opened to be read only: a folder. No such kind is sent.
+    /// A stand-in for `fsync@openssh.com` of a file that was opened read-only, which is a folder. Not a real packet
+    /// type.
     pub const FOLDER_SYNC: u8 = 250;
     pub const HANDLE: u8 = 102;
     pub const STATUS: u8 = 101;
@@ -38,24 +39,24 @@ pub mod kind {
     pub const ATTRS: u8 = 105;
 }
 
-/// What a server does wrong on one connection.
+/// How the server misbehaves on one connection.
 #[derive(Debug, Clone)]
 pub enum Mischief {
-    /// It does not answer requests of this kind, nor any later one.
+    /// Does not answer requests of this type, nor any later one.
     Mute(u8),
-    /// Each byte of its answers to requests of this kind takes so long.
+    /// Answers requests of this type with this delay per byte.
     Trickle(u8, Duration),
-    /// Reads are answered with one byte at a time, each after so long.
+    /// Answers reads with one byte at a time, each after this delay.
     OneByteReads(Duration),
-    /// Folders have no end: so many names an answer, each answer after so long.
+    /// Returns endless folders: this many names per reply, each after this delay.
     EndlessFolder(usize, Duration),
-    /// Files are said to be of this size, and are.
+    /// Reports that files have this size, and returns that much data.
     LongFiles(u64),
-    /// It answers that a folder shall be synced with this status and these words.
+    /// Answers requests to sync a folder with this status and message.
     FolderSync(u32, &'static str),
 }
 
-/// A server that misbehaves on its next connections, and is a good one when nothing is ordered.
+/// A server that misbehaves on its next connections, and works correctly if nothing is ordered.
 pub struct Hostile {
     sshd: Sshd,
     shared: Arc<Shared>,
@@ -64,7 +65,7 @@ pub struct Hostile {
 struct Shared {
     home: PathBuf,
     ended: AtomicBool,
-    /// One for each new connection; the last one stays when it is said so.
+    /// One entry for each new connection; the last one may be permanent.
     plan: Mutex<Plan>,
     happened: AtomicUsize,
 }
@@ -80,14 +81,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hostile {
-    /// A server that the test's user may enter.
+    /// Starts a server that the test's user may log in to.
     pub fn start(env: &Env) -> Hostile {
         parts::require(&["bash"]);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a listener that can be ended");
         let port = listener.local_addr().expect("a port").port();
         let script = env.path("subsystem");
-        // In the background a shell has no standard input, unless it is told.
+        // In the background, a shell has no standard input unless it is redirected.
         let lines = format!("exec 3<>/dev/tcp/127.0.0.1/{port} 4<&0\ncat <&4 >&3 &\nexec cat <&3\n");
         fs::write(&script, lines).expect("cannot write");
         let sshd = env.sshd_with(&format!("ForceCommand bash {}", script.display()));
@@ -103,27 +104,27 @@ impl Hostile {
         Hostile { sshd, shared }
     }
 
-    /// What goes wrong from now on: one for each new connection.
+    /// Sets how the next connections misbehave, one entry for each.
     pub fn order(&self, mischiefs: &[Mischief]) {
         *lock(&self.shared.plan) = Plan { mischiefs: mischiefs.to_vec(), for_ever: false };
     }
 
-    /// What goes wrong on every new connection.
+    /// Makes every new connection misbehave.
     pub fn always(&self, mischief: Mischief) {
         *lock(&self.shared.plan) = Plan { mischiefs: vec![mischief], for_ever: true };
     }
 
-    /// How many connections were misbehaved on.
+    /// Returns the number of connections that misbehaved.
     pub fn happened(&self) -> usize {
         self.shared.happened.load(Ordering::Relaxed)
     }
 
-    /// A folder of the account's.
+    /// Returns the URL of a folder of the account.
     pub fn url(&self, folder: &str) -> String {
         self.sshd.url(folder)
     }
 
-    /// The account's home.
+    /// Returns the account's home folder.
     pub fn home(&self) -> PathBuf {
         self.sshd.home()
     }
@@ -186,19 +187,19 @@ fn end(server: &mut Child) {
     let _ = server.wait();
 }
 
-/// A request.
+/// A pending request.
 struct Asked {
     kind: u8,
-    /// Whether it opens something that is only to be read.
+    /// Whether it opens something read-only.
     is_to_read: bool,
 }
 
 /// One connection.
 struct Link<'a> {
     mischief: Option<Mischief>,
-    /// The kinds of requests that are not answered yet.
+    /// The types of requests that are not answered yet.
     asked: Mutex<HashMap<u32, Asked>>,
-    /// Handles of what can only be read.
+    /// Handles that were opened read-only.
     read_only: Mutex<HashSet<Vec<u8>>>,
     ended: &'a AtomicBool,
 }
@@ -206,7 +207,7 @@ struct Link<'a> {
 impl Link<'_> {
     fn requests(&self, mut client: &TcpStream, mut server: ChildStdin) {
         while let Some(packet) = read_packet(&mut client) {
-            // The greeting has no number.
+            // The initial packet has no request number.
             if packet.len() >= 5 && packet[0] != 1 {
                 lock(&self.asked).insert(number(&packet[1..]), self.understand(&packet));
             }
@@ -292,7 +293,7 @@ fn made_up_names(head: &[u8], names: usize) -> Vec<u8> {
             reply.extend_from_slice(&(text.len() as u32).to_be_bytes());
             reply.extend_from_slice(text.as_bytes());
         }
-        // Nothing is said of it.
+        // No attributes.
         reply.extend_from_slice(&[0; 4]);
     }
     reply
@@ -302,7 +303,7 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
-/// A text at the beginning, and what comes behind it.
+/// Splits off a leading string.
 fn text(bytes: &[u8]) -> (&[u8], &[u8]) {
     let end = 4 + number(bytes) as usize;
     (bytes.get(4..end).unwrap_or_default(), bytes.get(end..).unwrap_or_default())

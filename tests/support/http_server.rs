@@ -1,5 +1,5 @@
-//! Real servers that keep repositories over HTTP, each on a folder and a free port of the test's own: restic's
-//! `rest-server`, `rclone serve restic`, `rclone serve s3` and moto.
+//! Real servers for repositories over HTTP, each with its own folder and a free port: restic's `rest-server`, `rclone
+//! serve restic`, `rclone serve s3` and moto.
 
 use super::process::Process;
 use super::{Env, parts, wait_until};
@@ -11,10 +11,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Where `.ci/install-parts` puts what is in no package.
+/// Where `.ci/install-parts` installs programs without a package.
 const PARTS: &str = "/opt/kvmb-test-parts";
 
-/// A running server. Dropped, it ends.
+/// A running server, which ends when this is dropped.
 pub struct HttpServer {
     folder: PathBuf,
     log: PathBuf,
@@ -22,13 +22,13 @@ pub struct HttpServer {
     child: Mutex<Child>,
 }
 
-/// Whether a process is one of these servers, and not a leftover of kvmb's.
+/// Whether a process is one of these servers, and not a leftover of kvmb.
 pub(super) fn is_part(process: &Process) -> bool {
     ["rclone", "restic-rest-server"].iter().any(|program| process.is(program))
         || process.command_line.contains("moto_server")
 }
 
-/// A program that `.ci/install-parts` puts outside of the path, or that a package has.
+/// Finds a program that `.ci/install-parts` installs outside of `$PATH`, or that a package provides.
 fn find(program: &str) -> Option<PathBuf> {
     let beside = ["venv/bin", "bin"].map(|folder| Path::new(PARTS).join(folder).join(program));
     beside.into_iter().find(|path| path.is_file()).or_else(|| parts::find(program))
@@ -38,13 +38,13 @@ fn need(program: &str) -> PathBuf {
     find(program).unwrap_or_else(|| panic!("the tests need {program}; as root run: .ci/install-parts"))
 }
 
-/// Whether this distribution has restic's own server.
+/// Whether restic's own server is available.
 pub fn has_rest_server() -> bool {
     find("restic-rest-server").is_some()
 }
 
 impl HttpServer {
-    /// `rclone serve restic` with these options; without `--append-only` it overwrites files.
+    /// Starts `rclone serve restic` with these options. It overwrites files unless `--append-only` is given.
     pub fn rclone<A: AsRef<OsStr>>(env: &Env, name: &str, options: impl IntoIterator<Item = A>) -> HttpServer {
         let folder = env.path(name);
         fs::create_dir_all(&folder).expect("cannot make a folder");
@@ -53,7 +53,7 @@ impl HttpServer {
         HttpServer::start(env, command, folder)
     }
 
-    /// restic's own server with these options; it never overwrites a file.
+    /// Starts restic's own server with these options. It never overwrites a file.
     pub fn rest_server<A: AsRef<OsStr>>(env: &Env, name: &str, options: impl IntoIterator<Item = A>) -> HttpServer {
         let folder = env.path(name);
         fs::create_dir_all(&folder).expect("cannot make a folder");
@@ -62,7 +62,8 @@ impl HttpServer {
         HttpServer::start(env, command, folder)
     }
 
-    /// `rclone serve s3`, which ignores conditions; its key is `keeper-key`, with the secret `swordfish-secret`.
+    /// Starts `rclone serve s3`, which ignores conditional requests. Its key is `keeper-key` with the secret
+    /// `swordfish-secret`.
     pub fn rclone_s3(env: &Env, name: &str) -> HttpServer {
         let folder = env.path(name);
         fs::create_dir_all(&folder).expect("cannot make a folder");
@@ -73,7 +74,7 @@ impl HttpServer {
         HttpServer::start(env, command, folder)
     }
 
-    /// moto, an imitation of AWS that keeps all in memory and takes any key.
+    /// Starts moto, an imitation of AWS that keeps everything in memory and accepts any key.
     pub fn moto(env: &Env, name: &str) -> HttpServer {
         let mut command = Command::new(need("moto_server"));
         command.args(["-H", "127.0.0.1", "-p", "0"]);
@@ -81,7 +82,7 @@ impl HttpServer {
     }
 
     fn start(env: &Env, mut command: Command, folder: PathBuf) -> HttpServer {
-        // Two servers may have one folder.
+        // Two servers may share a folder.
         static SERVERS: AtomicUsize = AtomicUsize::new(0);
         let log = folder.with_extension(format!("{}.log", SERVERS.fetch_add(1, Ordering::Relaxed)));
         env.apply_to(&mut command);
@@ -89,7 +90,7 @@ impl HttpServer {
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a handle")).stderr(file);
         let child = Mutex::new(command.spawn().expect("cannot start the server"));
         let port_in = |text: &str| -> Option<u16> {
-            // The line ends after the port, or a slash does.
+            // The port is followed by a line end or a slash.
             let (_, after) = text.split_once("127.0.0.1:")?;
             let digits = after.find(|c: char| !c.is_ascii_digit())?;
             after[..digits].parse().ok()
@@ -102,23 +103,21 @@ impl HttpServer {
         HttpServer { folder, log, port: port.unwrap_or_default(), child }
     }
 
-    /// Its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A repository below it, as kvmb's and restic's `--repo` take it.
+    /// Returns the URL of a repository on it, for kvmb's and restic's `--repo`.
     pub fn rest_url(&self, repo: &str) -> String {
         format!("rest:http://127.0.0.1:{}/{repo}/", self.port)
     }
 
-    /// A bucket of it, and a folder in that, as kvmb's and restic's `--repo` take it.
+    /// Returns the URL of a bucket or of a folder in a bucket, for kvmb's and restic's `--repo`.
     pub fn s3_url(&self, bucket: &str) -> String {
         format!("s3:http://127.0.0.1:{}/{bucket}", self.port)
     }
 
-    /// Runs Python code with a client `s3` of this server, as an administrator of its buckets has one. Returns what it
-    /// prints.
+    /// Runs Python code with an administrator's client `s3` for this server, and returns its output.
     pub fn administer(&self, env: &Env, code: &str) -> String {
         let client = format!(
             "import boto3, datetime\ns3 = boto3.client('s3', endpoint_url='http://127.0.0.1:{}', \
@@ -128,12 +127,12 @@ impl HttpServer {
         env.program(need("python")).args(["-c", &client]).run().assert_ok().stdout().to_owned()
     }
 
-    /// Where it keeps its files.
+    /// Returns the folder of its files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What it logged.
+    /// Returns its log.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -147,13 +146,13 @@ impl Drop for HttpServer {
     }
 }
 
-/// A certificate authority of the test's own, and what it signed.
+/// A test certificate authority and its certificates.
 pub struct Certificates {
     folder: PathBuf,
 }
 
 impl Certificates {
-    /// An authority, a server `127.0.0.1` and a client.
+    /// Creates an authority and certificates for a server `127.0.0.1` and a client.
     pub fn make(env: &Env) -> Certificates {
         let folder = env.path("certificates");
         fs::create_dir_all(&folder).expect("cannot make a folder");
@@ -170,7 +169,7 @@ impl Certificates {
         Certificates { folder }
     }
 
-    /// One of `ca.pem`, `server.pem`, `server.key`, `both.pem` (the client's certificate and key).
+    /// Returns the path of `ca.pem`, `server.pem`, `server.key` or `both.pem` (the client's certificate and key).
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }

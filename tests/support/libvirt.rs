@@ -1,7 +1,7 @@
-//! The embedded libvirt of a test, driven by `virsh`.
+//! A test's embedded libvirt, driven by `virsh`.
 //!
-//! `qemu:///embed?root=DIR` runs libvirt's QEMU driver inside the process that opens it, one process at a time for a
-//! root. The machines live on when it ends, and the next process finds them again.
+//! `qemu:///embed?root=DIR` runs libvirt's QEMU driver inside the process that opens it; only one process at a time can
+//! open a root. The machines keep running when that process ends, and the next process finds them again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,9 @@ use rustix::process::Signal;
 
 use super::{Call, Env, Output, parts, processor};
 
-/// Settings of the embedded driver: no virtlogd, and nothing that needs more than a plain container. It does not ask a
-/// starting QEMU for each feature of its processor either: 600 questions, which are most of a machine's start.
+/// Settings of the embedded driver: no virtlogd, and nothing that needs more privileges than a plain container has.
+/// They also prevent libvirt from querying each CPU feature of a starting QEMU: 600 queries, which take most of a
+/// machine's start time.
 const QEMU_CONF: &str = r#"stdio_handler = "file"
 security_driver = "none"
 namespaces = []
@@ -23,20 +24,20 @@ max_core = 0
 capability_filters = ["cpu-unavailable-features"]
 "#;
 
-/// Fills a new root with our settings and with what libvirt has found out before.
+/// Initialises a new root with our settings and the cached capabilities.
 pub(super) fn prepare_root(root: &Path) {
     fs::create_dir_all(root.join("etc")).expect("cannot make a folder");
     fs::write(root.join("etc/qemu.conf"), QEMU_CONF).expect("cannot write");
     bring_capabilities(root);
 }
 
-/// Fills a new root with what libvirt has found out about this host's QEMUs before (which takes it 4 seconds).
+/// Copies the cached capabilities of this host's QEMUs into a new root. Probing them takes libvirt 4 seconds.
 pub fn bring_capabilities(root: &Path) {
     copy_files(&probed(), &capabilities(root));
 }
 
-/// Remembers what libvirt has found out for the next test: of each QEMU that is installed, as libvirt asks all of them
-/// when somebody wants to know what this host can do. A QEMU in a test's own folder is nobody else's.
+/// Saves the capabilities that libvirt has probed for the next test. libvirt probes every installed QEMU when a client
+/// asks for the host's capabilities. A QEMU in a test's private folder is ignored.
 pub fn keep_capabilities(root: &Path) {
     copy_files(&capabilities(root), &probed());
 }
@@ -49,25 +50,25 @@ fn probed() -> PathBuf {
     parts::cache_dir().join(format!("qemu-capabilities-{}", processor::scope()))
 }
 
-/// Whether a command of virsh's makes a machine: then libvirt knows what QEMU can do.
+/// Whether a virsh command creates a machine, after which libvirt knows QEMU's capabilities.
 fn is_making(command: &str) -> bool {
     matches!(command.split(' ').next(), Some("define" | "create"))
 }
 
-/// Whether virsh has done its work and said so, and was then crashed by the embedded driver, whose threads its exit
-/// does not wait for. What fails before that says so on standard error.
+/// Whether virsh has succeeded and was then crashed by the embedded driver, whose threads are still running at exit.
+/// Earlier failures are reported on standard error.
 fn crashed_at_its_exit(output: &Output) -> bool {
     let by_signal = [Signal::SEGV, Signal::ABORT].iter().any(|signal| output.ended_by(*signal));
     by_signal && !output.stderr().contains("error:") && (output.stdout.is_empty() || output.stdout.ends_with(b"\n"))
 }
 
-/// Copies libvirt's files that differ or are missing; each appears whole.
+/// Copies libvirt's files that differ or are missing, atomically.
 fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let Ok(contents) = fs::read(entry.path()) else {
             continue;
         };
-        // One that libvirt did not write to its end has another name.
+        // A file that libvirt has not completed has another name.
         let is_whole = entry.path().extension().is_some_and(|extension| extension == "xml");
         let begin = String::from_utf8_lossy(&contents[..contents.len().min(200)]);
         if !is_whole || !begin.contains("<emulator>/usr/") {
@@ -85,12 +86,12 @@ fn copy_files(from: &Path, to: &Path) {
 }
 
 impl Env {
-    /// Runs virsh, waiting while another process has the root open.
+    /// Runs virsh, and waits while another process has the root open.
     pub fn try_virsh(&self, args: &[&str]) -> Output {
         let _only_one = self.libvirt.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let end = Instant::now() + Duration::from_secs(40);
         loop {
-            // Line by line: what was said is out before the exit.
+            // Line-buffered, so that the output is written before the exit.
             let mut command = Command::new("stdbuf");
             self.apply_to(&mut command);
             let output = Call::new(command).args(["-oL", "virsh", "-q"]).args(args).run();
@@ -107,7 +108,7 @@ impl Env {
         }
     }
 
-    /// Runs virsh; it must succeed.
+    /// Runs virsh, which must succeed.
     #[track_caller]
     pub fn virsh(&self, args: &[&str]) -> String {
         let output = self.try_virsh(args).assert_ok();

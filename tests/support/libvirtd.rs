@@ -1,6 +1,6 @@
-//! A real libvirtd (`qemu:///system`) of a test's own.
+//! A real libvirtd (`qemu:///system`) of a test.
 //!
-//! The daemon's folders are compiled in, so it runs in a mount namespace where they are folders of the test's:
+//! The daemon's folders are compiled in, so it runs in a mount namespace that replaces them with folders of the test:
 //!
 //! | libvirtd sees | which is |
 //! | --- | --- |
@@ -8,9 +8,9 @@
 //! | `/var/lib/libvirt`, `/var/log/libvirt`, `/var/cache/libvirt` | `libvirt/lib`, `libvirt/log`, `libvirt/cache`: as of the embedded driver |
 //! | `/run` | `libvirt/run`: its socket, and no D-Bus, systemd or udev of the host |
 //!
-//! A network namespace keeps it from the host's firewall and bridges; it has a loopback interface. Nobody else has to
-//! enter: programs find the daemon by the path of its socket, and the machines by that of their images. The machines
-//! outlive it, as they do on any host.
+//! A network namespace isolates it from the host's firewall and bridges; it has a loopback interface. No other program
+//! has to enter the namespaces: programs reach the daemon by the path of its socket, and the machines by the path of
+//! their images. The machines outlive the daemon, as on any host.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -21,10 +21,10 @@ use std::time::Duration;
 
 use super::{Call, Env, parts, wait_until};
 
-/// Whoever may pass the socket's folder may do everything: nobody is asked for a password.
+/// Anyone who can access the socket's folder has full access, without authentication.
 const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\n";
 
-/// Becomes libvirtd; the argument is the test's libvirt folder.
+/// Sets up the namespace and executes libvirtd. The argument is the test's libvirt folder.
 const SCRIPT: &str = r#"
     set -e
     mount --bind "$1/etc" /etc/libvirt
@@ -33,7 +33,7 @@ const SCRIPT: &str = r#"
     ip link set lo up
     exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid""#;
 
-/// The daemon of an [`Env`], running or not.
+/// The daemon of an [`Env`], whether it is running or not.
 pub(super) struct Libvirtd {
     root: PathBuf,
     child: Mutex<Option<Child>>,
@@ -76,7 +76,7 @@ impl Libvirtd {
             self.child.lock().unwrap_or_else(PoisonError::into_inner).take().expect("libvirtd does not run");
         child.kill().expect("kill");
         child.wait().expect("wait");
-        // The next one makes its own; until then whoever calls is refused, not left waiting.
+        // The next daemon creates its own socket. Until then, clients should be refused and not blocked.
         let _ = fs::remove_file(self.socket());
     }
 
@@ -86,7 +86,7 @@ impl Libvirtd {
 }
 
 impl Env {
-    /// A world whose libvirt is a daemon of its own; root only, with the right to make namespaces.
+    /// Creates an environment with its own libvirtd. Requires root and permission to create namespaces.
     pub fn with_libvirtd(name: &str) -> Env {
         let mut env = Env::new(name);
         env.libvirtd = Some(Libvirtd::new(env.libvirt_root()));
@@ -94,12 +94,12 @@ impl Env {
         env
     }
 
-    /// `kill -9` of libvirtd. Its machines live on.
+    /// Kills libvirtd (`kill -9`). Its machines keep running.
     pub fn kill_libvirtd(&self) {
         self.daemon().kill();
     }
 
-    /// Starts libvirtd (again) and waits until it answers.
+    /// Starts libvirtd (again) and waits until it responds.
     pub fn start_libvirtd(&self) {
         let daemon = self.daemon();
         daemon.spawn();
@@ -109,8 +109,7 @@ impl Env {
         });
     }
 
-    /// kvmb with these arguments where the daemon is: what libvirt chooses the place of is there under the name that
-    /// libvirt has for it.
+    /// Runs kvmb in the daemon's mount namespace, where files that libvirt creates have the paths that libvirt reports.
     pub fn kvmb_beside_libvirtd<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
         let child = self.daemon().child.lock().unwrap_or_else(PoisonError::into_inner);
         let namespace = format!("--mount=/proc/{}/ns/mnt", child.as_ref().expect("libvirtd runs").id());

@@ -1,8 +1,8 @@
 //! QEMU machines without an operating system, written to through their live block layer.
 //!
-//! A paused machine needs no guest: QEMU's `qemu-io` monitor command writes through the same block layer that a guest
-//! would, so dirty bitmaps and backup jobs see it. The commands go through a second monitor (see [`super::qmp`]), so a
-//! test can write *while* kvmb has libvirt open and reads.
+//! A paused machine needs no guest: QEMU's `qemu-io` monitor command writes through the same block layer as a guest, so
+//! dirty bitmaps and backup jobs see the writes. The commands go through a second monitor (see [`super::qmp`]), so that
+//! a test can write *while* kvmb has libvirt open and reads.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 use super::qmp::Qmp;
 use super::{DiskModel, Env, Output, process, set_mode, wait_until};
 
-/// The longest single write: a request stays below what QEMU takes at once.
+/// Maximum size of a single write, below QEMU's limit for a request.
 const LONGEST_WRITE: u64 = 64 << 20;
 
-/// A disk to be made.
+/// A disk to be created.
 pub struct Disk {
     format: String,
     capacity_bytes: u64,
-    /// Made already, by somebody else.
+    /// An existing image, if there is one.
     image: Option<PathBuf>,
     folder: Option<PathBuf>,
     file_name: Option<String>,
@@ -39,17 +39,15 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A new qcow2 image.
     pub fn qcow2(capacity_bytes: u64) -> Disk {
         Disk::of("qcow2", capacity_bytes)
     }
 
-    /// A new raw image.
     pub fn raw(capacity_bytes: u64) -> Disk {
         Disk::of("raw", capacity_bytes)
     }
 
-    /// An image that exists.
+    /// Uses an existing image.
     pub fn existing(path: &Path, format: &str) -> Disk {
         Disk { image: Some(path.to_owned()), ..Disk::of(format, 0) }
     }
@@ -71,67 +69,66 @@ impl Disk {
         }
     }
 
-    /// Its format.
     pub(super) fn format(&self) -> &str {
         &self.format
     }
 
-    /// Its target; unless set, `vda`, `vdb` … by order.
+    /// Sets its target; by default `vda`, `vdb` … in order.
     pub fn target(mut self, target: &str) -> Disk {
         self.target = Some(target.to_owned());
         self
     }
 
-    /// Its bus, `virtio` unless set.
+    /// Sets its bus; `virtio` by default.
     pub fn bus(mut self, bus: &str) -> Disk {
         self.bus = bus.to_owned();
         self
     }
 
-    /// The image's file name.
+    /// Sets the image's file name.
     pub fn file_name(mut self, name: &str) -> Disk {
         self.file_name = Some(name.to_owned());
         self
     }
 
-    /// The image's folder.
+    /// Sets the image's folder.
     pub fn folder(mut self, folder: &Path) -> Disk {
         self.folder = Some(folder.to_owned());
         self
     }
 
-    /// An option of `qemu-img create`, such as `compat=0.10` or `cluster_size=4k`.
+    /// Adds an option of `qemu-img create`, such as `compat=0.10` or `cluster_size=4k`.
     pub fn option(mut self, option: &str) -> Disk {
         self.options.push(option.to_owned());
         self
     }
 
-    /// Puts it on top of another image.
+    /// Sets its backing image.
     pub fn backing(mut self, path: &Path, format: &str) -> Disk {
         self.backing = Some((path.to_owned(), format.to_owned()));
         self
     }
 
-    /// Attributes of `<driver>`, such as `error_policy='report'`.
+    /// Sets attributes of `<driver>`, such as `error_policy='report'`.
     pub fn driver(mut self, attributes: &str) -> Disk {
         self.driver = attributes.to_owned();
         self
     }
 
-    /// Elements inside `<source>`, such as `<dataStore>`.
+    /// Sets elements inside `<source>`, such as `<dataStore>`.
     pub fn source_xml(mut self, xml: &str) -> Disk {
         self.source_xml = xml.to_owned();
         self
     }
 
-    /// Elements inside `<disk>`, such as `<readonly/>`.
+    /// Sets elements inside `<disk>`, such as `<readonly/>`.
     pub fn extra_xml(mut self, xml: &str) -> Disk {
         self.extra_xml = xml.to_owned();
         self
     }
 }
 
-/// A machine to be made.
+/// A machine to be created.
 pub struct MachineBuilder<'e> {
     env: &'e Env,
     name: String,
@@ -155,52 +152,51 @@ impl<'e> MachineBuilder<'e> {
         }
     }
 
-    /// Adds a disk.
     pub fn disk(mut self, disk: Disk) -> Self {
         self.disks.push(disk);
         self
     }
 
-    /// Its UUID, a new one unless set.
+    /// Sets its UUID; a new one by default.
     pub fn uuid(mut self, uuid: &str) -> Self {
         self.uuid = uuid.to_owned();
         self
     }
 
-    /// Its memory, 32 MiB unless set.
+    /// Sets its memory; 32 MiB by default.
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.memory_mib = memory_mib;
         self
     }
 
-    /// Elements inside `<os>`.
+    /// Adds elements inside `<os>`.
     pub fn os_xml(mut self, xml: &str) -> Self {
         self.os_xml.push_str(xml);
         self
     }
 
-    /// Elements inside `<devices>`.
+    /// Adds elements inside `<devices>`.
     pub fn devices_xml(mut self, xml: &str) -> Self {
         self.devices_xml.push_str(xml);
         self
     }
 
-    /// Makes the images and the definition; the machine is off.
+    /// Creates the images and the definition; the machine is off.
     pub fn define(self) -> Machine<'e> {
         self.make("define", None)
     }
 
-    /// Makes it and starts it paused.
+    /// Creates the machine and starts it paused.
     pub fn start_paused(self) -> Machine<'e> {
         self.make_and_connect("define", Some("start --paused"))
     }
 
-    /// Makes it and starts it.
+    /// Creates the machine and starts it.
     pub fn start(self) -> Machine<'e> {
         self.make_and_connect("define", Some("start"))
     }
 
-    /// Starts it paused without keeping a definition.
+    /// Starts a transient machine paused.
     pub fn start_transient(self) -> Machine<'e> {
         self.make_and_connect("create --paused", None)
     }
@@ -211,7 +207,7 @@ impl<'e> MachineBuilder<'e> {
         machine
     }
 
-    /// Makes it by these commands of virsh's, in one call: to open the embedded driver takes a moment.
+    /// Creates the machine with these virsh commands in a single call, because opening the embedded driver takes time.
     fn make(self, how: &str, then: Option<&str>) -> Machine<'e> {
         let number = self.env.machines.fetch_add(1, Ordering::Relaxed);
         let qmp_socket = self.env.path(format!("qmp/{number}.sock"));
@@ -303,19 +299,19 @@ pub(super) fn disk_xml(disk: &Disk, target: &str, image: &Path) -> String {
     )
 }
 
-/// Text for XML.
+/// Escapes text for XML.
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;").replace('"', "&quot;")
 }
 
-/// The second monitor of a machine that is on.
+/// The second monitor of a running machine.
 struct Monitor {
     qmp: Qmp,
-    /// Target → the path that `qemu-io -d` wants.
+    /// Target → the device path for `qemu-io -d`.
     devices: BTreeMap<String, String>,
 }
 
-/// A machine. [`Env`]'s end is its end.
+/// A machine, which ends with its [`Env`].
 pub struct Machine<'e> {
     env: &'e Env,
     name: String,
@@ -328,84 +324,80 @@ pub struct Machine<'e> {
 }
 
 impl<'e> Machine<'e> {
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its UUID.
     pub fn uuid(&self) -> &str {
         &self.uuid
     }
 
-    /// The world that it is in.
     pub fn env(&self) -> &'e Env {
         self.env
     }
 
-    /// The targets of its disks, in order.
+    /// Returns the sorted targets of its disks.
     pub fn targets(&self) -> Vec<String> {
         self.images.keys().cloned().collect()
     }
 
-    /// A disk's image.
+    /// Returns a disk's image.
     pub fn image(&self, target: &str) -> &Path {
         &self.images[target].0
     }
 
-    /// A disk's image format.
+    /// Returns a disk's image format.
     pub fn format(&self, target: &str) -> &str {
         &self.images[target].1
     }
 
-    /// What a disk holds now; a copy, so it stays as it is.
+    /// Returns a copy of the model of a disk's current content.
     pub fn model(&self, target: &str) -> DiskModel {
         self.models.lock().expect("lock")[target].clone()
     }
 
-    /// What all disks hold now.
+    /// Returns copies of the models of all disks.
     pub fn models(&self) -> BTreeMap<String, DiskModel> {
         self.models.lock().expect("lock").clone()
     }
 
-    /// Starts it with its processors halted.
+    /// Starts it with halted processors.
     pub fn start_paused(&self) {
         self.env.virsh(&["start", "--paused", &self.uuid]);
         self.connect();
     }
 
-    /// Starts it.
     pub fn start(&self) {
         self.env.virsh(&["start", &self.uuid]);
         self.connect();
     }
 
-    /// Ends it as `virsh destroy` does: QEMU closes its images.
+    /// Stops it with `virsh destroy`: QEMU closes its images.
     pub fn stop(&self) {
         self.monitor.lock().expect("lock").take();
         self.virsh_settled(&format!("destroy {}", self.uuid)).assert_ok();
     }
 
-    /// Runs a virsh command that does not wait for libvirt to have found the machine again.
+    /// Runs a virsh command that does not itself wait until libvirt has reconnected to the machine.
     ///
     /// A process that opens the embedded root connects to the running machines in the background. Most calls wait for
-    /// that, some do not: a `destroy` as the first call complains that the machine «is not running» (and kills it), an
-    /// agent command that the agent is «not connected».
+    /// that, but some do not: a `destroy` as the first call reports that the machine "is not running" (and kills it),
+    /// and an agent command reports that the agent is "not connected".
     pub fn virsh_settled(&self, command: &str) -> Output {
         let settle = format!("qemu-monitor-command {} --hmp 'info status'", self.uuid);
         self.env.try_virsh(&[&format!("{settle}; {command}")])
     }
 
-    /// `kill -9` of its QEMU: a crash.
+    /// Kills its QEMU (`kill -9`): a crash.
     pub fn kill(&self) {
         self.monitor.lock().expect("lock").take();
         let pid = self.qemu_pid().expect("the machine is off");
         process::kill(pid);
-        // A dead QEMU may stay a zombie until init gets to it: that is dead enough.
+        // A killed QEMU may remain a zombie until init reaps it, which does not matter.
         wait_until("QEMU is gone", Duration::from_secs(60), || self.qemu_pid().is_none());
     }
 
-    /// The process id of its QEMU, if it is on.
+    /// Returns the process id of its QEMU, if it is running.
     pub fn qemu_pid(&self) -> Option<i32> {
         let needle = format!("guest={}", self.name);
         let of_us = process::of(&self.env.path(""));
@@ -416,8 +408,8 @@ impl<'e> Machine<'e> {
             .map(|p| p.pid)
     }
 
-    /// QEMU's word for its state: `paused`, `prelaunch` (started paused), `running`, `io-error` …; `off` if it does not
-    /// run.
+    /// Returns QEMU's word for its state: `paused`, `prelaunch` (started paused), `running`, `io-error` …; `off` if
+    /// QEMU is not running.
     pub fn status(&self) -> String {
         if self.qemu_pid().is_none() {
             return "off".to_owned();
@@ -426,17 +418,17 @@ impl<'e> Machine<'e> {
         status["status"].as_str().expect("status").to_owned()
     }
 
-    /// Its definition, as it would be started next.
+    /// Returns its persistent definition.
     pub fn definition(&self) -> String {
         self.env.virsh(&["dumpxml", "--inactive", &self.uuid])
     }
 
-    /// Its checkpoints, by libvirt. The embedded driver has none but those in its files, which are quicker to list.
+    /// Returns its checkpoints. The embedded driver's are listed from its files, which is faster.
     pub fn checkpoints(&self) -> Vec<String> {
         if !self.env.has_libvirtd() {
             let folder = self.env.libvirt_root().join("lib/qemu/checkpoint").join(&self.name);
             let files = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("an entry").path());
-            // One that is being written has another ending.
+            // A file that is being written has another suffix.
             let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".xml")?.to_owned());
             let mut names: Vec<String> = files.filter_map(name).collect();
             names.sort();
@@ -446,7 +438,7 @@ impl<'e> Machine<'e> {
         names.lines().map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
     }
 
-    /// Whether QEMU serves a disk or works on a job: what an open capture is, seen past libvirt.
+    /// Whether QEMU has a backup job or an export, so that a capture is open. Does not use libvirt.
     pub fn is_captured(&self) -> bool {
         ["query-jobs", "query-block-exports"].iter().any(|query| {
             let list = self.qmp(query, json!({}));
@@ -454,18 +446,18 @@ impl<'e> Machine<'e> {
         })
     }
 
-    /// A monitor command.
+    /// Runs a monitor command.
     pub fn qmp(&self, command: &str, arguments: Value) -> Value {
         self.with_monitor(|monitor| monitor.qmp.call(command, arguments))
     }
 
-    /// Writes one byte again and again, live if the machine is on.
+    /// Fills a range with one byte, live if the machine is on.
     #[track_caller]
     pub fn write(&self, target: &str, offset: u64, length: u64, pattern: u8) {
         self.try_write(target, offset, length, pattern).unwrap_or_else(|error| panic!("{target}: {error}"));
     }
 
-    /// The same; what QEMU says when it fails. The model then does not know of it.
+    /// Like `write`, but returns QEMU's error. The model is then unchanged.
     pub fn try_write(&self, target: &str, offset: u64, length: u64, pattern: u8) -> Result<(), String> {
         let end = offset + length;
         let mut at = offset;
@@ -481,7 +473,7 @@ impl<'e> Machine<'e> {
     /// Writes bytes, live if the machine is on.
     #[track_caller]
     pub fn write_bytes(&self, target: &str, offset: u64, bytes: &[u8]) {
-        // Named by the target: the disks of one machine may be written at the same time.
+        // The name contains the target because disks of one machine may be written concurrently.
         let source = self.qmp_socket.with_extension(format!("{target}.bytes"));
         fs::write(&source, bytes).expect("cannot write");
         set_mode(&source, 0o644);
@@ -490,7 +482,7 @@ impl<'e> Machine<'e> {
         self.change(target, |model| model.write(offset, bytes));
     }
 
-    /// Makes durable what was written to a disk.
+    /// Flushes a disk.
     pub fn flush(&self, target: &str) {
         self.with_monitor(|monitor| {
             let line = format!("qemu-io -d {} flush", monitor.devices[target]);
@@ -498,7 +490,7 @@ impl<'e> Machine<'e> {
         });
     }
 
-    /// Zeroes a range and lets its clusters go (`write -z -u`).
+    /// Zeroes a range and unmaps its clusters (`write -z -u`).
     #[track_caller]
     pub fn zero(&self, target: &str, offset: u64, length: u64) {
         self.io(target, &format!("write -z -u {offset} {length}"), "wrote ")
@@ -506,14 +498,14 @@ impl<'e> Machine<'e> {
         self.change(target, |model| model.zero(offset, length));
     }
 
-    /// Discards a range, which must be aligned to 64 KiB: it then reads as zero.
+    /// Discards a range, which must be aligned to 64 KiB, so that it reads as zero.
     #[track_caller]
     pub fn discard(&self, target: &str, offset: u64, length: u64) {
         assert!(self.try_discard(target, offset, length), "{target}: {length} bytes from {offset} are still there");
     }
 
-    /// The same, if QEMU does it: a discard is only a wish, and while a backup job runs QEMU ignores it. Whether the
-    /// range reads as zero now.
+    /// Discards a range if QEMU does so: a discard is only a hint, which QEMU ignores while a backup job runs. Returns
+    /// whether the range now reads as zero.
     #[track_caller]
     pub fn try_discard(&self, target: &str, offset: u64, length: u64) -> bool {
         assert!(offset.is_multiple_of(65536) && length.is_multiple_of(65536), "only whole clusters go");
@@ -529,21 +521,21 @@ impl<'e> Machine<'e> {
         }
     }
 
-    /// Fails unless the image holds what the model says. The machine must be off (a raw image may be in use).
+    /// Fails unless the image equals the model. The machine must be off (unless the image is raw).
     #[track_caller]
     pub fn assert_image_equals_model(&self, target: &str) {
         let (image, format) = &self.images[target];
         self.model(target).assert_image_equals(image, format);
     }
 
-    /// Notes what was written past QEMU.
+    /// Updates the model after a write that bypassed QEMU.
     pub fn change(&self, target: &str, change: impl FnOnce(&mut DiskModel)) {
         let mut models = self.models.lock().expect("lock");
         change(models.get_mut(target).expect("no such disk"));
     }
 
-    /// Opens the second monitor. At once after the start: a restored copy of this machine that is started would take
-    /// over its socket, but not this connection.
+    /// Opens the second monitor. This is done directly after the start, because a restored copy of the machine would
+    /// take over the socket, but not this connection.
     pub(super) fn connect(&self) {
         let mut qmp = Qmp::connect(&self.qmp_socket);
         let list = qmp.call("query-block", json!({}));
@@ -558,29 +550,29 @@ impl<'e> Machine<'e> {
         *self.monitor.lock().expect("lock") = Some(Monitor { qmp, devices });
     }
 
-    /// Opens the second monitor again, after a disk came or went or another program started the machine.
+    /// Reopens the second monitor, after a disk was added or removed or another program started the machine.
     pub fn reconnect(&self) {
         self.disconnect();
         self.connect();
     }
 
-    /// Closes the second monitor: what is written then goes to the images.
+    /// Closes the second monitor, so that writes go to the images.
     pub fn disconnect(&self) {
         self.monitor.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     }
 
-    /// Notes a disk, new or changed.
+    /// Records a new or changed disk.
     pub fn put_disk(&mut self, target: &str, image: &Path, format: &str, model: DiskModel) {
         self.images.insert(target.to_owned(), (image.to_owned(), format.to_owned()));
         self.models.lock().expect("lock").insert(target.to_owned(), model);
     }
 
-    /// Notes its new name.
+    /// Records its new name.
     pub(super) fn set_name(&mut self, name: &str) {
         self.name = name.to_owned();
     }
 
-    /// Forgets a disk.
+    /// Removes a disk from the records.
     pub(super) fn drop_disk(&mut self, target: &str) {
         self.images.remove(target);
         self.models.lock().expect("lock").remove(target);
@@ -591,7 +583,7 @@ impl<'e> Machine<'e> {
         act(monitor.as_mut().expect("the machine is off"))
     }
 
-    /// One `qemu-io` command: through the monitor if the machine is on, on its image otherwise.
+    /// Runs a `qemu-io` command: through the monitor if the machine is on, otherwise on its image.
     pub(super) fn io(&self, target: &str, command: &str, wanted: &str) -> Result<(), String> {
         if self.monitor.lock().expect("lock").is_none() {
             return self.io_on_image(target, command, wanted);
@@ -602,7 +594,7 @@ impl<'e> Machine<'e> {
                 .get(target)
                 .unwrap_or_else(|| panic!("{}: no disk {target}; there are {:?}", self.name, monitor.devices));
             let line = format!("qemu-io -d {device} \"{command}\"");
-            // The monitor answers nothing: what became of the command stands in QEMU's log.
+            // The monitor returns nothing; the result of the command is in QEMU's log.
             let log = self.env.libvirt_root().join(format!("log/qemu/{}.log", self.name));
             let log = fs::File::open(&log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
             let start = log.metadata().expect("stat").len();
@@ -632,19 +624,16 @@ fn judge(command: &str, wanted: &str, said: &str) -> Result<(), String> {
     Err(format!("{command}: {}", said.trim()))
 }
 
-/// A disk of a definition, however it came to be.
+/// A disk of any machine's definition.
 #[derive(Debug, Clone)]
 pub struct DefinedDisk {
-    /// Its target.
     pub target: String,
-    /// Its image.
     pub image: PathBuf,
-    /// Its format.
     pub format: String,
 }
 
 impl Env {
-    /// The file-backed disks of a machine that may be kvmb's own work, by its definition.
+    /// Returns the file-backed disks of a machine from its definition; it may have been created by kvmb.
     pub fn disks_of(&self, machine: &str) -> Vec<DefinedDisk> {
         let xml = self.virsh(&["dumpxml", "--inactive", "--domain", machine]);
         let document = roxmltree::Document::parse(&xml).expect("libvirt's XML");

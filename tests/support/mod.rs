@@ -1,31 +1,31 @@
-//! A hermetic place for the tests: real parts (libvirt, QEMU, restic, a small Linux guest) on private folders.
+//! A hermetic environment for tests: real components (libvirt, QEMU, restic, a small Linux guest) in private folders.
 //!
-//! [`Env`] is one test's world: a private folder under `/tmp` with its own home, runtime folder, embedded libvirt root
-//! and password file. Programs are started with a cleared environment that points into it. When it is dropped, also by
-//! a panic, every process that was started in it is ended by its process id, and the folder is removed
-//! (`KVMB_TEST_KEEP=1` keeps it for a look). If the test program itself is killed, a guard process does that.
+//! [`Env`] is the environment of one test: a private folder under `/tmp` with its own home, runtime folder, embedded
+//! libvirt root and password file. Programs are started with a cleared environment that refers to it. When it is
+//! dropped, even by a panic, every process that was started in it is ended by its process id, and the folder is removed
+//! (`KVMB_TEST_KEEP=1` keeps it for inspection). If the test program itself is killed, a guard process cleans up.
 //!
 //! | part | what it is for |
 //! | --- | --- |
 //! | [`Env::kvmb`], [`Env::sh`] | the program under test, alone or in a shell pipe; [`call::Output`] reads its records strictly |
 //! | [`Env::machine`] | a QEMU machine without an operating system; patterns are written through its live block layer |
-//! | [`model::DiskModel`] | what a disk must hold, kept in memory and compared byte for byte |
+//! | [`model::DiskModel`] | the expected content of a disk, kept in memory and compared byte for byte |
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
 //! | [`guestfish`] | libguestfs, with the kernel of that Linux |
-//! | [`Env::restic`] | restic's opinion of a repository |
-//! | [`Env::sshd`] | an SSH server with accounts of its own |
-//! | [`Sshd::behind`] | the same behind a network that delays, cuts, swallows and corrupts |
-//! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
-//! | [`host::Host`] | crontabs, `/etc/cron.d` and systemd units of the test's own |
-//! | [`Env::tmpfs`] | a small file system, to run out of room |
+//! | [`Env::restic`] | restic, to check a repository |
+//! | [`Env::sshd`] | an SSH server with its own accounts |
+//! | [`Sshd::behind`] | the same behind a network that delays, cuts, drops and corrupts |
+//! | [`Env::with_libvirtd`] | a private libvirtd that can be killed and restarted |
+//! | [`host::Host`] | private crontabs, `/etc/cron.d` and systemd units |
+//! | [`Env::tmpfs`] | a small file system that can be filled up |
 //! | [`storage`] | block devices and network storage |
-//! | [`Env::quota`] | a folder that may hold only so much, on a file system that has room |
+//! | [`Env::quota`] | a folder with a quota on a file system with free space |
 //! | [`Env::pty`] | kvmb on a terminal |
 //! | [`browser::Browser`] | Chromium, for the pages of the console |
 //!
 //! Nothing is skipped: a missing part fails the test with the command that installs it.
 
-// Each test program compiles the harness and uses its own half of it.
+// Each test program compiles the harness and uses only a part of it.
 #![allow(dead_code)]
 
 pub mod backups;
@@ -83,28 +83,28 @@ use restic::Restic;
 use sshd::Sshd;
 use tmpfs::Tmpfs;
 
-/// The password of every repository that a test does not say otherwise about.
+/// The default password of repositories.
 pub const PASSWORD: &str = "correct horse";
 
-/// One test's private world.
+/// The private environment of a test.
 pub struct Env {
     name: String,
     folder: PathBuf,
     /// Only one process at a time may open the embedded root.
     libvirt: Mutex<()>,
-    /// Instead of the embedded driver.
+    /// The daemon, if it replaces the embedded driver.
     libvirtd: Option<libvirtd::Libvirtd>,
     machines: AtomicUsize,
     guard: process::Guard,
 }
 
 impl Env {
-    /// Makes the world. `name` only helps to recognise it in messages.
+    /// Creates the environment. `name` only identifies it in messages.
     pub fn new(name: &str) -> Env {
         processor::settle();
         parts::require(&["virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "restic"]);
         let base = std::env::var_os("KVMB_TEST_DIR").unwrap_or_else(|| "/tmp".into());
-        // Short on purpose: the path of a unix socket ends at 107 bytes.
+        // Kept short because the path of a Unix socket is limited to 107 bytes.
         let folder = tempfile::Builder::new()
             .prefix("kvmb-test-")
             .tempdir_in(base)
@@ -119,7 +119,8 @@ impl Env {
             machines: AtomicUsize::new(0),
             guard,
         };
-        // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
+        // QEMU runs as its own user, which needs to traverse the folder and to create sockets in some of its
+        // subfolders.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [
             ("home", 0o700),
@@ -143,63 +144,63 @@ impl Env {
         env
     }
 
-    /// A path in the private folder.
+    /// Returns a path in the private folder.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.folder.join(relative)
     }
 
-    /// Where the tests' disk images are.
+    /// Returns the folder of the tests' disk images.
     pub fn disks(&self) -> PathBuf {
         self.path("disks")
     }
 
-    /// A repository path that is not there yet.
+    /// Returns the path of a repository, which does not exist yet.
     pub fn repo(&self) -> String {
         self.repo_named("repo")
     }
 
-    /// Another repository path that is not there yet.
+    /// Returns the path of another repository, which does not exist yet.
     pub fn repo_named(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
-    /// The file with [`PASSWORD`].
+    /// Returns the file that contains [`PASSWORD`].
     pub fn password_file(&self) -> PathBuf {
         self.path("password")
     }
 
-    /// kvmb's runtime folder (`KVMB_RUNTIME_DIR`).
+    /// Returns kvmb's runtime folder (`KVMB_RUNTIME_DIR`).
     pub fn runtime_dir(&self) -> PathBuf {
         self.path("run/kvmb")
     }
 
-    /// Where kvmb's scratch files go (`KVMB_SCRATCH`).
+    /// Returns kvmb's scratch folder (`KVMB_SCRATCH`).
     pub fn scratch_dir(&self) -> PathBuf {
         self.path("scratch")
     }
 
-    /// kvmb's configuration (`KVMB_CONFIG`), at first without any key.
+    /// Returns kvmb's configuration file (`KVMB_CONFIG`), which is empty at first.
     pub fn config_file(&self) -> PathBuf {
         self.path("config.json")
     }
 
-    /// Configures kvmb.
+    /// Writes kvmb's configuration.
     pub fn configure(&self, config: &serde_json::Value) {
         fs::write(self.config_file(), config.to_string()).expect("cannot write");
         set_mode(&self.config_file(), 0o600);
     }
 
-    /// Where kvmb logs (`KVMB_LOG_FILE`).
+    /// Returns kvmb's log file (`KVMB_LOG_FILE`).
     pub fn log_file(&self) -> PathBuf {
         self.path("kvmb.log")
     }
 
-    /// The folder that libvirt lives in.
+    /// Returns the root folder of libvirt.
     pub fn libvirt_root(&self) -> PathBuf {
         self.path("libvirt")
     }
 
-    /// The libvirt URI of this world.
+    /// Returns the libvirt URI of this environment.
     pub fn uri(&self) -> String {
         if let Some(libvirtd) = &self.libvirtd {
             return libvirtd.uri();
@@ -207,7 +208,7 @@ impl Env {
         format!("qemu:///embed?root={}", self.libvirt_root().display())
     }
 
-    /// Gives a command this world's environment and nothing else.
+    /// Sets a command's environment to that of this test only.
     pub fn apply_to(&self, command: &mut Command) {
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
         command
@@ -216,7 +217,7 @@ impl Env {
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
             .env("LANG", "C.UTF-8")
-            // Colour comes between words; the test of colour asks for it.
+            // Colour codes would be inserted between words; the test of colour enables it.
             .env("NO_COLOR", "1")
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env("XDG_CONFIG_HOME", self.path("home/.config"))
@@ -236,25 +237,25 @@ impl Env {
             .current_dir(&self.folder);
     }
 
-    /// A program in this world.
+    /// Runs a program in this environment.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Call {
         let mut command = Command::new(program);
         self.apply_to(&mut command);
         Call::new(command)
     }
 
-    /// kvmb with these arguments.
+    /// Runs kvmb with these arguments.
     pub fn kvmb<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
         self.program(self.path("bin/kvmb")).args(args)
     }
 
-    /// kvmb with these arguments on a host of that name; root only.
+    /// Runs kvmb with these arguments and this hostname. Requires root.
     pub fn kvmb_on<A: AsRef<OsStr>>(&self, host: &str, args: impl IntoIterator<Item = A>) -> Call {
         let script = "echo \"$1\" >/proc/sys/kernel/hostname; shift; exec kvmb \"$@\"";
         self.program("unshare").args(["--uts", "sh", "-c", script, "sh", host]).args(args)
     }
 
-    /// kvmb with these arguments on a host that lacks these programs, wherever it looks for them; root only.
+    /// Runs kvmb with these arguments while these programs cannot be found. Requires root.
     pub fn kvmb_without<A: AsRef<OsStr>>(&self, programs: &[&str], args: impl IntoIterator<Item = A>) -> Call {
         let script = "for name in $1; do
             for folder in $(echo \"$PATH\" | tr : ' '); do
@@ -264,82 +265,82 @@ impl Env {
         self.program("unshare").args(["--mount", "sh", "-c", script, "sh", &programs.join(" ")]).args(args)
     }
 
-    /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
+    /// Runs a script with `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
     pub fn sh(&self, script: &str) -> Call {
         self.program("/bin/sh").env("R", self.repo()).args(["-c", script])
     }
 
-    /// A machine to be described further.
+    /// Starts the description of a machine.
     pub fn machine(&self, name: &str) -> MachineBuilder<'_> {
         MachineBuilder::new(self, name)
     }
 
-    /// A small Linux that is up, its guest agent answering, its disk a raw image.
+    /// Starts a small Linux with a working guest agent and a raw image as its disk.
     pub fn linux_guest(&self, name: &str) -> LinuxGuest<'_> {
         LinuxGuest::boot(self, name, FreezeMode::Normal, "raw")
     }
 
-    /// The same, but with an agent that behaves as `freeze` says.
+    /// The same with an agent that behaves according to `freeze`.
     pub fn linux_guest_that(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
         LinuxGuest::boot(self, name, freeze, "raw")
     }
 
-    /// The same, its disk a qcow2 image.
+    /// The same with a qcow2 image as its disk.
     pub fn linux_guest_on_qcow2(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
         LinuxGuest::boot(self, name, freeze, "qcow2")
     }
 
-    /// restic on a repository, with the password of this world.
+    /// Runs restic on a repository, with the password of this environment.
     pub fn restic(&self, repo: impl Into<String>) -> Restic<'_> {
         Restic::new(self, repo.into())
     }
 
-    /// A file system of that size, in memory; root only.
+    /// Mounts a tmpfs of this size. Requires root.
     pub fn tmpfs(&self, name: &str, size_bytes: u64) -> Tmpfs {
         Tmpfs::mount(self.path(name), size_bytes)
     }
 
-    /// A folder that may hold so many bytes, on a file system with more room; root only.
+    /// Creates a folder with a quota, on a file system with more space. Requires root.
     pub fn quota(&self, name: &str, limit_bytes: u64) -> Quota {
         Quota::mount(self.path(name), limit_bytes)
     }
 
-    /// An SSH server on a port of the loopback interface.
+    /// Starts an SSH server on a port of the loopback interface.
     pub fn sshd(&self) -> Sshd {
         Sshd::start(self, "")
     }
 
-    /// The same, with further lines of `sshd_config`.
+    /// The same with additional lines in `sshd_config`.
     pub fn sshd_with(&self, config: &str) -> Sshd {
         Sshd::start(self, config)
     }
 
-    /// kvmb on a terminal of 100 columns.
+    /// Runs kvmb on a terminal with 100 columns.
     pub fn pty<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Pty {
         Pty::start(self, &self.path("bin/kvmb").display().to_string(), args)
     }
 
-    /// An interactive shell, or another program, on a terminal of 100 columns.
+    /// Runs an interactive shell or another program on a terminal with 100 columns.
     pub fn pty_of<A: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = A>) -> Pty {
         Pty::start(self, program, args)
     }
 
-    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in
-    /// its folders (state, sockets, scratch), an empty folder included.
+    /// Returns what kvmb has left behind: processes other than QEMU machines and the harness's own, and a capture's
+    /// files in its folders (state, sockets, scratch), including empty folders.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
             .filter(|p| {
                 !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p) && !http_server::is_part(p)
             })
-            // A QEMU that the embedded libvirt asked what it can do, when kvmb was killed with it.
+            // A QEMU that the embedded libvirt started to probe capabilities when kvmb was killed.
             .filter(|p| !p.command_line.contains(" -machine none,"))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
         for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
-                // A machine's lock file that stays is no leftover: removing one is a race. The filler is our own.
+                // A machine's lock file may stay, because removing it is a race. The filler is our own.
                 if path.extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
                     found.push(path.display().to_string());
                 }
@@ -349,7 +350,7 @@ impl Env {
         found
     }
 
-    /// Fails if anything of a capture is still there. A process may need a moment to go.
+    /// Fails if anything of a capture is left. Allows processes a moment to end.
     pub fn assert_nothing_left(&self) {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
@@ -379,7 +380,7 @@ impl Drop for Env {
     }
 }
 
-/// Waits until `done` says yes; fails with `what` when it takes longer than `limit`.
+/// Waits until `done` returns true; fails with `what` after `limit`.
 pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
     while !done() {
@@ -388,7 +389,7 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until a server accepts connections at a socket: its file is there a moment earlier, and refuses them.
+/// Waits until a server accepts connections on a socket. The socket's file exists a moment before the server listens.
 pub fn wait_until_it_listens(socket: &Path) {
     wait_until("a server listens", Duration::from_secs(60), || UnixStream::connect(socket).is_ok());
 }

@@ -1,4 +1,4 @@
-//! What a disk must hold: the oracle that every restored image is compared with.
+//! The expected content of a disk, with which every restored image is compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,26 +9,25 @@ use std::process::Command;
 use rustix::fs::{SeekFrom, seek};
 use sha2::{Digest, Sha256};
 
-/// The unit in which the model keeps what is not zero.
+/// The granularity at which the model stores non-zero data.
 const BLOCK: u64 = 64 * 1024;
 
-/// A disk's content in memory; what was never written is zero.
+/// A disk's content in memory; unwritten blocks are zero.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DiskModel {
     capacity_bytes: u64,
-    /// Block number → content. A block of zeros is never kept, so that equal disks are equal models.
+    /// Block number → content. Zero blocks are never stored, so that equal disks have equal models.
     blocks: BTreeMap<u64, Vec<u8>>,
 }
 
 impl DiskModel {
-    /// An empty disk.
     pub fn new(capacity_bytes: u64) -> DiskModel {
         DiskModel { capacity_bytes, blocks: BTreeMap::new() }
     }
 
-    /// What an image holds, as the guest sees it. No running machine may have it open, unless it is raw.
+    /// Reads the content of an image as the guest sees it. No running machine may have it open, unless it is raw.
     pub fn from_image(path: &Path, format: &str) -> DiskModel {
-        // A device knows no holes.
+        // A device has no holes.
         if format == "raw" && path.is_file() {
             return DiskModel::from_raw(path);
         }
@@ -53,7 +52,7 @@ impl DiskModel {
         let capacity_bytes = seek(&file, SeekFrom::End(0)).expect("seek");
         let mut model = DiskModel::new(capacity_bytes);
         let mut offset = 0;
-        // Past the last data, seeking for data fails.
+        // After the last data, seeking for data fails.
         while let Ok(data) = seek(&file, SeekFrom::Data(offset)) {
             let hole = seek(&file, SeekFrom::Hole(data)).expect("seek");
             let mut block = data / BLOCK;
@@ -72,12 +71,10 @@ impl DiskModel {
         model
     }
 
-    /// The disk's size.
     pub fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes
     }
 
-    /// Writes bytes.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         self.change(offset, bytes.len() as u64, |target, at| {
             let at = at as usize;
@@ -85,12 +82,12 @@ impl DiskModel {
         });
     }
 
-    /// Writes one byte again and again.
+    /// Fills a range with one byte.
     pub fn fill(&mut self, offset: u64, length: u64, pattern: u8) {
         self.change(offset, length, |target, _| target.fill(pattern));
     }
 
-    /// Makes a range zero.
+    /// Zeroes a range.
     pub fn zero(&mut self, offset: u64, length: u64) {
         self.fill(offset, length, 0);
     }
@@ -103,7 +100,7 @@ impl DiskModel {
         self.capacity_bytes = capacity_bytes;
     }
 
-    /// The content of a range.
+    /// Returns the content of a range.
     pub fn read(&self, offset: u64, length: u64) -> Vec<u8> {
         assert!(offset + length <= self.capacity_bytes, "past the disk's end");
         let mut bytes = vec![0; length as usize];
@@ -117,7 +114,7 @@ impl DiskModel {
         bytes
     }
 
-    /// What `sha256sum` says of the raw image.
+    /// Returns the SHA-256 of the raw image.
     pub fn sha256(&self) -> String {
         let zeros = vec![0; BLOCK as usize];
         let mut hasher = Sha256::new();
@@ -128,9 +125,9 @@ impl DiskModel {
         hex::encode(hasher.finalize())
     }
 
-    /// The first byte in which two disks differ: where, what is in this one, what is in the other.
+    /// Returns the first byte in which two disks differ: offset, byte in this disk, byte in the other one.
     pub fn first_difference(&self, other: &DiskModel) -> Option<(u64, u8, u8)> {
-        // Whole blocks first: without optimisation, byte by byte takes long.
+        // Compare whole blocks first: without optimisation, comparing byte by byte is slow.
         let block = self.differing_blocks(other).pop_first()?;
         let zeros = vec![0; BLOCK as usize];
         let here = self.blocks.get(&block).unwrap_or(&zeros);
@@ -139,18 +136,18 @@ impl DiskModel {
         Some((block * BLOCK + at as u64, here[at], there[at]))
     }
 
-    /// Whether one block (a number of 64 KiB) is the same in both.
+    /// Whether a block (by its number, of 64 KiB) is the same in both.
     pub(super) fn same_block(&self, other: &DiskModel, block: u64) -> bool {
         self.blocks.get(&block) == other.blocks.get(&block)
     }
 
-    /// The blocks in which two disks differ.
+    /// Returns the blocks in which two disks differ.
     pub(super) fn differing_blocks(&self, other: &DiskModel) -> BTreeSet<u64> {
         let blocks = self.blocks.keys().chain(other.blocks.keys()).copied();
         blocks.filter(|block| !self.same_block(other, *block)).collect()
     }
 
-    /// Fails unless the image holds exactly this.
+    /// Fails unless the image has exactly this content.
     #[track_caller]
     pub fn assert_image_equals(&self, path: &Path, format: &str) {
         let image = DiskModel::from_image(path, format);
@@ -166,7 +163,7 @@ impl DiskModel {
         }
     }
 
-    /// Calls `fill` for each block touched, with the part to set and its distance from `offset`.
+    /// Calls `fill` for each affected block, with the part to set and its distance from `offset`.
     fn change(&mut self, offset: u64, length: u64, mut fill: impl FnMut(&mut [u8], u64)) {
         assert!(offset + length <= self.capacity_bytes, "past the disk's end");
         let zeros = vec![0; BLOCK as usize];
@@ -180,12 +177,12 @@ impl DiskModel {
     }
 }
 
-/// The numbers of the blocks that a range touches.
+/// Returns the numbers of the blocks that a range touches.
 pub(super) fn blocks_of(offset: u64, length: u64) -> impl Iterator<Item = u64> {
     pieces(offset, length).map(|(block, _, _)| block)
 }
 
-/// Cuts a range into blocks: number, first byte and end within the block.
+/// Splits a range into blocks: number, first byte and end within the block.
 fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64, u64)> {
     let end = offset + length;
     (offset / BLOCK..end.div_ceil(BLOCK)).map(move |block| {

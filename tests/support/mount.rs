@@ -1,12 +1,12 @@
-//! Folders that cannot be written, not even by root.
+//! Folders that even root cannot write to.
 
 use std::process::Command;
 
-/// A folder made read-only by a mount. Dropped, it can be written again.
+/// A folder that is mounted read-only until this is dropped.
 pub struct ReadOnly(String);
 
 impl ReadOnly {
-    /// Makes it so, for all who open files in it from now on.
+    /// Makes a folder read-only for all files that are opened from now on.
     pub fn make(folder: &str) -> ReadOnly {
         mount(&["--bind", folder, folder]);
         let made = ReadOnly(folder.to_owned());

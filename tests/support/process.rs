@@ -1,7 +1,7 @@
-//! Finding and ending what a test has started, by process id.
+//! Finds and ends the processes of a test, by process id.
 //!
-//! A process belongs to a test when its command line or its environment names the test's private folder. The folder's
-//! name is random, so nobody else's process can be meant.
+//! A process belongs to a test if its command line or its environment contains the test's private folder. The folder's
+//! name is random, so no other process can match.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -14,21 +14,20 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// A process of a test.
 pub struct Process {
-    /// Its id.
     pub pid: i32,
     /// Its arguments, separated by spaces.
     pub command_line: String,
 }
 
 impl Process {
-    /// Whether its program has this name.
+    /// Whether this is the name of its program.
     pub fn is(&self, program: &str) -> bool {
         let first = self.command_line.split(' ').next().unwrap_or_default();
         Path::new(first).file_name().is_some_and(|name| name == program)
     }
 }
 
-/// The processes that belong to the test with this folder; zombies are not counted.
+/// Returns the processes that belong to the test with this folder, without zombies.
 pub fn of(folder: &Path) -> Vec<Process> {
     let folder = folder.to_str().expect("UTF-8");
     let mine = i32::try_from(std::process::id()).unwrap_or_default();
@@ -38,7 +37,7 @@ pub fn of(folder: &Path) -> Vec<Process> {
             continue;
         };
         let arguments = read(&entry.path().join("cmdline"));
-        // A zombie has no arguments, nor has a thread of the kernel.
+        // Zombies and kernel threads have no arguments.
         if pid == mine || arguments.is_empty() {
             continue;
         }
@@ -49,7 +48,7 @@ pub fn of(folder: &Path) -> Vec<Process> {
     found
 }
 
-/// Kills all of them and waits until they are gone.
+/// Kills all processes of a test and waits until they have ended.
 pub fn end_all(folder: &Path) {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -69,11 +68,11 @@ pub fn end_all(folder: &Path) {
     }
 }
 
-/// A shell that cleans up when the test program dies without a word (a kill, Ctrl-C, a runner's time limit).
+/// A shell that cleans up if the test program is killed (by a signal, Ctrl-C, or a runner's time limit).
 pub(super) struct Guard(Child);
 
 impl Guard {
-    /// Starts it. It waits for the end of its stdin, the other end of which only this process holds.
+    /// Starts the shell, which waits for the end of its standard input. Only this process holds the other end.
     pub(super) fn start(folder: &Path) -> Guard {
         const SCRIPT: &str = r#"
             cat
@@ -84,20 +83,20 @@ impl Guard {
         let parent = folder.parent().expect("a parent");
         let name = folder.file_name().expect("a name");
         let mut command = Command::new("/bin/sh");
-        // The folder's path in two parts: this process must not look like one of the test's own.
+        // Split the folder's path, so that this process does not look like one of the test's.
         command.args(["-c", SCRIPT, "guard"]).arg(parent).arg(name);
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Guard(command.spawn().expect("cannot start /bin/sh"))
     }
 
-    /// The test cleans up by itself.
+    /// Ends the guard, because the test cleans up itself.
     pub(super) fn dismiss(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// `kill -9`, until the process has let go of its files; one that is gone already is no error.
+/// Kills a process (`kill -9`) and waits until it has released its files. One that has already ended is not an error.
 pub fn kill(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, Signal::KILL);
@@ -105,14 +104,14 @@ pub fn kill(pid: i32) {
     super::wait_until("the process has ended", Duration::from_secs(60), || has_ended(pid));
 }
 
-/// Whether it is gone, or nothing of it is left but its exit status. A first thread can end before the others.
+/// Whether a process has ended, at most leaving a zombie. Its first thread may end before the others.
 fn has_ended(pid: i32) -> bool {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     let is_zombie = read(&folder.join("stat")).rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
     is_zombie && fs::read_dir(folder.join("task")).map_or(0, Iterator::count) <= 1
 }
 
-/// What the system says of a process; nothing when it is gone.
+/// Reads a file in /proc; empty if the process has ended.
 fn read(file: &Path) -> String {
     fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! One processor for each test, where there is KVM.
+//! Pins each test to one processor if KVM is available.
 //!
-//! With KVM, libvirt asks QEMU again what it can do, which takes four seconds, whenever the processor that it runs on
-//! is not the one that it remembers - and the virtual processors of one computer may differ. So a test and all that it
-//! starts stay on one, and what libvirt remembers is kept for each processor apart. `make test` hides KVM, which no
+//! With KVM, libvirt probes QEMU's capabilities again, which takes four seconds, whenever the processor that it runs on
+//! differs from the cached one - and the virtual processors of one computer may differ. So a test and all of its child
+//! processes stay on one processor, and libvirt's cache is kept separately for each. `make test` hides KVM, which no
 //! test needs.
 
 use std::fs::File;
@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Chooses a processor for this thread and whatever it starts; one that has been chosen stays.
+/// Pins this thread and its child processes to a processor, unless that has already been done.
 pub fn settle() {
     if !has_kvm() {
         return;
     }
     let allowed = allowed();
-    // The runner says which of the tests that run side by side this is; other runners give each test a thread.
+    // nextest numbers the tests that run concurrently; other runners start a thread for each test.
     static TESTS: AtomicUsize = AtomicUsize::new(0);
     let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok().and_then(|slot| slot.parse().ok());
     let slot: usize = slot.unwrap_or_else(|| TESTS.fetch_add(1, Ordering::Relaxed));
@@ -25,7 +25,7 @@ pub fn settle() {
     sched_setaffinity(None, &one).expect("cannot choose a processor");
 }
 
-/// A name for where libvirt's findings hold.
+/// Returns the scope in which libvirt's cached capabilities are valid.
 pub fn scope() -> String {
     match has_kvm() {
         true => allowed()[0].to_string(),

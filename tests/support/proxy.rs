@@ -1,9 +1,9 @@
-//! A bad network between kvmb and a server: what passes is delayed, cut off, swallowed or corrupted.
+//! A bad network between kvmb and a server: traffic is delayed, cut off, dropped or corrupted.
 //!
-//! A delay is latency and no narrow pipe: every byte is handed on so long after it came, however many are on the way.
-//! Where a rate is given, all connections together are a pipe of that rate in each direction.
-//! Troubles come one to a connection, in the order in which they were ordered, after a number of bytes that a seed
-//! decides; when all have come, the network is a good one. Only the standard library is used, so that the benchmark can
+//! A delay adds latency without limiting throughput: every byte is passed on this long after it arrived, however many
+//! are in transit. If a rate is given, all connections together share that rate in each direction. Each trouble affects
+//! one connection, in the given order, after a number of bytes that a seed determines. After the last one, the network
+//! works normally. Only the standard library is used, so that the benchmark can compile this file alone.
 //! build it alone.
 
 use std::io::{ErrorKind, Read, Write};
@@ -20,15 +20,15 @@ use std::time::{Duration, Instant};
 pub enum Trouble {
     /// It is cut.
     Cut,
-    /// Nothing passes any more, in neither direction, and nobody is told.
+    /// Nothing passes any more in either direction, without any error.
     Stall,
-    /// One bit arrives wrong.
+    /// One bit is corrupted.
     Flip,
-    /// It is cut, and so is every other one; nobody is let in until [`Proxy::mend`].
+    /// All connections are cut, and new ones are refused until [`Proxy::mend`].
     Outage,
 }
 
-/// A port that leads to a server. Dropped, it is closed with all connections.
+/// A port that forwards to a server. When this is dropped, it is closed with all connections.
 pub struct Proxy {
     port: u16,
     shared: Arc<Shared>,
@@ -39,19 +39,19 @@ struct Shared {
     server: u16,
     delay: Duration,
     bytes_per_second: Option<u64>,
-    /// When the pipe to the client, and that to the server, has passed on what came so far.
+    /// When the data so far will have passed, towards the client and towards the server.
     free_at: [Mutex<Instant>; 2],
     ended: AtomicBool,
     broken: AtomicBool,
     plan: Mutex<Plan>,
     open: Mutex<Vec<TcpStream>>,
     happened: AtomicUsize,
-    /// Whether the last bytes that passed were the server's.
+    /// Whether the last bytes came from the server.
     server_spoke: AtomicBool,
     turns: AtomicU64,
 }
 
-/// What is still to happen.
+/// The troubles that are still to come.
 #[derive(Default)]
 struct Plan {
     troubles: Vec<Trouble>,
@@ -60,7 +60,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// The next trouble, and after how many bytes of a connection.
+    /// Returns the next trouble, and the number of bytes after which it happens.
     fn next(&mut self) -> Option<(Trouble, u64)> {
         if self.troubles.is_empty() {
             return None;
@@ -83,12 +83,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Proxy {
-    /// Leads to a port of this host, each way after this time.
+    /// Forwards to a port of this host, with this delay in each direction.
     pub fn start(server: u16, delay: Duration) -> Proxy {
         Proxy::start_limited(server, delay, None)
     }
 
-    /// The same, and no more bytes a second than these pass each way.
+    /// The same with a limit of the bytes per second in each direction.
     pub fn start_limited(server: u16, delay: Duration, bytes_per_second: Option<u64>) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("a port").port();
@@ -111,35 +111,34 @@ impl Proxy {
         Proxy { port, shared, listener: Some(listener) }
     }
 
-    /// Its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// From now on, these troubles: each for one new connection, after so many bytes of it.
+    /// Orders these troubles: each for one new connection, after a number of bytes in this range.
     pub fn order(&self, troubles: &[Trouble], after_bytes: Range<u64>, seed: u64) {
         *lock(&self.shared.plan) = Plan { troubles: troubles.to_vec(), after_bytes, random: seed };
-        // Old connections know nothing of them.
+        // Existing connections would not be affected.
         self.shared.cut_all();
     }
 
-    /// How many troubles have happened.
+    /// Returns the number of troubles that have happened.
     pub fn happened(&self) -> usize {
         self.shared.happened.load(Ordering::Relaxed)
     }
 
-    /// Whether an [`Trouble::Outage`] lasts.
+    /// Whether an [`Trouble::Outage`] is in progress.
     pub fn is_broken(&self) -> bool {
         self.shared.broken.load(Ordering::Relaxed)
     }
 
-    /// Ends an outage, and all that was still to happen.
+    /// Ends an outage, and cancels all remaining troubles.
     pub fn mend(&self) {
         lock(&self.shared.plan).troubles.clear();
         self.shared.broken.store(false, Ordering::Relaxed);
     }
 
-    /// How often the client spoke after the server did: with a delay, its round trips.
+    /// Returns how often the client sent data after the server did: with a delay, the number of round trips.
     pub fn turns(&self) -> u64 {
         self.shared.turns.load(Ordering::Relaxed)
     }
@@ -155,7 +154,7 @@ impl Drop for Proxy {
     }
 }
 
-/// What was read, and shall be handed on at a time.
+/// Data in transit, and when it is to be passed on.
 struct OnTheWay {
     due: Instant,
     bytes: Vec<u8>,
@@ -166,7 +165,7 @@ struct OnTheWay {
 struct Link {
     client: TcpStream,
     server: TcpStream,
-    /// What shall happen to it, and after how many bytes.
+    /// The trouble of the connection, and the number of bytes after which it happens.
     trouble: Mutex<Option<(Trouble, u64)>>,
     passed: AtomicU64,
     stalled: AtomicBool,
@@ -177,7 +176,7 @@ impl Shared {
         while !self.ended.load(Ordering::Relaxed) {
             match listener.accept() {
                 Ok((client, _)) if !self.broken.load(Ordering::Relaxed) => {
-                    // A server that is not there is a connection that ends at once.
+                    // If the server is not running, the connection ends at once.
                     if let Ok(server) = TcpStream::connect(("127.0.0.1", self.server)) {
                         self.link(client, server);
                     }
@@ -210,7 +209,7 @@ impl Shared {
     fn read(&self, link: &Link, to_server: bool, queue: &Sender<OnTheWay>, spare: &Receiver<Vec<u8>>) {
         let mut from = if to_server { &link.client } else { &link.server };
         loop {
-            // New memory for all that is on the way would cost more than to pass it on.
+            // Reuse buffers: allocating them would cost more than forwarding the data.
             let mut bytes = spare.try_recv().unwrap_or_else(|_| vec![0; 128 << 10]);
             let length = match from.read(&mut bytes) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -241,19 +240,19 @@ impl Shared {
                     }
                 }
             }
-            // What is swallowed is read all the same: a full pipe would tell.
+            // Dropped data must still be read, because a full pipe would be noticed.
             let on_the_way = OnTheWay { due: self.arrival(to_server, length), bytes, length };
             if !link.stalled.load(Ordering::Relaxed) && queue.send(on_the_way).is_err() {
                 break;
             }
         }
-        // A side that hung up on a stalled connection waits for nothing.
+        // A side that closed a stalled connection must not wait.
         if link.stalled.load(Ordering::Relaxed) {
             link.cut();
         }
     }
 
-    /// When what came now arrives.
+    /// Returns when data that was received now is passed on.
     fn arrival(&self, to_server: bool, length: usize) -> Instant {
         let now = Instant::now();
         let passed = self.bytes_per_second.map_or(now, |rate| {
@@ -274,7 +273,7 @@ impl Shared {
             if to.write_all(&bytes[..length]).is_err() {
                 break;
             }
-            // Nobody wants it when the other direction has ended.
+            // The receiver is gone if the other direction has ended.
             let _ = spent.send(bytes);
         }
         if !link.stalled.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! kvmb, or a shell, on a terminal: `script` of util-linux makes one.
+//! Runs kvmb or a shell on a terminal, which `script` of util-linux provides.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use super::{Env, Output, parts, process, wait_until};
 
-/// A program on a pseudo-terminal. stdout and stderr are one, as on a terminal.
+/// A program on a pseudo-terminal, where standard output and standard error are combined.
 pub struct Pty {
     child: Child,
     keys: Option<ChildStdin>,
     screen: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
-    /// Where its program's processes are.
+    /// The folder that identifies the program's processes.
     folder: PathBuf,
     shown: String,
     started: Instant,
@@ -53,12 +53,12 @@ impl Pty {
         Pty { child, keys, screen, reader: Some(reader), folder: env.path(""), shown, started: Instant::now() }
     }
 
-    /// All that the terminal has shown, with its control sequences.
+    /// Returns everything that was sent to the terminal, with control sequences.
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().expect("lock")).into_owned()
     }
 
-    /// Waits until the terminal has shown these words.
+    /// Waits until the terminal has shown this text.
     #[track_caller]
     pub fn expect(&self, words: &str) {
         let end = Instant::now() + Duration::from_secs(30);
@@ -68,12 +68,12 @@ impl Pty {
         }
     }
 
-    /// Waits until it has asked this so often, and for the terminal to hide what is typed: what comes before that is
-    /// thrown away.
+    /// Waits until the question has been asked this many times and the terminal hides input: earlier input would be
+    /// discarded.
     #[track_caller]
     pub fn expect_hidden(&self, question: &str, times: usize) {
         let is_open = |line: &&str| line.contains(question) && !line.contains("[hidden]");
-        // A question that was answered is shown once more, with this in the place of the answer.
+        // An answered question is shown again, with this in place of the answer.
         let asked = || self.screen().lines().filter(is_open).count() >= times;
         wait_until(&format!("it asks: {question}"), Duration::from_secs(60), asked);
         wait_until("the terminal hides what is typed", Duration::from_secs(60), || {
@@ -92,7 +92,7 @@ impl Pty {
         pipe.flush().expect("the terminal is gone");
     }
 
-    /// Makes the terminal as wide as this.
+    /// Sets the width of the terminal.
     pub fn resize(&self, columns: u16) {
         let programs = process::of(&self.folder);
         let kvmb = programs.iter().find(|program| program.is("kvmb")).expect("kvmb runs");
@@ -102,12 +102,12 @@ impl Pty {
         rustix::termios::tcsetwinsize(&terminal, size).expect("resize");
     }
 
-    /// Waits for the end; the screen is the output's stdout.
+    /// Waits for the end. The output's stdout is the screen.
     pub fn wait(self) -> Output {
         self.wait_within(Duration::from_secs(120))
     }
 
-    /// The same for what takes longer.
+    /// The same with another time limit.
     pub fn wait_within(mut self, limit: Duration) -> Output {
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -126,13 +126,13 @@ impl Pty {
 
 impl Drop for Pty {
     fn drop(&mut self) {
-        // With its terminal gone, the program ends too; Env sees to one that does not.
+        // Without its terminal the program ends too; otherwise `Env` ends it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A word for `/bin/sh`.
+/// Quotes a word for `/bin/sh`.
 pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

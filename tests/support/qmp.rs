@@ -1,4 +1,4 @@
-//! A second monitor of a QEMU machine, past libvirt: usable while another process holds the embedded root.
+//! A second monitor of a QEMU machine, which bypasses libvirt and works while another process holds the embedded root.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Connects to a socket of QEMU's: its file is there a moment before anybody listens.
+/// Connects to a socket of QEMU, whose file exists a moment before QEMU listens.
 pub fn connect_when_it_listens(socket: &Path) -> UnixStream {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -25,7 +25,7 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects and says hello.
+    /// Connects and negotiates capabilities.
     pub fn connect(socket: &Path) -> Qmp {
         let stream = connect_when_it_listens(socket);
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("timeout");
@@ -36,7 +36,7 @@ impl Qmp {
         qmp
     }
 
-    /// Runs a command; an error of QEMU's is returned as its text.
+    /// Runs a command. Returns an error of QEMU as text.
     pub fn try_call(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let mut line = json!({"execute": command, "arguments": arguments}).to_string();
         line.push('\n');
@@ -52,7 +52,7 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 return Err(error["desc"].as_str().unwrap_or_default().to_owned());
             }
-            // An event: nobody asked.
+            // Ignore events.
         }
     }
 

@@ -1,17 +1,16 @@
-//! A folder with a quota: the file system has room, and its user has none.
+//! A folder with a quota: the file system has free space, but its user does not.
 //!
-//! Of all quotas that Linux knows, that of a btrfs subvolume needs nothing but the file system itself, and holds root
-//! too.
+//! Of Linux's quotas, only those of btrfs subvolumes need nothing but the file system itself and also apply to root.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use super::{parts, tmpfs};
 
-/// The size of the file system: the smallest that btrfs likes, and more than any quota here.
+/// The size of the file system: the minimum for btrfs, and larger than any quota here.
 const SIZE_BYTES: u64 = 512 << 20;
 
-/// A mounted file system with a limited folder. Dropped, it is unmounted.
+/// A mounted file system with a limited folder. It is unmounted when this is dropped.
 pub struct Quota {
     mounted: PathBuf,
 }
@@ -23,7 +22,7 @@ impl Quota {
         let image = mounted.with_extension("btrfs");
         std::fs::File::create(&image).and_then(|file| file.set_len(SIZE_BYTES)).expect("cannot write");
         run(Command::new("mkfs.btrfs").arg("-q").arg(&image));
-        // Its loop device goes with it.
+        // The loop device is released with the mount.
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
         let quota = Quota { mounted };
         run(Command::new("btrfs").args(["quota", "enable"]).arg(&quota.mounted));
@@ -32,14 +31,15 @@ impl Quota {
         quota
     }
 
-    /// The folder.
+    /// Returns the limited folder.
     pub fn path(&self) -> PathBuf {
         self.mounted.join("limited")
     }
 
-    /// From now on all that is in it may have so many bytes.
+    /// Limits the total size of the folder's content.
     pub fn limit(&self, bytes: u64) {
-        // The first subvolume's number, asked of the whole: nothing is allowed within one that is beyond its limit.
+        // Set it from the parent folder: nothing is permitted within a subvolume that exceeds its limit. 256 is the
+        // first subvolume.
         run(Command::new("btrfs").args(["qgroup", "limit", &bytes.to_string(), "0/256"]).arg(&self.mounted));
     }
 }

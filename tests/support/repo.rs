@@ -1,4 +1,4 @@
-//! A private folder with a repository, and restic on it.
+//! A private folder with a repository, and restic for it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
 pub const PASSWORD: &str = "open sesame";
-/// Small, so that small disks have many; a multiple of the zero blob.
+/// Small, so that small disks have many chunks; a multiple of the zero blob.
 pub const CHUNK: usize = 512 << 10;
 
 pub fn password() -> Password {
@@ -31,7 +31,7 @@ pub fn time() -> DateTime<FixedOffset> {
     DateTime::parse_from_rfc3339("2026-11-23T14:55:59.12+01:00").unwrap()
 }
 
-/// Waits for something that another thread or process does.
+/// Waits for a condition that another thread or process brings about.
 pub fn until(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -40,7 +40,7 @@ pub fn until(condition: impl Fn() -> bool) {
     }
 }
 
-/// A private folder; `repo` in it is the repository.
+/// A private folder whose subfolder `repo` is the repository.
 pub struct Home {
     folder: tempfile::TempDir,
     url: String,
@@ -77,7 +77,7 @@ impl Home {
         Repository::open(Arc::new(LocalStorage::new(self.path(name))), &password()).unwrap()
     }
 
-    /// Our own check finds nothing.
+    /// Fails unless kvmb's check finds no errors.
     pub fn clean(&self, repo: &Repository) {
         let options = CheckOptions { quick: false, pack_headers: true };
         let report = check(repo, options, &AtomicBool::new(false)).unwrap();
@@ -146,7 +146,7 @@ impl Home {
     }
 }
 
-/// A disk of a size that is no multiple of anything, with text, noise and holes.
+/// Returns a disk of odd size with text, noise and holes.
 pub fn disk(length: usize, seed: u64) -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut disk = vec![0; length + 1234];
@@ -169,13 +169,13 @@ pub fn writer(repo: &Repository) -> Writer {
     writer_that_knows(repo, repo.load_index().unwrap())
 }
 
-/// One that takes what is not in this index for new.
+/// Returns a writer that considers everything outside this index new.
 pub fn writer_that_knows(repo: &Repository, index: Arc<Index>) -> Writer {
     let options = WriterOptions { pack_bytes: 1 << 20, ..Default::default() };
     Writer::new(repo, index, options, &permit(repo))
 }
 
-/// A snapshot of a machine with one disk, as kvmb lays it out.
+/// Stores a snapshot of a machine with one disk, in kvmb's layout.
 pub fn write_disk(repo: &Repository, machine: &str, disk: &[u8]) -> Id {
     write_disk_with(repo, writer(repo), machine, disk)
 }
@@ -213,7 +213,7 @@ pub fn bytes_of(repo: &Repository, index: &Index, tree: &Tree, name: impl AsRef<
     try_bytes_of(repo, index, tree, name).unwrap()
 }
 
-/// A whole file, through `read_blobs`, and each blob once more through `read_blob`.
+/// Reads a whole file with `read_blobs`, and each blob again with `read_blob`.
 pub fn try_bytes_of(
     repo: &Repository,
     index: &Index,
@@ -255,7 +255,7 @@ pub fn try_bytes_of(
     Ok(bytes)
 }
 
-/// The right to change a repository, of a lock that nobody else is after.
+/// Returns a permit to change a repository, from an uncontended lock.
 pub fn permit(repo: &Repository) -> Permit {
     let timing = LockTiming { settle: Duration::ZERO, ..LockTiming::default() };
     repo.lock_with(LockMode::Shared, Duration::from_secs(10), timing).unwrap().permit()

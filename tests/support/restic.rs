@@ -1,4 +1,4 @@
-//! restic's opinion of a repository.
+//! restic, to check a repository.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Call, Env, Output};
 
-/// restic on one repository.
+/// restic for one repository.
 pub struct Restic<'e> {
     env: &'e Env,
     repo: String,
@@ -20,12 +20,12 @@ impl<'e> Restic<'e> {
         Restic { env, repo }
     }
 
-    /// Any command of restic's.
+    /// Runs any restic command.
     pub fn call<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
         self.env.program("restic").args(["-q", "-r", &self.repo]).args(args)
     }
 
-    /// Makes the repository.
+    /// Creates the repository.
     pub fn init(&self) {
         self.call(["init", "--repository-version", "2"]).run().assert_ok();
     }
@@ -35,12 +35,12 @@ impl<'e> Restic<'e> {
         self.call([OsStr::new("backup"), folder.as_os_str()]).run().assert_ok();
     }
 
-    /// Reads the whole repository; it must have nothing to say against it.
+    /// Checks the whole repository, including all data; fails if restic finds errors.
     pub fn check(&self) -> Output {
         self.call(["check", "--read-data"]).run().assert_ok()
     }
 
-    /// The snapshots, as restic's JSON has them.
+    /// Returns the snapshots as in restic's JSON.
     pub fn snapshots(&self) -> Vec<Value> {
         let output = self.call(["snapshots", "--json"]).run().assert_ok();
         match serde_json::from_str(output.stdout()) {
@@ -50,19 +50,19 @@ impl<'e> Restic<'e> {
         }
     }
 
-    /// The paths in a snapshot.
+    /// Returns the paths in a snapshot.
     pub fn ls(&self, snapshot: &str) -> Vec<String> {
         let output = self.call(["ls", snapshot]).run().assert_ok();
         let lines = output.stdout().lines();
         lines.filter(|line| line.starts_with('/')).map(str::to_owned).collect()
     }
 
-    /// A file's content.
+    /// Returns the content of a file.
     pub fn dump(&self, snapshot: &str, path: &str) -> Vec<u8> {
         self.call(["dump", snapshot, path]).run().assert_ok().stdout
     }
 
-    /// The SHA-256 of a file's content, however big.
+    /// Returns the SHA-256 of a file of any size.
     pub fn dump_sha256(&self, snapshot: &str, path: &str) -> String {
         let mut command = Command::new("restic");
         self.env.apply_to(&mut command);

@@ -1,6 +1,6 @@
-//! What a terminal shows after it was sent something: the few control sequences that kvmb uses.
+//! Emulates a terminal: the few control sequences that kvmb uses.
 
-/// The lines of a terminal with so many columns, without blanks at their ends and without empty lines at the end.
+/// Returns the lines on a terminal with this number of columns, without trailing blanks and trailing empty lines.
 pub fn shown(sent: &str, columns: usize) -> Vec<String> {
     let mut screen = Screen { lines: vec![Vec::new()], row: 0, column: 0, columns };
     let mut rest = sent.chars().peekable();

@@ -1,4 +1,4 @@
-//! A server that answers each HTTP request as a test wants it: for what real servers do rarely.
+//! An HTTP server that answers each request as a test requires, for behaviour that real servers show rarely.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -6,22 +6,21 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
 
-/// What was asked.
 pub struct ScriptedRequest {
-    /// As `GET /keys/ HTTP/1.1`.
+    /// The request line: `GET /keys/ HTTP/1.1`.
     pub line: String,
-    /// In lower case.
+    /// The headers in lower case.
     pub headers: Vec<String>,
 }
 
 impl ScriptedRequest {
-    /// Whether it has a header of which the name begins so.
+    /// Whether it has a header whose name begins with this.
     pub fn has_header(&self, name: &str) -> bool {
         self.headers.iter().any(|header| header.starts_with(name))
     }
 }
 
-/// Answers every request on a port of its own, which is returned; one request for a connection.
+/// Answers every request on its own port, which is returned. Each connection has one request.
 pub fn answer_on_a_port(mut answer: impl FnMut(&ScriptedRequest) -> String + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("a port").port();
@@ -33,7 +32,7 @@ pub fn answer_on_a_port(mut answer: impl FnMut(&ScriptedRequest) -> String + Sen
     port
 }
 
-/// The same on a socket.
+/// The same on a Unix socket.
 pub fn answer_on_a_socket(socket: &Path, mut answer: impl FnMut(&ScriptedRequest) -> String + Send + 'static) {
     let listener = UnixListener::bind(socket).expect("a socket");
     thread::spawn(move || {
@@ -51,13 +50,13 @@ fn answer_one<C: Read + Write>(client: &mut C, answer: impl FnOnce(&ScriptedRequ
     let headers: Vec<_> = headers.map(|header| header.to_ascii_lowercase()).collect();
     let length = headers.iter().find_map(|header| header.strip_prefix("content-length:"));
     let length = length.and_then(|length| length.trim().parse().ok()).unwrap_or(0);
-    // An answer to a request that is not read to its end would be lost.
+    // If the request is not read to its end, the response may be lost.
     let _ = io::copy(&mut reader.by_ref().take(length), &mut io::sink());
     let request = ScriptedRequest { line: line.trim_end().to_owned(), headers };
     let _ = reader.into_inner().write_all(answer(&request).as_bytes());
 }
 
-/// An answer with a status, as `200 OK`, with more headers, each with its line's end, and a body.
+/// Formats a response with a status such as `200 OK`, headers (each with its line end), and a body.
 pub fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }

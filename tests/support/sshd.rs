@@ -1,9 +1,9 @@
-//! A real `sshd` with accounts, passwords and host keys of its own.
+//! A real `sshd` with its own accounts, passwords and host keys.
 //!
-//! It runs in its own mount namespace, where `/etc/passwd`, `/etc/shadow` and the PAM rules of sshd are the test's, and
-//! in its own process namespace, so that everything of it ends with it. There is one account, [`USER`] with the
-//! password [`SSH_PASSWORD`], which is root: so that the test's private folder is the server's too. Its home is
-//! `server/home` in the test's folder, and `/mnt` there, as a place that a `ChrootDirectory` may be.
+//! It runs in its own mount namespace, in which `/etc/passwd`, `/etc/shadow` and sshd's PAM rules are the test's, and
+//! in its own PID namespace, so that all of its processes end with it. The only account is [`USER`] with the password
+//! [`SSH_PASSWORD`]. It is root, so that it can access the test's private folder. Its home is `server/home` in the
+//! test's folder, also mounted at `/mnt`, where a `ChrootDirectory` may be.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -25,14 +25,14 @@ pub const USER: &str = "keeper";
 /// Its password.
 pub const SSH_PASSWORD: &str = "swordfish";
 
-/// The password, salted and hashed as `/etc/shadow` has it.
+/// The password, salted and hashed for `/etc/shadow`.
 const SHADOW: &str =
     "$6$kvmbtestsalt$tB791bu.OOm8cZKqO0.d6ISEb4qv0Fis6rFS5nlvMovyJOP0L1AcQsgpnJFkU/.upSDe7Dw7lM4VGXca3SAKQ/";
 
-/// The types of host keys that there are.
+/// The types of host keys.
 pub const HOST_KEYS: [&str; 3] = ["ed25519", "ecdsa", "rsa"];
 
-/// A running server. Dropped, it ends.
+/// A running server, which ends when this is dropped.
 pub struct Sshd {
     folder: PathBuf,
     client: PathBuf,
@@ -40,7 +40,7 @@ pub struct Sshd {
     child: Mutex<Option<Child>>,
 }
 
-/// Whether a process is one of a server, and not a leftover of kvmb's.
+/// Whether a process belongs to a server, and is not a leftover of kvmb.
 pub(super) fn is_part(process: &Process) -> bool {
     ["sshd", "sshd-session", "sshd-auth", "unshare"].iter().any(|program| process.is(program))
         || process.command_line.starts_with("sshd")
@@ -71,7 +71,7 @@ impl Sshd {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("a port").port();
         drop(listener);
-        // What comes first counts, so the test's lines win.
+        // The first occurrence counts, so the test's lines take precedence.
         let host_keys: String = match config.contains("HostKey ") {
             true => String::new(),
             false => HOST_KEYS
@@ -87,7 +87,7 @@ impl Sshd {
              Subsystem sftp internal-sftp\n",
             home = home.display()
         );
-        // A Match block of the test's would swallow ours.
+        // A Match block of the test would include our lines.
         let text = match text.split_once("\nMatch ") {
             Some(_) if config.contains("Match ") => {
                 let (plain, block) = config.split_once("Match ").expect("a block");
@@ -104,7 +104,7 @@ impl Sshd {
         sshd
     }
 
-    /// Starts it, on the same port as before.
+    /// Starts it on the same port as before.
     pub fn run(&self) {
         let etc = self.folder.join("etc");
         let script = "mount --bind \"$1/passwd\" /etc/passwd && mount --bind \"$1/shadow\" /etc/shadow &&
@@ -124,7 +124,7 @@ impl Sshd {
         wait_until("sshd listens", Duration::from_secs(60), || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
-    /// Ends it with all its connections.
+    /// Stops it with all of its connections.
     pub fn stop(&self) {
         if let Some(mut child) = self.child.lock().expect("lock").take() {
             let _ = child.kill();
@@ -133,7 +133,7 @@ impl Sshd {
         wait_until("sshd has ended", Duration::from_secs(60), || TcpStream::connect(("127.0.0.1", self.port)).is_err());
     }
 
-    /// Stops all its processes where they are (or lets them go on): a server that is connected and says nothing.
+    /// Stops all of its processes (or resumes them): a server that is connected but does not respond.
     pub fn freeze(&self, frozen: bool) {
         let signal = if frozen { Signal::STOP } else { Signal::CONT };
         let Some(outer) = self.child.lock().expect("lock").as_ref().map(Child::id) else {
@@ -144,7 +144,7 @@ impl Sshd {
         }
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     pub fn connections(&self) -> usize {
         let outer = self.child.lock().expect("lock").as_ref().map(Child::id);
         let all = outer.map(descendants).unwrap_or_default();
@@ -155,17 +155,17 @@ impl Sshd {
         all.iter().filter(is_session).count()
     }
 
-    /// Its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A folder in the account's home, as kvmb's `--repo` takes it.
+    /// Returns the URL of a folder in the account's home, for kvmb's `--repo`.
     pub fn url(&self, folder: &str) -> String {
         format!("sftp://{USER}@127.0.0.1:{}/{folder}", self.port)
     }
 
-    /// A network in front of it, as slow as this each way, by which it is known and entered as it is without.
+    /// Puts a network with this delay in each direction in front of it. The host key is known under that address too,
+    /// and logins work the same.
     pub fn behind(&self, delay: Duration) -> Proxy {
         let proxy = Proxy::start(self.port, delay);
         let known = fs::read_to_string(self.known_hosts()).unwrap_or_default();
@@ -174,28 +174,28 @@ impl Sshd {
         proxy
     }
 
-    /// The same folder, reached by that network.
+    /// Returns the URL of the same folder through that network.
     pub fn url_by(&self, proxy: &Proxy, folder: &str) -> String {
         format!("sftp://{USER}@127.0.0.1:{}/{folder}", proxy.port())
     }
 
-    /// The account's home.
+    /// Returns the account's home.
     pub fn home(&self) -> PathBuf {
         self.folder.join("home")
     }
 
-    /// Its log.
+    /// Returns its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("etc/log")).unwrap_or_default()
     }
 
-    /// One of its public host keys, `type base64`.
+    /// Returns one of its public host keys as `type base64`.
     pub fn host_key(&self, kind: &str) -> String {
         let line = fs::read_to_string(self.folder.join(format!("etc/host_{kind}.pub"))).expect("a host key");
         line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
     }
 
-    /// The SHA-256 of one of its host keys, as `ssh-keygen` prints it.
+    /// Returns the SHA-256 fingerprint of one of its host keys, as `ssh-keygen` prints it.
     pub fn fingerprint(&self, kind: &str) -> String {
         let output = Command::new("ssh-keygen")
             .arg("-lf")
@@ -206,25 +206,25 @@ impl Sshd {
         text.split(' ').nth(1).expect("a fingerprint").to_owned()
     }
 
-    /// Makes the server known to the test's user, by its key of this type.
+    /// Adds its host key of this type to the known hosts of the test's user.
     pub fn make_known(&self, kind: &str) {
         let line = format!("[127.0.0.1]:{} {}\n", self.port, self.host_key(kind));
         fs::write(self.known_hosts(), line).expect("cannot write");
     }
 
-    /// The known_hosts file of the test's user.
+    /// Returns the known_hosts file of the test's user.
     pub fn known_hosts(&self) -> PathBuf {
         self.client.join("known_hosts")
     }
 
-    /// A new key of the test's user, which the server does not know yet.
+    /// Creates a key of the test's user, which the server does not accept yet.
     pub fn new_key(&self, name: &str, passphrase: &str) -> PathBuf {
         let path = self.client.join(name);
         keygen("ed25519", &path, passphrase);
         path
     }
 
-    /// Lets the account be entered with a key.
+    /// Lets a key log in to the account.
     pub fn authorize(&self, key: &Path) {
         let public = fs::read_to_string(key.with_extension("pub")).expect("a public key");
         let file = self.authorized_keys();
@@ -233,18 +233,18 @@ impl Sshd {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("cannot set the mode");
     }
 
-    /// The account's list of keys.
+    /// Returns the account's authorized_keys.
     pub fn authorized_keys(&self) -> PathBuf {
         self.home().join(".ssh/authorized_keys")
     }
 
-    /// Known, and entered with a key without passphrase: a server that just works.
+    /// Makes the host key known and authorises a key without passphrase, so that logins just work.
     pub fn trust_host_key(&self) {
         self.make_known("ed25519");
         self.authorize(&self.new_key("id_ed25519", ""));
     }
 
-    /// How restic reaches it: with `ssh` and the files of the test's user.
+    /// Returns the options with which restic reaches it: `ssh` with the files of the test's user.
     pub fn restic_options(&self) -> [String; 2] {
         let ssh = self.client.display();
         let command = format!(
@@ -267,7 +267,7 @@ impl Drop for Sshd {
     }
 }
 
-/// The host keys of a new server. One for RSA takes a second to make: all servers have the same.
+/// Creates the host keys of a new server. All servers share the RSA key, which takes a second to generate.
 fn make_host_keys(etc: &Path) {
     for kind in HOST_KEYS {
         let path = etc.join(format!("host_{kind}"));
@@ -288,7 +288,7 @@ fn kept_rsa_key() -> PathBuf {
         fs::create_dir_all(parts::cache_dir()).expect("cannot make a folder");
         let new = tempfile::tempdir_in(parts::cache_dir()).expect("cannot make a folder");
         keygen("rsa", &new.path().join("key"), "");
-        // Whoever is second keeps what the first has made.
+        // If another test was faster, its key is kept.
         let _ = fs::rename(new.path(), &folder);
     }
     folder.join("key")
@@ -303,7 +303,7 @@ fn keygen(kind: &str, path: &Path, passphrase: &str) {
     assert!(output.status.success(), "ssh-keygen: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The processes below one, by their parents.
+/// Returns the descendants of a process.
 fn descendants(of: u32) -> Vec<i32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

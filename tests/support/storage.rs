@@ -1,4 +1,4 @@
-//! Storage that is no image file: block devices and network storage. Nobody's image locks protect it.
+//! Storage other than image files: block devices and network storage, which image locks do not protect.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,17 +8,18 @@ use std::process::{Child, Command, Stdio};
 use super::change::run;
 use super::wait_until_it_listens;
 
-/// A loop device; root only. Dropped, it is free again.
+/// A loop device, which is released when this is dropped. Requires root.
 pub struct LoopDevice {
     /// `/dev/loop…`
     pub path: String,
 }
 
 impl LoopDevice {
-    /// Over a file.
+    /// Creates a loop device over a file.
     pub fn on(file: &Path) -> LoopDevice {
         let path = run("losetup", &["--find", "--show", &file.display().to_string()]).trim().to_owned();
-        // What an earlier use of this number left: that it is read-only, and whom a machine that was killed left it to.
+        // Clear what an earlier use of this number may have left: read-only mode, and the ownership that libvirt
+        // recorded for a killed machine.
         run("blockdev", &["--setrw", &path]);
         for name in ["ref_dac", "dac", "timestamp_dac"] {
             let _ = rustix::fs::removexattr(&path, format!("trusted.libvirt.security.{name}"));
@@ -26,7 +27,7 @@ impl LoopDevice {
         LoopDevice { path }
     }
 
-    /// As a disk of a machine.
+    /// Returns the XML of a machine's disk.
     pub fn disk_xml(&self, target: &str) -> String {
         format!(
             "<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{}'/>\
@@ -42,7 +43,8 @@ impl Drop for LoopDevice {
     }
 }
 
-/// A raw file on the network, as QEMU reaches it: over NBD, on a socket that every user may use. Dropped, it ends.
+/// A raw file as network storage: served over NBD on a socket that every user may use. The server ends when this is
+/// dropped.
 pub struct NetworkStorage {
     socket: PathBuf,
     server: Child,
@@ -64,7 +66,7 @@ impl NetworkStorage {
         storage
     }
 
-    /// As a disk of a machine.
+    /// Returns the XML of a machine's disk.
     pub fn disk_xml(&self, target: &str) -> String {
         format!(
             "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
@@ -74,7 +76,7 @@ impl NetworkStorage {
         )
     }
 
-    /// Writes one byte again and again, as the guest of a machine does.
+    /// Fills a range with one byte, as a machine's guest would.
     pub fn write(&self, offset: u64, length: u64, pattern: u8) {
         let address = format!("nbd+unix:///?socket={}", self.socket.display());
         run("qemu-io", &["-f", "raw", "-c", &format!("write -P {pattern} {offset} {length}"), &address]);

@@ -1,13 +1,13 @@
-//! A small file system in memory, to run out of room.
+//! A small file system in memory that can be filled up.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The file that takes up the room.
+/// The file that uses up the space.
 pub(super) const FILLER: &str = "filler";
 
-/// A mounted file system. Dropped, it is unmounted.
+/// A mounted file system, which is unmounted when this is dropped.
 pub struct Tmpfs {
     path: PathBuf,
 }
@@ -28,22 +28,21 @@ impl Tmpfs {
         Tmpfs { path }
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The room that is left.
+    /// Returns the free space.
     pub fn free_bytes(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
         stat.f_bavail * stat.f_frsize
     }
 
-    /// Takes all room but this.
+    /// Uses up all space except this much.
     pub fn fill_up_to(&self, free_bytes: u64) {
-        // First, for it frees what an earlier call took.
+        // Create it first, because that frees what an earlier call used.
         let file = fs::File::create(self.path.join(FILLER)).expect("cannot write");
-        // A process that was interrupted may still write for a moment, between our looking and our taking.
+        // An interrupted process may still write for a moment, between our check and the allocation.
         for tries_left in (0..50).rev() {
             let fill = self.free_bytes().saturating_sub(free_bytes);
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill.max(1)) {
@@ -62,7 +61,7 @@ impl Drop for Tmpfs {
     }
 }
 
-/// Unmounts what is still mounted below a folder.
+/// Unmounts everything below a folder.
 pub(super) fn unmount_below(folder: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));

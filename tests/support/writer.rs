@@ -1,7 +1,7 @@
-//! A machine that is written to all the time, and the question which moment of it an image shows.
+//! A machine with continuous writes, and a check which instant of it an image shows.
 //!
-//! A single writer works through one random sequence over all disks. An image set is one instant of the machine exactly
-//! if it equals the state after some number of these writes, the same number for every disk.
+//! A single writer works through a random sequence of writes over all disks. A set of images shows one instant of the
+//! machine if and only if it equals the state after some number of these writes, which is the same for every disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,39 +23,39 @@ struct Write {
     pattern: u8,
 }
 
-/// The writer, seen from the test that runs beside it.
+/// The writer, as seen by the test that runs concurrently.
 pub struct Writer<'w> {
     done: &'w Mutex<Vec<Write>>,
 }
 
 impl Writer<'_> {
-    /// How many writes are complete.
+    /// Returns the number of completed writes.
     pub fn position(&self) -> usize {
         self.done.lock().expect("lock").len()
     }
 
-    /// Waits for that many more writes.
+    /// Waits for this many more writes.
     pub fn wait_for_more(&self, count: usize) {
         let wanted = self.position() + count;
         super::wait_until("the writer goes on", Duration::from_secs(60), || self.position() >= wanted);
     }
 }
 
-/// All that was written.
+/// The log of all writes.
 pub struct WriteLog {
     start: BTreeMap<String, DiskModel>,
     writes: Vec<Write>,
 }
 
 impl Machine<'_> {
-    /// Runs `body` while random writes go on, on all disks of this machine.
+    /// Runs `body` during random writes to all disks of this machine.
     pub fn while_writing<T>(&self, seed: u64, body: impl FnOnce(&Writer<'_>) -> T) -> (T, WriteLog) {
         let start = self.models();
         let done = Mutex::new(Vec::new());
         let stop = AtomicBool::new(false);
         let result = thread::scope(|scope| {
             scope.spawn(|| self.write_until(&stop, &done, seed));
-            // Also when the body panics: the scope waits for the writer.
+            // Stop the writer even if the body panics, because the scope waits for it.
             let _stop = StopOnDrop(&stop);
             body(&Writer { done: &done })
         });
@@ -93,7 +93,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 impl WriteLog {
-    /// How many writes there were.
+    /// Returns the number of writes.
     pub fn len(&self) -> usize {
         self.writes.len()
     }
@@ -103,8 +103,8 @@ impl WriteLog {
         self.writes.is_empty()
     }
 
-    /// Fails unless these images (target, path, format) show the machine at one instant; returns the numbers of writes
-    /// for which that is so, first and last (they differ when a write changed nothing).
+    /// Fails unless these images (target, path, format) show the machine at one instant. Returns the first and the last
+    /// number of writes for which that is true (they differ if a write changed nothing).
     #[track_caller]
     pub fn assert_one_instant(&self, images: &[(&str, &Path, &str)]) -> (usize, usize) {
         let shown: BTreeMap<&str, DiskModel> =

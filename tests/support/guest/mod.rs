@@ -1,7 +1,7 @@
-//! A small Linux under software emulation, with the distribution's own kernel and guest agent.
+//! A small Linux under software emulation, with the distribution's kernel and guest agent.
 //!
-//! It writes numbered files to an ext4 disk and says on its second serial port which of them are safe. `build` makes
-//! kernel and initramfs, once for all tests.
+//! It writes numbered files to an ext4 disk, and reports on its second serial port which of them are synced. `build`
+//! creates kernel and initramfs once for all tests.
 
 use std::fs;
 use std::ops::Deref;
@@ -11,23 +11,23 @@ use std::time::Duration;
 
 use super::{Disk, Env, Machine, Output, parts, wait_until};
 
-/// What the guest agent does when it is asked to freeze.
+/// How the guest agent reacts to a freeze request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezeMode {
-    /// It freezes.
+    /// It freezes the file systems.
     Normal,
-    /// It first sleeps in its hook, and answers nobody meanwhile.
+    /// It first sleeps in its hook, without responding to other requests.
     Hangs {
-        /// How long.
+        /// How long it sleeps.
         seconds: u32,
     },
     /// Its hook fails.
     Fails,
-    /// The machine has a channel for an agent, but none runs.
+    /// The machine has a channel for an agent, but no agent runs.
     NoAgent,
 }
 
-/// A Linux that is up.
+/// A running Linux guest.
 pub struct LinuxGuest<'e> {
     machine: Machine<'e>,
     synced: PathBuf,
@@ -89,29 +89,29 @@ impl<'e> LinuxGuest<'e> {
         self.agent(r#"{"execute":"guest-ping"}"#).code() == 0
     }
 
-    /// A command for the guest agent, through libvirt.
+    /// Sends a command to the guest agent, through libvirt.
     pub fn agent(&self, command: &str) -> Output {
         self.virsh_settled(&format!("qemu-agent-command {} '{command}'", self.uuid()))
     }
 
-    /// The number of the last file that the guest reported as synced. Files 1 to this one must be in every later
-    /// capture.
+    /// Returns the number of the last file that the guest reported as synced. Every later capture must contain files 1
+    /// to this one.
     pub fn synced(&self) -> u64 {
         let text = fs::read_to_string(&self.synced).unwrap_or_default();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let last = whole.lines().rev().find_map(|line| line.trim().strip_prefix("synced "));
         last.and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 
-    /// Waits until the guest has synced that many more files: it is alive and not frozen.
+    /// Waits until the guest has synced this many more files, so that it is alive and not frozen.
     pub fn wait_for_more(&self, count: u64) {
         let wanted = self.synced() + count;
         wait_until("the guest goes on writing", Duration::from_secs(60), || self.synced() >= wanted);
     }
 }
 
-/// The same image in another format, in the first one's place.
+/// Converts an image to another format, and replaces the original.
 fn converted(raw: &Path, format: &str) -> PathBuf {
     let image = raw.with_extension(format);
     super::change::run(
@@ -122,21 +122,21 @@ fn converted(raw: &Path, format: &str) -> PathBuf {
     image
 }
 
-/// A copy of a raw ext4 image, to look into.
+/// A copy of a raw ext4 image for inspection.
 pub struct Ext4 {
     image: tempfile::NamedTempFile,
     was_clean: bool,
 }
 
 impl Ext4 {
-    /// Copies the image, notes whether its journal was empty, and lets `e2fsck` replay it and look for faults.
+    /// Copies the image, checks whether its journal was empty, and lets `e2fsck` replay it and check the file system.
     pub fn open(image: &Path) -> Ext4 {
         parts::require(&["e2fsck", "debugfs", "dumpe2fs"]);
         let copy = tempfile::NamedTempFile::new().expect("cannot make a file");
         fs::copy(image, copy.path()).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
         let header = run("dumpe2fs", &["-h"], copy.path());
         let was_clean = !header.contains("needs_recovery");
-        // Replaying the journal is a change, and no fault.
+        // Replaying the journal is a change but not an error.
         let output = Command::new(parts::find("e2fsck").expect("e2fsck"))
             .args(["-f", "-p"])
             .arg(copy.path())
@@ -151,12 +151,12 @@ impl Ext4 {
         Ext4 { image: copy, was_clean }
     }
 
-    /// Whether the file system had been frozen or unmounted: there was no journal to replay.
+    /// Whether the file system was frozen or unmounted, so that there was no journal to replay.
     pub fn was_clean(&self) -> bool {
         self.was_clean
     }
 
-    /// Fails if a look at it, without mending anything, finds a fault.
+    /// Fails if a read-only check of the image finds an error.
     #[track_caller]
     pub fn assert_sound(image: &Path) {
         let output = Command::new(parts::find("e2fsck").expect("e2fsck")).arg("-fn").arg(image).output();
@@ -165,25 +165,25 @@ impl Ext4 {
         assert!(output.status.success(), "{}: e2fsck -fn: {said}", image.display());
     }
 
-    /// The content of one of the guest's numbered files.
+    /// Returns the content of one of the guest's numbered files.
     pub fn numbered_file(&self, number: u64) -> String {
         run("debugfs", &["-R", &format!("cat /files/{number}")], self.image.path())
     }
 
-    /// Fails unless files 1 to `last` are there and whole.
+    /// Fails unless files 1 to `last` exist and are complete.
     #[track_caller]
     pub fn assert_has_files(&self, last: u64) {
         assert_whole(last, |number| self.numbered_file(number));
     }
 }
 
-/// A file system of the guest's, mounted on this host. Dropped, it is unmounted.
+/// A file system of the guest, mounted on this host. It is unmounted when this is dropped.
 pub struct Mounted {
     place: PathBuf,
 }
 
 impl Mounted {
-    /// Mounts an image in a new folder beside it, through a loop device; its journal is replayed.
+    /// Mounts an image in a new folder beside it, through a loop device. This replays its journal.
     #[track_caller]
     pub fn mount(image: &Path) -> Mounted {
         let place = image.with_extension("mounted");
@@ -194,7 +194,7 @@ impl Mounted {
         Mounted { place }
     }
 
-    /// Fails unless files 1 to `last` are there and whole.
+    /// Fails unless files 1 to `last` exist and are complete.
     #[track_caller]
     pub fn assert_has_files(&self, last: u64) {
         let read = |number: u64| fs::read_to_string(self.place.join(format!("files/{number}"))).unwrap_or_default();
@@ -223,7 +223,7 @@ fn run(program: &str, args: &[&str], image: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A raw image with an empty ext4.
+/// Creates a raw image with an empty ext4.
 pub fn make_ext4(image: &Path, size_bytes: u64) {
     parts::require(&["mkfs.ext4"]);
     fs::File::create(image).and_then(|file| file.set_len(size_bytes)).expect("cannot make the image");
@@ -235,7 +235,7 @@ pub fn make_ext4(image: &Path, size_bytes: u64) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The folder with `vmlinuz` and `initramfs`, made on first use.
+/// Returns the folder with `vmlinuz` and `initramfs`, which are created on first use.
 pub fn prepared_parts() -> PathBuf {
     let folder = parts::cache_dir().join("guest");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/guest/build");
