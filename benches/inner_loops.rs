@@ -1,13 +1,13 @@
-//! The inner loops of backups, restores and lists, one by one: `cargo bench --bench inner_loops`.
+//! Benchmarks of the inner loops of backups, restores and lists: `cargo bench --bench inner_loops`.
 //!
 //! ```text
-//! --save FILE       notes the results, for a comparison with another commit
-//! --compare FILE    prints them beside those that were noted
-//! --instructions    counts instructions instead (valgrind), which other work on the machine does not change
+//! --save FILE       saves the results, for a comparison with another commit
+//! --compare FILE    prints the results beside the saved ones
+//! --instructions    counts instructions instead (valgrind), which other load on the machine does not affect
 //! ```
 //!
-//! Each loop is run for 21 samples of 50 ms; the median is printed, and the quartiles. Loops whose quartiles overlap
-//! with the noted ones count as equal.
+//! Each loop runs for 21 samples of 50 ms; the median and the quartiles are printed. Loops whose quartiles overlap with
+//! the saved ones count as equal.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -30,13 +30,13 @@ use kvmb::storage::testing::MemoryStorage;
 const CHUNK_BYTES: usize = 1 << 20;
 const SAMPLES: usize = 21;
 const SAMPLE: Duration = Duration::from_millis(50);
-/// New data stays in memory: no more of it than this many rounds a sample.
+/// Maximum number of rounds per sample, because new data stays in memory.
 const MOST_ROUNDS: u32 = 64;
 
-/// What a loop does in one round.
+/// One round of a loop.
 type Round = Box<dyn Fn()>;
 
-/// A name, the bytes of a round, and what prepares it.
+/// A loop: its name, the bytes of a round, and a function that prepares it.
 type Loop = (&'static str, usize, fn() -> Round);
 
 const LOOPS: [Loop; 7] = [
@@ -49,7 +49,7 @@ const LOOPS: [Loop; 7] = [
     ("read a list of 50,000 chunks", 0, read_list),
 ];
 
-/// A chunk that compresses about as files do: lines of words and numbers.
+/// Returns a chunk that compresses about as well as files: lines of words and numbers.
 fn chunk(number: u64) -> Vec<u8> {
     let mut text = format!("{number:020}\n");
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -71,12 +71,12 @@ fn repository() -> Repository {
 fn writer(repo: &Repository, index: Arc<Index>) -> Writer {
     let lock = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock the repository");
     let permit = lock.permit();
-    // Until the process ends.
+    // The lock is kept until the process ends.
     std::mem::forget(lock);
     Writer::new(repo, index, WriterOptions::default(), &permit)
 }
 
-/// A repository with these blobs, and its index.
+/// Returns a repository with these blobs, its index, and the blobs' ids.
 fn filled(blobs: impl Iterator<Item = Vec<u8>>) -> (Repository, Arc<Index>, Vec<Id>) {
     let repo = repository();
     let filler = writer(&repo, Arc::default());
@@ -188,7 +188,7 @@ fn measure(round: &Round) -> Times {
     Times([samples[SAMPLES / 4], samples[SAMPLES / 2], samples[3 * SAMPLES / 4]])
 }
 
-/// Instructions of a round: those of a run with three, less those of one with one.
+/// Returns the instructions of a round: those of a run with three rounds minus those of a run with one.
 fn instructions(name: &str) -> u64 {
     let count = |rounds: &str| {
         let output = Command::new("valgrind")

@@ -1,9 +1,9 @@
-//! Many nights in little time: `cargo bench --bench many_nights -- REPOSITORY PASSWORD-FILE DATA-FOLDER NIGHTS`.
+//! Simulates many nights of backups: `cargo bench --bench many_nights -- REPOSITORY PASSWORD-FILE DATA-FOLDER NIGHTS`.
 //!
-//! Takes what one night of `kvmb backup` left in a repository and in the data folder of this host, and writes as much
-//! for each of so many nights before it: points that can be restored, each with a block of its own and continuing the
-//! one before it, in packs and index files of their own; the runs of each machine in the history; and the jobs with
-//! their records. `.ci/bench.d/console` shows the result in the web console.
+//! Takes the result of one night of `kvmb backup` in a repository and in this host's data folder, and writes as much
+//! for each of the given number of nights before it: restorable points, each with its own block and continuing from the
+//! previous point, in their own packs and index files; the runs of each machine in the history; and the jobs with their
+//! records. `.ci/bench.d/console` shows the result in the web console.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ struct FirstNight {
     index: Arc<Index>,
 }
 
-/// What a machine has in it.
+/// The content of a machine.
 struct Machine {
     name: String,
     snapshot: Value,
@@ -37,7 +37,7 @@ struct Machine {
     disks: HashMap<String, (Tree, Vec<u8>)>,
 }
 
-/// The points of a machine by night: how many nights ago, and its id.
+/// The points of a machine: number of nights ago → id.
 type Points = HashMap<i64, Id>;
 
 fn content(node: &Node) -> Vec<Id> {
@@ -47,7 +47,7 @@ fn content(node: &Node) -> Vec<Id> {
     }
 }
 
-/// Moves the times with these names into the past.
+/// Moves the times in these fields into the past.
 fn move_times(value: &mut Value, names: &[&str], ago: TimeDelta) {
     for name in names {
         if let Some(time) = value[*name].as_str() {
@@ -92,7 +92,7 @@ impl FirstNight {
         Machine { name, snapshot, manifest, folder, disks }
     }
 
-    /// Writes the points of a machine, the oldest first.
+    /// Writes the points of a machine, oldest first.
     fn write_points(&self, machine: &Machine, nights: i64, permit: &Permit) -> Points {
         let (mut points, mut parent) = (Points::new(), None);
         for night in (1..=nights).rev() {
@@ -112,7 +112,7 @@ impl FirstNight {
 }
 
 impl Machine {
-    /// Stores the tree of a point that is so many nights old.
+    /// Stores the tree of a point that is this many nights old.
     fn write_night(&self, writer: &Writer, night: i64, parent: Option<Id>) -> Id {
         let put = |bytes: &[u8]| writer.put(BlobKind::Data, bytes).expect("store a block").id;
         let mut manifest = self.manifest.clone();
@@ -144,7 +144,7 @@ impl Machine {
     }
 }
 
-/// What this host remembers of the night, below kvmb's data folder.
+/// The host's records of the night, in kvmb's data folder.
 struct HostMemory<'a> {
     folder: &'a Path,
     nights: i64,
@@ -163,13 +163,13 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).expect("read a folder").map(|entry| entry.expect("an entry").path()).collect()
 }
 
-/// The id of a run so many nights before another.
+/// Returns the id of a run this many nights before another.
 fn run_id(run: &str, night: i64) -> String {
     let number = u32::from_str_radix(run, 16).expect("the id of a run");
     format!("{:08x}", number.wrapping_add(0x0101_0101 * night as u32))
 }
 
-/// Entries like the last one of a list, one for each night before it.
+/// Repeats the last entry of a list for each night before it.
 fn repeat_last(list: &mut Value, nights: i64, change: impl Fn(&mut Value, i64)) {
     let list = list.as_array_mut().expect("a list");
     let last = list.last().expect("an entry").clone();
@@ -182,7 +182,7 @@ fn repeat_last(list: &mut Value, nights: i64, change: impl Fn(&mut Value, i64)) 
 }
 
 impl HostMemory<'_> {
-    /// The runs of each machine, and the size of the repository.
+    /// Writes the runs of each machine, and the sizes of the repository.
     fn write_history(&self) {
         for path in files_in(&self.folder.join("history")).iter().flat_map(|folder| files_in(folder)) {
             let mut memory = read_json(&path);
@@ -203,7 +203,7 @@ impl HostMemory<'_> {
         }
     }
 
-    /// The jobs, with the points that they stored.
+    /// Writes the jobs, with the points that they stored.
     fn write_jobs(&self) {
         let jobs = self.folder.join("jobs");
         for path in files_in(&jobs).iter().filter(|path| path.extension().is_some_and(|end| end == "json")) {
@@ -222,7 +222,7 @@ impl HostMemory<'_> {
         }
     }
 
-    /// A line that a backup printed so many nights ago.
+    /// Returns the line that a backup printed this many nights ago.
     fn record_of(&self, mut record: Value, night: i64) -> String {
         if let Some(points) = record["machine"].as_str().and_then(|machine| self.points.get(machine)) {
             move_times(&mut record, &["captured_at"], TimeDelta::days(night));
@@ -236,7 +236,7 @@ impl HostMemory<'_> {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let [repo, password, data, nights] = &words[..] else {
-        // `cargo bench` runs every benchmark.
+        // `cargo bench` runs every benchmark, without arguments.
         println!("many_nights: needs REPOSITORY PASSWORD-FILE DATA-FOLDER NIGHTS");
         return;
     };

@@ -1,10 +1,11 @@
-//! What grows with the size of disks and repositories: `cargo bench --bench scale -- [MILLIONS OF BLOBS]`.
+//! Benchmarks of everything that grows with the size of disks and repositories: `cargo bench --bench scale -- [MILLIONS
+//! OF BLOBS]`.
 //!
-//! It prints a table: the list of chunks of a disk of 10 TiB, sparse and full of data in chunks of 4 MiB (as new disks
-//! of this size have them) and of 1 MiB, written and read; the index of a repository, read from its files, read first
-//! with a cache, and read with a copy in the cache; and a repository with as many blobs, a hundredth as many packs and
-//! a thousandth as many points, each of 10,000 blobs: checked, and the plan of its prune. Each line is a process of its
-//! own, with its time, its processor time and its largest memory.
+//! Prints a table: the list of chunks of a 10 TiB disk, sparse or full, with chunks of 4 MiB (as for new disks of this
+//! size) and of 1 MiB, written and read; the index of a repository, loaded from its files, loaded for the first time
+//! with a cache, and loaded from the cache; and a repository with as many blobs, a hundredth as many packs and a
+//! thousandth as many points, each of 10,000 blobs: a check, and the plan of a prune. Each line is measured in its own
+//! process, with its time, its CPU time and its peak memory.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,15 +20,15 @@ use kvmb::repo::{
 };
 use kvmb::storage::LocalStorage;
 
-/// The lists of chunks: their names, and the size of the chunks in MiB.
+/// The lists of chunks: their names, and the chunk size in MiB.
 const LISTS: [(&str, u32); 3] = [("sparse", 0), ("full", 4), ("full-1M", 1)];
-/// How large the disk is, in MiB.
+/// The size of the disk, in MiB.
 const DISK_MIB: u32 = 10 << 20;
-/// How many blobs the disk of a point has, in the repository with many points.
+/// The number of blobs of a point's disk, in the repository with many points.
 const BLOBS_OF_POINT: u64 = 10_000;
-/// How many points a machine has there.
+/// The number of points of a machine in it.
 const POINTS_OF_MACHINE: u64 = 10;
-/// How many blobs differ from one of them to the next.
+/// The number of blobs that change from one point to the next.
 const CHANGED: u64 = 100;
 
 fn password() -> Password {
@@ -45,7 +46,7 @@ fn open(folder: &Path) -> Repository {
 fn writer(repo: &Repository, index: Arc<Index>) -> Writer {
     let lock = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock the repository");
     let permit = lock.permit();
-    // Until the process ends.
+    // The lock is kept until the process ends.
     std::mem::forget(lock);
     Writer::new(repo, index, WriterOptions::default(), &permit)
 }
@@ -54,7 +55,8 @@ fn time() -> DateTime<FixedOffset> {
     DateTime::parse_from_rfc3339("2026-11-23T14:55:59Z").expect("a time")
 }
 
-/// The list of a disk of 10 TiB: chunks of so many MiB, all different; or, for 0, two zero blobs for each MiB.
+/// Returns the chunk list of a 10 TiB disk: chunks of this many MiB, all different; or, for 0, two zero blobs for each
+/// MiB.
 fn content(chunk_mib: u32) -> Content {
     match chunk_mib {
         0 => std::iter::repeat_n(kvmb::repo::zero_blob_id(), 2 * DISK_MIB as usize).collect(),
@@ -98,7 +100,7 @@ fn load(folder: &Path, what: &str, cache: Option<&Path>) {
     let repo = cache.into_iter().fold(repo, |repo, cache| repo.cached_in(cache));
     let index = measured(what, || {
         let index = repo.load_index().expect("load the index");
-        // As a backup that changes little does.
+        // As a backup with few changes does.
         for number in 0..100u64 {
             index.contains(BlobKind::Data, &Id::hash(&(number * 997).to_le_bytes()));
         }
@@ -107,11 +109,11 @@ fn load(folder: &Path, what: &str, cache: Option<&Path>) {
     assert!(!index.is_empty());
 }
 
-/// Machines with points, for a repository of so many blobs.
+/// Stores machines with points, for a repository with this many blobs.
 fn fill_with_points(folder: &Path, blobs: u64) {
     let repo = open(folder);
     let lock = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock the repository");
-    // A hundred blobs a pack.
+    // A hundred blobs per pack.
     let options = WriterOptions { pack_bytes: 5_000, ..WriterOptions::default() };
     let writer = Writer::new(&repo, Arc::new(Index::default()), options, &lock.permit());
     let put = |number: u64| writer.put(BlobKind::Data, &number.to_le_bytes()).expect("put").id;
@@ -146,7 +148,7 @@ fn check_all(folder: &Path) {
     assert!(report.damage.is_empty(), "{:?}", report.damage);
 }
 
-/// Half of the points of each machine are to go.
+/// Plans to remove half of the points of each machine.
 fn plan_prune(folder: &Path) {
     let repo = open(folder);
     let lock = repo.lock(LockMode::Exclusive, Duration::ZERO).expect("lock the repository");
@@ -161,7 +163,7 @@ fn plan_prune(folder: &Path) {
     lock.release().expect("release the lock");
 }
 
-/// Runs something and prints what it took; the memory is that of the whole process.
+/// Measures an operation and prints the result. The memory is that of the whole process.
 fn measured<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let cpu = || {
         let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();

@@ -1,6 +1,6 @@
-//! Definitions, read and rewritten: every kind of disk, hostile documents, and properties that hold for all of them.
+//! Reading and rewriting definitions: every kind of disk, hostile documents, and properties that hold for all of them.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use kvmb::capture::domain_xml::definition::{Definition, DefinitionError, Device,
 use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use proptest::prelude::*;
 
-/// A running machine's definition with one disk of every kind.
+/// The definition of a running machine with one disk of every kind.
 const LIVE: &str = r#"<!-- kept -->
 <domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>web &amp; db</name>
@@ -172,7 +172,7 @@ fn a_definition_without_changes_loses_only_what_a_running_machine_has() {
     ] {
         assert!(rewritten.contains(kept), "{kept} is gone:\n{rewritten}");
     }
-    // What is inactive already keeps every byte.
+    // An inactive definition stays identical.
     assert_eq!(rewrite(&rewritten, &Changes::default()).unwrap(), rewritten);
 }
 
@@ -255,7 +255,7 @@ fn hostile_documents_are_refused() {
     assert!(Definition::parse(file).is_err());
     let deep = format!("<domain>{}{}</domain>", "<a>".repeat(100_000), "</a>".repeat(100_000));
     assert!(matches!(Definition::parse(&deep), Err(DefinitionError::Absurd(_))));
-    // Tricks to make the nesting look flat.
+    // Attempts to make the nesting look flat.
     for trick in ["<a b='/>'>", "<a b=\"</a>\">", "<a><!-- </a> -->", "<a><![CDATA[</a>]]>", "<a><?x </a>?>"] {
         let deep = format!("<domain>{}", trick.repeat(100_000));
         assert!(matches!(Definition::parse(&deep), Err(DefinitionError::Absurd(_))), "{trick}");

@@ -1,8 +1,8 @@
-//! Definitions of the shapes that people publish, restored in place and as a copy, by their XML: pools, labels,
-//! firmware auto-selection, stateless loaders, odd controllers, other architectures.
+//! Definitions as people publish them, restored in place and as a copy: pools, labels, firmware auto-selection,
+//! stateless loaders, unusual controllers, other architectures.
 //!
-//! Each shape is a part of a definition. In place nothing of it may change, not a byte; a copy must not have what is
-//! listed.
+//! Each shape is a part of a definition. A restore in place must not change a byte of it; a copy must not have the
+//! listed parts.
 
 use kvmb::capture::domain_xml::definition::{Definition, DiskSource};
 use kvmb::capture::domain_xml::references::references;
@@ -12,7 +12,7 @@ use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, Rewritte
 const UUID: &str = "52e8dc38-9c15-45ff-84fc-563d001b34c9";
 const COPY_UUID: &str = "00000000-1111-2222-3333-444444444444";
 
-/// Name, what stands in `<domain>`, what stands in `<devices>`, and what of these the copy must not have.
+/// A shape: name, content of `<domain>`, content of `<devices>`, and the parts that the copy must not have.
 type Shape = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const ZOO: [Shape; 52] = [
@@ -337,7 +337,7 @@ const ZOO: [Shape; 52] = [
     ),
 ];
 
-/// The same disk in all of them, by turns in every way that definitions have it.
+/// The same disk in all of them, in every notation that definitions use, in turn.
 const DISKS: [&str; 5] = [
     "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' cache='none' discard='unmap'>\
      <metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache></driver>\n      <source \
@@ -418,14 +418,14 @@ fn a_copy_of_any_definition_shares_nothing_with_the_original() {
             let is_kept = |part: &str| copy.xml.contains(part);
             assert!(is_kept(domain) && is_kept(devices), "{name}: a part was changed\n{}", copy.xml);
         }
-        // Media that the guest cannot write may be shared.
+        // Read-only media may be shared.
         assert_eq!(xml.contains("/iso/x.iso"), copy.xml.contains("/iso/x.iso"), "{name}");
     }
 }
 
 #[test]
 fn a_machine_that_is_tried_out_reaches_nothing_of_the_host() {
-    // What may lead to the host, to people or to other machines.
+    // Parts that may give access to the host, to people or to other machines.
     let gone = [
         "<hostdev",
         "<filesystem",
@@ -483,7 +483,7 @@ fn a_machine_that_is_tried_out_reaches_nothing_of_the_host() {
         if let Some(nvram) = parsed.nvram.as_ref().and_then(|nvram| nvram.path()) {
             assert_eq!(nvram, std::path::Path::new("/drill/nvram"), "{name}");
         }
-        // It says the same when it is isolated once more.
+        // Isolating it again changes nothing.
         let again = isolate(&isolated, &isolation).expect(&name).xml;
         assert_eq!(Definition::parse(&again).expect(&name).disks, parsed.disks, "{name}");
     }

@@ -1,6 +1,6 @@
-//! The embedded driver admits one process at a time: whoever comes second waits.
+//! The embedded driver admits one process at a time: the second one waits.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ fn a_root_that_another_process_holds_is_waited_for() {
         .unwrap();
     let pid_file = root.path().join("run/qemu/driver.pid");
     let deadline = Instant::now() + Duration::from_secs(10);
-    // libvirt writes into the file when it has locked it.
+    // libvirt writes to the file after it has locked it.
     while fs::read_to_string(&pid_file).unwrap_or_default().is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -30,7 +30,7 @@ fn a_root_that_another_process_holds_is_waited_for() {
     let hypervisor = Hypervisor::open(Some(&uri)).unwrap();
     assert!(begin.elapsed() > Duration::from_secs(2), "{:?}", begin.elapsed());
     assert!(hypervisor.is_local());
-    // The same again is the same connection, however often.
+    // Opening it again returns the same connection.
     for _ in 0..50 {
         assert!(Hypervisor::open(Some(&uri)).unwrap().machines(&[]).unwrap().is_empty());
     }

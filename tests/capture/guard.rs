@@ -1,4 +1,4 @@
-//! The guard process of a capture: it keeps the lease, watches the scratch space, and ends with the capture.
+//! The guard process of a capture: it renews the lease, watches the scratch space, and ends with the capture.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use crate::support::chains::*;
 use crate::support::{Disk, Env, Machine, process, wait_until};
 
-/// What the guard of the only capture wrote; null before it did.
+/// Returns the record that the guard of the only capture has written; null before that.
 fn record(env: &Env) -> Value {
     let folders = fs::read_dir(env.runtime_dir()).into_iter().flatten().flatten();
     let mut records = folders.filter_map(|folder| fs::read(folder.path().join("guard.json")).ok());
     records.next().map_or(Value::Null, |text| serde_json::from_slice(&text).expect("JSON"))
 }
 
-/// The process of the guard of the only capture.
+/// Returns the process of the only capture's guard.
 fn guard_pid(env: &Env) -> i32 {
     let mut pid = None;
     wait_until("there is a guard", Duration::from_secs(60), || {
@@ -36,7 +36,7 @@ fn guards(env: &Env) -> usize {
     process::of(&env.path("")).iter().filter(|process| process.command_line.contains(" guard c-")).count()
 }
 
-/// A scratch folder that 300 MiB fill, there before the machine is started.
+/// Creates a scratch folder of 300 MiB, before the machine is started.
 fn small_scratch(env: &Env) -> (crate::support::tmpfs::Tmpfs, String) {
     let scratch = env.tmpfs("small-scratch", 300 * MIB);
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
@@ -52,7 +52,7 @@ fn noisy<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     machine
 }
 
-/// The guest overwrites so much that less than 64 MiB of scratch space are left; how long until the job was ended.
+/// Overwrites so much data that less than 64 MiB of scratch space are left. Returns the time until the job was ended.
 fn fill_scratch(machine: &Machine) -> Duration {
     for at in 0..4 {
         machine.write("vda", at * 60 * MIB, 60 * MIB, 0x22);
@@ -64,7 +64,7 @@ fn fill_scratch(machine: &Machine) -> Duration {
 
 #[test]
 fn the_job_ends_before_the_scratch_space_does_however_slowly_somebody_reads() {
-    // QEMU's file systems are those of the test, unlike libvirtd's own.
+    // QEMU must see the test's mounts, unlike a QEMU of libvirtd.
     let env = Env::new("guard scratch");
     let repo = init(&env);
     let (_scratch, folder) = small_scratch(&env);
@@ -77,7 +77,7 @@ fn the_job_ends_before_the_scratch_space_does_however_slowly_somebody_reads() {
     let failure = hashing.wait().assert_code(1).record_of("failure");
     assert_eq!(failure["code"], "no_space", "{failure}");
     assert_eq!(machine.status(), "prelaunch", "the guest suffered");
-    // Nobody can read the rest either, and it says why.
+    // The rest cannot be read either, with the reason.
     let output = env.kvmb(["push", "-r", &repo]).stdin(captured.stdout()).run().assert_code(1);
     assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
     env.kvmb(["release", "vm"]).run().assert_ok();
@@ -115,7 +115,7 @@ fn a_capture_ends_with_its_lease_and_not_while_it_is_read() {
             machine.stop();
         }
         let kept = ours(&machine);
-        // 20 MiB at 1 MiB a second: longer than the lease, which a busy host must not use up between the two commands.
+        // 20 MiB at 1 MiB/s take longer than the lease, which a busy host must not use up between the two commands.
         let captured = env.kvmb(["snapshot", "vm", "-r", &repo, "--lease", "15s"]).run().assert_ok();
         let hashed = env.kvmb(["hash", "--limit-read", "1M"]).stdin(captured.stdout()).run().assert_ok();
         assert!(hashed.took > Duration::from_secs(16), "{hashed}");
@@ -216,7 +216,7 @@ fn a_backup_whose_upload_is_slow_ends_soon_after_its_guard_ended_the_job() {
     fill_scratch(&machine);
     let began = Instant::now();
     let failure = running.wait().assert_code(1).record_of("failure");
-    // A pack would take 160 seconds.
+    // Writing a pack would take 160 seconds.
     assert!(began.elapsed() < Duration::from_secs(80), "it took {:?} to end", began.elapsed());
     assert_eq!(failure["code"], "no_space", "{failure}");
     assert_eq!(machine.status(), "prelaunch", "the guest suffered");

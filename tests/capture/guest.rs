@@ -1,5 +1,5 @@
-//! A Linux that writes and syncs files while it is backed up: every point is a file system that mounts, has no fault,
-//! and holds each file that was synced before its moment - whether the guest was frozen for it or not.
+//! A Linux that writes and syncs files while it is backed up: every point has a file system that mounts, has no errors,
+//! and contains each file that was synced before the capture - whether the guest was frozen for it or not.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +20,7 @@ fn a_frozen_guests_points_are_file_systems_as_after_a_clean_unmount() {
     let mut points = Vec::new();
     for round in 0..3 {
         guest.wait_for_more(3);
-        // Frozen, it syncs nothing more: what it has told of by now is exactly what must be there.
+        // A frozen guest syncs nothing more: the point must contain exactly what it has reported so far.
         let run = stopped_at(&guest, &repo, "Frozen", &[]).unwrap_or_else(|output| panic!("{output}"));
         let synced = guest.synced();
         let point = go_on(run).assert_ok().record_of("point");
@@ -31,7 +31,7 @@ fn a_frozen_guests_points_are_file_systems_as_after_a_clean_unmount() {
     }
     for (point, synced) in &points {
         let image = restored(&env, &repo, point);
-        // Without replaying anything first.
+        // Without replaying the journal first.
         Ext4::assert_sound(&image);
         assert!(Ext4::open(&image).was_clean(), "its journal is not empty");
         Mounted::mount(&image).assert_has_files(*synced);
@@ -54,7 +54,7 @@ fn a_guest_that_is_not_frozen_has_all_that_it_synced_in_its_points() {
         assert_eq!(disk_of(&point, "vda")["read_mode"], if round == 0 { "full" } else { "changed" });
         points.push((point, synced));
     }
-    // What it writes while it is read is not in the point, and in the next.
+    // Data that is written while the backup reads is not in the point, but in the next one.
     let run = stopped_at(&guest, &repo, "CaptureOpen", &[]).unwrap_or_else(|output| panic!("{output}"));
     guest.wait_for_more(10);
     let held = go_on(run).assert_ok().record_of("point");
@@ -63,7 +63,7 @@ fn a_guest_that_is_not_frozen_has_all_that_it_synced_in_its_points() {
     points.push((backup(&guest, &repo), synced));
     for (point, synced) in &points {
         let image = restored(&env, &repo, point);
-        // Mounting replays the journal; after that there is nothing to be mended.
+        // Mounting replays the journal; after that, there are no errors.
         Mounted::mount(&image).assert_has_files(*synced);
         Ext4::assert_sound(&image);
     }
@@ -88,7 +88,7 @@ fn a_run_that_is_killed_while_the_guest_is_frozen_leaves_it_to_the_next_to_thaw(
         guest.wait_for_more(2);
         assert_eq!(ours(&guest).len(), 1);
     }
-    // Cut off from its storage at the same moment, the run thaws by itself.
+    // If the storage fails at the same moment, the run thaws the guest itself.
     for step in ["Frozen", "Begun"] {
         let run = stopped_at(&guest, &repo, step, &[]).unwrap_or_else(|output| panic!("{output}"));
         let read_only = crate::support::mount::ReadOnly::make(&repo);
@@ -113,7 +113,7 @@ fn a_guest_that_full_scratch_space_stopped_goes_on_once_its_backup_is_over() {
     let scratch = env.tmpfs("small-scratch", 200 * MIB);
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
     let folder = scratch.path().display().to_string();
-    // Killed, with room again before the next run; and not killed: it gives up by itself.
+    // Once the run is killed, and there is free space again before the next run; once it continues and gives up.
     for is_killed in [true, false] {
         let run = stopped_at(&guest, &repo, "CaptureOpen", &["--scratch", &folder]).unwrap_or_else(|o| panic!("{o}"));
         scratch.fill_up_to(0);
@@ -151,7 +151,7 @@ fn assert_is_frozen(guest: &LinuxGuest) {
     assert_eq!(guest.synced(), before, "the guest is not frozen: this test shows nothing");
 }
 
-/// The disk of a point as a raw image.
+/// Restores the disk of a point as a raw image.
 fn restored(env: &Env, repo: &str, point: &Value) -> PathBuf {
     let folder = env.path(format!("restored-{}", id_of(point)));
     fs::create_dir(&folder).expect("a folder");

@@ -1,7 +1,7 @@
-//! What somebody else put in the way: files that QEMU's user planted where firmware variables and TPM state are, and a
-//! manifest that whoever can write to the repository changed.
+//! Malicious files: planted by QEMU's user in place of firmware variables and TPM state, and a manifest that somebody
+//! with write access to the repository has changed.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
@@ -20,19 +20,19 @@ use kvmb::storage::LocalStorage;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::{Value, json};
 
-/// Who is not root.
+/// The id of an unprivileged user.
 const QEMU: u32 = 65534;
 
 const SECRET: &[u8] = b"root:SECRET-OF-THE-HOST";
 
-/// A folder that only root can write, as those of the system are. Dropped, it goes.
+/// Creates a folder that only root can write to, like the system's. It is removed when this is dropped.
 fn roots_folder() -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("kvmb-test-").tempdir_in("/var/lib").unwrap();
     crate::support::set_mode(folder.path(), 0o755);
     folder
 }
 
-/// A file of root's that nobody else may read.
+/// Creates a file of root that nobody else may read.
 fn secret(env: &Env) -> PathBuf {
     let path = env.path("shadow");
     fs::write(&path, SECRET).unwrap();
@@ -46,7 +46,7 @@ fn firmware(env: &Env) -> PathBuf {
     path
 }
 
-/// A machine with firmware variables there, off, with something on its disk.
+/// Creates a machine that is off, with this file for firmware variables and data on its disk.
 fn machine_with<'e>(env: &'e Env, variables: &Path, more: &str) -> Machine<'e> {
     let os = format!(
         "<loader readonly='yes' type='pflash'>{}</loader><nvram>{}</nvram>{more}",
@@ -58,7 +58,7 @@ fn machine_with<'e>(env: &'e Env, variables: &Path, more: &str) -> Machine<'e> {
     machine
 }
 
-/// Fails unless the machine's point was stored without this part, and the run says so; its record.
+/// Fails unless the machine's point was stored without this part and the run reported that. Returns the point's record.
 #[track_caller]
 fn assert_partial(env: &Env, output: Output, part: &str, why: &str) -> Value {
     let output = output.assert_code(3);
@@ -74,7 +74,7 @@ fn assert_partial(env: &Env, output: Output, part: &str, why: &str) -> Value {
     point
 }
 
-/// The files of a point, as restic lists them.
+/// Returns the files of a point, as listed by restic.
 fn names_in(env: &Env, point: &Value) -> String {
     env.restic(env.repo()).call(["ls", text(point, "point")]).run().assert_ok().stdout().to_owned()
 }
@@ -93,9 +93,9 @@ fn what_is_planted_in_the_place_of_a_file_is_not_read() {
         assert!(began.elapsed() < Duration::from_secs(30), "{output}");
         output
     };
-    // Nothing there, and nothing that libvirt could make it from.
+    // The file does not exist, and libvirt has no template for it.
     assert_partial(&env, back_up(), "nvram", "No such file");
-    // With a template libvirt makes it at the first start, and nothing is missing.
+    // With a template, libvirt creates the file at the first start, so nothing is missing.
     let template = env.path("template.fd");
     fs::write(&template, noise(7, 4096)).unwrap();
     let without = machine.definition();
@@ -111,14 +111,14 @@ fn what_is_planted_in_the_place_of_a_file_is_not_read() {
     mkfifoat(CWD, &variables, Mode::from_raw_mode(0o666)).unwrap();
     assert_partial(&env, back_up(), "nvram", "named pipe");
     fs::remove_file(&variables).unwrap();
-    // A folder in the way, and a file that is too large to be one.
+    // A folder instead of the file, and a file that is too large for firmware variables.
     fs::create_dir(&variables).unwrap();
     assert_partial(&env, back_up(), "nvram", "a folder");
     fs::remove_dir(&variables).unwrap();
     File::create(&variables).and_then(|file| file.set_len(1 << 40)).unwrap();
     assert_partial(&env, back_up(), "nvram", "1.00 TiB");
     fs::remove_file(&variables).unwrap();
-    // The folder itself is a link that QEMU's user made; a hard link in a folder of its.
+    // A folder that is a symbolic link of QEMU's user, and a hard link in a folder of that user.
     fs::rename(&folder, env.path("elsewhere")).unwrap();
     let of_qemu = env.path("of-qemu");
     fs::create_dir(&of_qemu).unwrap();
@@ -132,7 +132,7 @@ fn what_is_planted_in_the_place_of_a_file_is_not_read() {
     assert_partial(&env, back_up(), "nvram", "hard link");
     fs::remove_file(&variables).unwrap();
 
-    // Its own file is stored.
+    // A file that QEMU's user owns is stored.
     fs::write(&variables, noise(2, 4096)).unwrap();
     chown(&variables, Some(QEMU), None).unwrap();
     let point = back_up().assert_ok().record_of("point");
@@ -153,7 +153,7 @@ fn a_part_that_is_missing_in_a_pipe_or_of_a_running_machine() {
     fs::write(&variables, noise(2, 4096)).unwrap();
     let kernel = env.path("vmlinuz");
     let machine = machine_with(&env, &variables, &format!("<kernel>{}</kernel>", kernel.display()));
-    // The kernel is gone. The other stages of a pipe go on with the point.
+    // The kernel is missing. The other stages of the pipeline process the point.
     let pipe = "kvmb snapshot vm1 -r $R | kvmb push -r $R | kvmb release | kvmb verify -r $R";
     let output = env.sh(pipe).run();
     output.record_of("point");
@@ -163,11 +163,11 @@ fn a_part_that_is_missing_in_a_pipe_or_of_a_running_machine() {
     let check = status.records_of("check").into_iter().find(|check| check["check"] == "backup").unwrap();
     assert_eq!(check["status"], "warning", "{check}");
     assert!(text(&check, "detail").contains("lacks a part that the machine needs"), "{check}");
-    // A copy is as whole as the point.
+    // A copy lacks the same parts.
     env.kvmb(["init", "-r", &env.repo_named("second")]).run().assert_ok();
     let copied = env.sh("kvmb points -r $R | kvmb push -r second").run().assert_ok();
     assert_eq!(copied.record_of("point")["left_out"], point["left_out"]);
-    // A restore warns of it, and the machine comes back.
+    // A restore warns about it, and restores the machine.
     let into = new_folder(&env, "into");
     let restore = |args: &[&str]| env.kvmb(["restore", "vm1", "-r", &env.repo(), "--into"]).arg(&into).args(args).run();
     restore(&["--as", "vm2"]).assert_ok().assert_stderr_has("the point does not contain the kernel of vm1");
@@ -220,7 +220,7 @@ fn what_root_linked_is_followed() {
     let dump = |name: &str| env.restic(env.repo()).dump(text(&point, "point"), &format!("/vm1/{name}"));
     assert_eq!(dump("kernel"), noise(4, 100_000));
     assert_eq!(dump("nvram"), noise(5, MIB), "of the device");
-    // Back onto the device, and not in its place.
+    // Restored onto the device, without replacing it.
     fs::write(&file, noise(6, MIB)).unwrap();
     env.kvmb(["restore", "vm1", "-r", &env.repo()]).run().assert_code(1);
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite"]).run().assert_ok();
@@ -251,7 +251,7 @@ fn a_restore_does_not_write_where_a_planted_link_leads() {
     backup_ok(&env);
     chown(&folder, Some(QEMU), None).unwrap();
     let restore = || env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite"]).run();
-    // The link goes; what it named stays as it is.
+    // The symbolic link is replaced; its target is unchanged.
     fs::remove_file(&variables).unwrap();
     symlink(&secret, &variables).unwrap();
     restore().assert_ok();
@@ -259,20 +259,20 @@ fn a_restore_does_not_write_where_a_planted_link_leads() {
     let found = fs::symlink_metadata(&variables).unwrap();
     assert!(found.is_file() && found.mode() & 0o7777 == 0o600, "{:o}", found.mode());
     assert_eq!(fs::read(&variables).unwrap(), noise(2, 4096));
-    // A file of QEMU's user keeps owner and mode, but no bits that make it run as somebody.
+    // A file of QEMU's user keeps owner and mode, but no setuid and setgid bits.
     chown(&variables, Some(QEMU), Some(QEMU)).unwrap();
     fs::set_permissions(&variables, fs::Permissions::from_mode(0o6755)).unwrap();
     restore().assert_ok();
     let found = fs::metadata(&variables).unwrap();
     assert_eq!((found.uid(), found.mode() & 0o7777), (QEMU, 0o755));
-    // A link on the way: nothing is written anywhere.
+    // With a symbolic link on the path, nothing is written.
     fs::rename(&folder, env.path("elsewhere")).unwrap();
     symlink(env.path("elsewhere"), &folder).unwrap();
     std::os::unix::fs::lchown(&folder, Some(QEMU), None).unwrap();
     let before = fs::metadata(machine.image("vda")).unwrap().ino();
     restore().assert_code(1).assert_stderr_has("symbolic link");
     assert_eq!(fs::metadata(machine.image("vda")).unwrap().ino(), before);
-    // The folder that the user of the command names may be anything.
+    // The folder that the command line names may be anything.
     symlink(new_folder(&env, "real"), env.path("linked")).unwrap();
     std::os::unix::fs::lchown(env.path("linked"), Some(QEMU), None).unwrap();
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--as", "vm2", "--into"]).arg(env.path("linked")).run().assert_ok();
@@ -295,7 +295,7 @@ fn a_restored_tpm_state_stays_in_its_folder() {
     env.machine("vm1").devices_xml(&tpm).disk(Disk::qcow2(MIB)).define();
     backup_ok(&env);
     let restore = || env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite"]).run();
-    // Its folder is made again; what another user put on the way is not passed through.
+    // The folder of the state is recreated; a symbolic link of another user on the path is refused.
     fs::remove_dir_all(above.join("vm1")).unwrap();
     restore().assert_ok();
     assert_eq!(fs::read(state.join("tpm2-00.permall")).unwrap(), noise(3, 4096));
@@ -309,9 +309,9 @@ fn a_restored_tpm_state_stays_in_its_folder() {
     env.assert_nothing_left();
 }
 
-// --- a manifest that was changed
+// --- a changed manifest
 
-/// Stores a point with another manifest; its id.
+/// Stores a point with a changed manifest, and returns its id.
 fn tampered(env: &Env, point: &str, change: impl FnOnce(&mut Value)) -> String {
     let repo = Repository::open(Arc::new(LocalStorage::new(env.repo())), &Password::new(PASSWORD.to_owned())).unwrap();
     let index = repo.load_index().unwrap();
@@ -395,7 +395,7 @@ fn a_manifest_that_does_not_fit_the_definition_is_refused_before_anything_is_wri
         }
         assert_eq!(files(), before, "{why}");
     }
-    // The format is the definition's.
+    // The format is taken from the definition.
     let id = tampered(&env, &point, |m| m["disks"][0]["format"] = "raw".into());
     env.kvmb(["restore", &id, "-r", &env.repo()]).run().assert_ok();
     machine.assert_image_equals_model("vda");
@@ -407,7 +407,7 @@ fn m_file(path: &str) -> Value {
     json!({ "name": "initrd", "role": "initrd", "path": path, "size_bytes": 1 })
 }
 
-/// Who owns the files of a process in /proc: its user, or root where it may not be dumped.
+/// Returns the owner of a process's files in /proc: its user, or root if it cannot be dumped.
 fn owner_of(pid: u32) -> u32 {
     std::fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid()
 }
@@ -417,7 +417,7 @@ fn passwords_and_keys_are_never_in_a_core_dump() {
     let as_nobody = |program: &[&str]| {
         std::process::Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            // The program may be in a folder that nobody else can enter.
+            // The program may be in a folder that other users cannot enter.
             .args(["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"])
             .args(program)
             .env("HOME", "/nonexistent")
@@ -431,7 +431,7 @@ fn passwords_and_keys_are_never_in_a_core_dump() {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
     };
     let mut other = as_nobody(&["cat"]);
-    // It waits for records.
+    // This command waits for records.
     let mut kvmb = as_nobody(&[env!("CARGO_BIN_EXE_kvmb"), "hash"]);
     let limit = std::time::Duration::from_secs(20);
     wait_until("another program runs", limit, || is(other.id(), "cat"));

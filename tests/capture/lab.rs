@@ -1,6 +1,6 @@
-//! Machines without an operating system, captured by this process: the embedded driver opens one root for the life of a
-//! process, so all tests share one, and each has its own machines and folders. Patterns are written through QEMU's own
-//! block layer, by a QMP socket of the test's own.
+//! Machines without an operating system, captured by the test process: the embedded driver can open one root per
+//! process, so all tests share one, and each has its own machines and folders. Patterns are written through QEMU's
+//! block layer, by a private QMP socket.
 //!
 //! `KVMB_TEST_CONNECT=qemu:///system` runs the same tests against a daemon.
 
@@ -20,7 +20,7 @@ use kvmb::capture::{
 
 const MIB: usize = 1 << 20;
 
-/// One test's folders in the shared root.
+/// A test's folders in the shared root.
 pub(crate) struct Lab {
     pub(crate) name: String,
     pub(crate) folder: PathBuf,
@@ -28,14 +28,14 @@ pub(crate) struct Lab {
     pub(crate) runtime: RuntimeDirs,
 }
 
-/// A disk image to be made.
+/// A disk image to be created.
 pub(crate) struct Image {
     pub(crate) target: String,
     pub(crate) format: &'static str,
     pub(crate) size_mib: usize,
 }
 
-/// A machine that is destroyed at the end of its test.
+/// A machine, which is destroyed at the end of its test.
 pub(crate) struct Vm {
     pub(crate) machine: Machine,
     pub(crate) folder: PathBuf,
@@ -52,7 +52,7 @@ impl Image {
     }
 }
 
-/// The root of this test process; those of processes that are gone are removed.
+/// Returns the root of this test process, after removing those of processes that have ended.
 pub(crate) fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
@@ -67,14 +67,14 @@ pub(crate) fn root() -> &'static Path {
         }
         let root = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
         fs::create_dir_all(root.join("etc")).unwrap();
-        // No virtlogd needed.
+        // virtlogd is not needed.
         fs::write(root.join("etc/qemu.conf"), "stdio_handler = \"file\"\n").unwrap();
         crate::support::libvirt::bring_capabilities(&root);
         root
     })
 }
 
-/// A daemon to test against instead.
+/// Returns the daemon to test against, if there is one.
 pub(crate) fn connect() -> Option<String> {
     std::env::var("KVMB_TEST_CONNECT").ok()
 }
@@ -145,7 +145,7 @@ impl Lab {
         Vm { machine, folder, owned: true }
     }
 
-    /// A folder that QEMU's user can write.
+    /// Creates a folder that QEMU's user can write to.
     pub(crate) fn qemu_folder(&self, name: &str) -> PathBuf {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder).unwrap();
@@ -173,7 +173,7 @@ impl Lab {
         close_capture(&self.runtime, Some(&self.hypervisor), file, request).unwrap()
     }
 
-    /// The whole disk as a reader sees it.
+    /// Reads the whole disk as a client sees it.
     pub(crate) fn read(&self, state: &CaptureState, target: &str) -> Vec<u8> {
         let copy = self.folder.join(format!("{target}.copy"));
         let uri = &state.disk(target).unwrap().nbd_uri;
@@ -214,7 +214,7 @@ impl Vm {
         Vm { machine: hypervisor.define(xml).unwrap(), folder: self.folder.clone(), owned: true }
     }
 
-    /// Ends QEMU as a guest's shutdown would: its images are closed properly.
+    /// Ends QEMU as a guest's shutdown does: its images are closed properly.
     pub(crate) fn stop(&self) {
         self.monitor("quit", true);
         wait_until(|| !self.machine.is_running().unwrap());
@@ -226,7 +226,7 @@ impl Vm {
         wait_until(|| !self.machine.is_running().unwrap());
     }
 
-    /// QEMU's process, by the socket that it has of us. (libvirt's pid file has the name XML-escaped.)
+    /// Returns QEMU's process, found by its private socket. (libvirt XML-escapes the name in the pid file.)
     pub(crate) fn pid(&self) -> Option<rustix::process::Pid> {
         let socket = format!("unix:{}/qmp,", self.folder.display());
         let pids = fs::read_dir("/proc").ok()?.flatten();
@@ -260,7 +260,7 @@ impl Vm {
         header.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect()
     }
 
-    /// A human monitor command over our own QMP socket.
+    /// Runs a human monitor command over the private QMP socket.
     pub(crate) fn monitor(&self, command: &str, ends: bool) -> String {
         let stream = crate::support::qmp::connect_when_it_listens(&self.folder.join("qmp"));
         let mut writer = stream.try_clone().unwrap();
@@ -307,7 +307,7 @@ impl Drop for Vm {
     }
 }
 
-/// A small file system, unmounted at the end.
+/// A small file system, which is unmounted at the end.
 pub(crate) struct Tmpfs(pub(crate) PathBuf);
 
 impl Tmpfs {
@@ -333,7 +333,7 @@ pub(crate) fn never() -> FreezeOptions {
     FreezeOptions { mode: FreezeMode::Never, timeout: Duration::from_secs(1) }
 }
 
-/// A disk of zeros with these (MiB from, MiB long, byte) in it.
+/// Returns a disk of zeros with these ranges (start in MiB, length in MiB, byte).
 pub(crate) fn pattern(size_mib: usize, parts: &[(usize, usize, u8)]) -> Vec<u8> {
     let mut bytes = vec![0; size_mib * MIB];
     for &(from, length, byte) in parts {
@@ -342,7 +342,8 @@ pub(crate) fn pattern(size_mib: usize, parts: &[(usize, usize, u8)]) -> Vec<u8> 
     bytes
 }
 
-/// The dirty ranges of an export, as `qemu-img map` sees them through the bitmap's meta context: dirty is «not data».
+/// Returns the dirty ranges of an export, as `qemu-img map` sees them through the bitmap's meta context: "not data"
+/// means dirty.
 pub(crate) fn dirty(context: &str, uri: &str) -> Vec<(u64, u64)> {
     let (_, rest) = uri.split_once(":///").unwrap();
     let (export, socket) = rest.split_once("?socket=").unwrap();

@@ -1,6 +1,5 @@
-//! A real libvirtd that is killed: between backups, while a job is established, in the middle of beginning one, and
-//! after the point is stored. The machine never suffers, and the next backup is right - or says exactly what only a
-//! person may do.
+//! Kills a real libvirtd: between backups, during a job, while one is being started, and after the point is stored. The
+//! machine never suffers, and the next backup is correct - or says exactly what an administrator has to do.
 
 use std::fs;
 use std::thread;
@@ -24,7 +23,7 @@ fn killed_between_backups_it_costs_nothing() {
     assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("check that libvirtd is running")), "{failure}");
     env.start_libvirtd();
     assert_changed(&verified(&machine, &repo), "vda", CHUNK);
-    // Down while the machine ends and begins: libvirt starts it anew, the bitmaps are in the images.
+    // libvirtd is down while the machine stops and starts. The bitmaps are in the images.
     machine.stop();
     env.kill_libvirtd();
     env.start_libvirtd();
@@ -44,7 +43,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
     let machine = two_disks(&env, "vm");
     verified(&machine, &repo);
 
-    // Gone when the last byte is read, and for longer than the run waits: no point, and no harm.
+    // It is down when the last byte is read, for longer than the run waits: no point is stored, and there is no damage.
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
     env.kill_libvirtd();
@@ -56,7 +55,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
     assert_changed(&point, "vda", 4 * CHUNK);
     assert_as_usual(&machine);
 
-    // Back before that: the run notices nothing.
+    // It is back before that: the run notices nothing.
     machine.write("vda", 2 * MIB, 4 * MIB, 0x44);
     let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
     env.kill_libvirtd();
@@ -66,7 +65,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
     assert_restores(&env, &repo, &point, &machine.models());
     assert_as_usual(&machine);
 
-    // Together with kvmb: whoever comes next ends the job that libvirtd finds again.
+    // kvmb is killed too: the next command ends the job that libvirtd finds again.
     machine.write("vda", 6 * MIB, 4 * MIB, 0x55);
     let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
     run.kill();
@@ -109,7 +108,7 @@ fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but
     verified(&machine, &repo);
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
 
-    // QEMU does not answer: so libvirtd is caught when it has noted that a job begins, and not yet which.
+    // QEMU does not respond, so libvirtd is killed after it has recorded that a job begins, but not which one.
     let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
     let qemu = Pid::from_raw(machine.qemu_pid().expect("on")).expect("a process");
     kill_process(qemu, Signal::STOP).expect("stop");
@@ -126,12 +125,12 @@ fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but
 
     for _ in 0..2 {
         let output = try_backup(&machine, &repo, &[]);
-        // The start of a begin looks the same, so that it is waited for as for any other job: 30 s.
+        // The start of a job looks the same, so kvmb waits as long as for any other job: 30 s.
         assert!(output.took < Duration::from_secs(60), "it waited for what never ends: {output}");
         assert_is_wedged(&output);
         assert_eq!(machine.status(), "prelaunch", "the machine was stopped to heal libvirt");
     }
-    // What the message says heals it, and the chain goes on.
+    // The hint of the message fixes it, and the chain continues.
     stop_and_restart(&machine);
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
@@ -151,7 +150,7 @@ fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_stuck_job_is_rep
         run.signal(Signal::CONT);
         thread::sleep(Duration::from_millis(delay.into()));
         env.kill_libvirtd();
-        // Done before the kill, or failed.
+        // The backup has finished before the kill, or has failed.
         run.wait();
         env.start_libvirtd();
         let output = try_backup(&machine, &repo, &[]);
@@ -204,7 +203,7 @@ fn a_machine_whose_qemu_hangs_is_reported_and_the_others_are_backed_up() {
             assert_eq!(output.record_of("failure")["machine"], "a-hung", "{output}");
             assert_eq!(output.record_of("point")["machine"], "b-well", "{output}");
         }
-        // Whatever asks libvirt has the same limit, and reports the other machine.
+        // Other commands that use libvirt have the same limit, and report the other machine.
         let captured = env.kvmb(["snapshot"]).args(all).run().assert_code(3);
         assert_eq!(captured.record_of("failure")["code"], "timeout", "{captured}");
         assert_eq!(of(&captured.records_of("disk"), "b-well"), 2, "{captured}");
@@ -237,8 +236,7 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
     assert_eq!(failure["code"], "timeout", "{failure}");
     assert!(failure["error"].as_str().is_some_and(|error| error.contains("begin the backup of vm")), "{failure}");
     drop(stopped);
-    env.configure(&json!({}));
-    // libvirtd 11.3 has died of a job that was ended before libvirt was done with its begin: kvmb waits for that.
+    // libvirtd 11.3 crashes if a job is ended before it has finished starting; kvmb waits for that.
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
     assert_as_usual(&machine);
@@ -260,7 +258,7 @@ fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
             let mut names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
             names.any(|name| name.trim() == "bounded call")
         };
-        // The calls that QEMU has no part in are over in milliseconds.
+        // Calls that do not involve QEMU finish within milliseconds.
         wait_until("it waits for libvirt", Duration::from_secs(60), || {
             let first = waits();
             thread::sleep(Duration::from_millis(500));
@@ -280,7 +278,7 @@ fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
     finish(&env, &[&repo]);
 }
 
-/// The run said that only a person can help, and how.
+/// Fails unless the run said that only an administrator can fix this, and how.
 #[track_caller]
 fn assert_is_wedged(output: &Output) {
     assert_eq!(output.code(), 1, "{output}");
@@ -290,7 +288,7 @@ fn assert_is_wedged(output: &Output) {
     }
 }
 
-/// What heals a libvirt that has lost track of a job, in this order.
+/// Fixes a libvirt that has lost track of a job, with the commands in this order.
 fn stop_and_restart(machine: &Machine) {
     machine.stop();
     machine.env().kill_libvirtd();
@@ -298,7 +296,7 @@ fn stop_and_restart(machine: &Machine) {
     machine.start_paused();
 }
 
-/// One checkpoint, no job, and the machine as it was.
+/// Fails unless there is one checkpoint, no job, and the machine is unchanged.
 #[track_caller]
 fn assert_as_usual(machine: &Machine) {
     assert_eq!(ours(machine).len(), 1);

@@ -1,4 +1,4 @@
-//! A machine that is off and does not stay as it was while it is read: no point is a mixture of two moments.
+//! A machine that is off and changes while it is read: no point mixes two moments.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,20 +14,20 @@ use crate::support::storage::{LoopDevice, NetworkStorage};
 use crate::support::{Disk, DiskModel, Env, Output, process, wait_until, wait_until_it_listens};
 use serde_json::Value;
 
-/// A raw file full of one byte.
+/// Creates a raw file filled with one byte.
 fn raw_file(path: PathBuf, mib: u64, pattern: u8) -> PathBuf {
     fs::write(&path, vec![pattern; (mib * MIB) as usize]).expect("write");
     crate::support::set_mode(&path, 0o666);
     path
 }
 
-/// Writes into a file or device past QEMU, as a program that knows no image locks.
+/// Writes into a file or device without QEMU, like a program that ignores image locks.
 fn write_past_locks(path: &Path, offset: u64, length: u64, pattern: u8) {
     let file = File::options().write(true).open(path).expect("open");
     file.write_all_at(&vec![pattern; length as usize], offset).and_then(|()| file.sync_all()).expect("write");
 }
 
-/// Fails unless the run warned of the change and captured again, and the point is what the disk holds now.
+/// Fails unless the run warned about the change and captured again, and the point equals the current disk.
 #[track_caller]
 fn assert_captured_again(env: &Env, repo: &str, output: Output, disk: &Path, format: &str) -> Value {
     let output = output.assert_ok().assert_stderr_has("capturing it again");
@@ -36,7 +36,7 @@ fn assert_captured_again(env: &Env, repo: &str, output: Output, disk: &Path, for
     point
 }
 
-/// Fails unless the pipe stored nothing, because of what changed.
+/// Fails unless the pipeline stored nothing because of the change.
 #[track_caller]
 fn assert_refused(env: &Env, repo: &str, output: Output, words: &str) {
     let output = output.assert_code(1);
@@ -61,7 +61,7 @@ fn network_storage_whose_machine_is_started_during_its_backup() {
     storage.write(0, 8 * MIB, 0x22);
     let point = assert_captured_again(&env, &repo, go_on(run), &image, "raw");
     assert_eq!(point["consistency"], "crash", "it runs");
-    // Started and stopped: only the reason for being off is another one.
+    // Started and stopped: only the reason for being off has changed.
     env.virsh(&["destroy", "vm"]);
     env.kill_libvirtd();
     env.start_libvirtd();
@@ -71,7 +71,7 @@ fn network_storage_whose_machine_is_started_during_its_backup() {
     env.virsh(&["destroy", "vm"]);
     let point = assert_captured_again(&env, &repo, go_on(run), &image, "raw");
     assert_eq!(point["consistency"], "offline");
-    // Nothing happens: nothing is captured again, and the size is known although libvirt does not say it.
+    // Without a change nothing is captured again, and the size is known although libvirt does not report it.
     let output = try_backup(&machine, &repo, &[]).assert_ok();
     assert_eq!(output.stderr(), "", "{output}");
     let disks = env.kvmb(["snapshot", "vm"]).run().assert_ok();
@@ -91,19 +91,19 @@ fn network_storage_in_a_pipe_that_never_asks_libvirt() {
     let snapshot = || env.kvmb(["snapshot", "-r", &repo, "vm"]).run().assert_ok();
     let push = |captured: &Output| env.kvmb(["push", "-r", &repo]).stdin(captured.stdout()).run();
     let release = || env.kvmb(["release", "vm"]).run().assert_ok();
-    // It runs.
+    // The machine runs.
     let captured = snapshot();
     env.virsh(&["start", "--paused", "vm"]);
     storage.write(MIB, MIB, 0x22);
     assert_refused(&env, &repo, push(&captured), "was started");
     machine.virsh_settled("destroy vm").assert_ok();
     release();
-    // It ran: libvirt's log tells.
+    // The machine ran, as libvirt's log shows.
     let captured = snapshot();
     env.virsh(&["start --paused vm; destroy vm"]);
     assert_refused(&env, &repo, push(&captured), "it was started and stopped");
     release();
-    // A start that failed is none.
+    // A failed start does not count.
     let captured = snapshot();
     let moved = env.path("qmp/moved.sock");
     fs::rename(env.path("qmp/network.sock"), &moved).expect("rename");
@@ -132,7 +132,7 @@ fn a_block_device_that_is_written_meanwhile() {
     finish(&env, &[&repo]);
 }
 
-// --- programs that ask for no lock
+// --- programs that do not use locks
 
 #[test]
 fn an_image_that_is_written_or_exchanged_meanwhile() {
@@ -145,7 +145,7 @@ fn an_image_that_is_written_or_exchanged_meanwhile() {
     let run = at_first_chunk();
     write_past_locks(&image, 0, 6 * MIB, 0x22);
     assert_captured_again(&env, &repo, go_on(run), &image, "raw");
-    // Another file of the same size and time.
+    // A different file with the same size and time.
     let run = at_first_chunk();
     let other = copy_image(&image, "other.raw");
     write_past_locks(&other, 2 * MIB, MIB, 0x33);
@@ -153,7 +153,7 @@ fn an_image_that_is_written_or_exchanged_meanwhile() {
     File::options().write(true).open(&other).and_then(|file| file.set_modified(time)).expect("touch");
     fs::rename(&other, &image).expect("rename");
     assert_captured_again(&env, &repo, go_on(run), &image, "raw");
-    // When all is read, nothing that comes later matters.
+    // Once everything has been read, later changes do not matter.
     let before = DiskModel::from_image(&image, "raw");
     let run = stopped_at(&machine, &repo, "AllRead", &[]).unwrap_or_else(|output| panic!("{output}"));
     write_past_locks(&image, 0, MIB, 0x44);
@@ -215,7 +215,7 @@ fn what_is_below_or_beside_an_image_counts() {
         let file = File::options().read(true).write(true).open(path).expect("open");
         file.read_exact_at(&mut old, offset).expect("read");
         match path == &header {
-            // A bit of the header, of the autoclear features, by somebody who puts the time back.
+            // A bit of the autoclear features in the header, with the time restored.
             true => {
                 file.write_all_at(&[old[0] ^ 0x80], offset).expect("write");
                 file.set_modified(before).expect("touch");
@@ -253,7 +253,7 @@ fn a_definition_that_is_edited_meanwhile() {
     machine.write("vda", 0, MIB, 0x11);
     let at_first_chunk =
         || stopped_at(&machine, &repo, "FirstChunk", &["--full"]).unwrap_or_else(|output| panic!("{output}"));
-    // What does not matter to the disks does not matter.
+    // Changes that do not affect the disks are ignored.
     let run = at_first_chunk();
     env.virsh(&["desc", "vm", "--config", "a description"]);
     env.virsh(&["setmaxmem", "vm", "40M", "--config"]);
@@ -264,7 +264,7 @@ fn a_definition_that_is_edited_meanwhile() {
     let output = go_on(run).assert_ok().assert_stderr_has("its definition was changed");
     let point = output.record_of("point");
     assert_eq!(point["disks"].as_array().expect("disks").len(), 1, "{point}");
-    // One that is gone keeps its backup.
+    // A backup of an undefined machine is kept.
     let run = at_first_chunk();
     env.virsh(&["undefine", "vm", "--checkpoints-metadata"]);
     go_on(run).assert_ok();
@@ -288,7 +288,7 @@ fn a_definition_that_is_edited_in_a_pipe() {
     finish(&env, &[&repo]);
 }
 
-// --- a server that is not the capture's
+// --- a server that does not belong to the capture
 
 #[test]
 fn a_server_that_offers_another_size_is_not_read() {

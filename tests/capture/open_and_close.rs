@@ -1,4 +1,4 @@
-//! Captures of real machines: opened, read, closed, and what can go wrong in between.
+//! Captures of real machines: opened, read, closed, and possible failures in between.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -109,7 +109,7 @@ fn closing_twice_and_after_the_machine_stopped_or_vanished_is_fine() {
     vm.kill();
     let closed = lab.close(&state, &CloseRequest::default());
     assert!(!closed.ended);
-    // The machine is off: libvirt only has to forget the checkpoint, its bitmap ended with QEMU.
+    // The machine is off: libvirt only has to delete the checkpoint's metadata, because its bitmap ended with QEMU.
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert_eq!(closed.pending_checkpoints, [""; 0]);
     vm.start();
@@ -139,7 +139,7 @@ fn a_live_capture_keeps_others_away_and_an_expired_one_is_cleared() {
         other => panic!("{other}"),
     }
     wait_until(|| first.is_expired());
-    // A reader that is still at it keeps it, lease or no lease.
+    // An active reader keeps it open, even if the lease has expired.
     let reader = CaptureFile::open(&lab.runtime, vm.machine.name()).unwrap();
     reader.lock_shared().unwrap();
     assert!(matches!(lab.open(&vm, request.clone()), Err(Error::Held { until: None, .. })));
@@ -167,7 +167,7 @@ fn a_run_killed_in_the_middle_leaves_nothing_behind() {
     let mut request = lab.request(&["vda"]);
     request.checkpoint = Some("kvmb-test-1".into());
     let state = lab.open(&vm, request.clone()).unwrap();
-    // As if killed between the begin and the second write of the state.
+    // As if killed between the start of the job and the second write of the state.
     let path = lab.runtime.state_folder().join(&state.id).join("state.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"phase\": \"open\"", "\"phase\": \"opening\"")).unwrap();
@@ -176,7 +176,7 @@ fn a_run_killed_in_the_middle_leaves_nothing_behind() {
     assert_eq!(cleared[0].deleted_checkpoints, ["kvmb-test-1"]);
     lab.assert_nothing_left(&vm);
 
-    // As if somebody had emptied /run: the job tells by its socket whose it is.
+    // As if /run had been emptied: the job's owner is identified by its socket.
     let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
     fs::remove_dir_all(lab.runtime.state_folder().join(&state.id)).unwrap();
     clear_leftovers(&lab.runtime, &vm.machine).unwrap();
@@ -218,7 +218,7 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     assert!(vm.machine.start_paused().is_err());
     let servers: Vec<u32> =
         reader.servers.iter().flat_map(|server| storage_daemon::servers_on(&server.socket)).collect();
-    // The daemon for both disks, and the `timeout` that watches it.
+    // The daemon for both disks, and the `timeout` that guards it.
     assert_eq!(servers.len(), 2);
     assert!(lab.close(&state, &CloseRequest::default()).ended);
     lab.assert_nothing_left(&vm);
@@ -253,7 +253,7 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
     assert_eq!(dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri), [(2 << 20, 1 << 20)]);
     lab.close(&second, &CloseRequest::default());
 
-    // QEMU killed: the bitmap was never closed.
+    // QEMU was killed, so the bitmap was not closed.
     vm.start();
     vm.kill();
     let third = lab.open(&vm, request.clone()).unwrap();
@@ -261,7 +261,7 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
     assert!(third.disks[0].read_mode_reason.is_some());
     lab.close(&third, &CloseRequest::default());
 
-    // And running again: broken, read in full, and the checkpoint can be deleted all the same.
+    // Running again: the bitmap is invalid and the disk is read in full, but the checkpoint can still be deleted.
     vm.start();
     request.checkpoint = Some("kvmb-test-2".into());
     let fourth = lab.open(&vm, request).unwrap();
@@ -322,14 +322,14 @@ fn a_forgotten_checkpoint_is_made_known_again() {
 #[test]
 fn a_capture_closes_when_its_scratch_file_system_is_full() {
     let lab = Lab::new("full");
-    // QEMU has mounts of its own from its start on: what is mounted later it may not see.
+    // QEMU has its own mount namespace from its start, and may not see later mounts.
     let scratch = Tmpfs::mount(&lab.folder.join("small"), "8m");
     let vm = lab.running(&[Image::qcow2("vda", 64)]);
     vm.qemu_io("vda", "write -P 0x11 0 48M");
     let mut request = lab.request(&["vda"]);
     request.scratch_dir = Some(scratch.0.clone());
     let state = lab.open(&vm, request).unwrap();
-    // A write by the monitor fills the file system without pausing the machine, which a guest's own write would.
+    // A write by the monitor fills the file system without pausing the machine, unlike a write of the guest.
     vm.qemu_io("vda", "write -P 0x22 0 32M");
     assert!(lab.close(&state, &CloseRequest::default()).ended);
     assert_eq!(vm.machine.state().unwrap(), MachineState::Paused(PausedReason::User));
@@ -450,7 +450,7 @@ fn a_backing_file_of_unknown_format_is_refused() {
     let vm = lab.off(&[Image::qcow2("vda", 8)]);
     let overlay = vm.folder.join("overlay.qcow2");
     qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"], &[&vm.image("vda"), &overlay]);
-    // An old image: without the name of its backing file's format.
+    // An old image, which does not record the format of its backing file.
     let header = fs::read(&overlay).unwrap();
     let at = header.windows(4).position(|bytes| bytes == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
     let mut header = header;

@@ -1,6 +1,6 @@
-//! A machine that is off is read exactly as QEMU would open it, and by nobody who may do more than that takes.
+//! A machine that is off is read exactly as QEMU would open it, with minimal privileges.
 //!
-//! Images are owned and moded as libvirt leaves them: root's, 0600.
+//! Images have the owner and mode with which libvirt leaves them: root, 0600.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::support::change::run;
 use crate::support::storage::{LoopDevice, NetworkStorage};
 use crate::support::{Disk, DiskModel, Env, set_mode, wait_until_it_listens};
 
-/// A raw file of noise, mode 0600.
+/// Creates a raw file of noise with mode 0600.
 fn noise(path: PathBuf, mib: u64) -> PathBuf {
     let mut bytes = vec![0; (mib * MIB) as usize];
     let mut state = mib + path.as_os_str().len() as u64;
@@ -28,7 +28,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// What QEMU sees with these options of an image.
+/// Returns the content that QEMU sees with these image options.
 fn seen(options: &str) -> DiskModel {
     let raw = tempfile::NamedTempFile::new().expect("a file");
     run("qemu-img", &["convert", "-U", "-O", "raw", &format!("json:{options}"), text(raw.path())]);
@@ -42,7 +42,7 @@ fn disk_xml(target: &str, format: &str, inside: &str) -> String {
     )
 }
 
-/// The disks of a capture's daemon process, by its command line.
+/// Returns the daemon processes of captures, by their command lines.
 fn daemons(env: &Env) -> Vec<i32> {
     let processes = crate::support::process::of(&env.path(""));
     processes.iter().filter(|p| p.is("qemu-storage-daemon")).map(|p| p.pid).collect()
@@ -91,7 +91,7 @@ fn every_graph_is_read_as_qemu_opens_it() {
         let model = DiskModel::from_image(&image, format);
         add(target, format, source(&image), model);
     }
-    // A part of a file that is an image by itself.
+    // A part of a file that is itself an image.
     let inner = path("inner.qcow2");
     run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&base), text(&inner)]);
     let box_ = path("box.img");
@@ -120,7 +120,7 @@ fn every_graph_is_read_as_qemu_opens_it() {
     let machine = env.machine("vm").devices_xml(&xml).define();
     let point = backup(&machine, &repo);
     assert_restores(&env, &repo, &point, &wanted);
-    // The overlays got bitmaps, and their headers still say what they said.
+    // The overlays have bitmaps, and their headers are otherwise unchanged.
     let info = run("qemu-img", &["info", "-f", "qcow2", text(&path("vdl.qcow2"))]);
     assert!(info.contains("/nowhere/gone.raw") && info.contains("kvmb-"), "{info}");
     drop(storage);
@@ -202,12 +202,12 @@ fn what_only_a_header_names_is_read_with_the_permissions_of_qemus_user() {
             let failure = output.record_of("failure");
             assert_eq!(failure["code"], "permission", "{output}");
             assert!(failure["hint"].as_str().expect("a hint").contains("header refers"), "{output}");
-            // Without a capture too.
+            // Also without a capture.
             let disks = env.kvmb(["disks", machine]).run().assert_ok();
             let output = env.kvmb(["hash"]).stdin(&disks.stdout).run().assert_code(1);
             assert_eq!(output.record_of("failure")["code"], "permission", "{output}");
         }
-        // The definition says that it belongs to the machine.
+        // The definition says that the file belongs to the machine.
         restored("given", &top, "qcow2");
     }
     env.assert_nothing_left();
@@ -335,7 +335,7 @@ fn a_slice_is_all_there_is_of_a_running_machines_disk_too() {
     let point = backup(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["capacity_bytes"], 4 * MIB);
     assert_restores(&env, &repo, &point, &wanted);
-    // And of what is hashed, with its machine on or off.
+    // The same for `hash`, with the machine on or off.
     let sum = run("sha256sum", &[text(&part)]);
     for (is_on, consistency) in [(true, "moving"), (false, "offline")] {
         if !is_on {

@@ -1,4 +1,4 @@
-//! Which disks a backup takes by the configuration, and points that are copied by name.
+//! Which disks a backup includes according to the configuration, and copies of points by name.
 
 use crate::support::sshd::USER;
 use crate::support::{Disk, Env};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// Disks of a record with what else is said of them.
+/// Returns the excluded disks of a record, with the reasons.
 fn left_out(record: &Value) -> Vec<(String, String)> {
     let all = record["left_out"].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -24,7 +24,7 @@ fn disks_that_the_configuration_excludes_are_left_out_unless_they_are_named() {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let set = |change: &str| env.kvmb(["config", "set", change]).run();
     set(r#"excluded_disks.kvmb-test-vm1=["vdb"]"#).assert_ok();
-    // One that the other machine does not have is no error.
+    // A disk that the other machine does not have is not an error.
     set(r#"excluded_disks.kvmb-test-*=["vdc", "vdz"]"#).assert_ok();
     set(r#"excluded_disks.kvmb-test-vm1="vdb""#).assert_code(2);
     set(r#"excluded_disks.kvmb-test-vm1=["vd*"]"#).assert_code(2).assert_stderr_has("the target of a disk");
@@ -45,7 +45,7 @@ fn disks_that_the_configuration_excludes_are_left_out_unless_they_are_named() {
     assert_eq!(point["disks"].as_array().map(Vec::len), Some(1));
     let pipe = env.sh("kvmb disks kvmb-test-vm1 | kvmb snapshot -r $R | kvmb push -r $R | kvmb release").run();
     assert_eq!(pipe.assert_ok().record_of("point")["disks"].as_array().map(Vec::len), Some(1));
-    // Named, it is backed up all the same.
+    // A disk that is named is backed up anyway.
     let named = backup(&["kvmb-test-vm1", "--disk", "vdb"]).record_of("point");
     assert_eq!(named["disks"][0]["disk"], "vdb");
     assert!(left_out(&backup(&["kvmb-test-vm2"]).record_of("point")).is_empty());
@@ -97,7 +97,7 @@ fn the_copy_on_the_server_opens_with_the_key_of_this_host() {
     let copied = kvmb(&["backup", "kvmb-test-vm1"]).assert_ok().records_of("point");
     assert!(copied.iter().any(|point| point["repo"] == server.as_str()), "{copied:#?}");
     assert!(!kvmb(&["points", "-r", &server]).assert_ok().records_of("point").is_empty());
-    // Where the configuration names another repository of this host, the server's is no copy of the generated one.
+    // If the configuration names another local repository, the server's is not a copy of the default one.
     kvmb(&["config", "set", "repo=/srv/other"]).assert_ok();
     kvmb(&["points", "-r", &server]).assert_code(2).assert_stderr_has("no password for");
 }

@@ -1,7 +1,7 @@
-//! The whole tree of commands: each tells what it does, shows how, can be rehearsed if it changes something, and
-//! guesses what was meant by what is misspelt.
+//! All commands: each has a description and an example, has a dry run if it changes something, and suggests corrections
+//! for misspelt words.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 
-/// The commands that change nothing; every other one has --dry-run.
+/// The commands that change nothing; all others have --dry-run.
 const READERS: [&str; 24] = [
     "drill",
     "schema records",
@@ -40,7 +40,7 @@ const READERS: [&str; 24] = [
     "serve",
 ];
 
-/// Every command that can be run, by its words.
+/// Returns every command that can be run, with its words.
 fn leaves() -> Vec<(Vec<String>, Command)> {
     let mut root = kvmb::cli::command();
     root.build();
@@ -85,7 +85,7 @@ fn what_changes_something_can_be_rehearsed() {
     }
 }
 
-/// The word with the last two letters that differ in the wrong order.
+/// Swaps the last two adjacent letters that differ.
 fn misspelt(word: &str) -> String {
     let mut letters: Vec<char> = word.chars().collect();
     let last = (1..letters.len()).rev().find(|at| letters[at - 1] != letters[*at]).expect("two letters");
@@ -119,7 +119,7 @@ fn a_misspelt_command_or_flag_is_answered_with_the_right_one() {
         let wrong = misspelt(last);
         let (kind, suggested) = suggestions(&[&["kvmb"], before, &[wrong.as_str()]].concat());
         assert_eq!(kind, ErrorKind::InvalidSubcommand, "kvmb {wrong}");
-        // Of three letters in another order nobody can tell what they were.
+        // Three letters in another order are too ambiguous.
         assert!(last.len() < 4 || suggested.contains(&(*last).to_owned()), "kvmb {wrong}: {suggested:?}");
         let known: BTreeSet<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).collect();
         for argument in command.get_arguments().filter(|argument| !matches!(argument.get_action(), ArgAction::Help)) {
@@ -154,7 +154,7 @@ fn a_misspelt_machine_is_answered_with_the_right_one() {
         let output = env.sh(script).run().assert_code(1).assert_stderr_has("similar: web-1");
         assert_eq!(output.record_of("failure")["code"], "not_found", "{output}");
     }
-    // Nobody is reminded of what was asked for.
+    // No similar names are suggested if the name was correct.
     let output = env.sh("kvmb restore web-1@2001-01-01 -r $R").run().assert_code(1);
     assert!(!output.stderr().contains("; similar"), "{output}");
 }
@@ -177,9 +177,9 @@ fn a_rehearsed_pipe_says_what_it_would_do_and_leaves_nothing() {
     assert_eq!((&action["action"], &action["target"]), (&json!("push"), &json!("vm1")));
     assert_eq!(action["disks"], json!(["vda", "vdb"]));
     assert_eq!(env.sh("kvmb points -r $R").run().assert_ok().records().len(), 0);
-    // Its capture is ended, and its checkpoint gone.
+    // Its capture is closed, and its checkpoint deleted.
     env.assert_nothing_left();
-    // What cannot be stored is said in a rehearsal too.
+    // A dry run also reports what cannot be stored.
     let output = env.sh("kvmb snapshot vm1 -r $R | head -n 1 | kvmb push --dry-run -r $R | kvmb release").run();
     assert_eq!(output.assert_code(1).record_of("failure")["code"], "incomplete");
     env.assert_nothing_left();
@@ -189,7 +189,7 @@ fn a_rehearsed_pipe_says_what_it_would_do_and_leaves_nothing() {
 fn a_time_that_comes_twice_or_never_names_the_last_point_until_then() {
     let env = Env::new("clocks");
     env.sh("kvmb init -r $R -q").run().assert_ok();
-    // In Paris the hour after two is skipped on the 29th of March, and comes twice on the 25th of October.
+    // In Paris the hour after two is skipped on 29 March, and occurs twice on 25 October.
     for (time, moment) in [
         ("2026-03-29T01:59", "2026-03-29T01:59:59.999999999+01:00"),
         ("2026-03-29T02:00", "2026-03-29T01:59:59.999999999+01:00"),

@@ -1,7 +1,7 @@
-//! Completing in real shells, on a real terminal: bash with bash-completion, zsh and fish, each from the files that
-//! `make install` puts where the shell looks by itself.
+//! Completion in real shells on a real terminal: bash with bash-completion, zsh and fish, each with the files that
+//! `make install` puts into the shell's default folders.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::path::Path;
@@ -13,19 +13,19 @@ use rustix::fs::{Mode, mkfifoat};
 
 const MIB: u64 = 1 << 20;
 
-/// Two machines, and points of them in the repository.
+/// Creates two machines, and points of them in the repository.
 fn world(name: &str) -> Env {
     parts::require(&["bash", "zsh", "fish", "make"]);
     let env = Env::new(name);
     env.machine("web-1").disk(Disk::qcow2(MIB)).define();
     env.machine("db-1").disk(Disk::raw(MIB)).define();
-    // Points are offered by the second: two of one second would be one offer.
+    // Points are offered with seconds: two points of the same second would be one candidate.
     let script = "kvmb init -r $R -q && kvmb backup --all -r $R -q && sleep 1.1 && kvmb backup web-1 -r $R -q";
     env.sh(script).run().assert_ok();
     env
 }
 
-/// Installs the scripts below `share` of the world.
+/// Installs the scripts below `share` of the environment.
 fn install(env: &Env) -> String {
     let root = env.path("root");
     let program = format!("KVMB={}", env!("CARGO_BIN_EXE_kvmb"));
@@ -35,20 +35,19 @@ fn install(env: &Env) -> String {
     root.join("usr/share").display().to_string()
 }
 
-/// Types lines that are only right if what the Tab key did is right, and looks at what the commands say.
+/// Types lines that are valid only after correct completion, and checks the output of the commands.
 fn complete_and_run(mut shell: Pty) -> Output {
     let lines = [
-        // Two words, and a name with what bash takes for the end of a word.
+        // Two words, and a name with a character at which bash splits words.
         ("kvmb verif\t-r repo web-1@la\t--quic\t\r", "VERIFIED"),
-        // From libvirt.
+        // A name from libvirt.
         ("kvmb disks db\t\r", "CAPACITY"),
-        // A disk of the point, then a path behind the same word.
+        // A disk of the point, followed by a path in the same word.
         ("kvmb restore -r repo web-1 --no-def\t--to vd\tdis\tx.qcow2 --dry\t\r", "would"),
     ];
     for (line, sign) in lines {
         let errors = |shell: &Pty| shell.screen().matches("kvmb: error").count();
-        // The embedded libvirt sometimes asks QEMU again what it can do, which takes longer than anybody waits for a
-        // name.
+        // The embedded libvirt sometimes probes QEMU again, which takes longer than the time limit of completion.
         let done = (0..8).any(|_| {
             let before = errors(&shell);
             shell.send(line);
@@ -108,7 +107,7 @@ fn fish_completes_commands_flags_machines_points_disks_and_paths() {
     complete_and_run(env.pty_of("env", [&format!("XDG_DATA_DIRS={share}:/usr/share"), "fish", "-i"])).assert_ok();
 }
 
-/// A point of a machine with a system on ext4, and a disk with another file system.
+/// Backs up a machine with an operating system on ext4, and a disk with another file system.
 fn guest(env: &Env) {
     parts::require(&["mkfs.ext4"]);
     let script = "export PATH=$PATH:/usr/sbin:/sbin; mkdir -p tree/etc/ssh 'tree/etc/a b' other/data
@@ -127,14 +126,14 @@ fn paths_inside_a_point_are_offered() {
     guest(&env);
     let repo = env.repo();
     let paths = |words: &[&str]| -> Vec<String> {
-        // Flags can stand there as well.
+        // Flags are offered as well.
         offered(&env, words).0.into_iter().filter(|word| !word.starts_with('-')).collect()
     };
     let words = |word: &str| paths(&["kvmb", "files", "ls", "-r", &repo, "vm1", word]);
     assert_eq!(words(""), ["/", "vda:/", "vdb:/"]);
     assert_eq!(words("vd"), ["vda:/", "vdb:/"]);
     assert_eq!(words("/e"), ["/etc/"]);
-    // Through a link as well; a name that would steer the terminal is not offered.
+    // Through a symbolic link as well; names with control characters are not offered.
     let below = |path: &str| ["a b/", "hosts", "os-release", "ssh/"].map(|name| format!("{path}{name}"));
     assert_eq!(words("/etc/"), below("/etc/"));
     assert_eq!(words("/link/"), below("/link/"));
@@ -145,7 +144,7 @@ fn paths_inside_a_point_are_offered() {
         assert_eq!(paths(&["kvmb", "files", command, "-r", &repo, "vm1", "/etc/h"]), ["/etc/hosts"], "{command}");
     }
     assert_eq!(paths(&["kvmb", "files", "ls", "-r", &repo, "vm1", "--disk", "vdb", ""]), ["/", "vdb:/"]);
-    // A password that nobody writes.
+    // A named pipe for the password without a writer.
     let fifo = env.path("fifo");
     mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
     let fifo = fifo.display().to_string();
@@ -154,10 +153,10 @@ fn paths_inside_a_point_are_offered() {
     env.assert_nothing_left();
 }
 
-/// Prints a file of the point: the Tab key adds all but the first letters of each name.
+/// Prints a file of the point. Tab completes all but the first letters of each name.
 fn complete_a_path(mut shell: Pty, letters: &str, content: &str) {
     shell.send(&format!("kvmb files cat -r repo vm1 {letters}\t\r"));
-    // The shell's own codes stand before the first line.
+    // The shell's own control sequences precede the first line.
     let printed = |screen: &str| screen.split(['\r', '\n']).any(|line| line == content);
     wait_until("the file, or an error", Duration::from_secs(60), || {
         printed(&shell.screen()) || shell.screen().contains("kvmb: error")
@@ -176,11 +175,11 @@ fn every_shell_completes_paths_inside_a_point() {
     prepare_zsh(&env);
     complete_a_path(env.pty_of("zsh", ["-i"]), "/et\ta\tf", "x");
     let share = prepare_fish(&env);
-    // fish quotes the word that it asks about.
+    // fish quotes the word that it completes.
     complete_a_path(env.pty_of("env", [&format!("XDG_DATA_DIRS={share}:/usr/share"), "fish", "-i"]), "/et\tho", "y");
 }
 
-/// What is offered for the last of these words.
+/// Returns the candidates for the last of these words.
 fn offered(env: &Env, words: &[&str]) -> (Vec<String>, Output) {
     let index = (words.len() - 1).to_string();
     let call = env.kvmb(["--"]).args(words).env("KVMB_COMPLETE", "bash").env("_CLAP_IFS", "\n");
@@ -213,11 +212,11 @@ fn points_and_paths_on_a_server_are_offered() {
         (&["kvmb", "restore", "-r", &repo, "vm1@la"], "vm1@latest"),
         (&["kvmb", "files", "cat", "-r", &repo, "vm1", "/etc/h"], "/etc/hosts"),
     ] {
-        // Now and then a busy host takes longer than anybody waits for a name.
+        // On a busy host, a look-up may exceed the time limit.
         let found = (0..8).map(|_| offered(&env, line).0).find(|found| !found.is_empty());
         assert_eq!(found.unwrap_or_default(), [expected], "{line:?}");
     }
-    // A command that gives the login away may ask somebody.
+    // A command that prints the login may prompt.
     env.configure(&serde_json::json!({ "ssh": { "password_command": "touch asked" } }));
     assert_eq!(offered(&env, &["kvmb", "points", "-r", &repo, "v"]).0, [""; 0]);
     assert!(!env.path("asked").exists());
@@ -227,8 +226,8 @@ fn points_and_paths_on_a_server_are_offered() {
 fn what_is_offered_fits_the_place() {
     let env = world("offers");
     let words = |words: &[&str]| offered(&env, words).0;
-    // The embedded libvirt sometimes asks QEMU again what it can do, which takes longer than anybody waits for a name;
-    // a command has the patience.
+    // The embedded libvirt sometimes probes QEMU again, which takes longer than the time limit of completion; a normal
+    // command waits.
     let from_libvirt = |line: &[&str]| -> Vec<String> {
         let tries = (0..8).map(|_| {
             env.kvmb(["vms"]).run().assert_ok();
@@ -239,13 +238,13 @@ fn what_is_offered_fits_the_place() {
     let repo = env.repo();
     assert_eq!(from_libvirt(&["kvmb", "backup", "w"]), ["web-1"]);
     assert_eq!(words(&["kvmb", "points", "-r", &repo, "d"]), ["db-1"]);
-    // The newest first.
+    // Newest first.
     let moments = words(&["kvmb", "restore", "-r", &repo, "web-1@"]);
     assert_eq!(moments.len(), 3, "{moments:?}");
     assert_eq!(moments[0], "web-1@latest");
     assert!(moments[1] > moments[2] && moments[1].starts_with("web-1@20"), "{moments:?}");
     env.kvmb(["restore", "-r", &repo, &moments[2], "--no-define", "--into", "tmp", "-n"]).run().assert_ok();
-    // Ids, once they have begun.
+    // Ids, once a part has been typed.
     let point = env.sh("kvmb points db-1 -r $R").run().record_of("point")["point"].as_str().unwrap()[..8].to_owned();
     assert_eq!(words(&["kvmb", "verify", "-r", &repo, &point[..5]]), [point]);
     assert_eq!(from_libvirt(&["kvmb", "backup", "db-1", "--disk", ""]), ["vda"]);
@@ -255,7 +254,7 @@ fn what_is_offered_fits_the_place() {
     env.kvmb(["snapshot", "db-1"]).run().assert_ok();
     assert_eq!(words(&["kvmb", "release", "d"]), ["db-1"]);
     env.kvmb(["release", "db-1"]).run().assert_ok();
-    // The default repository, before there is one.
+    // The default repository, which does not exist yet.
     assert_eq!(words(&["kvmb", "restore", "w"]), [""; 0]);
     env.assert_nothing_left();
 }
@@ -269,7 +268,7 @@ fn completing_never_hangs_asks_or_complains() {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let repo = env.repo();
     let cases: [&[&str]; 5] = [
-        // A password that nobody writes.
+        // A named pipe for the password without a writer.
         &["kvmb", "points", "-r", &repo, "--password-file", &fifo, "x"],
         &["kvmb", "points", "-r", "sftp://nobody@192.0.2.1/backup", "x"],
         &["kvmb", "vms", "-c", "qemu+tcp://192.0.2.1/system", "x"],
@@ -282,9 +281,9 @@ fn completing_never_hangs_asks_or_complains() {
         assert!(found.is_empty(), "{words:?}: {found:?}");
         assert!(start.elapsed() < Duration::from_secs(60), "{words:?} took {:?}", start.elapsed());
     }
-    // Commands and flags need nothing.
+    // Commands and flags need no look-up.
     assert_eq!(offered(&env, &["kvmb", "poi"]).0, ["points"]);
-    // A shell that kvmb does not know gets nothing, and no words either.
+    // An unsupported shell gets neither candidates nor messages.
     let output = env.kvmb(["--", "kvmb", "x"]).env("KVMB_COMPLETE", "tcsh").run().assert_code(1);
     assert_eq!((output.stdout(), output.stderr()), ("", ""));
 }

@@ -1,6 +1,6 @@
-//! The configuration: where it is looked for, what it means, what wins over it, and what is refused.
+//! The configuration: its location, its meaning, its precedence, and its errors.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -21,7 +21,7 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The machines of the points that a backup made or would make.
+/// Returns the machines of the points that a backup made or would make.
 fn machines(output: &Output) -> Vec<String> {
     let name = |record: &Value| ["machine", "target"].iter().find_map(|key| record[key].as_str().map(str::to_owned));
     let mut names: Vec<String> =
@@ -42,7 +42,7 @@ fn a_flag_wins_over_a_variable_that_over_the_file_and_that_over_the_default() {
     assert_eq!(setting(&plain, "scratch").1, "environment");
 
     assert_eq!(setting(&plain, "repo"), (json!(env.path("data/repo")), "default".into()));
-    // In a table, what is set and where things are; all of it if asked for.
+    // A table has the keys that are set and the paths; with --all, all keys.
     let table = |args: &[&str]| show(&[&["-o", "table"], args].concat()).run().assert_ok().stdout().to_owned();
     assert!(table(&[]).contains("repo ") && !table(&[]).contains("backup_freq"), "{}", table(&[]));
     assert!(table(&["--all"]).contains("backup_freq"));
@@ -55,11 +55,11 @@ fn a_flag_wins_over_a_variable_that_over_the_file_and_that_over_the_default() {
     assert_eq!(setting(&from_file, "connect"), (json!("test:///default"), "file".into()));
     assert_eq!(setting(&from_file, "log.format"), (json!("json"), "file".into()));
     assert_eq!(setting(&show(&[]).env("KVMB_REPO", "/of/env").run(), "repo"), (json!("/of/env"), "environment".into()));
-    // An empty variable is as good as none.
+    // An empty variable counts as unset.
     assert_eq!(setting(&show(&[]).env("KVMB_REPO", "").run(), "repo"), (json!("/of/the/file"), "file".into()));
     assert_eq!(setting(&show(&["-c", "test:///x"]).run(), "connect"), (json!("test:///x"), "flag".into()));
 
-    // And so it is when it counts.
+    // The same precedence applies when the setting is used.
     let target = |call: crate::support::Call| call.run().assert_ok().record_of("action")["target"].clone();
     assert_eq!(target(env.kvmb(["init", "--dry-run"])), "/of/the/file");
     assert_eq!(target(env.kvmb(["init", "--dry-run"]).env("KVMB_REPO", "/of/env")), "/of/env");
@@ -107,7 +107,7 @@ fn it_is_looked_for_in_five_places_in_turn() {
     write(&home, 3);
     write(&env.path("named.json"), 5);
     write(&env.path("variable.json"), 6);
-    // The host's own, in a private view of /etc.
+    // The host's configuration, in a private view of /etc.
     let script = "mount -t tmpfs none /etc && mkdir /etc/kvmb && echo '{\"jobs\": 4}' >/etc/kvmb/config.json && exec \
         kvmb config show";
     let with_host = || env.program("unshare").args(["-m", "sh", "-c", script]).env("KVMB_CONFIG", "");
@@ -116,7 +116,7 @@ fn it_is_looked_for_in_five_places_in_turn() {
     let new_style = env.path("home/.config/kvmb/config.json");
     fs::create_dir_all(new_style.parent().unwrap()).unwrap();
     write(&new_style, 7);
-    // The place of kvm_backup still wins.
+    // The path of kvm_backup still takes precedence.
     assert_eq!(jobs(with_host().run()), 3);
     fs::remove_file(&home).unwrap();
     assert_eq!(jobs(with_host().run()), 7);
@@ -129,7 +129,7 @@ fn it_is_looked_for_in_five_places_in_turn() {
     let named = |call: crate::support::Call| call.env("KVMB_CONFIG", "variable.json").run();
     assert_eq!(jobs(named(env.kvmb(["config", "show"]))), 6);
     assert_eq!(jobs(named(env.kvmb(["config", "show", "--config", "named.json"]))), 5);
-    // What was named must be there.
+    // A file that is named must exist.
     let output = env.kvmb(["vms", "--config", "nowhere.json"]).run().assert_code(2);
     assert_eq!(output.record_of("failure")["code"], "usage");
     output.assert_stderr_has("configuration file nowhere.json does not exist");
@@ -161,27 +161,27 @@ fn what_is_wrong_is_all_reported_with_key_value_rule_and_the_nearest_right_spell
     has(["\"selected_vms.vm1\"", "\"true\"", "true or false", "did you mean true?"]);
     assert_eq!(failures.len(), 8, "{output}");
 
-    // The same as checks; and then, mended, all is well.
+    // The same errors as checks; once they are fixed, the check succeeds.
     let output = env.kvmb(["config", "check"]).run().assert_code(2);
     assert_eq!(output.records().len(), 8);
     assert!(output.records().iter().all(|check| check["type"] == "check" && check["status"] == "critical"), "{output}");
     env.configure(&json!({"backup_freq": "@daily", "selected_vms": {"vm1": true}}));
     let check = env.kvmb(["config", "check"]).run().assert_ok().record_of("check");
     assert_eq!((&check["status"], &check["detail"]), (&json!("ok"), &json!("2 keys, no problems")));
-    // What may come later is a warning.
+    // Files and programs that may exist later cause a warning.
     env.configure(&json!({"password_file": "/no/such", "hooks": {"after_run": [{"command": ["no-such-program"]}]}}));
     let output = env.kvmb(["config", "check"]).run().assert_ok();
     let warnings: Vec<Value> = output.records().iter().map(|check| check["status"].clone()).collect();
     assert_eq!(warnings, ["warning", "warning"], "{output}");
-    // Help needs no configuration, and what is no JSON says where.
+    // Help needs no configuration, and an error in the JSON has a position.
     fs::write(env.config_file(), "{\"jobs\": 1,\n}").unwrap();
     env.kvmb(["backup", "--help"]).run().assert_ok();
     env.kvmb(["config", "schema"]).run().assert_ok();
     env.kvmb(["vms"]).run().assert_code(2).assert_stderr_has("line 2 column 1");
-    // A machine that is there twice would be backed up or not by the last line, which nobody may have seen.
+    // With a duplicate key, the last line would silently decide whether the machine is backed up.
     fs::write(env.config_file(), r#"{"//": 1, "//": 2, "selected_vms": {"vm1": true, "vm1": false}}"#).unwrap();
     env.kvmb(["vms"]).run().assert_code(2).assert_stderr_has("the key \"selected_vms.vm1\" appears more than once");
-    // Windows: «Unicode» is UTF-16.
+    // Windows calls UTF-16 "Unicode".
     fs::write(env.config_file(), b"\xff\xfe{\0}\0").unwrap();
     env.kvmb(["vms"]).run().assert_code(2).assert_stderr_has("is not valid JSON: it is not UTF-8");
 }
@@ -227,7 +227,7 @@ fn backup_without_names_takes_the_selected_machines() {
     env.sh("kvmb init -r $R").run().assert_ok();
     let repo = env.repo();
     let backup = |script: &str| env.sh(script).env("KVMB_REPO", &repo).run();
-    // Without a selection, no names and no records are wrong usage.
+    // Without a selection, a call without names and records is a usage error.
     backup("kvmb backup --dry-run </dev/null").assert_code(2);
     env.configure(
         &json!({"selected_vms": {"kvmb-test-a": true, "kvmb-test-b": false, "kvmb-test-web*": true, "*-web2": false}}),
@@ -237,14 +237,14 @@ fn backup_without_names_takes_the_selected_machines() {
         let output = backup(&format!("kvmb backup --dry-run {nothing}")).assert_ok();
         assert_eq!(machines(&output), ["kvmb-test-a", "kvmb-test-web1"], "{nothing}");
     }
-    // Names and records come first.
+    // Names and records take precedence.
     assert_eq!(machines(&backup("kvmb backup --dry-run kvmb-test-b").assert_ok()), ["kvmb-test-b"]);
     assert_eq!(machines(&backup("kvmb vms kvmb-test-b | kvmb backup --dry-run").assert_ok()), ["kvmb-test-b"]);
     assert_eq!(machines(&backup("kvmb backup --dry-run --all").assert_ok()).len(), 4);
-    // Records of failures are records: a broken first stage is not made up for.
+    // Failures are records too: a broken first stage is not replaced by the configuration.
     let output = backup("kvmb vms nobody | kvmb backup --dry-run").assert_code(1);
     assert_eq!(machines(&output), Vec::<String>::new());
-    // A machine that is gone is missed.
+    // A machine that no longer exists is reported.
     env.configure(&json!({"selected_vms": {"kvmb-test-a": true, "kvmb-test-gone": true}}));
     let output = backup("kvmb backup --dry-run").assert_code(3);
     assert_eq!(output.record_of("failure")["machine"], "kvmb-test-gone");
@@ -268,7 +268,7 @@ fn a_password_comes_from_the_file_that_the_configuration_names_unless_a_variable
     points(env.repo()).run().assert_ok();
     env.configure(&json!({"password_command": "exit 3"}));
     points(env.repo()).run().assert_code(1).assert_stderr_has("password_command of the configuration failed");
-    // Any variable comes before the file, which is wrong here.
+    // Every variable takes precedence over the file, whose password is wrong here.
     fs::write(env.path("wrong"), "wrong\n").unwrap();
     mode(&env.path("wrong"), 0o600);
     env.configure(&json!({"password_file": env.path("wrong")}));
@@ -284,7 +284,7 @@ fn a_password_comes_from_the_file_that_the_configuration_names_unless_a_variable
         .assert_ok();
 }
 
-/// Every key below an object of the schema, as `ssh.port`.
+/// Returns every key below an object of the schema, such as `ssh.port`.
 fn keys(prefix: &str, schema: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for (key, inner) in schema["properties"].as_object().unwrap() {
@@ -311,12 +311,12 @@ fn the_example_is_complete_and_valid_for_the_program_and_for_the_schema() {
     mode(&env.config_file(), 0o600);
     let show = env.kvmb(["config", "show"]).run().assert_ok();
     let document: Value = serde_json::from_str(&fs::read_to_string(&example).unwrap()).unwrap();
-    // A password command and a login password stand in for what the example has.
+    // Alternatives to keys that the example has.
     let left_out = ["password_command", "ssh.password_file", "ssh.password_command", "http.password_command"];
     let schema: Value = serde_json::from_str(schema.stdout()).unwrap();
     let keys = keys("", &schema);
     assert!(keys.len() > 30, "{keys:?}");
-    // Nobody wants all the rules of a policy at once.
+    // A policy does not need all rules.
     let is_policy = |key: &str| key.starts_with("retention.") && !key.ends_with(".keep_daily");
     for key in keys.iter().filter(|key| !left_out.contains(&key.as_str()) && !is_policy(key)) {
         let found = key.split('.').try_fold(&document, |value, step| value.get(step));
@@ -325,7 +325,7 @@ fn the_example_is_complete_and_valid_for_the_program_and_for_the_schema() {
         assert!(["file", "environment"].contains(&source.as_str()), "{key}: {source}");
     }
 
-    // A second opinion on the schema, and on what it refuses.
+    // Another implementation checks the schema and what it refuses.
     let judge = "import json, sys, jsonschema\n\
         schema = json.load(open(sys.argv[1]))\n\
         jsonschema.Draft7Validator.check_schema(schema)\n\

@@ -1,6 +1,6 @@
 //! Hooks: the user's commands before and after a backup and each of its machines.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::BTreeMap;
 use std::fs;

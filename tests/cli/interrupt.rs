@@ -2,7 +2,7 @@
 //!
 //! What must be interrupted in the middle is held there: a QEMU that is stopped (SIGSTOP) answers nobody.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! `kvmb vms` and `kvmb disks`: what libvirt knows, told as it is.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use crate::support::{Disk, Env, Output};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! The log: what a run leaves to be read later.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,6 +1,6 @@
 //! The faces: tables, bars and questions on a terminal, records and one-line errors everywhere else.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

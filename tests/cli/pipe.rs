@@ -3,7 +3,7 @@
 //! Every script runs under plain `sh`, whose exit code is that of the last stage: without `pipefail` only the records
 //! can tell it what went wrong before.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Every record that any command prints is as `src/record.rs` documents it: the source is read, not trusted.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,6 +1,6 @@
 //! `kvmb status`: what it knows, when it alarms, and how monitoring systems hear of it.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::BTreeMap;
 use std::fs;

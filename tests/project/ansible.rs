@@ -1,6 +1,6 @@
 //! The play in the documents, run by the real `ansible-playbook`.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,6 @@
 //! The manual pages and completion scripts in the source tree are what the program says of itself, and read well.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,7 +1,7 @@
 //! `make install` and `make deb`: what they put where, and that it works there. The program that is packed is the one
 //! under test: a release would take minutes to build and show nothing more.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

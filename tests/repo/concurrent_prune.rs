@@ -1,7 +1,7 @@
 //! Prunes beside others: several writers, kvmb and restic, on one repository; hosts that died; servers that remove
 //! nothing.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 mod creation;
 mod lock_lost;

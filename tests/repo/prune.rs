@@ -1,7 +1,7 @@
 //! Freeing space, at the level of the repository: nothing that a snapshot needs is ever lost, whatever fails and
 //! whenever.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;

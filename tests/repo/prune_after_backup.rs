@@ -1,6 +1,6 @@
 //! `kvmb backup --prune`: what it removes, in which order, and that the backup counts whatever becomes of the prune.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::path::Path;

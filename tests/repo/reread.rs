@@ -1,6 +1,6 @@
 //! What arrives changed over a network is read once more; what is damaged is read no more often than that.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -1,6 +1,6 @@
 //! restic and kvmb read, extend and lock each other's repositories.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,6 +1,6 @@
 //! A run that ended before it could name what it had stored: the next one finds that and sends only the rest.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,7 @@
 //! `kvmb prune` and `kvmb pin`: which points go, that nothing else does, and that whoever is killed in the middle
 //! leaves a whole repository.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

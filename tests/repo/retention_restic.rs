@@ -1,7 +1,7 @@
 //! A second opinion on retention: `restic forget` and `kvmb prune` judge the same points alike, by any rules, in a time
 //! zone with summer time.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! A bad connection costs time and nothing else: what was cut is done again, and done once.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

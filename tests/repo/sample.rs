@@ -1,7 +1,7 @@
 //! Reading a part of a repository at a time verifies all of it in the end: damage is found in as many runs as the share
 //! says, whatever it hits and wherever they begin.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};

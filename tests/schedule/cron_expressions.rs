@@ -1,6 +1,6 @@
 //! What cron expressions mean, held against a second implementation (`croner`) over random expressions and moments.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::str::FromStr;
 

@@ -1,7 +1,7 @@
 //! `kvmb schedule` with the real cron, crontab and systemd, each on private folders in a mount namespace of its own,
 //! and with a clock of its own where the time of day matters.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,6 +1,6 @@
 //! Every storage, and every decorator, keeps the promises of the trait.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

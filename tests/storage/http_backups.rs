@@ -1,6 +1,6 @@
 //! Whole backups to REST servers and buckets: over bad networks, with damage on the server, and beside a prune.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Networks that are slow, cut connections, fall silent or corrupt what passes, between kvmb and a real `sshd`: no
 //! wrong byte is stored, no point is lost, nothing hangs, and the machine does not notice.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::sync::Arc;

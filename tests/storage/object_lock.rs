@@ -1,6 +1,6 @@
 //! What is locked in a bucket stays: nobody removes or changes it until its time is over, and a prune leaves it.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use crate::support::backups::noise;
 use crate::support::chains::{MIB, assert_restores, id_of};

@@ -1,6 +1,6 @@
 //! `kvmb remote`, and whole backups over SSH, with a real `sshd`.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

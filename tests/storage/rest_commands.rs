@@ -1,6 +1,6 @@
 //! The commands on real REST servers, beside restic, and what an append-only server is good for.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::sync::Arc;

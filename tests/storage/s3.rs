@@ -1,7 +1,7 @@
 //! Repositories in object storages: the promises of the storage on `rclone serve s3`, which overwrites whatever it is
 //! asked, and on moto, which honours conditions.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,6 +1,6 @@
 //! The commands on object storages, beside restic.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

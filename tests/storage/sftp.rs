@@ -1,6 +1,6 @@
 //! Repositories on a real `sshd`: the promises of the storage, and servers that fail.
 
-// A test stops at what it does not expect.
+// A test panics if a result is not what it expects.
 
 use std::cell::Cell;
 use std::fs;

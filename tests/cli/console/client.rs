@@ -1,4 +1,4 @@
-//! A console that runs, and a small browser without scripts.
+//! A running console, and a small client without scripts.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,10 +8,10 @@ use crate::support::call::Running;
 use crate::support::{Call, Env, wait_until};
 use serde_json::Value;
 
-/// How long an answer may take.
+/// Time limit of a response.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Page {
     pub status: u16,
@@ -20,7 +20,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// Reads an answer from its bytes; none if it is not whole.
+    /// Parses a response; None if it is incomplete.
     pub fn parse(bytes: &[u8]) -> Option<Page> {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n")?;
@@ -31,7 +31,7 @@ impl Page {
         Some(Page { status, headers, body: body.to_owned() })
     }
 
-    /// A header.
+    /// Returns a header.
     pub fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
     }
@@ -43,27 +43,27 @@ impl Page {
         self
     }
 
-    /// Fails unless the page has these words.
+    /// Fails unless the page contains this text.
     #[track_caller]
     pub fn assert_has(self, words: &str) -> Page {
         assert!(self.body.contains(words), "no {words:?} in {}", self.body);
         self
     }
 
-    /// Fails if the page has these words.
+    /// Fails if the page contains this text.
     #[track_caller]
     pub fn assert_lacks(self, words: &str) -> Page {
         assert!(!self.body.contains(words), "{words:?} is in {}", self.body);
         self
     }
 
-    /// The value of the first field with this name.
+    /// Returns the value of the first field with this name.
     #[track_caller]
     pub fn field(&self, name: &str) -> String {
         self.fields(name).into_iter().next().unwrap_or_else(|| panic!("no field {name} in {}", self.body))
     }
 
-    /// The values of all fields with this name.
+    /// Returns the values of all fields with this name.
     pub fn fields(&self, name: &str) -> Vec<String> {
         let mark = format!("name=\"{name}\" value=\"");
         let values = self.body.split(&mark).skip(1).filter_map(|rest| rest.split('"').next());
@@ -71,12 +71,12 @@ impl Page {
     }
 }
 
-/// A text without the escapes of HTML.
+/// Decodes HTML escapes.
 pub fn unescaped(text: &str) -> String {
     text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'").replace("&amp;", "&")
 }
 
-/// A text as a form sends it.
+/// Encodes a text as in a form.
 pub fn encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -86,12 +86,12 @@ pub fn encoded(text: &str) -> String {
         .collect()
 }
 
-/// Fields as a form sends them.
+/// Encodes fields as in a form.
 pub fn form(fields: &[(&str, &str)]) -> String {
     fields.iter().map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect::<Vec<_>>().join("&")
 }
 
-/// A console that runs; ended by its id when it is dropped.
+/// A running console, which is ended by its process id when this is dropped.
 pub struct Console {
     pub running: Running,
     pub port: u16,
@@ -100,19 +100,19 @@ pub struct Console {
     pub language: &'static str,
 }
 
-/// Starts a console; nobody has opened it yet.
+/// Starts a console without opening a session.
 pub fn start(env: &Env, args: &[&str]) -> Console {
     start_with(env, args, &[])
 }
 
-/// The same with these variables.
+/// The same with these environment variables.
 pub fn start_with(env: &Env, args: &[&str], variables: &[(&str, &str)]) -> Console {
     let call = env.kvmb(["ui", "--no-open", "--listen", "127.0.0.1:0"]).args(args).env("KVMB_REPO", env.repo());
     let call = variables.iter().fold(call, |call, (name, value)| call.env(name, value));
     start_call(call)
 }
 
-/// The same for a call of its own.
+/// The same for a custom call.
 pub fn start_call(call: Call) -> Console {
     let running = call.limit(Duration::from_secs(280)).spawn();
     let link = |running: &Running| {
@@ -124,24 +124,24 @@ pub fn start_call(call: Call) -> Console {
     Console { running, port, token, cookie: String::new(), language: "en" }
 }
 
-/// The port and the token of a link.
+/// Returns the port and the token of a link.
 pub fn parse_link(link: &str) -> Option<(u16, String)> {
     let (port, token) = link.strip_prefix("http://127.0.0.1:")?.split_once("/login?token=")?;
     Some((port.parse().ok()?, token.trim().to_owned()))
 }
 
-/// Starts a console and opens it.
+/// Starts a console and opens a session.
 pub fn open(env: &Env, args: &[&str]) -> Console {
     open_with(env, args, &[])
 }
 
-/// The same with these variables.
+/// The same with these environment variables.
 pub fn open_with(env: &Env, args: &[&str], variables: &[(&str, &str)]) -> Console {
     start_with(env, args, variables).opened()
 }
 
 impl Console {
-    /// Opens it with its link.
+    /// Opens a session with the link.
     pub fn opened(mut self) -> Console {
         let page = self.get(&format!("/login?token={}", self.token)).assert_status(303);
         assert_eq!(page.header("location"), "/");
@@ -149,16 +149,16 @@ impl Console {
         self
     }
 
-    /// The name that a browser would have for it.
+    /// Returns its host name, as a browser would send it.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Sends bytes and reads the whole answer.
+    /// Sends bytes and reads the whole response.
     pub fn send(&self, request: &[u8]) -> Option<Page> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        // One that is refused early is not read to its end.
+        // A request that is refused early is not read to its end.
         let _ = stream.write_all(request);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
@@ -183,7 +183,7 @@ impl Console {
         self.request("GET", path, &headers.each_ref().map(|(name, value)| (*name, value.as_str())), "")
     }
 
-    /// Sends a form as a browser does, with the token of a page.
+    /// Sends a form as a browser does, with a form token.
     pub fn post(&self, path: &str, fields: &[(&str, &str)]) -> Page {
         let token = self.get("/jobs").assert_status(200).field("csrf");
         let fields: Vec<(&str, &str)> = [("csrf", token.as_str())].iter().chain(fields).copied().collect();
@@ -203,7 +203,7 @@ impl Console {
         self.request("POST", path, &headers, body)
     }
 
-    /// The parts that the live stream of a page sends within this time.
+    /// Returns the parts that the live stream of a page sends within this time.
     pub fn events(&self, page: &str, time: Duration) -> Vec<Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let (host, cookie, page) = (self.host(), &self.cookie, encoded(page));

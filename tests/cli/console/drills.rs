@@ -1,4 +1,4 @@
-//! Drills in the console: of a point, a machine and the sample of the overview; what they came to and what they showed.
+//! Drills in the console: of a point, of a machine and of the overview's sample, with their results and output.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use crate::support::{Disk, Env};
 const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
-/// What the last drill of the machine has kept.
+/// Returns the file that the last drill of the machine has kept.
 fn kept(env: &Env, field: &str) -> PathBuf {
     let status = env.kvmb(["status", "-r", &env.repo(), "--json"]).run();
     let checks = status.records_of("check");
@@ -19,7 +19,7 @@ fn kept(env: &Env, field: &str) -> PathBuf {
     text(machine, field).into()
 }
 
-/// Where the drills of the console are shown, the newest last.
+/// Returns the pages of the console's drill jobs, newest last.
 fn jobs(env: &Env) -> Vec<String> {
     let jobs = env.kvmb(["jobs", "--json"]).run().assert_ok().records_of("job");
     let drills = jobs.iter().filter(|job| job["command"] == "drill" && job["origin"] == "console");
@@ -54,28 +54,28 @@ fn a_machine_that_does_not_boot_is_shown_with_its_screen_and_its_console() {
     let line = format!("kvmb drill -r {} {id}", env.repo());
     console.get(&format!("/points/{id}")).assert_status(200).assert_has(&line);
 
-    // Of the point, as far as QEMU runs it.
+    // A drill of the point, until QEMU has started it.
     let fields = [("p", id.as_str()), ("until", "started"), ("memory", "512M"), ("timeout", "5m")];
     let job = console.run_job("/drill", &fields, "started after").assert_has("st ok");
     job.assert_has("drill --until=started --memory=512M --timeout=5m").assert_has("Do it again");
-    // Of the machine, as far as it comes: there is no boot loader.
+    // A drill of the machine, as far as it gets: there is no boot loader.
     let job = console.run_job("/drill", &[("m", VM)], "no disk has a boot loader");
     let job = job.assert_has("st crit").assert_has("Recovery time");
     let [earlier, of_job] = <[String; 2]>::try_from(jobs(&env)).expect("two drills");
     assert_screenshot(&console, &format!("{of_job}/drills/0/screenshot"));
-    // The files of the earlier one are those of the later one now.
+    // The files of the earlier drill have been replaced by those of the later one.
     console.get(&earlier).assert_status(200).assert_has("There is no picture of the screen.");
     console.get(&format!("{earlier}/drills/0/screenshot")).assert_status(404);
     console.get(&format!("{of_job}/drills/1/screenshot")).assert_status(404);
     assert!(job.body.contains(&format!("{of_job}/drills/0/screenshot\"")), "{}", job.body);
 
-    // Another drill may solve it, and a backup does not.
+    // Another drill may fix the problem; a backup does not.
     let page = console.get("/?again=1").assert_status(200).assert_has(&address).assert_has("no disk has a boot loader");
     page.assert_has("Boot the point again").assert_has("Look at its screen").assert_lacks("Back up now");
     let page = console.get(&format!("/machines/{VM}?again=1")).assert_status(200);
     page.assert_has("Last drill: ").assert_has(&format!("kvmb drill -- {VM}"));
     assert_screenshot(&console, &format!("{address}/screenshot"));
-    // Whatever a guest has written is text, and saved as a file.
+    // The guest's output is treated as text, and downloaded as a file.
     let log = kept(&env, "drill_log");
     fs::write(&log, b"\x1b[31m<script>alert(1)</script>\x07\xff\n").unwrap();
     let picture = kept(&env, "drill_screenshot");
@@ -91,7 +91,7 @@ fn a_machine_that_does_not_boot_is_shown_with_its_screen_and_its_console() {
     page.assert_has("Temps de reprise").assert_has("Console série").assert_lacks("Serial console");
     console.language = "en";
 
-    // No other file is served: none that the address names, none that somebody has put there since.
+    // No other file is served, neither one named by the address nor one that was replaced later.
     for path in [
         "/machines/..%2f..%2fetc%2fpasswd/drill/console",
         "/machines/none/drill/screenshot",
@@ -137,7 +137,7 @@ fn only_what_is_there_is_booted_and_only_by_who_may() {
     for (field, value) in [("m", "none"), ("m", "--all"), ("p", "ffffffff"), ("p", "--all"), ("x", "y")] {
         console.post("/drill", &[(field, value)]).assert_status(404);
     }
-    // What is no option stays a value.
+    // A value that looks like an option remains a value.
     let wrong = console.post("/drill", &[("m", VM), ("memory", "--all")]).assert_status(422);
     wrong.assert_has("Not started").assert_has("--memory=--all");
     assert!(

@@ -1,4 +1,4 @@
-//! Files of a point in the console: looked at, found, downloaded, copied; and guests that lie.
+//! Files of a point in the console: browsing, searching, downloading and copying; and malicious guests.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,10 +12,10 @@ use crate::support::{Disk, Env, wait_until};
 
 const VM: &str = "kvmb-test-vm1";
 
-/// The size of a file that no buffer on the way to a browser takes as a whole.
+/// The size of a file that does not fit into the buffers on the way to the browser.
 const BIG: u64 = 12 << 20;
 
-/// Names that would be something else than text on a page, in a header or for a command.
+/// Names with a special meaning in HTML, in a header or on a command line.
 pub const HOSTILE: [&str; 5] = [
     "<img src=x onerror=alert(1)>",
     "\"><script>alert(2)</script>",
@@ -24,7 +24,7 @@ pub const HOSTILE: [&str; 5] = [
     "\u{202e}fdp.exe & 'quoted'; $(id)",
 ];
 
-/// Backs up a machine with one file system that has these names, and returns the point's id.
+/// Backs up a machine whose file system has these names, and returns the point's id.
 pub fn backed_up(env: &Env) -> String {
     let tree = env.path("tree");
     fs::create_dir_all(tree.join("etc/conf.d")).unwrap();
@@ -38,7 +38,7 @@ pub fn backed_up(env: &Env) -> String {
         let name = name.replace('/', "\u{2215}");
         fs::write(tree.join("hostile").join(name), "text\n").unwrap();
     }
-    // Links that would lead out of the guest, if they were followed here.
+    // Links that would leave the guest if this host followed them.
     std::os::unix::fs::symlink(env.path("secret"), tree.join("etc/outside")).unwrap();
     std::os::unix::fs::symlink("../../../../etc/fstab", tree.join("etc/up")).unwrap();
     fs::write(env.path("secret"), "of the host").unwrap();
@@ -53,15 +53,15 @@ pub fn backed_up(env: &Env) -> String {
     backup(&machine)["point"].as_str().unwrap().to_owned()
 }
 
-/// An answer whose body is no text.
+/// A response with a binary body.
 struct Download {
     page: Page,
     bytes: Vec<u8>,
-    /// Whether the server said that this is all.
+    /// Whether the body was complete.
     is_complete: bool,
 }
 
-/// Sends the form of a page with files and reads the answer to its end.
+/// Submits the form of a page with files, and reads the response to its end.
 fn download(console: &Console, id: &str, fields: &[(&str, &str)]) -> Download {
     let mut stream = ask(console, id, fields);
     let mut answer = Vec::new();
@@ -96,7 +96,7 @@ fn ask(console: &Console, id: &str, fields: &[(&str, &str)]) -> TcpStream {
     stream
 }
 
-/// The bytes of a body in chunks, and whether its last one is there.
+/// Decodes a chunked body, and returns whether its last chunk was present.
 fn unchunked(mut body: &[u8]) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     while let Some(end) = body.windows(2).position(|part| part == b"\r\n") {
@@ -124,7 +124,7 @@ fn files_are_looked_at_found_downloaded_and_copied_into_a_folder() {
     let wizard = console.get(&format!("/restore/{id}/review?where=single")).assert_status(303);
     assert_eq!(wizard.header("location"), format!("/points/{id}/files"));
 
-    // The operating system first; folders lead on, and a link to a folder does.
+    // The operating system is shown first; folders are links, and so are symbolic links to folders.
     let page = console.get(&page_of(&id, "")).assert_status(200).assert_has("Test &lt;i&gt;Linux");
     let page = page.assert_has("12.0 MiB").assert_has(&format!("kvmb files ls -r {} {id} /", env.repo()));
     page.assert_has(&format!("/points/{id}/files?part=system&amp;path=%2Fetc"));
@@ -135,13 +135,13 @@ fn files_are_looked_at_found_downloaded_and_copied_into_a_folder() {
     let page = console.get(&page_of(&id, "path=/etc/none")).assert_status(200);
     page.assert_has("/etc/none does not exist").assert_lacks("This folder is empty.");
 
-    // A search takes a text as a text, and a pattern as a pattern.
+    // A search treats a text as a literal, and a pattern as a pattern.
     let page = console.get(&page_of(&id, "path=/etc&find=[b]")).assert_status(200);
     page.assert_has("1 found in /etc").assert_has("conf.d/[b].conf").assert_lacks("a.conf");
     console.get(&page_of(&id, "find=*.conf")).assert_status(200).assert_has("2 found in /");
     console.get(&page_of(&id, "find=nothing-like-this")).assert_status(200).assert_has("Nothing was found.");
 
-    // One file as it is, small and large; several, or a folder, as an archive.
+    // A single file is sent unchanged, small or large; several files or a folder are sent as an archive.
     let small = download(&console, &id, &[("part", "vda"), ("file", "%2Fetc%2Fconf.d%2Fa.conf")]);
     assert_eq!((small.bytes.as_slice(), small.is_complete), (&b"a=1\n"[..], true));
     let page = small.page.assert_status(200);
@@ -160,7 +160,7 @@ fn files_are_looked_at_found_downloaded_and_copied_into_a_folder() {
     let whole = download(&console, &id, &[("part", "vda"), ("path", "%2Fetc%2Fconf.d"), ("whole", "1")]);
     assert!(whole.is_complete && whole.page.header("content-disposition").contains("conf.d.tar"));
 
-    // A job copies the ticked files; what is there already stays.
+    // A job copies the ticked files; existing files are kept.
     let (to, copy) = (new_folder(&env, "to"), format!("/points/{id}/copy-files"));
     let place = to.display().to_string();
     let fields = [("part", "vda"), ("f", "%2Fetc%2Fconf.d"), ("f", "%2Fetc%2Ffstab"), ("to", place.as_str())];
@@ -204,7 +204,7 @@ fn names_of_a_guest_are_text_and_its_links_stay_in_it() {
     let page = console.get(&page_of(&id, "part=vda&path=/hostile")).assert_status(200);
     let page = page.assert_lacks("<img").assert_lacks("<script>alert").assert_lacks("\u{202e}");
     let page = page.assert_has("&lt;img src=x onerror=alert(1)&gt;").assert_has("Download its folder.");
-    // What the page offers leads to exactly these files, whatever their names are.
+    // The page's values refer to exactly these files, whatever their names are.
     let values = page.fields("f");
     assert_eq!(values.len(), HOSTILE.len() + 1, "{values:?}");
     for value in values.iter().filter(|value| !value.contains("folder")) {
@@ -217,7 +217,7 @@ fn names_of_a_guest_are_text_and_its_links_stay_in_it() {
     let archive = download(&console, &id, &[("part", "vda"), ("tree", "%2Fhostile")]);
     assert!(archive.is_complete && archive.bytes.len() > 3000);
 
-    // The guest's links are the guest's; paths lead nowhere else either.
+    // Symbolic links are resolved within the guest, and paths cannot leave it either.
     let up = download(&console, &id, &[("part", "vda"), ("file", "%2Fetc%2Fup")]);
     assert_eq!(up.bytes, b"# nothing\n");
     for path in ["/etc/outside", "/../../../../etc/hostname", "/etc/conf.d", "/etc/fstab/x"] {
@@ -232,7 +232,7 @@ fn names_of_a_guest_are_text_and_its_links_stay_in_it() {
         console.get(&page_of(wrong, "")).assert_status(404);
     }
 
-    // Only a form of this session downloads.
+    // Only a form of this session can download.
     let path = format!("/points/{id}/download");
     let body = form(&[("part", "vda"), ("file", "%2Fetc%2Ffstab")]);
     console.post_raw(&path, &body, &format!("http://{}", console.host())).assert_status(403);
@@ -257,7 +257,7 @@ fn a_download_that_nobody_reads_ends_and_leaves_no_lock() {
     let console = open(&env, &[]);
     let mut streams: Vec<TcpStream> =
         (0..4).map(|_| ask(&console, &id, &[("part", "vda"), ("file", "%2Fbig")])).collect();
-    // All of them are under way, and a fifth has to wait.
+    // All of them are in progress, and a fifth is refused.
     for stream in &mut streams {
         stream.read_exact(&mut [0; 16]).unwrap();
     }
@@ -277,7 +277,7 @@ fn a_download_that_nobody_reads_ends_and_leaves_no_lock() {
 fn a_download_of_damaged_data_is_never_taken_for_the_whole() {
     let env = Env::new("damaged download");
     let id = backed_up(&env);
-    // One chunk in the middle of the file is wrong.
+    // Corrupt a chunk in the middle of the file.
     let data = Path::new(&env.repo()).join("data");
     let folders = fs::read_dir(data).unwrap().flatten();
     let packs = folders.flat_map(|folder| fs::read_dir(folder.path()).unwrap().flatten()).map(|file| file.path());

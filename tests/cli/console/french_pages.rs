@@ -1,4 +1,4 @@
-//! The pages of machines, points, restores, jobs and the log in French: no English word is left in them.
+//! The French pages of machines, points, restores, jobs and the log contain no English words.
 
 use super::client::{Page, open};
 use crate::support::{Disk, Env};
@@ -6,7 +6,7 @@ use crate::support::{Disk, Env};
 const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
-/// Words of the English pages that no French one has, whatever commands print.
+/// Words of the English pages that cannot occur on French ones, whatever commands print.
 const ENGLISH: &[&str] = &[
     "Back up",
     "Backed up",
@@ -94,7 +94,7 @@ const ENGLISH: &[&str] = &[
     "Back</a>",
 ];
 
-/// The text of a page without what commands print: command lines, names of records, paths, logs and results.
+/// Returns the text of a page without the output of commands: command lines, names of records, paths, logs and results.
 fn words_of(page: &Page) -> String {
     let mut text = page.body.clone();
     for (open, close) in [
@@ -114,7 +114,7 @@ fn words_of(page: &Page) -> String {
             text.replace_range(from..to, " ");
         }
     }
-    // Labels in attributes are words, too; other attributes are not.
+    // Labels in attributes are text too; other attributes are not.
     let labels: Vec<String> =
         page.body.split("aria-label=\"").skip(1).filter_map(|rest| Some(rest.split('"').next()?.to_owned())).collect();
     let mut words = String::new();
@@ -143,7 +143,7 @@ fn assert_french(page: Page) -> Page {
     };
     let found: Vec<&&str> = ENGLISH.iter().filter(|word| is_word(word)).collect();
     assert!(found.is_empty(), "{found:?} in {words}");
-    // The space before a colon or a semicolon does not break.
+    // The space before a colon or a semicolon is non-breaking.
     assert!(!words.contains(" :") && !words.contains(" ;"), "{words}");
     page
 }
@@ -169,7 +169,7 @@ fn no_english_word_is_left_on_a_french_page() {
     let job = console.run_job("/drill", &[("p", id), ("until", "started")], "terminé");
     assert_french(job.assert_has("Essai de démarrage de ").assert_has("Temps de reprise"));
     assert_french(console.get(&format!("/machines/{VM}/drill?again=1")).assert_status(200)).assert_has("démarrée");
-    // Numbers and units in the form of the language.
+    // Numbers and units follow the rules of the language.
     let page = assert_french(console.get(&format!("/points/{id}")).assert_status(200));
     page.assert_has("3,0\u{202f}Mio").assert_has("machine éteinte").assert_has("sur cet hôte");
     assert_french(console.get(&format!("/restore?machine={VM}")).assert_status(200));

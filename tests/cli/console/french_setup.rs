@@ -1,23 +1,24 @@
-//! No English on the French pages of the server, the schedule, the retention, the configuration and the doctor.
+//! The French pages of the server, the schedule, the retention rules, the configuration and the doctor contain no
+//! English.
 
 use super::client::open;
 use crate::support::{Disk, Env};
 
-/// Words that no French text has, and names and commands do not have alone.
+/// Words that cannot occur in French text, nor alone as a name or command.
 const ENGLISH: [&str; 39] = [
     "the", "of", "and", "is", "are", "was", "with", "not", "this", "that", "for", "from", "to", "every", "each", "new",
     "next", "show", "save", "back", "run", "runs", "keep", "key", "keys", "folder", "user", "name", "after", "before",
     "without", "empty", "default", "file", "day", "days", "week", "free", "its",
 ];
 
-/// A text without the XML that is shown in it.
+/// Removes the XML that a text contains.
 fn without_xml(text: &str) -> String {
     let rest = text.split("&lt;").enumerate();
     rest.map(|(at, part)| if at == 0 { part } else { part.split_once("&gt;").map_or(part, |(_, after)| after) })
         .collect()
 }
 
-/// What a person reads on a page: without what is typed, named or printed by programs.
+/// Returns the visible text of a page, without input, names and output of programs.
 fn text(page: &str) -> String {
     let (_, main) = page.split_once("<main id=\"main\">").expect("main");
     let mut text = String::new();
@@ -26,7 +27,7 @@ fn text(page: &str) -> String {
         text.push_str(before);
         text.push(' ');
         let tag = after.split(['>', ' ']).next().unwrap_or_default();
-        // The whole of these is for programs.
+        // The whole content of these elements is for programs.
         let end = match tag {
             "code" | "pre" | "svg" => format!("</{tag}>"),
             _ => ">".to_owned(),

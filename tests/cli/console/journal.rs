@@ -1,4 +1,4 @@
-//! The log in the console: filters, pages, hostile lines, lines as they come.
+//! The log in the console: filters, pages, hostile lines, and live updates.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn the_log_is_filtered_followed_and_escaped() {
     let page = console.get(&format!("/jobs/{job}")).assert_status(200).assert_lacks("<script>alert");
     page.assert_has("It failed.").assert_has("backup begins").assert_has(&format!("/log?job={job}"));
 
-    // A page has no more results than a person reads: here the job has failed at many more machines.
+    // A page shows a limited number of results: here the job has failed for many more machines.
     let printed = env.path("data/jobs").join(format!("{job}.records"));
     let failure = std::fs::read_to_string(&printed).unwrap();
     let others = (0..509).map(|number| failure.replace("no machine named", &format!("failure {number}:")));
@@ -39,7 +39,7 @@ fn the_log_is_filtered_followed_and_escaped() {
     let page = page.assert_has("These are 500 of 510 results.").assert_has(&format!("kvmb jobs show {job}"));
     page.assert_has("failure 499:").assert_lacks("failure 500:");
 
-    // What is added while the page is open is sent, filtered as the page is.
+    // Lines that are added while the page is open are sent, with the page's filter.
     let parts = std::thread::scope(|scope| {
         let reader = scope.spawn(|| console.events("/log?q=release+begins", Duration::from_secs(12)));
         wait_until("the stream is open", Duration::from_secs(60), || {

@@ -1,4 +1,4 @@
-//! What a person does in the console: choose, back up, watch, verify, restore; in English and French.
+//! The main tasks in the console: select, back up, watch, verify, restore; in English and French.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
     let console = open(&env, &[]);
     console.get("/").assert_status(200).assert_has("no restore point");
 
-    // Choose it: the change is shown first, and written as it was shown.
+    // Select it: the change is shown first, and written exactly as shown.
     let review = console.post("/selection", &[("m", VM), ("set", "true")]).assert_status(200);
     let review = review.assert_has("added: ").assert_has("kvmb config set");
     let words = review.fields("word");
@@ -26,13 +26,13 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
     let mut fields = vec![("sha256", sum.as_str()), ("back", "/machines")];
     fields.extend(words.iter().map(|word| ("word", word.as_str())));
     console.post("/settings/write", &fields).assert_status(200).assert_has("Done.");
-    // What somebody else has changed meanwhile is not overwritten.
+    // A concurrent change is not overwritten.
     console.post("/settings/write", &fields).assert_status(422).assert_has("changed by someone else");
     let config = std::fs::read_to_string(env.config_file()).unwrap();
     assert!(config.contains(&format!("\"{VM}\": true")), "{config}");
     console.get("/machines?again=1").assert_status(200).assert_has("st ok");
 
-    // Back it up, and look at the point.
+    // Back it up, and view the point.
     let job = console.run_job("/backup", &[("m", VM)], "done");
     let id = job.body.split("/points/").nth(1).unwrap().split('"').next().unwrap().to_owned();
     console.get(&format!("/machines/{VM}?again=1")).assert_status(200).assert_has(&id);
@@ -46,7 +46,7 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
     let id = pinned.header("location").trim_start_matches("/points/").to_owned();
     console.get(&format!("/points/{id}")).assert_status(200).assert_has("pinned");
 
-    // Restore it in its place: what was written since is gone, and the name has to be typed.
+    // Restore it in place: later changes are lost, and the name has to be typed.
     let (then, since) = (machine.models(), [("vda", 0x55), ("vdb", 0x66)]);
     since.iter().for_each(|(disk, pattern)| machine.write(disk, 0, 2 * MIB, *pattern));
     console.get(&format!("/restore?machine={VM}")).assert_status(200).assert_has(&id);
@@ -63,7 +63,7 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
         model.assert_image_equals(machine.image(target), machine.format(target));
     }
 
-    // And beside, as another machine.
+    // Restore it beside the original, as another machine.
     let folder = env.path("copies");
     std::fs::create_dir(&folder).unwrap();
     let folder = folder.display().to_string();
@@ -118,7 +118,7 @@ fn the_console_speaks_french_and_errors_stand_at_their_fields() {
     assert!(page.body.contains("id=\"f-jobs-e\""), "{}", page.body);
     let page = console.post("/settings/review", &[("k.jobs", "3"), ("b.jobs", "")]).assert_status(200);
     page.assert_has("Écrire le fichier").assert_has("jobs=3");
-    // What runs as root is not set through a browser.
+    // Settings that run commands as root cannot be changed in a browser.
     let hook = ["hooks.after_run=[{\"command\":[\"id\"]}]", "password_command=id", "hooks={}", "-x=1"];
     for word in hook {
         console.post("/settings/write", &[("word", word), ("sha256", "")]).assert_status(303);
@@ -126,7 +126,8 @@ fn the_console_speaks_french_and_errors_stand_at_their_fields() {
     assert_eq!(std::fs::read_to_string(env.config_file()).unwrap(), "{}");
 }
 
-/// How often a child of a process was waited for is not counted, but the pages are that such children touched.
+/// Returns the page faults of ended child processes: their number is not recorded, but this shows whether there were
+/// any.
 fn faults_of_ended_children(pid: i32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit_once(')').unwrap().1.split_whitespace().nth(8).unwrap().parse().unwrap()
@@ -150,7 +151,7 @@ fn ten_idle_tabs_start_no_process() {
         }
     });
     assert_eq!(faults_of_ended_children(pid), before, "a command was started for an idle page");
-    // One that begins is seen all the same.
+    // A job that begins is noticed nevertheless.
     let events = std::thread::scope(|scope| {
         let events = scope.spawn(|| console.events("/jobs", Duration::from_secs(6)));
         env.kvmb(["backup", VM, "-r", &env.repo()]).run().assert_ok();

@@ -1,4 +1,4 @@
-//! Live restores in the console: what the wizard asks for, and what becomes of one that did not finish.
+//! Live restores in the console: the wizard, and unfinished restores.
 
 use super::client::{LIMIT, open};
 use crate::support::backups::{MIB, backup, init, noise, text};
@@ -23,7 +23,7 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
         console.post(&format!("{address}/{way}"), &[("confirm", VM)]).assert_status(404);
     }
 
-    // The wizard shows what it would do, and says what is wrong where it is.
+    // The wizard shows what it would do, and errors at their fields.
     let review = format!("/restore/{id}/review?where=live&start=1");
     let page = console.get(&format!("{review}&format=raw")).assert_status(422).assert_has("only a qcow2 image can");
     page.assert_has("qcow2, which a live restore needs").assert_has("Check again");
@@ -37,7 +37,7 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
     let start = format!("/restore/{id}/start");
     console.post(&start, &[("where", "live"), ("confirm", "vm1")]).assert_status(422).assert_has("not the name");
 
-    // One that was killed.
+    // A restore that was killed.
     let restore = env.kvmb(["restore", VM, "-r", &env.repo(), "--overwrite", "--live", "--limit-read", "256K"]).spawn();
     wait_until("the machine runs", LIMIT, || restore.stderr_so_far().contains("is running after"));
     restore.kill();
@@ -54,7 +54,7 @@ fn one_that_did_not_finish_is_shown_and_given_up() {
     let abort = format!("{address}/abort");
     console.post(&abort, &[]).assert_status(422).assert_has("This is not the name of the machine.");
     console.post(&abort, &[("confirm", "vm1")]).assert_status(422);
-    // It cannot be given up under a machine that runs.
+    // It cannot be aborted while the machine runs.
     console.run_job(&abort, &[("confirm", VM)], "failed");
     assert!(machine.qemu_pid().is_some(), "it does not run");
     machine.stop();

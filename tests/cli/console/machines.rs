@@ -1,4 +1,4 @@
-//! Machines in the console: what is chosen and why, the options of a backup, hostile names.
+//! Machines in the console: which ones are selected and why, the options of a backup, hostile names.
 
 use super::client::{LIMIT, encoded, open};
 use crate::support::{Disk, Env, wait_until};
@@ -36,7 +36,7 @@ fn rules_choose_machines_and_disks_and_say_what_they_match() {
     let page =
         page.assert_has("rule kvmb-test-web2: exclude, which takes precedence").assert_has("no rule includes it");
     page.assert_has("rule kvmb-*-web?: include");
-    // What is wrong with a pattern stands at its field, and the pattern in it.
+    // The error of a pattern is shown at its field, which keeps the pattern.
     for wrong in ["a/b", "web[1"] {
         let page = add(wrong, "true").assert_status(422).assert_has("id=\"pattern-e\"").assert_has("aria-invalid");
         page.assert_has(&format!("value=\"{wrong}\""));
@@ -59,7 +59,7 @@ fn rules_choose_machines_and_disks_and_say_what_they_match() {
     choose(&["vda"]);
     assert_eq!(config(&env)["excluded_disks"], json!({of: ["vdb"]}));
     let page = console.get(&format!("/machines/{of}?again=1")).assert_status(200);
-    // It can be ticked again.
+    // The excluded disk can be ticked again.
     let page = page.assert_has("name=\"d\" value=\"vdb\">").assert_has("name=\"d\" value=\"vda\" checked>");
     page.assert_has("excluded_disks.kvmb-test-web1");
     console.get("/machines?again=1").assert_has("left out: excluded in the configuration (excluded_disks)");
@@ -98,14 +98,14 @@ fn the_options_of_a_backup_are_fields_with_their_errors() {
     let point = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().record_of("point");
     assert_eq!((&point["verified"], &point["left_out"][0]["disk"]), (&json!("full"), &json!("vdb")));
 
-    // A form that is sent twice starts one job.
+    // A form that is submitted twice starts one job.
     let slow = [("m", "kvmb-test-vm1"), ("full", "1"), ("limit_read", "64K")];
     let first = post(&slow).assert_status(303).header("location").to_owned();
     assert_eq!(post(&slow).assert_status(303).header("location"), first);
     console.get("/machines").assert_has("--limit-read=64K");
     console.post(&format!("{first}/cancel"), &[]).assert_status(303);
     wait_until("it ends", LIMIT, || console.get(&first).body.contains("It was interrupted, and has cleaned up."));
-    // Once it has ended, the same is done again, by a button as well.
+    // Once it has ended, the same can be started again, also with a button.
     let again = console.post(&format!("{first}/again"), &[]).assert_status(303).header("location").to_owned();
     assert_ne!(again, first);
     console.post(&format!("{again}/cancel"), &[]).assert_status(303);
@@ -159,7 +159,7 @@ fn a_read_only_console_takes_none_of_these_forms() {
     let forms = ["/machines/disks", "/points/copy", "/points/pin", "/points/verify", "/jobs/5f0c2a9e/again", &start];
     for form in forms {
         console.post(form, &[("of", "kvmb-test-vm1"), ("p", &id)]).assert_status(403).assert_has("read-only");
-        // None of them is a link.
+        // The address does not work as a link.
         console.get(form).assert_status(405);
     }
     // A preview changes nothing.

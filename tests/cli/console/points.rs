@@ -1,4 +1,4 @@
-//! Points in the console: two repositories told apart, calendar, verification, pins, copies, damage.
+//! Points in the console: two repositories, calendar, verification, pins, copies, damage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,13 @@ fn id_of(point: &Value) -> String {
     point["point"].as_str().unwrap().to_owned()
 }
 
-/// The page of a point, after the cached answers have been refreshed.
+/// Returns the page of a point, after refreshing the cached answers.
 fn page_of(console: &Console, id: &str) -> Page {
     console.get("/restore?again=1").assert_status(200);
     console.get(&format!("/points/{id}")).assert_status(200)
 }
 
-/// The largest pack of a repository: it holds what disks hold.
+/// Returns the largest pack of a repository, which contains disk data.
 fn largest_pack(repo: &str) -> PathBuf {
     let mut packs = Vec::new();
     for folder in fs::read_dir(Path::new(repo).join("data")).unwrap().flatten() {
@@ -50,7 +50,7 @@ fn points_of_two_repositories_are_told_apart_verified_pinned_and_copied() {
     let page = page.assert_has(&format!("kvmb push -r {second} --from-repo={first} {id}"));
     page.assert_has("not verified").assert_has(&format!("kvmb verify -r {first} {id}"));
 
-    // Copied, verified by both depths, and pinned: each in its own repository.
+    // Copied, verified to both depths, and pinned, each in its own repository.
     console.run_job("/points/copy", &[("p", &id)], "done").assert_has(&second);
     let copy = id_of(&points(&env, &second)[0]);
     assert_ne!(copy, id);
@@ -71,7 +71,7 @@ fn points_of_two_repositories_are_told_apart_verified_pinned_and_copied() {
     console.post("/points/pin", &[("p", &copy), ("undo", "1")]).assert_status(303);
     assert_eq!(points(&env, &second)[0]["pinned"], Value::Null);
 
-    // Both stand in the list, each with its repository; one can be asked for alone.
+    // The list has both, each with its repository; it can be limited to one.
     let list = console.get(&format!("/restore?again=1&machine={VM}")).assert_status(200);
     assert_eq!(list.body.matches("/where\"").count(), 2, "{}", list.body);
     let list = console.get(&format!("/restore?machine={VM}&repo={}", encoded(&second))).assert_status(200);
@@ -122,7 +122,7 @@ fn damage_is_shown_with_its_ranges_and_the_good_copy() {
     let pack = largest_pack(&first);
     let mut bytes = fs::read(&pack).unwrap();
     bytes[40] ^= 1;
-    // restic's files may not be written.
+    // restic's files are read-only.
     fs::remove_file(&pack).unwrap();
     fs::write(&pack, bytes).unwrap();
 

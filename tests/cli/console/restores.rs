@@ -1,4 +1,4 @@
-//! The restore wizard: single disks, errors at fields, what is missing on the host and its fix.
+//! The restore wizard: single disks, errors at fields, and missing parts of the host with their fixes.
 
 use super::client::{encoded, open};
 use crate::support::{Disk, Env};
@@ -20,7 +20,7 @@ fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
     let id = point["point"].as_str().unwrap().to_owned();
     let (review, start) = (format!("/restore/{id}/review"), format!("/restore/{id}/start"));
 
-    // Values are kept, and what is missing is said at its field.
+    // Values are kept, and errors are shown at their fields.
     let page = console.get(&format!("{review}?where=disks")).assert_status(422);
     page.assert_has("Tick at least one disk.").assert_has("value=\"disks\" checked");
     let page = console.get(&format!("{review}?where=copy&as=&into=%2Ftmp")).assert_status(422);
@@ -29,7 +29,7 @@ fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
     console.get(&format!("{review}?where=files&folder=")).assert_status(422).assert_has("id=\"f-folder-e\"");
     console.get(&format!("/restore/{}/where", "0".repeat(64))).assert_status(404);
 
-    // One disk in its place: the other one keeps what was written since.
+    // Restore one disk in place: the other one keeps later changes.
     machine.write("vda", 0, 2 * MIB, 0x55);
     machine.write("vdb", 0, 2 * MIB, 0x66);
     let page = console.get(&format!("{review}?where=disks&disk=vdb")).assert_status(200);
@@ -44,7 +44,7 @@ fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
     then["vdb"].assert_image_equals(machine.image("vdb"), machine.format("vdb"));
     machine.assert_image_equals_model("vda");
 
-    // Into a folder, as another format; nothing is overwritten, so no name is asked for.
+    // Restore to a folder in another format; nothing is overwritten, so no name has to be typed.
     let folder = env.path("rescue");
     std::fs::create_dir(&folder).unwrap();
     let into = folder.display().to_string();
@@ -54,10 +54,10 @@ fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
     let job = console.run_job(&start, &fields, "done").assert_has(&into);
     let image = job.body.split(&format!("{into}/")).nth(1).unwrap().split('<').next().unwrap().to_owned();
     then["vda"].assert_image_equals(&folder.join(image), "raw");
-    // A second time it is there already.
+    // The second time, the image already exists.
     let page = console.get(&format!("{review}?{query}")).assert_status(422);
     page.assert_has("This cannot be restored.").assert_has("disks_into=");
-    // As files, with the definition and the next step.
+    // Restored as files, with the definition and the next step.
     let files = env.path("files");
     std::fs::create_dir(&files).unwrap();
     let files = files.display().to_string();
@@ -85,7 +85,7 @@ fn a_running_machine_is_backed_up_and_never_written_over() {
     console.get(&format!("/points/{}", points[1]["point"].as_str().unwrap())).assert_has("only changes");
     let refused = console.get(&format!("/restore/{older}/review?where=place")).assert_status(422);
     refused.assert_has("in use by a running machine").assert_lacks("id=\"confirm\"");
-    // What the page refuses, the form refuses as well.
+    // What the page refuses, submitting the form refuses as well.
     let start = format!("/restore/{older}/start");
     console.run_job(&start, &[("where", "place"), ("confirm", VM)], "failed").assert_has("in use by a running machine");
     let into = env.path("beside");

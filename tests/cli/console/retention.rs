@@ -1,4 +1,4 @@
-//! The page of the retention rules: a preview of rules that are not saved, saved by a review, and applied.
+//! The page of the retention rules: a preview of unsaved rules, saving them with a review, and applying them.
 
 use super::client::open;
 use crate::support::{Disk, Env};
@@ -21,7 +21,7 @@ fn rules_are_previewed_saved_and_applied() {
     let mut console = open(&env, &[]);
     let page = console.get("/retention").assert_status(200).assert_has("Without rules no point is removed.");
     assert!(!page.body.contains("action=\"/prune\""), "{}", page.body);
-    // A form without rules is none: those of the configuration must not take its place.
+    // A form without rules is ignored: those of the configuration must not be applied instead.
     console.post("/prune", &[("repo", "local")]).assert_status(200);
     assert_eq!(points(&env), 3);
 
@@ -44,7 +44,7 @@ fn rules_are_previewed_saved_and_applied() {
     let page = console.post("/retention/preview", &wrong).assert_status(422).assert_has("value=\"many\"");
     assert!(page.body.contains("id=\"f-retention.local.keep_daily-e\""), "{}", page.body);
 
-    // The rules are saved as every other key is.
+    // The rules are saved like every other key.
     let saved: Vec<_> = rules.iter().copied().chain([("back", "/retention")]).collect();
     let review = console.post("/settings/review", &saved).assert_status(200).assert_has("keep_last");
     let (words, sum) = (review.fields("word"), review.field("sha256"));

@@ -23,7 +23,7 @@ fn a_rhythm_has_words_and_ten_runs_and_is_installed_and_removed() {
     let page = page.assert_has("Monday to Friday at 02:30").assert_has("3 d 0 h").assert_has("3 d 2 h");
     assert_eq!(page.field("cron"), "30 2 * * 1-5");
 
-    // What is wrong stands at its field, in the language of the page, and cannot be installed.
+    // An error is shown at its field, in the language of the page, and the schedule cannot be installed.
     let wrong = "/schedule?rhythm=cron&minute=60&hour=2&day=*&month=*&weekday=*";
     let page = console.get(wrong).assert_status(200).assert_has("it goes from 0 to 59").assert_has("value=\"60\"");
     assert!(
@@ -41,7 +41,7 @@ fn a_rhythm_has_words_and_ten_runs_and_is_installed_and_removed() {
     console.language = "en";
 
     let cron = ("cron", "30 2 * * 1-5");
-    // Without machines to choose from, or with an option that is none.
+    // Without machines, or with an invalid option.
     console.post("/schedule/install", &[cron, ("place", "")]).assert_status(422).assert_has("no machines were given");
     let page = console.post(
         "/schedule/install",
@@ -72,7 +72,7 @@ fn a_rhythm_has_words_and_ten_runs_and_is_installed_and_removed() {
     console.post("/schedule/remove", &[("place", "--systemd")]).assert_status(200).assert_has("removed");
     assert!(!env.path("units/kvmb.timer").exists());
 
-    // A drill beside it stays unless its field is emptied.
+    // An installed drill is kept unless its field is cleared.
     let with = |drill: &'static str| [cron, ("place", ""), ("machines", "all"), ("drill", drill)];
     let page = console.post("/schedule/install", &with("often")).assert_status(422);
     page.assert_has("id=\"drill-e\"").assert_has("value=\"often\"");

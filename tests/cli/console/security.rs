@@ -1,4 +1,4 @@
-//! Who may ask the console for what: hosts, tokens, forms, limits.
+//! Access control of the console: hosts, tokens, forms, limits.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -31,7 +31,7 @@ fn a_foreign_host_is_refused_before_anything_else() {
     assert!([400, 421].contains(&console.request("GET", "/", &[], "").status), "no host at all");
     let absolute = console.request("GET", "http://evil.example.com/", &[("Host", "localhost")], "");
     assert_eq!(absolute.status, 421);
-    // The token has not been used by any of these, and every loopback name will do.
+    // None of these requests has used up the token, and every loopback name is accepted.
     for host in ["localhost", "LOCALHOST:1", "[::1]:8420", &format!("127.0.0.1:{port}")] {
         assert_eq!(console.request("GET", "/", &[("Host", host)], "").status, 401, "{host}");
     }
@@ -66,7 +66,7 @@ fn without_a_session_every_path_says_how_to_get_one_and_a_token_works_once() {
     let log = fs::read_to_string(env.log_file()).unwrap();
     assert!(!log.contains(&console.token) && !log.contains(console.cookie.split('=').nth(1).unwrap()), "{log}");
 
-    // Another console's cookie has another name; a session that was ended is over, and there is a new link.
+    // Another console's cookie has another name; after a session has ended, there is a new link.
     let other = open(&env, &[]);
     assert_ne!(other.cookie.split('=').next(), console.cookie.split('=').next());
     console.post("/logout", &[]).assert_status(303);
@@ -110,10 +110,10 @@ fn only_a_form_of_the_console_changes_anything() {
     assert_eq!(send(&[("Origin", &own)], "text/plain"), 403);
     assert_eq!(send(&[("Origin", &own)], "application/json"), 403);
     assert_eq!(send(&[("Sec-Fetch-Site", "same-origin")], kind), 200);
-    // The token of one session is none of another.
+    // The form token of one session is invalid in another.
     let other = open(&env, &[]);
     other.post_raw("/selection", &body(&token), &format!("http://{}", other.host())).assert_status(403);
-    // What changes something is no link, and other methods are none at all.
+    // Actions cannot be requested by a link or by other methods.
     for path in [
         "/backup",
         "/settings/write",
@@ -208,7 +208,8 @@ fn bodies_time_and_connections_are_limited() {
     let long = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(100_000));
     assert!(console.send(long.as_bytes()).is_none_or(|page| (400..500).contains(&page.status)));
 
-    // Clients that are slow, and more silent ones than connections are allowed: all of them end, and others get on.
+    // Slow clients, and more silent ones than connections are allowed: all of them are disconnected, and others are
+    // served.
     let slow_body = begin(&console, &format!("{head}Content-Length: 100\r\n\r\ncsrf="));
     let slow_head = begin(&console, "GET / HTTP/1.1\r\nHost: loc");
     let silent: Vec<TcpStream> = (0..200).map(|_| begin(&console, "")).collect();
@@ -283,7 +284,7 @@ fn it_listens_on_loopback_or_a_private_socket_and_ends_when_idle() {
     running.wait().assert_ok();
     assert!(!socket.exists());
     ui().args(["--idle", "1s"]).run().assert_ok();
-    // What one that was killed leaves is no obstacle.
+    // The socket of a killed console does not prevent a start.
     let killed = ui().spawn();
     wait_until_it_listens(&socket);
     killed.kill();

@@ -26,7 +26,7 @@ impl Address {
     }
 }
 
-/// The page when its test has ended.
+/// Returns the page after its test has ended.
 #[track_caller]
 fn tested(console: &Console) -> Page {
     wait_until("the test ends", Duration::from_secs(120), || !console.get("/server").body.contains("st run"));
@@ -52,12 +52,12 @@ fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
     let address = Address::of(&sshd, "srv");
     let url = format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), sshd.home().join("srv").display());
 
-    // What is wrong with the address stands at its fields.
+    // Errors in the address are shown at its fields.
     let page = console.post("/server/test", &[("k.backup_host", "a b"), ("k.backup_path", "srv")]).assert_status(422);
     let page = page.assert_has("This is not a host name.").assert_has("begins with /");
     assert!(page.body.contains("id=\"f-backup_host-e\"") && page.body.contains("value=\"a b\""), "{}", page.body);
 
-    // The key is shown, and nothing is done before somebody has compared it.
+    // The key is shown, and nothing is done until the user has compared it.
     let fingerprint = sshd.fingerprint("ed25519");
     let page = test(&console, &address).assert_has(&fingerprint).assert_has("confirm the host key");
     assert_eq!(page.body.matches("waiting").count(), 5, "{}", page.body);
@@ -79,7 +79,7 @@ fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
     assert!(!page.body.contains("/server/trust"), "the key is known now: {}", page.body);
     assert!(fs::read_to_string(sshd.known_hosts()).unwrap().contains(&sshd.host_key("ed25519")));
 
-    // The password is used once, and stays nowhere.
+    // The password is used once, and not stored.
     let page = console.post("/server/setup", &address.with(&[("ssh_password", "swordfihs")])).assert_status(422);
     let page = page.assert_has("id=\"ssh_password-e\"").assert_has("refused the login");
     assert!(!page.body.contains("swordfihs"), "{}", page.body);
@@ -94,7 +94,7 @@ fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
     let kept = env.program("grep").args(["-rlF", SSH_PASSWORD]).args([env.path("data"), env.log_file()]).run();
     kept.assert_code(1);
 
-    // The folder is there now, without a repository; that is made, and all is well.
+    // The folder now exists without a repository, which is then created.
     let page = test(&console, &address).assert_has("Create the repository").assert_has("with a warning");
     assert!(page.body.contains("upload "), "{}", page.body);
     console.post("/server/init", &address.with(&[])).assert_status(200).assert_has("the repository was created");
@@ -102,7 +102,7 @@ fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
     assert!(page.body.contains("A backup to this server would work."), "{}", page.body);
     assert_eq!(page.body.matches("class=\"st ok\"").count(), 7, "{}", page.body);
 
-    // Saved as it was tested, it gets a copy of the next point.
+    // Saved as it was tested, the server gets a copy of the next point.
     let before =
         [("b.backup_host", ""), ("b.backup_user", ""), ("b.backup_path", ""), ("b.ssh.port", ""), ("back", "/server")];
     let review = console.post("/settings/review", &address.with(&before)).assert_status(200).assert_has("added: ");
@@ -115,7 +115,7 @@ fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
     assert_eq!(copied.records_of("point").len(), 1, "{copied}");
     env.kvmb(["verify", "--all", "-r", &url]).run().assert_ok();
 
-    // Each repository has rules of its own, and is named.
+    // Each repository has its own rules, and is named.
     let page = console.get("/retention?repo=remote").assert_status(200);
     page.assert_has(&url).assert_has("name=\"k.retention.remote.keep_daily\"");
     let log = fs::read_to_string(env.log_file()).unwrap();
@@ -139,10 +139,10 @@ fn a_host_key_that_has_changed_is_no_question() {
     console.post("/server/trust", &address.with(&[("shown", &fingerprint), ("trust", "seen")])).assert_status(422);
     console.language = "fr";
     console.get("/server").assert_has("A CHANGÉ").assert_has("échouerait");
-    // The stream of the page has the same part.
+    // The stream of the page sends the same part.
     let parts = console.events("/server", Duration::from_secs(2));
     assert!(parts.iter().any(|part| part["id"] == "live-test"), "{parts:?}");
-    // A server that is away, and one test that replaces another.
+    // An unreachable server, and a test that replaces another.
     sshd.stop();
     console.language = "en";
     console.post("/server/test", &address.with(&[])).assert_status(303);

@@ -1,4 +1,4 @@
-//! The page of the configuration: every key of the schema as a field, changed by way of a difference.
+//! The page of the configuration: every key of the schema as a field, and changes with a diff.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ fn every_key_is_a_field_with_the_words_of_the_schema() {
             assert!(page.body.contains(&format!("id=\"f-{key}\"")), "no field for {key}");
         }
     }
-    // Its own words, for this kind of value, with what is set.
+    // The page's own texts for this kind of value, with the current value.
     let page = page
         .assert_has("Number of machines to back up at the same time.")
         .assert_has("<option value=\"required\" selected>");
@@ -58,7 +58,7 @@ fn every_key_is_a_field_with_the_words_of_the_schema() {
     assert!(text.contains("\"jobs\":4") || text.contains("\"jobs\": 4"), "{text}");
     assert!(text.contains("ours") && !text.contains("freeze"), "{text}");
 
-    // Errors stand at their fields, and are listed; what was typed stays.
+    // Errors are shown at their fields and listed; the input is kept.
     let page = console.post("/settings/review", &[("k.limit_read", "200 MB"), ("b.limit_read", ""), ("k.jobs", "0")]);
     let page = page.assert_status(422).assert_has("Nothing was written.").assert_has("value=\"200 MB\"");
     assert!(page.body.contains("-e\""), "{}", page.body);

@@ -1,4 +1,4 @@
-//! A console that systemd starts: its units, its sockets, and links for root alone; and the browser of a desktop.
+//! A console that systemd starts: its units, its sockets, and links for root only; and the browser of a desktop.
 
 use std::fs;
 use std::net::TcpListener;
@@ -58,7 +58,7 @@ fn a_console_is_started_by_its_socket_and_gives_links_to_root_alone() {
     let link = folder.join("links.sock");
     let kvmb = env.path("bin/kvmb").display().to_string();
     let words = ["-l", &address.to_string(), "-l", &link.display().to_string()];
-    // The environment of the tests, which it does not pass on by itself.
+    // systemd-socket-activate does not pass on the tests' environment by default.
     let names = ["HOME", "KVMB_RUNTIME_DIR", "KVMB_SCRATCH", "KVMB_DATA_DIR", "KVMB_CONFIG", "KVMB_LOG_FILE"];
     let names = names.iter().flat_map(|name| ["-E", *name]);
     let activated = env.program("systemd-socket-activate").args(words).args(names);
@@ -70,7 +70,7 @@ fn a_console_is_started_by_its_socket_and_gives_links_to_root_alone() {
     let (port, token) = parse_link(second.stdout()).unwrap();
     assert_eq!(port, address.port());
     let console = Console { running, port, token, cookie: String::new(), language: "en" };
-    // The earlier link is void; a page without a session says where links are.
+    // The earlier link is invalid; a page without a session says how to get a link.
     let (_, void) = parse_link(first.stdout()).unwrap();
     console.get(&format!("/login?token={void}")).assert_status(401).assert_has("sudo kvmb ui --url");
     let console = console.opened();
@@ -78,7 +78,7 @@ fn a_console_is_started_by_its_socket_and_gives_links_to_root_alone() {
     let log = fs::read_to_string(env.log_file()).unwrap_or_default();
     assert!(!log.contains(&console.token) && !console.running.stderr_so_far().contains(&console.token));
 
-    // Somebody else, even if the socket's mode would let them in.
+    // Other users are refused, even if the socket's mode admits them.
     for (path, mode) in [(env.path(""), 0o711), (folder.clone(), 0o711), (link.clone(), 0o666)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -87,7 +87,7 @@ fn a_console_is_started_by_its_socket_and_gives_links_to_root_alone() {
     let other = other.args(["-MIO::Socket::UNIX", "-e", ask]).arg(&link).run().assert_ok();
     assert_eq!(other.stdout(), "connected\n", "{other}");
 
-    // It ends by itself; systemd would start it again.
+    // The console ends when idle; systemd would start it again.
     console.running.wait().assert_ok();
     env.kvmb(["ui", "--system"]).run().assert_code(2).assert_stderr_has("kvmb ui install");
 }

@@ -1,4 +1,4 @@
-//! Names and messages that are HTML, and pages of others that would like to use the session.
+//! Names and messages that contain HTML, and foreign pages that try to use the session.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use crate::support::{Disk, Env};
 
 const MIB: u64 = 1 << 20;
 
-/// A machine, its image and a folder; each would open an alert if it were not text.
+/// A machine, its image and a folder. Each would open an alert if it were not escaped.
 const MACHINE: &str = "kvmb-test-<img src=x onerror=alert(1)>";
 const IMAGE: &str = "disk'\"><svg onload=alert(2)>.qcow2";
 const FOLDER: &str = "/nowhere/\"><script>alert(3)</script>";
@@ -24,7 +24,7 @@ fn names_paths_and_messages_are_text_and_nothing_else() {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let backup = env.kvmb(["backup", MACHINE, "-r", &env.repo(), "--json"]).run().assert_ok();
     let point = backup.record_of("point")["point"].as_str().unwrap().to_owned();
-    // A job that fails, with a message that has the path in it.
+    // A failed job whose message contains the path.
     let restore = ["restore", &point, "-r", &env.repo(), "--as", "kvmb-test-<b>copy", "--into", FOLDER];
     env.kvmb(restore).run().assert_code(1);
     let job = env.kvmb(["jobs", "--limit", "1", "--json"]).run().records_of("job")[0]["job"].clone();
@@ -56,14 +56,14 @@ fn names_paths_and_messages_are_text_and_nothing_else() {
     desk.end();
 }
 
-/// A server of somebody else on this host, which answers everything with a page.
+/// A foreign server on this host, which answers every request with a page.
 fn foreign_server(page: String) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
-            // A browser may connect and say nothing.
+            // A browser may connect without sending a request.
             let page = page.clone();
             std::thread::spawn(move || {
                 let mut request = [0; 4096];
@@ -84,7 +84,7 @@ fn a_page_of_somebody_else_on_this_host_can_neither_read_nor_change_anything() {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let desk = desk(&env, DESKTOP, &[]);
     let (browser, console) = (&desk.browser, desk.url(""));
-    // Another port of the same host is the same site: the browser sends the cookie along.
+    // Another port of the same host is the same site, so the browser sends the cookie.
     let port = foreign_server(format!(
         "<title>foreign</title><form method=post action='{console}/backup'><input name=m value=kvmb-test-vm1>
          <button>Win a prize</button></form><iframe src='{console}/'></iframe>
@@ -102,7 +102,7 @@ fn a_page_of_somebody_else_on_this_host_can_neither_read_nor_change_anything() {
     browser.wait_for("Refused");
     assert_eq!(browser.url(), desk.url("/backup"));
     assert!(env.kvmb(["jobs", "--json"]).run().assert_ok().records().is_empty());
-    // The session itself is as good as before.
+    // The session itself is unaffected.
     desk.open("/jobs");
     browser.wait_for("No job is running");
     let (origin, console) = (desk.url("/"), desk.console);

@@ -1,4 +1,4 @@
-//! Every page keeps the rules of accessibility: light and dark, on a desktop and on a telephone, and fits both.
+//! Every page follows the accessibility rules and fits the screen: light and dark, on a desktop and on a phone.
 
 use super::{Desk, desk};
 use crate::support::browser::{DESKTOP, Look, PHONE};
@@ -8,7 +8,7 @@ use serde_json::json;
 const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
-/// A picture without words, a grey text on grey, and a block that is wider than every screen.
+/// An image without a text alternative, grey text on grey, and a block that is wider than every screen.
 const PLANT: &str = "const main = document.querySelector('main');
     const [image, text, block] = ['img', 'p', 'div'].map((name) => main.appendChild(document.createElement(name)));
     image.src = '/icon.svg';
@@ -18,7 +18,7 @@ const PLANT: &str = "const main = document.querySelector('main');
     block.style.width = '2000px';
     block.textContent = 'wide';";
 
-/// Adds what is wrong with the page as it is shown now, in four looks.
+/// Adds the violations of the current page, with four combinations of size and colours.
 fn check(desk: &Desk, what: &str, faults: &mut Vec<String>) {
     for look in [DESKTOP, PHONE] {
         for is_dark in [false, true] {
@@ -76,7 +76,7 @@ fn no_page_breaks_a_rule_of_accessibility_or_is_wider_than_the_screen() {
         desk.open(path);
         check(&desk, path, &mut faults);
     }
-    // What only a form leads to: a change before it is written, and an error at its field.
+    // Pages that only a form leads to: a change before it is written, and an error at its field.
     for (value, title) in [("3", "jobs=3"), ("900", "900")] {
         desk.open("/settings");
         desk.browser.one("#f-jobs").fill(value);
@@ -89,13 +89,13 @@ fn no_page_breaks_a_rule_of_accessibility_or_is_wider_than_the_screen() {
     desk.open("/server");
     desk.browser.wait_for("Test connection");
     check(&desk, "/server", &mut faults);
-    // And what is shown without a session.
+    // The page without a session.
     desk.open("/");
     desk.browser.set_look(DESKTOP);
     desk.browser.click("End session");
     desk.browser.wait_for("Open the console with its link");
     check(&desk, "/login", &mut faults);
-    // The check itself sees what is wrong.
+    // The check itself detects violations.
     let mut planted = Vec::new();
     desk.browser.script(PLANT);
     check(&desk, "planted", &mut planted);

@@ -1,4 +1,5 @@
-//! A drill as a person sees it: started with a mouse, watched, and looked at. What the guest writes is no HTML.
+//! A drill as a person sees it: started with the mouse, watched, and inspected. The guest's output is not interpreted
+//! as HTML.
 
 use super::{Desk, desk};
 use crate::support::backups::{backup, init};
@@ -8,7 +9,7 @@ use crate::support::{Disk, Env};
 
 const VM: &str = "kvmb-test-vm1";
 
-/// The screen and the console of the last drill are shown, as picture and text.
+/// Fails unless the screen and the console of the last drill are shown.
 fn assert_shown(desk: &Desk) {
     let browser = &desk.browser;
     let width = "return document.querySelector('.screen img').naturalWidth;";
@@ -23,7 +24,7 @@ fn assert_shown(desk: &Desk) {
 #[test]
 fn a_point_boots_and_its_screen_and_its_console_are_shown() {
     let env = Env::new("browser drill");
-    // A kernel that writes its command line, and HTML with it, to the serial console.
+    // A kernel that writes its command line, which contains HTML, to the serial console.
     let words = "console=ttyS0 note=&lt;script&gt;alert(1)&lt;/script&gt; rdinit=/bin/busybox -- sleep 1000000";
     let machine = env
         .machine(VM)
@@ -48,7 +49,7 @@ fn a_point_boots_and_its_screen_and_its_console_are_shown() {
     desk.wait_for_job("done");
     browser.wait_for("the expected text appeared");
     assert_shown(&desk);
-    // The overview leads to the same.
+    // The overview links to the same page.
     desk.open("/");
     browser.wait_for("1 of 1 machines reached their goal");
     browser.one("#drills th a").click();

@@ -1,4 +1,4 @@
-//! The file browser of a point: with a mouse, without scripts on a telephone, and with names that are HTML.
+//! The file browser of a point: with the mouse, without scripts on a phone, and with names that contain HTML.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::support::browser::{DESKTOP, Look, PHONE};
 use crate::support::{Env, wait_until};
 use serde_json::json;
 
-/// Has the browser save what it downloads in this folder.
+/// Makes the browser save downloads in this folder.
 fn save_into(desk: &Desk, folder: &Path) {
     let wanted = json!({ "behavior": "allow", "downloadPath": folder });
     desk.browser.devtools("Page.setDownloadBehavior", &wanted);
@@ -34,7 +34,7 @@ fn files_are_browsed_downloaded_and_copied_with_a_mouse() {
     browser.wait_for("2 in /etc/conf.d");
     browser.one("button[name=file][value='%2Fetc%2Fconf.d%2Fa.conf']").click();
     wait_until("the file is saved", LIMIT, || fs::read(saved.join("a.conf")).is_ok_and(|bytes| bytes == b"a=1\n"));
-    // The page stays; what is ticked on it goes into an archive, and into a folder of this host.
+    // The page remains open. The ticked files are downloaded as an archive, and copied into a folder of this host.
     browser.one("input[name=f][value='%2Fetc%2Fconf.d%2Fa.conf']").click();
     browser.click("Download as .tar");
     let archive = saved.join("kvmb-test-vm1-a.conf.tar");
@@ -86,7 +86,7 @@ fn names_of_files_are_text_accessible_and_fit_a_telephone() {
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
-    // The name of a file that is saved is no path and no header.
+    // The name of a downloaded file cannot contain a path or a header.
     let saved = new_folder(&env, "saved");
     save_into(&desk, &saved);
     desk.open(&format!("/points/{id}/files?part=vda&path=/hostile"));

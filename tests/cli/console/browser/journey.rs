@@ -16,7 +16,7 @@ fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
     let desk = desk(&env, DESKTOP, &[]);
     let browser = &desk.browser;
 
-    // Choose it: the change is shown before it is written.
+    // Select it: the change is shown before it is written.
     browser.click("Machines");
     browser.one(&format!("input[name=m][value='{VM}']")).click();
     browser.click("Select for backups");
@@ -24,7 +24,7 @@ fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
     browser.click("Write the file");
     browser.wait_for("Done.");
 
-    // Back it up, and watch the page change by itself.
+    // Back it up, and watch the page update.
     desk.open("/machines");
     browser.one(&format!("input[name=m][value='{VM}']")).click();
     browser.one("#limit").fill("1M");
@@ -32,11 +32,11 @@ fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
     browser.one("#live-job progress");
     browser.script(WATCH);
     desk.wait_for_job("done");
-    // A page that was loaded again would have forgotten it.
+    // Reloading the page would have reset this variable.
     let seen = seen(browser);
     assert!(seen.len() > 2 && seen.is_sorted(), "the progress moves: {seen:?}");
 
-    // Restore it in its place: what has been written since is gone.
+    // Restore it in place: later changes are lost.
     let then = machine.models();
     machine.write("vda", 0, 2 * MIB, 0x55);
     browser.click("Restore");
@@ -46,7 +46,7 @@ fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
     browser.click("Review what will be written");
     browser.wait_for("will be lost");
     let overwrite = format!("Overwrite {VM}");
-    // The name has to be typed: first a wrong one, then, with the keyboard alone, the right one.
+    // The name has to be typed: first a wrong one, then the right one with the keyboard alone.
     browser.one("#confirm").fill("vm1");
     browser.click(&overwrite);
     browser.wait_for("This is not the name of the machine.");

@@ -1,4 +1,4 @@
-//! Pages that change by themselves, and jobs that do not need the console: cancelling, two tabs, a killed console.
+//! Pages that update themselves, and jobs that do not depend on the console: cancelling, two tabs, a killed console.
 
 use super::super::client::LIMIT;
 use super::{Desk, WATCH, desk, seen};
@@ -17,7 +17,7 @@ fn prepared(env: &Env) -> Machine<'_> {
     machine
 }
 
-/// Starts a backup that takes its time, and waits until its page shows it.
+/// Starts a slow backup, and waits until its page shows it.
 fn slow_backup(desk: &Desk, limit: &str) -> String {
     desk.open("/machines");
     desk.browser.one(&format!("input[name=m][value='{VM}']")).click();
@@ -39,7 +39,7 @@ fn two_tabs_show_the_same_job_and_one_cancels_it() {
     let first = browser.tabs().remove(0);
     let second = browser.new_tab();
     desk.open("/");
-    // The overview says what runs, with a link to it.
+    // The overview shows the running job with a link to it.
     browser.wait_for(&format!("kvmb backup --limit-read=128K {VM}"));
     browser.one("#live-note a").click();
     browser.wait_for("Cancel does what Ctrl-C does");
@@ -47,7 +47,7 @@ fn two_tabs_show_the_same_job_and_one_cancels_it() {
     browser.click("Cancel");
     browser.wait_for("Exit code");
     assert_eq!(browser.one("#live-job [role=status]").text(), "interrupted");
-    // The other tab was not looked at meanwhile; it shows the end as soon as it is.
+    // The other tab was in the background meanwhile; it shows the end as soon as it is in front.
     browser.go_to_tab(&first);
     browser.wait_for("Exit code");
     assert_eq!(browser.one("#live-job [role=status]").text(), "interrupted");
@@ -71,13 +71,13 @@ fn a_backup_goes_on_when_the_console_is_killed() {
     console.running.wait().assert_code(137);
     let state = || env.kvmb(["jobs", "show", &id, "--json"]).run().assert_ok().records_of("job")[0]["status"].clone();
     assert_eq!(state(), "running");
-    // The page that is open stays as it is and says no nonsense.
+    // The open page remains unchanged, without errors.
     browser.wait_for(VM);
     browser.end(&format!("http://127.0.0.1:{}/", console.port));
     wait_until("the backup ends", LIMIT, || state() != "running");
     assert_eq!(state(), "done");
     let then = machine.models();
-    // Another console knows it, and its point.
+    // Another console knows the job and its point.
     let desk = super::desk(&env, DESKTOP, &[]);
     desk.browser.wait_for("Every machine has a restore point");
     desk.open(&format!("/jobs/{id}"));
@@ -102,7 +102,7 @@ fn damage_is_shown_where_a_person_looks_first() {
     let desk = desk(&env, DESKTOP, &[]);
     let browser = &desk.browser;
     browser.wait_for("Every machine has a restore point");
-    // A disk of the server goes bad: every pack loses a byte.
+    // The server's disk is damaged: every pack has one wrong byte.
     for folder in std::fs::read_dir(env.path("repo/data")).unwrap().map(|entry| entry.unwrap().path()) {
         for pack in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             let mut bytes = std::fs::read(&pack).unwrap();

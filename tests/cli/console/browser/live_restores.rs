@@ -1,4 +1,4 @@
-//! A live restore as a person does it: through the wizard, watched, cancelled, and continued until its end.
+//! A live restore as a person does it: through the wizard, watched, cancelled, and continued to its end.
 
 use super::super::client::LIMIT;
 use super::{WATCH, desk, seen};
@@ -22,7 +22,7 @@ fn a_machine_runs_at_once_and_its_data_follows() {
     desk.open(&format!("/restore?machine={VM}"));
     browser.one("main td a, main th a").click();
     browser.click("In its place, running at once");
-    // A machine that is slow has to be cancelled before all is copied.
+    // On a slow machine, the restore must be cancelled before everything is copied.
     browser.one("#f-limit_read").fill("256K");
     browser.click("Review what will be written");
     browser.wait_for("runs while its data is copied");
@@ -40,7 +40,7 @@ fn a_machine_runs_at_once_and_its_data_follows() {
     browser.wait_for("Exit code");
     assert_eq!(browser.one("#live-job [role=status]").text(), "interrupted");
 
-    // The overview and the page of the restore know it.
+    // The overview and the page of the restore show it.
     desk.open("/");
     browser.wait_for("it still reads from the repository");
     browser.click("Abort, or read what happens");
@@ -51,7 +51,7 @@ fn a_machine_runs_at_once_and_its_data_follows() {
     assert!(browser.overflow() <= 0, "{} pixels too wide", browser.overflow());
     assert!(faults.is_empty(), "{faults:#?}");
     browser.set_look(DESKTOP);
-    // QEMU still copies at the pace that was asked for, which would take a minute.
+    // QEMU still copies at the requested rate, which would take a minute.
     machine.virsh_settled(&format!("blockjob {} vda --bandwidth 0", machine.uuid())).assert_ok();
     browser.click("Continue the restore");
     desk.wait_for_job("done");

@@ -16,14 +16,14 @@ use super::client::{Console, LIMIT, start};
 use crate::support::browser::{Browser, Look};
 use crate::support::{Env, wait_until};
 
-/// Notes each value that the bar of the page shows.
+/// Records each value that the progress bar of the page shows.
 pub const WATCH: &str = "window.seen = [];
     new MutationObserver(() => {
         const bar = document.querySelector('#live-job progress');
         if (bar && window.seen.at(-1) !== bar.value) window.seen.push(bar.value);
     }).observe(document.querySelector('main'), { childList: true, subtree: true });";
 
-/// What [`WATCH`] has seen.
+/// Returns the values that [`WATCH`] has recorded.
 #[track_caller]
 pub fn seen(browser: &Browser) -> Vec<f64> {
     let seen = browser.script("return window.seen;");
@@ -68,7 +68,7 @@ impl Desk {
         self.wait_for_job_in("Exit code", state)
     }
 
-    /// The same in another language, whose words for the exit code these are.
+    /// Like `wait_for_job`, in another language, with its words for the exit code.
     #[track_caller]
     pub fn wait_for_job_in(&self, exit_code: &str, state: &str) -> String {
         let job = || self.browser.url().split_once("/jobs/").map(|(_, job)| job.to_owned());
@@ -78,7 +78,7 @@ impl Desk {
         job().unwrap()
     }
 
-    /// Ends the browser, which must not have asked another host for anything, and the console.
+    /// Ends the browser, which must not have contacted other hosts, and the console.
     #[track_caller]
     pub fn end(self) {
         let origin = self.url("/");

@@ -1,5 +1,5 @@
-//! Pictures of every page, with the data of real backups on fourteen nights: `make screenshots`. They are written to
-//! `target/screenshots`, and no page may be wider than its screen.
+//! Screenshots of every page, with the data of real backups on fourteen nights: `make screenshots`. They are written to
+//! `target/screenshots`. No page may be wider than its screen.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 
-/// So many nights ago the first backup was made.
+/// The first backup was made this many nights ago.
 const NIGHTS: u64 = 13;
 
 fn folder() -> PathBuf {
@@ -21,7 +21,7 @@ fn folder() -> PathBuf {
     folder
 }
 
-/// Bytes that no compression makes much smaller: of three, one is zero.
+/// Returns bytes that hardly compress: every third byte is zero.
 fn noise(seed: u64, length: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = |at: u64| {
@@ -33,7 +33,7 @@ fn noise(seed: u64, length: u64) -> Vec<u8> {
     (0..length).map(&mut next).collect()
 }
 
-/// Backs up these machines as many days ago.
+/// Backs up these machines this many days ago.
 fn back_up(env: &Env, days: u64, names: &[&str]) -> Output {
     let call = env.kvmb(["backup", "-r", &env.repo()]).args(names);
     let output = call.env("LD_PRELOAD", faketime::library()).env("FAKETIME", format!("-{days}d")).run();
@@ -41,7 +41,7 @@ fn back_up(env: &Env, days: u64, names: &[&str]) -> Output {
     output
 }
 
-/// Four machines and their past: one night on which an image was not there, and one machine that was left out lately.
+/// Creates four machines and their history: on one night an image was missing, and one machine was skipped recently.
 fn past<'e>(env: &'e Env) -> Vec<Machine<'e>> {
     let machine = |name: &str, sizes: &[u64]| {
         let disks = sizes.iter().map(|mib| Disk::qcow2(mib * MIB));
@@ -57,7 +57,7 @@ fn past<'e>(env: &'e Env) -> Vec<Machine<'e>> {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     for night in (0..=NIGHTS).rev() {
         for (at, machine) in machines.iter().enumerate() {
-            // Some nights change more than others, and each changes something else.
+            // Some nights change more than others, and each changes different data.
             let (at, amount) = (at as u64, 1 + (night * 5 + at as u64 * 3) % 7);
             machine.write_bytes("vda", (night + at) % 4 * MIB, &noise(night * 4 + at, amount * MIB / 2));
         }
@@ -75,7 +75,7 @@ fn past<'e>(env: &'e Env) -> Vec<Machine<'e>> {
     machines
 }
 
-/// Opens a page and takes its pictures; fails if it is wider than its screen.
+/// Opens a page and takes its screenshots; fails if it is wider than its screen.
 fn picture(desk: &Desk, name: &str, path: &str) {
     desk.open(path);
     for (end, look) in [("1280", DESKTOP), ("1280-dark", Look { is_dark: true, ..DESKTOP }), ("390", PHONE)] {
@@ -87,7 +87,7 @@ fn picture(desk: &Desk, name: &str, path: &str) {
     }
 }
 
-/// A picture for the documents.
+/// Takes a screenshot for the documentation.
 fn small(desk: &Desk, name: &str, look: Look) {
     desk.browser.set_look(look);
     let picture = desk.browser.small_screenshot(if look.size == PHONE.size { 1.0 } else { 0.75 });
@@ -129,7 +129,7 @@ fn every_page_is_pictured_and_fits() {
     }
     desk.open(&review);
     small(&desk, "restore", DESKTOP);
-    // The strip and the plots show what happened.
+    // The strip and the plots show the history.
     desk.open("/");
     assert_eq!((desk.browser.all("#machines .strip").len(), desk.browser.all("figure.plot").len()), (4, 3));
     let mail = "//tr[th/a[.='mail']]//*[name()='svg'][@class='strip']";
@@ -143,7 +143,7 @@ fn every_page_is_pictured_and_fits() {
     desk.browser.set_look(DESKTOP);
     desk.browser.script("document.querySelector('.plots').parentElement.scrollIntoView();");
     small(&desk, "plots", Look { is_dark: true, ..DESKTOP });
-    // And a job that runs.
+    // A running job.
     machines[1].write("vda", 0, 20 * MIB, 0x77);
     let running = env.kvmb(["backup", "gitlab", "--full", "--limit-read", "256K", "-r", &env.repo()]).spawn();
     let job = || env.kvmb(["jobs", "--running", "--json"]).run().assert_ok().records();

@@ -1,4 +1,4 @@
-//! The wizard and the log in a browser, without scripts and with them, and names that are wider than a telephone.
+//! The wizard and the log in a browser, with and without scripts, and names that are wider than a phone.
 
 use super::desk;
 use crate::support::browser::{DESKTOP, Look, PHONE};
@@ -6,10 +6,10 @@ use crate::support::{Disk, Env};
 
 const MIB: u64 = 1 << 20;
 
-/// A name that would break a page that does not escape it, and is wider than a telephone.
+/// A name that would break a page which does not escape it, and that is wider than a phone.
 const VM: &str = "kvmb-test-<img src=x onerror=alert(1)>-a-name-that-is-far-wider-than-a-telephone-ever-was";
 
-/// Pages with the name of the machine on them, and the log.
+/// Returns pages with the machine's name, and the log.
 fn pages(id: &str, job: &str) -> Vec<String> {
     let machine = VM.replace('<', "%3C").replace('>', "%3E").replace(' ', "%20").replace('=', "%3D");
     vec![

@@ -1,4 +1,4 @@
-//! What is set up once: the backup server, with a real `sshd`, the schedule and the retention, as a person does it.
+//! The initial set-up as a person does it: the backup server, with a real `sshd`, the schedule and the retention rules.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ fn a_person_sets_up_a_server_which_gets_a_copy_of_the_next_point() {
         field(key).fill(value);
     }
     browser.click("Test connection");
-    // The key is compared before anything is done with the server: first a wrong one is typed.
+    // The key is compared before anything is done on the server. First a wrong one is typed.
     let fingerprint = sshd.fingerprint("ed25519");
     browser.wait_for(&fingerprint);
     browser.one("#fingerprint").fill("SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
@@ -42,7 +42,7 @@ fn a_person_sets_up_a_server_which_gets_a_copy_of_the_next_point() {
     browser.one("#fingerprint").fill(&fingerprint);
     browser.click("Compare and continue");
     browser.wait_for("A backup to this server would fail.");
-    // The password goes in once; then a key logs in.
+    // The password is entered once; after that, a key logs in.
     browser.one("#ssh_password").fill("swordfihs");
     browser.click("Set up the key");
     browser.wait_for("refused the login");
@@ -121,19 +121,19 @@ fn a_person_installs_changes_and_removes_a_schedule() {
     }
     browser.click("Show words and next runs");
     browser.wait_for("Monday to Friday at 02:30");
-    // The user's crontab, not systemd, which is proposed.
+    // Select the user's crontab instead of systemd, which is the default.
     browser.one("main input[type=radio][name=place][value='']").click();
     browser.one("main input[name=machines][value=all]").click();
     browser.click("Install");
     wait_until("it is installed", LIMIT, || host.crontab().contains("30 2 * * 1-5 "));
 
-    // The same place again, at another time: one line takes the place of the other.
+    // The same place with another time: the new line replaces the old one.
     desk.open("/schedule?again=1");
     browser.wait_for("kvmb schedule remove");
     browser.click("Every hour");
     browser.click("Show words and next runs");
     browser.wait_for("Every hour");
-    // The user's crontab, not systemd, which is proposed.
+    // Select the user's crontab instead of systemd, which is the default.
     browser.one("main input[type=radio][name=place][value='']").click();
     browser.one("main input[name=machines][value=all]").click();
     browser.click("Install");

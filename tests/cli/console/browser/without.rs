@@ -1,4 +1,4 @@
-//! What a person may lack: scripts, English, a mouse, a wide screen.
+//! Users without scripts, English, a mouse or a wide screen.
 
 use super::desk;
 use crate::support::browser::{DESKTOP, Look, PHONE, key};
@@ -23,7 +23,7 @@ fn without_scripts_a_backup_is_started_watched_and_filtered() {
     browser.click("Machines");
     browser.one(&format!("input[name=m][value='{VM}']")).click();
     browser.click("Back up now");
-    // The page loads itself again until the job has ended.
+    // The page reloads itself until the job has ended.
     desk.wait_for_job("done");
     assert!(!browser.has(".cmd button"), "no script has run");
     browser.click("Overview");
@@ -60,7 +60,7 @@ fn french_pages_are_french_and_the_switch_stays() {
         browser.click(link);
         browser.wait_for(title);
         assert_eq!(browser.one("html").property("lang"), "fr");
-        // A number has the comma of its language, and a unit its space.
+        // Numbers and units follow the rules of the language.
         let text = browser.text();
         assert!(!text.contains("KiB") && !text.contains("MiB"), "{text}");
     }
@@ -84,7 +84,7 @@ fn the_keyboard_alone_reaches_everything_and_shows_where_it_is() {
     assert_eq!(focused(), "Skip to content");
     browser.press(&[key::ENTER, key::TAB]);
     assert!(browser.script("return document.querySelector('main').contains(document.activeElement);") == true);
-    // Every stop of the page can be seen, and no stop holds the focus.
+    // Every focusable element is visible, and none traps the focus.
     desk.open("/machines");
     let (mut stops, mut has_chosen) = (Vec::new(), false);
     loop {
@@ -133,7 +133,7 @@ fn on_a_telephone_the_menu_opens_and_nothing_is_cut_off() {
     browser.click("Jobs");
     browser.wait_for("Running and past jobs");
     assert_eq!(browser.overflow(), 0);
-    // Zoomed to 400 %, a desktop has 320 pixels left.
+    // At 400 % zoom, a desktop has 320 pixels left.
     for path in ["/", "/machines", "/settings", "/schedule", "/retention"] {
         browser.set_look(Look { size: (320, 256), ..DESKTOP });
         desk.open(path);
