@@ -1,4 +1,5 @@
-//! `kvmb doctor` on real machines: what stands in the way is told, with the command that mends it - and mends it.
+//! `kvmb doctor` on real machines: it reports problems that would prevent a backup, with commands that fix them - and
+//! those commands work.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +10,7 @@ use crate::support::change::run;
 use crate::support::{Disk, Env, FreezeMode, Output};
 use serde_json::Value;
 
-/// The check of one thing.
+/// Returns the check with this name and target.
 #[track_caller]
 fn check(output: &Output, check: &str, target: &str) -> Value {
     let all = output.records_of("check");
@@ -18,7 +19,7 @@ fn check(output: &Output, check: &str, target: &str) -> Value {
     found[0].clone()
 }
 
-/// Fails unless the check has this status, and words and hint with these in them.
+/// Fails unless the check has this status, and its detail and hint contain these texts.
 #[track_caller]
 fn assert_check(output: &Output, name: &str, target: &str, status: &str, detail: &str, hint: &str) {
     let check = check(output, name, target);
@@ -54,7 +55,7 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
     assert_eq!(warned, 1, "{output}");
     assert!(!machine.is_captured() && machine.checkpoints().is_empty());
     env.assert_nothing_left();
-    // A table has the problems; the others are a number.
+    // A table lists the problems, and counts the other checks.
     let count = output.records_of("check").len() - 1;
     let table = doctor(&env, &["-o", "table"]).assert_ok();
     let summary = format!("\n\n1 warning; {count} checks ok (--all lists them)\n");
@@ -160,7 +161,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
              </encryption>",
         ))
         .define();
-    // As a copy that ended early.
+    // Like a copy that was interrupted.
     let short = env.machine("short").disk(Disk::qcow2(MIB)).define();
     short.write("vda", 0, MIB, 0x11);
     let image = fs::OpenOptions::new().write(true).open(short.image("vda")).expect("open");
@@ -172,11 +173,11 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     assert_check(&output, "machine", "diskless", "ok", "a backup stores its definition", "");
     assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "--luks-key-file vda=FILE");
     doctor(&env, &["good"]).assert_ok();
-    // A name that nobody has is a failure.
+    // An unknown name is a failure.
     let output = doctor(&env, &["good", "nobody"]).assert_code(1);
     assert_eq!(output.record_of("failure")["code"], "not_found");
 
-    // QEMU's user cannot pass.
+    // QEMU's user cannot enter the folder.
     let closed = env.path("closed");
     fs::create_dir(&closed).expect("mkdir");
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("chmod");
@@ -191,14 +192,14 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     env.sh(hint.split(';').next().expect("a command")).run().assert_ok();
     doctor(&env, &["good", "--scratch", &scratch]).assert_ok();
 
-    // No room.
+    // Not enough space.
     let small = env.tmpfs("small", MIB);
     small.fill_up_to(256 * 1024);
     let small = small.path().display().to_string();
     let output = doctor(&env, &["good", "--scratch", &small]).assert_code(1);
     assert_check(&output, "scratch", "good", "critical", "only 256.00 KiB free", "--scratch DIR");
 
-    // QEMU's other programs.
+    // QEMU's tools are missing.
     let output = env.kvmb_without(&["qemu-img", "qemu-nbd"], ["doctor", "good"]).run().assert_code(1);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     assert_check(&output, "programs", &host, "critical", "qemu-img", "apt install qemu-utils");
@@ -245,8 +246,8 @@ fn what_holds_a_machine_is_reported() {
     env.virsh(&["backup-begin", "vm", &xml.display().to_string()]);
     let output = doctor(&env, &["vm"]).assert_ok();
     assert_check(&output, "job", "vm", "warning", "of another program", "virsh domjobabort vm");
-    // The embedded libvirt of virsh may be gone in the midst of the job's end, and leave behind one that QEMU does not
-    // know: then the hint is given again, and helps.
+    // The embedded libvirt of virsh may end before the job has ended, and leave behind a job that QEMU does not know.
+    // Then the hint is given again, and works.
     crate::support::wait_until("the job is gone", Duration::from_secs(60), || {
         env.try_virsh(&["domjobabort", "vm"]);
         let job = check(&doctor(&env, &["vm"]).assert_ok(), "job", "vm");
@@ -264,7 +265,7 @@ fn bitmaps_that_a_crash_spoilt_are_reported_until_a_backup_has_cleared_them() {
     backup(&machine, &repo);
     let none = |output: &Output| assert!(!output.stdout().contains("\"bitmap\""), "{output}");
     none(&doctor(&env, &["vm"]).assert_ok());
-    // Made in this session: gone with it.
+    // Created in this session, and lost with it.
     machine.kill();
     let output = doctor(&env, &["vm"]).assert_ok();
     assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm");
@@ -274,7 +275,7 @@ fn bitmaps_that_a_crash_spoilt_are_reported_until_a_backup_has_cleared_them() {
     assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm");
     backup(&machine, &repo);
     none(&doctor(&env, &["vm"]).assert_ok());
-    // Older than the session, and one of another tool beside it: still in the image.
+    // Older than the session, and one of another tool: both are still in the image.
     env.virsh(&["checkpoint-create-as", "vm", "other-tool", "--diskspec", "vda"]);
     machine.stop();
     none(&doctor(&env, &["vm"]).assert_ok());

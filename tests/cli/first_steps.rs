@@ -1,4 +1,4 @@
-//! What somebody meets who has never run kvmb before, on a terminal and without one.
+//! What a new user sees, on a terminal and without one.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn a_fresh_host_has_no_backups_yet_and_nobody_is_asked_for_a_password() {
     let status = env.kvmb(["status"]).run().assert_code(1);
     let check = status.record_of("check");
     assert_eq!((&check["check"], &check["detail"]), (&"repository".into(), &"no repository yet".into()));
-    // The same on a terminal, where somebody could be asked: the repository is looked for first.
+    // The same on a terminal, where prompts are possible: the repository is checked first.
     for (command, words) in
         [("points", "no backups on this host yet"), ("points -r /nowhere", "no repository in /nowhere")]
     {
@@ -30,7 +30,7 @@ fn a_fresh_host_has_no_backups_yet_and_nobody_is_asked_for_a_password() {
         let screen = env.pty_of("sh", ["-c", &line]).wait().assert_code(1);
         assert!(screen.stdout().contains(words) && !screen.stdout().contains("Password"), "{screen}");
     }
-    // With its key there, the repository was made: it is not mounted, and nothing is as if it had never been.
+    // If its key exists, the repository was created and is not mounted, so it must not be treated as new.
     let data = env.path("data");
     std::fs::create_dir_all(&data).expect("mkdir");
     std::fs::write(data.join("repo.key"), "0".repeat(64) + "\n").expect("write");
@@ -47,7 +47,7 @@ fn a_server_that_refuses_the_first_connection_fails_at_once_on_a_terminal() {
     let screen = env.pty(["points", "-r", &format!("sftp://u@127.0.0.1:{port}//srv")]).wait().assert_code(1);
     assert!(screen.stdout().contains("Connection refused"), "{screen}");
     assert!(!screen.stdout().contains("gave up"), "it was tried only once: {screen}");
-    // With the option it is tried again.
+    // With the option, the connection is retried.
     let words = ["points", "--retry-for", "2s", "-r", &format!("sftp://u@127.0.0.1:{port}//srv")];
     let screen = env.pty(words).wait().assert_code(1);
     assert!(screen.stdout().contains("; gave up after "), "{screen}");
@@ -126,7 +126,7 @@ fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
         entries.flat_map(|entry| std::fs::read_dir(entry.path())).flatten().flatten().any(has_state)
             || std::fs::read_dir(env.path("run/kvmb")).into_iter().flatten().flatten().any(has_state)
     });
-    // The state says so too, and how far it is.
+    // The status shows it too, with its progress.
     wait_until("the state shows the progress", Duration::from_secs(60), || {
         let output = env.kvmb(["status", "vm1", "-r", &repo]).run();
         let check = output.records_of("check").into_iter().find(|check| check["check"] == "backup").unwrap();

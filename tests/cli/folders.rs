@@ -1,10 +1,10 @@
-//! Where a new user's files are, and that files which exist stay where they are.
+//! The default locations of a new user's files; existing files keep their locations.
 
 use crate::support::Env;
 use crate::support::call::{Call, Output};
 use std::fs;
 
-/// A script as a user who is not root. The files of the test belong to that user.
+/// Runs a script as a user other than root. The files of the test belong to that user.
 fn as_user(env: &Env, script: &str) -> Output {
     let call: Call = env.program("unshare").args(["--user", "--map-user=1000", "--map-group=1000", "sh", "-c", script]);
     let call = ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "KVMB_DATA_DIR", "KVMB_CONFIG", "KVMB_LOG_FILE"]
@@ -26,7 +26,7 @@ fn a_new_users_files_are_where_the_specification_has_them() {
     let settings = as_user(&env, "kvmb config show --all").assert_ok().records_of("setting");
     let repo = settings.iter().find(|setting| setting["key"] == "repo").unwrap();
     assert_eq!(repo["value"], home(".local/share/kvmb/repo").to_str().unwrap());
-    // Variables of the specification; a relative one is ignored.
+    // Variables of the XDG specification; a relative path is ignored.
     as_user(&env, "XDG_STATE_HOME=$HOME/state kvmb verify --all -r $R").assert_ok();
     assert!(home("state/kvmb/jobs").exists());
     as_user(&env, "XDG_STATE_HOME=relative kvmb verify --all -r $R").assert_ok();
@@ -51,7 +51,7 @@ fn a_new_configuration_is_below_the_folder_of_configurations_and_an_old_one_stay
     assert_eq!(fs::read_to_string(home(".config/kvmb/config.json")).unwrap().matches("jobs").count(), 1);
     as_user(&env, "XDG_CONFIG_HOME=$HOME/other kvmb config set jobs=3").assert_ok();
     assert!(home("other/kvmb/config.json").exists());
-    // The place of kvm_backup wins where it is used.
+    // The path of kvm_backup takes precedence if it exists.
     fs::write(home(".kvm_backup_config.json"), "{}\n").unwrap();
     as_user(&env, "kvmb config set jobs=4").assert_ok();
     assert!(fs::read_to_string(home(".kvm_backup_config.json")).unwrap().contains("\"jobs\": 4"));

@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A hook that notes its environment and what it reads, and then does as `rest` says.
+/// Returns a hook that records its environment and its input, and then runs `rest`.
 fn noting(rest: &str) -> Value {
     let note = "{ echo \"hook=$KVMB_HOOK\"; env | grep ^KVMB_; sed 's/^/stdin=/'; echo end=; } >>notes";
     json!({"command": ["/bin/sh", "-c", format!("{note}; {rest}")]})
 }
 
-/// What hooks noted, one map for each, in the order in which they ran.
+/// Returns the hooks' records, one map for each, in execution order.
 fn notes(env: &Env) -> Vec<BTreeMap<String, String>> {
     let text = fs::read_to_string(env.path("notes")).unwrap_or_default();
     let blocks = text.split("end=\n").filter(|block| !block.is_empty());
@@ -39,7 +39,7 @@ fn hooks_of(env: &Env) -> Vec<String> {
     notes(env).iter().map(|note| note["hook"].clone()).collect()
 }
 
-/// Two machines, a repository, and hooks around everything.
+/// Prepares two machines, a repository, and hooks.
 fn prepared(name: &str, hooks: &Value) -> Env {
     let env = Env::new(name);
     for name in ["kvmb-test-a", "kvmb-test-b"] {
@@ -87,7 +87,7 @@ fn hooks_run_around_the_run_and_each_machine_and_know_what_it_is_about() {
     assert_eq!((last["KVMB_STATUS"].as_str(), last["KVMB_EXIT_CODE"].as_str()), ("done", "0"));
     assert_eq!((last["KVMB_DONE"].as_str(), last["KVMB_FAILED"].as_str()), ("2", "0"));
     assert_eq!(last["KVMB_SUMMARY"], "2 machines were stored");
-    // What a hook prints is no record; a rehearsal runs none.
+    // The output of a hook is not a record; a dry run runs no hooks.
     env.configure(&json!({"repo": env.repo(), "hooks": {"before_run": [{"command": ["echo", "hello"]}]}}));
     let output = env.kvmb(["backup", "kvmb-test-a"]).run().assert_ok().assert_stderr_has("hello");
     assert_eq!(output.records().len(), 1);
@@ -126,10 +126,10 @@ fn a_hook_that_fails_before_the_run_ends_it_and_is_reported_after_it() {
     assert_eq!(output.record_of("failure")["code"], "hook");
     assert_eq!(hooks_of(&env), ["before_run", "after_run"]);
     assert_eq!(notes(&env)[1]["KVMB_STATUS"], "failed");
-    // One that fails afterwards changes nothing, and is told of.
+    // A hook that fails afterwards changes nothing, and is reported.
     output.assert_stderr_has("kvmb: warning: the hook after_run");
     assert!(env.kvmb(["points"]).run().assert_ok().records().is_empty());
-    // A run that cannot even begin is told of as well.
+    // The hooks afterwards also learn about a run that cannot start.
     env.configure(&json!({"repo": env.repo_named("none"), "hooks": {"after_run": [noting("true")]}}));
     env.kvmb(["backup", "kvmb-test-a"]).run().assert_code(1);
     assert_eq!(notes(&env)[2]["KVMB_STATUS"], "failed");
@@ -148,7 +148,7 @@ fn a_hook_that_takes_too_long_is_ended_with_all_that_it_started() {
     assert!(began.elapsed() < Duration::from_secs(100));
     let sleepers = || process::of(&env.path("")).into_iter().filter(|program| program.is("sleep")).count();
     wait_until("all of it has ended", Duration::from_secs(60), || sleepers() == 0);
-    // One that does not listen is killed; and Ctrl-C ends one that has time.
+    // A hook that ignores SIGTERM is killed; Ctrl-C ends a hook that has time left.
     env.configure(
         &json!({"repo": env.repo(), "hooks": {"before_run": [{"command": ["sh", "-c", stubborn], "timeout": "1s"}]}}),
     );
@@ -179,7 +179,7 @@ fn a_name_is_a_value_and_never_a_command() {
     assert!(!env.path("pwned").exists());
 }
 
-/// The hooks of the documents, with the servers that it names replaced by ours.
+/// Returns the hooks of the documentation, with its servers replaced by the test's.
 fn example(replacements: &[(&str, String)]) -> Value {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hooks.md")).unwrap();
     let (_, section) = page.split_once("# Hooks").expect("a section");
@@ -192,14 +192,14 @@ fn example(replacements: &[(&str, String)]) -> Value {
     serde_json::from_str::<Value>(&block).expect("JSON")["hooks"].clone()
 }
 
-/// A server for one conversation.
+/// Starts a server for one connection.
 fn serve<T: Send + 'static>(talk: impl Fn(TcpStream) -> T + Send + 'static) -> (String, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     (address, thread::spawn(move || talk(listener.accept().unwrap().0)))
 }
 
-/// Takes one request; its head and body.
+/// Receives one request, and returns its head and body.
 fn http(mut stream: TcpStream) -> (String, String) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut head, mut length) = (String::new(), 0);
@@ -220,7 +220,7 @@ fn http(mut stream: TcpStream) -> (String, String) {
     (head, String::from_utf8(body).unwrap())
 }
 
-/// Takes one letter; what the client said.
+/// Receives one message, and returns what the client sent.
 fn smtp(mut stream: TcpStream) -> String {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut said, mut in_letter) = (String::new(), false);

@@ -1,6 +1,6 @@
-//! Ctrl-C and SIGTERM at every stage: an orderly end with exit code 130 or 143, and nothing is left.
+//! Ctrl-C and SIGTERM at every stage: an orderly end with exit code 130 or 143, and nothing is left behind.
 //!
-//! What must be interrupted in the middle is held there: a QEMU that is stopped (SIGSTOP) answers nobody.
+//! A command is held in the middle of its work by stopping QEMU (SIGSTOP), which then does not respond.
 
 // A test panics if a result is not what it expects.
 
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 const BOTH: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
 
-/// A machine with so much to read that no backup of it is over at once.
+/// Creates a machine with so much data that no backup of it finishes immediately.
 fn machine<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     let machine = env.machine(name).disk(Disk::raw(64 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
     let mut noise = vec![0; 48 << 20];
@@ -44,7 +44,7 @@ impl Drop for Stopped {
     }
 }
 
-/// Waits until kvmb (no longer the shell that became it) handles SIGINT.
+/// Waits until kvmb (and no longer the shell that executes it) handles SIGINT.
 fn wait_until_it_listens(pid: i32) {
     wait_until("it handles signals", Duration::from_secs(60), || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -62,14 +62,14 @@ fn wait_until_it_has_a_lock(env: &Env, running: &mut Running) {
     wait_until("it has locked the repository", Duration::from_secs(60), || locks(env) > 0 || running.has_ended());
 }
 
-/// Nothing of a run is left: no job, no server, no file, no lock, no point.
+/// Fails if a run has left a job, a server, a file, a lock or a point behind.
 fn assert_clean(env: &Env, machines: &[&Machine], points: usize) {
     env.assert_nothing_left();
     assert_eq!(locks(env), 0, "a lock is left in the repository");
     for machine in machines {
         assert!(!machine.is_captured(), "a job is left");
         assert_eq!(machine.status(), "prelaunch");
-        // Only what was stored has one.
+        // Only a stored point has a checkpoint.
         assert!(machine.checkpoints().len() <= points, "{:?}", machine.checkpoints());
     }
     let output = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
@@ -82,7 +82,7 @@ fn a_stage_that_waits_for_records_ends_soon() {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let commands = ["disks", "snapshot", "hash", "push", "verify", "restore", "backup"];
     let started = commands.into_iter().enumerate().map(|(at, command)| {
-        // A fifo that is open for writing never ends.
+        // A fifo that is open for writing has no end.
         let script = format!("mkfifo fifo-{command}; exec kvmb {command} <>fifo-{command}");
         let running = env.sh(&script).env("KVMB_REPO", env.repo()).limit(Duration::from_secs(20)).spawn();
         wait_until_it_listens(running.pid());
@@ -98,7 +98,7 @@ fn a_stage_that_waits_for_records_ends_soon() {
     assert_clean(&env, &[], 0);
 }
 
-/// Ctrl-C while the first stage behind `snapshot` reads a disk: all stages have to end, and `release` must hear of it.
+/// Ctrl-C while the first stage after `snapshot` reads a disk: all stages must end, and `release` must learn about it.
 #[test]
 fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
     let env = Env::new("ctrl-c");
@@ -182,7 +182,7 @@ fn hash_and_push_are_interrupted_in_the_middle_of_a_disk() {
                 _ => wait_until_it_has_a_lock(&env, &mut running),
             }
             running.signal(signal);
-            // It does not wait for QEMU to answer.
+            // It does not wait for a response of QEMU.
             let output = running.wait().assert_code(code);
             drop(held);
             let failure = &output.records_of("failure")[0];
@@ -190,7 +190,7 @@ fn hash_and_push_are_interrupted_in_the_middle_of_a_disk() {
             assert_eq!(locks(&env), 0);
         }
     }
-    // The capture is as good as before.
+    // The capture is still valid.
     let output = env.sh("kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R").stdin(&captured.stdout).run();
     let output = output.assert_ok();
     assert_eq!(output.record_of("point")["disks"][0]["sha256"], vm1.model("vda").sha256());
@@ -209,7 +209,7 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
             let running = env.sh(script).spawn();
             wait_until("the capture is open", Duration::from_secs(60), || vm1.is_captured());
             let held = Stopped::process(vm1.qemu_pid().unwrap());
-            // The whole group, as a terminal does it; the shell of the pipe dies of it.
+            // The signal goes to the whole process group, as from a terminal, and also ends the pipeline's shell.
             running.signal(signal);
             drop(held);
             let output = running.wait().assert_code(code);
@@ -224,7 +224,7 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
     assert_eq!(kept.records_of("point").len(), 1);
     env.restic(env.repo()).check();
 
-    // Reading back, and bringing back.
+    // During verification, and during a restore.
     for (signal, code) in BOTH {
         let mut running = env.kvmb(["verify", "--all", "-r", &env.repo()]).spawn();
         wait_until_it_has_a_lock(&env, &mut running);
@@ -248,7 +248,7 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
     }
 }
 
-/// Secrets, keys, state: what a named pipe in the place of a file keeps waiting is ended by a signal, and by its limit.
+/// Reading secrets, keys or state from a named pipe without a writer is ended by a signal, and by its time limit.
 #[test]
 fn nothing_that_is_read_keeps_it_from_ending() {
     let env = Env::new("pipes");
@@ -262,7 +262,7 @@ fn nothing_that_is_read_keeps_it_from_ending() {
         &|| points().env("KVMB_PASSWORD_FILE", &fifo),
         &|| points().without_env("KVMB_PASSWORD_FILE").env("KVMB_PASSWORD_COMMAND", slow),
         &hash,
-        // Before the configuration is read, a signal does what it does by default.
+        // Before the configuration is read, a signal has its default effect.
         &|| points().env("KVMB_CONFIG", &fifo),
     ];
     for (at, call) in waiting.iter().enumerate() {
@@ -285,12 +285,12 @@ fn nothing_that_is_read_keeps_it_from_ending() {
     }
     env.assert_nothing_left();
 
-    // Somebody writes: as a shell's '<(…)' does.
+    // A writer exists, as with a shell's '<(…)'.
     let running = points().env("KVMB_PASSWORD_FILE", &fifo).spawn();
     fs::write(&fifo, format!("{}\n", crate::support::PASSWORD)).unwrap();
     running.wait().assert_ok();
 
-    // What nobody ever makes a pipe of is refused at once.
+    // Files that are never pipes are refused at once.
     env.sh("mkdir -p run/kvmb/c-12345678 home/.ssh; mkfifo run/kvmb/c-12345678/state.json home/.ssh/known_hosts; rm \
         repo/config; mkfifo repo/config")
         .run()

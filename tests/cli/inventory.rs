@@ -1,4 +1,4 @@
-//! `kvmb vms` and `kvmb disks`: what libvirt knows, told as it is.
+//! `kvmb vms` and `kvmb disks`: what libvirt reports, unchanged.
 
 // A test panics if a result is not what it expects.
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A name with everything that a shell, an XML parser, a glob or an option parser could trip over.
+/// A name with everything that could confuse a shell, an XML parser, a glob or an option parser.
 const ODD: &str = "-kvmb test 'vm' \"é\" & <1> $HOME *";
 
-/// The record of the machine with this name.
+/// Returns the record of the machine with this name.
 fn named(output: &Output, name: &str) -> Value {
     let found = output.records().into_iter().find(|record| record["machine"] == name);
     found.unwrap_or_else(|| panic!("no {name}: {output}"))
@@ -43,12 +43,12 @@ fn machines_are_listed_running_and_off() {
     assert_eq!(named(&all, transient.name())["persistent"], false);
     assert_eq!(all.records().len(), 3);
 
-    // By glob, by UUID, and each machine once however often it is named.
+    // By glob and by UUID; each machine once, however often it is named.
     let some = env.kvmb(["vms", "kvmb-*-web?", "kvmb-test-web1", running.uuid()]).run().assert_ok();
     let names: Vec<Value> = some.records().iter().map(|record| record["machine"].clone()).collect();
     assert_eq!(names, ["kvmb-test-web1", "kvmb-test-web2"]);
 
-    // A name that no machine has is a failure of its own; the others go on.
+    // An unknown name is a separate failure; the others continue.
     let some = env.kvmb(["vms", "kvmb-test-web3", "nothing*", "kvmb-test-web1"]).run().assert_code(3);
     assert_eq!(some.records_of("machine").len(), 1);
     let failures = some.records_of("failure");
@@ -63,7 +63,7 @@ fn machines_are_listed_running_and_off() {
         .assert_stderr_has("kvmb: hint: run 'kvmb vms' to list the machines");
     env.kvmb(["vms", "nothing"]).run().assert_code(1);
 
-    // The three forms of output, and a table for people.
+    // The three output formats, and a table for people.
     let jsonl = env.kvmb(["vms", "-o", "jsonl"]).run().assert_ok();
     assert_eq!(jsonl.records(), env.kvmb(["--json", "vms"]).run().assert_ok().records());
     let array = env.kvmb(["vms", "--output", "json"]).run().assert_ok();
@@ -76,7 +76,7 @@ fn machines_are_listed_running_and_off() {
     for word in ["paused", "48.00 MiB", "vda vdb", "disconnected"] {
         assert!(line.contains(word), "no {word} in {line}");
     }
-    // A failure in an array is a record like the others.
+    // A failure in an array is a record like any other.
     let array = env.kvmb(["vms", "nothing", "-o", "json"]).run().assert_code(1);
     assert_eq!(serde_json::from_str::<Vec<Value>>(array.stdout()).unwrap()[0]["type"], "failure");
 }
@@ -160,7 +160,7 @@ fn every_form_of_disk_is_reported_with_its_size_or_the_reason_why_it_is_left_out
     }
     assert_eq!(output.records().len(), 11);
 
-    // Fed by `vms` the same, and what is not for it passes through.
+    // The same with input from `vms`; other records are passed on.
     let piped = env.sh("kvmb vms kvmb-test-vm1 | kvmb disks").run().assert_ok();
     assert_eq!(piped.records(), output.records());
     let foreign = "{\"type\":\"comet\",\"tail\":[1]}\n";
@@ -171,7 +171,7 @@ fn every_form_of_disk_is_reported_with_its_size_or_the_reason_why_it_is_left_out
     for words in ["excluded: cdrom", "nbd:export", "pool/volume", "5.00 MiB", path] {
         assert!(table.stdout().contains(words), "no {words:?}: {table}");
     }
-    // Nothing here can be captured, and that is a failure of this machine, by name and in a pipe.
+    // Nothing here can be captured, which is a failure of this machine, named or in a pipeline.
     let output = env.sh("kvmb disks kvmb-test-vm1 | grep '\"cdrom\"' | kvmb snapshot").run().assert_code(1);
     assert_eq!(output.record_of("failure")["code"], "no_disks");
 }
@@ -190,13 +190,13 @@ fn odd_names_are_names() {
     assert_eq!(named(&output, ODD)["machine"], ODD);
     assert!(env.kvmb(["vms", "--help"]).run().assert_ok().stdout().contains("Usage: kvmb vms"));
 
-    // A machine that is really called like a glob is meant by it; otherwise it is a glob.
+    // A name that looks like a glob refers to the machine with exactly that name, if there is one.
     let output = env.kvmb(["vms", "web[1]"]).run().assert_ok();
     assert_eq!(output.record_of("machine")["uuid"], glob.uuid());
     let output = env.kvmb(["vms", "we[b]1"]).run().assert_ok();
     assert_eq!(output.record_of("machine")["uuid"], matched.uuid());
 
-    // Through a pipe, by UUID.
+    // In a pipeline, by UUID.
     let disks = env.sh("kvmb vms | kvmb disks").run().assert_ok();
     let found = disks.records().into_iter().find(|record| record["machine"] == ODD).expect("its disk");
     assert_eq!(found["path"], odd.image("vda").to_str().unwrap());
@@ -205,7 +205,7 @@ fn odd_names_are_names() {
 #[test]
 fn a_hostile_name_cannot_steer_the_terminal() {
     let env = Env::new("hostile");
-    // DEL, CSI as one character, and a turn of the writing direction: XML allows them all.
+    // DEL, CSI as a single character, and a change of the writing direction: XML allows them all.
     let hostile = "kvmb-test-\u{7f}\u{9b}2J\u{202e}gnp.exe";
     let machine = env.machine(hostile).define();
     for format in ["table", "jsonl", "json"] {
@@ -217,7 +217,7 @@ fn a_hostile_name_cannot_steer_the_terminal() {
             assert!(!said.contains(steering), "{arguments:?}: {said:?}");
         }
     }
-    // In JSON it is still the same name.
+    // In JSON, the name is unchanged.
     assert_eq!(env.kvmb(["vms"]).run().assert_ok().record_of("machine")["machine"], hostile);
     assert_eq!(env.kvmb(["vms", hostile]).run().assert_ok().record_of("machine")["uuid"], machine.uuid());
 }
@@ -249,7 +249,7 @@ fn a_libvirt_that_cannot_be_reached_is_said_so() {
             assert!(output.stderr().starts_with("kvmb: error: "), "{output}");
         }
     }
-    // The records of a pipe say where they come from; what is there then is another matter.
+    // The records of a pipeline name their connection, which may not be available any more.
     let gone = json!({"type": "machine", "connect": nowhere, "machine": "vm1", "uuid": "1", "state": "running",
         "persistent": true, "autostart": null, "memory_bytes": 1, "vcpus": 1, "disks": [], "agent": "none"});
     let output = env.kvmb(["disks"]).stdin(format!("{gone}\n")).run().assert_code(1);

@@ -1,4 +1,4 @@
-//! `kvmb jobs`: what runs and ran on this host; and progress for programs.
+//! `kvmb jobs`: running and past jobs on this host, and progress for programs.
 
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ fn a_follower_sees_jobs_begin_and_end_and_ends_with_its_reader() {
     let output = follower.wait();
     let states: Vec<Value> = output.records().iter().map(|job| job["status"].clone()).collect();
     assert!(states.len() > 2 && states[0] == "running" && states[states.len() - 1] == "done", "{states:?}");
-    // A reader that ends is noticed although nothing is written.
+    // A closed pipe is noticed even if nothing is written.
     let script = "kvmb --json jobs --follow | head -n 1";
     let piped = env.sh(script).run().assert_ok();
     assert_eq!(piped.records().len(), 1);

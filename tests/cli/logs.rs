@@ -1,4 +1,4 @@
-//! The log: what a run leaves to be read later.
+//! The log: what a run records for later.
 
 // A test panics if a result is not what it expects.
 
@@ -20,7 +20,7 @@ fn lines(path: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A line of text: time, level, run, message.
+/// Splits a log line: time, level, run, message.
 fn split(line: &str) -> (&str, &str, &str, &str) {
     let (time, rest) = line.split_once(" - ").unwrap_or_else(|| panic!("{line}"));
     let (level, rest) = rest.split_once(" - ").unwrap_or_else(|| panic!("{line}"));
@@ -45,9 +45,9 @@ fn a_backup_leaves_a_line_a_machine_in_the_form_of_old() {
     for line in &of_backup {
         let (time, level, ..) = split(line);
         let time = chrono::NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S,%3f").unwrap();
-        // Local time, which is not that of the machine that tests.
+        // Local time, which differs from that of the host.
         assert!((wall - time).num_seconds().abs() < 120, "{line}");
-        // What a first checkpoint means for the machine is said once.
+        // The consequence of a first checkpoint is explained once.
         let wanted = if line.contains("has a libvirt checkpoint now") { "WARNING" } else { "INFO" };
         assert_eq!(level, wanted, "{line}");
     }
@@ -69,7 +69,7 @@ fn a_backup_leaves_a_line_a_machine_in_the_form_of_old() {
     assert!(split(of_backup[0]).3.ends_with(" backup begins"), "{of_backup:#?}");
     assert!(split(of_backup.last().unwrap()).3.starts_with("kvmb backup ends: done exit_code=0 "), "{of_backup:#?}");
 
-    // What failed, with its code and hint; and what only reads leaves nothing.
+    // Failures have a code and a hint; commands that only read are not logged.
     let before = lines(&env.log_file()).len();
     env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
     env.kvmb(["vms"]).run().assert_ok();
@@ -104,7 +104,7 @@ fn json_lines_say_the_same() {
 #[test]
 fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
     let env = Env::new("places");
-    // A private view of /var/log, so that the host's own stays as it is.
+    // A private view of /var/log, so that the host's own log is unchanged.
     let of_host = "mount -t tmpfs none /var/log && kvmb init -r $R --dry-run && cat /var/log/kvm_backup.log && stat -c \
         %a /var/log/kvm_backup.log";
     let in_private = |script: &str| {
@@ -116,15 +116,15 @@ fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
     let read_only = "mount -t tmpfs -o ro none /var/log && kvmb init -r $R --dry-run";
     in_private(read_only);
     assert!(lines(&env.path("data/kvmb.log"))[0].contains("init begins"));
-    // The log of the home folder, where kvmb used to write it, is continued.
+    // The log in the home folder, where older versions wrote it, is continued.
     fs::write(env.path("home/kvm_backup.log"), "").unwrap();
     in_private(read_only);
     assert!(lines(&env.path("home/kvm_backup.log"))[0].contains("init begins"));
     fs::remove_file(env.path("home/kvm_backup.log")).unwrap();
-    // Neither can be written: told, and no reason to fail.
+    // If neither can be written, a warning is printed, but the command does not fail.
     let output = in_private("mount -t tmpfs -o ro none /var/log && KVMB_DATA_DIR=/proc/none kvmb init -r $R --dry-run");
     output.assert_stderr_has("kvmb: warning: logging is disabled: cannot write /proc/none/kvmb.log");
-    // Told of the configuration's too.
+    // Also for the configured log.
     env.configure(&json!({"log": {"file": env.path("configured.log")}}));
     in_private("kvmb init -r $R --dry-run");
     assert_eq!(lines(&env.path("configured.log")).len(), 2);
@@ -150,7 +150,7 @@ fn the_log_does_not_grow_for_ever_though_many_write_at_once() {
     for name in &names {
         let path = env.path(name);
         assert!(fs::metadata(&path).unwrap().len() < 4096, "{name}");
-        // Every line is whole.
+        // Every line is complete.
         lines(&path).iter().for_each(|line| assert_eq!(split(line).2.len(), 8, "{line}"));
     }
 }
@@ -163,7 +163,7 @@ fn a_hostile_name_writes_no_line_of_its_own_and_no_secret_is_written_down() {
     let all = lines(&env.log_file());
     assert!(all.iter().all(|line| !line.starts_with("2025-01-01")), "{all:#?}");
     assert!(!all.concat().contains(['\u{1b}', '\u{202e}']), "{all:#?}");
-    // Passwords, wherever they come from.
+    // Passwords, from whichever source.
     let secret = "hunter2-secret";
     env.configure(&json!({"password_command": format!("echo {secret}")}));
     let call = || env.kvmb(["-vv", "init", "-r", &env.repo()]).without_env("KVMB_PASSWORD_FILE");
@@ -174,7 +174,7 @@ fn a_hostile_name_writes_no_line_of_its_own_and_no_secret_is_written_down() {
     assert!(!lines(&env.log_file()).concat().contains(secret), "{:#?}", lines(&env.log_file()));
 }
 
-/// A real systemd-journald in a private view of the system; `$1` runs with its standard error connected to it.
+/// Runs a real systemd-journald in a private view of the system, and `$1` with standard error connected to it.
 const IN_JOURNAL: &str = r#"
 set -e
 mount -t tmpfs none /run
@@ -208,7 +208,7 @@ fn under_systemd_the_log_is_the_journal_with_fields() {
     let stored = ours.iter().find(|entry| entry["F_POINT"].is_string()).unwrap_or_else(|| panic!("{output}"));
     assert_eq!((&stored["F_MACHINE"], &stored["SYSLOG_IDENTIFIER"]), (&json!("kvmb-test-a"), &json!("kvmb")));
     assert!(ours.iter().all(|entry| entry["RUN"] == stored["RUN"]), "{output}");
-    // An error has its priority, and is not told twice.
+    // An error has its priority, and is not reported twice.
     let errors: Vec<&Value> =
         entries.iter().filter(|entry| entry["MESSAGE"].as_str().is_some_and(|text| text.contains("nobody"))).collect();
     assert_eq!(errors.len(), 1, "{output}");
@@ -232,7 +232,7 @@ fn the_log_of_one_run_is_shown_by_its_id() {
         assert!(wanted.len() >= 3, "{all:#?}");
         let output = show(&[run]).assert_ok();
         assert_eq!(output.stdout().lines().collect::<Vec<_>>(), wanted);
-        // Without an id, that of the last run.
+        // Without an id, the last run is shown.
         let is_last = all.last().unwrap() == wanted.last().unwrap();
         assert_eq!(show(&[]).assert_ok().stdout() == output.stdout(), is_last);
     }
@@ -262,7 +262,7 @@ fn the_log_is_filtered_limited_and_followed() {
     let records = |args: &[&str]| env.kvmb(["log", "--json"]).args(args).run().assert_ok().records();
     assert!(records(&[&first]).iter().all(|line| line["type"] == "log" && line["run"] == first.as_str()));
     assert!(records(&[]).iter().all(|line| line["run"] == last.as_str()));
-    // Both forms of a line say the same.
+    // Both formats of a line have the same content.
     let messages = |run: &str| {
         let lines = records(&[run, "--level", "error"]);
         lines.iter().map(|line| line["message"].as_str().unwrap().replace('"', "")).collect::<Vec<_>>()
@@ -273,7 +273,7 @@ fn the_log_is_filtered_limited_and_followed() {
     let few = records(&["--all", "--grep", "BACKUP BEGINS"]);
     assert_eq!(few.len(), 2, "{few:#?}");
     assert!(records(&[&first, "--grep", "no such text"]).is_empty());
-    // Lines are printed as they are unless records are asked for.
+    // Lines are printed unchanged unless records are requested.
     let output = env.kvmb(["log", &first, "--limit", "1"]).run().assert_ok();
     assert!(split(output.stdout().trim_end()).3.starts_with("kvmb backup ends"), "{output}");
     env.kvmb(["log", &first, "--all"]).run().assert_code(2);
@@ -281,7 +281,7 @@ fn the_log_is_filtered_limited_and_followed() {
 
     let followed = env.kvmb(["log", "--follow", "--limit", "0", "--grep", "begins"]).spawn();
     let begun = || followed.stdout_so_far().matches("release begins").count();
-    // It may still be starting: what it must not miss is what comes once it has shown something.
+    // The command may still be starting; after its first line it must not miss any.
     wait_until("a line is followed", Duration::from_secs(60), || {
         env.kvmb(["release", "kvmb-test-none"]).run().assert_ok();
         begun() > 0

@@ -1,4 +1,4 @@
-//! The faces: tables, bars and questions on a terminal, records and one-line errors everywhere else.
+//! Output formats: tables, progress bars and prompts on a terminal; records and one-line errors everywhere else.
 
 // A test panics if a result is not what it expects.
 
@@ -23,7 +23,7 @@ fn forget_the_password(env: &Env) {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
 }
 
-/// What a terminal shows, without what moves the cursor and paints.
+/// Removes cursor movements and colours from the output of a terminal.
 fn plain(screen: &str) -> String {
     let mut text = String::new();
     let mut rest = screen.chars();
@@ -56,21 +56,21 @@ fn a_point_has_totals_a_short_id_and_times_that_find_it_again() {
         let captured_at = point["captured_at"].as_str().unwrap();
         let fraction = captured_at.split_once('.').unwrap_or_else(|| panic!("no fraction: {captured_at}")).1;
         assert_eq!(fraction.find(['+', '-']), Some(3), "{captured_at}");
-        // The time of a record names its point, although it is cut off.
+        // The time of a record identifies its point, although it is truncated.
         let name = format!("kvmb-test-vm1@{captured_at}");
         let verified = env.kvmb(["verify", "-r", &env.repo(), &name]).run().assert_ok().record_of("point");
         assert_eq!(verified["point"], point["point"]);
     }
     let latest = env.sh("kvmb points --latest -r $R").run().assert_ok().record_of("point");
     assert_eq!(latest["point"], second["point"]);
-    // No such point: what there is, and how to name it.
+    // There is no such point: the error says which ones exist and how to name them.
     let missing = env.sh("kvmb verify kvmb-test-vm1@yesterday -r $R").run().assert_code(1);
     missing.assert_stderr_has("its oldest point is of ").assert_stderr_has("@yesterday, @2026-11-20");
     env.sh("kvmb verify kvmb-test-vm1@monday -r $R").run().assert_code(1).assert_stderr_has("MACHINE@latest");
     let near = env.sh("kvmb verify kvmb-test-vm2 -r $R").run().assert_code(1);
     near.assert_stderr_has("similar: kvmb-test-vm1");
     env.sh("kvmb verify kvmb-test-vm1@today -r $R").run().assert_ok();
-    // Machines without a terminal get no summary.
+    // Without a terminal there is no summary.
     assert!(!env.sh("kvmb backup --all -r $R").run().assert_ok().stdout().contains("backed up"));
     env.assert_nothing_left();
 }
@@ -132,19 +132,19 @@ fn a_terminal_gets_tables_and_a_pipe_gets_records() {
             assert!(screen.stdout().contains(word), "no {word:?}: {screen}");
         }
         assert!(!screen.stdout().contains("\"type\""), "{screen}");
-        // The same as if asked for; and records in a pipe.
+        // The same table as with -o table; records in a pipeline.
         let table = env.kvmb(&command).args(["-o", "table"]).run().assert_ok();
-        // A narrow terminal has no room for all columns.
+        // A narrow terminal does not have space for all columns.
         let header = table.stdout().lines().next().expect("a header").to_owned();
         let text = plain(screen.stdout());
         let first = header.split_whitespace().next().expect("a head");
-        // A bar may have been there before it.
+        // A progress bar may precede it.
         let shown = text.lines().find_map(|line| Some(&line[line.rfind(first)?..]));
         let shown: Vec<&str> = shown.unwrap_or_else(|| panic!("no header: {screen}")).split_whitespace().collect();
         assert!(shown.iter().all(|head| header.contains(head)), "{header}: {screen}");
         assert!(!env.kvmb(&command).run().assert_ok().records().is_empty());
         let screen = env.pty([command, vec!["--json"]].concat()).wait().assert_ok();
-        // A bar may have been there before it.
+        // A progress bar may precede it.
         let text = plain(screen.stdout());
         let line = &text[text.find("{\"type\":").expect("a record")..];
         let record: Value = serde_json::from_str(line.trim()).expect("one record");
@@ -176,7 +176,7 @@ fn progress_fits_the_terminal_and_is_erased_at_the_end() {
     for columns in [80, 160] {
         let script = format!("stty cols {columns}; exec kvmb hash big");
         let screen = env.pty_of("sh", ["-c", &script]).wait().assert_ok();
-        // A line that is drawn over another one begins by erasing that.
+        // A line that replaces another one starts by erasing it.
         let erased = screen.stdout().replace("\u{1b}[2K", "\n");
         let drawn: Vec<String> = erased.split(['\r', '\n']).map(plain).collect();
         for line in drawn.iter().filter(|line| line.contains("hashing big")) {
@@ -184,7 +184,7 @@ fn progress_fits_the_terminal_and_is_erased_at_the_end() {
         }
         let shown = drawn.iter().filter(|line| line.contains("hashing big")).count();
         assert!(shown > 0, "{columns}: {screen}");
-        // Below it stands the result, and nothing of the progress.
+        // Below the last bar is the result, and nothing of the progress.
         let last = drawn.iter().rposition(|line| line.contains("hashing big")).unwrap();
         assert!(drawn[last..].iter().any(|line| line.contains("1.00 GiB  big")), "{columns}: {drawn:#?}");
     }
@@ -195,7 +195,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     let env = Env::new("password");
     forget_the_password(&env);
     let repo = env.repo();
-    // A new one is asked for twice, until both are the same.
+    // A new password is asked for twice, until both are the same.
     let mut pty = env.pty(["init", "-r", &repo]);
     for (question, times, answer) in
         [("Password for", 1, PASSWORD), ("Again", 1, "another"), ("Password for", 2, PASSWORD), ("Again", 2, PASSWORD)]
@@ -210,7 +210,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
 
     let mut pty = env.pty(["points", "-r", &repo]);
     pty.expect_hidden("Password for", 1);
-    // Mistyped, it may be tried again, as with ssh.
+    // After a typing error, the password may be tried again, as with ssh.
     pty.send("wrong\r");
     pty.expect_hidden("Password for", 2);
     pty.expect("try again");
@@ -231,27 +231,27 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     }
     pty.wait().assert_ok();
     env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD", "second").run().assert_ok();
-    // As restic reads it: all of it, without the white space around it.
+    // Read as restic does: everything, without surrounding white space.
     env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf '\\n second \\n'").run().assert_ok();
     let two_lines = env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf 'second\\nthird\\n'");
     assert_eq!(two_lines.run().assert_code(1).record_of("failure")["code"], "wrong_password");
 
-    // One that never ends printing does not fill the memory.
+    // A command with endless output does not exhaust the memory.
     let endless = env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "yes").run().assert_code(1);
     endless.assert_stderr_has("$KVMB_PASSWORD_COMMAND printed too much");
 
-    // Nobody to ask, or somebody who does not want to be asked.
+    // Nobody can be asked, or the user does not want to be asked.
     let output = env.kvmb(["points", "-r", &repo]).run().assert_code(2);
     assert_eq!(output.record_of("failure")["code"], "usage");
     output.assert_stderr_has("kvmb: hint: use --password-file FILE");
     let screen = env.pty(["-q", "points", "-r", &repo]).wait().assert_code(2);
     assert!(!screen.stdout().contains("Password for"), "{screen}");
-    // Ctrl-C at the question.
+    // Ctrl-C at the prompt.
     let mut pty = env.pty(["points", "-r", &repo]);
     pty.expect_hidden("Password for", 1);
     pty.send("\u{3}");
     pty.wait().assert_code(130);
-    // An empty variable is none; a file that everybody may read is refused.
+    // An empty variable counts as unset; a world-readable file is refused.
     env.kvmb(["points", "-r", &repo, "--password-file", ""]).env("KVMB_PASSWORD", "second").run().assert_ok();
     fs::write(env.path("open"), "second\n").unwrap();
     fs::set_permissions(env.path("open"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -299,7 +299,7 @@ fn restore_without_arguments_leads_through_lists() {
     vm1.write("vda", 0, 65536, 0x22);
     let repo = env.repo();
 
-    // Said no: nothing is done.
+    // After "no", nothing is done.
     let lead = |answer: &str| {
         let mut pty = env.pty(["restore", "-r", &repo]);
         pty.expect("Machine");
@@ -325,7 +325,7 @@ fn restore_without_arguments_leads_through_lists() {
     assert!(screen.stdout().contains("nothing was done"), "{screen}");
     env.try_virsh(&["domid", "kvmb-test-vm1-restored"]).assert_code(1);
     let screen = lead("y").assert_ok();
-    // It says how to do the same without questions, and that is so.
+    // It prints the equivalent command line, which works.
     let text = plain(screen.stdout());
     let line =
         text.split("to run this without questions: ").nth(1).expect("the command").lines().next().unwrap().to_owned();
@@ -336,7 +336,7 @@ fn restore_without_arguments_leads_through_lists() {
     model.assert_image_equals(&restored[0].image, "qcow2");
     env.sh(&line).run().assert_code(1).assert_stderr_has("already exists");
 
-    // In its place.
+    // In place.
     let mut pty = env.pty(["restore", "-r", &repo]);
     pty.expect("Machine");
     pty.send("vm1\r");
@@ -354,11 +354,11 @@ fn restore_without_arguments_leads_through_lists() {
     assert!(plain(screen.stdout()).contains("--overwrite"), "{screen}");
     model.assert_image_equals(vm1.image("vda"), "qcow2");
 
-    // No terminal, no questions; nor with --quiet.
+    // There are no prompts without a terminal or with --quiet.
     env.kvmb(["restore", "-r", &repo]).run().assert_code(2);
     let screen = env.pty(["-q", "restore", "-r", &repo]).wait().assert_code(2);
     assert!(screen.stdout().contains("no point given"), "{screen}");
-    // A stage without a stage before it asks nobody for records.
+    // A command at the beginning of a pipeline does not wait for records from the terminal.
     let screen = env.pty(["push", "-r", &repo]).wait().assert_code(2);
     assert!(screen.stdout().contains("kvmb: hint: "), "{screen}");
 }
@@ -390,7 +390,7 @@ fn a_lost_configuration_is_no_obstacle() {
     let script = "unset KVMB_PASSWORD_FILE; kvmb backup kvmb-test-vm1 -q && kvmb key export exported -q";
     lost.sh(script).env("KVMB_DATA_DIR", data(&lost)).run().assert_ok();
 
-    // Another host, which never ran kvmb, gets the repository and its key, and nothing else.
+    // Another host that never ran kvmb gets only the repository and its key.
     let fresh = Env::new("fresh");
     lost.program("cp").args([lost.path("data/repo"), fresh.path("rescued")]).arg("-r").run().assert_ok();
     fs::copy(lost.path("exported"), fresh.path("key")).unwrap();
@@ -403,14 +403,14 @@ fn a_lost_configuration_is_no_obstacle() {
     let model = vm1.model("vda");
     model.assert_image_equals(&fresh.disks_of("back")[0].image, "qcow2");
 
-    // By questions alone, and without libvirt.
+    // With prompts only, and without libvirt.
     forget_the_password(&fresh);
     let nowhere = format!("KVMB_DATA_DIR={}", data(&fresh));
     let mut pty = fresh.pty_of("env", [&nowhere, "kvmb", "-c", "nonsense:///", "restore"]);
     pty.expect("Repository");
     pty.send(&format!("{}\r", fresh.path("rescued").display()));
     pty.expect_hidden("Password for", 1);
-    // Mistyped, in the dialog too.
+    // A typing error in the dialog, too.
     pty.send("wrong\r");
     pty.expect("wrong password for the repository");
     pty.expect_hidden("Password for", 2);
@@ -480,7 +480,7 @@ fn codes_are_one_list_each_and_the_help_has_it() {
         .collect();
     assert_eq!(listed, ExitCode::ALL.map(|(code, words)| (code as u8, words.to_owned())));
 
-    // Both lists have every variant of their enum, once: the source is read for it.
+    // Both lists have every variant of their enum exactly once, according to the source.
     for (source, name, count) in [
         (
             include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/failure/exit_code.rs")),
@@ -515,7 +515,7 @@ fn colour_is_for_terminals_and_for_whoever_asks() {
     assert!(call(&["--color", "always"]));
     let forced = env.kvmb(["points", "-r", "/nowhere"]).env("NO_COLOR", "").env("CLICOLOR_FORCE", "1").run();
     forced.assert_code(1).assert_stderr_has("\u{1b}[31merror:");
-    // The log of a run goes to standard error too.
+    // The log of a run on standard error, too.
     let output = env.kvmb(["-vv", "points", "-r", "/nowhere"]).run().assert_code(1);
     assert!(!output.stderr().contains('\u{1b}'), "{output}");
     let table = env.kvmb(["doctor", "--all", "-o", "table", "--color", "always"]).run();

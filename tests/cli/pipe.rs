@@ -1,7 +1,7 @@
-//! The rules of the pipe: what flows through it, and what is left when any part of it breaks.
+//! The rules of pipelines: what passes through them, and what remains if any part fails.
 //!
-//! Every script runs under plain `sh`, whose exit code is that of the last stage: without `pipefail` only the records
-//! can tell it what went wrong before.
+//! Every script runs under plain `sh`, whose exit code is that of the last stage: without `pipefail`, only the records
+//! report earlier failures.
 
 // A test panics if a result is not what it expects.
 
@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A running machine with a qcow2 and a raw disk of odd sizes, both with something in them.
+/// Starts a machine with a qcow2 and a raw disk of odd sizes, both with data.
 fn running<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     let machine = env.machine(name).disk(Disk::qcow2(6 * MIB + 512)).disk(Disk::raw(3 * MIB + 1536)).start_paused();
     fill(&machine);
     machine
 }
 
-/// The same, but off.
+/// The same, but shut off.
 fn off<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     let machine = env.machine(name).disk(Disk::qcow2(6 * MIB + 512)).disk(Disk::raw(3 * MIB + 1536)).define();
     fill(&machine);
@@ -28,19 +28,19 @@ fn off<'e>(env: &'e Env, name: &str) -> Machine<'e> {
 }
 
 fn fill(machine: &Machine) {
-    // Every machine has data of its own.
+    // Every machine has different data.
     let seed = machine.uuid().bytes().fold(1, u8::wrapping_add).max(1);
     machine.write("vda", MIB / 2, 2 * MIB, seed);
     machine.write("vda", 6 * MIB, 512, 0x22);
     machine.write("vdb", 3 * MIB + 512, 1024, seed);
 }
 
-/// A repository, and nothing in it.
+/// Creates an empty repository.
 fn init(env: &Env) {
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
 }
 
-/// A stage that passes on so many lines and then kills its program with `kill -9`: `dying 1 kvmb hash`.
+/// Adds a stage that passes on this many lines and then kills its program with `kill -9`: `dying 1 kvmb hash`.
 fn add_dying_stage(env: &Env) {
     let script = r#"#!/bin/sh
 lines=$1; shift
@@ -60,7 +60,7 @@ kill -9 $$
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// The points in the repository; each is whole.
+/// Returns the points in the repository, each of which must be complete.
 fn points(env: &Env) -> Vec<Value> {
     let output = env.sh("kvmb points -r $R").run().assert_ok();
     if !output.records().is_empty() {
@@ -69,7 +69,7 @@ fn points(env: &Env) -> Vec<Value> {
     output.records_of("point")
 }
 
-/// The codes of the failures that came out of a pipe, with their machines.
+/// Returns the codes of the failures in a pipeline's output, with their machines.
 fn failures(output: &Output) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     output.records_of("failure").iter().map(|f| (text(&f["machine"]), text(&f["code"]))).collect()
@@ -77,7 +77,7 @@ fn failures(output: &Output) -> Vec<(String, String)> {
 
 fn assert_untouched(machine: &Machine, definition: &str) {
     assert_eq!(machine.definition(), definition, "the definition has changed");
-    // The one that the newest point names, if there is one.
+    // The newest point's checkpoint, if there is one.
     assert!(machine.checkpoints().len() <= 1, "a checkpoint is left: {:?}", machine.checkpoints());
     if machine.qemu_pid().is_some() {
         assert!(!machine.is_captured(), "a job is left");
@@ -92,12 +92,13 @@ fn the_pipes_work_as_they_are_written() {
     let definitions = [vm1.definition(), vm2.definition()];
     init(&env);
 
-    // Without a capture: a disk that is off stands still, one of a running machine moves, and the record says so.
+    // Without a capture: the disk of a stopped machine does not change; that of a running one may, and the record says
+    // so.
     let moving =
         env.sh("kvmb disks kvmb-test-vm1 | kvmb hash").run().assert_ok().assert_stderr_has("without a capture");
     for disk in moving.records() {
         assert_eq!(disk["consistency"], "moving");
-        // Of a qcow2 image, QEMU may still have a part in its memory.
+        // QEMU may still have a part of a qcow2 image in memory.
         let sha256 = vm1.model(disk["disk"].as_str().unwrap()).sha256();
         assert!(disk["sha256"] == sha256.as_str() || disk["format"] == "qcow2" && disk["sha256"].is_string(), "{disk}");
     }
@@ -108,12 +109,12 @@ fn the_pipes_work_as_they_are_written() {
         assert_eq!(disk["sha256"], vm2.model(disk["disk"].as_str().unwrap()).sha256());
     }
     assert_eq!(still.records().len(), 2);
-    // Of a raw image it is what sha256sum prints; of a file, its own bytes.
+    // The hash of a raw image is that of sha256sum; a file is hashed as it is.
     let file = env.kvmb(["hash"]).arg(vm2.image("vdb")).run().assert_ok().record_of("file");
     assert_eq!(file["sha256"], vm2.model("vdb").sha256());
     assert_eq!(file["size_bytes"], 3 * MIB + 1536);
 
-    // One machine, then several in one stream, running and off.
+    // One machine, then several in one stream, running and shut off.
     for names in ["kvmb-test-vm1", "'kvmb-test-*'"] {
         let script =
             format!("kvmb snapshot {names} -r $R | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R");
@@ -145,12 +146,12 @@ fn the_pipes_work_as_they_are_written() {
         .run()
         .assert_ok();
     assert_eq!(restored.record_of("point")["restored_to"]["machine"], "kvmb-test-copy");
-    // It runs; in one call, so that libvirt has found it again when it is to end it.
+    // The machine runs. A single call, so that libvirt has reconnected to it before the destroy.
     env.virsh(&["qemu-monitor-command kvmb-test-copy --hmp 'info status'; destroy kvmb-test-copy"]);
     for disk in env.disks_of("kvmb-test-copy") {
         vm1.model(&disk.target).assert_image_equals(&disk.image, &disk.format);
     }
-    // README's emergency: restic alone.
+    // The emergency procedure of the README: restic alone.
     let restic = env.restic(env.repo());
     let tag = ["--tag", "machine=kvmb-test-vm2"];
     let dump = |path: &str| restic.call(["dump", "latest"]).args(tag).arg(path).run().assert_ok();
@@ -159,7 +160,7 @@ fn the_pipes_work_as_they_are_written() {
     vm2.model("vda").assert_image_equals(&env.path("vda.raw"), "raw");
     restic.call(["restore", "latest", "--target", "emergency"]).args(tag).run().assert_ok();
     vm2.model("vdb").assert_image_equals(&env.path("emergency/kvmb-test-vm2/vdb/vdb.raw"), "raw");
-    // Fed by a listing.
+    // With input from a list.
     fs::create_dir(env.path("rescue")).unwrap();
     let rescued =
         env.sh("kvmb points -r $R | tail -n 1 | kvmb restore -r $R --into rescue --no-define").run().assert_ok();
@@ -189,7 +190,7 @@ fn a_killed_stage_commits_nothing_half_and_is_no_success() {
     ];
     let mut known = 0;
     for (at, stage) in stages.iter().enumerate() {
-        // Before its first record, within the first machine's disks, between the machines.
+        // Before its first record, between the disks of the first machine, between the machines.
         let moments: &[usize] = match at {
             0 => &[1, 2],
             1 => &[0, 1, 2],
@@ -198,15 +199,15 @@ fn a_killed_stage_commits_nothing_half_and_is_no_success() {
         for lines in moments {
             let mut stages = stages.map(str::to_owned);
             stages[at] = format!("dying {lines} {stage}");
-            // The stage behind it must say it, even if it is the last.
+            // The next stage must report it, even if it is the last one.
             let case = stages[..(at + 2).min(5)].join(" | ");
             let output = env.sh(&case).run();
             assert_ne!(output.code(), 0, "{case}\n{output}");
-            // What the pipe could not do, `release` does.
+            // `release` closes what the pipeline could not.
             env.kvmb(["release", vm1.name(), vm2.name()]).run().assert_ok();
             env.assert_nothing_left();
             assert!(!vm1.is_captured(), "{case}");
-            // Whole machines may be there, halves may not.
+            // Complete machines may be stored, partial ones may not.
             let points = env.sh("kvmb points -r $R").run().assert_ok().records_of("point");
             assert!(points.len() <= known + 2, "{case}");
             assert!(points.iter().all(|point| point["disks"].as_array().unwrap().len() == 2), "{case}");
@@ -233,7 +234,7 @@ fn a_trap_ends_what_a_broken_script_left() {
     assert_eq!((&released["action"], &released["changed"]), (&json!("release"), &json!(true)));
     assert_untouched(&vm1, &definition);
     env.assert_nothing_left();
-    // Rehearsed, it ends nothing.
+    // With --dry-run, it closes nothing.
     let output = env.sh("kvmb snapshot kvmb-test-vm1 | kvmb release --dry-run").run().assert_ok();
     let capture = output.records()[0]["capture"].as_str().unwrap().to_owned();
     assert!(vm1.is_captured());
@@ -251,7 +252,7 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
     let (vm1, vm2) = (running(&env, "kvmb-test-vm1"), off(&env, "kvmb-test-vm2"));
     init(&env);
 
-    // A disk that never came.
+    // A disk is missing.
     let filter = r#"sed '/kvmb-test-vm1.*"disk":"vdb"/d'"#;
     let output = env.sh(&format!("kvmb snapshot 'kvmb-test-*' | {filter} | kvmb push -r $R | kvmb release")).run();
     assert_eq!(failures(&output), [(vm1.name().to_owned(), "incomplete".to_owned())], "{output}");
@@ -261,14 +262,14 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
     assert!(!vm1.is_captured(), "release did not hear of it: {output}");
     env.assert_nothing_left();
 
-    // A machine that never came: a filter is no better than a kill.
+    // A machine is missing: a filter is treated like a killed stage.
     let output = env.sh("kvmb snapshot 'kvmb-test-*' | grep kvmb-test-vm2 | kvmb push -r $R | kvmb release").run();
     assert_eq!(failures(&output), [(String::new(), "incomplete".to_owned())], "{output}");
     output.assert_code(3).assert_stderr_has("only 1 of 2 captured machines arrived");
     env.kvmb(["release", vm1.name()]).run().assert_ok();
     env.assert_nothing_left();
 
-    // A failure of the first stage is heard by the last; the others go on.
+    // A failure of the first stage reaches the last one; the others continue.
     let output = env
         .sh("kvmb snapshot kvmb-test-none kvmb-test-vm2 | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r \
             $R")
@@ -281,7 +282,7 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
         .run()
         .assert_code(1);
 
-    // A failure in the stream takes its machine along, at whatever stage.
+    // A failure in the stream excludes its machine, at any stage.
     let failure = json!({"type": "failure", "command": "mine", "machine": vm1.name(), "code": "failed", "error": "no"});
     let script =
         format!("{{ echo '{failure}'; kvmb snapshot 'kvmb-test-*'; }} | kvmb hash | kvmb push -r $R | kvmb release");
@@ -299,7 +300,7 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
     assert_eq!(failures(&output), vec![(vm1.name().to_owned(), "not_captured".to_owned()); 2]);
     assert!(output.records_of("failure")[0]["hint"].as_str().unwrap().contains("kvmb snapshot"));
 
-    // A password that opens nothing: every machine fails, and release hears of each.
+    // A wrong password: every machine fails, and release receives each failure.
     fs::write(env.path("wrong"), "wrong\n").unwrap();
     fs::set_permissions(env.path("wrong"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let output = env
@@ -310,7 +311,7 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
     assert_eq!(failures(&output), [wrong(&vm1), wrong(&vm2)]);
     assert!(!vm1.is_captured());
     env.assert_nothing_left();
-    // With -r, snapshot knows it before any machine is touched.
+    // With -r, snapshot reports it before any machine is touched.
     let output = env.sh("kvmb snapshot kvmb-test-vm1 -r $R --password-file wrong").run().assert_code(1);
     assert_eq!(failures(&output), [(String::new(), "wrong_password".to_owned())]);
     env.assert_nothing_left();
@@ -322,7 +323,7 @@ fn what_is_read_is_understood_or_refused() {
     let vm1 = off(&env, "kvmb-test-vm1");
     init(&env);
 
-    // No names and no records: a first stage that broke is never a silent success.
+    // Without names and records: a broken first stage must not look like success.
     for command in [
         "disks",
         "snapshot",
@@ -337,7 +338,7 @@ fn what_is_read_is_understood_or_refused() {
             let output = env.sh(&format!("kvmb {command}")).stdin(nothing).run().assert_code(2);
             assert_eq!(output.record_of("failure")["code"], "usage", "{command}: {output}");
         }
-        // Broken JSON, an object that is no record, one that misses its fields, binary, half a line.
+        // Invalid JSON, an object that is not a record, missing fields, binary data, a truncated line.
         for garbage in ["nonsense\n", "{}\n", "{\"type\":\"disk\"}\n", "\u{0}\u{1}\n", "{\"type\":\"machine\",\"mach"] {
             let output = env.sh(&format!("kvmb {command}")).stdin(garbage).run().assert_code(2);
             let error = output.record_of("failure")["error"].as_str().unwrap().to_owned();
@@ -359,12 +360,12 @@ fn what_is_read_is_understood_or_refused() {
     output.assert_code(1);
     env.assert_nothing_left();
 
-    // Names: then standard input is not read, whatever it holds.
+    // With names, standard input is not read, whatever it contains.
     for command in ["disks kvmb-test-vm1", "release kvmb-test-vm1", "hash password", "verify kvmb-test-vm1 -r $R"] {
         env.sh(&format!("kvmb {command}")).stdin("nonsense\n").run().assert_ok();
     }
 
-    // An array is as good as lines.
+    // An array is equivalent to lines.
     let array = env.sh("kvmb vms -o json | kvmb disks -o json | kvmb hash -o json").run().assert_ok();
     let lines = env.sh("kvmb vms | kvmb disks | kvmb hash").run().assert_ok();
     assert_eq!(serde_json::from_str::<Vec<Value>>(array.stdout()).unwrap(), lines.records());
@@ -372,7 +373,7 @@ fn what_is_read_is_understood_or_refused() {
     let output = env.sh(script).run().assert_ok();
     assert_eq!(serde_json::from_str::<Vec<Value>>(output.stdout()).unwrap()[0]["type"], "point");
 
-    // Unknown fields and unknown types are passed on, through every stage.
+    // Unknown fields and unknown types are passed on by every stage.
     let mark = r#"sed 's/^{"type":"disk",/&"x_mine":{"deep":[1,null]},/'"#;
     let comet = r#"{"type":"comet","tail":[1.5,{"a":null}]}"#;
     let output =
@@ -422,7 +423,7 @@ fn a_reader_that_goes_away_ends_reading_silently_and_changes_nothing_half() {
     env.sh("kvmb snapshot 'kvmb-test-*' | kvmb push -r $R | kvmb release | head -n 1").run().assert_ok();
     env.assert_nothing_left();
 
-    // Nobody reads standard error: that is no reason to break off. A full disk behind standard output is.
+    // A closed standard error does not stop a backup; a full disk behind standard output does.
     let code = env.sh("{ kvmb vms none; echo $? >code; } 2>&1 >/dev/null | true").run().code();
     assert_eq!((code, fs::read_to_string(env.path("code")).unwrap().trim()), (0, "1"));
     let script =
@@ -452,17 +453,17 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
         assert!(failure["error"].as_str().unwrap().contains(capture), "{output}");
         assert!(failure["hint"].as_str().unwrap().contains("kvmb release"), "{output}");
     }
-    // The others go on.
+    // The others continue.
     let output = env.kvmb(["backup", vm1.name(), vm2.name(), "-r", &env.repo()]).run().assert_code(3);
     assert_eq!(output.record_of("point")["machine"], vm2.name());
-    // By its id; once more by name does no harm.
+    // By its id; releasing it again by name is harmless.
     let action = env.kvmb(["release", capture]).run().assert_ok().record_of("action");
     assert_eq!((&action["changed"], &action["machine"]), (&json!(true), &json!(vm1.name())));
     assert_eq!(env.kvmb(["release", vm1.name()]).run().assert_ok().record_of("action")["changed"], false);
     assert_eq!(env.kvmb(["release", capture]).run().assert_ok().record_of("action")["changed"], false);
     env.assert_nothing_left();
 
-    // An expired lease: the guard ends the capture, and what was captured is no longer pushed.
+    // An expired lease: the guard closes the capture, and its disks can no longer be pushed.
     let disks = env.kvmb(["snapshot", vm1.name(), "--lease", "1s"]).run().assert_ok();
     wait_until("the guard has ended the capture", Duration::from_secs(60), || {
         !vm1.is_captured() && env.leftovers().is_empty()
@@ -472,14 +473,14 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
     output.assert_stderr_has("or its lease expired");
     env.kvmb(["backup", vm1.name(), "-r", &env.repo()]).run().assert_ok();
     env.assert_nothing_left();
-    // The old records are worth nothing now.
+    // The old records are invalid now.
     for command in ["hash", "push"] {
         let call = env.kvmb([command]).env("KVMB_REPO", env.repo());
         let output = call.stdin(&disks.stdout).run().assert_code(1);
         assert!(failures(&output).iter().all(|(_, code)| code == "not_found"), "{output}");
     }
 
-    // A forgotten capture of a machine that is off ends by itself, so that the machine can start.
+    // A forgotten capture of a machine that is off expires, so that the machine can start.
     env.kvmb(["snapshot", vm2.name(), "--lease", "1s"]).run().assert_ok();
     let servers = || env.leftovers().iter().any(|left| left.contains("qemu-storage-daemon"));
     wait_until("the servers have ended", Duration::from_secs(60), || !servers());
@@ -499,7 +500,7 @@ fn two_backups_of_one_machine_at_the_same_time_do_not_harm_each_other() {
     let output = env.sh(script).run().assert_ok();
     let code = |file: &str| fs::read_to_string(env.path(file)).unwrap().trim().to_owned();
     let codes = [code("one"), code("two")];
-    // One after the other, or one finds the other at work.
+    // Either one after the other, or one finds the machine busy.
     assert!(codes.contains(&"0".to_owned()), "{codes:?}: {output}");
     assert!(codes.iter().all(|code| code == "0" || code == "5"), "{codes:?}: {output}");
     assert_eq!(points(&env).len(), codes.iter().filter(|code| *code == "0").count());

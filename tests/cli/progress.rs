@@ -1,4 +1,4 @@
-//! Progress on a terminal: what it counts, that it fits, also after a resize, and that nothing of it is left.
+//! Progress on a terminal: what it counts, that it fits even after a resize, and that it is erased at the end.
 
 use crate::support::pty::Pty;
 use crate::support::screen::shown;
@@ -7,20 +7,20 @@ use crate::support::{Disk, Env};
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Machines with disks of 1 GiB that hold 8 MiB of data, and an empty repository.
+/// Creates machines with 1 GiB disks that contain 8 MiB of data, and an empty repository.
 fn env(name: &str, machines: &[&str]) -> Env {
     let env = Env::new(name);
     for machine in machines {
         let defined = env.machine(machine).disk(Disk::qcow2(GIB)).define();
         defined.write("vda", 0, 8 * MIB, 0x11);
-        // Different data, so that all of it is stored.
+        // Different data, so that everything is stored.
         defined.write("vda", MIB, 8, machine.len() as u8);
     }
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     env
 }
 
-/// A backup that takes some seconds, on a terminal of so many columns.
+/// Starts a backup that takes some seconds, on a terminal with this number of columns.
 fn backup(env: &Env, columns: usize, locale: &str) -> Pty {
     let repo = env.repo();
     let script =
@@ -28,7 +28,7 @@ fn backup(env: &Env, columns: usize, locale: &str) -> Pty {
     env.pty_of("sh", ["-c", &script])
 }
 
-/// The last thing that was drawn with a time left.
+/// Returns the last frame with a remaining time.
 fn last_frame(sent: &str, columns: usize) -> Vec<String> {
     let end = sent.rfind(" left").expect("a time left");
     let end = end + sent[end..].find("\r\r").expect("it is erased");
@@ -36,7 +36,7 @@ fn last_frame(sent: &str, columns: usize) -> Vec<String> {
     lines.into_iter().filter(|line| line.starts_with("reading") || line.starts_with("total")).collect()
 }
 
-/// A line with `N` for each number, one bar for every bar, and single spaces.
+/// Replaces each number in a line with `N`, each bar with a single one, and multiple spaces with one.
 fn normalised(line: &str) -> String {
     let mut text = String::new();
     for c in line.chars() {
@@ -67,7 +67,7 @@ fn a_run_of_several_machines_is_pinned_at_80_and_160_columns() {
         let normal: Vec<String> = frame.iter().map(|line| normalised(line)).collect();
         assert_eq!(normal, [work, "total: N of N machines done, N MiB, N MiB/s"], "{frame:?}");
         assert!(frame[1].starts_with("total: 1 of 2 machines done, "), "{frame:?}");
-        // Holes do not count: there are 8 MiB to read of a disk of 1 GiB.
+        // Holes do not count: of a 1 GiB disk, 8 MiB are read.
         assert!(frame[0].contains(" of 8.00 MiB "), "{frame:?}");
         // Nothing of it is left.
         let left = shown(sent, columns);
@@ -90,7 +90,7 @@ fn a_terminal_that_becomes_narrower_gets_shorter_lines_and_ctrl_c_leaves_nothing
     pty.send("\u{3}");
     let screen = pty.wait().assert_code(130);
     let sent = screen.stdout();
-    // The first frame after the resize may have been under way.
+    // The first frame after the resize may already have been in progress.
     let frames: Vec<&str> = sent[before..].split("\u{1b}[J").skip(2).collect();
     for frame in frames.iter().filter(|frame| frame.contains("reading kvmb")) {
         let line = frame.split('\r').next().unwrap();

@@ -1,4 +1,4 @@
-//! Every record that any command prints is as `src/record.rs` documents it: the source is read, not trusted.
+//! Every record of every command matches its documentation in `src/record.rs`, which is parsed from the source.
 
 // A test panics if a result is not what it expects.
 
@@ -11,19 +11,19 @@ use serde_json::{Map, Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A field of a record, as the source has it.
+/// A field of a record in the source.
 #[derive(Debug, Clone)]
 struct Field {
     documentation: String,
     kind: String,
-    /// Printed always, if need be as null.
+    /// Whether the field is always printed, possibly as null.
     always: bool,
 }
 
 type Fields = BTreeMap<String, Field>;
 
-/// The structs of `src/record.rs` and of the files below it, and the variants of its enums (as
-/// `Source::File`), with their fields.
+/// Returns the structs of `src/record.rs` and its submodules, and the variants of its enums (as `Source::File`), with
+/// their fields.
 fn documented() -> BTreeMap<String, Fields> {
     let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
     let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));
@@ -66,7 +66,7 @@ fn documented() -> BTreeMap<String, Fields> {
     structs
 }
 
-/// What a record or a part of it may hold.
+/// Checks records and their parts against the documentation.
 struct Judge {
     structs: BTreeMap<String, Fields>,
     seen: BTreeSet<(String, String)>,
@@ -91,7 +91,7 @@ impl Judge {
                     assert!(!field.documentation.is_empty(), "{name}.{key} has no words");
                     self.field(name, key, &field.kind, value);
                 }
-                // An action's own fields stand in the words of `extra`.
+                // An action's own fields are documented in the text of `extra`.
                 None => assert!(own.contains(&format!("`{key}`")), "{name}.{key} is not documented: {value}"),
             }
             self.seen.insert((name.to_owned(), key.clone()));
@@ -133,7 +133,7 @@ impl Judge {
                 let wanted = value["type"].as_str().expect("a type");
                 let variants = self.structs.keys().filter_map(|name| name.strip_prefix("Source::"));
                 let variant = variants.into_iter().find(|variant| variant.eq_ignore_ascii_case(wanted));
-                // A variant without fields has no block of its own.
+                // A variant without fields has no block.
                 let fields = object.clone().into_iter().skip(1).collect();
                 match variant.map(|variant| format!("Source::{variant}")) {
                     Some(variant) => self.object(&variant, &fields),
@@ -148,7 +148,7 @@ impl Judge {
     }
 }
 
-/// What a name promises: `_bytes` is a number of bytes, `_at` a time with offset, `_seconds` a number.
+/// Checks the meaning of a name's suffix: `_bytes` is a number of bytes, `_at` a time with offset, `_seconds` a number.
 fn units(key: &str, value: &Value) {
     if key.ends_with("_bytes") {
         assert!(value.is_u64() || value.is_null(), "{key}: {value}");
@@ -184,7 +184,7 @@ fn the_fields_of_every_record_have_words_and_names_that_say_their_unit() {
     }
 }
 
-/// The lines that are no valid records by the schema that kvmb prints, as another program reads it.
+/// Returns the lines that are invalid by the schema that kvmb prints, according to another implementation.
 fn schema_faults(env: &Env, lines: &[String]) -> Vec<String> {
     const SCRIPT: &str = "import json, sys, jsonschema
 schema = json.loads(sys.argv[1])
@@ -220,7 +220,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     let mut kinds = BTreeMap::<String, usize>::new();
     let mut lines = Vec::new();
     let mut run = |script: &str, code: i32| -> Output {
-        // In a place with an offset of its own.
+        // These run in the private host.
         let call = match script.starts_with("kvmb schedule ") {
             true => host.program(&["/bin/sh", "-c", script]).env("R", env.repo()),
             false => env.sh(script),
@@ -312,7 +312,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb files find kvmb-test-vm3 / -r other", 0);
     run("kvmb files cp kvmb-test-vm3 /etc --to into -r other", 0);
     run("kvmb files ls kvmb-test-vm3 /nothing -r other", 1);
-    // Damage: a pack that is not what it was.
+    // Damage: a corrupted pack.
     let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf bad | dd of=$p bs=1 \
         seek=40 conv=notrunc status=none";
     run(&format!("{pack}; kvmb verify --all -r $R"), 4);
@@ -341,7 +341,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     assert!(progress.iter().any(|line| line.contains("\"type\":\"progress\"")), "{progress:?}");
     lines.extend(progress.into_iter().map(str::to_owned));
     assert_eq!(schema_faults(env, &lines), [""; 0]);
-    // The schema refuses what no record is.
+    // The schema refuses invalid records.
     for wrong in [
         r#"{"type":"file","path":"a","size_bytes":-1}"#,
         r#"{"type":"file","path":"a"}"#,
@@ -352,8 +352,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
         assert_eq!(schema_faults(env, &[wrong.to_owned()]), [wrong]);
     }
 
-    // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments,
-    // audits and live restores).
+    // Every documented field is printed by some command; these need their own tests (of increments, audits and live
+    // restores).
     let rare = [
         ("Point", "chain_damage"),
         ("Point", "damaged_points"),

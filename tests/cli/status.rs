@@ -1,4 +1,4 @@
-//! `kvmb status`: what it knows, when it alarms, and how monitoring systems hear of it.
+//! `kvmb status`: what it reports, when it warns, and the formats for monitoring systems.
 
 // A test panics if a result is not what it expects.
 
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A name that means something to shells, Nagios, Prometheus, JSON and terminals. QEMU's driver of libvirt takes
+/// A name with special characters for shells, Nagios, Prometheus, JSON and terminals. libvirt's QEMU driver accepts
 /// neither line ends nor slashes.
 const HOSTILE: &str = "it's \"a=b\" | \\ , ; {x} $(touch pwned) ü\u{202e}";
 
-/// Machines that are off, and a repository.
+/// Prepares machines that are off, and a repository.
 fn prepared(title: &str, machines: &[&str]) -> Env {
     let env = Env::new(title);
     for name in machines {
@@ -39,7 +39,7 @@ fn backup(env: &Env, name: &str) -> Value {
     env.kvmb(["backup", name]).run().assert_ok().record_of("point")
 }
 
-/// The check of a machine, or of another thing.
+/// Returns the check of a machine or of something else.
 #[track_caller]
 fn check(output: &Output, kind: &str, target: &str) -> Value {
     let checks = output.records_of("check");
@@ -72,7 +72,7 @@ fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old()
     );
     assert_eq!((&vm1["warning_seconds"], &vm1["critical_seconds"]), (&json!(26 * 3600), &json!(50 * 3600)));
     assert_eq!(vm1["stored_bytes"], point["disks"][0]["stored_bytes"]);
-    // Only what was asked for, by name, glob or UUID.
+    // Only what was requested, by name, glob or UUID.
     let output = status(&env, &["vm1"]).assert_ok();
     assert_eq!(output.records_of("check").iter().filter(|check| check["check"] == "backup").count(), 1);
     status(&env, &["v*1"]).assert_ok();
@@ -83,7 +83,7 @@ fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old()
         "critical",
         "never backed up; the machine does not exist",
     );
-    // The thresholds: of a flag, of the configuration.
+    // Thresholds from a flag and from the configuration.
     assert_machine(&status(&env, &["vm1", "--warning", "0s"]).assert_code(1), "vm1", "critical", "old");
     assert_machine(&status(&env, &["vm1", "--warning", "0s", "--critical", "1h"]).assert_ok(), "vm1", "warning", "old");
     status(&env, &["vm1", "--warning", "2h", "--critical", "1h"]).assert_code(2);
@@ -99,7 +99,7 @@ fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old()
     assert!(!env.path("pwned").exists());
 }
 
-/// kvmb with a clock that is so far ahead. libvirt, which has threads of its own, is left out of it.
+/// Runs kvmb with its clock shifted by this offset. libvirt, which has its own threads, is excluded.
 fn ahead(env: &Env, offset: &str, args: &[&str]) -> Output {
     let call = status_call(env, &[args, &["-c", "qemu+unix:///system?socket=/nowhere"]].concat());
     call.env("LD_PRELOAD", crate::support::faketime::library()).env("FAKETIME", offset).run()
@@ -115,7 +115,7 @@ fn days_go_by_and_a_backup_each_night_is_missed() {
     let month = ahead(&env, "+31d", &["--warning", "40d"]).assert_ok();
     assert_machine(&month, "vm1", "warning", "no point has ever been verified");
     assert_machine(&ahead(&env, "-2h", &[]).assert_ok(), "vm1", "warning", "dated in the future; check the clocks");
-    // With a schedule of its own measure.
+    // With a schedule that sets the thresholds.
     env.configure(&json!({"repo": env.repo(), "backup_freq": "0 2 * * sun"}));
     assert_machine(&ahead(&env, "+6d", &[]).assert_ok(), "vm1", "ok", "6 days old");
     ahead(&env, "+8d", &["--nagios"]).assert_code(1);
@@ -133,7 +133,7 @@ fn a_run_that_failed_is_reported_until_one_goes_well() {
     let vm1 = check(&output, "backup", "vm1");
     assert_eq!((&vm1["last_result"], &vm1["last_code"]), (&json!("failed"), &json!("hook")));
     assert!(vm1["last_run_at"].as_str() > vm1["last_success_at"].as_str(), "{vm1}");
-    // So it is in a pipe.
+    // The same in a pipeline.
     env.configure(&json!({"repo": env.repo()}));
     env.sh("kvmb snapshot vm1 -r $R | kvmb push -r $R | kvmb release").run().assert_ok();
     let output = status(&env, &[]).assert_ok();
@@ -171,13 +171,13 @@ fn verifications_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
     assert_machine(&output, "vm1", "critical", "2 points are damaged");
     assert_eq!(check(&output, "backup", "vm1")["damaged_points"].as_array().unwrap().len(), 2);
     status(&env, &["--nagios"]).assert_code(2);
-    // A look at the surface does not undo what a thorough one found.
+    // A quick verification does not clear what a full one found.
     env.kvmb(["verify", "--all", "--quick"]).run().assert_ok();
     status(&env, &[]).assert_code(4);
     env.kvmb(["verify", "--all"]).run().assert_ok();
     assert_machine(&status(&env, &[]).assert_ok(), "vm1", "ok", "");
-    // A snapshot file that nobody can read is damage too, though nobody knows of which machine. Where this host has a
-    // copy of what it said, only who wants to knows.
+    // An unreadable snapshot file is damage too, although its machine is unknown. If this host has a cached copy, only
+    // --no-cache notices the damage.
     env.sh(
         "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf bad | dd of=$f bs=1 seek=40 conv=notrunc status=none",
     )
@@ -219,12 +219,12 @@ fn a_repository_that_cannot_be_asked_is_never_well() {
         "the repository is unreachable",
     );
     status(&env, &["--nagios"]).assert_code(2);
-    // A run that comes to nothing is remembered too.
+    // A failed run is recorded too.
     env.kvmb(["backup", "vm1"]).run().assert_code(1);
     assert_machine(&status(&env, &[]).assert_code(1), "vm1", "warning", "the last run,");
     fs::rename(env.path("elsewhere"), env.repo()).unwrap();
     assert_machine(&status(&env, &["vm1"]).assert_ok(), "vm1", "warning", "failed");
-    // No server, no waiting for long.
+    // Without the server, there is no long wait.
     let output = status(&env, &["-r", "sftp://127.0.0.1:1//nowhere", "--retry-for", "1s"]).assert_code(1);
     assert_machine(
         &output,
@@ -233,7 +233,7 @@ fn a_repository_that_cannot_be_asked_is_never_well() {
         "the repository is unreachable; according to this host, never backed up",
     );
     assert!(output.took.as_secs() < 60, "{output}");
-    // Nor without libvirt: what has points is known all the same.
+    // Without libvirt, machines with points are still known.
     let output = status(&env, &["-c", "qemu+unix:///system?socket=/nowhere"]).assert_code(0);
     assert_machine(&output, "vm1", "warning", "failed");
     assert!(output.stdout().contains("cannot list the machines"), "{output}");
@@ -254,12 +254,12 @@ fn what_is_to_be_backed_up_is_what_the_configuration_says_and_the_rest_is_a_note
     assert_machine(&output, "vm2", "ok", "not selected for backup");
     assert_machine(&output, "vm3", "ok", "the machine no longer exists");
     assert_eq!(["vm1", "vm2", "vm3"].map(|name| standing(&output, name)), ["selected", "left_out", "gone"]);
-    // One that is named is expected.
+    // A machine that is named is expected to exist.
     select(json!({"vm1": true, "vm3": true, "vm4": true}));
     let output = status(&env, &[]).assert_code(1);
     assert_machine(&output, "vm3", "warning", "the machine does not exist");
     assert_machine(&output, "vm4", "critical", "never backed up");
-    // Another machine under the same name has no backup.
+    // Another machine with the same name has no backup.
     env.virsh(&["undefine", "vm1", "--checkpoints-metadata"]);
     let again = env.machine("vm1").disk(Disk::qcow2(MIB).file_name("new.qcow2")).define();
     drop(again);
@@ -282,7 +282,7 @@ fn the_second_repository_is_watched_too() {
     let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
     assert_eq!((&copy["status"], &copy["machines"]), (&json!("ok"), &json!(1)));
     assert!(copy["age_seconds"].is_u64(), "{copy}");
-    // A copy is damaged; the first repository is not.
+    // The copy is damaged, the first repository is not.
     let snapshot = fs::read_dir(env.path("second/snapshots")).unwrap().next().unwrap().unwrap().path();
     let whole = fs::read(&snapshot).unwrap();
     fs::write(&snapshot, &whole[1..]).unwrap();
@@ -292,7 +292,7 @@ fn the_second_repository_is_watched_too() {
     let detail = copy["detail"].as_str().unwrap();
     assert!(copy["status"] == "critical" && detail.contains("1 snapshot files cannot be read"), "{copy}");
     fs::write(&snapshot, &whole).unwrap();
-    // Out of reach, the history tells of it.
+    // If it is unreachable, the history is used.
     fs::rename(&second, env.path("away")).unwrap();
     let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
     assert_eq!(copy["status"], "unknown", "{copy}");
@@ -304,7 +304,7 @@ fn the_key_that_is_only_here_is_a_warning() {
     let env = Env::new("status key");
     env.machine("vm1").disk(Disk::qcow2(MIB)).define();
     let home = |words: &[&str]| env.kvmb(words).without_env("KVMB_PASSWORD_FILE").run();
-    // Nothing is there yet: no repository, no key, and no password to be missed.
+    // Nothing exists yet: no repository, no key, and no missing password.
     let output = home(&["status"]).assert_code(1);
     assert_machine(&output, "vm1", "critical", "never backed up");
     let missing = check(&output, "repository", &env.path("data/repo").display().to_string());
@@ -319,7 +319,7 @@ fn the_key_that_is_only_here_is_a_warning() {
     home(&["status", "--nagios"]).assert_ok();
 }
 
-/// Performance data, taken apart as the guidelines have it: `'label'=value[unit];[warn];[crit];[min];[max]`.
+/// Parses performance data according to the guidelines: `'label'=value[unit];[warn];[crit];[min];[max]`.
 fn performance_data(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
     let mut found = BTreeMap::new();
     let mut rest = text.trim();
@@ -381,7 +381,7 @@ fn nagios_gets_a_line_that_it_understands_and_its_own_exit_codes() {
     let (words, ..) = answer(&["vm1", "--warning", "0s", "--critical", "1h"], 1);
     assert!(words.starts_with("KVMB WARNING - vm1: the newest point is"), "{words}");
     answer(&["vm1", "--critical", "0s"], 2);
-    // Wrong usage is unknown, and said where Nagios looks.
+    // Wrong usage is "unknown", reported on standard output for Nagios.
     for args in
         [&["--no-such-flag"][..], &["--warning", "soon"], &["--warning", "2h", "--critical", "1h"], &["--prometheus"]]
     {
@@ -396,7 +396,7 @@ fn nagios_gets_a_line_that_it_understands_and_its_own_exit_codes() {
     env.kvmb(["vms", "--nagios"]).run().assert_code(2);
 }
 
-/// The samples of metrics: name and labels as they stand there, and the value.
+/// Returns the samples of metrics: name with labels → value.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
@@ -431,7 +431,7 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
     point("kvmb_machine_last_verification_timestamp_seconds{machine=\"vm1\"");
     assert!(!found.keys().any(|key| key.starts_with("kvmb_machine_newest_point_timestamp_seconds{machine=\"vm2\"")));
 
-    // The rules of the documents are rules.
+    // The alerting rules of the documentation are valid.
     let page = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring.md")).unwrap();
     let rules = page.split_once("```yaml\ngroups:").expect("rules").1.split("```").next().unwrap();
     fs::write(env.path("rules.yml"), format!("groups:{rules}")).unwrap();
@@ -439,7 +439,7 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
     let names = rules.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with("kvmb_"));
     names.for_each(|name| assert!(output.stdout().contains(&format!("# TYPE {name} gauge")), "{name}"));
 
-    // Into a file that others may read, and nothing beside it.
+    // Into a file that others may read, without leaving other files.
     fs::create_dir(env.path("textfile")).unwrap();
     let file = env.path("textfile/kvmb.prom");
     let path = file.display().to_string();
@@ -468,7 +468,7 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
     assert_eq!(value(&found, "kvmb_repository_reachable"), 1.0);
     let folder = fs::read_dir(env.path("textfile")).unwrap().count();
     assert_eq!(folder, 1);
-    // vm2 cannot be backed up, then nothing can.
+    // First vm2 cannot be backed up, then no machine can.
     let mut images = fs::read_dir(env.disks()).unwrap().map(|entry| entry.unwrap().path());
     fs::remove_file(images.find(|path| path.to_string_lossy().contains("vm2")).expect("an image")).unwrap();
     env.kvmb(["backup"]).run().assert_code(3);
@@ -481,7 +481,7 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
     assert_eq!(value(&found, "kvmb_repository_reachable"), 0.0);
     assert_eq!(value(&found, "kvmb_machine_last_run_success{machine=\"vm1\""), 0.0);
     assert_eq!(value(&found, "kvmb_machine_known_from_repository{machine=\"vm1\""), 0.0);
-    // A file that cannot be written is no reason to fail.
+    // A metrics file that cannot be written is not a failure.
     fs::rename(env.path("away"), env.repo()).unwrap();
     fs::remove_dir_all(env.path("textfile")).unwrap();
     env.kvmb(["backup", "vm1"]).run().assert_ok().assert_stderr_has("the metrics in");
@@ -515,13 +515,13 @@ fn zabbix_discovers_the_machines_and_finds_their_values() {
 fn a_name_with_a_line_end_breaks_no_line() {
     parts::require(&["promtool"]);
     let env = prepared("status lines", &[]);
-    // Not every driver refuses one.
+    // Not every driver refuses such a name.
     let domain = "<domain type='test'><name>a&#10;b|'c</name><memory>1024</memory><os><type>hvm</type></os></domain>";
     fs::write(env.path("node.xml"), format!("<node>{domain}</node>")).unwrap();
     let uri = format!("test://{}", env.path("node.xml").display());
     let ask = |face: &[&str], code: i32| status(&env, &[&["-c", &uri], face].concat()).assert_code(code);
     assert_machine(&ask(&[], 1), "a\nb|'c", "critical", "never");
-    // The table of machines, a hint on a line of its own, and a summary; and with all, the other checks.
+    // The table of machines, a hint on its own line, and a summary; with --all, the other checks too.
     assert_eq!(ask(&["-o", "table"], 1).stdout().lines().count(), 5);
     assert_eq!(ask(&["-o", "table", "--all"], 1).stdout().lines().count(), 8);
     let nagios = ask(&["--nagios"], 2);
@@ -551,7 +551,7 @@ fn a_terminal_shows_what_a_tired_person_can_read() {
     }
 }
 
-/// Has the folder of crontabs replaced by a private one, then runs what follows.
+/// Replaces the folder of crontabs with a private one, then runs a command.
 const WITH_CRONTAB: &str = r#"
     mount --bind "$1" /var/spool/cron/crontabs || exit 99
     mount -t tmpfs none /etc/cron.d || exit 99
@@ -580,7 +580,7 @@ fn the_next_run_is_that_of_the_schedule_which_also_says_which_machines() {
     let time = |value: &Value| chrono::DateTime::parse_from_rfc3339(value.as_str().unwrap()).unwrap();
     assert_eq!((web1["status"].as_str(), time(&web1["next_run_at"])), (Some("ok"), time(&next)));
     assert_eq!(web1["warning_seconds"], (7 * 24 + 2) * 3600);
-    // Elsewhere it stores than it is looked for.
+    // The schedule uses another repository than the one that is checked.
     host(&["kvmb", "schedule", "install", "--cron", "@daily", "-r", "/other", "--all"]).assert_ok();
     let output = host(&["kvmb", "status"]).assert_code(1);
     let hint = check(&output, "repository", &env.repo())["hint"].as_str().unwrap().to_owned();
@@ -588,7 +588,7 @@ fn the_next_run_is_that_of_the_schedule_which_also_says_which_machines() {
     assert!(check(&output, "backup", "vm2")["next_run_at"].is_string(), "{output}");
 }
 
-/// The files of the history.
+/// Returns the files of the history.
 fn history(env: &Env) -> Vec<(PathBuf, Value)> {
     let folders = fs::read_dir(env.path("data/history")).unwrap().map(|entry| entry.unwrap().path());
     let files = folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
@@ -612,13 +612,13 @@ fn what_happened_is_remembered_and_that_it_cannot_be_stops_nothing() {
     assert_eq!(memory["last_run"]["result"], "done");
     assert_eq!(memory["newest_point"]["point"], point["point"]);
     assert_eq!(memory["verified"]["depth"], "full");
-    // A run that comes to nothing does not take away what was known.
+    // A failed run does not erase earlier results.
     env.kvmb(["backup", name, "-r", &env.repo_named("none")]).run().assert_code(1);
     let files = history(&env);
     assert_eq!(files.len(), 2);
     let failed = files.iter().map(|(_, memory)| memory).find(|memory| memory["last_run"]["result"] == "failed");
     assert_eq!(failed.unwrap()["last_run"]["code"], "no_repository");
-    // Nothing can be written there, and nothing is read.
+    // The history can be neither written nor read.
     fs::remove_dir_all(env.path("data/history")).unwrap();
     fs::write(env.path("data/history"), "").unwrap();
     env.kvmb(["backup", name, "-r", &env.repo()]).run().assert_ok();

@@ -1,6 +1,6 @@
-//! The NBD client against the servers that it will meet: `qemu-nbd`, QEMU itself, and `nbdkit` as everybody else.
+//! The NBD client against real servers: `qemu-nbd`, QEMU itself, and `nbdkit` for all others.
 
-// Clippy knows test functions, not the helpers between them.
+// Clippy allows unwrap() in test functions, but not in helpers.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -27,7 +27,7 @@ fn connect(uri: &NbdUri) -> Client {
     Client::connect(uri, &with_contexts(&[ALLOCATION])).unwrap()
 }
 
-/// What a disk should be: patterns with holes, no two blocks alike, from a generator that needs no seed.
+/// Returns the content of a disk: patterns with holes, no two blocks alike, from a generator without a seed.
 fn pattern(size_bytes: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(size_bytes);
@@ -35,7 +35,7 @@ fn pattern(size_bytes: usize) -> Vec<u8> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // Now and then a stretch of zeros, short or long.
+        // Insert some ranges of zeros, short or long.
         let zeros = match state % 9 {
             0 => 700 * 1024,
             1 => 100 * 1024,
@@ -50,7 +50,7 @@ fn pattern(size_bytes: usize) -> Vec<u8> {
     bytes
 }
 
-/// A raw image with holes where a whole 4 KiB is zero.
+/// Writes a raw image with holes for every 4 KiB of zeros.
 fn write_sparse(path: &Path, bytes: &[u8]) {
     let file = std::fs::File::create(path).unwrap();
     file.set_len(bytes.len() as u64).unwrap();
@@ -98,10 +98,10 @@ fn options(chunk_bytes: u64) -> ReadOptions {
     ReadOptions { chunk_bytes: chunk_bytes as u32, ..ReadOptions::default() }
 }
 
-/// Each chunk's state, and the bytes where it was read.
+/// Each chunk's state, and its bytes if it was read.
 type Chunks = BTreeMap<u64, (ChunkState, Option<Vec<u8>>)>;
 
-/// Reads everything, in order or as it comes, and checks that each chunk comes once and only once.
+/// Reads everything, in order or as it arrives, and checks that each chunk arrives exactly once.
 fn collect(reader: DiskReader, in_order: bool, chunk_bytes: u64) -> Chunks {
     let size_bytes = reader.size_bytes();
     let chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
@@ -133,7 +133,7 @@ fn collect(reader: DiskReader, in_order: bool, chunk_bytes: u64) -> Chunks {
     seen
 }
 
-/// Reads the disk in every way there is and compares every byte. The server may have rounded the size up.
+/// Reads the disk in every possible way and compares every byte. The server may have rounded the size up.
 fn assert_reads_as(uri: &NbdUri, expected: &[u8], chunk_bytes: u64) {
     for in_order in [true, false] {
         let reader = DiskReader::open(uri, options(chunk_bytes)).unwrap();
@@ -225,7 +225,7 @@ fn a_server_with_large_blocks_is_asked_in_its_blocks() {
 
 #[test]
 fn an_odd_end_behind_large_blocks_does_not_confuse_the_map() {
-    // A size that is no multiple of the smallest block: the server may refuse the last bytes, but only those.
+    // The size is not a multiple of the minimum block size: the server may refuse the last bytes, but only those.
     let size_bytes = 3 * MIB + 1000;
     let server = Server::nbdkit(&[
         "--filter=blocksize-policy",
@@ -310,7 +310,7 @@ fn a_bitmap_says_what_changed_and_zeros_are_changes() {
         (15, 1, clean(true)),
     ];
     assert_eq!(runs(&mut client, Some(context), MIB), expected);
-    // The extents below the chunks, to the cluster.
+    // The extents below the chunks, with cluster granularity.
     let map = map(&mut client, Some(context));
     let dirty: Vec<_> = map
         .iter()
@@ -462,7 +462,7 @@ fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
     std::fs::remove_file(&file).unwrap();
     client.read(MIB, &mut bytes).unwrap();
 
-    // The reader of a whole disk ends with the same error, once.
+    // The reader of a whole disk returns the same error once, and ends.
     std::fs::write(&file, "").unwrap();
     for in_order in [true, false] {
         let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
@@ -508,13 +508,13 @@ fn a_server_that_dies_in_the_middle_is_disconnected() {
 fn a_server_for_one_client_is_read_over_one_connection() {
     let expected = pattern(9 * MIB as usize);
     let image = Image::qcow2_of(&expected);
-    // qemu-nbd's default: it does not even answer a second one.
+    // qemu-nbd's default: it does not even respond to a second connection.
     let server = Server::qemu_nbd_raw("qcow2", &image.path, &["-r"]);
     let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
     assert_eq!(reader.connections(), 1);
     let chunks = collect(reader, true, MIB);
     assert!(chunks[&0].1.as_deref() == Some(&expected[..MIB as usize]));
-    // And one that promises more than it keeps.
+    // A server that announces more connections than it accepts.
     let server = Server::nbdkit(&[
         "-r",
         "--filter=limit",
@@ -531,13 +531,13 @@ fn a_server_for_one_client_is_read_over_one_connection() {
 
 #[test]
 fn the_reader_stops_when_it_is_interrupted() {
-    // One server for each part: nbdkit 1.32 now and then crashes when clients leave while it delays their reads.
+    // One server for each part: nbdkit 1.32 occasionally crashes if clients disconnect while it delays their reads.
     let server = || Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=120"]);
     let stop = Arc::new(AtomicBool::new(false));
     let reader = |server: &Server| {
         DiskReader::open(&server.uri(), ReadOptions { stop: Arc::clone(&stop), ..options(MIB) }).unwrap()
     };
-    // Told while it waits for the server.
+    // Interrupted while it waits for the server.
     let waiting = server();
     let mut chunks = reader(&waiting).chunks();
     let raiser = {
@@ -553,7 +553,7 @@ fn the_reader_stops_when_it_is_interrupted() {
     drop(chunks);
     assert!(begin.elapsed() < Duration::from_secs(60));
     raiser.join().unwrap();
-    // Dropped while requests are under way.
+    // Dropped while requests are pending.
     stop.store(false, Ordering::Relaxed);
     let busy = server();
     let chunks = reader(&busy).chunks_in_order();
@@ -568,7 +568,8 @@ fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck()
     for in_order in [true, false] {
         let log = tempfile::tempdir().unwrap();
         let log = log.path().join("log");
-        // One each: nbdkit's log filter now and then crashes the server when a client with requests under way is gone.
+        // One server each: nbdkit's log filter occasionally makes the server crash if a client with pending requests
+        // disconnects.
         let server = Server::nbdkit(&["--filter=log", "pattern", "1G", &format!("logfile={}", log.display())]);
         let reads = || {
             let log = std::fs::read_to_string(&log).unwrap();
@@ -579,7 +580,7 @@ fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck()
         let mut chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
         let mut hoard: Vec<_> = chunks.by_ref().take(10).collect();
         std::thread::sleep(Duration::from_millis(300));
-        // 10 are here; 6 more may be on their way or wait.
+        // 10 have arrived; 6 more may be in transit or in the queue.
         let read = reads();
         assert!((10..=16).contains(&read), "{read}");
         hoard.extend(chunks.by_ref().take(100));
@@ -590,7 +591,7 @@ fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck()
 
 #[test]
 fn alternating_chunks_come_complete_whatever_the_consumer_does() {
-    // Many more runs than are kept waiting, through the narrowest reader there is.
+    // Many more runs than the queue holds, with the narrowest reader.
     let chunk_bytes = 512 * KIB;
     let count = 2400_u64;
     let image = tempfile::NamedTempFile::new().unwrap();
@@ -631,7 +632,7 @@ fn a_live_machine_is_read_with_its_bitmap_and_its_end_is_noticed() {
     qemu.execute("block-dirty-bitmap-add", serde_json::json!({"node": "vda", "name": "since"}));
     qemu.io("vda", "write -P 0x22 3M 1M");
     qemu.io("vda", "write -z -u 61M 1M");
-    // Recording into it and showing it to readers exclude each other; a backup job freezes a copy.
+    // A bitmap cannot be recorded and exported at the same time; a backup job freezes a copy.
     qemu.execute("block-dirty-bitmap-disable", serde_json::json!({"node": "vda", "name": "since"}));
     qemu.execute("nbd-server-start", serde_json::json!({"addr": {"type": "unix", "data": {"path": socket}}}));
     qemu.execute(
@@ -662,7 +663,7 @@ fn a_live_machine_is_read_with_its_bitmap_and_its_end_is_noticed() {
     let data = collect(full, true, MIB).values().filter(|(_, bytes)| bytes.is_some()).count();
     assert_eq!(data, 11);
 
-    // As when a backup job is aborted under a reader's hands.
+    // As when a backup job is aborted while a reader is active.
     let mut client = connect(&uri);
     client.read(0, &mut [0; 512]).unwrap();
     qemu.execute("nbd-server-stop", serde_json::json!({}));

@@ -1,4 +1,4 @@
-//! The NBD client, against real servers and hostile ones; and the server, with real clients and hostile ones.
+//! The NBD client with real and hostile servers; and the NBD server with real and hostile clients.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]

@@ -1,4 +1,4 @@
-//! The NBD server: real clients, and clients that break the protocol, are slow, or are many.
+//! The NBD server: real clients, and clients that violate the protocol, are slow, or are many.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,8 +14,8 @@ use kvmb::nbd::{Client, ClientOptions, Export, Exports, NbdUri, Piece, Server, S
 
 const MIB: u64 = 1 << 20;
 
-/// A disk of 8 MiB: each byte is its offset's, but for its third MiB, which is zeros, and its last 4 KiB, which cannot
-/// be read.
+/// An 8 MiB disk: each byte is derived from its offset, except for the third MiB, which is zero, and the last 4 KiB,
+/// which cannot be read.
 struct Patterned;
 
 const SIZE: u64 = 8 * MIB;
@@ -37,7 +37,7 @@ impl Export for Patterned {
     fn read(&self, offset: u64, length: u32, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
         let end = offset + u64::from(length);
         let bytes: Vec<u8> = (offset..end.min(BROKEN)).map(byte_at).collect();
-        // Cut where nobody would.
+        // Split at unusual places.
         for piece in bytes.chunks(100_003) {
             deliver(Piece::Data(piece))?;
         }
@@ -100,7 +100,7 @@ impl Running {
         Client::connect(&uri, &ClientOptions { contexts, ..ClientOptions::default() }).unwrap()
     }
 
-    /// The server is well: it answers a client as it should.
+    /// Fails unless the server works correctly with a client.
     fn assert_serves(&self) {
         let mut client = self.client();
         let mut read = vec![0; 3 * MIB as usize];
@@ -126,7 +126,7 @@ impl Drop for Running {
     }
 }
 
-/// The greeting taken, and answered.
+/// Receives the greeting and answers it.
 fn greeted(running: &Running, flags: u32) -> UnixStream {
     let mut stream = running.connect();
     let mut greeting = [0; 18];
@@ -135,7 +135,7 @@ fn greeted(running: &Running, flags: u32) -> UnixStream {
     stream
 }
 
-/// As a client of before 2016: `NBD_OPT_EXPORT_NAME`, simple replies.
+/// Connects like a client of before 2016: `NBD_OPT_EXPORT_NAME`, simple replies.
 fn simple_client(running: &Running, name: &str, flags: u32) -> UnixStream {
     let mut stream = greeted(running, flags);
     stream.write_all(&wire::encode_option(wire::OPT_EXPORT_NAME, name.as_bytes())).unwrap();
@@ -170,7 +170,7 @@ fn real_clients_agree_on_bytes_holes_and_errors() {
     let words: Vec<&str> = map.split_whitespace().collect();
     assert_eq!(words.join(" "), "0 2097152 0 data 2097152 1048576 3 hole,zero 3145728 5242880 0 data");
     let out = running.folder.path().join("out");
-    // All but what cannot be read; then with that.
+    // Everything except the unreadable part; then including it.
     let io = |command: &str| {
         let args = ["-r", "-f", "raw", "-c", command, &running.uri()];
         Command::new("qemu-io").args(args).output().unwrap().status.success()
@@ -179,7 +179,7 @@ fn real_clients_agree_on_bytes_holes_and_errors() {
     assert!(!io("read 8384512 512") && !io("read 0 8M"));
     let copy = Command::new("nbdcopy").arg(running.uri()).arg(&out).output().unwrap();
     assert!(!copy.status.success(), "a part cannot be read");
-    // A reply in one piece, and one that is too long for that.
+    // An unfragmented reply, and a request that is too long for that.
     let mut stream = structured_client(&running);
     stream.write_all(&wire::encode_request(RequestType::Read, CMD_FLAG_DF, 1, 10, 4096)).unwrap();
     let (kind, payload) = chunk(&mut stream);
@@ -188,7 +188,7 @@ fn real_clients_agree_on_bytes_holes_and_errors() {
     assert_eq!(chunk(&mut stream).0, wire::REPLY_ERROR);
 }
 
-/// Structured replies were agreed on.
+/// Connects and negotiates structured replies.
 fn structured_client(running: &Running) -> UnixStream {
     let mut stream = greeted(running, 3);
     stream.write_all(&wire::encode_option(wire::OPT_STRUCTURED_REPLY, &[])).unwrap();
@@ -217,17 +217,17 @@ fn clients_of_before_structured_replies_are_served() {
         let mut read = vec![0; 70_000];
         stream.read_exact(&mut read).unwrap();
         assert!(read.iter().zip(5..).all(|(byte, offset)| *byte == byte_at(offset)));
-        // No reply of this length is held in memory.
+        // The server must not hold a reply of this length in memory.
         stream.write_all(&wire::encode_request(RequestType::Read, 0, 9, 7, 5 << 20)).unwrap();
         assert_eq!(error_of_simple_reply(&mut stream), 0);
         let mut read = vec![0; 5 << 20];
         stream.read_exact(&mut read).unwrap();
         assert!(read.iter().zip(7..).all(|(byte, offset)| *byte == byte_at(offset)));
-        // The data of a write that is refused is no request.
+        // The data of a refused write must not be interpreted as a request.
         stream.write_all(&wire::encode_request(RequestType::Write, 0, 9, 0, 3 << 20)).unwrap();
         stream.write_all(&vec![0; 3 << 20]).unwrap();
         assert_eq!(error_of_simple_reply(&mut stream), wire::EPERM);
-        // The connection lives on after what cannot be had.
+        // The connection survives failed requests.
         for (command, flags, offset, length, error) in [
             (RequestType::Read, 0, BROKEN, 512, wire::EIO),
             (RequestType::Read, 0, 0, SIZE as u32, wire::EIO),
@@ -253,19 +253,19 @@ fn a_client_that_breaks_the_protocol_is_cut_off_and_nobody_else() {
     let huge_write = wire::encode_request(RequestType::Write, 0, 1, 0, u32::MAX);
     // Flags that were not offered.
     assert!(is_closed(&mut greeted(&running, 0x8000_0001)));
-    // Not an option, one that is too long, an unknown export.
+    // Not an option, an option that is too long, an unknown export.
     for bytes in [&[0xff; 64][..], &huge_option, &wire::encode_option(wire::OPT_EXPORT_NAME, b"no such export")] {
         let mut stream = greeted(&running, 3);
         stream.write_all(bytes).unwrap();
         assert!(is_closed(&mut stream), "{bytes:?}");
     }
-    // Not a request, a write that is too long.
+    // Not a request, and a write that is too long.
     for bytes in [&[0xff; 28][..], &huge_write] {
         let mut stream = simple_client(&running, "pattern", 3);
         stream.write_all(bytes).unwrap();
         assert!(is_closed(&mut stream), "{bytes:?}");
     }
-    // Options without end.
+    // Endless options.
     let mut stream = greeted(&running, 3);
     let options = wire::encode_option(0x7777, b"?").repeat(200);
     let _ = stream.write_all(&options);
@@ -277,7 +277,7 @@ fn a_client_that_breaks_the_protocol_is_cut_off_and_nobody_else() {
 #[test]
 fn many_clients_and_those_that_do_not_take_their_replies_keep_nobody_waiting() {
     let running = Running::start();
-    // Each asks for far more than its socket holds, and takes nothing.
+    // Each requests far more than its socket can hold, and reads nothing.
     let mut greedy = Vec::new();
     for _ in 0..8 {
         let mut stream = simple_client(&running, "pattern", 3);
@@ -287,9 +287,9 @@ fn many_clients_and_those_that_do_not_take_their_replies_keep_nobody_waiting() {
         greedy.push(stream);
     }
     running.assert_serves();
-    // The seat of that client is free again.
+    // The slot of that client is free again.
     running.wait_for_connections(8);
-    // The seats are taken: who comes next is sent away, and has one when one is free.
+    // All slots are in use: another client is refused, and accepted once a slot is free.
     let idle: Vec<UnixStream> = (8..32).map(|_| running.connect()).collect();
     running.wait_for_connections(32);
     assert!(is_closed(&mut running.connect()));

@@ -1,4 +1,4 @@
-//! Real NBD servers for one test: each in a private folder, each ended by its own process id.
+//! Real NBD servers for a test, each in a private folder and ended by its process id.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -10,14 +10,14 @@ use kvmb::nbd::NbdUri;
 
 const INSTALL: &str = "apt install qemu-utils qemu-system-x86 nbdkit";
 
-/// A process that serves one socket. Dropping it kills it and removes its folder.
+/// A process that serves one socket. It is killed and its folder removed when this is dropped.
 pub struct Server {
     child: Child,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts a program that writes `pid` into the folder when it listens on `socket` there.
+    /// Starts a program that writes `pid` into the folder once it listens on `socket` in it.
     fn start(program: &str, arguments: impl FnOnce(&mut Command, &Path)) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(program);
@@ -41,14 +41,14 @@ impl Server {
         server
     }
 
-    /// A read-only `qemu-nbd` for any number of clients.
+    /// Starts a read-only `qemu-nbd` for several clients.
     pub fn qemu_nbd(format: &str, image: &Path, more: &[&str]) -> Server {
         let mut arguments = vec!["-r", "-e", "8"];
         arguments.extend(more);
         Server::qemu_nbd_raw(format, image, &arguments)
     }
 
-    /// `qemu-nbd` with these arguments alone.
+    /// Starts `qemu-nbd` with only these arguments.
     pub fn qemu_nbd_raw(format: &str, image: &Path, more: &[&str]) -> Server {
         Server::start("qemu-nbd", |command, folder| {
             command
@@ -61,7 +61,7 @@ impl Server {
         })
     }
 
-    /// `nbdkit` with these arguments.
+    /// Starts `nbdkit` with these arguments.
     pub fn nbdkit(arguments: &[&str]) -> Server {
         Server::start("nbdkit", |command, folder| {
             command.args(["-f", "-U"]).arg(folder.join("socket")).arg("-P").arg(folder.join("pid")).args(arguments);
@@ -92,7 +92,7 @@ impl Drop for Server {
     }
 }
 
-/// A paused QEMU without a machine, which has the block layer that a guest's disk has, and its monitor.
+/// A paused QEMU without a machine, with the block layer of a guest's disk and a monitor.
 pub struct Qemu {
     server: Server,
     monitor: BufReader<UnixStream>,
@@ -121,7 +121,7 @@ impl Qemu {
         self.server.path(name)
     }
 
-    /// One QMP command; its answer.
+    /// Runs a QMP command, and returns its answer.
     pub fn execute(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
         let request = serde_json::json!({"execute": command, "arguments": arguments});
         writeln!(self.monitor.get_mut(), "{request}").unwrap();
@@ -152,7 +152,7 @@ pub fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// `qemu-io` on an image, command by command.
+/// Runs `qemu-io` commands on an image.
 pub fn qemu_io(format: &str, image: &Path, commands: &[&str]) {
     let mut arguments = vec!["-f", format];
     for command in commands {

@@ -1,4 +1,4 @@
-//! Backups of real machines: what is restored is the instant of the capture, whatever the disks are.
+//! Backups of real machines: the restored data is that of the instant of the capture, whatever the disks are.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::support::{Disk, DiskModel, Env, FreezeMode, Machine};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// A machine with a qcow2 and a raw disk that hold `mib` MiB of noise each.
+/// Starts a machine with a qcow2 and a raw disk with `mib` MiB of noise each.
 fn busy_machine<'e>(env: &'e Env, mib: u64) -> Machine<'e> {
     let machine = env.machine("vm1").disk(Disk::qcow2(2 * mib * MIB)).disk(Disk::raw(2 * mib * MIB)).start_paused();
     machine.write_bytes("vda", 3 * MIB + 512, &noise(1, mib * MIB));
@@ -31,7 +31,7 @@ fn writes_during_a_backup_are_not_in_it() {
     let before = machine.models();
     let args = ["backup", "vm1", "-r", &env.repo(), "-q"];
     let running = caught_reading(&machine, env.kvmb(args));
-    // Over everything that is there, and over what is not, while the capture is half read.
+    // Overwrite existing and unallocated data while the capture is half read.
     for (target, seed) in [("vda", 3), ("vdb", 4)] {
         machine.write_bytes(target, 0, &noise(seed, 60 * MIB));
         machine.zero(target, 30 * MIB, 4 * MIB);
@@ -57,7 +57,7 @@ fn reading_and_uploading_keep_to_their_limits() {
         call.run().assert_ok();
         began.elapsed().as_secs_f64()
     };
-    // 8 MiB on both disks together, less what may pass at once.
+    // 8 MiB on both disks together, minus the initial burst.
     let read = seconds(env.kvmb(["backup", "vm1", "-r", &env.repo(), "--limit-read", "4M"]));
     assert!(read > 1.6, "8 MiB were read in {read} seconds");
     let hashed = seconds(env.sh("kvmb snapshot vm1 | kvmb hash --limit-read 4M | kvmb release"));
@@ -89,14 +89,14 @@ fn a_machine_that_is_written_to_all_the_time_is_caught_at_one_instant() {
     let shown: Vec<(&str, &Path, &str)> =
         images.iter().map(|(target, image)| (target.as_str(), image.as_path(), "raw")).collect();
     let (first, last) = log.assert_one_instant(&shown);
-    // The writer may have been between its write and its note of it.
+    // The writer may have been between a write and its entry in the log.
     assert!(
         began <= last + 1 && first < ended,
         "the instant {first}..{last} is not within the backup {began}..{ended}"
     );
 }
 
-/// A disk of an odd size: nothing in it, all of it, or only one end.
+/// Disks of odd sizes: empty, full, or with data at one end only.
 fn odd_disks() -> (Vec<Disk>, Vec<(u64, u8)>) {
     let sizes = [512, 128 * 1024 + 512, 512 * 1024, MIB, MIB + 512, 3 * MIB + 1536];
     let (mut disks, mut plan) = (Vec::new(), Vec::new());
@@ -132,7 +132,7 @@ fn twenty_six_disks_of_odd_sizes_come_back_as_they_were() {
     let id = text(&point, "point");
     assert_restores_to(&env, id, &machine.models());
 
-    // A second opinion, and a third: the hash of the pipe, restic's dump, the model.
+    // Additional checks: the hash in the pipeline, restic's dump, the model.
     let restic = env.restic(env.repo());
     let disks = point["disks"].as_array().expect("disks");
     assert_eq!(disks.len(), 26);
@@ -147,7 +147,7 @@ fn twenty_six_disks_of_odd_sizes_come_back_as_they_were() {
     }
     restic.check();
 
-    // Off, the same disks are read in another way and are still the same.
+    // Shut off, the same disks are read in another way, with the same result.
     machine.stop();
     let off = backup(&machine);
     assert_eq!(off["consistency"], "offline");
@@ -228,7 +228,7 @@ fn a_block_device_is_backed_up_and_restored_to() {
     let off = backup(&machine);
     assert_restores_to(&env, text(&off, "point"), &disks);
 
-    // A device exists, so it takes the word; one that is too small does not do.
+    // A device exists, so --overwrite is required; one that is too small is refused.
     let restore = |device: &str| {
         env.kvmb(["restore", "vm1", "-r", &env.repo(), "--no-define", "--disk", "vda", "--overwrite", "--to"])
             .arg(format!("vda={device}"))
@@ -284,7 +284,7 @@ fn firmware_variables_kernel_and_initrd_come_along() {
     assert_eq!(dump("kernel"), noise(3, 100_000));
     assert_eq!(dump("initrd"), noise(4, 50_000));
 
-    // Beside: everything in the new folder, and the definition says so.
+    // As another machine: all files are in the new folder, and the definition refers to them.
     let folder = new_folder(&env, "into");
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--as", "vm2", "--into"]).arg(&folder).run().assert_ok();
     let files: BTreeMap<&str, Vec<u8>> = BTreeMap::from([
@@ -300,7 +300,7 @@ fn firmware_variables_kernel_and_initrd_come_along() {
     }
     assert!(definition.contains(&code.display().to_string()), "the firmware itself is the host's");
 
-    // In place, the variables lost: they come back where they were; a kernel that is there is the host's.
+    // In place, with the variables lost: they are restored to their original place; an existing kernel is the host's.
     fs::remove_file(&variables).expect("remove");
     fs::write(&kernel, b"a later kernel").expect("write");
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite"]).run().assert_ok();
@@ -316,8 +316,8 @@ fn the_state_of_a_tpm_comes_along() {
         .devices_xml("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
         .disk(Disk::qcow2(MIB))
         .start_paused();
-    // The embedded driver stops a machine with a TPM when the next process opens it: what follows is of a machine that
-    // is off.
+    // The embedded driver stops a machine with a TPM when the next process opens it, so the machine is off from here
+    // on.
     let states = env.path("libvirt/lib/swtpm");
     let state_of = |uuid: &str| fs::read(states.join(uuid).join("tpm2/tpm2-00.permall"));
     let uuid = env.virsh(&["domuuid", "vm1"]);
@@ -336,14 +336,14 @@ fn the_state_of_a_tpm_comes_along() {
     env.virsh(&["start", "--paused", "vm2"]);
     assert_eq!(state_of(&copy).expect("the state of the copy"), state, "it was made anew");
 
-    // Lost with its machine, it comes back with it.
+    // Lost with its machine, it is restored with it.
     env.try_virsh(&["destroy", "vm1"]);
     env.virsh(&["undefine", "vm1", "--checkpoints-metadata"]);
     let _ = fs::remove_dir_all(states.join(&uuid));
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite"]).run().assert_ok();
     assert_eq!(state_of(&uuid).expect("the restored state"), state);
 
-    // Without libvirt it lies beside the images; a restore that fails leaves no folder behind.
+    // Without libvirt it is placed beside the images; a failed restore leaves no folder behind.
     let rescue = new_folder(&env, "rescue");
     let beside = |flags: &[&str]| {
         env.kvmb(["restore", "vm1", "-r", &env.repo(), "--no-define", "--into"]).arg(&rescue).args(flags).run()
@@ -356,7 +356,7 @@ fn the_state_of_a_tpm_comes_along() {
     assert!(!rescue.join("vm1-tpm").exists());
 }
 
-/// All that a folder takes on disk.
+/// Returns the space that a folder uses on disk.
 fn disk_usage(folder: &Path) -> u64 {
     let mut total = 0;
     for entry in fs::read_dir(folder).expect("read").flatten() {
@@ -408,7 +408,7 @@ fn restic_and_kvmb_share_a_repository() {
     restic.backup(&folder);
     restic.check();
 
-    // Each sees its own, restic sees all.
+    // Each sees only its own points; restic sees all.
     let points = |env: &Env| env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records_of("point");
     assert_eq!(points(&env).len(), 2);
     assert_eq!(restic.snapshots().len(), 4);
@@ -416,7 +416,7 @@ fn restic_and_kvmb_share_a_repository() {
     assert_eq!(tags.len(), 2);
     assert!(tags.iter().all(|s| s["tags"].as_array().is_some_and(|t| t.contains(&"kvmb".into()))));
 
-    // restic restores a disk, and its holes stay holes - from version 0.15 on, which is the first that can.
+    // restic restores a disk with its holes - since version 0.15.
     let sparse = restic.call(["restore", "--help"]).run().assert_ok().stdout().contains("--sparse");
     let target = env.path("by-restic");
     let flags: &[&str] = if sparse { &["--sparse"] } else { &[] };
@@ -426,7 +426,7 @@ fn restic_and_kvmb_share_a_repository() {
     let allocated = fs::metadata(&image).expect("stat").blocks() * 512;
     assert!(!sparse || allocated <= 4 * MIB, "{allocated} bytes are allocated for 3 MiB of data");
 
-    // A point is forgotten and pruned away by restic; the others, and the machine's next, are whole.
+    // restic removes and prunes a point; the other points, and the machine's next one, are intact.
     restic.call(["forget", "--prune", text(&first, "point")]).run().assert_ok();
     assert_eq!(points(&env).len(), 1);
     env.kvmb(["verify", "--all", "-r", &env.repo()]).run().assert_ok();
@@ -436,7 +436,7 @@ fn restic_and_kvmb_share_a_repository() {
     assert_restores_to(&env, text(&third, "point"), &machine.models());
     restic.check();
 
-    // Without its tags a point is none; the hint gives them back.
+    // Without its tags, a snapshot is not a point; the hint restores them.
     restic.call(["tag", "--set", "weekly", text(&third, "point")]).run().assert_ok();
     let untagged = restic.snapshots().into_iter().find(|snapshot| snapshot["tags"][0] == "weekly").unwrap();
     let verify = env.kvmb(["verify", text(&untagged, "id"), "-r", &env.repo()]).run().assert_code(1);
@@ -446,7 +446,7 @@ fn restic_and_kvmb_share_a_repository() {
     assert_eq!(points(&env).len(), 2);
     assert_restores_to(&env, "vm1", &machine.models());
 
-    // The other way round: restic in a repository of kvmb's making.
+    // The other way round: restic in a repository that kvmb created.
     let own = env.repo_named("own");
     env.kvmb(["init", "-r", &own]).run().assert_ok();
     let restic = env.restic(&own);
@@ -473,7 +473,7 @@ fn a_frozen_guest_is_captured_clean_and_goes_on() {
     let file_system = Ext4::open(&images["vda"]);
     assert!(file_system.was_clean(), "frozen, and its journal is not empty");
     file_system.assert_has_files(synced);
-    // Never asked to freeze, it is as after a power cut: what was synced is there all the same.
+    // Without a freeze, the state is that after a power failure, which includes all synced files.
     let synced = guest.synced();
     let output = env.kvmb(["backup", "linux", "-r", &env.repo(), "--freeze", "never"]).run().assert_ok();
     let point = output.record_of("point");
@@ -493,13 +493,13 @@ fn an_agent_that_hangs_in_freeze_costs_no_backup_and_no_guest() {
     env.kvmb(args).arg("required").run().assert_code(1).assert_stderr_has("hint");
     guest.wait_for_more(2);
     let output = env.kvmb(args).arg("auto").run().assert_ok();
-    // The agent is asked to freeze once, and to thaw some times: each wait is bounded.
-    assert!(output.took < Duration::from_secs(60), "{output}");
+    // The agent is asked to freeze once and to thaw several times; each wait is bounded.
+    assert!(output.took < Duration::from_secs(25), "{output}");
     let point = output.record_of("point");
     assert_eq!(point["consistency"], "crash");
     guest.wait_for_more(5);
     Ext4::open(&restore_images(&env, text(&point, "point"))["vda"]).assert_has_files(synced);
-    // Nor is it frozen later, when the agent has come to.
+    // The guest must not be frozen later either, when the agent responds again.
     assert!(guest.ping() || guest.ping());
     guest.wait_for_more(5);
     env.assert_nothing_left();
@@ -568,7 +568,7 @@ fn the_machines_of_one_run_share_one_index() {
     let before = names_in(&PathBuf::from(env.repo()).join("index")).len();
     let output = env.kvmb(["-vv", "backup", "vm?", "--jobs", "2", "--verify", "-r", &env.repo()]).run().assert_ok();
     assert_eq!(output.records_of("point").len(), 3);
-    // Each file that was there, and each that a machine has added meanwhile, once.
+    // Each existing index file is read once, and so is each that a machine has added meanwhile.
     let files = |line: &str| line.split_once("files=")?.1.split(' ').next()?.parse::<usize>().ok();
     let read: usize = output.stderr().lines().filter(|line| line.contains("reading index")).filter_map(files).sum();
     assert!(before >= 3 && (before..=before + 3).contains(&read), "{before} were there, {read} were read\n{output}");
@@ -578,8 +578,8 @@ fn the_machines_of_one_run_share_one_index() {
 fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
     let env = Env::new("too large");
     let repo = init(&env);
-    // A machine that is off, and one that runs: every chunk counts, or the holes do, and then larger chunks are no
-    // help.
+    // A machine that is off, for which every chunk counts, and one that runs, for which the holes count, so that larger
+    // chunks do not help.
     let machines = [
         env.machine("vm1").disk(Disk::qcow2(70 << 40)).define(),
         env.machine("vm2").disk(Disk::qcow2(70 << 40)).start_paused(),
@@ -596,7 +596,7 @@ fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
             assert_eq!(machine.checkpoints(), [""; 0]);
         }
     }
-    // Refused before the read: the repository has no pack.
+    // Refused before reading: the repository has no pack.
     let data = PathBuf::from(&repo).join("data");
     let packs: Vec<_> = names_in(&data).iter().flat_map(|folder| names_in(&data.join(folder))).collect();
     assert_eq!(packs, [""; 0]);

@@ -1,4 +1,4 @@
-//! Dirty bitmaps that miss changes: an audit finds them, and none is trusted again.
+//! Dirty bitmaps that miss changes: an audit detects them, and affected chains are not trusted again.
 
 use crate::support::chains::*;
 use crate::support::change::run;
@@ -12,7 +12,7 @@ fn full_finds_what_changed_behind_the_bitmaps_back_and_heals_it() {
     let parent = backup(&machine, &repo);
     lie(&machine, &repo, &parent, 5 * MIB + 4096, 8192);
     machine.start_paused();
-    // Not seen without luck: the sample has only the last chunk in it.
+    // Usually undetected: the sample contains only the last chunk.
     machine.write("vda", 2 * MIB, 512, 0x77);
     let output = try_backup(&machine, &repo, &["--full"]).assert_code(4);
     let point = output.record_of("point");
@@ -24,7 +24,7 @@ fn full_finds_what_changed_behind_the_bitmaps_back_and_heals_it() {
     assert_eq!(damage[0]["offset_bytes"], 5 * MIB);
     assert_eq!(damage[0]["length_bytes"], MIB);
     assert_restores(&env, &repo, &point, &machine.models());
-    // Healed: the next continues from the new point.
+    // Fixed: the next point continues from the new one.
     machine.write("vda", 3 * MIB, 512, 0x78);
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
@@ -59,7 +59,7 @@ fn a_thousandth_of_what_is_unchanged_is_audited_unless_set_otherwise() {
     let machine = env.machine("vm").disk(Disk::qcow2(600 * MIB)).start_paused();
     machine.write("vda", 0, 600 * MIB, 0x11);
     backup_with(&machine, &repo, &["--chunk-size", "512K"]);
-    // Of 1,200 chunks; the last one is always in it, and may be one that was drawn.
+    // Of 1,200 chunks. The last one is always in the sample, possibly by chance.
     for (args, least, most) in [(&["--audit", "0%"][..], 1, 1), (&[], 2, 3), (&["--audit", "1%"], 12, 13)] {
         let disk = disk_of(&backup_with(&machine, &repo, args), "vda");
         let chunks = disk["read_bytes"].as_u64().expect("read_bytes") / (512 << 10);
@@ -75,7 +75,7 @@ fn a_bitmap_that_was_missed_changes_is_never_trusted_again() {
     let machine = two_disks(&env, "vm");
     let parent = backup(&machine, &repo);
     lie(&machine, &repo, &parent, 5 * MIB + 4096, 8192);
-    // Off: the point that finds it makes no checkpoint of its own.
+    // The machine is off, so the point that detects it creates no checkpoint.
     let point = try_backup(&machine, &repo, &["--full"]).assert_code(4).record_of("point");
     assert_restores(&env, &repo, &point, &machine.models());
     let point = backup_with(&machine, &repo, &["--audit", "0%"]);
@@ -91,7 +91,7 @@ fn a_bitmap_that_was_missed_changes_is_never_trusted_again() {
     finish(&env, &[&repo]);
 }
 
-/// Changes the disk without its bitmap knowing: written while the machine is off, the bitmap then cleared by hand.
+/// Changes the disk without the bitmap: writes while the machine is off, and clears the bitmap afterwards.
 fn lie(machine: &crate::support::Machine, repo: &str, parent: &serde_json::Value, offset: u64, length: u64) {
     let checkpoint = checkpoint_in(machine.env(), repo, parent).expect("a checkpoint");
     machine.stop();
@@ -114,7 +114,7 @@ fn full_every_reads_everything_when_it_is_due() {
     let point = backup_with(&machine, &repo, &["--full-every", "1s"]);
     assert_full(&point, "vda", "due for a full read");
     assert_restores(&env, &repo, &point, &machine.models());
-    // It was: the clock begins anew.
+    // The full read was due; the interval starts again.
     assert_changed(&backup_with(&machine, &repo, &["--full-every", "1d"]), "vda", 0);
     finish(&env, &[&repo]);
 }

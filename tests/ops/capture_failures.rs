@@ -1,5 +1,5 @@
-//! What happens to a machine beside its backups, and during one: it moves to another host, is saved, started, reverted;
-//! a disk comes in the middle. The next point is right, and no hand has to help.
+//! Changes to a machine between and during backups: it is migrated, saved, started or reverted, or a disk is added. The
+//! next point is correct without manual intervention.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -19,7 +19,7 @@ fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
     let machine = two_disks(&here, "vm");
     let first = backup(&machine, &repo);
     machine.stop();
-    // Shared storage: the images are where they were, and the other libvirt has never heard of a checkpoint.
+    // Shared storage: the images are the same, and the other libvirt does not know any checkpoint.
     let disks = ["vda", "vdb"].map(|disk| Disk::existing(machine.image(disk), "qcow2"));
     let mut builder = there.machine("vm").uuid(machine.uuid());
     for disk in disks {
@@ -36,7 +36,7 @@ fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
     let second = verified(&moved, &repo);
     assert_changed(&second, "vdb", CHUNK);
     assert_eq!(ours(&moved).len(), 1);
-    // Back: this libvirt knows a checkpoint whose bitmap is gone, and not the one that is alive.
+    // Back again: this libvirt knows a checkpoint whose bitmap is lost, but not the current one.
     moved.stop();
     machine.believe_image("vda");
     machine.believe_image("vdb");
@@ -89,13 +89,13 @@ fn a_machine_whose_memory_is_saved_is_busy_and_goes_on_when_it_wakes() {
     machine.disconnect();
     env.virsh(&["managedsave", machine.uuid()]);
     wait_until("QEMU is gone", std::time::Duration::from_secs(60), || !machine.is_on());
-    // Its memory, which is not in a point, holds what is not on its disks.
+    // The saved memory, which is not in a point, contains data that is not on the disks.
     let failure = try_backup(&machine, &repo, &[]).assert_code(5).record_of("failure");
     assert_eq!(failure["code"], "busy", "{failure}");
     for command in ["virsh start vm", "virsh managedsave-remove vm"] {
         assert!(failure["hint"].as_str().unwrap().contains(command), "{failure}");
     }
-    // Awake again, but not running yet: QEMU has not taken its images over, and libvirt's errors mean nothing.
+    // Restored, but not running yet: QEMU has not activated its images, and libvirt's errors are misleading.
     machine.start_paused();
     try_backup(&machine, &repo, &[]).assert_code(1).assert_stderr_has("resume it first");
     assert_eq!(ours(&machine).len(), 1, "a checkpoint was lost to false errors");
@@ -148,7 +148,7 @@ fn a_machine_that_is_started_during_its_backup_is_captured_as_one_that_runs() {
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
     backup(&machine, &repo);
-    // Before its images are open they are not locked: somebody starts it.
+    // Before its images are open they are not locked, so the machine can be started.
     for (step, pattern) in [("LeftoversCleared", 0x33), ("CaptureNoted", 0x44)] {
         machine.stop();
         machine.write("vda", 2 * MIB, MIB, pattern);
@@ -181,7 +181,7 @@ fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
     machine.write("vda", MIB, 512, 0x33);
     verified(&machine, &repo);
     machine.stop();
-    // One for others to use outlives the command that opened it.
+    // A capture for other commands outlives the command that opened it.
     env.kvmb(["snapshot", "vm"]).run().assert_ok();
     assert!(!machine.servers().is_empty());
     let output = env.kvmb(["doctor", "vm"]).run();
@@ -213,7 +213,7 @@ fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "sda", "not in the parent point");
-    // And pulled out: libvirt refuses that while its backup runs, or lets it go.
+    // A disk is detached: libvirt refuses this during a backup, or the disk remains until the end.
     let run = stopped_at(&machine, &repo, "FirstChunk", &["--full"]).unwrap_or_else(|output| panic!("{output}"));
     let pulled = env.try_virsh(&["detach-disk", "--live", "--config", machine.uuid(), "vda"]);
     assert_ne!(pulled.code(), 0, "{pulled}");
@@ -237,7 +237,7 @@ fn scratch_files_of_a_killed_run_are_not_in_the_next_ones_way() {
     machine.write("vda", 0, 100 * MIB, 0x22);
     process::kill(run.pid());
     run.wait();
-    // Room enough for a backup, once the leftovers are gone and not before.
+    // Enough space for a backup, but only after the leftovers are removed.
     scratch.fill_up_to(80 * MIB);
     let point = backup_with(&machine, &repo, &args);
     assert_restores(&env, &repo, &point, &machine.models());
@@ -246,7 +246,7 @@ fn scratch_files_of_a_killed_run_are_not_in_the_next_ones_way() {
     finish(&env, &[&repo]);
 }
 
-// --- disks that are no files
+// --- disks that are not files
 
 #[test]
 fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
@@ -267,7 +267,7 @@ fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
         .start_paused();
     machine.write("vda", 0, 8 * MIB, 0x11);
     for round in 0..2_u8 {
-        // The host writes to the device, as a cluster's other node might; nobody else does.
+        // The host writes to the device, as another node of a cluster might; otherwise nothing does.
         let device = fs::OpenOptions::new().write(true).open(&device.path).expect("the device");
         device.write_all_at(&vec![0x21 + round; MIB as usize], 0).and_then(|()| device.sync_all()).expect("write");
         storage.write(MIB, MIB, 0x31 + round);
