@@ -1,4 +1,4 @@
-//! `kvmb restore` without arguments: each answer is checked at once, and lines can be edited.
+//! `kvmb restore` without arguments: each answer is checked immediately, and lines can be edited.
 
 use crate::support::screen::shown;
 use crate::support::{Disk, Env};
@@ -14,7 +14,7 @@ fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
     env.sh("kvmb init -r $R && kvmb backup --all -r $R").run().assert_ok();
     let disks = env.disks().display().to_string();
     fs::create_dir(env.path("disks/bücher")).unwrap();
-    // A file that is in the way is found when the plan is made.
+    // An existing file is noticed when the restore is planned.
     fs::write(env.path("disks/kvmb-test-neu-vda.qcow2"), "").unwrap();
 
     let mut pty = env.pty(["restore", "-r", &env.repo()]);
@@ -24,7 +24,7 @@ fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
     pty.send("\r");
     pty.expect("next to the original");
     pty.send("\r");
-    // The name of a machine that exists; then a new one, typed over a part of it.
+    // The name of an existing machine; then a new one, by editing the first.
     pty.expect("New name");
     pty.send("\u{15}kvmb-test-vm1\r");
     pty.expect("a machine kvmb-test-vm1 already exists");
@@ -32,13 +32,13 @@ fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
     pty.expect("Folder for the images");
     pty.send("\u{15}/nowhere/at/all\r");
     pty.expect("no folder /nowhere/at/all; create it, or type another one");
-    // Pasted at once, and corrected with the cursor: home, end, left, right, backspace, delete.
+    // Pasted at once, and corrected with the cursor keys: home, end, left, right, backspace, delete.
     pty.send(&format!("\u{15}{}x\u{1b}[D\u{1b}[C\u{7f}\u{1b}[H/\u{1b}[3~\u{1b}[F\r", &disks));
     pty.expect("Start the machine after the restore?");
     pty.send("maybe\r");
     pty.expect("type y for yes or n for no");
     pty.send("\u{15}\r");
-    // The plan meets the file, and the questions about the place come again with the answers as they were.
+    // The plan finds the file, and the questions about the place are repeated with the previous answers.
     pty.expect("already exists");
     pty.expect("next to the original");
     pty.send("\r");
@@ -53,13 +53,13 @@ fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
     crate::support::wait_until("the folder is proposed again", std::time::Duration::from_secs(60), || {
         answered(&pty, "Folder for the images: ")
     });
-    // Beyond ASCII.
+    // Non-ASCII input.
     pty.send("/bücherx\u{7f}\r");
     crate::support::wait_until("it asks about the start", std::time::Duration::from_secs(60), || {
         answered(&pty, "Start the machine")
     });
     pty.send("\r");
-    // Nothing is replaced: Enter is enough.
+    // Nothing is replaced, so Enter is enough.
     pty.expect("Continue? [Y/n]");
     pty.send("\r");
     let screen = pty.wait().assert_ok();

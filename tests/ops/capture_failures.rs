@@ -213,7 +213,7 @@ fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "sda", "not in the parent point");
-    // A disk is detached: libvirt refuses this during a backup, or the disk remains until the end.
+    // Detaching a disk fails in libvirt while its backup runs.
     let run = stopped_at(&machine, &repo, "FirstChunk", &["--full"]).unwrap_or_else(|output| panic!("{output}"));
     let pulled = env.try_virsh(&["detach-disk", "--live", "--config", machine.uuid(), "vda"]);
     assert_ne!(pulled.code(), 0, "{pulled}");

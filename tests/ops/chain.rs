@@ -1,5 +1,5 @@
-//! Incrementals through every accident of a machine's life: each case is shown by restoring the point and comparing
-//! every byte with what was written, and by how each disk was read.
+//! Incremental backups through all kinds of incidents: each test restores the point, compares every byte with what was
+//! written, and checks how each disk was read.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use crate::support::chains::*;
 use crate::support::change::{bitmaps, run};
 use crate::support::{Disk, Env};
 
-/// What is read of a chunk that is stored in pieces.
+/// How much is read of a chunk that is stored in pieces.
 const PIECE: u64 = 64 * 1024;
 
 // --- checkpoints and repositories
@@ -27,7 +27,7 @@ fn two_repositories_do_not_disturb_each_other() {
     for round in 0..3_u8 {
         machine.write("vda", 2 * MIB, 64 * 1024, 0x30 + round);
         let point = backup(&machine, &a);
-        // What the other backup read and its write of the round before are changes here all the same.
+        // The data that the other backup read and wrote in the previous round counts as changed here too.
         let before = u64::from(round > 0);
         // From its second change on, a chunk is read in pieces.
         let changed = [CHUNK, PIECE + CHUNK, 2 * PIECE];
@@ -39,7 +39,7 @@ fn two_repositories_do_not_disturb_each_other() {
         assert_changed(&point, "vda", if round == 0 { 2 * CHUNK } else { 2 * PIECE });
         points.push((&b, point, machine.models()));
         machine.write("vdb", u64::from(round) * MIB, 512, 0x50 + round);
-        // One a repository: what is superseded is gone.
+        // One per repository: the superseded checkpoint is deleted.
         assert_eq!(ours(&machine).len(), 2);
     }
     for (repo, point, models) in &points {
@@ -74,7 +74,7 @@ fn checkpoints_and_bitmaps_of_others_are_left_alone_and_go_on_recording() {
     assert_eq!(names, ["kvmbackup-mine", "virtnbdbackup.0"]);
     for name in ["virtnbdbackup.0", "kvmbackup-mine"] {
         let xml = env.virsh(&["checkpoint-dumpxml", machine.uuid(), name, "--size", "--no-domain"]);
-        // Three clusters of 64 KiB changed since.
+        // Three clusters of 64 KiB have changed since.
         assert!(xml.contains("size='196608'"), "{name} does not record any more: {xml}");
     }
     machine.stop();
@@ -116,7 +116,7 @@ fn a_parent_point_that_was_deleted_is_not_continued() {
     let third = verified(&machine, &repo);
     assert_full(&third, "vda", "cannot be used");
     assert_full(&third, "vdb", "cannot be used");
-    // All points gone.
+    // All points are removed.
     env.restic(&*repo).call(["forget", "--prune", id_of(&first), id_of(&third)]).run().assert_ok();
     assert_full(&verified(&machine, &repo), "vda", "first backup of the machine in this repository");
     machine.write("vda", 6 * MIB, 512, 0x55);
@@ -135,10 +135,10 @@ fn a_copy_of_the_repository_and_a_second_password_are_the_same_chain_as_far_as_i
     let copy = env.repo_named("copy");
     run("cp", &["-a", &repo, &copy]);
     machine.write("vda", 0, 512, 0x33);
-    // The copy has the parent: it can be continued there just as well.
+    // The copy has the parent, so the chain can continue there as well.
     assert_changed(&verified(&machine, &copy), "vda", CHUNK);
     machine.write("vda", 3 * MIB, 512, 0x34);
-    // That superseded the original's checkpoint.
+    // This superseded the original's checkpoint.
     assert_full(&verified(&machine, &repo), "vda", "cannot be used");
     machine.write("vda", 4 * MIB, 512, 0x35);
     assert_full(&verified(&machine, &copy), "vda", "cannot be used");
@@ -155,7 +155,7 @@ fn a_copy_of_the_repository_and_a_second_password_are_the_same_chain_as_far_as_i
     finish(&env, &[&repo, &copy]);
 }
 
-// --- several at once
+// --- several backups at once
 
 #[test]
 fn of_several_machines_at_once_one_that_fails_does_not_stop_the_others() {

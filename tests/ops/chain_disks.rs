@@ -1,5 +1,5 @@
-//! Incrementals of disks that come and go, grow, shrink, swap places, or change behind kvmb's back: each case is shown
-//! by restoring the point and comparing every byte, and by how each disk was read.
+//! Incremental backups of disks that are added, removed, resized, swapped or changed behind kvmb's back: each test
+//! restores the point, compares every byte, and checks how each disk was read.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -51,7 +51,7 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
         assert_full(&point, "vda", "the chunk size has changed");
         assert_full(&point, "vdb", "the chunk size has changed");
         assert_restores(&env, &repo, &point, &machine.models());
-        // Without being told again, that size stays.
+        // Without the option, that size is kept.
         machine.write("vda", 5 * MIB, 512, 0x55);
         let point = verified(&machine, &repo);
         let disk = disk_of(&point, "vda");
@@ -67,7 +67,7 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
         assert_eq!(next["disks"][0]["read_mode"], "changed");
     }
     try_backup(&machine, &repo, &["--chunk-size", "3M"]).assert_code(2).assert_stderr_has("512K, 1M, 2M or 4M");
-    // A machine that is off, with a chain of another size.
+    // A machine that is off, with a chain of another chunk size.
     machine.stop();
     let point = try_backup(&machine, &repo, &["--chunk-size", "2M"]).assert_ok().record_of("point");
     assert_full(&point, "vda", "the chunk size has changed");
@@ -124,7 +124,7 @@ fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_o
     machine.stop();
     assert_changed(&verified(&machine, &repo), "vda", 0);
 
-    // The bit that QEMU sets when it finds a table damaged.
+    // The corrupt bit, which QEMU sets when it finds a damaged table.
     let mut header = fs::OpenOptions::new().write(true).open(machine.image("vda")).unwrap();
     header.seek(SeekFrom::Start(79)).unwrap();
     header.write_all(&[2]).unwrap();
@@ -136,7 +136,7 @@ fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_o
     assert_full(&output.record_of("point"), "vda", "the image is marked as corrupt");
     assert_changed(&output.record_of("point"), "vdb", 0);
 
-    // No bitmap says what the repair changed: the command of the hint.
+    // No bitmap records the changes of the repair, which the hint's command makes.
     let hint = check["hint"].as_str().unwrap();
     env.sh(&hint[hint.find("qemu-img").unwrap()..]).run().assert_ok();
     machine.start_paused();
@@ -146,7 +146,7 @@ fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_o
     machine.write("vda", MIB, 512, 0x22);
     assert_changed(&verified(&machine, &repo), "vda", CHUNK);
 
-    // What is no image at all: it would not help to start the machine.
+    // The file is not an image, so starting the machine would not help.
     machine.stop();
     fs::write(machine.image("vdb"), b"").unwrap();
     let failure = env.kvmb(["backup", "vm", "-r", &repo]).run().assert_code(1).record_of("failure");
@@ -160,7 +160,7 @@ fn an_image_that_is_cut_off_is_reported_and_read_in_full() {
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).define();
     machine.write("vda", 0, 3 * MIB, 0x11);
-    // As a copy that ended early.
+    // Like a copy that was interrupted.
     fs::OpenOptions::new().write(true).open(machine.image("vda")).unwrap().set_len(2 * MIB).unwrap();
     let backup = || {
         let output = env.kvmb(["backup", "vm", "-r", &repo]).run().assert_ok();
@@ -195,13 +195,13 @@ fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
     machine.write("vda", 2 * MIB, 512, 0x55);
     assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
-    // A new image in the old one's place, in the same file even.
+    // A new image replaces the old one, even in the same file.
     machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
     machine.write("sda", 2 * MIB, MIB, 0x66);
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_full(&point, "sda", "not in the parent point");
-    // Gone and exchanged between two backups.
+    // Removed and replaced between two backups.
     machine.detach("sda");
     machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
     machine.write("sda", 5 * MIB, MIB, 0x77);
@@ -241,9 +241,10 @@ fn a_grown_and_a_shrunk_disk() {
     machine.resize("vda", 24 * MIB + 1024);
     machine.write("vda", 20 * MIB, 512, 0x22);
     let point = verified(&machine, &repo);
-    // Beyond the last whole chunk of before, all is new: one with the old end, one with the write.
+    // Everything after the last complete chunk of before is new: the chunk with the old end, and the one with the
+    // write.
     assert_changed(&point, "vda", 2 * CHUNK);
-    // Whole clusters: what is left of a cut one would come back when the disk grows.
+    // Whole clusters, because the rest of a truncated one would reappear when the disk grows.
     machine.resize("vda", 10 * MIB + 65536);
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 65536);
@@ -261,7 +262,7 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
     machine.write("vda", 0, 16 * MIB, 0x11);
-    // The audit's random sample could find it by luck: it is switched off.
+    // The audit's random sample might detect it, so it is disabled.
     let verified = |reason: Option<&str>| {
         let point = backup_with(&machine, &repo, &["--audit", "0%"]);
         assert_restores(&env, &repo, &point, &machine.models());
@@ -275,19 +276,19 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
     machine.resize("vda", 16 * MIB);
     verified(Some("the disk was shrunk in between"));
     verified(None);
-    // Within the last chunk that has anything.
+    // Within the last chunk with data.
     machine.resize("vda", 7 * MIB + 512 * 1024);
     machine.resize("vda", 16 * MIB);
     let output = try_backup(&machine, &repo, &["--audit", "0%"]).assert_code(4);
     let point = output.record_of("point");
     assert_full(&point, "vda", "marked clean had changed");
     assert_restores(&env, &repo, &point, &machine.models());
-    // Cut at one place, written to behind it.
+    // Truncated, and written to beyond that.
     machine.resize("vda", 3 * MIB);
     machine.resize("vda", 16 * MIB);
     machine.write("vda", 6 * MIB, MIB, 0x22);
     verified(Some("the disk was shrunk in between"));
-    // And while it is off.
+    // The same while the machine is off.
     machine.stop();
     machine.resize("vda", 2 * MIB);
     machine.resize("vda", 16 * MIB);
@@ -334,7 +335,7 @@ fn an_image_replaced_by_another_with_the_same_bitmap_is_read_in_full() {
     machine.stop();
     let (a, b) = (machine.image("vda").to_owned(), machine.image("vdb").to_owned());
     let number = fs::metadata(&a).expect("stat").ino();
-    // Most file systems give the number of the file that went to the one that comes.
+    // Most file systems reuse the inode number of a removed file for the next one.
     fs::remove_file(&a).expect("remove");
     fs::copy(&b, &a).expect("copy");
     let same_number = fs::metadata(&a).expect("stat").ino() == number;
@@ -362,7 +363,7 @@ fn relative_names_of_backing_files_break_no_chain() {
     run("qemu-img", &name);
     machine.write("vda", MIB, 512, 0x22);
     verified(&machine, &repo);
-    // Running, libvirt joins the names in another way than kvmb does for a machine that is off.
+    // For a running machine, libvirt joins the names differently from kvmb for a machine that is off.
     machine.start_paused();
     assert_eq!(disk_of(&verified(&machine, &repo), "vda")["read_mode"], "changed");
     machine.stop();
@@ -421,7 +422,7 @@ fn what_was_data_and_reads_as_zero_now_is_a_change() {
     machine.zero("vda", 4 * MIB, MIB);
     machine.discard("vda", 6 * MIB, MIB);
     machine.write("vda", 8 * MIB, MIB, 0);
-    // Across the borders of chunks, and less than a cluster.
+    // Across chunk boundaries, and less than a cluster.
     machine.zero_keeping("vda", 10 * MIB + 300 * 1024, MIB);
     machine.discard("vda", 13 * MIB + 512 * 1024, MIB);
     machine.zero("vda", 16 * MIB + 512, 1024);

@@ -1,5 +1,5 @@
-//! Incrementals of machines that are renamed, cloned, reverted, killed, stopped and started: each case is shown by
-//! restoring the point and comparing every byte, and by how each disk was read.
+//! Incremental backups of machines that are renamed, cloned, reverted, killed, stopped and started: each test restores
+//! the point, compares every byte, and checks how each disk was read.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
     let mut machine = two_disks(&env, "vm");
     let first = backup(&machine, &repo);
     machine.stop();
-    // The checkpoint's definition is lost, its bitmaps are alive.
+    // The checkpoint's definition is lost, but its bitmaps still exist.
     machine.redefine(|xml| xml);
     assert_eq!(ours(&machine).len(), 0);
     machine.start_paused();
@@ -27,18 +27,18 @@ fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
     assert_changed(&point, "vda", CHUNK);
     assert_changed(&point, "vdb", 0);
     assert_eq!(ours(&machine).len(), 1);
-    // Undefined while it runs: it goes on without a definition of its own until it is defined again.
+    // Undefined while it runs: it continues as a transient machine until it is defined again.
     machine.redefine(|xml| xml);
     machine.write("vdb", 0, 512, 0x44);
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdb", CHUNK);
-    // While it is off, no checkpoint is needed at all.
+    // While it is off, no checkpoint is needed.
     machine.stop();
     machine.redefine(|xml| xml);
     machine.write("vdb", 2 * MIB, 512, 0x55);
     assert_changed(&verified(&machine, &repo), "vdb", CHUNK);
-    // Renamed: the UUID is what counts.
+    // Renamed: machines are identified by UUID.
     machine.redefine(|xml| xml.replace("<name>vm</name>", "<name>renamed</name>"));
     machine.start_paused_as("renamed");
     machine.write("vda", 3 * MIB, 512, 0x66);
@@ -158,7 +158,7 @@ fn external_snapshots_and_blockcommit() {
     let point = verified(&machine, &repo);
     assert_full(&point, "vda", "the image is not the one of the parent point");
     assert_changed(&point, "vdb", 0);
-    // The bitmap of before was in what is now the backing file, and was deleted there.
+    // The earlier bitmap was in the image that is now the backing file, and was deleted there.
     machine.write("vda", 3 * MIB, 512, 0x45);
     let point = verified(&machine, &repo);
     assert_full(&point, "vda", "a backing file has changed");
@@ -174,7 +174,8 @@ fn external_snapshots_and_blockcommit() {
     assert_changed(&point, "vdb", 0);
     machine.write("vda", 6 * MIB, 512, 0x48);
     assert_changed(&verified(&machine, &repo), "vda", CHUNK);
-    // Come and gone between two backups: the bitmap was carried along, or the disk is read in full.
+    // The snapshot was created and removed between two backups: either the bitmap was merged, or the disk is read in
+    // full.
     machine.write("vda", 7 * MIB, 512, 0x49);
     let second = env.disks().join("second.qcow2");
     snapshot("two", &second);
@@ -213,7 +214,7 @@ fn a_revert_to_an_internal_snapshot_is_refused_while_bitmaps_exist_or_right_in_t
     machine.start_paused();
     machine.write("vda", 4 * MIB, 512, 0x44);
     verified(&machine, &repo);
-    // And by libvirt, of a running machine, with its memory.
+    // A live snapshot by libvirt, including memory.
     env.virsh(&["snapshot-create-as", "vm", "live"]);
     machine.write("vda", 5 * MIB, 512, 0x55);
     verified(&machine, &repo);
@@ -241,7 +242,7 @@ fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
     let env = Env::new("QEMU killed");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    // Made in this session: gone with it.
+    // Created in this session, and lost with it.
     backup(&machine, &repo);
     machine.write("vda", 0, MIB, 0x33);
     machine.kill();
@@ -254,7 +255,7 @@ fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
     assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     machine.stop();
     machine.start_paused();
-    // Older than this session: left inconsistent in the file.
+    // Older than this session, and left inconsistent in the file.
     machine.write("vda", 4 * MIB, 512, 0x55);
     machine.kill();
     machine.believe_image("vda");
@@ -291,7 +292,7 @@ fn a_machine_that_is_stopped_during_its_backup_is_captured_as_one_that_is_off() 
     machine.start_after_its_end();
     machine.write("vda", 2 * MIB, 512, 0x44);
     assert_changed(&verified(&machine, &repo), "vda", 8 * CHUNK);
-    // Stopped when all was read: the point is stored, and its checkpoint is good.
+    // Stopped after everything was read: the point is stored, and its checkpoint is valid.
     machine.write("vda", 3 * MIB, 512, 0x45);
     let run = stopped_at(&machine, &repo, "JobEnded", &[]).unwrap_or_else(|output| panic!("{output}"));
     machine.quit();
@@ -336,7 +337,7 @@ fn a_machine_cannot_start_in_the_middle_of_its_backup_and_can_after_it() {
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let captured = env.kvmb(["snapshot", "-r", &repo, "vm"]).run().assert_ok();
     env.try_virsh(&["start", "--paused", "vm"]).assert_code(1).assert_stderr_has("lock");
-    // Somebody else finds the capture in the way.
+    // Another backup finds the machine busy.
     try_backup(&machine, &repo, &[]).assert_code(5);
     let pushed = env.kvmb(["push", "-r", &repo]).stdin(captured.stdout()).run().assert_ok();
     env.kvmb(["release"]).stdin(pushed.stdout()).run().assert_ok();
@@ -378,7 +379,7 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
     let checkpoint = checkpoint_in(&env, &repo, &first);
     machine.write("vda", 0, 512, 0x33);
     machine.stop();
-    // With changes: no checkpoint of its own.
+    // With changes: the point has no checkpoint.
     let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_eq!(checkpoint_in(&env, &repo, &point), None);
@@ -389,7 +390,7 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
     assert_eq!(point["parent"], first["point"], "the point that the checkpoint was made with");
     assert_changed(&point, "vda", 2 * CHUNK);
 
-    // Without changes: each inherits the checkpoint, and any of them can be continued.
+    // Without changes: each point inherits the checkpoint, and the chain can continue from any of them.
     let checkpoint = checkpoint_in(&env, &repo, &point);
     machine.stop();
     let mut parents = vec![point];
@@ -424,7 +425,7 @@ fn off_with_changes_and_its_parent_pruned_it_begins_again() {
     env.restic(&*repo).call(["forget", "--prune", id_of(&first)]).run().assert_ok();
     let third = verified(&machine, &repo);
     assert_full(&third, "vda", "first backup of the machine in this repository");
-    // A new chain was begun, the old bitmap is gone.
+    // A new chain has started, and the old bitmap is deleted.
     let checkpoint = checkpoint_in(&env, &repo, &third).expect("a checkpoint");
     assert_eq!(ours(&machine), std::slice::from_ref(&checkpoint));
     assert_eq!(bitmaps(machine.image("vda")), [checkpoint]);
@@ -454,13 +455,13 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
     assert_eq!(ours(&machine), bitmaps(machine.image("vda")));
     assert_eq!(ours(&machine).len(), 1);
     assert_eq!(checkpoint_in(&env, &a, &point), ours(&machine).first().cloned());
-    // Continued off …
+    // Continued while off …
     machine.write("vda", 0, 512, 0x33);
     assert_changed(&verified(&machine, &a), "vda", CHUNK);
-    // … another repository begins its own …
+    // … another repository starts its own chain …
     verified(&machine, &b);
     assert_eq!(ours(&machine).len(), 2);
-    // … and both are continued when it runs.
+    // … and both continue when the machine runs.
     machine.start_paused();
     machine.write("vda", 3 * MIB, 512, 0x44);
     let point = verified(&machine, &a);
@@ -470,7 +471,7 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
     assert_changed(&verified(&machine, &b), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 2);
     machine.stop();
-    // A disk that is new joins in: all disks get the new bitmap, and the old one goes.
+    // A new disk is added: all disks get the new bitmap, and the old one is deleted.
     let mut machine = machine;
     machine.attach("vdd", Disk::qcow2(4 * MIB));
     machine.write("vdd", 0, MIB, 0x55);
@@ -493,7 +494,7 @@ fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(4 * MIB)).define();
     machine.write("vda", 0, 8 * MIB, 0x11);
-    // Another reader, which allows no writer.
+    // Another reader, which does not permit writers.
     let socket = env.path("tmp/other.sock").display().to_string();
     let pid_file = env.path("tmp/other.pid");
     let pid_file_text = pid_file.display().to_string();

@@ -1,5 +1,5 @@
-//! Every step of the commit order, interrupted: kvmb is killed there, or its storage is gone from there on. Whatever
-//! the step, the next run is right and goes on where it should, and nothing is left.
+//! Interruptions at every step of the commit order: kvmb is killed, or its storage fails. After each step, the next run
+//! is correct and continues where it should, and nothing is left behind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,14 +12,14 @@ use crate::support::{Env, Machine, Output, process};
 use kvmb::failpoint::Failpoint;
 use serde_json::Value;
 
-/// What is backed up.
+/// The machine that is backed up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scene {
-    /// A running machine whose chain goes on.
+    /// A running machine whose chain continues.
     Running,
-    /// One that is off, and its chain goes on.
+    /// A stopped machine whose chain continues.
     Off,
-    /// One that is off, and a chain is begun.
+    /// A stopped machine that starts a chain.
     BegunOff,
 }
 
@@ -28,14 +28,14 @@ enum Scene {
 enum Accident {
     /// `kill -9` of kvmb.
     Killed,
-    /// The repository's folder is gone: a share that dropped off.
+    /// The repository's folder disappears, like a share that was disconnected.
     Gone,
-    /// It cannot be written any more.
+    /// The repository becomes read-only.
     ReadOnly,
 }
 
 impl Scene {
-    /// Whether a run passes a step. A step that is new has no answer: this does not compile then.
+    /// Whether a run reaches a step. The match is exhaustive, so that a new step must be added here.
     fn passes(self, step: Failpoint) -> bool {
         match step {
             Failpoint::RepositoryOpened
@@ -54,11 +54,11 @@ impl Scene {
             | Failpoint::CheckpointsSettled
             | Failpoint::CaptureForgotten => true,
             Failpoint::BitmapsAdded => self == Scene::BegunOff,
-            // Needs a guest with an agent: see tests/capture/guest.rs.
+            // Requires a guest with an agent: see tests/capture/guest.rs.
             Failpoint::Frozen => false,
-            // Of the creation of a repository: see tests/together/creation.rs.
+            // Steps of the creation of a repository: see tests/together/creation.rs.
             Failpoint::ConfigCreated | Failpoint::KeyCreated => false,
-            // Of a prune: see tests/repo/retention.rs.
+            // Steps of a prune: see tests/repo/retention.rs.
             Failpoint::PrunePlanned
             | Failpoint::UnnamedPackRemoved
             | Failpoint::PointForgotten
@@ -70,7 +70,7 @@ impl Scene {
             | Failpoint::OldIndexGone
             | Failpoint::PackRemoved
             | Failpoint::PacksGone => false,
-            // Of other commands.
+            // Steps of other commands.
             Failpoint::LockTaken
             | Failpoint::PinStored
             | Failpoint::DrillNoted
@@ -153,7 +153,7 @@ fn every_step(scene: Scene, accident: Accident) {
         eprintln!("{step:?}");
         Try { env: &env, machine: &machine, repo: &repo, scene, accident, step, number }.run();
     }
-    // What was begun off goes on when it starts.
+    // A chain that started while the machine was off continues when it runs.
     if scene != Scene::Running {
         machine.start_paused();
         machine.write("vdb", MIB, 512, 0x33);
@@ -163,7 +163,7 @@ fn every_step(scene: Scene, accident: Accident) {
     finish(&env, &[&repo]);
 }
 
-/// One step, interrupted.
+/// An interruption at one step.
 struct Try<'a> {
     env: &'a Env,
     machine: &'a Machine<'a>,
@@ -177,7 +177,7 @@ struct Try<'a> {
 impl Try<'_> {
     fn run(&self) {
         let machine = self.machine;
-        // A machine that is off goes on from the same point each time: so it changes at the same place.
+        // A stopped machine continues from the same point each time, so it changes in the same place.
         let place = if self.scene == Scene::Running { u64::from(self.number) } else { 3 };
         machine.write("vda", place * MIB, 4096, 0x40 + self.number);
         let points_before = self.points();
@@ -205,7 +205,7 @@ impl Try<'_> {
     fn have_the_accident(&self, run: Running) {
         match self.accident {
             Accident::Killed => {
-                // It alone: what it started is not told.
+                // Only kvmb itself, without its child processes.
                 process::kill(run.pid());
                 run.wait();
             }
@@ -226,7 +226,7 @@ impl Try<'_> {
         }
     }
 
-    /// A run without its storage fails, unless the point is stored already, and cleans up after itself either way.
+    /// A run without its storage fails, unless the point is already stored, and cleans up in either case.
     fn judge(&self, output: &Output) {
         if is_at_or_after(self.step, Failpoint::PointStored) {
             assert_eq!(output.code(), 0, "{output}");
@@ -239,7 +239,7 @@ impl Try<'_> {
         self.assert_few_checkpoints(1);
     }
 
-    /// How the next run reads: only what changed, since the point that its checkpoint was made with.
+    /// Fails unless the next run reads only what changed since the point of its checkpoint.
     #[track_caller]
     fn assert_goes_on(&self, point: &Value) {
         let noted = match self.accident {
@@ -271,7 +271,7 @@ impl Try<'_> {
         }
     }
 
-    /// Of no chain there are more than that many, as libvirt has it and in the images.
+    /// Fails if there are more checkpoints than this, in libvirt or in the images.
     #[track_caller]
     fn assert_few_checkpoints(&self, most: usize) {
         let mut places = vec![self.machine.checkpoints()];

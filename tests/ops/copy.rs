@@ -1,4 +1,4 @@
-//! Points from one repository to another: the same bytes, sealed anew, once, and nothing that is damaged.
+//! Copies of points to another repository: the same bytes, re-encrypted, stored once, and no damaged point.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,8 +22,7 @@ use kvmb::storage::testing::{FaultStorage, Operation};
 use kvmb::storage::{FileKind, LocalStorage};
 use serde_json::{Value, json};
 
-/// Bytes that nothing compresses.
-/// A repository that has a password of its own, and the file with that.
+/// Creates a repository with its own password, and returns its path and the password file.
 fn init_with_own_password(env: &Env, name: &str) -> (String, String) {
     let (repo, file) = (env.repo_named(name), env.path(format!("{name}.pass")));
     fs::write(&file, format!("the password of {name}\n")).expect("write");
@@ -37,7 +36,7 @@ fn points(env: &Env, repo: &str) -> Vec<Value> {
     env.kvmb(["points", "-r", repo]).run().assert_ok().records_of("point")
 }
 
-/// Every file of a repository but its locks, with its size.
+/// Returns every file of a repository except locks, with its size.
 fn files(repo: &str) -> BTreeMap<PathBuf, u64> {
     let (mut found, mut folders) = (BTreeMap::new(), vec![PathBuf::from(repo)]);
     while let Some(folder) = folders.pop() {
@@ -55,7 +54,7 @@ fn open(repo: &str, password: &str) -> Repository {
     Repository::open(Arc::new(LocalStorage::new(repo)), &Password::new(password.to_owned())).expect("open")
 }
 
-/// Three points of a machine, and its disks as each of them has them.
+/// Makes three points of a machine, and returns them with the state of its disks at each.
 fn three_points(machine: &Machine, repo: &str, args: &[&str]) -> Vec<(Value, BTreeMap<String, DiskModel>)> {
     let mut points = Vec::new();
     for round in 0..3 {
@@ -86,12 +85,12 @@ fn points_are_copied_whole_and_once_and_restic_agrees() {
         assert_eq!(copy["copied"]["already_there"], false);
         assert_restores(&env, &second, copy, disks);
     }
-    // Each point brings what is new of it: a chunk of vda, and the pieces of another one and of one of vdb, most of
-    // which are equal.
+    // Each point adds its new data: a chunk of vda, and the pieces of another one and of a chunk of vdb, most of which
+    // are equal.
     let new = |at: usize| copies[at]["copied"]["new_bytes"].as_u64().expect("new_bytes");
     assert!((MIB..2 * MIB).contains(&new(1)) && (MIB..2 * MIB).contains(&new(2)), "{copies:#?}");
 
-    // Known without another look, and not copied again: not a file is new.
+    // Recognised without being copied again: no file is new.
     let before = files(&second);
     let again = env.sh(&script).run().assert_ok().records_of("point");
     assert!(again.iter().all(|copy| copy["copied"]["already_there"] == true), "{again:#?}");
@@ -101,7 +100,7 @@ fn points_are_copied_whole_and_once_and_restic_agrees() {
     let listed = points(&env, &second);
     assert!(listed.iter().all(|point| point["original"].is_string()), "{listed:#?}");
 
-    // restic knows what kvmb copied, and kvmb what restic copied.
+    // restic recognises kvmb's copies, and kvmb recognises restic's.
     let third = init_at(&env, "third");
     let restic_copy = |to: &str| {
         let restic = env.restic(to);
@@ -113,7 +112,7 @@ fn points_are_copied_whole_and_once_and_restic_agrees() {
     let script = script.replace(&second, &third);
     let third_copies = env.sh(&script).run().assert_ok().records_of("point");
     assert!(third_copies.iter().all(|copy| copy["copied"]["already_there"] == true), "{third_copies:#?}");
-    // A copy of a copy is the same point still.
+    // A copy of a copy is still the same point.
     let back = format!("kvmb points -r {third} | kvmb push -r {second}");
     let back = env.sh(&back).run().assert_ok().records_of("point");
     assert!(back.iter().all(|copy| copy["copied"]["already_there"] == true), "{back:#?}");
@@ -182,7 +181,7 @@ fn a_copy_is_compressed_again_where_that_is_asked_for() {
     let (record, hard) = copy(&env.repo_named("fast"), "hard", "max");
     assert!(hard < fast && fast < plain_bytes, "{hard}, {fast}, {plain_bytes} bytes");
     assert!(record["copied"]["stored_bytes"].as_u64() < Some(fast), "{record:#}");
-    // What is compressed once stays so.
+    // Compressed data is not compressed again.
     let (_, kept) = copy(&env.repo_named("hard"), "kept", "off");
     assert_eq!(kept, hard);
     finish(&env, &[&first]);
@@ -222,7 +221,7 @@ fn what_was_copied_is_known_without_reading_data() {
     assert!(again < 64 * 1024, "{again} bytes were read although nothing was to be copied");
 }
 
-/// Flips a bit in the middle of the pack that holds most.
+/// Flips a bit in the middle of the largest pack.
 pub(crate) fn damage_largest_pack(repo: &str) -> PathBuf {
     let packs = files(repo).into_iter().filter(|(path, _)| path.to_string_lossy().contains("/data/"));
     let (path, size) = packs.max_by_key(|(_, size)| *size).expect("a pack");
@@ -253,7 +252,7 @@ fn what_is_damaged_is_reported_and_never_copied() {
     assert_eq!(copy["original"], whole["point"]);
     assert_restores(&env, &second, &copy, &other.models());
     assert_eq!(points(&env, &second).len(), 1, "the damaged point is not there");
-    // The same with the pack gone altogether, and in two tiers: the next points still cross.
+    // The same with the pack missing, and with two tiers: the next points are still copied.
     fs::remove_file(pack).expect("remove");
     env.sh(&format!("kvmb points -r {first} | kvmb push -r {second}")).run().assert_code(4);
     let healed = env.kvmb(["backup", "vm1", "--full", "-r", &first, "--copy-to", &second]).run();
@@ -271,7 +270,7 @@ fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
         env.sh(&format!("kvmb points -r {first} | kvmb push -r {second}")).run().assert_ok().record_of("point");
     assert_eq!(checkpoint_in(&env, &second, &copied), checkpoint_in(&env, &first, &original), "copied as it is");
 
-    // The second repository begins a chain of its own, and has all the data already.
+    // The second repository starts its own chain, and already has all the data.
     machine.write("vda", 5 * MIB, MIB, 0x55);
     let own = verified(&machine, &second);
     assert_full(&own, "vda", "first backup");
@@ -280,7 +279,7 @@ fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
     assert_ne!(Some(theirs.clone()), checkpoint_in(&env, &first, &original));
     assert_eq!(ours(&machine).len(), 2, "each has its own");
 
-    // Both go on, each from its own, however points are copied to and fro.
+    // Both chains continue separately, regardless of copies in both directions.
     machine.write("vdb", 0, 4096, 0x66);
     assert_changed(&verified(&machine, &first), "vdb", MIB);
     env.sh(&format!("kvmb points -r {first} | kvmb push -r {second}")).run().assert_ok();
@@ -291,7 +290,7 @@ fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
     finish(&env, &[&first, &second]);
 }
 
-/// What a backup in two tiers came to.
+/// Makes a backup with two tiers, and returns the output.
 fn two_tiers(machine: &Machine, first: &str, second: &str) -> Output {
     machine.env().kvmb(["backup", "-r", first, "--copy-to", second, "--", machine.name()]).run()
 }
@@ -309,7 +308,7 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     assert_eq!(records[1]["original"], early["point"]);
     assert_restores(&env, &second, &records[2], &machine.models());
 
-    // The second tier is away: the first one's point stays, and the exit code tells.
+    // The second tier is missing: the first one's point is stored, and the exit code reports the failure.
     let away = format!("{second}.away");
     fs::rename(&second, &away).expect("rename");
     machine.write("vda", MIB, 4096, 2);
@@ -323,7 +322,7 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     assert_eq!(points(&env, &first).len(), 4);
     assert_eq!(points(&env, &second).len(), 4);
 
-    // What the second tier's retention removed does not come back; what somebody removed by hand does.
+    // Points that the second tier's retention removed are not copied again; those that were removed manually are.
     env.configure(&json!({ "retention": { "local": { "keep_last": 3 } } }));
     env.kvmb(["prune", "-r", &second, "--copy-to", "", "--gone-machines"]).run().assert_ok();
     assert_eq!(points(&env, &second).len(), 3);
@@ -333,7 +332,7 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     env.restic(&second).call(["forget", "--prune", &oldest]).run().assert_ok();
     let records = two_tiers(&machine, &first, &second).assert_ok().records_of("point");
     assert_eq!(records.len(), 3, "the new one, and that of the last three that is not there: {records:#?}");
-    // Nothing is tried with a password that is not there.
+    // With a missing password file, nothing is attempted.
     env.kvmb(["backup", "vm1", "-r", &first, "--copy-to", &second, "--copy-to-password-file", "nothing"])
         .run()
         .assert_code(1)
@@ -341,7 +340,7 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     assert_eq!(points(&env, &first).len(), 6);
     let rehearsal = env.kvmb(["backup", "vm1", "-n", "-r", &first, "--copy-to", &second]).run().assert_ok();
     assert_eq!(rehearsal.record_of("action")["copy_to"], second.as_str());
-    // With a wrong one, the hint names its option.
+    // With a wrong password, the hint names its option.
     fs::write(env.path("other"), "of nobody\n").expect("write");
     set_mode(&env.path("other"), 0o600);
     env.kvmb(["backup", "vm1", "-r", &first, "--copy-to", &second, "--copy-to-password-file", "other"])
@@ -370,7 +369,7 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
         let forget = output.records_of("action").into_iter().filter(|action| action["action"] == "forget");
         forget.map(|action| (action["target"].as_str().expect("target").to_owned(), action["rules"].clone())).collect()
     };
-    // The second tier's own retention has removed the first point: it does not wait to be copied again.
+    // The second tier's own retention has removed the first point, which does not wait to be copied again.
     let copies: BTreeMap<String, Value> = prune(&second, &[]);
     assert_eq!(copies.len(), 2);
     let rehearsed: BTreeMap<String, Value> = prune(&first, &["--copy-to", &second, "--dry-run"]);
@@ -379,7 +378,7 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
     assert_eq!(rules.iter().map(|rule| kept(rule)).collect::<Vec<_>>(), [false, false, true, true], "{rehearsed:#?}");
     let _: BTreeMap<String, Value> = prune(&first, &["--copy-to", &second]);
     assert_eq!(points(&env, &first).iter().map(id_of).collect::<Vec<_>>(), ids[2..]);
-    // A second tier that cannot be asked: nothing is removed.
+    // An unreachable second tier: nothing is removed.
     env.kvmb(["prune", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", "nowhere"])
         .run()
         .assert_code(1)
@@ -399,7 +398,7 @@ fn a_point_that_was_never_copied_waits_although_a_newer_one_was() {
         originals.push((backup(&machine, &first), machine.models()));
     }
     let ids: Vec<String> = originals.iter().map(|(point, _)| id_of(point).to_owned()).collect();
-    // The newest, by hand.
+    // The newest point, manually.
     env.sh(&format!("kvmb points vm1 -r {first} | tail -n 1 | kvmb push -r {second}")).run().assert_ok();
     let awaiting = || -> Vec<bool> {
         let call = env.kvmb(["prune", "-n", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", &second]);
@@ -454,7 +453,7 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
     machine.write("vda", 0, 4096, 1);
     let output = run(&machine).assert_code(3).assert_stderr_has("cannot connect");
     assert_eq!(output.record_of("point")["repo"], first.as_str());
-    // It knows of the first point and not of the second; while it cannot be asked, nothing goes.
+    // It knows about the first point but not the second; while it is unreachable, nothing is removed.
     let prune = |args: &[&str]| {
         let call = env.kvmb(["prune", "--keep-last", "1", "--retry-for", "1s", "--config"]).arg(&file);
         call.args(args).run()
@@ -472,18 +471,18 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
     let output = prune(&["--dry-run"]).assert_ok();
     let awaits: Vec<bool> = rules(&output).iter().map(|rules| rules.contains("awaits_copy")).collect();
     assert_eq!(awaits, [false, true, true], "{output}");
-    // Its own retention is another matter: it has no second tier.
+    // Its own retention is independent, because it has no second tier.
     let output = prune(&["--dry-run", "-r", &server]).assert_ok();
     assert_eq!(rules(&output), [r#"["last"]"#], "{output}");
     machine.write("vda", MIB, 4096, 2);
     let records = run(&machine).assert_ok().records_of("point");
     assert_eq!(records.len(), 4, "the new point, and the three that the server lacks: {records:#?}");
     assert_restores(&env, &server, &records[3], &machine.models());
-    // Now it has them all, and the rules apply.
+    // Now it has all of them, and the rules apply.
     prune(&[]).assert_ok();
     assert_eq!(points(&env, &first).len(), 1);
     assert_eq!(points(&env, &server).len(), 4);
-    // Straight to the server: there is no second tier then.
+    // Directly to the server: then there is no second tier.
     let straight = env.kvmb(["backup", "vm1", "-r", &server, "--config"]).arg(&file).run().assert_ok();
     assert_eq!(straight.record_of("point")["repo"], server.as_str());
     finish(&env, &[&first, folder.to_str().expect("UTF-8")]);
@@ -502,10 +501,10 @@ fn a_pipe_stores_in_two_repositories_and_lets_go_of_the_machine() {
     assert_eq!(point["verified"], "full");
     assert_restores(&env, &second, &point, &machine.models());
     assert_eq!(ours(&machine).len(), 1, "the checkpoint stays, for its point was stored");
-    // A repository into itself: nothing to do.
+    // A copy of a repository into itself: nothing to do.
     let itself = env.sh(&format!("kvmb points -r {first} | kvmb push -r {first}")).run().assert_ok().record_of("point");
     assert_eq!(itself["copied"]["already_there"], true);
-    // A point that is not there.
+    // A point that does not exist.
     let gone = "0".repeat(64);
     let script = format!("sed s/{}/{gone}/ one | kvmb push -r {second}", id_of(&points(&env, &first)[0]));
     assert_eq!(env.sh(&script).run().assert_code(1).record_of("failure")["code"], "not_found");
@@ -525,7 +524,7 @@ fn killed_at_any_step_of_a_copy_both_repositories_are_whole_and_the_next_one_fin
         let running = crate::support::backups::stopped_at(copy(), step);
         running.kill();
         running.wait();
-        // Its locks are still there.
+        // Its locks still exist.
         for repo in [&first, &second] {
             env.restic(repo).call(["check", "--read-data", "--no-lock"]).run().assert_ok();
         }

@@ -1,5 +1,5 @@
-//! qcow2 images whose data is in a raw file beside them: any program can write to that file, and no dirty bitmap shows
-//! it, so only changes made by one and the same QEMU process are read as changes.
+//! qcow2 images with an external raw data file: any program can write to that file, which no dirty bitmap records. So
+//! incremental reads are used only within the lifetime of one QEMU process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::support::{Disk, Env, Machine};
 const STARTED: &str = "the machine was started, or the disk attached, after the parent point";
 const OFF: &str = "while the machine is off, other programs can write";
 
-/// An image of 8 MiB with a data file; both paths.
+/// Creates an 8 MiB image with a data file, and returns both paths.
 fn image_with_data_file(env: &Env, name: &str) -> (PathBuf, PathBuf) {
     let (image, data) = (env.disks().join(format!("{name}.qcow2")), env.disks().join(format!("{name}.raw")));
     let options = format!("data_file={},data_file_raw=on", data.display());
@@ -19,7 +19,8 @@ fn image_with_data_file(env: &Env, name: &str) -> (PathBuf, PathBuf) {
     (image, data)
 }
 
-/// Two disks with a data file: that of `vda` is in its image's header only, that of `vdb` in the definition too.
+/// Creates a machine with two disks with data files: only the image's header names that of `vda`; that of `vdb` is in
+/// the definition too.
 fn machine(env: &Env) -> (Machine<'_>, [PathBuf; 2]) {
     let (first, first_data) = image_with_data_file(env, "first");
     let (second, second_data) = image_with_data_file(env, "second");
@@ -35,7 +36,7 @@ fn machine(env: &Env) -> (Machine<'_>, [PathBuf; 2]) {
     (machine, [first_data, second_data])
 }
 
-/// Writes 1 MiB to a data file as a program does that knows nothing of the image.
+/// Writes 1 MiB to a data file, like a program that does not know the image.
 fn write_past_the_image(machine: &Machine, target: &str, data: &Path, pattern: u8) {
     let command = format!("write -P {pattern:#x} 2M 1M");
     run("qemu-io", &["-f", "raw", "-c", &command, &data.display().to_string()]);
@@ -55,13 +56,13 @@ fn changes_are_read_while_one_qemu_runs_and_everything_after_each_start() {
         assert_changed(&point, "vda", CHUNK);
         assert_changed(&point, "vdb", CHUNK);
     }
-    // Nobody who asks QEMU's locks can write meanwhile.
+    // No program that honours QEMU's locks can write meanwhile.
     for data in &data {
         let written = Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 1M"]).arg(data).output().unwrap();
         assert!(!written.status.success() && String::from_utf8_lossy(&written.stderr).contains("lock"), "{written:?}");
     }
 
-    // Off, and backed up meanwhile.
+    // Off, with a backup meanwhile.
     machine.stop();
     write_past_the_image(&machine, "vda", &data[0], 0x77);
     write_past_the_image(&machine, "vdb", &data[1], 0x78);

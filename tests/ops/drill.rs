@@ -1,5 +1,5 @@
-//! Drills: points of guests that are well and of guests that are not, booted in isolation. Each is reported as what it
-//! is, and nothing remains.
+//! Drills: points of healthy and broken guests, booted in isolation. Each result is reported correctly, and nothing
+//! remains.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +15,10 @@ use crate::support::guest::{make_ext4, prepared_parts};
 use crate::support::machine::MachineBuilder;
 use crate::support::{Call, Disk, Env, Machine, Output, process, wait_until};
 
-/// Long enough for a guest under emulation on a busy machine.
+/// Long enough for an emulated guest on a busy host.
 const LONG: Duration = Duration::from_secs(120);
 
-/// A machine that boots the tests' kernel, with these words for it.
+/// Creates a machine that boots the tests' kernel with this command line.
 fn linux<'e>(env: &'e Env, name: &str, words: &str) -> MachineBuilder<'e> {
     let (parts, disk) = (prepared_parts(), env.disks().join(format!("{name}.img")));
     make_ext4(&disk, 96 << 20);
@@ -35,7 +35,8 @@ const CONSOLE: &str = "<serial type='pty'><target port='0'/></serial>";
 const CONSOLES: &str = "<serial type='pty'><target port='0'/></serial><serial type='pty'><target port='1'/></serial>";
 const AGENT: &str = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
 
-/// Everything on the host that a drill could leave: files, sockets and folders, processes, machines of libvirt's.
+/// Returns everything on the host that a drill might leave behind: files, sockets, folders, processes, libvirt's
+/// machines.
 fn host(env: &Env) -> BTreeSet<String> {
     // The guard of a backup ends a moment after it.
     env.assert_nothing_left();
@@ -56,7 +57,7 @@ fn files_below(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = path.display().to_string();
-        // libvirt's own: what it found out about QEMU, and its number of the next machine.
+        // libvirt's own files: QEMU's capabilities, and the number of the next machine.
         if name.contains("/cache/") || name.ends_with("driver.pid") || name.contains("/libvirt/run") {
             continue;
         }
@@ -64,7 +65,7 @@ fn files_below(folder: &Path, found: &mut BTreeSet<String>) {
         if is_folder {
             files_below(&path, found);
         }
-        // The folders of its logs libvirt makes when it needs them.
+        // libvirt creates the folders of its logs on demand.
         if !(is_folder && name.contains("/libvirt/log")) {
             found.insert(name);
         }
@@ -117,14 +118,14 @@ fn a_guest_with_an_agent_is_ok_and_says_what_it_is() {
     assert!(log.contains("Linux version"), "{log}");
     let picture = fs::read(text(&check, "screenshot")).unwrap();
     assert!(picture.starts_with(b"\x89PNG"), "{:?}", &picture[..8]);
-    // The original was never touched.
+    // The original was not touched.
     assert_eq!(machine.status(), "off");
 }
 
 #[test]
 fn a_guest_without_an_agent_is_never_ok_unless_its_console_is_enough() {
     let env = Env::new("drill-alone");
-    // No port is listened on by anybody: one is added.
+    // The machine has no serial port, so one is added.
     let machine = linux(&env, "kvmb-test-alone", "console=ttyS0 kvmb.freeze=no-agent").define();
     let output = drilled(&machine, &["--timeout", "20s"]).assert_ok();
     let check = check_of(&output, "unknown");
@@ -132,7 +133,7 @@ fn a_guest_without_an_agent_is_never_ok_unless_its_console_is_enough() {
     assert_eq!(text(&check, "rung"), "console", "{check}");
     let enough = drill(&machine, &["--until", "console"]).run().assert_ok();
     has(&check_of(&enough, "ok"), "detail", "the guest wrote to its console");
-    // What the configuration asks of it: its own name goes before a glob, and an option before both.
+    // The configured request: the machine's name takes precedence over a glob, and an option over both.
     let expect = json!({"kvmb-test-*": "no such words", "kvmb-test-alone": "Linux version"});
     env.configure(&json!({"drill": {"until": "console", "expect": expect}}));
     let expected = drill(&machine, &[]).run().assert_ok();
@@ -147,14 +148,14 @@ fn a_panic_is_critical_and_quoted() {
     let machine = linux(&env, "kvmb-test-panic", "console=ttyS0 rdinit=/none").devices_xml(CONSOLE).define();
     let output = drilled(&machine, &[]).assert_code(1);
     has(&check_of(&output, "critical"), "detail", "Kernel panic - not syncing");
-    // What cron mails, when records go nowhere.
+    // What cron mails if records are discarded.
     output.assert_stderr_has("error: kvmb-test-panic: the drill failed: ");
 }
 
 #[test]
 fn restarts_without_end_are_critical() {
     let env = Env::new("drill-loop");
-    // It says nothing on any console: only the restarts are seen.
+    // It prints nothing on any console; only the restarts can be observed.
     let machine = linux(&env, "kvmb-test-loop", "quiet rdinit=/bin/busybox -- reboot -f").define();
     let check = check_of(&drilled(&machine, &[]).assert_code(1), "critical");
     has(&check, "detail", "keeps restarting");
@@ -176,7 +177,7 @@ fn a_disk_without_a_boot_loader_is_critical() {
     let check = check_of(&drilled(&machine, &[]).assert_code(1), "critical");
     has(&check, "detail", "no disk has a boot loader");
     assert_eq!(text(&check, "rung"), "started", "{check}");
-    // The host remembers it, and the next sample takes another machine.
+    // The result is recorded, and the next sample selects another machine.
     let status = env.kvmb(["status", "-r", &env.repo(), "--json"]).run();
     let known = status.records_of("check").into_iter().find(|known| known["check"] == "backup").unwrap();
     assert_eq!((text(&known, "drill_status"), text(&known, "drill_rung")), ("critical", "started"), "{known}");
@@ -223,7 +224,7 @@ fn firmware_variables_and_the_state_of_a_tpm_come_along() {
     let output = drill(&machine, &[]).run().assert_code(1);
     assert_eq!(host(&env), before);
     let check = check_of(&output, "critical");
-    // It comes as far as its empty disk lets it.
+    // It gets as far as possible with an empty disk.
     has(&check, "detail", "no disk has a boot loader");
     let log = fs::read_to_string(text(&check, "log")).unwrap();
     assert!(log.contains("BdsDxe"), "{log}");
@@ -254,7 +255,7 @@ fn what_is_of_the_host_is_left_out_and_need_not_be_there() {
 #[test]
 fn a_damaged_chunk_that_the_guest_reads_is_critical() {
     let env = Env::new("drill-damage");
-    // The firmware looks for a boot loader in the only chunk that is not zero.
+    // The firmware searches for a boot loader in the only non-zero chunk.
     let machine = env.machine("kvmb-test-damage").disk(Disk::qcow2(8 << 20)).start_paused();
     machine.write_bytes("vda", 0, &noise(1, 1 << 20));
     let repo = init(&env);
@@ -292,7 +293,7 @@ fn what_a_killed_drill_left_is_removed_by_release_all() {
     let release = |options: &[&str]| {
         env.kvmb(["release", "--all", "--json"]).args(options).run().assert_ok().records_of("action")
     };
-    // One that runs is left alone.
+    // A running drill is left alone.
     assert!(release(&[]).is_empty());
     running.kill();
     running.wait();

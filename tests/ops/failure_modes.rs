@@ -1,4 +1,4 @@
-//! What goes wrong around a backup: a clear error with a hint, the right exit code, a machine that runs, nothing left
+//! Failures around a backup: a clear error with a hint, the correct exit code, an unaffected machine, nothing left
 //! behind, and a next run that works.
 
 use std::fs;
@@ -24,7 +24,7 @@ fn backup_to(env: &Env, repo: &str) -> Output {
     env.kvmb(["backup", "vm1", "-r", repo]).run()
 }
 
-/// The run failed so, with a hint; the machine is as before and nothing is left.
+/// Fails unless the run failed with this code and a hint, the machine is unaffected, and nothing is left behind.
 #[track_caller]
 fn assert_trouble(machine: &Machine, output: &Output, exit: i32, code: &str) {
     assert_eq!(output.code(), exit, "{output}");
@@ -45,7 +45,7 @@ fn assert_as_before(machine: &Machine) {
     assert_eq!(names_in(&env.path("tmp")), [""; 0]);
 }
 
-/// The next run works.
+/// Fails unless the next run works.
 #[track_caller]
 fn assert_next_run_works(machine: &Machine) {
     let point = backup(machine);
@@ -78,11 +78,11 @@ fn passwords() {
     }
     with(&file("empty", "\n", 0o600)).assert_code(2).assert_stderr_has("is empty");
     with(&env.path("missing")).assert_code(1).assert_stderr_has("missing");
-    // No password at all, and nobody to be asked.
+    // No password, and no way to ask for it.
     let none = env.kvmb(["backup", "vm1", "-r", &env.repo()]).without_env("KVMB_PASSWORD_FILE").run();
     assert_trouble(&machine, &none, 2, "usage");
     none.assert_stderr_has("--password-file");
-    // It is not shown, wherever it stands.
+    // It is never shown.
     let output = backup_to(&env, "sftp://kvm:secret@host/backup");
     assert_eq!(output.code(), 2, "{output}");
     assert!(!output.to_string().replace("\"sftp://kvm:secret@host/backup\"", "").contains("secret"), "{output}");
@@ -114,11 +114,11 @@ fn no_repository_and_one_of_another_version() {
         assert_trouble(&machine, &output, 1, "unsupported");
         output.assert_stderr_has("version 1").assert_stderr_has("upgrade_repo_v2");
     }
-    // What restic converts, kvmb takes.
+    // After restic's conversion, kvmb accepts it.
     env.restic(&version_1).call(["migrate", "upgrade_repo_v2"]).run().assert_ok();
     let point = backup_to(&env, &version_1).assert_ok().record_of("point");
     assert_eq!(point["machine"], "vm1");
-    // One is there already.
+    // The repository already exists.
     let action = env.kvmb(["init", "-r", &version_1]).run().assert_ok().record_of("action");
     assert_eq!(action["changed"], false, "{action}");
     init(&env);
@@ -136,7 +136,7 @@ fn a_repository_that_cannot_be_written() {
         let output = backup_to(&env, &env.repo());
         assert_trouble(&machine, &output, 1, "permission");
         output.assert_stderr_has("read-only");
-        // What is in there can be had all the same, as from any medium that somebody carries in.
+        // Its points can be read nevertheless, as from any read-only medium.
         let verified = env.kvmb(["verify", "--all", "-r", &env.repo()]).run().assert_ok();
         verified.assert_stderr_has("without a lock");
         env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
@@ -158,7 +158,7 @@ fn a_full_repository() {
     small.fill_up_to(20 * MIB);
     let output = backup_to(&env, &env.repo());
     assert_trouble(&machine, &output, 1, "no_space");
-    // No half file; the point that was there is whole, and no other has come.
+    // There are no partial files; the existing point is intact, and there is no other.
     let mut folders = vec![Path::new(&env.repo()).to_owned()];
     while let Some(folder) = folders.pop() {
         for name in names_in(&folder) {
@@ -168,7 +168,7 @@ fn a_full_repository() {
     }
     let points = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records_of("point");
     assert_eq!(points.len(), 1);
-    // Locks need room too, and that there is none for them is said in the same way.
+    // Locks need space too; the same error is reported if there is none.
     small.fill_up_to(0);
     assert_trouble(&machine, &backup_to(&env, &env.repo()), 1, "no_space");
     fs::remove_file(small.path().join("filler")).expect("remove");
@@ -191,14 +191,14 @@ fn scratch_space_that_runs_out_while_the_guest_writes() {
     let folder = scratch.path().display().to_string();
     let args = ["backup", "vm1", "-r", &env.repo(), "-q", "--full", "--scratch", &folder];
 
-    // Too small from the start: nothing is begun.
+    // Too small from the start: nothing is started.
     scratch.fill_up_to(100 * MIB);
     let output = env.kvmb(args).run();
     assert_trouble(&machine, &output, 1, "no_space");
     output.assert_stderr_has("--scratch DIR");
     fs::remove_file(scratch.path().join("filler")).expect("remove");
 
-    // It runs low while the guest writes: the backup gives up before the guest suffers.
+    // The space runs out while the guest writes: the backup is aborted before the guest is affected.
     let running = caught_reading(&machine, env.kvmb(args));
     for part in 0..4 {
         machine.write_bytes("vda", part * 100 * MIB, &noise(10 + part, 60 * MIB));
@@ -209,7 +209,7 @@ fn scratch_space_that_runs_out_while_the_guest_writes() {
     output.assert_stderr_has(&folder);
     assert_eq!(names_in(scratch.path()), [""; 0]);
     assert!(env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records().is_empty());
-    // Not one write of the guest's was lost.
+    // No write of the guest was lost.
     let point = env.kvmb(args).run().assert_ok().record_of("point");
     assert_restores_to(&env, text(&point, "point"), &machine.models());
     assert_as_before(&machine);
@@ -226,7 +226,7 @@ fn a_repository_that_somebody_else_holds() {
     let password = kvmb::repo::Password::new(crate::support::PASSWORD.to_owned());
     let repo = kvmb::repo::Repository::open(storage, &password).expect("open");
     let held = repo.lock(kvmb::repo::LockMode::Exclusive, std::time::Duration::ZERO).expect("lock");
-    // Whoever waits has begun nothing, and Ctrl-C ends it at once.
+    // A waiting command has not started anything, and Ctrl-C ends it at once.
     let waiting = env.kvmb(["-vv", "backup", "vm1", "-r", &env.repo()]).spawn();
     crate::support::wait_until("it waits for the lock", std::time::Duration::from_secs(60), || {
         waiting.stderr_so_far().contains("waiting for the repository")
@@ -256,7 +256,7 @@ fn a_limit_of_the_size_of_files() {
     let env = Env::new("file size");
     let machine = machine(&env);
     init(&env);
-    // 1 MiB, in blocks of 512 bytes.
+    // 1 MiB, in units of 512 bytes.
     let output = env.sh("ulimit -f 2048; exec kvmb backup vm1 -r \"$R\"").run();
     assert_trouble(&machine, &output, 1, "failed");
     output.assert_stderr_has("ulimit -f");
@@ -269,7 +269,7 @@ fn a_limit_of_threads() {
     let machine = machine(&env);
     init(&env);
     backup(&machine);
-    // Root has no such limit, and it counts all that a user runs: this one runs nothing else.
+    // Root has no such limit, and it counts all processes of a user; this one has no others.
     let user = 200_000 + std::process::id();
     let limits = [1, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 100];
     let copy = |threads: u32| env.repo_named(&format!("copy-{threads}"));

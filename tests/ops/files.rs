@@ -1,5 +1,5 @@
-//! `kvmb files`: what it shows and copies is what the programs that made a file system put there, and a guest that
-//! lies harms nobody.
+//! `kvmb files`: the files that it lists and copies equal those that the original programs wrote, and malicious guests
+//! do no harm.
 
 mod confinement;
 mod guestfish;
@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 use crate::support::backups::{backup, init, noise};
 use crate::support::{Disk, Env, Output};
 
-/// Backs up a machine that is off and has these images.
+/// Backs up a machine that is off, with these images.
 fn backed_up(env: &Env, images: &[&Path]) {
     let machine = images.iter().fold(env.machine("vm1"), |machine, image| machine.disk(Disk::existing(image, "raw")));
     init(env);
     backup(&machine.define());
 }
 
-/// A `kvmb files` command.
+/// Runs a `kvmb files` command.
 fn files(env: &Env, args: &[&str]) -> Output {
     env.kvmb(["files", args[0], "-r", &env.repo(), "vm1"]).args(&args[1..]).run()
 }
@@ -32,7 +32,7 @@ fn sh(env: &Env, script: &str) -> String {
     env.sh(&script).run().assert_ok().stdout().to_owned()
 }
 
-/// A folder with all that a file system of Linux can hold, owned by several.
+/// Creates a folder with everything that a Linux file system can contain, with several owners.
 fn tree(env: &Env, name: &str) -> PathBuf {
     let tree = env.path(name);
     fs::create_dir_all(tree.join("home/u/deep/er")).expect("folders");
@@ -67,7 +67,7 @@ fn tree(env: &Env, name: &str) -> PathBuf {
     tree
 }
 
-/// What `find` says of all files in a folder, and their attributes and ACLs.
+/// Returns the output of `find` for all files in a folder, and their attributes and ACLs.
 fn facts(env: &Env, folder: &Path) -> String {
     let script = format!(
         "cd '{}'
@@ -77,7 +77,7 @@ fn facts(env: &Env, folder: &Path) -> String {
          find . -path ./lost+found -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum",
         folder.display()
     );
-    // Names need not be text.
+    // Names need not be UTF-8.
     let output = env.sh(&script).run().assert_ok();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

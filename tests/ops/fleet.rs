@@ -1,11 +1,12 @@
-//! A repository that several hosts store in, looked at from one of them: how fresh each machine is, and what it takes.
+//! A repository for several hosts, inspected from one of them: how recent each machine's points are, and how much space
+//! they use.
 
 use crate::support::backups::noise;
 use crate::support::chains::*;
 use crate::support::{Disk, Env, Machine, Output, faketime, parts};
 use serde_json::Value;
 
-/// A machine of which 2 MiB are this noise.
+/// Creates a machine with 2 MiB of this noise.
 fn noisy<'e>(env: &'e Env, name: &str, seed: u64) -> Machine<'e> {
     let image = env.disks().join(format!("{name}.raw"));
     let mut bytes = vec![0; 8 * MIB as usize];
@@ -14,7 +15,7 @@ fn noisy<'e>(env: &'e Env, name: &str, seed: u64) -> Machine<'e> {
     env.machine(name).disk(Disk::existing(&image, "raw")).start_paused()
 }
 
-/// Backs a machine up on a host of that name, as long ago as `FAKETIME` says.
+/// Backs a machine up on a host with this name, with a clock shifted by `ago` (for `FAKETIME`).
 #[track_caller]
 fn backup_on(env: &Env, host: &str, machine: &str, repo: &str, ago: &str) -> Value {
     let call = env.kvmb_on(host, ["backup", machine, "-r", repo]);
@@ -24,7 +25,7 @@ fn backup_on(env: &Env, host: &str, machine: &str, repo: &str, ago: &str) -> Val
     point
 }
 
-/// The record that is about this, of those with the words.
+/// Returns the record with these fields.
 #[track_caller]
 fn record<'r>(records: &'r [Value], fields: &[(&str, &str)]) -> &'r Value {
     let is_meant = |record: &&Value| fields.iter().all(|(key, value)| record[*key] == *value);
@@ -39,7 +40,7 @@ fn every_host_and_machine_is_watched_from_the_repository_alone() {
     let uuid = uuid::Uuid::new_v4().to_string();
     let web = a.machine("web").uuid(&uuid).disk(Disk::qcow2(MIB)).define();
     a.machine("db").disk(Disk::qcow2(MIB)).define();
-    // A copy of the definition, on a host that has been silent for days.
+    // A machine with a copied definition, on a host that has been silent for days.
     b.machine("web").uuid(&uuid).disk(Disk::qcow2(MIB)).define();
     backup_on(&a, "host-a", "web", &repo, "-40h");
     backup_on(&a, "host-a", "db", &repo, "-30h");
@@ -48,7 +49,7 @@ fn every_host_and_machine_is_watched_from_the_repository_alone() {
 
     let call = |args: &[&str]| {
         let call = watcher.kvmb_on("watcher", [&["status", "--all-hosts", "-r", &repo], args].concat());
-        // It must not even look for libvirt.
+        // It must not use libvirt at all.
         call.env("LIBVIRT_DEFAULT_URI", "qemu+unix:///system?socket=/none").run()
     };
     let output = call(&[]).assert_code(1);
@@ -68,13 +69,13 @@ fn every_host_and_machine_is_watched_from_the_repository_alone() {
     assert_eq!(record(&checks, &[("check", "repository")])["status"], "ok");
     assert_eq!(checks.len(), 6, "{output}");
 
-    // People see the host of each; names choose, and one that is nowhere was never backed up.
+    // Tables show the host of each; names select machines, and an unknown one was never backed up.
     assert_has(&call(&["-o", "table"]).assert_code(1), &["HOST", "host-b", "silent"]);
     call(&["db", "--warning", "48h"]).assert_ok();
     call(&["web", "--warning", "5d"]).assert_ok();
     assert_has(&call(&["nobody"]).assert_code(1), &["never backed up"]);
 
-    // Monitoring systems get names that tell the machines apart.
+    // Monitoring systems get names that distinguish the machines.
     let nagios = call(&["--nagios"]).assert_code(2);
     assert_has(&nagios, &["CRITICAL - ", "'host-b/web_age'=", "host-b: silent"]);
     let metrics = call(&["--prometheus"]).assert_ok();
@@ -92,7 +93,7 @@ fn every_host_and_machine_is_watched_from_the_repository_alone() {
     let values = call(&["--zabbix", "values"]).assert_ok();
     assert!(values.stdout().contains(&format!("\"{uuid}_host-b\"")), "{values}");
 
-    // A repository that cannot be had is no silence.
+    // An unreachable repository is not the same as silence.
     let output = watcher.kvmb(["status", "--all-hosts", "-r", &watcher.repo()]).run().assert_code(1);
     assert_eq!(record(&output.records_of("check"), &[("check", "repository")])["status"], "critical");
     for env in [&a, &b, &watcher] {
@@ -108,7 +109,7 @@ fn a_machine_that_moved_is_watched_where_it_is_now() {
     let backup = |host: &str| env.kvmb_on(host, ["backup", "vm", "-r", &repo]).run().assert_ok();
     backup("old-host");
     machine.write("vda", 0, MIB, 0x11);
-    // The same machine, with its bitmaps, on a host of another name.
+    // The same machine with its bitmaps, on a host with another name.
     let moved = backup("new-host").record_of("point");
     assert_eq!(moved["disks"][0]["read_mode"], "changed", "{moved}");
     let checks = env.kvmb(["status", "--all-hosts", "-r", &repo]).run().assert_ok().records_of("check");
@@ -119,13 +120,13 @@ fn a_machine_that_moved_is_watched_where_it_is_now() {
     assert_eq!(record(&usage, &[("machine", "vm")])["hosts"], serde_json::json!(["new-host", "old-host"]));
 }
 
-/// Fails unless standard output has these words.
+/// Fails unless standard output contains these texts.
 #[track_caller]
 fn assert_has(output: &Output, all: &[&str]) {
     all.iter().for_each(|words| assert!(output.stdout().contains(words), "stdout does not say {words:?}: {output}"));
 }
 
-/// What restic says that the snapshots with these arguments take.
+/// Returns the space that the snapshots with these arguments use, according to restic.
 fn restic_bytes(env: &Env, args: &[&str]) -> u64 {
     let output =
         env.restic(env.repo()).call([&["stats", "--mode", "raw-data", "--json"], args].concat()).run().assert_ok();
@@ -138,7 +139,7 @@ fn what_each_machine_takes_is_what_restic_counts() {
     parts::require(&["faketime"]);
     let (a, b) = (Env::new("stats a"), Env::new("stats b"));
     let repo = init(&a);
-    // Two machines with the same 2 MiB on two hosts, and one that has nothing in common with them.
+    // Two machines with the same 2 MiB on two hosts, and one that shares no data with them.
     noisy(&a, "web", 1);
     let db = noisy(&a, "db", 2);
     noisy(&b, "web", 1);
@@ -147,7 +148,7 @@ fn what_each_machine_takes_is_what_restic_counts() {
     backup_on(&a, "host-a", "db", &repo, "-0h");
     backup_on(&a, "host-a", "web", &repo, "-0h");
     backup_on(&b, "host-b", "web", &repo, "-0h");
-    // Restic's own snapshots count for the whole, and for nobody.
+    // restic's own snapshots count in the total, but for no machine.
     std::fs::write(a.path("foreign"), noise(3, MIB)).expect("write");
     a.restic(&repo).backup(&a.path("foreign"));
 
@@ -177,7 +178,7 @@ fn what_each_machine_takes_is_what_restic_counts() {
     assert_eq!(size(all, "stored_bytes"), restic_bytes(&a, &[]), "{all}");
     assert_eq!((size(all, "points"), size(all, "unused_bytes")), (4, 0), "{all}");
 
-    // What only one needs is what its removal frees.
+    // Removing a machine frees the data that only it uses.
     let freed = size(db, "own_bytes");
     let left: Vec<Value> = a.restic(&repo).snapshots();
     let ids = left.iter().filter(|snapshot| snapshot["tags"].to_string().contains("machine=db"));
@@ -188,7 +189,7 @@ fn what_each_machine_takes_is_what_restic_counts() {
     let all = after.iter().find(|usage| usage.get("machine").is_none()).expect("the repository");
     assert_eq!(size(all, "unused_bytes"), freed, "{all}");
     assert_has(&stats(&["-o", "table"]).assert_ok(), &["unused", "(all)"]);
-    // One name is one machine of each host; one that is nowhere is an error with what was meant.
+    // A name selects one machine on each host; an unknown one is an error with a suggestion.
     assert_eq!(stats(&["web"]).assert_ok().records_of("usage").len(), 2);
     stats(&["wed"]).assert_code(1).assert_stderr_has("web");
 }

@@ -1,5 +1,5 @@
-//! Points of several hosts in one repository: a UUID does not make two machines one, and a move does not make one
-//! machine two.
+//! Points of several hosts in one repository: two machines with the same UUID are different machines, and a migrated
+//! machine remains one machine.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use kvmb::storage::LocalStorage;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// A host of that name with its own libvirt.
+/// A host with this name and its own libvirt.
 struct Host {
     name: &'static str,
     env: Env,
@@ -32,14 +32,14 @@ impl Host {
         point
     }
 
-    /// Which points stay after a prune: by id, the words of the rules.
+    /// Prunes, and returns the kept points: id → names of the rules.
     #[track_caller]
     fn prune(&self, repo: &str, args: &[&str]) -> BTreeMap<String, Vec<String>> {
         let output = self.kvmb(&[&["prune", "-r", repo, "--gone-machines"], args].concat()).assert_ok();
         kept(&output)
     }
 
-    /// The point that this host means by the machine's name.
+    /// Returns the point that the machine's name refers to on this host.
     fn newest(&self, repo: &str) -> String {
         let output = self.kvmb(&["verify", "--quick", "vm@latest", "-r", repo]).assert_ok();
         id_of(&output.record_of("point")).to_owned()
@@ -56,7 +56,7 @@ fn kept(output: &Output) -> BTreeMap<String, Vec<String>> {
     stays.collect()
 }
 
-/// A machine with the same definition, and a disk of its own.
+/// Creates a machine with the same definition and its own disk.
 fn copy_of_definition<'e>(host: &'e Host, uuid: &str, pattern: u8) -> Machine<'e> {
     let machine = host.env.machine("vm").uuid(uuid).disk(Disk::qcow2(8 * MIB)).start_paused();
     machine.write("vda", 0, 4 * MIB, pattern);
@@ -71,7 +71,7 @@ fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
     let (on_a, on_b) = (copy_of_definition(&a, &uuid, 0x11), copy_of_definition(&b, &uuid, 0x22));
     let mut points: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for round in 0..3 {
-        // Each goes on by its own bitmaps and in its own chunks, whatever the other has stored meanwhile.
+        // Each continues with its own bitmaps and chunks, whatever the other has stored meanwhile.
         for (host, machine, size) in [(&a, &on_a, "4M"), (&b, &on_b, "1M")] {
             machine.write("vda", 6 * MIB + round * 4096, 4096, 0x33);
             let args: &[&str] = if round == 0 { &["--chunk-size", size] } else { &[] };
@@ -89,7 +89,7 @@ fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
     }
     let id = |host: &str, number: usize| id_of(&points[host][number]).to_owned();
 
-    // The name means the machine of the host that asks.
+    // The name refers to the machine of the local host.
     for (host, machine) in [(&a, &on_a), (&b, &on_b)] {
         assert_eq!(host.newest(&repo), id(host.name, 2));
         let status = host.kvmb(&["status", "vm", "-r", &repo]);
@@ -97,14 +97,14 @@ fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
         assert_eq!(status["newest_point"], id(host.name, 2), "{status}");
         assert_eq!(machine.checkpoints().len(), 1);
     }
-    // One that has none of that name is told, and may go by id.
+    // A host without a machine of that name gets a list, and can use ids.
     let third = Host::new("host-c");
     let verify = |name: &str| third.kvmb(&["verify", "--quick", name, "-r", &repo]);
     let output = verify("vm").assert_code(2).assert_stderr_has("host-a (newest point");
     output.assert_stderr_has("host-b (newest point");
     verify(&id("host-a", 0)).assert_ok();
 
-    // Of the second repository each asks for its own.
+    // In the second repository, each looks for its own points.
     let copied = a.kvmb(&["backup", "vm", "-r", &repo, "--copy-to", &second]).assert_ok();
     points.get_mut("host-a").expect("points").push(copied.records_of("point").remove(0));
     let id = |host: &str, number: usize| id_of(&points[host][number]).to_owned();
@@ -117,7 +117,7 @@ fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
     assert_eq!(awaits.len(), 3, "those of the other host that were never copied: {rehearsed:#?}");
     assert!((0..3).all(|number| awaits.contains(&&id("host-b", number))));
 
-    // Both keep their two.
+    // Each keeps its own two points.
     let stays = a.prune(&repo, &["--keep-last", "2", "--copy-to", ""]);
     let expected = [id("host-a", 2), id("host-a", 3), id("host-b", 1), id("host-b", 2)];
     assert_eq!(stays.keys().cloned().collect::<Vec<_>>(), sorted(expected));
@@ -128,8 +128,8 @@ fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
         assert_eq!(disk_of(&point, "vda")["read_mode"], "changed", "{point}");
         assert_restores(&host.env, &repo, &point, &machine.models());
     }
-    // A machine of this host that libvirt does not know keeps its points; the other host's of the same UUID are none of
-    // its.
+    // A local machine that libvirt does not know keeps its points; those of another host with the same UUID do not
+    // belong to it.
     on_a.stop();
     a.env.virsh(&["undefine", "vm", "--checkpoints-metadata"]);
     let output = a.kvmb(&["prune", "-r", &repo, "--keep-last", "1", "--copy-to", ""]).assert_ok();
@@ -156,14 +156,14 @@ fn a_machine_that_moved_with_its_images_is_one() {
     machine.stop();
     let disk = Disk::existing(machine.image("vda"), "qcow2");
     let moved = b.env.machine("vm").uuid(machine.uuid()).disk(disk).start_paused();
-    // Not backed up there yet, it is the other host's, and its status says so.
+    // Before its first backup there, it belongs to the other host, and its status says so.
     assert_eq!(b.newest(&repo), ids[1]);
     moved.write("vda", MIB, 512, 0x33);
     let point = b.backup(&repo, &[]);
     assert_eq!(point["parent"], ids[1].as_str(), "{point}");
     assert_restores(&b.env, &repo, &point, &moved.models());
     ids.push(id_of(&point).to_owned());
-    // One machine: its name means the newest wherever it is asked for, and its past is still there.
+    // One machine: on every host, its name refers to the newest point, and its history remains.
     let third = Host::new("host-c");
     for host in [&a, &b, &third] {
         assert_eq!(host.newest(&repo), ids[2]);
@@ -172,7 +172,7 @@ fn a_machine_that_moved_with_its_images_is_one() {
         b.prune(&repo, &["--keep-last", "2"]).keys().cloned().collect::<Vec<_>>(),
         sorted([ids[1].clone(), ids[2].clone()])
     );
-    // The evidence goes, and is remembered; so it is where everything is read again.
+    // The point that links both hosts is removed, but the link is remembered, even after a full read.
     moved.write("vda", 2 * MIB, 512, 0x44);
     ids.push(id_of(&b.backup(&repo, &["--chunk-size", "2M"])).to_owned());
     a.env.restic(&*repo).call(["forget", &ids[2], "--prune"]).run().assert_ok();
@@ -194,7 +194,7 @@ fn a_clock_that_was_wrong_costs_no_honest_point() {
         machine.write("vda", round * 4096, 4096, 0x11);
         points.push((id_of(&backup(&machine, &repo)).to_owned(), machine.models()));
     }
-    // Two of them were taken when the clock was ten years ahead.
+    // Two of them were made when the clock was ten years ahead.
     let opened =
         Repository::open(Arc::new(LocalStorage::new(&repo)), &Password::new(PASSWORD.to_owned())).expect("open");
     let permit = opened.lock(LockMode::Shared, std::time::Duration::ZERO).expect("lock").permit();
@@ -216,7 +216,7 @@ fn a_clock_that_was_wrong_costs_no_honest_point() {
     }
     assert_eq!(stays[&points[3].0], ["last"]);
     output.assert_stderr_has("2 points of vm are dated in the future and not removed; check the clocks");
-    // The newest is the newest of the honest ones; the others can be had by id.
+    // The newest point is the newest one with a plausible date; the others can be selected by id.
     for name in ["vm", "vm@latest"] {
         let verified = env.kvmb(["verify", "--quick", name, "-r", &repo]).run().assert_ok().record_of("point");
         assert_eq!(id_of(&verified), points[3].0, "{name}");

@@ -1,5 +1,5 @@
-//! Live restores: the machine runs at once on its served point, its data follows, and nothing that goes wrong meanwhile
-//! loses a byte that the guest has written - or the images that the restore replaced.
+//! Live restores: the machine runs immediately on its served point, and its data follows. No failure loses data that
+//! the guest has written, or the images that the restore replaced.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,8 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A machine that is off, with data on two qcow2 disks, one of which has an error policy of its own, and a point of it.
+/// Creates a machine that is off, with data on two qcow2 disks, one of which has its own error policy, and makes a
+/// point of it.
 fn machine_with_a_point(env: &Env) -> Machine<'_> {
     let machine = env
         .machine("vm1")
@@ -38,7 +39,7 @@ fn resume(env: &Env) -> Call {
     env.kvmb(["restore", "--continue", "vm1"])
 }
 
-/// A live restore whose machine runs, and whose data comes slowly.
+/// Starts a live restore with a running machine and slow copying.
 fn slow(env: &Env) -> Running {
     running(live(env, &["--limit-read", "1M"]))
 }
@@ -52,7 +53,7 @@ fn running(call: Call) -> Running {
     running
 }
 
-/// The process that serves the point.
+/// Returns the process that serves the point.
 fn server(env: &Env) -> i32 {
     let states = names_in(&env.runtime_dir()).into_iter().filter(|name| name.starts_with("served-"));
     let paths: Vec<PathBuf> = states.map(|name| env.runtime_dir().join(name)).collect();
@@ -61,7 +62,7 @@ fn server(env: &Env) -> i32 {
     i32::try_from(state["process"]["pid"].as_i64().expect("a pid")).expect("a pid")
 }
 
-/// The process that sees to the server when the restore has ended.
+/// Returns the process that monitors the server after the restore has ended.
 fn supervisor(machine: &Machine) -> i32 {
     let name = format!("data/live-restores/{}.supervisor.lock", machine.uuid());
     let process = || serde_json::from_slice::<Value>(&fs::read(machine.env().path(&name)).ok()?).ok();
@@ -69,7 +70,7 @@ fn supervisor(machine: &Machine) -> i32 {
     i32::try_from(process().expect("a process")["pid"].as_i64().expect("a pid")).expect("a pid")
 }
 
-/// Ends everything at once, as the end of the host does.
+/// Kills everything at once, like a crash of the host.
 fn lose_all(machine: &Machine, restore: Running) {
     let env = machine.env();
     process::kill(supervisor(machine));
@@ -82,7 +83,7 @@ fn lose_all(machine: &Machine, restore: Running) {
     }
 }
 
-/// What `status` or `doctor` says of the restore.
+/// Returns the check of the restore in the output of `status` or `doctor`.
 #[track_caller]
 fn restore_check(output: &Output) -> Value {
     output.records_of("check").into_iter().find(|check| check["check"] == "restore").expect("a check")
@@ -96,7 +97,7 @@ fn inodes(machine: &Machine) -> BTreeMap<String, u64> {
     machine.targets().into_iter().map(|t| (t.clone(), fs::metadata(machine.image(&t)).expect("stat").ino())).collect()
 }
 
-/// Fails unless the restore is over: nothing of it is left, and the disks hold exactly this.
+/// Fails unless the restore is complete: nothing of it is left, and the disks have exactly this content.
 #[track_caller]
 fn assert_done(machine: &Machine, definition: &str, disks: &BTreeMap<String, DiskModel>) {
     let env = machine.env();
@@ -104,7 +105,7 @@ fn assert_done(machine: &Machine, definition: &str, disks: &BTreeMap<String, Dis
     let live = env.virsh(&["dumpxml", machine.uuid()]);
     assert!(!live.contains("nbd"), "{live}");
     assert!(machine.qemu_pid().is_some(), "it does not run");
-    // What only QEMU's memory knew would be lost.
+    // Data that is only in QEMU's memory would be lost.
     machine.kill();
     for (target, model) in disks {
         model.assert_image_equals(machine.image(target), machine.format(target));
@@ -135,7 +136,7 @@ fn the_machine_runs_at_once_and_nothing_of_the_server_is_left() {
     assert!(seconds("running_seconds") <= seconds("done_seconds"));
     assert!(old.iter().all(|(target, inode)| inodes(&machine)[target] != *inode), "an old image was written to");
     assert_done(&machine, &definition, &then);
-    // The chain goes on with one full read.
+    // The chain continues after one full read.
     machine.start_after_its_end();
     let read_modes = |point: &Value| {
         let disks = point["disks"].as_array().expect("disks").clone();
@@ -170,7 +171,7 @@ fn a_killed_restore_is_shown_and_continued() {
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
     let restore = slow(&env);
-    // Its first writes, to what is copied already and to what is not.
+    // Its first writes go to copied and to uncopied areas.
     machine.reconnect();
     machine.write("vda", 0, 2 * MIB, 0x11);
     machine.write("vda", 12 * MIB + 4096, MIB, 0x22);
@@ -187,7 +188,7 @@ fn a_killed_restore_is_shown_and_continued() {
     assert_eq!(text(&busy, "code"), "busy");
     let again = live(&env, &[]).run().record_of("failure");
     assert_eq!(text(&again, "code"), "running");
-    // What ends servers leaves this one alone.
+    // Commands that end servers ignore this one.
     env.kvmb(["release", "--all"]).run().assert_ok();
     env.kvmb(["release", "vm1"]).run().assert_ok();
     assert!(is_served(&env));
@@ -210,7 +211,7 @@ fn a_killed_server_is_started_again() {
     wait_until("another server runs", LIMIT, || is_served(&env) && server(&env) != first);
     machine.write("vda", 8 * MIB, 4 * MIB, 0x55);
     machine.disconnect();
-    // Without the limit it is done sooner.
+    // Without the limit, it finishes sooner.
     restore.interrupt();
     let interrupted = restore.wait().assert_code(130);
     interrupted.assert_stderr_has("--continue vm1");
@@ -252,7 +253,7 @@ fn without_a_restore_the_server_is_started_again_and_the_machine_goes_on() {
     restore.kill();
     restore.wait();
     process::kill(first);
-    // It reads what has not been copied yet: the write waits for its point.
+    // It reads data that has not been copied yet, so the write waits for the point.
     machine.write("vdb", MIB, 512, 0x11);
     assert_ne!(server(&env), first);
     machine.disconnect();
@@ -270,13 +271,13 @@ fn the_supervisor_copies_the_rest_after_a_crash_but_not_after_a_person_has_stopp
     let definition = machine.definition();
     let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
     let state = || serde_json::from_slice::<Value>(&fs::read(&path).expect("read")).expect("JSON");
-    // A host with systemd starts no unit for what has a secret in a variable.
+    // On a host with systemd, no unit is started if a variable contains a secret.
     let restore = running(live(&env, &["--limit-read", "1M"]).env("AWS_SECRET_ACCESS_KEY", "x"));
     supervisor(&machine);
     restore.interrupt();
     restore.wait().assert_code(130);
     assert_eq!(state()["held"], Value::Bool(true));
-    // Asked as its supervisor does, it is left alone.
+    // With the supervisor's option, the restore is left alone.
     env.kvmb(["restore", "--continue", "vm1", "--unattended"]).run().assert_code(5);
     assert_eq!(state()["held"], Value::Bool(true));
 
@@ -314,7 +315,7 @@ fn after_a_reboot_the_supervisor_finishes_the_restore() {
     machine.write("vda", 3 * MIB, 2 * MIB, 0x66);
     machine.flush("vda");
     lose_all(&machine, restore);
-    // The kernel says that the host was started again, and systemd starts what its unit says.
+    // The kernel reports another boot, and systemd executes the command of the unit.
     let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
     let mut state: Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
     state["boot"] = "another".into();
@@ -325,7 +326,7 @@ fn after_a_reboot_the_supervisor_finishes_the_restore() {
     assert_done(&machine, &definition, &machine.models());
 }
 
-/// What the snapshots of the points are tagged with, beside the machine's name.
+/// Returns the tags of the points' snapshots other than the machine's name.
 fn tags(env: &Env) -> Vec<Vec<String>> {
     let listed = env.restic(env.repo()).call(["snapshots", "--json"]).run().assert_ok();
     let snapshots: Vec<Value> = serde_json::from_str(listed.stdout()).expect("JSON");
@@ -472,7 +473,7 @@ fn a_guest_loses_no_acknowledged_write_whatever_is_killed() {
     let began = Instant::now();
     let restore = running(live(&env, &["--limit-read", "100K"]));
     let to_running = began.elapsed();
-    // Its log begins again with its start.
+    // Its log starts again when it boots.
     let limit = Duration::from_secs(120);
     wait_until("it writes its first file", limit, || (1..before).contains(&guest.synced()));
     println!("running after {to_running:.1?}, its first file after {:.1?}", began.elapsed());
@@ -497,7 +498,7 @@ fn a_guest_loses_no_acknowledged_write_whatever_is_killed() {
 #[test]
 fn the_empty_parts_of_a_disk_are_not_copied() {
     let env = Env::new("live sparse");
-    // Copied piece by piece, a disk of this size would take many minutes.
+    // Copying a disk of this size completely would take many minutes.
     const SIZE: u64 = 1 << 40;
     let machine = env.machine("vm1").disk(Disk::qcow2(SIZE)).disk(Disk::qcow2(SIZE)).define();
     machine.write_bytes("vda", SIZE / 4 * 3, &noise(1, 4 * MIB));

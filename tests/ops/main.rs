@@ -1,4 +1,4 @@
-//! Whole backups and restores, and what can go wrong in them.
+//! Whole backups and restores, and their possible failures.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]

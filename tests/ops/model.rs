@@ -1,20 +1,20 @@
-//! The model test: a machine's life at random, and after every backup the point is restored and every byte compared
-//! with what the model in memory says.
+//! The model test: random events in a machine's life. After every backup, the point is restored and every byte compared
+//! with the model in memory.
 //!
-//! A sequence is made of writes, zeros with and without letting go, discards, resizes, disks that come and go, stops,
-//! starts, crashes, backups into two repositories - left alone, killed at a random moment, or held at a random step of
-//! the commit order while the guest goes on writing, stops or crashes - and points that are pruned.
+//! A sequence consists of writes, zeros with and without unmapping, discards, resizes, added and removed disks, stops,
+//! starts, crashes, backups to two repositories - undisturbed, killed at a random moment, or held at a random step of
+//! the commit order while the guest continues to write, stops or crashes - and prunes.
 //!
 //! | variable | means |
 //! | --- | --- |
-//! | `KVMB_MODEL_SEED` | another sequence than CI's; `random` is one that nobody has seen |
+//! | `KVMB_MODEL_SEED` | another sequence than CI's; `random` for a new one |
 //! | `KVMB_MODEL_STEPS` | another length |
 //! | `KVMB_MODEL_ONLY` | only these steps: `3,17,90` |
-//! | `KVMB_MODEL_SHRINK` | after a failure, so many lives more to find the steps that it needs |
+//! | `KVMB_MODEL_SHRINK` | after a failure, the number of additional runs to find the steps that are needed |
 //!
-//! `make model-night` is a good night's work. A failure prints the seed and the story until then. The same seed is the
-//! same story, but for what a kill at a moment of the clock comes to; each step draws its own numbers, whichever others
-//! are left out.
+//! `make model-night` runs for a night. A failure prints the seed and the sequence so far. The same seed gives the same
+//! sequence, except for the effects of kills at random moments. Each step draws its own random numbers, so that other
+//! steps can be omitted.
 
 use crate::support::Env;
 use crate::vm_lifecycle::{Life, Story};

@@ -1,4 +1,4 @@
-//! Points that are mounted: their files are what a restore brings, and nothing of the mount remains.
+//! Mounted points: their files equal those of a restore, and nothing of the mount remains.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -72,13 +72,13 @@ fn who_unmounts_or_releases_ends_the_server() {
     env.program("fusermount3").arg("-u").arg(folder.join("vdb")).run().assert_ok();
     running.wait().assert_ok();
     assert!(names_in(&folder).is_empty());
-    // Killed, it takes the mount along.
+    // If killed, the mount is removed too.
     let running = mount(&env, &folder, &["--disk", "vdb"]);
     running.kill();
     running.wait();
     wait_until("the disk is unmounted", LIMIT, || !is_mounted(&folder.join("vdb")));
     fs::remove_dir(folder.join("vdb")).expect("an empty folder");
-    // In the background the command returns when the files can be read; release unmounts, although one is open.
+    // In the background, the command returns when the files are readable; release unmounts even if a file is open.
     let action = env.kvmb(["mount", "-r", &env.repo(), "--disks", "--detach", "vm1"]).arg(&folder).run();
     let action = action.assert_ok().record_of("action");
     let open = fs::File::open(image(&folder, "vda")).expect("a mounted disk");
@@ -102,7 +102,7 @@ fn what_cannot_be_mounted_says_why_and_leaves_nothing() {
     fs::remove_file(folder.join("a file")).expect("removed");
     let failure = call(&["--disk", "vdz"]).run().assert_code(1).record_of("failure");
     assert!(text(&failure, "error").contains("it has vda, vdb"), "{failure}");
-    // A host without FUSE: nbdfuse ends with a message.
+    // On a host without FUSE, nbdfuse fails with a message.
     let programs = new_folder(&env, "programs");
     fs::write(programs.join("nbdfuse"), "#!/bin/sh\necho 'fuse: device not found' >&2\nexit 1\n").expect("written");
     crate::support::set_mode(&programs.join("nbdfuse"), 0o755);

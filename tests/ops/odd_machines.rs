@@ -1,4 +1,4 @@
-//! Machines that are odd as a whole: without disks, held by a block job, by saved memory or by another program.
+//! Unusual machines: without disks, or busy with a block job, with saved memory or with another program.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
 use crate::support::{Disk, Env, Machine, Output, set_mode, wait_until, wait_until_it_listens};
 use serde_json::{Value, json};
 
-/// A machine that boots from the network: firmware variables, an empty drive, and no disk.
+/// Creates a machine that boots from the network: firmware variables, an empty drive, and no disk.
 fn router(env: &Env) -> Machine<'_> {
     let file = |name: &str, seed: u64| {
         let path = env.path(name);
@@ -53,7 +53,7 @@ fn a_machine_without_disks_keeps_its_definition() {
     assert_eq!(dump("nvram"), noise(2, 4096));
     assert_eq!(dump("files/code.fd"), noise(1, 4096));
 
-    // There is nothing to capture, and a pipe says so and goes on with the others.
+    // There is nothing to capture; a pipeline reports that and continues with the others.
     let action = env.kvmb(["snapshot", "router", "-r", &repo]).run().assert_ok().record_of("action");
     assert_eq!((&action["changed"], &action["target"]), (&json!(false), &json!("router")));
     let pipe = "kvmb snapshot router web -r $R | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R";
@@ -70,7 +70,7 @@ fn a_machine_without_disks_keeps_its_definition() {
     let point = env.kvmb(["backup", "web", "--exclude-disk", "vda", "-r", &repo]).run().assert_ok().record_of("point");
     assert_eq!((&point["disks"], &point["left_out"][0]["reason"]), (&json!([]), &json!("excluded on request")));
 
-    // Lost and brought back.
+    // Lost and restored.
     restore(&env, &["router"]).assert_code(1).assert_stderr_has("already exists");
     env.virsh(&["undefine", "--nvram", "router"]);
     restore(&env, &["router"]).assert_ok();
@@ -90,7 +90,7 @@ fn restore(env: &Env, args: &[&str]) -> Output {
     env.kvmb(["restore", "-r", &env.repo()]).args(args).run()
 }
 
-/// The failure of a backup that found the machine held.
+/// Fails unless a backup finds the machine busy, and returns the failure.
 #[track_caller]
 fn assert_busy(env: &Env, machine: &str, error: &str, hint: &str) -> Value {
     let failure = env.kvmb(["backup", machine, "-r", &env.repo()]).run().assert_code(5).record_of("failure");
@@ -117,18 +117,18 @@ fn a_block_job_makes_a_machine_busy_and_the_hint_ends_it() {
     assert!(machine.checkpoints().is_empty());
     let check = env.kvmb(["doctor", "vm1"]).run().records_of("check").into_iter().find(|check| check["check"] == "job");
     assert!(text(&check.unwrap(), "detail").contains("block copy"));
-    // The others go on, and a disk without a job can be had.
+    // The others continue, and a disk without a job can be backed up.
     let output = env.kvmb(["backup", "--all", "-r", &repo]).run().assert_code(3);
     assert_eq!(output.record_of("point")["machine"], other.name());
     env.kvmb(["backup", "vm1", "--exclude-disk", "vda", "-r", &repo]).run().assert_ok();
-    // As the hint says.
+    // With the hint's command.
     let abort = text(&failure, "hint").split('\'').find(|command| command.ends_with("--abort")).unwrap().to_owned();
     env.sh(&abort).run().assert_ok();
     backup(&machine);
     env.assert_nothing_left();
 }
 
-/// A program that has an image open for writing, as QEMU opens it.
+/// A program that has an image open for writing, as QEMU does.
 struct Writer(Child);
 
 impl Writer {
@@ -167,7 +167,7 @@ fn an_image_that_another_program_has_open_makes_its_machine_busy() {
     assert!(text(&failure, "hint").contains(&then), "{failure}");
     drop(writer);
     backup(&machine);
-    // Another machine that runs on it.
+    // Another machine that runs from it.
     let thief = env.machine("thief").disk(Disk::existing(machine.image("vda"), "qcow2")).start_paused();
     let pid = thief.qemu_pid().unwrap();
     assert_busy(

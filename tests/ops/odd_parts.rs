@@ -1,6 +1,6 @@
-//! Odd parts of machines: what of them a backup leaves out without failing, what makes it incomplete, and what it
-//! stores and brings back - TPM state in one file, firmware variables on a device or on the network, files that the
-//! definition mentions.
+//! Unusual parts of machines: which ones a backup omits without failing, which ones make it incomplete, and which ones
+//! it stores and restores - TPM state in a single file, firmware variables on a device or on the network, files that
+//! the definition refers to.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -26,7 +26,7 @@ fn restore(env: &Env, args: &[&str]) -> Output {
     env.kvmb(["restore", "-r", &env.repo()]).args(args).run()
 }
 
-/// What a point leaves out: disk or part, and the reason.
+/// Returns the omissions of a point: disk or part, and reason.
 fn left_out(point: &Value) -> Vec<(String, String)> {
     let list = point["left_out"].as_array().cloned().unwrap_or_default();
     let name = |entry: &Value| entry["disk"].as_str().or(entry["part"].as_str()).unwrap().to_owned();
@@ -35,7 +35,7 @@ fn left_out(point: &Value) -> Vec<(String, String)> {
     list
 }
 
-/// A machine that is off, with an image of root's, changed as told.
+/// Creates a machine that is off, with an image of root, and a changed definition.
 fn defined<'e>(env: &'e Env, change: impl FnOnce(String) -> String) -> Machine<'e> {
     let machine = env.machine("vm1").disk(Disk::qcow2(MIB)).define();
     set_mode(machine.image("vda"), 0o600);
@@ -85,7 +85,7 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
     let listed = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().record_of("point");
     assert_eq!(listed["left_out"], point["left_out"]);
 
-    // `disks`, `doctor` and a dry run know it before.
+    // `disks`, `doctor` and a dry run report it in advance.
     let disks = env.kvmb(["disks", "vm1"]).run().assert_ok();
     for words in [&at("extra.img"), &large.display().to_string(), &at("gone.rom")] {
         assert!(disks.stderr().contains(words), "no {words}: {disks}");
@@ -101,12 +101,12 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
     let planned = env.kvmb(["backup", "vm1", "-n", "-r", &env.repo()]).run().assert_ok().record_of("action");
     assert_eq!(planned["skipped"].as_array().unwrap().len(), expected.len(), "{planned}");
 
-    // An optional disk that is there is backed up like any other.
+    // An optional disk that exists is backed up like any other.
     crate::support::change::run("qemu-img", &["create", "-q", "-f", "qcow2", &at("gone.qcow2"), "1M"]);
     set_mode(&env.path("gone.qcow2"), 0o600);
     let point = back_up(&env, "vm1").assert_ok().record_of("point");
     assert_eq!(point["disks"].as_array().unwrap().len(), 2, "{point}");
-    // A disk that is missing and not optional costs this machine its point, and no other.
+    // If a non-optional disk is missing, only this machine's backup fails.
     let other = env.machine("other").disk(Disk::qcow2(MIB)).define();
     fs::rename(machine.image("vda"), env.path("away")).unwrap();
     let failed = back_up(&env, "vm1").assert_code(1);
@@ -155,13 +155,13 @@ fn the_state_of_a_tpm_in_one_file_is_stored_and_comes_back() {
     assert_eq!(fs::read(&state).unwrap(), noise(1, 8192));
     assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(machine.definition(), definition);
-    // Elsewhere the definition names the new file.
+    // In another place, the definition refers to the new file.
     let into = new_folder(&env, "into");
     restore(&env, &["vm1", "--as", "vm2", "--into", &into.display().to_string()]).assert_ok();
     assert_eq!(fs::read(into.join("vm2.tpm")).unwrap(), noise(1, 8192));
     assert!(env.virsh(&["dumpxml", "vm2"]).contains(&format!("type='file' path='{}'", into.join("vm2.tpm").display())));
-    // It is gone: the point has the disk, and the exit code says that it is not whole. A link of another user is not
-    // followed.
+    // It is missing: the point has the disk, and the exit code says that it is incomplete. A symbolic link of another
+    // user is not followed.
     fs::remove_file(&state).unwrap();
     symlink(env.path("password"), &state).unwrap();
     std::os::unix::fs::lchown(&state, Some(65534), None).unwrap();
@@ -229,14 +229,14 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
         );
         let dumped = env.restic(env.repo()).dump(text(&point, "point"), "/vm1/nvram");
         assert_eq!(dumped, noise(seed, length), "{nvram}");
-        // What is there is replaced only when that is said.
+        // Existing content is replaced only with --overwrite.
         fs::write(content, noise(9, length)).unwrap();
         restore(&env, &["vm1"]).assert_code(1);
         assert_eq!(fs::read(content).unwrap(), noise(9, length), "{nvram}");
         restore(&env, &["vm1", "--overwrite"]).assert_ok();
         assert_eq!(fs::read(content).unwrap(), noise(seed, length), "{nvram}");
         assert_eq!(machine.definition(), definition, "{nvram}");
-        // A copy has them in a file of its own.
+        // A copy has them in its own file.
         let into = new_folder(&env, "copy");
         restore(&env, &["vm1", "--as", "vm2", "--into", &into.display().to_string()]).assert_ok();
         assert_eq!(fs::read(into.join("vm2_VARS.fd")).unwrap(), noise(seed, length), "{nvram}");
@@ -244,7 +244,7 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
         assert!(copy.contains(&into.join("vm2_VARS.fd").display().to_string()), "{copy}");
         env.virsh(&["undefine", "--keep-nvram", "vm2"]);
     }
-    // A device that is not there is not made as a file.
+    // A missing device is not created as a file.
     let path = device.path.clone();
     env.define_xml(&plain.replace("</os>", &os(&format!("<nvram type='block'><source dev='{path}'/></nvram>"))));
     back_up(&env, "vm1").assert_ok();
@@ -258,7 +258,7 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
     env.assert_nothing_left();
 }
 
-/// A machine that mentions files of every kind, off.
+/// Creates a machine that is off and refers to files of every kind.
 fn machine_with_files(env: &Env) -> Machine<'_> {
     let path = |name: &str, seed: u64| file(env, name, seed, 4096).display().to_string();
     let (loader, variables, rom) = (path("fw/code.fd", 1), path("vars.fd", 2), path("fw/net.rom", 3));
@@ -298,10 +298,10 @@ fn firmware_variables_that_are_not_made_yet_are_reported_and_lost_ones_are_a_fai
     fs::create_dir(env.path("fw")).unwrap();
     let _machine = machine_with_files(&env);
     fs::remove_file(env.path("vars.fd")).unwrap();
-    // Nothing here shows that it ever ran: libvirt would make them from the template.
+    // There is no sign that it ever ran: libvirt would create them from the template.
     let output = back_up(&env, "vm1").assert_ok();
     output.assert_stderr_has("the point of vm1 has no firmware variables").assert_stderr_has("at the next start");
-    // It did, and its log was rotated since.
+    // It did run, and its log has been rotated.
     let logs = env.libvirt_root().join("log/qemu");
     fs::create_dir_all(&logs).unwrap();
     fs::write(logs.join("vm1.log.0"), "").unwrap();
@@ -328,17 +328,17 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
     env.restic(env.repo()).check();
     env.kvmb(["verify", "vm1", "-r", &env.repo()]).run().assert_ok();
 
-    // In place, with its files there, nothing is another.
+    // In place, with its files present, nothing changes.
     restore(&env, &["vm1", "--overwrite"]).assert_ok();
     assert_eq!(machine.definition(), definition);
-    // They are lost: what is missing is said, with the flag that brings it back, and all of it comes back.
+    // They are lost: the error lists them with the option that restores them, and all of them are restored.
     fs::rename(env.path("fw"), env.path("lost")).unwrap();
     let planned = restore(&env, &["vm1", "--overwrite", "--dry-run"]).assert_ok();
     let missing = planned
         .records_of("action")
         .into_iter()
         .filter(|action| action["hint"].as_str().is_some_and(|hint| hint.contains("--with-files DIR")));
-    // The template is not needed: the variables are in the point.
+    // The template is not needed, because the variables are in the point.
     assert_eq!(missing.count(), 5, "{planned}");
     let folder = new_folder(&env, "files");
     set_mode(&folder, 0o755);
@@ -353,13 +353,13 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
     assert_eq!((mode("code.fd"), mode("ignition")), (0o644, 0o600));
     let there = format!("{}/", folder.display());
     assert_eq!(machine.definition(), definition.replace(&format!("{}/", env.path("fw").display()), &there));
-    // Again: they are there, byte for byte. One that is another file is not replaced without being told.
+    // Again: the files exist and are identical. A different one is not replaced without --overwrite.
     restore(&env, &with_files).assert_ok();
     fs::write(folder.join("net.rom"), b"another").unwrap();
     let into = new_folder(&env, "into").display().to_string();
     let beside = ["vm1", "--as", "vm2", "--into", &into, "--with-files", &folder.display().to_string()];
     restore(&env, &beside).assert_code(1).assert_stderr_has("net.rom already exists");
-    // Into where they were: the definition is what it was.
+    // Into their original place: the definition is unchanged.
     fs::create_dir(env.path("fw")).unwrap();
     restore(&env, &["vm1", "--overwrite", "--with-files", &env.path("fw").display().to_string()]).assert_ok();
     assert_eq!(machine.definition(), definition);

@@ -1,5 +1,5 @@
-//! Restores where the host is not what it was: devices, networks, media, pools and secrets are gone or are called
-//! otherwise, memory is saved, and file systems are mounted too late.
+//! Restores on a changed host: devices, networks, media, pools and secrets are missing or have other names, memory is
+//! saved, and file systems are mounted too late.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
@@ -16,7 +16,7 @@ fn restore(env: &Env, args: &[&str]) -> Call {
     env.kvmb(["restore", "-r", &env.repo(), "vm"]).args(args)
 }
 
-/// What a restore would say that this host lacks: thing, hint.
+/// Returns what this host lacks for a restore: item, hint.
 fn missing(env: &Env, args: &[&str]) -> Vec<(String, String)> {
     let actions = restore(env, &[args, &["--dry-run", "--overwrite"]].concat()).run().assert_ok().records_of("action");
     let word = |action: &Value, field: &str| action[field].as_str().map(str::to_owned);
@@ -64,7 +64,7 @@ fn what_the_host_lacks_is_listed_before_anything_is_written_and_can_be_mapped() 
         ("device /dev/tpm99", "virsh edit vm"),
     ];
     assert_lacks(&missing(&env, &[]), &gone);
-    // libvirt would refuse to start it: that is said before anything is written.
+    // libvirt would refuse to start it, which is reported before anything is written.
     let before = fs::read(machine.image("vda")).unwrap();
     let output = restore(&env, &["--overwrite", "--start"]).run().assert_code(1);
     assert!(text(&output.record_of("failure"), "error").contains("install.iso"), "{output}");
@@ -93,7 +93,7 @@ fn an_emulator_and_a_machine_type_of_another_distribution_are_named_first_and_ca
     let element = |from: &str, to: &str| own.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
     let (machine_type, emulator) = (element("machine='", "'"), element("<emulator>", "</emulator>"));
 
-    // libvirt takes no such definition here: it is put into the capture of a machine that it does take.
+    // libvirt does not accept such a definition here, so it is inserted into the capture of another machine.
     let captured = env.kvmb(["snapshot", "-r", &env.repo(), "vm"]).run().assert_ok();
     let captures = fs::read_dir(env.runtime_dir()).unwrap();
     let state = captures.map(|entry| entry.unwrap().path().join("state.json")).find(|path| path.exists()).unwrap();
@@ -196,12 +196,12 @@ fn an_image_that_libvirt_does_not_relabel_gets_its_owner_back() {
         let found = fs::metadata(image).unwrap();
         (found.uid(), found.gid(), found.mode() & 0o7777)
     };
-    // QEMU opens the one as it is; the other libvirt hands over at the start.
+    // QEMU opens the one as it is; libvirt changes the owner of the other at the start.
     assert_eq!(looks(&kept), (1234, 4321, 0o640));
     assert_eq!(looks(&given), (0, 0, 0o600));
     content.assert_image_equals(&kept, "raw");
     assert_eq!(machine.definition(), definition);
-    // A copy is another image, and libvirt's to hand over.
+    // A copy is another image, whose owner libvirt changes.
     let into = new_folder(&env, "into");
     restore(&env, &["--as", "copy", "--into", into.to_str().unwrap()]).run().assert_ok();
     assert_eq!(looks(&into.join("copy-vda.raw")), (0, 0, 0o600));
@@ -243,7 +243,7 @@ fn saved_memory_autostart_and_secrets_of_a_host() {
         info.lines().any(|line| line.strip_prefix(field).is_some_and(|value| value.trim() == word))
     };
     assert!(says("Managed save:", "no") && says("Autostart:", "enable"), "{info}");
-    // A copy waits to be started.
+    // A copy is not started automatically.
     let into = new_folder(&env, "into");
     restore(&env, &["--as", "copy", "--into", into.to_str().unwrap()]).run().assert_ok();
     assert!(env.virsh(&["dominfo", "copy"]).contains("disable"));
@@ -255,7 +255,7 @@ fn scratch_files_on_a_file_system_that_qemu_cannot_see_have_a_hint() {
     let env = Env::with_libvirtd("late mount");
     init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(2 * MIB)).start_paused();
-    // libvirtd, and so QEMU, has mounts of its own.
+    // libvirtd, and therefore QEMU, has its own mount namespace.
     let late = env.tmpfs("late", 64 * MIB);
     let folder = late.path().to_str().unwrap();
     let output = env.kvmb(["backup", "-r", &env.repo(), "--scratch", folder, "vm"]).run().assert_code(1);

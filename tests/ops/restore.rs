@@ -1,4 +1,4 @@
-//! Restoring: what is refused, what is replaced and when, and that a failure leaves everything as it was.
+//! Restores: what is refused, what is replaced and when, and that a failure changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// A machine that is off, with a qcow2 and a raw disk and one point in the repository.
+/// Creates a machine that is off, with a qcow2 and a raw disk, and one point in the repository.
 fn machine_with_a_point(env: &Env) -> Machine<'_> {
     let machine = env.machine("vm1").disk(Disk::qcow2(12 * MIB)).disk(Disk::raw(5 * MIB + 512)).define();
     machine.write_bytes("vda", MIB, &noise(1, 3 * MIB));
@@ -28,12 +28,12 @@ fn restore(env: &Env, args: &[&str]) -> Call {
     env.kvmb(["restore", "-r", &env.repo()]).args(args)
 }
 
-/// Everything that could be left in the folder of the images, and the folder of the test.
+/// Returns everything that might be left behind in the folder of the images.
 fn hidden_files(folder: &Path) -> Vec<String> {
     names_in(folder).into_iter().filter(|name| name.starts_with('.')).collect()
 }
 
-/// The images' bytes.
+/// Returns the images' bytes.
 fn images(machine: &Machine) -> BTreeMap<String, Vec<u8>> {
     machine.targets().into_iter().map(|t| (t.clone(), fs::read(machine.image(&t)).expect("read"))).collect()
 }
@@ -47,7 +47,7 @@ fn in_place_everything_is_as_it_was_at_the_point() {
     let env = Env::new("in place");
     let machine = machine_with_a_point(&env);
     let (then, definition) = (machine.models(), machine.definition());
-    // Since then: other content, another definition, an owner and a mode that are to stay.
+    // Changes since then: other content, another definition, and an owner and a mode that must be kept.
     machine.write("vda", 0, 4 * MIB, 0x55);
     machine.write("vdb", 0, MIB, 0x66);
     let changed = definition.replace("<vcpu placement='static'>1<", "<vcpu placement='static'>2<");
@@ -70,7 +70,7 @@ fn in_place_everything_is_as_it_was_at_the_point() {
     assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o640, 1234, 4321));
     assert_eq!(hidden_files(&env.disks()), [""; 0]);
 
-    // And with one line it runs again.
+    // With one more command it runs again.
     restore(&env, &["vm1", "--overwrite", "--start"]).run().assert_ok();
     assert!(machine.qemu_pid().is_some(), "it was not started");
 }
@@ -86,24 +86,24 @@ fn a_running_machine_is_never_written_over() {
         assert_eq!(failure["code"], "running", "{args:?}");
     };
     refused(&["vm1", "--overwrite"]);
-    // Without libvirt it shows by QEMU's own locks, for one disk too, and whatever the path is called.
+    // Without libvirt, QEMU's own locks show it, also for a single disk and for any path.
     refused(&["vm1", "--overwrite", "--no-define"]);
     refused(&["vm1", "--overwrite", "--disk", "vdb"]);
     let link = env.path("link.qcow2");
     symlink(machine.image("vda"), &link).expect("link");
     let to_link = format!("vda={}", link.display());
     refused(&["vm1", "--overwrite", "--no-define", "--disk", "vda", "--to", &to_link]);
-    // Not even when its images are elsewhere.
+    // Not even if the images are restored elsewhere.
     let folder = new_folder(&env, "beside").display().to_string();
     refused(&["vm1", "--overwrite", "--into", &folder]);
     assert_eq!(names_in(Path::new(&folder)), [""; 0]);
     machine.stop();
-    // The bytes of a qcow2 file change when QEMU opens its bitmaps: the guest's view and the file itself must not.
+    // The bytes of a qcow2 file change when QEMU opens its bitmaps; the guest's view and the file itself must not.
     assert_eq!(inodes(&machine), before, "the images were replaced");
     for (target, model) in &models {
         model.assert_image_equals(machine.image(target), machine.format(target));
     }
-    // Off, the link is followed: the image behind it is replaced.
+    // When the machine is off, the symbolic link is followed and its target replaced.
     machine.write("vda", 0, 65536, 0x11);
     restore(&env, &["vm1", "--overwrite", "--no-define", "--disk", "vda", "--to", &to_link]).run().assert_ok();
     assert!(fs::symlink_metadata(&link).expect("stat").is_symlink());
@@ -111,7 +111,7 @@ fn a_running_machine_is_never_written_over() {
     assert_eq!(read.read(0, 512), [0; 512]);
 }
 
-/// Text of elements and attributes in a definition.
+/// Returns the values of an attribute in a definition.
 fn all_of(definition: &str, element: &str, attribute: &str) -> Vec<String> {
     let document = roxmltree::Document::parse(definition).expect("XML");
     let found = document.descendants().filter(|node| node.has_tag_name(element));
@@ -137,9 +137,9 @@ fn another_machine_shares_nothing_with_the_first() {
     let folder = new_folder(&env, "into");
     let into = folder.display().to_string();
 
-    // A new machine needs a place for its disks, and a name that is free.
+    // A new machine needs a place for its disks, and an unused name.
     restore(&env, &["vm1", "--as", "vm2"]).run().assert_code(1).assert_stderr_has("--into");
-    // A folder that is not there may be that of a disk that is not mounted.
+    // A missing folder may be on a disk that is not mounted.
     let missing = env.path("not there").display().to_string();
     let failure = restore(&env, &["vm1", "--as", "vm2", "--into", &missing]).run().assert_code(1).record_of("failure");
     assert_eq!(
@@ -177,11 +177,11 @@ fn another_machine_shares_nothing_with_the_first() {
         assert_eq!(fs::metadata(&disk.image).expect("stat").mode() & 0o777, 0o600);
         assert_eq!(disk.format, machine.format(&disk.target));
     }
-    // The raw image is sparse, and the first machine as it was.
+    // The raw image is sparse, and the first machine is unchanged.
     assert!(env.virsh(&["dumpxml", "--inactive", "vm1"]).contains("52:54:00:00:00:01"));
     machine.assert_image_equals_model("vda");
 
-    // Again under that name: only with the word, and never over another machine that has it by chance.
+    // Again under that name: only with --overwrite, and never over another machine that happens to have it.
     restore(&env, &["vm1", "--as", "vm2", "--into", &into]).run().assert_code(1).assert_stderr_has("already exists");
     let other = new_folder(&env, "other").display().to_string();
     let failure = restore(&env, &["vm1", "--as", "vm2", "--overwrite", "--into", &other]).run().assert_code(1);
@@ -198,7 +198,7 @@ fn single_disks_go_where_they_should() {
     let path = |name: &str| folder.join(name);
     let to = |disk: &str, name: &str| format!("{disk}={}", path(name).display());
 
-    // One disk of two, in another format; no definition is made of a part.
+    // One of two disks, in another format; a partial machine is not defined.
     let record = restore(&env, &["vm1", "--disk", "vda", "--format", "raw", "--to", &to("vda", "a.img")]);
     let record = record.run().assert_ok().record_of("point");
     assert_eq!(images_of(&record).keys().collect::<Vec<_>>(), ["vda"]);
@@ -207,7 +207,7 @@ fn single_disks_go_where_they_should() {
     machine.model("vdb").assert_image_equals(&path("b.img"), "qcow2");
     assert_eq!(names_in(&folder), ["a.img", "b.img"]);
 
-    // Where one is there already; a folder; no such folder; no such disk; both in one place, however it is spelt.
+    // An existing file, a folder, a missing folder, an unknown disk, and twice the same place with different spellings.
     let refused = |args: &[&str], code: &str, words: &str| {
         let output = restore(&env, args).run().assert_code(1).assert_stderr_has(words);
         assert_eq!(output.record_of("failure")["code"], code, "{output}");
@@ -247,20 +247,20 @@ fn a_definition_in_a_file_is_private() {
     let folder = new_folder(&env, "into");
     let into = folder.display().to_string();
     let args = ["vm1", "--no-define", "--as", "vm2", "--format", "qcow2", "--into", &into];
-    // A machine that is defined is no hindrance where nothing is to be defined.
+    // A defined machine does not matter if nothing will be defined.
     let record = restore(&env, &args).run().assert_ok().record_of("point");
     let file = folder.join("vm2.xml");
     assert_eq!(record["restored_to"]["definition"], file.display().to_string());
     assert_eq!(record["restored_to"]["machine"], Value::Null);
     assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o600);
-    // It stays private when it replaces one that was not.
+    // It becomes private when it replaces a readable file.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("chmod");
     restore(&env, &args).run().assert_code(1).assert_stderr_has("already exists");
     restore(&env, &args).arg("--overwrite").run().assert_ok();
     assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o600);
     assert_eq!(names_in(&folder), ["vm2-vda.qcow2", "vm2-vdb.qcow2", "vm2.xml"]);
     assert!(!env.virsh(&["list", "--all", "--name"]).contains("vm2"));
-    // libvirt takes it as it is.
+    // libvirt accepts it unchanged.
     env.virsh(&["define", &file.display().to_string()]);
     for disk in env.disks_of("vm2") {
         assert_eq!(disk.format, "qcow2");
@@ -280,7 +280,7 @@ fn a_rehearsal_writes_nothing() {
     assert!(actions.iter().all(|action| action["dry_run"] == true && action["action"] == "restore"), "{output}");
     assert_eq!(names_in(&folder), [""; 0]);
     assert!(!env.virsh(&["list", "--all", "--name"]).contains("vm2"));
-    // What would be refused is refused in a rehearsal.
+    // A dry run refuses what a restore would refuse.
     restore(&env, &["vm1", "-n"]).run().assert_code(1).assert_stderr_has("already exists");
     let replaced = restore(&env, &["vm1", "-n", "--overwrite"]).run().assert_ok().records_of("action");
     assert!(text(&replaced[0], "reason").contains("replaced"), "{}", replaced[0]);
@@ -304,7 +304,7 @@ fn checkpoints_that_describe_nothing_any_more_are_dropped() {
     backup(&machine);
 }
 
-/// A restore in place that is stopped in its middle: some of the new image is written.
+/// Starts a restore in place and stops it halfway: a part of the new image is written.
 fn caught_writing(env: &Env, args: &[&str]) -> Running {
     for _ in 0..5 {
         let mut running = restore(env, args).arg("-q").spawn();
@@ -346,7 +346,8 @@ fn an_interrupted_restore_leaves_everything_as_it_was() {
         env.assert_nothing_left();
     }
 
-    // kill -9: nothing old is touched either, and the next restore sweeps up what it finds, once it is sure to be dead.
+    // kill -9: the old images are untouched, and the next restore removes the leftovers, once it is certain that the
+    // process has ended.
     let running = caught_writing(&env, &["vm1", "--overwrite"]);
     running.kill();
     running.wait().assert_code(137);
@@ -384,7 +385,7 @@ fn a_machine_that_starts_meanwhile_keeps_its_images() {
     assert!(!env.path("disks/vm1.xml").exists());
 }
 
-/// The files with the data of the newest backup.
+/// Returns the packs with the data of the newest backup.
 fn packs(env: &Env) -> Vec<PathBuf> {
     let data = Path::new(&env.repo()).join("data");
     let folders = names_in(&data).into_iter().map(|name| data.join(name));
@@ -406,7 +407,7 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
         env.assert_nothing_left();
     };
 
-    // libvirt refuses the definition: the machine has another name by now.
+    // libvirt refuses the definition because the machine has another name meanwhile.
     let renamed = definition.replace("<name>vm1</name>", "<name>vm1-renamed</name>");
     fs::write(env.path("renamed.xml"), renamed).expect("write");
     env.virsh(&["undefine", "--checkpoints-metadata", "vm1"]);
@@ -419,7 +420,7 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
     env.virsh(&["define", &env.path("as-before.xml").display().to_string()]);
     unchanged("define refused");
 
-    // Damage: in the pack that holds the second disk too, so one of them is written before it is seen.
+    // Damage that also affects the second disk, so that one of them is written before it is found.
     let largest = packs(&env).into_iter().max_by_key(|path| fs::metadata(path).expect("stat").len()).expect("a pack");
     let whole = fs::read(&largest).expect("read");
     let mut bytes = whole.clone();
@@ -432,7 +433,7 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
     unchanged("damage");
     fs::write(&largest, &whole).expect("write");
 
-    // No room: found before anything is written, and found while it is written.
+    // Not enough space, found before or during the write.
     let small = env.tmpfs("small", 2 * MIB);
     let into = small.path().display().to_string();
     for (args, format) in [(&["--disk", "vda"][..], "raw"), (&["--disk", "vda"][..], "qcow2")] {
@@ -445,8 +446,8 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
     restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
 }
 
-/// A restore into a small file system that is stopped when its images have taken so much of it, while another program
-/// takes all that is left; then it goes on.
+/// Stops a restore into a small file system when its images have used this much of it, while another program uses the
+/// rest; then continues it.
 fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, taken_bytes: u64, disks: &[&str]) -> Output {
     let size_bytes = small.free_bytes();
     let into = small.path().display().to_string();
@@ -493,7 +494,7 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
     init(&env);
     backup(&machine);
     for disk in ["vda", "vdb"] {
-        // All of its room is taken before the first byte is written.
+        // All of its space is allocated before the first byte is written.
         let small = env.tmpfs(disk, 64 * MIB);
         let output = restored_where_room_runs_out(&env, &small, 48 * MIB, &[disk]);
         let restored = output.assert_ok().record_of("point")["restored_to"]["disks"][0].clone();
@@ -502,8 +503,8 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
     }
 }
 
-/// Killed at any step, every disk is the old one or the new one and never a part of one, an old one that was replaced
-/// is still there until the definition is in, and the next restore finishes.
+/// After a kill at any step, every disk is either the old or the new one and never a mixture, a replaced disk still
+/// exists until the definition is stored, and the next restore completes.
 #[test]
 fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes() {
     let env = Env::new("killed restore");
@@ -534,7 +535,7 @@ fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes(
             if is(image, &target, &then) {
                 placed += 1;
                 let is_kept = replaced.iter().any(|old| {
-                    // The other disk has another size, and maybe another format.
+                    // The other disk has another size, and possibly another format.
                     fs::read(old).expect("read").starts_with(b"QFI") == (machine.format(&target) == "qcow2")
                         && is(old, &target, &now)
                 });
@@ -553,7 +554,7 @@ fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes(
         let is_defined = matches!(step, Failpoint::RestoreDefined | Failpoint::RestoreKept);
         assert_eq!(machine.definition(), if is_defined { &*definition } else { &*changed }, "{step:?}");
 
-        // The next one is long after: what is unfinished goes, and what was replaced is reported and stays.
+        // The next restore is much later: unfinished files are removed, replaced files are reported and kept.
         let old = std::time::SystemTime::now() - Duration::from_secs(3600);
         for name in left.iter().filter(|name| name.ends_with(".partial")) {
             fs::File::open(env.disks().join(name)).and_then(|file| file.set_modified(old)).expect("utime");
@@ -575,14 +576,15 @@ fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes(
     env.assert_nothing_left();
 }
 
-/// What an administrator set on an image stays: an ACL, without which another user could not read it any more, and
-/// attributes of programs of his.
+/// Properties that an administrator set on an image are kept: an ACL, without which another user could not read it any
+/// more, and extended attributes.
 #[test]
 fn in_place_an_image_keeps_its_acl_and_its_attributes() {
     use rustix::fs::{XattrFlags, getxattr, setxattr};
     let env = Env::new("attributes");
     let machine = machine_with_a_point(&env);
-    // Version 2; owner, user 65534, group, mask, others: tag, permissions, id, as `acl(5)` has them in memory.
+    // Version 2; owner, user 65534, group, mask, others: tag, permissions, id, in the format of the extended attribute
+    // of acl(5).
     let mut acl = 2u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in
         [(1u16, 6u16, u32::MAX), (2, 4, 65534), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
@@ -604,7 +606,7 @@ fn in_place_an_image_keeps_its_acl_and_its_attributes() {
         assert_eq!(&found[..length], value, "{name}");
     }
 
-    // An immutable image is refused with its reason, which no permission changes; nothing is left.
+    // An immutable image is refused with the reason, which permissions do not change; nothing is left behind.
     env.sh("chattr +i disks/vm1-vda.qcow2").run().assert_ok();
     let output = restore(&env, &["vm1", "--overwrite"]).run();
     env.sh("chattr -i disks/vm1-vda.qcow2").run().assert_ok();

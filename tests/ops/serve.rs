@@ -1,4 +1,4 @@
-//! Points over NBD: what other programs read of a served point is what a restore would bring, and nothing else.
+//! Points over NBD: what other programs read from a served point equals a restore.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A machine with data between holes on a qcow2 disk, and on a raw disk whose last chunk is short.
+/// Creates a machine with data and holes on a qcow2 disk, and a raw disk whose last chunk is short.
 fn machine(env: &Env) -> Machine<'_> {
     let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(5 * MIB + 512)).start_paused();
     machine.write_bytes("vda", 3 * MIB + 512, &noise(1, 9 * MIB));
@@ -45,14 +45,14 @@ impl Served {
         text(record.unwrap_or_else(|| panic!("{disk} is not served")), "nbd").to_owned()
     }
 
-    /// Ctrl-C, which is how such a server ends.
+    /// Ends the server with Ctrl-C.
     fn end(self) -> crate::support::Output {
         self.running.interrupt();
         self.running.wait()
     }
 }
 
-/// What `nbdcopy` reads.
+/// Copies an export with `nbdcopy`.
 fn copied(env: &Env, uri: &str, name: &str) -> PathBuf {
     let image = env.path(name);
     env.program("nbdcopy").arg(uri).arg(&image).run().assert_ok();
@@ -72,7 +72,7 @@ fn other_programs_read_what_a_restore_brings() {
     init(&env);
     let point = backup(&machine);
     let before = machine.models();
-    // The machine goes on; the point does not.
+    // The machine changes; the point does not.
     machine.write("vda", 0, 16 * MIB, 0x55);
     let served = serve(&env, &["vm1@latest"], 2);
     for record in &served.disks {
@@ -82,7 +82,7 @@ fn other_programs_read_what_a_restore_brings() {
     for disk in ["vda", "vdb"] {
         assert_copies(&env, &served.uri(disk), &before[disk]);
     }
-    // Holes are holes, to the chunk.
+    // Holes are reported with chunk granularity.
     let map = env.program("nbdinfo").args(["--map", "--json", &served.uri("vda")]).run().assert_ok();
     let map: Value = serde_json::from_slice(&map.stdout).expect("a map");
     let extents: Vec<(u64, u64, &str)> = map
@@ -97,12 +97,12 @@ fn other_programs_read_what_a_restore_brings() {
     let (hole, data) = ("hole,zero", "data");
     let expected = [(0, 3, hole), (3, 10, data), (13, 27, hole), (40, 1, data), (41, 23, hole)];
     assert_eq!(extents, expected);
-    // Both exports are listed, with what they are.
+    // Both exports are listed, with descriptions.
     let socket = served.uri("vda").replace("nbd+unix:///vda?", "nbd+unix://?");
     let list = env.program("nbdinfo").args(["--list", &socket]).run().assert_ok();
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
     assert!(list.contains("export=\"vda\"") && list.contains("vdb of vm1"), "{list}");
-    // QEMU's own client.
+    // With QEMU's own client.
     let raw = env.path("converted.raw");
     env.program("qemu-img").args(["convert", "-O", "raw", &served.uri("vda")]).arg(&raw).run().assert_ok();
     before["vda"].assert_image_equals(&raw, "raw");
@@ -113,7 +113,7 @@ fn other_programs_read_what_a_restore_brings() {
 #[test]
 fn memory_does_not_grow_with_the_connections() {
     let env = Env::new("servedmemory");
-    // nbdcopy has each thread read 128 MiB of the disk.
+    // Each thread of nbdcopy reads 128 MiB of the disk.
     let places = (0..16).map(|place| place * 128 * MIB);
     let machine = env.machine("vm1").disk(Disk::qcow2(16 * 128 * MIB)).start_paused();
     places.for_each(|place| machine.write_bytes("vda", place, &noise(place, 12 * MIB)));
@@ -127,13 +127,13 @@ fn memory_does_not_grow_with_the_connections() {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field of the status");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
     };
-    // 48 MiB of chunks, and what is being read and sent. The program's own pages depend on how it was built.
+    // 48 MiB of chunks, plus what is being read and sent. The program's own pages depend on the build.
     let peak = field("VmHWM:") - field("RssFile:");
     assert!(peak < 125, "{peak} MiB");
     assert_eq!(served.end().code(), 0);
 }
 
-/// How much a process has read of files.
+/// Returns the number of bytes that a process has read from files.
 fn read_bytes(pid: i32) -> u64 {
     let counters = fs::read_to_string(format!("/proc/{pid}/io")).expect("the server's counters");
     let line = counters.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("what was read");
@@ -147,13 +147,13 @@ fn below_an_image_a_disk_ends_with_its_last_data() {
     init(&env);
     backup(&machine);
     let served = serve(&env, &["vm1@latest", "--below-image"], 2);
-    // While the machine starts, its first data are read: all of vda, which is noise.
+    // While the machine starts, its first data is read: all of vda, which is noise.
     wait_until("the first data are read", LIMIT, || read_bytes(served.running.pid()) > 9 * MIB);
     for (disk, size) in [("vda", 41 * MIB), ("vdb", 5 * MIB + 512)] {
         let info = env.program("nbdinfo").args(["--json", "--no-content", &served.uri(disk)]).run().assert_ok();
         let info: Value = serde_json::from_slice(&info.stdout).expect("information");
         let export = &info["exports"][0];
-        // QEMU would ask twice for each piece whether there is anything.
+        // Otherwise QEMU would query each range twice before reading.
         assert_eq!(export["export-size"], size);
         assert!(export["contexts"].as_array().is_none_or(Vec::is_empty), "{export:#}");
         let model = &machine.models()[disk];
@@ -247,7 +247,7 @@ fn what_is_written_is_forgotten() {
     written.fill(14 * MIB, 3000 * 1024, 0x78);
     written.zero(40 * MIB, 64 * 1024);
     written.zero(5 * MIB, MIB);
-    // Another client sees it, and the other disk has nothing of it.
+    // Another client sees the writes, and the other disk is unaffected.
     assert_copies(&env, &served.uri("vda"), &written);
     assert_copies(&env, &served.uri("vdb"), &machine.model("vdb"));
     assert_eq!(served.end().code(), 0);
@@ -264,7 +264,7 @@ fn a_detached_server_lives_until_it_is_released_or_unused_for_its_lease() {
     let machine = machine(&env);
     init(&env);
     backup(&machine);
-    // In a pipe: hashed through the server, which ends behind that.
+    // In a pipeline: hashed through the server, which then ends.
     let script = "kvmb disks vm1 >/dev/null; kvmb serve vm1 -r $REPO --detach | kvmb hash | kvmb release";
     let hashed = env.sh(script).env("REPO", env.repo()).run().assert_ok().records_of("disk");
     for record in &hashed {
@@ -288,7 +288,7 @@ fn a_detached_server_lives_until_it_is_released_or_unused_for_its_lease() {
     assert!(!socket.exists());
     env.assert_nothing_left();
 
-    // Unused for its lease.
+    // Without clients, until its lease expires.
     serve(&["--lease", "1s"]);
     wait_until("the lease is over", LIMIT, || env.leftovers().is_empty());
 }
@@ -307,7 +307,7 @@ fn a_socket_is_private_and_replaces_nothing_that_is_in_use() {
     let second = env.kvmb(["serve", "vm1", "-r", &env.repo(), "--socket", &socket]).run();
     assert_eq!(second.code(), 1, "the name is taken");
     assert_copies(&env, &served.uri("vda"), &machine.model("vda"));
-    // One whose server was killed is replaced.
+    // The socket of a killed server is replaced.
     served.running.kill();
     served.running.wait();
     assert!(path.exists());
@@ -315,7 +315,7 @@ fn a_socket_is_private_and_replaces_nothing_that_is_in_use() {
     assert_copies(&env, &third.uri("vda"), &machine.model("vda"));
     assert_eq!(third.end().code(), 0);
     assert!(!path.exists());
-    // Anything else that has the name stays.
+    // Any other existing file is kept.
     fs::write(&path, "mine").expect("write");
     assert_eq!(env.kvmb(["serve", "vm1", "-r", &env.repo(), "--socket", &socket]).run().code(), 1);
     assert_eq!(fs::read(&path).expect("read"), b"mine");

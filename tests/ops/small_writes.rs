@@ -1,4 +1,4 @@
-//! Small writes: a chunk that changed in a part is stored in pieces, and the next change in it costs its pieces.
+//! Small writes: a partly changed chunk is stored in pieces, and later changes add only pieces.
 
 use crate::support::backups::noise;
 use crate::support::chains::{
@@ -13,7 +13,7 @@ use serde_json::Value;
 const KIB: u64 = 1024;
 const PIECE: u64 = 64 * KIB;
 
-/// A machine with twelve chunks of noise, and a short one after them.
+/// Creates a machine with twelve chunks of noise, followed by a short one.
 fn machine(env: &Env) -> Machine<'_> {
     let machine = env.machine("vm1").disk(Disk::qcow2(12 * MIB + 100 * KIB)).start_paused();
     machine.write_bytes("vda", 0, &noise(1, 12 * MIB + 100 * KIB));
@@ -25,7 +25,7 @@ fn manifest(env: &Env, repo: &str, point: &Value) -> Value {
     serde_json::from_slice(&json).expect("point.json")
 }
 
-/// Backs up what changed: so much is new, these chunks are in pieces, and the point restores to the disk.
+/// Backs up, and fails unless this much is new, these chunks are stored in pieces, and the point restores correctly.
 #[track_caller]
 fn night(machine: &Machine, repo: &str, new_bytes: u64, split: &str) -> Value {
     let point = verified(machine, repo);
@@ -46,7 +46,7 @@ fn the_second_change_in_a_chunk_costs_its_pieces() {
 
     machine.write_bytes("vda", 3 * MIB + 2 * PIECE, &noise(2, PIECE));
     assert_changed(&night(&machine, &repo, MIB, "3"), "vda", MIB);
-    // A sector, and one that two pieces share.
+    // One sector, and one that spans two pieces.
     machine.write_bytes("vda", 3 * MIB + 8 * PIECE + 512, &noise(3, 512));
     let third = night(&machine, &repo, PIECE, "3");
     assert_changed(&third, "vda", PIECE);
@@ -54,7 +54,7 @@ fn the_second_change_in_a_chunk_costs_its_pieces() {
     machine.write_bytes("vda", 3 * MIB + 5 * PIECE - 512, &noise(4, 1024));
     night(&machine, &repo, 2 * PIECE, "3");
 
-    // The short chunk at the end has two pieces, the second of 36 KiB.
+    // The short chunk at the end has two pieces, the second of which has 36 KiB.
     machine.write_bytes("vda", 12 * MIB + PIECE, &noise(5, 512));
     night(&machine, &repo, 100 * KIB, "3,12");
     machine.write_bytes("vda", 12 * MIB + 100 * KIB - 512, &noise(6, 512));
@@ -72,7 +72,7 @@ fn the_second_change_in_a_chunk_costs_its_pieces() {
     assert_eq!(disk_of(&without_bitmap, "vda")["new_bytes"], 0, "{without_bitmap:#}");
     assert_eq!(manifest(&env, &repo, &without_bitmap)["disks"][0]["split_chunks"], "3,12");
 
-    // More than half of a chunk at once makes it one blob again.
+    // If more than half of a chunk changes at once, it is stored as a single blob again.
     machine.write_bytes("vda", 3 * MIB, &noise(7, 9 * PIECE));
     night(&machine, &repo, MIB, "12");
 
@@ -88,7 +88,7 @@ fn the_second_change_in_a_chunk_costs_its_pieces() {
     let copy = env.kvmb(["push", "--from-repo", &repo, "-r", &second, "vm1@latest"]).run().assert_ok();
     assert_restores(&env, &second, &copy.record_of("point"), &machine.models());
 
-    // What the pieces of older points are needed for stays.
+    // Data that pieces of older points need is kept.
     env.kvmb(["prune", "-r", &repo, "--keep-last", "2"]).run().assert_ok();
     env.restic(&repo).call(["prune", "--max-unused", "0"]).run().assert_ok();
     env.kvmb(["verify", "-r", &repo, "--all"]).run().assert_ok();
@@ -102,7 +102,7 @@ fn pieces_that_become_zero_are_a_hole() {
     machine.zero("vda", 5 * MIB, MIB);
     backup(&machine, &repo);
     machine.write_bytes("vda", 5 * MIB + 3 * PIECE, &noise(2, PIECE));
-    // The piece, and the one of zeros.
+    // The piece, and the zero piece.
     night(&machine, &repo, 2 * PIECE, "5");
     machine.write("vda", 5 * MIB + 3 * PIECE, PIECE, 0);
     night(&machine, &repo, 0, "");
@@ -122,11 +122,11 @@ fn a_disk_that_was_cut_within_a_chunk_in_pieces_and_grown_back_is_read_in_full()
     backup(&machine, &repo);
     machine.write_bytes("vda", 3 * MIB + PIECE, &noise(2, PIECE));
     night(&machine, &repo, MIB, "3");
-    // No bitmap has the pieces that are lost, and the chunk has one that is dirty.
+    // No bitmap records the lost pieces, and the chunk has one dirty piece.
     machine.resize("vda", 3 * MIB + 8 * PIECE);
     machine.resize("vda", 4 * MIB);
     machine.write_bytes("vda", 3 * MIB + PIECE, &noise(3, PIECE));
-    // The audit's random sample could find it by luck: it is switched off.
+    // The audit's random sample might detect it, so it is disabled.
     let point = backup_with(&machine, &repo, &["--audit", "0%"]);
     assert_full(&point, "vda", "the disk was shrunk in between");
     assert_restores(&env, &repo, &point, &machine.models());
@@ -146,7 +146,7 @@ fn every_night_of_random_small_writes_is_right() {
         }
         let capacity = machine.model("vda").capacity_bytes();
         for _ in 0..10 {
-            // Most hit the same place.
+            // Most writes affect the same area.
             let end = if random.random_bool(0.7) { 2 * MIB } else { capacity };
             let offset = random.random_range(0..end / 512 - 1) * 512;
             let length = (random.random_range(1..400) * 512).min(capacity - offset);

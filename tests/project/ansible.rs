@@ -1,4 +1,4 @@
-//! The play in the documents, run by the real `ansible-playbook`.
+//! The playbook of the documentation, run by the real `ansible-playbook`.
 
 // A test panics if a result is not what it expects.
 
@@ -11,7 +11,7 @@ use crate::support::{Disk, parts};
 
 const MIB: u64 = 1 << 20;
 
-/// Plays it; how many tasks were `ok`, `changed`, `failed`, `skipped` …
+/// Runs the playbook, and returns the number of `ok`, `changed`, `failed`, `skipped` … tasks.
 fn play(host: &Host, flags: &[&str]) -> BTreeMap<String, u32> {
     let env = &host.env;
     let (_, section) =
@@ -47,7 +47,7 @@ fn the_play_in_the_documents_changes_what_it_must_and_nothing_the_second_time() 
         machine.write("vda", 3 * MIB, 2 * MIB, pattern);
     }
 
-    // A rehearsal does nothing, and says what would be done as far as it can.
+    // A dry run changes nothing, and reports as far as possible what would be done.
     assert_eq!(play(&host, &["--check"])["changed"], 1);
     assert!(!env.path("repo").exists());
 
@@ -58,7 +58,7 @@ fn the_play_in_the_documents_changes_what_it_must_and_nothing_the_second_time() 
     }
     assert_eq!(env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records_of("point").len(), 2);
 
-    // One of them is lost with its disk.
+    // One machine is lost with its disk.
     let lost = &machines[1];
     lost.stop();
     env.virsh(&["undefine", "--checkpoints-metadata", lost.name()]);

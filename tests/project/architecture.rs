@@ -1,28 +1,31 @@
-//! The house rules that a compiler does not check: who may import whom, who may talk to the terminal, where `unsafe`
-//! is.
+//! Rules that the compiler does not check: which layers may import each other, which code may use the terminal, and
+//! where `unsafe` may be.
 //!
-//! The layers, lowest first; a layer imports only what stands behind its name:
+//! The layers, lowest first; a layer may import only the layers that are listed for it:
 //!
 //! | layer | may import | why |
 //! | --- | --- | --- |
-//! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
-//! | `storage` | `bounded`, `glob`, `rate_limiter`, `atomic_file`, `direct_file` | a neighbour of these; uploads may be limited |
-//! | `glob`, `suggest` | nothing | how names are matched, and what was meant by a wrong one, the same everywhere |
-//! | `filesystems` | `suggest` | it parses hostile bytes, and reads nothing but what it is given |
-//! | `confined` | `filesystems` | the process that does so, and what it is asked |
+//! | `record`, `nbd` | nothing | independent layers that can be replaced or tested separately |
+//! | `storage` | `bounded`, `glob`, `rate_limiter`, `atomic_file`, `direct_file` | another such layer; uploads may be
+//! limited |
+//! | `glob`, `suggest` | nothing | matching of names and suggestions, the same everywhere |
+//! | `filesystems` | `suggest` | it parses hostile bytes, and reads only what it is given |
+//! | `confined` | `filesystems` | the process that parses, and its requests |
 //! | `units` | nothing | how people write numbers, the same everywhere |
-//! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
-//! | `atomic_file`, `direct_file` | nothing | files that others read at any moment, and large ones |
-//! | `rate_limiter` | nothing | disks and uploads are limited alike |
+//! | `clock` | nothing | local time, the same for schedules and for names of points |
+//! | `atomic_file`, `direct_file` | nothing | files that others may read at any time, and large files |
+//! | `rate_limiter` | nothing | the same limits for disks and uploads |
 //! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
-//! | `capture` | `nbd`, `failpoint`, `atomic_file`, `glob`, `suggest` | a neighbour; its jobs speak NBD |
-//! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
-//! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
-//! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
-//! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
-//! | `console` | `record`, `glob` | it runs commands and reads their records, as any other program does |
-//! | `fuzzing` | what parses | the fuzz targets are outside of the crate |
-//! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
+//! | `capture` | `nbd`, `failpoint`, `atomic_file`, `glob`, `suggest` | another such layer; its jobs use NBD |
+//! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, or its source |
+//! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or a single
+//! external thing each |
+//! | `config` | `units`, `retention`, `schedule` | the file contains rules, it does not apply them |
+//! | `ops` | all of these but `config`, `schedule`, `log` | the workflows do not use a terminal or a configuration file
+//! |
+//! | `console` | `record`, `glob` | it runs commands and reads their records, like any other program |
+//! | `fuzzing` | the parsers | the fuzz targets are outside of the crate |
+//! | `cli` | everything | only it uses the terminal, the environment and the configuration |
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -110,10 +113,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The one file that may write to standard output.
+/// The only file that may write to standard output.
 const STDOUT_WRITER: &str = "cli/output.rs";
 
-/// The one file that may be unsafe.
+/// The only file that may use `unsafe`.
 const UNSAFE_FILE: &str = "capture/ffi.rs";
 
 #[test]
@@ -218,7 +221,7 @@ fn the_map_in_lib_rs_names_what_is_there() {
         let there = if is_path {
             root.join(name).exists() || root.join("src").join(name).exists()
         } else {
-            // `kvmb` and other programs may be named too.
+            // `kvmb` and other programs may be mentioned too.
             !is_module
                 || !LAYERS.iter().any(|(layer, _)| *layer == name)
                 || root.join("src").join(name).exists()
@@ -257,24 +260,24 @@ pub(crate) struct Source {
     /// Its path below `src/`.
     pub(crate) name: String,
     text: String,
-    /// The text without comments and without what stands in quotes.
+    /// The text without comments and string literals.
     pub(crate) code: String,
 }
 
 impl Source {
-    /// A file that is not there, for the tests of the tests.
+    /// Creates a fictitious file, for the tests of these tests.
     pub(crate) fn of_code(name: &str, code: &str) -> Source {
         Source { name: name.to_owned(), text: String::new(), code: code.to_owned() }
     }
 
-    /// The top module that it belongs to; `lib.rs` and `main.rs` have none.
+    /// Returns the top-level module that it belongs to; None for `lib.rs` and `main.rs`.
     pub(crate) fn layer(&self) -> Option<&str> {
         let first = self.name.split('/').next().expect("a name");
         let layer = first.strip_suffix(".rs").unwrap_or(first);
         (!["lib", "main"].contains(&layer)).then_some(layer)
     }
 
-    /// How many `super::` lead from this file's module to the crate.
+    /// Returns the number of `super::` that lead from this file's module to the crate root.
     fn depth(&self) -> usize {
         let parts = self.name.split('/').count();
         if self.name.ends_with("/mod.rs") { parts - 1 } else { parts }
@@ -311,7 +314,7 @@ fn read_source(top: &Path, path: &Path) -> Source {
     Source { name, text, code }
 }
 
-/// Source text without comments and without the content of string literals.
+/// Removes comments and the content of string literals from source text.
 fn code_of(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;
@@ -327,7 +330,7 @@ fn code_of(text: &str) -> String {
         } else if first == '"' {
             string_length(rest)
         } else if rest.starts_with("'\"'") || rest.starts_with("'\\\"'") {
-            // A quotation mark as a character.
+            // A quotation mark in a character literal.
             rest[1..].find('\'').map_or(rest.len(), |end| end + 2)
         } else {
             code.push(first);
@@ -340,14 +343,14 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// The number of `#` if a raw string starts here.
+/// Returns the number of `#` if a raw string starts here.
 fn raw_string_hashes(text: &str) -> Option<usize> {
     let after = text.strip_prefix('r')?;
     let hashes = after.len() - after.trim_start_matches('#').len();
     after[hashes..].starts_with('"').then_some(hashes)
 }
 
-/// The length of the string literal that starts here, with its quotation marks.
+/// Returns the length of the string literal that starts here, including its quotation marks.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, character) in text.char_indices().skip(1) {
@@ -361,14 +364,14 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// The top modules that code names through `crate::` or through enough `super::`.
+/// Returns the top-level modules that code names through `crate::` or through enough `super::`.
 fn imports(code: &str, depth: usize) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let up = "super::".repeat(depth);
     for start in ["crate::", up.as_str()] {
         for (at, _) in code.match_indices(start) {
             let before = code[..at].chars().next_back();
-            // In a macro, `$crate`; in a longer path, one more `super::`.
+            // In a macro it would be `$crate`; in a longer path, another `super::`.
             if before.is_some_and(|c| is_word(c) || c == '$' || c == ':') {
                 continue;
             }
@@ -382,7 +385,7 @@ fn imports(code: &str, depth: usize) -> BTreeSet<String> {
     found
 }
 
-/// The first name of each path in a `{…}` group that has just been opened.
+/// Returns the first name of each path in a `{…}` group that has just been opened.
 fn first_names(group: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut open = 1;
@@ -410,7 +413,7 @@ fn first_name(text: &str) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// The words of code; a macro's `!` and a call's empty `()` belong to the word.
+/// Returns the words of code; a macro's `!` and a call's empty `()` belong to the word.
 pub(crate) fn words(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut rest = code;

@@ -1,4 +1,4 @@
-//! The pages for contributors name what is there, and the page on the format has every field.
+//! Everything that the pages for contributors mention exists, and the page on the format describes every field.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// What stands between single backquotes, outside of blocks.
+/// Returns the texts between single backquotes, outside of blocks.
 fn words(text: &str) -> Vec<String> {
     let outside = text.split("```").step_by(2);
     outside.flat_map(|part| part.split('`').skip(1).step_by(2).map(str::to_owned)).collect()

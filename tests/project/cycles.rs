@@ -1,10 +1,10 @@
-//! No two files of the crate import each other, directly or in a circle.
+//! There are no import cycles between the files of the crate.
 //!
-//! An arrow goes from a file to each file that defines what it names, through `use` or by a path in its code. What a
-//! `mod.rs` hands on (`pub use child::Item;`) is no arrow of its own: whoever names the item through the parent is
-//! taken to the file that defines it. So a parent may be the façade of its children, as long as its own code does not
-//! use what it hands on and they do not need what it holds.
-//! Test modules are left out.
+//! An edge leads from a file to each file that defines an item which it names, in a `use` or by a path in its code. A
+//! re-export in a `mod.rs` (`pub use child::Item;`) is not an edge: a file that names the item through the parent
+//! depends on the file that defines it. So a parent may re-export its children, as long as its own code does not use
+//! the re-exports and the children do not need the parent.
+//! Test modules are ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,7 +61,7 @@ impl Graph {
         Graph { arrows: arrows.collect() }
     }
 
-    /// The strongly connected components of more than one file.
+    /// Returns the strongly connected components with more than one file.
     fn circles(&self) -> Vec<Vec<Module>> {
         let reach: BTreeMap<&Module, BTreeSet<&Module>> =
             self.arrows.keys().map(|module| (module, self.reachable(module))).collect();
@@ -99,12 +99,12 @@ impl Graph {
     }
 }
 
-/// What a file names of the crate.
+/// The names of the crate that a file mentions.
 #[derive(Default)]
 struct Names {
     /// Paths that it uses.
     used: BTreeSet<Vec<String>>,
-    /// Names that it hands on, and what they are.
+    /// Names that it re-exports, and their paths.
     handed_on: BTreeMap<String, Vec<String>>,
 }
 
@@ -119,12 +119,12 @@ impl Names {
                 let Some(path) = absolute(module, &path, modules, &BTreeMap::new()) else { continue };
                 if is_public {
                     names.handed_on.insert(alias.clone(), path.clone());
-                    // Handed on, and nothing else.
+                    // A re-export that is not used here.
                     if path.starts_with(module) && !own_words.contains(&alias) {
                         continue;
                     }
                 }
-                // Of a module, what is taken from it counts.
+                // For a module, only what is taken from it counts.
                 if modules.contains_key(&path) {
                     aliases.insert(alias, path);
                 } else {
@@ -139,7 +139,7 @@ impl Names {
     }
 }
 
-/// The file that defines what a path names.
+/// Returns the file that defines what a path refers to.
 fn defined_in(path: &[String], read: &BTreeMap<&Module, Names>, depth: usize) -> Option<Module> {
     let at = (1..=path.len()).rev().find(|length| read.contains_key(&path[..*length].to_vec()))?;
     let (module, rest) = (path[..at].to_vec(), &path[at..]);
@@ -149,7 +149,7 @@ fn defined_in(path: &[String], read: &BTreeMap<&Module, Names>, depth: usize) ->
     }
 }
 
-/// A path from the crate's root; none if it leads out of the crate.
+/// Returns a path from the crate's root; None if it leads out of the crate.
 fn absolute(
     module: &Module,
     path: &[String],
@@ -176,7 +176,7 @@ fn module(name: &str) -> Module {
     path.split('/').map(str::to_owned).collect()
 }
 
-/// The trees of all `use` statements, whether others may name what they bring, and the code without them.
+/// Returns the trees of all `use` statements, whether they are public, and the code without them.
 fn split_uses(code: &str) -> (Vec<(bool, String)>, String) {
     let (mut uses, mut rest) = (Vec::new(), String::new());
     let mut left = code;
@@ -201,13 +201,13 @@ fn split_uses(code: &str) -> (Vec<(bool, String)>, String) {
     (uses, rest)
 }
 
-/// Code without the declarations of modules.
+/// Removes the declarations of modules from code.
 fn own_code(code: &str) -> String {
     let declares = |line: &&str| line.trim_end().ends_with(';') && line.split_whitespace().any(|word| word == "mod");
     code.lines().filter(|line| !declares(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// The paths of a `use` tree, each with the name that it brings.
+/// Returns the paths of a `use` tree, each with its local name.
 fn leaves(tree: &str) -> Vec<(Vec<String>, String)> {
     let (mut found, mut prefixes, mut path, mut word) =
         (Vec::new(), Vec::<Vec<String>>::new(), Vec::new(), String::new());
@@ -243,7 +243,7 @@ fn leaves(tree: &str) -> Vec<(Vec<String>, String)> {
     found
 }
 
-/// All paths of two or more parts.
+/// Returns all paths with at least two parts.
 fn paths(code: &str) -> BTreeSet<Vec<String>> {
     let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let words = code.split(|c: char| !is_part(c)).filter(|word| word.contains("::"));

@@ -1,4 +1,4 @@
-//! The dependencies keep the rules of `deny.toml`.
+//! The dependencies follow the rules of `deny.toml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 const RULES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deny.toml"));
 
-/// The words of a list in `deny.toml`.
+/// Returns the words of a list in `deny.toml`.
 fn list(key: &str) -> BTreeSet<&'static str> {
     let (_, rest) = RULES.split_once(&format!("\n{key} = [\n")).expect(key);
     let lines = rest.lines().take_while(|line| *line != "]");
     lines.map(|line| line.trim().trim_end_matches(',').trim_matches('"')).collect()
 }
 
-/// The packages that are linked on Linux, and what cargo knows of them.
+/// Returns the packages that are linked on Linux, with cargo's metadata.
 fn packages() -> Vec<Value> {
     let cargo = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--offline", "--format-version", "1"])
@@ -27,7 +27,7 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().expect("packages").clone()
 }
 
-/// Whether a license is permitted: of alternatives one has to be, of several that apply all.
+/// Whether a license is permitted: at least one of several alternatives, and all of several that apply.
 fn is_permitted(license: &str, allowed: &BTreeSet<&str>) -> bool {
     let license = license.replace(['(', ')'], "").replace(" / ", " OR ").replace('/', " OR ");
     license.split(" AND ").all(|part| part.split(" OR ").any(|name| allowed.contains(name.trim())))

@@ -1,8 +1,8 @@
-//! The commands in the documents run as they are printed.
+//! The commands in the documentation run as printed.
 //!
-//! Every line of the `sh` blocks of README.md and docs is run once, in the order of the pages, in a host made for them
-//! (`documents/world`, `documents/machines`), and must succeed. [`WAYS`] has what a line needs first, and the lines
-//! that cannot run there, with the reason. All calls of kvmb in them are accepted by the parser.
+//! Every line of the `sh` blocks in README.md and docs is run once, in the order of the pages, on a host prepared for
+//! them (`documents/world`, `documents/machines`), and must succeed. [`WAYS`] has the preparations of lines, and the
+//! lines that cannot run there, with the reason. All calls of kvmb in them are accepted by the parser.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,19 +12,19 @@ use std::time::Duration;
 
 use crate::support::{Env, parts};
 
-/// How a line is run.
+/// How to run a line.
 enum Way {
-    /// After this.
+    /// After this command.
     After(&'static str),
-    /// Until it has printed something; then Ctrl-C ends it.
+    /// Until it prints something; then it is ended with Ctrl-C.
     UntilCtrlC,
     /// Not at all, for this reason.
     Not(#[expect(unused, reason = "for the reader")] &'static str),
 }
 use Way::{After, Not, UntilCtrlC};
 
-/// The lines that do not simply run: a whole line, or a part of it with `…` for the rest. All that fits is done, in
-/// this order.
+/// The lines that need special treatment: a whole line, or a part of it with `…` for the rest. All entries that match
+/// are applied, in this order.
 const WAYS: [(&str, Way); 47] = [
     ("make …", Not("builds kvmb; tests/project/packaging.rs installs it and makes its package")),
     ("cargo …", Not("builds the benchmarks of kvmb")),
@@ -49,7 +49,7 @@ const WAYS: [(&str, Way); 47] = [
     ("kvmb log --follow", UntilCtrlC),
     ("kvmb mount vm1@latest /mnt", UntilCtrlC),
     ("kvmb mount vm1@latest /mnt", After("rm -rf /mnt/*")),
-    // A repository in the working directory stands for any.
+    // A repository in the working directory stands for any repository.
     ("… -r R…", After("export KVMB_PASSWORD_FILE=/root/kvmb.pass; [ -e R ] || kvmb init -q -r R")),
     ("kvmb key export …", After("mkdir /mnt/usb")),
     ("kvmb files ls vm1", After(OLD_POINTS)),
@@ -76,7 +76,7 @@ const WAYS: [(&str, Way); 47] = [
     ("kvmb prune …", After("kvmb release --all")),
 ];
 
-/// Points in the default repository that are older than those that the documents name.
+/// Points in the default repository that are older than those in the documentation.
 const OLD_POINTS: &str = "faketime '2026-11-19 12:00' kvmb backup vm1 win1 -q";
 
 /// What the first pages have done before the others.
@@ -88,12 +88,12 @@ const CONFIGURATION: &str = "cp /run/config.json /etc/kvmb";
 /// A password, and an empty folder on the server.
 const EMPTY_FOLDER: &str = "export KVMB_PASSWORD_FILE=/root/kvmb.pass; rm -rf /backup/kvm";
 
-/// A file with rules of retention.
+/// A file with retention rules.
 const RULES: &str = r#"echo '{"retention": {"local": {"keep_daily": 7}}}' >/etc/kvmb/config.json"#;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A line in a page.
+/// A line of a page.
 struct Line {
     page: String,
     /// The lines of its block that set variables for it.
@@ -105,7 +105,7 @@ fn read(page: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(page)).unwrap()
 }
 
-/// README.md and the pages of docs, in the order of their names; the French ones come last.
+/// Returns README.md and the pages of docs, in the order of their names, French ones last.
 fn pages() -> Vec<String> {
     let names = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
     let names = names.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_string_lossy()));
@@ -115,7 +115,7 @@ fn pages() -> Vec<String> {
     pages
 }
 
-/// The lines of the `sh` blocks of all pages, without their comments, each once, in the page that has it first.
+/// Returns the lines of the `sh` blocks of all pages, without comments, each once, for the first page that has it.
 fn lines() -> Vec<Line> {
     let mut seen = BTreeSet::new();
     let mut lines = Vec::new();
@@ -137,7 +137,7 @@ fn lines() -> Vec<Line> {
     lines
 }
 
-/// Whether a pattern of [`WAYS`] means a command.
+/// Whether a pattern of [`WAYS`] matches a command.
 fn means(pattern: &str, command: &str) -> bool {
     let part = pattern.trim_matches('…');
     match (pattern.starts_with('…'), pattern.ends_with('…')) {
@@ -148,7 +148,7 @@ fn means(pattern: &str, command: &str) -> bool {
     }
 }
 
-/// What runs a line; nothing for one that cannot run.
+/// Returns the script for a line; None for one that cannot run.
 fn script(line: &Line) -> Option<String> {
     let mut script = String::new();
     let mut until_ctrl_c = false;
@@ -167,7 +167,7 @@ fn script(line: &Line) -> Option<String> {
     Some(script)
 }
 
-/// Runs the lines of these pages in a host of their own, after this.
+/// Runs the lines of these pages on their own host, after the command `first`.
 fn run(first: &str, is_wanted: impl Fn(&str) -> bool) {
     parts::require(&["unshare", "sshd", "sfdisk", "mkfs.ext4", "mkntfs", "ntfs-3g", "useradd", "faketime", "jq"]);
     let env = Env::new("documents");
@@ -227,11 +227,11 @@ fn every_exception_is_a_line_in_the_documents() {
     }
 }
 
-/// The calls of kvmb in a line, each as a shell passes it.
+/// Returns the calls of kvmb in a line, each as a shell passes it.
 fn calls(line: &str) -> Vec<Vec<String>> {
     let words = shlex::split(&line.replace("; ", " ; ")).unwrap_or_else(|| panic!("no words of a shell: {line}"));
     let stages = words.split(|word| ["|", ";"].contains(&word.as_str()));
-    // A redirection is the shell's.
+    // Redirections belong to the shell.
     let stages = stages.map(|stage| stage.iter().take_while(|word| !word.contains('>')).cloned().collect::<Vec<_>>());
     stages.filter(|stage| stage.first().is_some_and(|program| program == "kvmb")).collect()
 }

@@ -1,6 +1,6 @@
-//! Files and lines that can be read without scrolling: at most 700 lines of at most 120 columns.
+//! Files and lines have a readable size: at most 700 lines of at most 120 columns.
 //!
-//! A row of a table, a drawing and data (XML, JSON, shell) that a raw string holds may be wider.
+//! A row of a table, a drawing and data (XML, JSON, shell) in a raw string may be wider.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::architecture::{assert_none, root};
 const MOST_LINES: usize = 700;
 const MOST_COLUMNS: usize = 120;
 
-/// How a raw string begins and ends.
+/// The beginning and the end of raw strings.
 const RAW_STRINGS: [(&str, &str); 2] = [(" r#\"", "\"#"), (" r\"", "\"")];
 
 #[test]
@@ -32,7 +32,7 @@ fn no_file_and_no_line_is_too_long() {
     assert_none(&faults);
 }
 
-/// Code in the documentation would be compiled by nobody: Cargo.toml turns documentation tests off.
+/// Code in the documentation is never compiled, because Cargo.toml disables documentation tests.
 #[test]
 fn blocks_in_the_documentation_are_drawings() {
     let mut faults = Vec::new();
@@ -64,10 +64,10 @@ fn tables_drawings_and_data_may_be_wide() {
     assert_eq!(counted(&format!("let it = r\"\n<disk {wide}/>\n\";\n// {wide}")), 1);
 }
 
-/// The numbers of the lines that are too wide.
+/// Returns the numbers of the lines that are too wide.
 fn wide_lines(text: &str) -> Vec<usize> {
     let (mut found, mut in_drawing) = (Vec::new(), false);
-    // What closes the raw string that this line is in.
+    // The end of the raw string that contains this line.
     let mut closing: Option<&str> = None;
     for (index, line) in text.lines().enumerate() {
         let trimmed = line.trim_start();
@@ -90,7 +90,7 @@ fn wide_lines(text: &str) -> Vec<usize> {
     found
 }
 
-/// Every source file of the project, but not what was built.
+/// Returns every source file of the project, without build results.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable")) {

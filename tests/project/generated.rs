@@ -1,4 +1,4 @@
-//! The manual pages and completion scripts in the source tree are what the program says of itself, and read well.
+//! The manual pages and completion scripts in the source tree match the program, and are well-formed.
 
 // A test panics if a result is not what it expects.
 
@@ -22,7 +22,7 @@ fn kvmb(args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// The files of a folder by name.
+/// Returns the files of a folder by name.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     entries
@@ -33,7 +33,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// What the program generates now, by its path in the source tree.
+/// Returns what the program generates now, by path in the source tree.
 fn generated() -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     kvmb(&["man", folder.path().to_str().unwrap()]);

@@ -1,10 +1,10 @@
-//! Every command in a hint is one that kvmb accepts, also with the options of the call that failed.
+//! Every command in a hint is accepted by kvmb, also with the options of the call that failed.
 
 use super::messages;
 use kvmb::cli::command;
 use kvmb::cli::failure::hint::{Invocation, commands};
 
-/// The commands of kvmb in a hint.
+/// Returns the kvmb commands in a hint.
 fn kvmb_commands(hint: &str) -> Vec<String> {
     let found =
         commands(hint).into_iter().flat_map(|place| hint[place].split(" | ").map(str::to_owned).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! One sample of every error that has a message of its own, for the pinned list of messages.
+//! One sample of every error with its own message, for the pinned list of messages.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -54,7 +54,7 @@ fn id() -> Id {
     Id::hash(b"a point")
 }
 
-/// All of the errors below, as the command line shows them.
+/// Returns all of the errors below, as the command line shows them.
 pub fn of_the_command_line() -> Vec<CliError> {
     let mut errors: Vec<CliError> = Vec::new();
     errors.extend(of_captures().into_iter().map(CliError::from));
@@ -65,7 +65,7 @@ pub fn of_the_command_line() -> Vec<CliError> {
     errors
 }
 
-/// Errors of libvirt, QEMU and captures.
+/// Returns errors of libvirt, QEMU and captures.
 pub fn of_captures() -> Vec<capture::Error> {
     use capture::Error;
     let kinds = [
@@ -176,7 +176,7 @@ pub fn of_captures() -> Vec<capture::Error> {
     all
 }
 
-/// Errors of what kvmb does with machines, disks and points.
+/// Returns errors of operations on machines, disks and points.
 pub fn of_operations() -> Vec<ops::Error> {
     use ops::Error;
     let point = || id().short();
@@ -301,7 +301,7 @@ pub fn of_operations() -> Vec<ops::Error> {
     ]
 }
 
-/// Errors of repositories, the places they are in, and backup servers.
+/// Returns errors of repositories, their storage, and backup servers.
 pub fn of_repositories() -> Vec<repo::Error> {
     use repo::Error;
     let url = || REPO.to_owned();
@@ -353,7 +353,7 @@ pub fn of_repositories() -> Vec<repo::Error> {
         io(FileAction::Find, io::Error::from_raw_os_error(2)),
         io(FileAction::List, io::Error::from_raw_os_error(2)),
         io(FileAction::Write, denied()),
-        // As servers refuse.
+        // The form in which servers refuse.
         io(FileAction::Write, io::Error::new(io::ErrorKind::PermissionDenied, "the server says: permission denied")),
         storage::Error::GaveUp {
             source: Box::new(io(FileAction::Read, io::Error::from_raw_os_error(5))),
@@ -423,7 +423,7 @@ fn of_servers() -> Vec<sftp::Error> {
     ]
 }
 
-/// Errors of schedules.
+/// Returns errors of schedules.
 pub fn of_schedules() -> Vec<schedule::Error> {
     use schedule::Error;
     vec![
@@ -443,7 +443,7 @@ pub fn of_schedules() -> Vec<schedule::Error> {
     ]
 }
 
-/// Errors of configuration files.
+/// Returns errors of configuration files.
 pub fn of_configurations() -> Vec<config::Error> {
     use config::Error;
     let path = || PathBuf::from("/etc/kvmb/config.json");
@@ -462,7 +462,7 @@ pub fn of_configurations() -> Vec<config::Error> {
     ]
 }
 
-/// Records of every kind, as they come.
+/// Returns records of every kind, in the usual order.
 pub fn of_records(now: Time) -> Vec<Record> {
     let ago = |hours: i64| (now - chrono::TimeDelta::hours(hours)).to_rfc3339();
     let id = |name: &str| Id::hash(name.as_bytes()).to_string();

@@ -1,5 +1,5 @@
-//! `make install` and `make deb`: what they put where, and that it works there. The program that is packed is the one
-//! under test: a release would take minutes to build and show nothing more.
+//! `make install` and `make deb`: what they install, and that it works there. The packaged program is the one under
+//! test: a release build would take minutes and show nothing more.
 
 // A test panics if a result is not what it expects.
 
@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use crate::support::{Env, parts};
 
-/// A `make` call in the source tree with the program under test.
+/// Runs `make` in the source tree with the program under test.
 fn make(env: &Env, target: &str, variables: &[String]) {
     let program = format!("KVMB={}", env!("CARGO_BIN_EXE_kvmb"));
     let call = env.program("make").args(["-s", "-C", env!("CARGO_MANIFEST_DIR"), target, &program]).args(variables);
     call.run().assert_ok();
 }
 
-/// Every file below a folder, relative to it.
+/// Returns every file below a folder, with relative paths.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut open = vec![folder.to_owned()];
     let mut files = Vec::new();
@@ -56,7 +56,7 @@ fn make_install_puts_everything_below_destdir_and_prefix_and_nothing_elsewhere()
             let mode = fs::metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).permissions();
             assert_eq!(mode.mode() & 0o777, if file.starts_with("bin/") { 0o755 } else { 0o644 }, "{file}");
         }
-        // Twice is as good as once.
+        // A second run changes nothing.
         let files = files_below(&root);
         make(&env, "install", &[format!("DESTDIR={}", root.display()), format!("PREFIX={prefix}")]);
         assert_eq!(files_below(&root), files);
@@ -66,8 +66,9 @@ fn make_install_puts_everything_below_destdir_and_prefix_and_nothing_elsewhere()
     }
 }
 
-/// Makes a system of the running distribution with nothing but apt in the folder `$1`, from the mirror that apt here
-/// uses; has apt install the package `$2` there; looks at it from inside, as `$3` says; and has apt take it away again.
+/// Creates a minimal system of the running distribution with apt in the folder `$1`, from this host's apt mirror;
+/// installs the package `$2` in it with apt; inspects it from inside, with the script `$3`; and removes the package
+/// with apt.
 const CLEAN_SYSTEM: &str = r#"
     . /etc/os-release
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
@@ -104,7 +105,7 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
     ]);
     let env = Env::new("deb");
     let folder = env.path("deb");
-    // The best compression takes its time and is not what is looked at here.
+    // The best compression takes long and is not tested here.
     let build = env
         .program("make")
         .args(["-s", "-C", env!("CARGO_MANIFEST_DIR"), "deb"])
@@ -136,7 +137,7 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
     for page in ["README.md", "SECURITY.md", "docs/guide.fr.md", "docs/images/console-overview.png"] {
         assert!(run.stdout().contains(&format!("\n/usr/share/doc/kvmb/{page}\n")), "{page}: {run}");
     }
-    // It took the place of the older one. It is gone, and what it needed is still there, as are backups and settings.
+    // It replaced the older version. After its removal, its dependencies, backups and settings are still there.
     assert!(run.stdout().contains("over (0.1.0-1)"), "{run}");
     assert!(root.join("usr/bin/qemu-img").exists() && !root.join("usr/bin/kvmb").exists());
     for file in ["etc/kvmb/config.json", "var/lib/kvmb/repo/config"] {
@@ -144,7 +145,7 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
     }
     lintian.wait().assert_ok();
 
-    // What it needs is what it is linked to, and the programs that it starts.
+    // It depends on its libraries and on the programs that it starts.
     let field = |name: &str| env.program("dpkg-deb").args(["-f", package, name]).run().assert_ok().stdout().to_owned();
     let depends = field("Depends");
     for needed in ["libc6 (>=", "libvirt0 (>=", "qemu-utils"] {
@@ -156,7 +157,8 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
             && ["guestfish", "guestmount", "restic"].iter().all(|part| field("Suggests").contains(part))
     );
 
-    // The program is stripped, and hardened: its address is random, its tables are read-only, its stack is no code.
+    // The program is stripped and hardened: its address is randomised, its tables are read-only, and its stack is not
+    // executable.
     env.program("dpkg-deb").args(["-x", package, "packed"]).run().assert_ok();
     let program = "packed/usr/bin/kvmb";
     let elf = env.program("readelf").args(["-hldSW", program]).run().assert_ok();
@@ -168,8 +170,8 @@ fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
     assert!(![".symtab", ".debug_line"].iter().any(|section| elf.stdout().contains(section)), "{elf}");
 }
 
-/// A mirror may be far away, and this host busy.
+/// A mirror may be far away, and this host may be busy.
 const LIMIT: Duration = Duration::from_secs(280);
 
-/// There is no bug at Debian that asks for kvmb.
+/// There is no Debian bug that requests kvmb.
 const SUPPRESSED: [&str; 2] = ["--suppress-tags", "initial-upload-closes-no-bugs"];

@@ -1,4 +1,4 @@
-//! What the documents and the help texts name exists, and what exists is documented.
+//! Everything that the documentation and the help texts mention exists, and everything that exists is documented.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,7 +20,7 @@ const RETENTION: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/
 const MONITORING: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/monitoring.md"));
 const CHANGELOG: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md"));
 
-/// Every page for users, by its path.
+/// Returns every page for users, by path.
 fn pages() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("docs").path());
@@ -33,21 +33,21 @@ fn pages() -> BTreeMap<String, String> {
     all.map(|path| (name(&path), fs::read_to_string(&path).expect("UTF-8"))).collect()
 }
 
-/// What `kvmb … --help` prints.
+/// Returns the output of `kvmb … --help`.
 fn help(words: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_kvmb")).args(words).arg("--help").output().expect("kvmb");
     assert!(output.status.success(), "kvmb {} --help: {}", words.join(" "), String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The commands in a help text, which may be in groups.
+/// Returns the commands in a help text, which may be in groups.
 fn commands(help: &str) -> Vec<String> {
     let lists = help.split("ommands:\n").skip(1).filter_map(|rest| rest.split("\n\n").next());
     let words = lists.flat_map(str::lines).filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// Every command, with its words, and its help.
+/// Returns every command, with its words, and its help.
 fn all() -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     let mut open = vec![Vec::<String>::new()];
@@ -59,7 +59,7 @@ fn all() -> BTreeMap<String, String> {
     all
 }
 
-/// The flags that a help text lists, as `-r` and `--repo`; the examples below the options do not count.
+/// Returns the flags that a help text lists, such as `-r` and `--repo`, without those in the examples.
 fn flags(help: &str) -> BTreeSet<String> {
     let options = help.split_once("\nExamples:").map_or(help, |(options, _)| options);
     let lines = options.lines().map(str::trim_start).filter(|line| line.starts_with('-') && !line.starts_with("- "));
@@ -67,7 +67,7 @@ fn flags(help: &str) -> BTreeSet<String> {
     words.filter(|word| word.starts_with('-')).map(|word| word.trim_end_matches('.').to_owned()).collect()
 }
 
-/// What is set as code in a text: blocks and words. In the rest, kvmb is the name of the program.
+/// Returns the code in a text: blocks and words. Elsewhere, kvmb is the name of the program.
 fn code(text: &str) -> Vec<String> {
     let mut parts = Vec::new();
     for (at, part) in text.split("```").enumerate() {
@@ -79,14 +79,14 @@ fn code(text: &str) -> Vec<String> {
     parts
 }
 
-/// The calls of kvmb in code: after another stage, in quotes, in a substitution too.
+/// Returns the calls of kvmb in code, including those after another stage, in quotes, and in a substitution.
 fn calls(text: &str) -> Vec<String> {
     let mut calls = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("kvmb ") {
         let before = rest[..at].chars().next_back();
         rest = &rest[at..];
-        // A word of its own: no part of a path or a name, no prose.
+        // A separate word, not a part of a path or a name, and not prose.
         if before.is_none_or(|c| " `'\n({".contains(c)) {
             let end = rest.find(['\n', '`', '|', ';', '#', ')']).unwrap_or(rest.len());
             calls.push(rest[..end].trim().to_owned());
@@ -96,7 +96,7 @@ fn calls(text: &str) -> Vec<String> {
     calls
 }
 
-/// Checks one call against the help; says whether it was one.
+/// Checks a call against the help. Returns whether it was one.
 fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
     let words: Vec<&str> =
         call.split_whitespace().skip(1).map(|word| word.trim_matches(['\'', '"', ',', '.', ':'])).collect();
@@ -113,7 +113,7 @@ fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
     if let Some(text) = words.get(at + 1).and_then(|next| all.get(&format!("{command} {next}"))) {
         known = flags(text);
     }
-    // What stands behind -- is for another command.
+    // Words after -- belong to another command.
     for word in
         words[at..].iter().take_while(|word| **word != "--").filter(|word| word.starts_with('-') && word.len() > 1)
     {
@@ -135,7 +135,7 @@ fn every_command_and_flag_in_readme_exists() {
         }
     }
     assert!(count > 40, "only {count} calls were found");
-    // Flags by themselves, as `--scratch DIR`, belong to some command.
+    // A flag alone, such as `--scratch DIR`, must belong to some command.
     let everything: BTreeSet<String> = all.values().flat_map(|text| flags(text)).collect();
     for (place, text) in pages.iter().filter(|(place, _)| *place != "CHANGELOG.md") {
         for code in code(text).iter().filter(|code| code.starts_with('-')) {
@@ -145,7 +145,7 @@ fn every_command_and_flag_in_readme_exists() {
     }
 }
 
-/// What GitHub calls a heading in a link.
+/// Returns GitHub's anchor for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || "- _".contains(*c));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
@@ -192,14 +192,14 @@ fn every_link_leads_somewhere_and_every_section_of_readme_is_in_the_contents() {
     }
 }
 
-/// The pictures of a page, by their paths from the top.
+/// Returns the images of a page, by their paths from the top.
 fn pictures(page: &str) -> BTreeSet<String> {
     let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let pictures = links.filter(|link| link.ends_with(".png"));
     pictures.map(|link| format!("docs/{}", link.trim_start_matches("docs/"))).collect()
 }
 
-/// The blocks of one language in a page.
+/// Returns the blocks of one language in a page.
 fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     page.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
 }
@@ -260,7 +260,7 @@ fn both_editions_have_the_same_configuration() {
 
 #[test]
 fn both_editions_of_readme_say_the_same() {
-    // All that is not prose: commands without their comments, flags, links to pages, pictures, sections.
+    // Everything except prose: commands without comments, flags, links to pages, images, sections.
     let shell = |page: &str| -> Vec<String> {
         let lines = blocks(page, "sh").into_iter().flat_map(str::lines);
         lines.map(|line| line.split("  #").next().unwrap_or_default().trim().to_owned()).collect()
@@ -273,7 +273,7 @@ fn both_editions_of_readme_say_the_same() {
     assert_eq!(words(README), words(FRENCH));
     let links = |page: &str| -> BTreeSet<String> {
         let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        // The French edition also leads to sections of the guide.
+        // The French edition also has links to sections of the guide.
         let links = links.filter(|link| !link.starts_with(['#', 'R']) && !link.starts_with("docs/guide.fr.md#"));
         links.map(str::to_owned).collect()
     };
@@ -350,7 +350,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
                 let flag = flag.trim_end_matches('.');
                 let told = lines.get(at + 1).is_some_and(|next| !next.trim().is_empty());
                 assert!(told, "kvmb {command} {flag} has no words");
-                // Taken together with --help, which wins if all before it was understood.
+                // Together with --help, which takes precedence once everything before it is valid.
                 let mut call: Vec<&str> = command.split(' ').collect();
                 call.push(flag);
                 if line.contains('<') {
@@ -381,7 +381,7 @@ fn the_codes_in_the_reference_are_those_of_the_program() {
     assert_eq!(rows("The `code` of a failure:"), failures);
 }
 
-/// Every source file of the program.
+/// Returns every source file of the program.
 fn sources() -> Vec<PathBuf> {
     let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut files = Vec::new();
@@ -403,7 +403,7 @@ fn every_variable_is_in_the_reference_and_the_manual_and_is_read_somewhere() {
         let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
         text.split(|c| !is_name(c)).filter(|word| word.starts_with("KVMB_")).map(str::to_owned).collect()
     };
-    // Hooks have variables of their own.
+    // Hooks have their own variables.
     let of_hooks = names(&fs::read_to_string("src/cli/hooks.rs").expect("UTF-8"));
     let (_, table) = HOOKS.split_once("Environment of a hook.").expect("a table");
     let documented = names(table);

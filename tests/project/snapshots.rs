@@ -1,7 +1,7 @@
-//! What the program says, pinned: a change of a word is a change of a file that a reviewer sees.
+//! The program's texts, pinned: a changed word is a changed file that a reviewer sees.
 //!
-//! The long help texts are pinned by the manual pages in man/, the short ones and the error messages here. After a
-//! change: `make generated`, or KVMB_UPDATE_SNAPSHOTS=1 with the tests of this file.
+//! The long help texts are pinned by the manual pages in man/; the short ones and the error messages, here. After a
+//! change, run `make generated`, or the tests of this file with KVMB_UPDATE_SNAPSHOTS=1.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,7 +47,7 @@ fn assert_file(path: &str, text: &str) {
     );
 }
 
-/// What `kvmb … -h` prints.
+/// Returns the output of `kvmb … -h`.
 fn short_help(words: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvmb"));
     let output = command.args(words).arg("-h").env_remove("COLUMNS").output().expect("kvmb");
@@ -55,7 +55,7 @@ fn short_help(words: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Adds the help of a command and of those below it.
+/// Adds the help of a command and of its subcommands.
 fn collect(command: &clap::Command, words: &[&str], pages: &mut BTreeMap<String, String>) {
     if !command.is_hide_set() {
         pages.insert(words.join(" "), short_help(words));
@@ -70,7 +70,7 @@ fn the_short_help_texts_are_pinned() {
     let mut pages = BTreeMap::new();
     collect(&kvmb::cli::command(), &[], &mut pages);
     assert!(pages.len() > 25, "{:?}", pages.keys());
-    // What every command has is shown once, with the program itself.
+    // Options of every command are shown once, with the program itself.
     let own = |words: &str, page: &str| match page.split_once("Global options:\n") {
         Some((before, after)) if !words.is_empty() => {
             before.to_owned() + after.split_once("\n\n").map_or("", |(_, rest)| rest)
@@ -104,7 +104,7 @@ fn the_tables_are_pinned_in_narrow_and_wide_terminals() {
     }
 }
 
-/// What a JSON Schema says of the kind of a value.
+/// Returns the kind of a value according to a JSON Schema.
 fn kind_of(schema: &Value) -> String {
     let one = |name: &str| match (name, schema["format"].as_str()) {
         ("string", Some("date-time")) => "time".to_owned(),
@@ -120,7 +120,7 @@ fn kind_of(schema: &Value) -> String {
     }
 }
 
-/// The table of the fields of an object, and those of the objects in it.
+/// Writes the table of the fields of an object, and of nested objects.
 fn fields_table(schema: &Value, page: &mut String) {
     page.push_str("| field | kind | meaning |\n| --- | --- | --- |\n");
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -147,7 +147,7 @@ fn fields_table(schema: &Value, page: &mut String) {
     }
 }
 
-/// How docs/records.md begins.
+/// The beginning of docs/records.md.
 const RECORDS_PAGE: &str = "\
 # Records
 

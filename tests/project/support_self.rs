@@ -1,4 +1,4 @@
-//! The harness proves itself: what it says of machines, disks and guests is so, and it leaves nothing behind.
+//! Tests of the test harness: its statements about machines, disks and guests are true, and it leaves nothing behind.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,7 +100,7 @@ fn an_instant_under_writes_is_found_and_a_torn_one_is_not() {
     let b1 = copy("b1", &early["vdb"]);
     let b2 = copy("b2", &late["vdb"]);
     let (first, last) = log.assert_one_instant(&[("vda", &a1, "raw"), ("vdb", &b1, "raw")]);
-    // The writer goes on meanwhile, and may have been between its write and its note of it.
+    // The writer continues meanwhile, and may have been between a write and its entry in the log.
     assert!(first <= positions.end() + 1 && last >= *positions.start(), "{first} {last} {positions:?}");
     let torn = [("vda", a1.as_path(), "raw"), ("vdb", b2.as_path(), "raw")];
     let torn = catch_unwind(AssertUnwindSafe(|| log.assert_one_instant(&torn)));
@@ -176,7 +176,7 @@ fn keys_cost_little_in_here_only() {
     };
     let kvmb = || env.kvmb([""; 0]);
     assert_eq!(cost(kvmb(), "cheap"), [1 << 10, 8, 3]);
-    // For users.
+    // The parameters for users.
     for (repo, call) in
         [("unset", kvmb().without_env("KVMB_TEST_QUICK_KEYS")), ("zero", kvmb().env("KVMB_TEST_QUICK_KEYS", "0"))]
     {
@@ -228,7 +228,7 @@ fn an_agent_can_hang_in_freeze() {
     let start = Instant::now();
     guest.virsh_settled(&format!("domfsfreeze {}", guest.uuid())).assert_ok();
     assert!(start.elapsed() >= Duration::from_secs(3), "it froze at once");
-    // The hook's sleep over, the agent froze after all; a thaw makes the guest go on.
+    // After the hook's sleep, the agent froze the guest after all; a thaw makes it continue.
     guest.virsh_settled(&format!("domfsthaw {}", guest.uuid())).assert_ok();
     guest.wait_for_more(3);
 }

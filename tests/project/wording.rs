@@ -1,4 +1,4 @@
-//! Words that nothing that people read may have, and hints that work when they are pasted.
+//! Words that must not be in any text for people, and hints that work when they are pasted.
 
 use std::fs;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::messages;
 
-/// Words of the project's first dialect, and what to write instead.
+/// Words that must not be used, and their replacements.
 const BANNED: &[(&str, &str)] = &[
     ("prove", "verify"),
     ("proves", "verifies"),
@@ -87,7 +87,7 @@ fn source(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A text with single spaces, in lower case, and without what marks words as code.
+/// Returns a text in lower case, with single spaces and without code markers.
 fn plain(text: &str) -> String {
     let text = text.replace(['`', '*'], "").to_lowercase();
     format!(" {} ", text.split(|c: char| !c.is_alphanumeric() && !"'-".contains(c)).collect::<Vec<_>>().join(" "))
@@ -131,7 +131,7 @@ fn nothing_that_people_read_has_a_word_of_the_old_dialect() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// The commands of kvmb that a hint quotes, or ends with.
+/// Returns the kvmb commands that a hint quotes or ends with.
 fn commands(hint: &str) -> Vec<String> {
     let quoted = hint.split('\'').skip(1).filter(|part| part.starts_with("kvmb ")).map(str::to_owned);
     let at_the_end = hint.rsplit_once(": kvmb ").map(|(_, rest)| format!("kvmb {rest}")).into_iter();
@@ -163,7 +163,7 @@ fn the_spelling_is_right() {
             adresses,bloc,connexion,copie,formend,limite,mot,raison,restauration,\
             adresse,celles,espace,exemple",
         ])
-        // Files that are French.
+        // French files.
         .args(["--skip", "src/console/french/*,src/console/pages/setting_words.rs,docs/guide.fr.md"])
         .args(files)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -172,7 +172,7 @@ fn the_spelling_is_right() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// What a French page says to people: its prose, and the comments in its code, without code, links and paths.
+/// Returns the prose of a French page, and the comments in its code, without code, links and paths.
 fn french_prose(page: &str) -> String {
     let blocks = page.split("```").enumerate().map(|(at, part)| match at % 2 {
         0 => part.split('`').step_by(2).collect::<Vec<_>>().join(" "),
@@ -184,7 +184,7 @@ fn french_prose(page: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The pages that are in French.
+/// The French pages.
 const FRENCH_PAGES: [&str; 2] = ["README.fr.md", "docs/guide.fr.md"];
 
 #[test]
@@ -209,7 +209,7 @@ fn the_french_spelling_is_right() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("aspell");
-    // A word that is wrong shows that the dictionary is there.
+    // The misspelt word shows that the dictionary works.
     let text = FRENCH_PAGES.map(|page| french_prose(&source(page))).join("\n") + "\nortografe\n";
     aspell.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write");
     let output = aspell.wait_with_output().expect("aspell");

@@ -1,4 +1,4 @@
-//! The copy of the index on this host: what it saves, and that it never says more than the repository has.
+//! The cached index on this host: what it saves, and that it never contains more than the repository.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -17,7 +17,7 @@ fn machine(env: &Env) -> Machine<'_> {
     machine
 }
 
-/// The copies in a cache folder.
+/// Returns the cached indexes in a cache folder.
 fn copies(cache: &Path) -> Vec<PathBuf> {
     let repositories = fs::read_dir(cache).into_iter().flatten().flatten().map(|entry| entry.path());
     repositories.map(|repository| repository.join("index")).filter(|copy| copy.exists()).collect()
@@ -40,13 +40,13 @@ fn what_another_host_pruned_is_stored_again() {
     backup(&machine);
     let before = fs::read(&copies[0]).unwrap();
 
-    // Another host has its own folders, and no copy.
+    // Another host has its own folders and no cached index.
     let prune = env.kvmb(["prune", "-r", &env.repo(), "--keep-last", "1", "--max-unused", "0%"]);
     prune.env("KVMB_DATA_DIR", env.path("other-host")).run().assert_ok();
     assert!(names_in(&Path::new(&env.repo()).join("snapshots")).len() == 1, "nothing was pruned");
     assert_eq!(fs::read(&copies[0]).unwrap(), before);
 
-    // What this host's copy still names is gone.
+    // Data that this host's cached index still lists has been removed.
     machine.write_bytes("vda", 0, &noise(1, SIZE));
     let point = backup(&machine);
     assert_eq!(point["disks"][0]["new_bytes"], SIZE, "{point:#}");
@@ -89,7 +89,7 @@ fn a_derived_key_is_kept_in_the_kernel_on_request_and_opens_nothing_without_the_
     let first = points(&["--key-cache", "2m"]).assert_ok();
     assert!(!was_kept(&first), "{}", first.stderr());
     let second = points(&["--key-cache", "2m"]).assert_ok();
-    // Where the kernel lets nobody keep a key, as in most containers, every run derives it.
+    // If the kernel does not permit storing a key, as in most containers, every run derives it.
     let is_refused = first.stderr().contains("cannot keep the key");
     assert_eq!(was_kept(&second), !is_refused, "{}", second.stderr());
     let wrong = env.path("wrong");
@@ -98,7 +98,7 @@ fn a_derived_key_is_kept_in_the_kernel_on_request_and_opens_nothing_without_the_
     let wrong = points(&["--key-cache", "2m", "--password-file", wrong.to_str().unwrap()]);
     assert!(!was_kept(&wrong), "{}", wrong.stderr());
     wrong.assert_code(1).assert_stderr_has("wrong password");
-    // And the configuration can ask for it.
+    // The configuration can enable it too.
     env.configure(&json!({"key_cache": "2m"}));
     assert_eq!(was_kept(&points(&[]).assert_ok()), !is_refused);
 }
@@ -110,10 +110,10 @@ fn a_copy_of_someone_else_is_not_followed() {
     backup(&machine);
     list(&env, &[]);
     let copy = copies(&env.path("data/cache")).remove(0);
-    // What root would write over if it followed the link.
+    // Root would overwrite this file if it followed the link.
     let victim = env.path("victim");
     fs::write(&victim, "precious").unwrap();
-    // And nothing else is known, so that the index is asked for.
+    // Nothing else is cached, so the index is loaded.
     fs::remove_dir_all(copy.parent().unwrap()).unwrap();
     fs::create_dir(copy.parent().unwrap()).unwrap();
     symlink(&victim, &copy).unwrap();
@@ -148,7 +148,7 @@ fn points_that_were_seen_are_listed_without_the_index() {
     let judged = status();
     assert_eq!(judged.0, "ok");
 
-    // Nothing of the index and of the packs is needed any more, and of the snapshots only the names and the sizes.
+    // The index and the packs are not needed any more, and only names and sizes of the snapshots.
     let away = |name: &str| fs::rename(Path::new(&env.repo()).join(name), env.path(format!("away-{name}"))).unwrap();
     ["index", "data"].into_iter().for_each(away);
     let snapshots = Path::new(&env.repo()).join("snapshots");

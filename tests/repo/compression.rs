@@ -1,4 +1,4 @@
-//! Every mode of compression stores the same bytes, and a slow place is compressed for harder.
+//! Every compression mode stores the same bytes, and slow storage gets stronger compression.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use kvmb::repo::{BlobKind, Compression, Repository, Writer, WriterOptions};
 use kvmb::storage::FileKind;
 use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, Operation};
 
-/// All of them, hardest last.
+/// All modes, strongest last.
 const MODES: [Compression; 5] =
     [Compression::Off, Compression::Fastest, Compression::Auto, Compression::Better, Compression::Max];
 
@@ -20,13 +20,13 @@ fn writer(repo: &Repository, compression: Compression) -> Writer {
     Writer::new(repo, repo.load_index().expect("index"), options(compression), &permit(repo))
 }
 
-/// Text of many different words, which levels compress differently.
+/// Returns text of many different words, for which compression levels differ.
 fn prose(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut text = Vec::with_capacity(length + 16);
     while text.len() < length {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // Few words are frequent, and many are rare.
+        // A few words are frequent, many are rare.
         let word = (state >> 33) as u32 % (1 << ((state >> 60) + 1));
         text.extend_from_slice(format!("word{word:x} ").as_bytes());
     }
@@ -66,7 +66,7 @@ fn auto_compresses_harder_while_the_place_is_slow() {
     home.create();
     let slow = Arc::new(FaultStorage::new(home.storage()));
     let repo = Repository::open(Arc::clone(&slow) as Arc<_>, &password()).expect("open");
-    // A chunk takes a few milliseconds to compress, so that a busy machine does not make the processor the bottleneck.
+    // Compressing a chunk takes a few milliseconds, so that even on a busy host the CPU is not the bottleneck.
     let delay = FaultEffect::Delay(Duration::from_millis(500));
     slow.add(InjectedFault::every(Operation::Write, delay).on(FileKind::Pack));
     let options = WriterOptions { pack_bytes: 16 << 10, ..options(Compression::Auto) };

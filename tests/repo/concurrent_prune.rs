@@ -1,5 +1,5 @@
-//! Prunes beside others: several writers, kvmb and restic, on one repository; hosts that died; servers that remove
-//! nothing.
+//! Prunes concurrent with other commands: several writers, kvmb and restic, on one repository; hosts that died; servers
+//! that do not remove files.
 
 // A test panics if a result is not what it expects.
 
@@ -19,13 +19,13 @@ use kvmb::repo::{LockMode, LockTiming, Password, Repository};
 use kvmb::storage::LocalStorage;
 use rand::Rng;
 
-/// How long the others are at it.
+/// How long the other commands run.
 const TOGETHER: Duration = Duration::from_secs(25);
 
-/// A point's disks as they must come back.
+/// The expected disks of a point.
 type Models = BTreeMap<String, DiskModel>;
 
-/// What the threads of a test count.
+/// Counters of a test's threads.
 #[derive(Default)]
 struct Counts {
     backups: AtomicUsize,
@@ -37,7 +37,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// Whether a call did its work; that another one was at it is no failure.
+    /// Whether a call succeeded. A busy repository is not a failure.
     fn is_done(&self, output: &Output, done: &AtomicUsize) -> bool {
         match output.code() {
             0 => drop(done.fetch_add(1, Ordering::Relaxed)),
@@ -52,7 +52,7 @@ fn pause() {
     thread::sleep(Duration::from_millis(rand::rng().random_range(100..900)));
 }
 
-/// Backs up a machine again and again, each time with something else on its disk.
+/// Backs up a machine repeatedly, each time with different data on its disk.
 fn keep_backing_up(
     machine: &Machine,
     repo: &str,
@@ -73,7 +73,7 @@ fn keep_backing_up(
     }
 }
 
-/// restic's own backups, and its forget with prune in turn with ours.
+/// Runs restic's own backups, and its `forget --prune` alternating with kvmb's.
 fn keep_restic_busy(env: &Env, repo: &str, end: Instant, counts: &Counts) {
     let source = env.path("source");
     fs::create_dir(&source).unwrap();
@@ -160,8 +160,8 @@ fn writers_and_prunes_at_once_lose_nothing() {
     env2.assert_nothing_left();
 }
 
-/// Begins to back up a machine and kills that as soon as it has stored a pack that no index names; its output if it was
-/// done before.
+/// Starts a backup and kills it as soon as it has stored a pack that no index lists. Returns its output if it finished
+/// earlier.
 fn killed_backup(machine: &Machine, repo: &str) -> Option<Output> {
     let env = machine.env();
     let has_noted = || {
@@ -170,7 +170,7 @@ fn killed_backup(machine: &Machine, repo: &str) -> Option<Output> {
         folders.flatten().flatten().any(|file| file.metadata().is_ok_and(|file| file.len() > 0))
     };
     let mut running = env.kvmb(["backup", "-r", repo, "--limit-upload", "24M", "--", machine.name()]).spawn();
-    // What the run before has noted is gone when this one has opened the repository.
+    // The record of the previous run is gone once this one has opened the repository.
     wait_until("it has opened the repository", Duration::from_secs(60), || running.has_ended() || !has_noted());
     wait_until("it has stored a pack", Duration::from_secs(60), || running.has_ended() || has_noted());
     if running.has_ended() {
@@ -182,7 +182,7 @@ fn killed_backup(machine: &Machine, repo: &str) -> Option<Output> {
     None
 }
 
-/// Backs up a machine that changes much, and is killed in every second run.
+/// Backs up a machine with many changes, and kills every second run.
 fn keep_being_killed(
     machine: &Machine,
     repo: &str,
@@ -224,7 +224,7 @@ fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
         killed.join().unwrap()
     });
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-    // And once more, when no prune comes in between.
+    // Once more, without a prune in between.
     machine.write_bytes("vda", 0, &noise(1, 40 * MIB));
     assert!(killed_backup(&machine, &repo).is_none(), "it is too fast for this test");
     let (models, point) = (machine.models(), backup(&machine));
@@ -256,7 +256,7 @@ fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
     init(&env);
     let vm1 = env.machine("vm1").disk(Disk::raw(MIB)).define();
     backup(&vm1);
-    // On a host of its own name, which then dies: nobody can ask whether the process lives.
+    // On a host with another name, which then dies: no other host can check whether the process is alive.
     let script = "hostname deadhost && exec kvmb prune -r $R --keep-last 1";
     let mut running = env
         .program("unshare")
@@ -278,7 +278,7 @@ fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
         running.interrupt();
         running.wait().assert_code(130);
     }
-    // Half an hour later; here it is made to be over.
+    // Half an hour later, which is simulated here.
     let storage = Arc::new(LocalStorage::new(env.repo()));
     let repo = Repository::open(storage, &Password::new(PASSWORD.to_owned())).unwrap();
     let timing = LockTiming { stale: Duration::from_millis(100), ..LockTiming::default() };
@@ -313,10 +313,10 @@ fn on_a_server_that_removes_nothing_backups_go_on_and_prune_says_so() {
     kvmb(&["backup", "vm1"]).assert_ok();
     let points = kvmb(&["points"]).assert_ok().records_of("point");
     assert_eq!(points.len(), 4);
-    // Its own user may.
+    // Its own user may remove files.
     env.kvmb(["prune", "--keep-last", "1", "-r"]).arg(&folder).run().assert_ok();
     assert_eq!(kvmb(&["points"]).assert_ok().records_of("point").len(), 1);
-    // Locks of earlier runs are still there.
+    // Locks of earlier runs still exist.
     env.restic(folder.display().to_string()).call(["check", "--read-data", "--no-lock"]).run().assert_ok();
     env.assert_nothing_left();
 }

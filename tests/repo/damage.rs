@@ -1,5 +1,5 @@
-//! The damage matrix: every kind of repository file, deleted, truncated or with one bit changed. Whatever it is, kvmb
-//! says so with exit code 4 and hands out no wrong byte; points that are not hit are whole.
+//! The damage matrix: every kind of repository file, deleted, truncated or with one bit flipped. In each case, kvmb
+//! reports it with exit code 4 and returns no wrong byte; unaffected points are intact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,9 +17,9 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy)]
 enum Harm {
     Delete,
-    /// Keeps so many hundredths.
+    /// Keeps this percentage.
     Truncate(u64),
-    /// Flips a bit at so many hundredths of the file's length; 100 is the last byte.
+    /// Flips a bit at this percentage of the file's length; 100 is the last byte.
     Flip(u64),
 }
 
@@ -46,11 +46,10 @@ impl Harm {
     }
 }
 
-/// A machine's disks as they must come back.
+/// The expected disks of a machine.
 type Disks = BTreeMap<String, DiskModel>;
 
-/// A repository with two points of `vm1` (the second shares most with the first) and one of `vm2` (which shares
-/// nothing).
+/// A repository with two points of `vm1` (which share most of their data) and one of `vm2` (which shares nothing).
 struct Scene<'e> {
     env: &'e Env,
     /// Point → its machine and its disks.
@@ -58,7 +57,7 @@ struct Scene<'e> {
     first: String,
     second: String,
     other: String,
-    /// The files that came with each point.
+    /// The files that each point added.
     files: BTreeMap<String, BTreeSet<PathBuf>>,
     tree_packs: BTreeSet<String>,
 }
@@ -105,7 +104,7 @@ impl<'e> Scene<'e> {
         Scene { env, points, first, second, other, files, tree_packs }
     }
 
-    /// The one file of a point that lies in this folder of the repository.
+    /// Returns the only file of a point in this folder of the repository.
     fn file(&self, point: &str, kind: &str, trees: bool) -> PathBuf {
         let root = PathBuf::from(self.env.repo());
         let of_kind = self.files[point].iter().filter(|path| path.starts_with(root.join(kind)));
@@ -119,7 +118,7 @@ impl<'e> Scene<'e> {
         found.remove(0).strip_prefix(root).expect("in the repository").to_owned()
     }
 
-    /// A copy of the repository, harmed.
+    /// Returns a damaged copy of the repository.
     fn harmed(&self, file: &Path, harm: Harm) -> Harmed<'_> {
         let copy = new_folder(self.env, "harmed").join("repo");
         self.env.program("cp").args(["-a", "--", &self.env.repo()]).arg(&copy).run().assert_ok();
@@ -136,7 +135,8 @@ struct Harmed<'s> {
 }
 
 impl Harmed<'_> {
-    /// `verify --all`: exit code 4, and each point is clean or hit. Returns the records of those that are hit.
+    /// Runs `verify --all`, and fails unless the exit code is 4 and exactly these points are affected. Returns their
+    /// records.
     fn verify(&self, hit: &[&String]) -> BTreeMap<String, Value> {
         let output = self.scene.env.kvmb(["verify", "--all", "-r", &self.repo]).run();
         assert_eq!(output.code(), 4, "{}: {output}", self.case);
@@ -147,7 +147,7 @@ impl Harmed<'_> {
             assert_eq!(is_hit, hit.contains(&&id), "{}: {record}\n{output}", self.case);
             assert_eq!(is_hit, record["damage"].as_array().is_some_and(|damage| !damage.is_empty()), "{record}");
             if is_hit {
-                // For people too.
+                // On standard error too.
                 assert!(output.stderr().contains(&id[..8]), "{}: {output}", self.case);
                 damaged.insert(id, record);
             }
@@ -167,7 +167,7 @@ impl Harmed<'_> {
         (folder, output)
     }
 
-    /// The point cannot be had: exit code 4, nothing is written.
+    /// Fails unless restoring the point is refused with exit code 4, and nothing is written.
     fn assert_refused(&self, args: &[&str]) -> Value {
         let (folder, output) = self.try_restore(args);
         assert_eq!(output.code(), 4, "{}: {output}", self.case);
@@ -178,7 +178,7 @@ impl Harmed<'_> {
         failure
     }
 
-    /// The point comes back byte for byte.
+    /// Fails unless the point is restored byte for byte.
     fn assert_whole(&self, point: &str, args: &[&str]) {
         let (_, output) = self.try_restore(&[&[point], args].concat());
         assert_eq!(output.code(), 0, "{}: {output}", self.case);
@@ -208,7 +208,7 @@ fn config_and_key() {
         env.kvmb(command).args(["-r", &harmed.repo]).run().assert_code(4).assert_stderr_has("from a copy");
     }
 
-    // With a second key nobody needs the first.
+    // With a second key, the first one is not needed.
     let second = env.path("second");
     fs::write(&second, "battery staple\n").expect("write");
     fs::set_permissions(&second, fs::Permissions::from_mode(0o600)).expect("chmod");
@@ -216,7 +216,7 @@ fn config_and_key() {
     let harmed = scene.harmed(&key, Harm::Flip(50));
     let verify = |password: &Path| env.kvmb(["verify", "--all", "-r", &harmed.repo, "--password-file"]).arg(password);
     verify(&second).run().assert_ok();
-    // Who has only the first hears that its key is damaged, and not just that the password is wrong.
+    // If only the first key is available, the error says that it is damaged, and not just that the password is wrong.
     verify(&env.password_file()).run().assert_code(1).assert_stderr_has("damaged: ");
     env.assert_nothing_left();
 }
@@ -230,7 +230,7 @@ fn snapshot() {
         let harmed = scene.harmed(&file, harm);
         if let Harm::Delete = harm {
             harmed.assert_whole(&scene.first, &[]);
-            // As if it had been forgotten: there is nothing that could be hit.
+            // As if it had been removed: no point is affected.
             env.kvmb(["verify", "--all", "-r", &harmed.repo]).run().assert_ok();
             let (_, output) = harmed.try_restore(&[&scene.second]);
             output.assert_code(1).assert_stderr_has("no point");
@@ -240,15 +240,14 @@ fn snapshot() {
         let failure = harmed.assert_refused(&["vm1@latest", "--no-cache"]);
         assert!(text(&failure, "error").contains(&scene.second), "{failure}");
     }
-    // By its own id; and as the newest, which it may be: an older point is not what was asked for, unless by its own
-    // id.
+    // By its own id, and as the possibly newest point: an older point is not what was requested, unless by its own id.
     let harmed = scene.harmed(&file, Harm::Flip(50));
     for wanted in [&scene.second[..], &scene.second[..8], "vm1", "vm1@-0s"] {
         let failure = harmed.assert_refused(&[wanted, "--no-cache"]);
         assert!(text(&failure, "error").contains(&scene.second), "{wanted}: {failure}");
     }
     harmed.assert_whole(&scene.first, &[]);
-    // This host has a copy of what it said; one that was cut off is noticed without being read.
+    // This host has a cached copy of the file; a truncated one is noticed without being read.
     harmed.assert_whole(&scene.second, &[]);
     scene.harmed(&file, Harm::Truncate(60)).assert_refused(&["vm1@latest"]);
     let points = env.kvmb(["points", "--no-cache", "-r", &harmed.repo]).run().assert_code(4);
@@ -270,16 +269,16 @@ fn index() {
     }
     let harmed = scene.harmed(&file, Harm::Flip(50));
     harmed.assert_refused(&[&scene.first, "--no-cache"]);
-    // This host has a copy of what the file said, if it has seen the repository since.
+    // This host has a cached copy of the file, if it has listed the repository since.
     env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
     harmed.assert_whole(&scene.first, &[]);
-    // One that was cut off is noticed without being read.
+    // A truncated file is noticed without being read.
     scene.harmed(&file, Harm::Truncate(60)).assert_refused(&[&scene.first]);
     env.kvmb(["verify", &scene.other, "-r", &harmed.repo]).run().assert_ok();
     env.assert_nothing_left();
 }
 
-/// The places of a record's damage: disk, first byte, length.
+/// Returns the ranges of a record's damage: disk, first byte, length.
 fn places(record: &Value) -> Vec<(String, u64, u64)> {
     let damage = record["damage"].as_array().expect("damage").iter();
     let hit = damage.filter(|place| place["disk"].is_string());
@@ -294,12 +293,12 @@ fn places(record: &Value) -> Vec<(String, u64, u64)> {
 fn pack_with_data() {
     let env = Env::new("data");
     let scene = Scene::new(&env);
-    // The second backup's: the mebibyte at 1 MiB of vda is in there, its manifest and its definition.
+    // The pack of the second backup contains the mebibyte at 1 MiB of vda, the manifest and the definition.
     let file = scene.file(&scene.second, "data", false);
     for harm in HARMS {
         let harmed = scene.harmed(&file, harm);
         if let Harm::Flip(100) = harm {
-            // The length of the pack's header, which nobody needs who has the index: restic does.
+            // The length of the pack's header, which is not needed if there is an index; restic needs it.
             env.kvmb(["verify", "--all", "-r", &harmed.repo]).run().assert_ok();
             harmed.assert_whole(&scene.second, &[]);
             continue;
@@ -312,7 +311,7 @@ fn pack_with_data() {
         assert!(record["damage"].to_string().contains(&*name), "the pack is not named: {record}");
         if let Harm::Flip(_) = harm {
             assert_eq!(places(record), [("vda".to_owned(), MIB, MIB)], "{harm:?}");
-            // The other disk can be had, and so can the first point.
+            // The other disk can be restored, and so can the first point.
             harmed.assert_whole(&scene.second, &["--disk", "vdb"]);
             let failure = harmed.assert_refused(&[&scene.second, "--disk", "vda"]);
             let range = format!("disk vda, bytes {MIB} to {}", 2 * MIB);
@@ -320,8 +319,8 @@ fn pack_with_data() {
         }
     }
 
-    // The first backup's: both points share it. The first loses its manifest too; of the second it is known what is
-    // hit.
+    // The pack of the first backup is shared by both points. The first point loses its manifest too; for the second
+    // one, the affected ranges are known.
     let file = scene.file(&scene.first, "data", false);
     let harmed = scene.harmed(&file, Harm::Truncate(20));
     let damaged = harmed.verify(&[&scene.first, &scene.second]);
@@ -355,7 +354,7 @@ fn pack_with_trees() {
         harmed.assert_refused(&[&scene.second]);
         harmed.assert_whole(&scene.first, &[]);
         if let Harm::Flip(0) = harm {
-            // The folder of vda comes first, and of the machine only that disk is lost.
+            // The folder of vda comes first, and only that disk of the machine is lost.
             assert_eq!(places(&damaged[&scene.second]), [("vda".to_owned(), 0, 6 * MIB)]);
             harmed.assert_whole(&scene.second, &["--disk", "vdb"]);
         }
@@ -400,7 +399,7 @@ fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_n
     bystander.write_bytes("vda", 0, &noise(2, MIB));
     let (first, second) = (backup(&machine), backup(&machine));
     backup(&bystander);
-    // A pack is lost, and a repair takes it out of the index.
+    // A pack is lost, and a repair removes it from the index.
     let packs = names_in(&env.path("repo/data")).into_iter().flat_map(|fan| {
         let fan = env.path("repo/data").join(fan);
         names_in(&fan).into_iter().map(move |name| fan.join(name)).collect::<Vec<_>>()
@@ -422,7 +421,7 @@ fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_n
     env.kvmb(["verify", "vm@latest", "-r", &env.repo()]).run().assert_ok();
     crate::support::backups::assert_restores_to(&env, text(&point, "point"), &machine.models());
 
-    // Nothing is lost any more.
+    // Nothing is missing any more.
     machine.write("vda", 51 * MIB, 65536, 0x34);
     let next = backup(&machine);
     assert!(next.get("damaged_points").is_none(), "{next}");

@@ -1,8 +1,7 @@
-//! Repositories of released versions, as their programs left them: this version lists, verifies, restores, continues
-//! and prunes them.
+//! Repositories that released versions have created: this version lists, verifies, restores, continues and prunes them.
 //!
-//! `frozen/VERSION.tar.gz` is what [`make`] makes with that version. When a version is released, its repository is
-//! kept:
+//! `frozen/VERSION.tar.gz` is the result of [`make`] in that version. When a version is released, its repository is
+//! added:
 //!
 //! ```sh
 //! KVMB_TEST_FREEZE=1 cargo test --locked --test repo -- frozen::
@@ -27,7 +26,7 @@ fn kvmb(env: &Env, args: &[&str]) -> crate::support::Output {
     env.kvmb_on(HOST, args).run().assert_ok()
 }
 
-/// Makes such a repository at [`Env::repo`]: three points, of which the second is pinned.
+/// Creates such a repository at [`Env::repo`]: three points, the second of which is pinned.
 fn make(env: &Env) {
     let repo = env.repo();
     kvmb(env, &["init", "-r", &repo]);
@@ -58,7 +57,7 @@ fn second_disk(is_written: bool) -> Vec<u8> {
     bytes
 }
 
-/// What the first disk holds in each point.
+/// Returns the content of the first disk in each point.
 fn first_disk(point: usize) -> Vec<u8> {
     let mut bytes = vec![0; 8 * MIB];
     bytes[..3 * MIB].fill(0x11);
@@ -71,7 +70,7 @@ fn first_disk(point: usize) -> Vec<u8> {
     bytes
 }
 
-/// Fails unless a point, restored without libvirt, is what the machine had.
+/// Fails unless a point, restored without libvirt, equals the machine's disks.
 #[track_caller]
 fn assert_restores(env: &Env, id: &str, number: usize) {
     let into = env.path(format!("restored-{id}"));
@@ -86,7 +85,7 @@ fn assert_restores(env: &Env, id: &str, number: usize) {
     }
 }
 
-/// Does with a repository what its users do.
+/// Uses a repository as its users do.
 fn use_repository(env: &Env, name: &str) {
     let repo = env.repo();
     let list = || kvmb(env, &["points", "-r", &repo]).records_of("point");
@@ -102,8 +101,8 @@ fn use_repository(env: &Env, name: &str) {
     let verified = kvmb(env, &["verify", "--all", "-r", &repo]).records_of("point");
     assert!(verified.iter().all(|point| point["verified"] == "full"), "{name}: {verified:#?}");
 
-    // The machine comes back, and its next point adds nothing to the data of the last one: only a chunk that was stored
-    // in pieces there may be stored as a whole, because the new machine has no point that knows of them.
+    // The machine is restored, and its next point adds no new data; except that a chunk that was stored in pieces may
+    // be stored as a whole, because the new machine has no point that refers to them.
     let images = env.disks().join("restored");
     fs::create_dir(&images).unwrap();
     env.sh(&format!("chmod 711 {}", images.display())).run().assert_ok();
@@ -111,7 +110,7 @@ fn use_repository(env: &Env, name: &str) {
     let next = kvmb(env, &["backup", "kvmb-test-thawed", "-r", &repo]).record_of("point");
     assert!(next["new_bytes"].as_u64() <= Some(MIB as u64), "{name}: {next}");
 
-    // What the rules remove goes, what is pinned stays, and all that stays is whole.
+    // Points without a rule are removed, the pinned one is kept, and all that remain are intact.
     kvmb(env, &["prune", "-r", &repo, "--gone-machines", "--keep-last", "1", "--max-unused", "0%"]);
     let left: Vec<String> = list().iter().map(id).collect();
     assert_eq!(left, [id(&points[1]), id(&points[2]), id(&next)], "{name}");

@@ -1,5 +1,5 @@
-//! Small changes of a repository, killed at every step: pinning a point, adding a key, exporting one. What was there is
-//! there still, and the next try finishes.
+//! Small changes of a repository, killed at every step: pinning a point, adding a key, exporting a key. Existing data
+//! is kept, and the next attempt completes the change.
 
 use std::fs;
 
@@ -41,7 +41,7 @@ fn a_key_that_is_added_or_exported_is_there_or_not_whenever_it_is_killed() {
     killed_at(export(), Failpoint::KeyExported);
     assert_eq!(fs::read_to_string(&exported).unwrap(), format!("{PASSWORD}\n"));
     assert_eq!(export().run().assert_ok().record_of("action")["changed"], false, "it is finished");
-    // Another file is none of ours.
+    // Another existing file is not replaced.
     fs::write(&exported, "something else\n").unwrap();
     let failure = export().run().assert_code(1).record_of("failure");
     assert_eq!(failure["code"], "exists", "{failure}");

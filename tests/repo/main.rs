@@ -1,4 +1,4 @@
-//! The repository format, with restic for a second opinion.
+//! The repository format, checked with restic.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]

@@ -1,5 +1,4 @@
-//! Freeing space, at the level of the repository: nothing that a snapshot needs is ever lost, whatever fails and
-//! whenever.
+//! Pruning at the level of the repository: data that a snapshot needs is never lost, whatever fails and when.
 
 // A test panics if a result is not what it expects.
 
@@ -29,7 +28,7 @@ fn off() -> AtomicBool {
 
 /// Removes snapshots and frees the space, as `kvmb prune` does.
 fn try_prune(repo: &Repository, forgotten: &[Id], max_unused: MaxUnused) -> kvmb::repo::Result<PruneSummary> {
-    // The time that a lock needs to be seen is no matter here.
+    // The settling time of locks does not matter here.
     let timing = LockTiming { settle: Duration::from_millis(1), ..Default::default() };
     let permit = repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing)?.permit();
     let index = repo.load_index()?;
@@ -48,7 +47,7 @@ fn prune(repo: &Repository, forgotten: &[Id], max_unused: MaxUnused) -> PruneSum
     try_prune(repo, forgotten, max_unused).unwrap()
 }
 
-/// The real thing without any rule.
+/// Prunes without any rule.
 fn free(repo: &Repository) -> ops::Result<Pruned> {
     let policy = Policy::default();
     let request = PruneRequest {
@@ -63,7 +62,7 @@ fn free(repo: &Repository) -> ops::Result<Pruned> {
     Prune::plan(repo, &request, time(), &Silent, &stop)?.run(&Silent, &stop, &mut |_| {})
 }
 
-/// All files of a repository with their sizes.
+/// Returns all files of a repository with their sizes.
 fn files(storage: &dyn Storage) -> BTreeMap<(FileKind, String), u64> {
     let of_kind = |kind| storage.list(kind).unwrap().into_iter().map(move |f| ((kind, f.name), f.size_bytes));
     let kinds = FileKind::ALL.into_iter().filter(|kind| *kind != FileKind::Lock);
@@ -74,7 +73,7 @@ fn packs(repo: &Repository) -> usize {
     repo.storage().list(FileKind::Pack).unwrap().len()
 }
 
-/// Two halves of noise: what two such disks have in common depends on their seeds.
+/// Returns two halves of noise. The seeds determine what two such disks have in common.
 fn halves(first: u64, second: u64) -> Vec<u8> {
     let mut bytes = disk(2 * MIB, first);
     bytes.truncate(2 * MIB);
@@ -82,8 +81,8 @@ fn halves(first: u64, second: u64) -> Vec<u8> {
     bytes
 }
 
-/// A repository with three points of a machine that share halves, one of another, waste and two index files that say
-/// the same.
+/// A repository with three points of a machine that share halves, one of another machine, unused data, and two
+/// redundant index files.
 struct Scene {
     points: Vec<(Id, &'static str, Vec<u8>)>,
 }
@@ -92,7 +91,7 @@ impl Scene {
     fn fill(repo: &Repository) -> Scene {
         let disks = [("vm1", halves(1, 2)), ("vm1", halves(1, 3)), ("vm1", halves(4, 3)), ("vm2", halves(5, 2))];
         let points = disks.map(|(name, bytes)| (write_disk(repo, name, &bytes), name, bytes));
-        // Of a run that was killed before its index was written.
+        // The pack of a run that was killed before its index was written.
         repo.storage().write(FileKind::Pack, &Id::hash(b"unnamed").to_string(), b"whatever").unwrap();
         Scene { points: points.into() }
     }
@@ -101,7 +100,7 @@ impl Scene {
         self.points[number].0
     }
 
-    /// Every snapshot that is listed is whole; says which they are.
+    /// Fails unless every listed snapshot is intact, and returns which ones are listed.
     fn assert_whole(&self, repo: &Repository, why: &str) -> Vec<usize> {
         let report = check(repo, CheckOptions { quick: false, pack_headers: true }, &off()).unwrap();
         assert!(report.damage.is_empty(), "{why}: {:?}", report.damage);
@@ -125,7 +124,7 @@ fn what_no_snapshot_needs_goes_and_restic_finds_the_rest_whole() {
     let home = Home::new();
     let repo = home.create();
     let scene = Scene::fill(&repo);
-    // restic's own snapshots count.
+    // restic's own snapshots are respected.
     fs::create_dir(home.path("source")).unwrap();
     fs::write(home.path("source/file"), disk(3 * MIB, 77)).unwrap();
     std::os::unix::fs::symlink("file", home.path("source/link")).unwrap();
@@ -141,7 +140,7 @@ fn what_no_snapshot_needs_goes_and_restic_finds_the_rest_whole() {
         files.iter().filter(|((kind, _), _)| *kind == FileKind::Pack).map(|(_, size)| size).sum()
     };
     assert_eq!(size(&before), summary.size_bytes);
-    // But for the headers of the new packs, which hold a line for each blob.
+    // Except for the headers of the new packs, which have an entry for each blob.
     let freed = size(&before) - size(&after);
     assert!(freed.abs_diff(summary.freed_bytes()) < 5_000, "{freed} of {summary:?}");
 
@@ -165,7 +164,7 @@ fn what_no_snapshot_needs_goes_and_restic_finds_the_rest_whole() {
     let restored = home.path("out").join(home.path("source/file").strip_prefix("/").unwrap());
     assert!(fs::read(restored).unwrap() == disk(3 * MIB, 77));
 
-    // A second prune has nothing to do, and restic's neither; writing goes on.
+    // There is nothing to do for a second prune, or for restic's; new data can be stored.
     let summary = prune(&repo, &[], MaxUnused::Share(0.0));
     assert!(summary.is_nothing(), "{summary:?}");
     assert_eq!(files(&*repo.storage().clone()), after);
@@ -185,7 +184,7 @@ fn waste_up_to_the_limit_stays_where_it_is() {
     let waste = summary.unused_bytes;
     scene.assert_whole(&repo, "unlimited");
     assert!(waste > 0);
-    // Of data: a tree that nobody needs goes at once.
+    // For data: an unused tree is removed immediately.
     let summary = prune(&repo, &[], MaxUnused::Bytes(waste));
     assert!(summary.unused_bytes > waste / 2 && summary.unused_bytes <= waste, "{summary:?} {waste}");
     let summary = prune(&repo, &[], MaxUnused::Share(0.0));
@@ -199,7 +198,7 @@ fn what_two_backups_stored_twice_is_kept_once() {
     let home = Home::new();
     let repo = home.create();
     let bytes = halves(1, 2);
-    // Two that ran at once did not see each other's packs.
+    // Two concurrent backups did not see each other's packs.
     let index_of_nothing = |repo: &Repository| {
         let stash = home.path("stash");
         fs::rename(home.path("repo/index"), &stash).unwrap();
@@ -223,7 +222,8 @@ fn what_two_backups_stored_twice_is_kept_once() {
     home.restic(&["check", "--read-data"]);
 }
 
-/// Two backups that ran at once stored the same, and then packs were damaged: what could be read can be read still.
+/// Two concurrent backups stored the same data, and then packs were damaged. Everything that is readable must remain
+/// readable.
 #[test]
 fn of_two_copies_the_one_that_can_be_opened_is_kept() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
@@ -232,7 +232,8 @@ fn of_two_copies_the_one_that_can_be_opened_is_kept() {
     let blind = || writer_that_knows(&repo, Arc::default());
     let first = write_disk(&repo, "vm1", &bytes);
     let before: BTreeSet<_> = files(&*original).into_keys().filter(|(kind, _)| *kind == FileKind::Pack).collect();
-    // The second one's packs have waste in them, so that by the sizes alone the first one's are kept; one is shared.
+    // The second backup's packs contain unused data, so that by size alone the first one's would be kept; one pack is
+    // shared.
     let waste = write_disk_with(&repo, blind(), "vm2", &halves(3, 2));
     let second = write_disk_with(&repo, blind(), "vm1", &[bytes.clone(), disk(MIB / 2, 9)].concat());
     let trial = Trial::of(&*original);
@@ -251,7 +252,7 @@ fn of_two_copies_the_one_that_can_be_opened_is_kept() {
                 list.filter(|s| try_read_disk(repo, &s.snapshot, machine(&s.id)).is_ok()).map(|s| s.id).collect()
             };
             let before_it = readable(repo);
-            // An error says that a blob which is needed has no whole copy.
+            // An error means that a blob that is needed has no intact copy.
             cases += usize::from(try_prune(repo, &[waste], MaxUnused::Share(0.0)).is_ok());
             let after = readable(repo);
             let lost: Vec<_> = before_it.iter().filter(|id| **id != waste && !after.contains(id)).collect();
@@ -261,15 +262,15 @@ fn of_two_copies_the_one_that_can_be_opened_is_kept() {
     assert!(before.len() >= 2 && cases >= 2 * before.len(), "{cases} cases, {} packs", before.len());
 }
 
-/// Removes the locks that could not be removed in the end: that is no matter of the prune.
+/// Removes the locks that could not be removed at the end, which is irrelevant to the prune.
 fn unlock(storage: &dyn Storage) {
     for lock in storage.list(FileKind::Lock).unwrap() {
         storage.remove(FileKind::Lock, &lock.name).unwrap();
     }
 }
 
-/// A copy of a repository, in a storage that can be told to misbehave, and can be made a new copy. (Opening it takes
-/// time on purpose: once is enough.)
+/// A copy of a repository in a storage that can inject faults, and that can be reset. (Opening it is intentionally
+/// slow, so it is opened only once.)
 struct Trial {
     memory: Arc<MemoryStorage>,
     faulty: Arc<FaultStorage>,
@@ -297,7 +298,7 @@ impl Trial {
     }
 }
 
-/// A copy of a repository in memory.
+/// Copies a repository to memory.
 fn copy(from: &dyn Storage) -> Arc<MemoryStorage> {
     let to = MemoryStorage::new();
     for (kind, name) in files(from).into_keys() {
@@ -332,7 +333,7 @@ fn whichever_call_on_the_storage_fails_nothing_is_lost_and_the_next_prune_finish
                 faulty.add(InjectedFault::every(operation, effect).nth(nth));
                 let result = try_prune(repo, &forgotten, MaxUnused::Share(0.0));
                 if count() - before < nth {
-                    // It came to its end before that.
+                    // The prune finished earlier.
                     assert!(result.is_ok());
                     break;
                 }
@@ -357,7 +358,7 @@ fn whichever_call_on_the_storage_fails_nothing_is_lost_and_the_next_prune_finish
     assert!(failures > 40, "{failures}");
 }
 
-/// Cuts off at the n-th call that changes something, as a kill or a power cut does: nothing is done from there on.
+/// Cuts the storage off at the n-th change, like a kill or a power failure: nothing is done from there on.
 #[test]
 fn cut_off_at_any_change_the_repository_is_whole() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
@@ -410,7 +411,7 @@ fn in_a_damaged_repository_nothing_is_removed() {
         let mut flipped = whole.clone();
         flipped[whole.len() / 2] ^= 1;
         let truncated = whole[..whole.len() / 4].to_vec();
-        // A lost snapshot is one that was forgotten, and a bit in the data is found by who reads the data.
+        // A lost snapshot looks like a removed one, and a flipped bit in data is found only by reading the data.
         let harms = match kind {
             FileKind::Snapshot => vec![Some(flipped), Some(truncated)],
             FileKind::Index => vec![Some(flipped), Some(truncated), None],
@@ -421,7 +422,7 @@ fn in_a_damaged_repository_nothing_is_removed() {
             memory.replace(kind, &name, harm);
             let before = files(&**memory);
             let result = free(repo);
-            // A pack of which only one blob of many is needed elsewhere may be gone without a loss: then all is whole.
+            // The loss of a pack of which only one blob is needed may be harmless, if that blob exists elsewhere.
             match result {
                 Err(ops::Error::Unprunable { source }) => {
                     assert!(!source.to_string().is_empty());
@@ -445,7 +446,7 @@ fn a_damaged_blob_that_would_be_copied_ends_the_prune_and_its_pack_stays() {
     let scene = Scene::fill(&repo);
     repo.remove_snapshot(&scene.id(0), &crate::support::repo::permit(&repo)).unwrap();
     repo.remove_snapshot(&scene.id(3), &crate::support::repo::permit(&repo)).unwrap();
-    // Point 1 needs the first half of what the first backup stored, and nobody the second.
+    // Point 1 needs the first half of the first backup's data; the second half is unused.
     let index = repo.load_index().unwrap();
     let first = Id::hash(&scene.points[1].2[..crate::support::repo::CHUNK]);
     let place = index.get(kvmb::repo::BlobKind::Data, &first).unwrap();
@@ -518,8 +519,8 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
     }
     assert!(faulty.list(FileKind::Lock).unwrap().len() > 3);
     assert_eq!(repo.snapshots().unwrap().snapshots.len(), 3);
-    // An exclusive lock that stays is ignored as well when it is stale.
-    std::thread::sleep(Duration::from_millis(1200));
+    // An exclusive lock that remains is ignored as well once it is stale.
+    std::thread::sleep(Duration::from_millis(400));
     drop(repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing).unwrap());
     std::thread::sleep(Duration::from_millis(1200));
     drop(repo.lock_with(LockMode::Shared, Duration::ZERO, timing).unwrap());
@@ -575,10 +576,10 @@ fn the_small_index_files_of_many_backups_become_one() {
     let index_files = || repo.storage().list(FileKind::Index).unwrap().len();
     assert_eq!(index_files(), 8);
     prune(&repo, &ids[..2], MaxUnused::default());
-    // One of what stayed, one of what was copied.
+    // One for the kept packs, one for the copied blobs.
     assert!(index_files() <= 2, "{}", index_files());
     home.restic(&["check", "--read-data"]);
-    // With nothing to remove they are left alone.
+    // If nothing is removed, they are left alone.
     let before = index_files();
     write_disk(&repo, "vm1", &halves(200, 300));
     assert!(prune(&repo, &[], MaxUnused::default()).is_nothing());

@@ -1,4 +1,4 @@
-//! `kvmb backup --prune`: what it removes, in which order, and that the backup counts whatever becomes of the prune.
+//! `kvmb backup --prune`: what it removes, in which order, and that the backup counts regardless of the prune.
 
 // A test panics if a result is not what it expects.
 
@@ -13,7 +13,7 @@ use kvmb::repo::{LockMode, LockTiming, Password, Repository};
 use kvmb::storage::LocalStorage;
 use serde_json::{Value, json};
 
-/// A machine that is off, an empty repository, and a rule that keeps so many points.
+/// Prepares a machine that is off, an empty repository, and a rule that keeps this many points.
 fn prepared<'e>(env: &'e Env, keep_last: u32) -> Machine<'e> {
     init(env);
     configure(env, keep_last, json!({}));
@@ -32,7 +32,7 @@ fn backup(env: &Env, args: &[&str]) -> Call {
     env.kvmb([&["backup", "vm1"], args].concat())
 }
 
-/// The ids of the points in a repository, oldest first.
+/// Returns the ids of the points in a repository, oldest first.
 fn points(env: &Env, repo: &str) -> Vec<String> {
     let listed = env.kvmb(["points", "-r", repo]).run().assert_ok();
     listed.records_of("point").iter().map(|point| text(point, "point").to_owned()).collect()
@@ -42,19 +42,19 @@ fn id(output: &Output) -> String {
     text(&output.records_of("point")[0], "point").to_owned()
 }
 
-/// The types and actions of the records, in order.
+/// Returns the types and actions of the records, in order.
 fn kinds(output: &Output) -> Vec<String> {
     let kind = |record: &Value| record["action"].as_str().unwrap_or_else(|| text(record, "type")).to_owned();
     output.records().iter().map(kind).collect()
 }
 
-/// The check of retention by `kvmb status`.
+/// Returns the retention check of `kvmb status`.
 fn retention_check(env: &Env) -> Value {
     let checks = env.kvmb(["status"]).run().assert_ok().records_of("check");
     checks.into_iter().find(|check| check["check"] == "retention").expect("no check of retention")
 }
 
-/// A lock that somebody else holds.
+/// Takes a lock, like another process.
 fn locked_by_another(repo: &Path) -> kvmb::repo::RepoLock {
     let opened = Repository::open(Arc::new(LocalStorage::new(repo)), &Password::new(PASSWORD.to_owned())).unwrap();
     opened.lock_with(LockMode::Shared, Duration::ZERO, LockTiming::default()).unwrap()
@@ -67,7 +67,7 @@ fn old_points_go_after_the_new_one_is_stored() {
     backup(&env, &[]).run().assert_ok();
     assert_eq!(retention_check(&env)["detail"], "not pruned yet");
     let second = id(&backup(&env, &[]).run().assert_ok());
-    // Without being asked for, nothing goes.
+    // Without the option, nothing is removed.
     assert_eq!(points(&env, &env.repo()).len(), 2);
     let planned = backup(&env, &["--prune", "--dry-run"]).run().assert_ok();
     assert_eq!(kinds(&planned), ["backup", "prune"], "{planned}");
@@ -85,13 +85,13 @@ fn old_points_go_after_the_new_one_is_stored() {
     assert_restores_to(&env, &id(&output), &vm1.models());
     assert!(text(&retention_check(&env), "detail").starts_with("pruned "));
 
-    // The configuration asks for it as well, and a flag wins over it.
+    // The configuration can enable it too; a flag takes precedence.
     configure(&env, 2, json!({"prune_after_backup": true}));
     backup(&env, &["--no-prune"]).run().assert_ok();
     assert_eq!(points(&env, &env.repo()).len(), 3);
     assert_eq!(kinds(&backup(&env, &[]).run().assert_ok()), ["point", "forget", "forget", "prune"]);
     assert_eq!(points(&env, &env.repo()).len(), 2);
-    // In a table, one sentence says it.
+    // A table has one sentence about it.
     let table = backup(&env, &["-o", "table"]).run().assert_ok();
     assert!(table.stdout().contains("removed 1 of 3 points, freed "), "{table}");
     env.restic(env.repo()).check();
@@ -108,7 +108,7 @@ fn a_copy_that_could_not_be_made_is_waited_for() {
     backup(&env, &args).run().assert_ok();
     vm1.write_bytes("vda", 0, &noise(3, MIB));
     let output = backup(&env, &args).run().assert_ok();
-    // Both have rules, and both are pruned.
+    // Both repositories have rules, and both are pruned.
     let pruned: Vec<Value> = output.records_of("action").into_iter().filter(|a| a["action"] == "prune").collect();
     assert_eq!(pruned.iter().map(|a| text(a, "target")).collect::<Vec<_>>(), [&env.repo(), &second], "{output}");
     assert!(pruned.iter().all(|action| action["removed_points"] == 1), "{output}");

@@ -1,19 +1,19 @@
-//! What the process that parses cannot do: each attempt ends it.
+//! What the parsing process cannot do: each attempt ends it.
 
 use rustix::process::{Signal, getppid};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 
-/// Which attempt this test makes, where it is a process that was started for one.
+/// The attempt that this process was started for, if any.
 const ATTEMPT: &str = "KVMB_TEST_CONFINED_ATTEMPT";
 
-/// SIGSYS: a system call that is forbidden.
+/// SIGSYS: a forbidden system call.
 const FORBIDDEN: i32 = 31;
 
 /// SIGABRT.
 const ABORTED: i32 = 6;
 
-/// Confines this process, and tries something.
+/// Confines this process and makes an attempt.
 fn make(attempt: &str) -> ! {
     kvmb::confined::lockdown::confine().expect("confined");
     match attempt {
@@ -58,7 +58,7 @@ fn a_confined_process_can_do_nothing_but_compute() {
     }
     assert_eq!(try_confined("abort").signal(), Some(ABORTED), "it can send signals to itself");
     let status = try_confined("memory");
-    // It ends by itself, or by what it calls to report that.
+    // It aborts, or is killed by the system call that reports the error.
     let ended = matches!(status.signal(), Some(ABORTED | FORBIDDEN));
     assert!(ended, "2 GiB are more than it may have: {status:?}");
 }

@@ -1,4 +1,4 @@
-//! What kvmb itself cannot read: LUKS, RAID and thin volumes, opened by `guestfish` in a virtual machine.
+//! Volumes that kvmb itself cannot read: LUKS, RAID and thin volumes, opened by `guestfish` in a virtual machine.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use crate::support::{Call, Env, parts, process, wait_until};
 
 const PASSPHRASE: &str = "correct horse";
 
-/// A `kvmb files` command that may start `guestfish`.
+/// Returns a `kvmb files` command that may start `guestfish`.
 fn opened(env: &Env, args: &[&str]) -> Call {
     with_kernel(env.kvmb(["files", args[0], "-r", &env.repo(), "vm1"]).args(&args[1..]))
 }
 
-/// A file with a passphrase, as `--luks-key-file` has it for a volume.
+/// Creates a file with a passphrase, and returns the value of `--luks-key-file` for a volume.
 fn key_file(env: &Env, volume: &str, passphrase: &str) -> String {
     let path = env.path(format!("{volume}.key"));
     std::fs::write(&path, format!("{passphrase}\n")).expect("write");
@@ -22,7 +22,7 @@ fn key_file(env: &Env, volume: &str, passphrase: &str) -> String {
     format!("{volume}={}", path.display())
 }
 
-/// Makes the image `disk` with one partition, that is LUKS and has the content of the image `plain`.
+/// Creates the image `disk` with one LUKS partition that contains the image `plain`.
 fn encrypt(env: &Env, plain: &str, disk: &str) {
     parts::require(&["sfdisk"]);
     let script = format!(
@@ -34,8 +34,8 @@ fn encrypt(env: &Env, plain: &str, disk: &str) {
     sh(env, &script);
 }
 
-/// Makes the images `part1` and `part2`, a mirror that is called `data` and holds the image `mirrored`, and `pool`, a
-/// volume group with a thin volume that holds the image `thin`, and `lvm`, one with the volume `root` for that image.
+/// Creates the images `part1` and `part2`, a mirror named `data` that contains the image `mirrored`; `pool`, a volume
+/// group with a thin volume that contains the image `thin`; and `lvm`, one with the volume `root` for that image.
 fn assemble(env: &Env) {
     sh(env, "truncate -s 48M part1 part2; truncate -s 96M pool; truncate -s 64M lvm");
     let commands = "run
@@ -71,7 +71,7 @@ fn a_system_on_luks_raid_and_thin_volumes_is_copied_as_it_is() {
     sh(&env, script);
     assemble(&env);
     encrypt(&env, "lvm", "disk");
-    // What is expected: the systems's tree with the mirror in it, and beside it the folder of the thin volume.
+    // The expected result: the system's tree including the mirror, and the folder of the thin volume beside it.
     sh(&env, "cp -a data/. tree/srv/; mkdir -m 0700 tree/srv/lost+found; cp -a inside/inside tree/");
     backed_up(
         &env,
@@ -86,11 +86,11 @@ fn a_system_on_luks_raid_and_thin_volumes_is_copied_as_it_is() {
     env.assert_nothing_left();
 }
 
-/// What is in a command of its machine has no spaces.
+/// The passphrase is part of a command in the virtual machine, so it has no spaces.
 const LUKS2_PASSPHRASE: &str = "correct-horse";
 
-/// Makes the images `disk`, with LUKS2 and in it the content of the image `plain`, and `large`, with LUKS2 whose key
-/// takes 256 MiB: half a minute of an emulated processor, so nothing opens that one.
+/// Creates the image `disk` with LUKS2 that contains the image `plain`, and the image `large` with LUKS2 whose key
+/// derivation needs 256 MiB. That takes half a minute on an emulated processor, so it is never opened successfully.
 fn encrypt_luks2(env: &Env) {
     sh(env, "truncate -s 48M disk; truncate -s 20M large");
     let format = |volume: &str, key_mib: u32| {
@@ -131,7 +131,7 @@ fn luks2_is_opened_if_there_is_enough_memory_for_its_key() {
     let failure = opened(&env, &["ls", "--luks-key-file", &wrong]).run().assert_code(1).record_of("failure");
     assert_eq!(failure["code"], "wrong_password", "{failure}");
     assert!(text(&failure, "error").starts_with("the passphrase does not open vda: "), "{failure}");
-    // The passphrase is right, so nobody is told that it is wrong.
+    // The passphrase is correct, so the error must not say that it is wrong.
     let key = key_file(&env, "vdb", LUKS2_PASSPHRASE);
     let call = opened(&env, &["ls", "--luks-key-file", &key]).env("LIBGUESTFS_MEMSIZE", "320");
     let failure = call.run().assert_code(1).record_of("failure");
@@ -146,7 +146,7 @@ fn a_closed_volume_is_opened_on_request_only_and_leaves_nothing() {
     sh(&env, "mkdir tree; echo content > tree/file; mkfs.ext4 -q -d tree plain 16M");
     encrypt(&env, "plain", "disk");
     backed_up(&env, &[&env.path("disk")]);
-    // Without being asked for, no machine is started.
+    // Without the option, no virtual machine is started.
     let listed = files(&env, &["ls"]).assert_ok().record_of("filesystem");
     assert_eq!((&listed["filesystem"], &listed["format"]), (&"vda1".into(), &"crypto_LUKS".into()));
     assert_eq!(listed["readable"], false);
@@ -156,7 +156,7 @@ fn a_closed_volume_is_opened_on_request_only_and_leaves_nothing() {
     let missing = missing.assert_code(1);
     assert!(missing.stderr().contains("apt-get install guestfish"), "{missing}");
 
-    // Killed, it takes all of it along.
+    // If killed, all of its processes end.
     let key = key_file(&env, "vda1", PASSPHRASE);
     let running = opened(&env, &["ls", "--luks-key-file", &key]).spawn();
     let machines = || process::of(&env.path("")).into_iter().filter(|process| process.is("qemu-system-x86_64")).count();
@@ -165,7 +165,7 @@ fn a_closed_volume_is_opened_on_request_only_and_leaves_nothing() {
     running.wait();
     wait_until("the machine has ended", LIMIT, || process::of(&env.path("")).is_empty());
 
-    // On a terminal it asks, and before it starts the machine.
+    // On a terminal it asks for the passphrase, before it starts the virtual machine.
     let variables = variables().into_iter().map(|(key, value)| format!("{key}={value}"));
     let kvmb = env.path("bin/kvmb").display().to_string();
     let words = [&kvmb, "files", "ls", "-r", &env.repo(), "vm1", "--guestfish"].map(str::to_owned);
@@ -175,6 +175,6 @@ fn a_closed_volume_is_opened_on_request_only_and_leaves_nothing() {
     let screen = terminal.wait_within(LIMIT).assert_ok();
     let line = screen.stdout().lines().find(|line| line.contains("vda1_crypt")).expect("the opened volume");
     assert!(line.contains("ext4"), "{screen}");
-    // The socket of the killed one, too.
+    // Including the socket of the killed one.
     env.assert_nothing_left();
 }

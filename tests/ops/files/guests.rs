@@ -1,4 +1,4 @@
-//! File systems that the real programs made.
+//! File systems created by the original programs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use crate::support::Env;
 use crate::support::backups::{new_folder, noise, text};
 use serde_json::Value;
 
-/// Copies all, also as an archive that GNU tar unpacks, and compares both with the folder that it was made of.
+/// Copies everything, also as an archive that GNU tar unpacks, and compares both with the original folder.
 fn assert_all_is_there(make: &str, name: &str) {
     let env = Env::new(name);
     let source = tree(&env, "tree");
@@ -17,7 +17,7 @@ fn assert_all_is_there(make: &str, name: &str) {
     let copied = new_folder(&env, "copied");
     files(&env, &["cp", "/", "--devices", "--to", &copied.display().to_string()]).assert_ok();
     assert_same(&env, &source, &copied);
-    // Holes are holes.
+    // Holes are preserved.
     let sparse = copied.join("home/u/sparse").metadata().expect("stat");
     assert!(sparse.blocks() * 512 < 2 << 20, "{} blocks", sparse.blocks());
 
@@ -58,7 +58,7 @@ fn ext2_with_maps_of_three_levels_is_copied_as_it_is() {
     assert_all_is_there("mkfs.ext2 -q -b 1024 -d tree image 64M", "filesext2");
 }
 
-/// A disk with a partition of each kind, and a system that mounts some of them.
+/// Creates a disk with a partition of each kind, and a system that mounts some of them.
 fn partitioned(env: &Env) {
     fs::create_dir_all(env.path("tree/boot/efi")).expect("folder");
     fs::create_dir_all(env.path("tree/srv")).expect("folder");
@@ -117,7 +117,7 @@ fn a_system_is_found_with_all_that_it_mounts() {
         let printed = files(&env, &["cat", path]).assert_ok();
         assert!(printed.stdout == data, "{path}: {} bytes", printed.stdout.len());
     }
-    // A link that leads out of its file system leads into the one that is mounted there.
+    // A symbolic link out of its file system leads to the one that is mounted there.
     let copied = new_folder(&env, "copied");
     files(&env, &["cp", "/home", "/srv", "--to", &copied.display().to_string()]).assert_ok();
     let shown = facts(&env, &copied);
@@ -216,7 +216,7 @@ fn nothing_is_written_over_unless_that_is_asked_for() {
     backed_up(&env, &[&env.path("image")]);
     let to = new_folder(&env, "to");
     let target = to.display().to_string();
-    // A dry run says what would be written.
+    // A dry run reports what would be written.
     let action = files(&env, &["cp", "/home/u", "--dry-run", "--to", &target]).assert_ok().record_of("action");
     assert_eq!((&action["dry_run"], &action["target"]), (&true.into(), &to.join("u").display().to_string().into()));
     assert!(action["files"].as_u64() >= Some(3) && action["copied_bytes"].as_u64() > Some(3_000_000), "{action}");
@@ -228,7 +228,7 @@ fn nothing_is_written_over_unless_that_is_asked_for() {
     assert_eq!(fs::read(to.join("small")).expect("read"), b"mine");
     files(&env, &["cp", "/home/u/small", "--to", &target, "--overwrite"]).assert_ok();
     assert_eq!(fs::read(to.join("small")).expect("read"), b"small");
-    // A link in the target is not followed, neither to a file nor to a folder.
+    // A symbolic link in the target is not followed, neither to a file nor to a folder.
     let outside = new_folder(&env, "outside");
     std::os::unix::fs::symlink(&outside, to.join("home")).expect("link");
     std::os::unix::fs::symlink(outside.join("victim"), to.join("fstab")).expect("link");
@@ -248,7 +248,7 @@ fn damage_of_the_repository_is_reported_and_its_file_is_not_copied() {
     fs::write(env.path("tree/large"), noise(9, 9_000_000)).expect("write");
     sh(&env, "mkfs.ext4 -q -d tree image 64M");
     backed_up(&env, &[&env.path("image")]);
-    // The largest pack holds the chunks of the largest file.
+    // The largest pack contains the chunks of the largest file.
     sh(
         &env,
         &format!(

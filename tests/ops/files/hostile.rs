@@ -1,4 +1,4 @@
-//! Guests that lie.
+//! Malicious guests.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -48,7 +48,7 @@ fn names_that_lead_out_of_the_target_are_refused() {
         Path::new("/etc/passwd"),
         "a link is copied, not followed"
     );
-    // A link of the guest leads to the guest's own file, or nowhere.
+    // A guest's symbolic link leads to the guest's own file, or nowhere.
     let cat = files(&env, &["cat", "/link"]).assert_code(1);
     assert!(cat.stderr().contains("does not exist"), "{}", cat.stderr());
     let listed = files(&env, &["ls", "/up/up/.."]).assert_code(3).records_of("file");
@@ -79,7 +79,7 @@ fn a_sparse_file_of_16_tib_takes_neither_room_nor_time() {
     let begun = Instant::now();
     let to = new_folder(&env, "to");
     let copied = files(&env, &["cp", "/huge", "--to", &to.display().to_string()]);
-    // A file system of this host may have no room for such a number; then it is refused.
+    // A file system of this host may not support such a size; then the copy is refused.
     match copied.code() {
         0 => assert_eq!(to.join("huge").metadata().expect("stat").len(), 17_592_186_036_224),
         _ => assert!(copied.stderr().contains("File too large"), "{}", copied.stderr()),
@@ -89,7 +89,7 @@ fn a_sparse_file_of_16_tib_takes_neither_room_nor_time() {
     assert!(begun.elapsed() < Duration::from_secs(240));
 }
 
-/// Changes bytes where a file system keeps what it says of itself.
+/// Changes bytes in a file system's metadata.
 fn mutate(image: &Path, random: &mut StdRng, places: &[(u64, u64)]) {
     let file = fs::File::options().write(true).open(image).expect("open");
     for _ in 0..random.random_range(1..40) {
@@ -115,7 +115,7 @@ fn damaged_file_systems_end_with_a_message_and_within_their_limits() {
         truncate -s 300M xfs; mkfs.xfs -q xfs; truncate -s 110M btrfs; mkfs.btrfs -q --rootdir s btrfs >&2";
     sh(&env, script);
     let mut random = StdRng::seed_from_u64(20_261_129);
-    // Superblocks and tables; for the trees of Btrfs, which have checksums, its superblock.
+    // Superblocks and tables; for Btrfs, whose trees have checksums, only the superblock.
     let kinds: [(&str, &[(u64, u64)]); 6] = [
         ("ext4", &[(1024, 1024), (2048, 4096), (8192, 400_000)]),
         ("ext2", &[(1024, 1024), (4096, 4096), (16_384, 2_000_000)]),

@@ -1,12 +1,12 @@
-//! File systems whose journal was not emptied, as those of a machine that was captured while it ran.
+//! File systems with a non-empty journal, like those of a machine that was captured while it ran.
 
 use crate::files::{assert_same, backed_up, files, sh, tree};
 use crate::support::Env;
 use crate::support::backups::new_folder;
 use std::path::Path;
 
-/// Makes an image whose journal holds the step from one state to the next, block by block, and compares what is read
-/// with what `e2fsck` makes of it.
+/// Creates an image whose journal contains the step from one state to the next, block by block, and compares the result
+/// with that of `e2fsck`.
 fn assert_replayed(name: &str, options: &str, journal: &str) {
     let env = Env::new(name);
     tree(&env, "tree");
@@ -43,7 +43,7 @@ END
         copied.display()
     );
     sh(&env, &compare);
-    // Names and bytes as e2fsprogs reads them after its own replay; debugfs writes hard links and times in its own way.
+    // Names and bytes as read by e2fsprogs after its own replay; debugfs writes hard links and times differently.
     sh(
         &env,
         &format!("diff -r --no-dereference -x fifo -x null -x block -x lost+found expected '{}'", copied.display()),
@@ -92,7 +92,7 @@ fn the_log_of_an_xfs_with_small_blocks_is_replayed() {
 fn assert_log_is_replayed(name: &str, block_bytes: &str) {
     let env = Env::new(name);
     tree(&env, "tree");
-    // The shutdown writes the log and nothing else: what was made before it is in the log alone.
+    // The shutdown writes only the log, which then contains all earlier changes.
     let script = "trap 'umount mounted 2>/dev/null || true' EXIT
         truncate -s 320M image; mkfs.xfs -q -b size=BLOCK image; mkdir mounted; mount -o loop image mounted
         cp -a tree/. mounted; umount mounted; mount -o loop image mounted
@@ -115,7 +115,7 @@ fn assert_log_is_replayed(name: &str, block_bytes: &str) {
     sh(&env, &format!("diff -r --no-dereference -x fifo -x null -x block expected '{}'", copied.display()));
     let attributes = |folder: &Path| {
         let find = "-type d -printf '%P %m %U %G %T@\\n' -o -printf '%P %y %m %U %G %s %T@ %n\\n' | LC_ALL=C sort";
-        // One name is no text.
+        // One name is not UTF-8.
         sh(&env, &format!("find '{}' -mindepth 1 {find} | tr -c '[:print:]\n' '?'", folder.display()))
     };
     let (expected, copied) = (attributes(&env.path("expected")), attributes(&copied));

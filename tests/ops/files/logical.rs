@@ -4,9 +4,8 @@ use crate::files::{assert_same, backed_up, files, sh, tree};
 use crate::support::backups::new_folder;
 use crate::support::{Env, parts};
 
-/// Makes the volume group `my-vg` on the image `lvm`, with the file system in `root` on its volume `root`, which is in
-/// two parts behind another volume. No device of this host is made: the extents are written where LVM says that they
-/// are.
+/// Creates the volume group `my-vg` on the image `lvm`, with the file system in `root` on its volume `root`, which has
+/// two parts after another volume. No device is created on this host: the extents are written where LVM maps them.
 fn make_logical_volumes(env: &Env) {
     let script = r#"size=$(($(stat -c %s root) >> 20)); truncate -s $((size + 40))M lvm
         loop=$(losetup --find --show lvm); trap 'losetup -d $loop' EXIT

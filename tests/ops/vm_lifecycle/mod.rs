@@ -1,4 +1,4 @@
-//! A machine's life at random: what the model test is made of.
+//! Random events in a machine's life, for the model test.
 
 mod story;
 
@@ -20,38 +20,38 @@ use kvmb::failpoint::Failpoint;
 const CLUSTER: u64 = 64 * 1024;
 const SECTOR: u64 = 512;
 
-/// The disks that the machine has from the beginning; those on the SCSI bus come and go.
+/// The permanent disks of the machine; those on the SCSI bus are added and removed.
 const FIXED: [&str; 3] = ["vda", "vdb", "vdc"];
 const PLUGGABLE: [&str; 2] = ["sda", "sdb"];
 
 type Models = BTreeMap<String, DiskModel>;
 
-/// A repository and what is known of it.
+/// A repository and its expected state.
 struct Repo {
     path: String,
     /// Its points, oldest first, with the SHA-256 of each disk.
     points: Vec<(String, BTreeMap<String, String>)>,
-    /// The disks of which the next backup must read only what changed.
+    /// The disks of which the next backup must read only changes.
     continues: BTreeSet<String>,
-    /// Disks that were cut short since its last checkpoint: a bitmap cannot know, and may be caught.
+    /// Disks that were shrunk since its last checkpoint. A bitmap does not record that, so an audit may report it.
     cut: BTreeSet<String>,
 }
 
-/// Machine, repositories and chance.
+/// The machine, the repositories and the random numbers.
 pub struct Life<'e> {
     env: &'e Env,
     machine: Machine<'e>,
     repos: Vec<Repo>,
     random: StdRng,
-    /// A run was killed, and nobody has cleared up after it.
+    /// Whether a run was killed and its leftovers are not removed yet.
     has_leftovers: bool,
-    /// Whether a libvirt was killed since the last backup that was done: what it lost may show after a release only.
+    /// Whether libvirtd was killed since the last successful backup: its lost state may show only after a release.
     may_be_wedged: bool,
     kills_libvirtd: bool,
 }
 
 impl<'e> Life<'e> {
-    /// A machine with a qcow2 image of a round and one of an odd size, and a raw one; on.
+    /// Starts a machine with a qcow2 image of round size, one of odd size, and a raw image.
     pub fn begin(env: &'e Env) -> Life<'e> {
         let repo = |name: &str| Repo {
             path: init_at(env, name),
@@ -78,12 +78,12 @@ impl<'e> Life<'e> {
         }
     }
 
-    /// Its libvirt is a daemon, which is killed as well.
+    /// Makes its libvirt a daemon that may be killed as well.
     pub fn with_a_mortal_libvirtd(self) -> Life<'e> {
         Life { kills_libvirtd: true, ..self }
     }
 
-    /// Lives through the story, and verifies what is left in the end.
+    /// Executes the sequence, and verifies the result at the end.
     pub fn live(mut self, story: &Story) {
         for number in story.steps() {
             self.random = story::random(story.seed(), number);
@@ -97,8 +97,8 @@ impl<'e> Life<'e> {
         }
         self.env.assert_nothing_left();
         for at in 0..self.repos.len() {
-            // Each was right when it was made; that it still is, restic says of some, and of all that their blobs are
-            // whole.
+            // Each point was correct when it was made. In the end, restic checks some of them again, and all of their
+            // blobs.
             let some: Vec<usize> = (0..2).map(|_| self.below(self.repos[at].points.len() as u64) as usize).collect();
             let repo = &self.repos[at];
             let restic = self.env.restic(&*repo.path);
@@ -113,7 +113,8 @@ impl<'e> Life<'e> {
         }
     }
 
-    /// One number below `end`: always one draw, so that the same seed and step draw the same.
+    /// Returns a number below `end`. This is always a single draw, so that the same seed and step give the same
+    /// numbers.
     fn below(&mut self, end: u64) -> u64 {
         self.random.next_u64() % end
     }
@@ -148,7 +149,7 @@ impl<'e> Life<'e> {
         }
     }
 
-    /// Whoever comes next: the guest, the operator, or the next backup.
+    /// The first to act after a kill: the guest, the operator, or the next backup.
     fn step_after_a_kill(&mut self, chance: u64, at: usize) -> String {
         match (chance, self.machine.is_on()) {
             (0..30, true) => self.change(),
@@ -168,7 +169,7 @@ impl<'e> Life<'e> {
 
     // --- the guest
 
-    /// Writes, zeroes or discards some of a disk.
+    /// Writes, zeroes or discards a part of a disk.
     fn change(&mut self) -> String {
         let disk = self.one_of(&self.machine.targets());
         let capacity = self.machine.model(&disk).capacity_bytes();
@@ -191,7 +192,7 @@ impl<'e> Life<'e> {
                 machine.zero(&disk, offset, length);
                 "zeroed, letting go"
             }
-            // A raw image on a file system without holes would keep its content.
+            // On a file system without holes, a raw image would keep its content.
             2 | 3 if machine.format(&disk) == "qcow2" && whole.0 + whole.1 <= capacity => {
                 match machine.try_discard(&disk, whole.0, whole.1) {
                     true => "discarded",
@@ -216,7 +217,7 @@ impl<'e> Life<'e> {
         format!("{disk}: {length} bytes from {offset} {what}")
     }
 
-    /// Grows or shrinks a disk by whole clusters: what is left of a cut one would come back.
+    /// Resizes a disk by whole clusters, because the rest of a truncated one would reappear.
     fn resize(&mut self) -> String {
         let disk = self.one_of(&self.machine.targets());
         let capacity = (self.below(18 * MIB / CLUSTER) + 2 * MIB / CLUSTER) * CLUSTER;
@@ -231,7 +232,7 @@ impl<'e> Life<'e> {
                 }
                 format!("{disk}: {before} bytes, now {capacity}")
             }
-            // The bitmaps of before a crash do not let themselves be cut.
+            // QEMU refuses to truncate bitmaps from before a crash.
             Err(error) => format!("{disk}: not resized: {error}"),
         }
     }
@@ -268,7 +269,7 @@ impl<'e> Life<'e> {
         "started".into()
     }
 
-    /// QEMU is killed: what the images hold then is the truth, and no bitmap is.
+    /// Kills QEMU. The images become the new reference, and no bitmap is valid any more.
     fn crash(&mut self) -> String {
         if !self.machine.is_on() {
             return "off, nothing to crash".into();
@@ -281,7 +282,7 @@ impl<'e> Life<'e> {
         "QEMU killed".into()
     }
 
-    /// These disks need not be continued.
+    /// The next backup may read these disks in full.
     fn forget(&mut self, which: impl Fn(&str) -> bool) {
         for repo in &mut self.repos {
             repo.continues.retain(|disk| !which(disk));
@@ -290,13 +291,13 @@ impl<'e> Life<'e> {
 
     // --- backups
 
-    /// A backup that nobody disturbs: it must be done, and right.
+    /// Makes an undisturbed backup, which must succeed and be correct.
     fn back_up(&mut self, at: usize, args: &[&str]) -> String {
         let output = try_backup(&self.machine, &self.repos[at].path, args);
         self.finish_backup(at, output, args)
     }
 
-    /// The end of a backup that must be done, once more if libvirt had to be healed.
+    /// Completes a backup that must succeed, and repeats it once if libvirt had to be fixed.
     fn finish_backup(&mut self, at: usize, output: Output, args: &[&str]) -> String {
         let healed = self.heal_if_wedged(&output);
         let output = if healed { try_backup(&self.machine, &self.repos[at].path, args) } else { output };
@@ -305,8 +306,8 @@ impl<'e> Life<'e> {
         format!("backed up to {} {}{healed}", self.repos[at].path, args.join(" "))
     }
 
-    /// A libvirt that was killed inside of begin, with kvmb or by itself, may have lost track of the job: then kvmb
-    /// says exactly that, and what an operator is to do, which is done here. Nothing else is forgiven.
+    /// If libvirtd is killed while a job begins, with kvmb or alone, it may lose track of the job. Then kvmb must
+    /// report exactly that, with the operator's commands, which are executed here. No other failure is accepted.
     fn heal_if_wedged(&mut self, output: &Output) -> bool {
         let says_so = |failure: &Value| {
             let has = |field: &str, words: &str| failure[field].as_str().is_some_and(|said| said.contains(words));
@@ -317,7 +318,7 @@ impl<'e> Life<'e> {
         }
         assert!(self.machine.is_on(), "a machine that is off has no job: {output}");
         self.machine.stop();
-        // The embedded one is a new one in each process.
+        // Each process starts a new embedded libvirt.
         if self.kills_libvirtd {
             self.env.kill_libvirtd();
             self.env.start_libvirtd();
@@ -334,9 +335,9 @@ impl<'e> Life<'e> {
         format!("backed up to {} by a pipe", self.repos[at].path)
     }
 
-    /// A finished backup of the machine as it is now.
+    /// Checks a finished backup of the machine's current state.
     fn accept(&mut self, at: usize, output: Output, args: &[&str]) {
-        // A disk that was cut short and grown again may be caught with a bitmap that could not know.
+        // For a disk that was shrunk and grown again, an audit may report the bitmap, which could not record that.
         let output = if self.repos[at].cut.is_empty() || output.code() != 4 { output.assert_ok() } else { output };
         let point = output.record_of("point");
         if output.code() == 4 {
@@ -354,7 +355,7 @@ impl<'e> Life<'e> {
         self.env.assert_nothing_left();
         let machine = &self.machine;
         let repo = &mut self.repos[at];
-        // One that is off makes no checkpoint: the next backup goes by the one of before.
+        // A stopped machine creates no checkpoint: the next backup continues from the earlier one.
         if machine.is_on() {
             repo.cut.clear();
         }
@@ -368,15 +369,15 @@ impl<'e> Life<'e> {
         assert!(ours.len() <= 2 * self.repos.len(), "too many checkpoints: {ours:?}");
     }
 
-    /// Restores a point, compares it, and remembers it.
+    /// Restores a point, compares it, and records it.
     fn keep(&mut self, at: usize, point: &Value, models: &Models) {
         assert_restores(self.env, &self.repos[at].path, point, models);
         let sums = models.iter().map(|(disk, model)| (disk.clone(), model.sha256())).collect();
         self.repos[at].points.push((id_of(point).to_owned(), sums));
     }
 
-    /// Holds a backup at a random step of the commit order, lets the guest write, and then lets it go on, or kills it,
-    /// or its machine.
+    /// Holds a backup at a random step of the commit order, lets the guest write, and then continues the backup, or
+    /// kills it or its machine.
     fn back_up_with_an_accident(&mut self, at: usize, story: &Story) -> String {
         let step = Failpoint::ALL[self.below(Failpoint::ALL.len() as u64) as usize];
         let (accident, writes) = (self.below(10), self.below(4));
@@ -432,7 +433,7 @@ impl<'e> Life<'e> {
         format!("a backup to {path} with an accident at {name}: exit code {}", output.code())
     }
 
-    /// `kill -9` at a moment of the clock.
+    /// Kills a backup (`kill -9`) at a random moment.
     fn kill_a_backup(&mut self, at: usize) -> String {
         let after = Duration::from_millis(self.below(1500));
         let path = self.repos[at].path.clone();
@@ -445,7 +446,7 @@ impl<'e> Life<'e> {
         format!("a backup to {path} killed after {after:?}: exit code {}", output.code())
     }
 
-    /// After a run that may have come to anything: whatever point it made must be right, and nothing else matters yet.
+    /// After a run with any result: a point that it made must be correct; nothing else is checked yet.
     fn settle(&mut self, at: usize, shown: &Shown, output: &Output) {
         let path = self.repos[at].path.clone();
         let listed = self.env.kvmb(["points", "-r", &path]).run().assert_ok().records_of("point");
@@ -455,7 +456,7 @@ impl<'e> Life<'e> {
         assert!(output.code() != 0 || new.len() == 1, "it says that it is done and made no point: {output}");
         for point in new {
             let now = self.machine.models();
-            // A machine that ended meanwhile was captured anew, as one that is off.
+            // If the machine ended meanwhile, it was captured again while off.
             let again = shown.was_on && point["consistency"] == "offline";
             let models = if again { &now } else { shown.captured.as_ref().unwrap_or(&now) };
             let models = models.clone();
@@ -464,14 +465,14 @@ impl<'e> Life<'e> {
         (self.has_leftovers, self.may_be_wedged) = (true, true);
     }
 
-    /// By a rule of kvmb's, or one point at random by restic.
+    /// Prunes by a rule of kvmb, or removes a random point with restic.
     fn prune(&mut self, at: usize) -> String {
         let (by_rule, draw) = (self.below(2) == 0, self.below(1 << 32) as usize);
         let repo = &mut self.repos[at];
         if repo.points.len() < 2 {
             return "nothing to prune".into();
         }
-        // It may have been what the next one would have continued.
+        // The next backup might have continued from it.
         repo.continues.clear();
         if by_rule {
             let kept = repo.points.len() - draw % repo.points.len();
@@ -487,10 +488,11 @@ impl<'e> Life<'e> {
     }
 }
 
-/// What a point of a disturbed run may show.
+/// The possible content of a point from a disturbed run.
 struct Shown {
-    /// The disks at the instant of the capture, if that was over when the accident happened; else as they are after it.
+    /// The disks at the instant of the capture, if that had passed before the incident; otherwise None, for their state
+    /// after it.
     captured: Option<Models>,
-    /// Whether the machine ran when the run began.
+    /// Whether the machine was running when the run began.
     was_on: bool,
 }

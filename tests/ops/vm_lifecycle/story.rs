@@ -1,4 +1,4 @@
-//! Which steps a life takes, what happened, and which of them are needed to make it fail again.
+//! The steps of a random sequence, a record of what happened, and a search for the steps that a failure needs.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -7,24 +7,24 @@ use std::str::FromStr;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// The steps of one life.
+/// The steps of one sequence.
 pub struct Story {
     seed: u64,
     steps: Vec<usize>,
-    /// How many other lives may be spent on finding out which steps a failure needs.
+    /// The number of additional runs for finding the steps that a failure needs.
     tries: usize,
     lines: RefCell<Vec<String>>,
-    /// The step that is being taken: what came after a failure is not needed.
+    /// The current step: those after a failure are not needed.
     at: RefCell<usize>,
 }
 
-/// The numbers that a step draws: its own, so that they are the same whichever other steps are left out.
+/// Returns a step's own random numbers, which do not depend on the other steps.
 pub fn random(seed: u64, step: usize) -> StdRng {
     StdRng::seed_from_u64(seed ^ (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 impl Story {
-    /// A story of this seed and length, unless the environment wants another.
+    /// Creates a sequence with this seed and length, unless the environment overrides them.
     pub fn new(seed: u64, steps: usize) -> Story {
         let seed = match variable("KVMB_MODEL_SEED").as_deref() {
             None => seed,
@@ -45,12 +45,12 @@ impl Story {
         Story { seed, steps, tries, lines: RefCell::default(), at: RefCell::default() }
     }
 
-    /// Where all chance comes from.
+    /// Returns the seed of all random numbers.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The numbers of the steps, one after the other.
+    /// Returns the numbers of the steps, one after the other.
     pub fn steps(&self) -> impl Iterator<Item = usize> {
         self.steps.iter().map(|step| {
             *self.at.borrow_mut() = *step;
@@ -58,13 +58,14 @@ impl Story {
         })
     }
 
-    /// Notes what happened.
+    /// Records what happened.
     pub fn tell(&self, line: String) {
         println!("{line}");
         self.lines.borrow_mut().push(line);
     }
 
-    /// Lives through it. Where that fails, it is said how to do it again, with as few steps as were found to be enough.
+    /// Executes the sequence. After a failure, prints how to repeat it, with as few steps as were found to be
+    /// sufficient.
     pub fn live(&self, life: impl Fn(&Story)) {
         println!("{}", self.again(&self.steps));
         let Err(failure) = catch_unwind(AssertUnwindSafe(|| life(self))) else { return };
@@ -93,8 +94,7 @@ impl Story {
     }
 }
 
-/// As few of these steps as still fail: parts are left out, first halves, then ever smaller ones, as often as `tries`
-/// says.
+/// Returns a smaller set of steps that still fails: omits first halves, then ever smaller parts, at most `tries` times.
 fn shrink(mut steps: Vec<usize>, tries: usize, fails: impl Fn(&[usize]) -> bool) -> Vec<usize> {
     let mut left = tries;
     let mut size = steps.len().div_ceil(2);

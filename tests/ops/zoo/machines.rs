@@ -1,4 +1,4 @@
-//! Machines made from the definitions in `xml/`, with everything that a definition refers to.
+//! Machines from the definitions in `xml/`, with everything that those refer to.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,34 +13,33 @@ use crate::support::change::run;
 use crate::support::storage::LoopDevice;
 use crate::support::{DiskModel, Env, set_mode};
 
-/// A pool of images and a network, as definitions name them.
+/// A pool of images and a network to which definitions refer.
 const POOL: &str = "<pool type='dir'><name>zoo</name><target><path>@POOL@</path></target></pool>";
 const NETWORK: &str = "<network><name>zoo</name><bridge name='zoobr0' stp='off' delay='0'/></network>";
 
-/// Where libvirt keeps what it chooses the place of, and where that is for the test.
+/// libvirt's default folder, which is in another place in the tests.
 const LIBRARY: &str = "/var/lib/libvirt";
 
 /// A machine of the zoo.
 pub struct ZooMachine {
     /// Its file's name without the extension.
     pub file: String,
-    /// Its name for libvirt.
+    /// Its libvirt name.
     pub name: String,
-    /// Its UUID.
     pub uuid: String,
-    /// The disks that a backup must have: target, image, format.
+    /// The disks that a backup must include: target, image, format.
     pub disks: Vec<(String, PathBuf, String)>,
 }
 
-/// Machines and what they need.
+/// Machines and everything that they need.
 pub struct Zoo<'e> {
     env: &'e Env,
-    /// The machines, by the order of their files.
+    /// The machines, in the order of their files.
     pub machines: Vec<ZooMachine>,
     devices: Vec<LoopDevice>,
 }
 
-/// The definitions whose file names begin so: name without extension, text.
+/// Returns the definitions whose file names begin with `kind`: name without extension, text.
 pub fn definitions(kind: &str) -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ops/zoo/xml");
     let mut found: Vec<(String, String)> = fs::read_dir(&folder)
@@ -56,14 +55,14 @@ pub fn definitions(kind: &str) -> Vec<(String, String)> {
 }
 
 impl<'e> Zoo<'e> {
-    /// Defines all machines of a kind, their images as libvirt leaves them: root's, mode 0600.
+    /// Defines all machines of a kind. Their images are as libvirt leaves them: owned by root, mode 0600.
     pub fn define(env: &'e Env, kind: &str) -> Zoo<'e> {
         let mut zoo = Zoo { env, machines: Vec::new(), devices: Vec::new() };
         fs::create_dir(env.path("pool")).expect("cannot make a folder");
         fs::create_dir(env.path("dev")).expect("cannot make a folder");
         set_mode(&env.path("pool"), 0o711);
         set_mode(&env.path("dev"), 0o755);
-        // QEMU makes sockets beside the images.
+        // QEMU creates sockets beside the images.
         set_mode(&env.disks(), 0o777);
         let pool = POOL.replace("@POOL@", text(&env.path("pool")));
         let commands = [("pool-create", pool), ("net-create", NETWORK.to_owned())];
@@ -116,10 +115,10 @@ impl<'e> Zoo<'e> {
         self.machines.push(ZooMachine { file, name, uuid, disks });
     }
 
-    /// An image with something in it, below it another one where there is one.
+    /// Creates an image with some data, on top of a backing image if there is one.
     fn make(&self, file: &str, path: &Path, format: &str, below: Option<&PathBuf>) {
         let capacity = 2 * MIB;
-        // A chain that only the image's header knows.
+        // A backing chain that only the image's header records.
         let below = below.cloned().or_else(|| text(path).contains("chain-top").then(|| self.env.disks().join("base")));
         if let Some(below) = &below {
             run("qemu-img", &["create", "-q", "-f", "qcow2", text(below), &capacity.to_string()]);
@@ -134,12 +133,12 @@ impl<'e> Zoo<'e> {
         run("qemu-io", &["-f", format, "-c", &format!("write -s {} 192k 128k", text(&source)), text(path)]);
         set_mode(path, 0o600);
         if text(path).contains("own") || text(path).contains("ovirt") {
-            // libvirt leaves the owner alone, so it is QEMU's user already.
+            // libvirt does not change the owner, so it must already be QEMU's user.
             run("chown", &["libvirt-qemu:kvm", text(path)]);
         }
     }
 
-    /// Puts a device with the file's content in its place, as a link, as volume groups have it.
+    /// Replaces a file with a symbolic link to a device with its content, as in volume groups.
     fn become_device(&mut self, path: &Path) {
         let behind = self.env.path(format!("behind-{}", self.devices.len()));
         fs::rename(path, &behind).expect("rename");
@@ -150,7 +149,7 @@ impl<'e> Zoo<'e> {
         self.devices.push(device);
     }
 
-    /// Everything else that a definition names below the folder of the images.
+    /// Creates all other files that a definition refers to below the folder of the images.
     fn make_files(&self, xml: &str) {
         let read = [".iso", ".ign", ".bin", ".rom", ".vfd", "vmlinuz-6.1", "initrd.img-6.1"];
         for path in xml.split(['\'', '>', '<', ',', '=']).filter(|word| word.starts_with(text(&self.env.disks()))) {
@@ -173,13 +172,13 @@ impl<'e> Zoo<'e> {
         }
     }
 
-    /// Starts machines with their processors halted.
+    /// Starts machines with halted processors.
     #[track_caller]
     pub fn start(&self, names: &[&str]) {
         let commands: Vec<String> = names.iter().map(|name| format!("start --paused '{name}'")).collect();
-        // A command that fails does not keep the others from being tried.
+        // If a command fails, virsh still executes the others.
         let output = self.env.try_virsh(&[&commands.join("; ")]);
-        // libvirt starts QEMU as soon as the socket of swtpm is there, on a busy machine before swtpm listens on it.
+        // libvirt starts QEMU as soon as swtpm's socket exists. On a busy host, swtpm may not listen on it yet.
         let errors = output.stderr().lines().filter(|line| line.starts_with("error:"));
         let (failed, reasons): (Vec<&str>, Vec<&str>) =
             errors.partition(|line| line.starts_with("error: Failed to start domain '"));
@@ -191,14 +190,14 @@ impl<'e> Zoo<'e> {
         assert!(output.code() == 0 && reasons.is_empty(), "{}", output.stderr());
     }
 
-    /// Writes to every disk of a machine that runs, as its guest would.
+    /// Writes to every disk of a running machine, as its guest would.
     pub fn write_to(&self, machine: &ZooMachine, pattern: u8) {
         let answer = self.env.virsh(&["qemu-monitor-command", &machine.uuid, r#"{"execute":"query-block"}"#]);
         let answer: Value = serde_json::from_str(&answer).expect("JSON");
         let blocks = answer["return"].as_array().expect("a list").iter();
         let devices =
             blocks.filter(|block| block["inserted"]["ro"] == false).filter_map(|block| block["qdev"].as_str());
-        // Flushed, for others read the image while QEMU has it open.
+        // Flushed, because others read the image while QEMU has it open.
         let commands = devices.flat_map(|device| {
             [format!("write -P {pattern} 512k 64k"), "flush".to_owned()].map(|command| {
                 format!("qemu-monitor-command {} --hmp 'qemu-io -d {device} \"{command}\"'", machine.uuid)
@@ -207,23 +206,23 @@ impl<'e> Zoo<'e> {
         self.env.virsh(&[&commands.collect::<Vec<_>>().join("; ")]);
     }
 
-    /// What its disks hold.
+    /// Returns the content of its disks.
     pub fn models(&self, machine: &ZooMachine) -> BTreeMap<String, DiskModel> {
         let raw = self.env.path("model.raw");
         let model = |(disk, path, format): &(String, PathBuf, String)| {
-            // Its QEMU has it open, and does nothing.
+            // Its QEMU has it open, but is idle.
             run("qemu-img", &["convert", "-U", "-f", format, "-O", "raw", text(path), text(&raw)]);
             (disk.clone(), DiskModel::from_image(&raw, "raw"))
         };
         machine.disks.iter().map(model).collect()
     }
 
-    /// Its definition for the next start, with what is secret in it.
+    /// Returns its persistent definition, including secrets.
     pub fn definition(&self, machine: &ZooMachine) -> String {
         self.env.virsh(&["dumpxml", "--inactive", "--security-info", &machine.uuid])
     }
 
-    /// Firmware variables and TPM state: path, content.
+    /// Returns firmware variables and TPM state: path → content.
     pub fn small_files(&self, machine: &ZooMachine) -> BTreeMap<PathBuf, Vec<u8>> {
         let library = self.env.libvirt_root().join("lib");
         let mut files = Vec::new();
@@ -242,13 +241,13 @@ impl<'e> Zoo<'e> {
     }
 }
 
-/// What QEMU takes for the file that it is.
+/// Returns content that QEMU accepts for this file.
 fn content_of(path: &str) -> Vec<u8> {
     let mut bytes = noise(path.len() as u64, 8192);
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     if path.contains("vmlinuz") {
-        // Four sectors of set-up code, the signature, version 2.12 of the boot protocol, where an initial RAM disk may
-        // end.
+        // Four sectors of set-up code, the signature, version 2.12 of the boot protocol, and the highest address for an
+        // initial RAM disk.
         put(0x1f1, &[4]);
         put(0x202, b"HdrS\x0c\x02");
         put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
@@ -259,7 +258,7 @@ fn content_of(path: &str) -> Vec<u8> {
     bytes
 }
 
-/// A path as text.
+/// Returns a path as text.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }

@@ -1,14 +1,14 @@
-//! Definitions of the shapes that people publish, on a real libvirt: backed up stopped and running, restored as a copy
-//! that runs beside the original, and in place, where neither a byte of a disk nor one of the definition may differ.
+//! Definitions as people publish them, on a real libvirt: backed up while stopped and while running, restored as a copy
+//! that runs beside the original, and in place, without a difference in any disk or in the definition.
 //!
 //! | file name | what it is |
 //! | --- | --- |
-//! | `tool-…` | as a tool makes it: virt-install, Cockpit, Terraform, OpenStack … |
-//! | `firmware-…`, `disk-…`, `device-…` | one part in all its forms |
+//! | `tool-…` | as created by a tool: virt-install, Cockpit, Terraform, OpenStack … |
+//! | `firmware-…`, `disk-…`, `device-…` | one part in all of its variants |
 //! | `name-…` | names that need quoting somewhere |
 //! | `host-…` | needs hardware or a program that a test's host lacks: backed up and restored stopped only |
 //!
-//! Other architectures have no emulator here: `tests/capture/definition_zoo.rs` has them by parsing.
+//! Other architectures have no emulator here; `tests/capture/definition_zoo.rs` parses them.
 
 mod machines;
 
@@ -23,10 +23,10 @@ use crate::support::backups::{init, names_in};
 use crate::support::change::run;
 use crate::support::{DiskModel, Env, Output};
 
-/// What a restore in place has otherwise by its nature: the machine, and the words by which it is announced.
+/// Unavoidable differences after a restore in place: the machine, and the message about it.
 const CHANGED_IN_PLACE: [(&str, &str); 1] = [("tool-cloudstack", "had a backing chain of 2 images")];
 
-/// What a machine held at a point.
+/// The state of a machine at a point.
 struct Moment {
     point: String,
     models: BTreeMap<String, DiskModel>,
@@ -38,7 +38,7 @@ fn is_changed_in_place(machine: &ZooMachine) -> Option<&'static str> {
     CHANGED_IN_PLACE.iter().find(|(file, _)| *file == machine.file).map(|(_, words)| *words)
 }
 
-/// Backs all machines up; the points by machine name.
+/// Backs all machines up, and returns the points by machine name.
 #[track_caller]
 fn backup_all(env: &Env, zoo: &Zoo) -> BTreeMap<String, String> {
     let names = zoo.machines.iter().map(|machine| machine.name.as_str());
@@ -57,7 +57,7 @@ fn restore(env: &Env, args: &[&str]) -> Output {
     env.kvmb_beside_libvirtd([&["restore", "-r", &env.repo()], args].concat()).run()
 }
 
-/// Restores in place, after everything was spoilt, and compares all of it.
+/// Corrupts everything, restores in place, and compares everything.
 #[track_caller]
 fn assert_comes_back(env: &Env, zoo: &Zoo, machine: &ZooMachine, moment: &Moment) {
     let before: Vec<String> = machine.disks.iter().map(|(_, path, _)| looks(path)).collect();
@@ -74,7 +74,7 @@ fn assert_comes_back(env: &Env, zoo: &Zoo, machine: &ZooMachine, moment: &Moment
     }
     let after: Vec<String> = machine.disks.iter().map(|(_, path, _)| looks(path)).collect();
     assert_eq!(after, before, "{}: owners and modes", machine.file);
-    // What came into being after the point stays.
+    // Files that were created after the point are kept.
     let files = zoo.small_files(machine);
     for (path, bytes) in &moment.files {
         assert!(files.get(path) == Some(bytes), "{}: {}", machine.file, path.display());
@@ -85,12 +85,12 @@ fn assert_comes_back(env: &Env, zoo: &Zoo, machine: &ZooMachine, moment: &Moment
     }
 }
 
-/// Owner and mode.
+/// Returns owner and mode.
 fn looks(path: &Path) -> String {
     run("stat", &["--dereference", "--format=%U:%G %a", text(path)])
 }
 
-/// Restores a copy of every machine; their names.
+/// Restores a copy of every machine, and returns their names.
 #[track_caller]
 fn copies_of_all(env: &Env, zoo: &Zoo, moments: &[Moment]) -> Vec<String> {
     let mut names = Vec::new();
@@ -113,7 +113,7 @@ fn copies_of_all(env: &Env, zoo: &Zoo, moments: &[Moment]) -> Vec<String> {
     names
 }
 
-/// All that is asked of the machines of a kind.
+/// Performs all checks of the machines of a kind.
 fn keep(kind: &str, starts: bool) {
     let env = Env::with_libvirtd(kind);
     init(&env);

@@ -1,5 +1,4 @@
-//! Several runs create one repository at once, or die while they do: there is one master key, and nobody's data is
-//! lost.
+//! Several runs create one repository concurrently, or die meanwhile: there is one master key, and no data is lost.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +10,10 @@ use crate::support::{Call, Disk, Env, Output};
 use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 
-/// How many runs are started at once.
+/// How many runs are started concurrently.
 const RUNS: usize = 6;
 
-/// A call that is not finished soon waits for a creator that is dead: that takes ten seconds.
+/// A call that takes longer is waiting for a dead creator, which takes ten seconds.
 const WAIT: Duration = Duration::from_secs(9);
 
 fn all_at_once(calls: impl IntoIterator<Item = Call>) -> Vec<Output> {
@@ -22,7 +21,7 @@ fn all_at_once(calls: impl IntoIterator<Item = Call>) -> Vec<Output> {
     running.into_iter().map(Running::wait).collect()
 }
 
-/// One of several `init` has made the repository; the others say that it exists.
+/// Fails unless exactly one `init` has created the repository, and the others report that it exists.
 #[track_caller]
 fn assert_one_creator(outputs: &[Output]) {
     let mut made = 0;
@@ -36,7 +35,7 @@ fn assert_one_creator(outputs: &[Output]) {
     assert_eq!(made, 1, "{}", outputs.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"));
 }
 
-/// The repository has one key and opens, with kvmb and with restic, and nothing half-made is left.
+/// Fails unless the repository has one key and opens with kvmb and restic, and no partial file is left.
 #[track_caller]
 fn assert_one_master_key(env: &Env, folder: &Path, url: &str) {
     assert_eq!(names_in(&folder.join("keys")).len(), 1);

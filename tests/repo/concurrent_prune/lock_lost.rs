@@ -1,4 +1,4 @@
-//! Runs that lose the repository's lock, or find it taken: nothing is stored without one.
+//! Runs that lose the repository's lock, or find it taken: nothing is stored without a lock.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::support::{Call, Disk, Env, wait_until};
 use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 
-/// How long a lock lives in these tests, in seconds.
+/// The lifetime of a lock in these tests, in seconds.
 const LIFE: u64 = 4;
 
-/// So long may a run take to end once its lock is lost.
+/// How long a run may take to end after its lock is lost.
 const END: Duration = Duration::from_secs(60);
 
 fn files(repo: &Path) -> BTreeSet<String> {
@@ -27,7 +27,7 @@ fn mortal(call: Call) -> Call {
     call.env("KVMB_TEST_LOCK_LIFE", LIFE.to_string())
 }
 
-/// Lets a stopped run go on, whose lock is lost: it ends soon with `busy`, and stores nothing.
+/// Continues a stopped run whose lock is lost. Fails unless it ends soon with `busy` and stores nothing.
 fn assert_ends_busy(repo: &Path, running: Running) {
     let before = files(repo);
     let begun = Instant::now();
@@ -92,7 +92,7 @@ fn a_prune_that_slept_beyond_its_locks_life_removes_nothing() {
     let prune = mortal(other.kvmb(["prune", "-r", &repo, "--keep-last", "1", "--gone-machines"]));
     let running = backups::stopped_at(prune, Failpoint::PrunePlanned);
     thread::sleep(Duration::from_secs(LIFE + 1));
-    // Somebody adds a point meanwhile.
+    // Another run adds a point meanwhile.
     machine.write_bytes("vda", 0, &noise(7, MIB));
     mortal(env.kvmb(["backup", "vm", "-r", &repo])).run().assert_ok();
     assert_ends_busy(&env.path("repo"), running);
