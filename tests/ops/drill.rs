@@ -125,7 +125,7 @@ fn a_guest_with_an_agent_is_ok_and_says_what_it_is() {
 #[test]
 fn a_guest_without_an_agent_is_never_ok_unless_its_console_is_enough() {
     let env = Env::new("drill-alone");
-    // The machine has no serial port, so one is added.
+    // The machine has no serial port that the drill can read, so it adds one.
     let machine = linux(&env, "kvmb-test-alone", "console=ttyS0 kvmb.freeze=no-agent").define();
     let output = drilled(&machine, &["--timeout", "20s"]).assert_ok();
     let check = check_of(&output, "unknown");

@@ -52,7 +52,7 @@ fn restic_reads_what_kvmb_writes() {
     assert!(json.contains(&snapshot.to_string()), "{json}");
     assert!(json.contains("machine=vm1"), "{json}");
 
-    // A second point that shares all but a little; the first is forgotten and pruned by restic.
+    // A second point that shares most data; restic removes and prunes the first one.
     let mut changed = disk.clone();
     changed[(3 << 20) + 7] ^= 1;
     write_disk(&repo, "vm1", &changed);
@@ -63,7 +63,7 @@ fn restic_reads_what_kvmb_writes() {
     assert_eq!(list.snapshots.len(), 1);
     assert!(read_disk(&repo, &list.snapshots[0].snapshot, "vm1") == changed);
 
-    // And copied to a repository of restic's, which kvmb then reads and extends.
+    // Copied to a repository that restic created, which kvmb then reads and extends.
     home.restic_at("copied", &["init"]);
     home.restic_with(
         &["-r", home.path("copied").to_str().unwrap(), "copy", "--from-repo", home.url(), "latest"],
@@ -209,7 +209,7 @@ fn kvmb_and_restic_respect_each_others_locks() {
     let repo = home.create();
     write_disk(&repo, "vm1", &disk(1 << 20, 0));
 
-    // Ours, seen by restic.
+    // kvmb's lock, as seen by restic.
     let lock = repo.lock(LockMode::Exclusive, Duration::ZERO).unwrap();
     let refused = home.restic_fails(&["snapshots"]);
     assert!(refused.contains("locked exclusively"), "{refused}");
@@ -224,13 +224,13 @@ fn kvmb_and_restic_respect_each_others_locks() {
     drop(lock);
     home.restic(&["prune"]);
 
-    // restic's, seen by us: a backup of a pipe that stays open.
+    // restic's lock, as seen by kvmb: a backup of a pipe that stays open.
     let mut backup = home
         .restic_command(&["backup", "--stdin", "--stdin-filename", "pipe"])
         .stdin(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    // A lock counts from its rename on; before that restic has a temporary file there.
+    // A lock exists once it is renamed; before that, restic has a temporary file there.
     let is_lock = |entry: fs::DirEntry| entry.file_name().len() == 64;
     crate::support::repo::until(|| fs::read_dir(home.path("repo/locks")).unwrap().any(|entry| is_lock(entry.unwrap())));
     let pid = backup.id();
@@ -243,7 +243,7 @@ fn kvmb_and_restic_respect_each_others_locks() {
         other => panic!("{other}"),
     }
     repo.lock(LockMode::Shared, Duration::ZERO).unwrap().release().unwrap();
-    // Killed, it leaves a lock behind: of a dead process of this host.
+    // If killed, it leaves the lock of a dead process of this host behind.
     backup.kill().unwrap();
     backup.wait().unwrap();
     assert_eq!(fs::read_dir(home.path("repo/locks")).unwrap().count(), 1);
@@ -303,8 +303,8 @@ fn the_zero_blob_is_restics() {
     assert!(index.contains(BlobKind::Data, &zero_blob_id()));
 }
 
-/// What a NAS, a desktop or a network file system puts into every folder is not ours: it is neither reported nor
-/// removed. A second copy of one of our files is reported.
+/// Files that a NAS, a desktop or a network file system creates in every folder are neither reported nor removed. A
+/// second copy of one of kvmb's files is reported.
 #[test]
 fn files_of_other_programs_in_a_repository_are_left_alone() {
     let env = Env::new("foreign files");

@@ -1,4 +1,4 @@
-//! A run that ended before it could name what it had stored: the next one finds that and sends only the rest.
+//! A run that ended before it had indexed its packs: the next run finds them and uploads only the rest.
 
 // A test panics if a result is not what it expects.
 
@@ -17,13 +17,13 @@ use kvmb::repo::{BlobKind, Id, Index, LockMode, Repository, Writer, WriterOption
 use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, Operation};
 use kvmb::storage::{FileKind, Storage};
 
-// --- whole runs of the program
+// --- complete runs of the program
 
-/// What is backed up: all of it new, and nothing that can be compressed.
+/// The size of the disk: all new, and incompressible.
 const DISK_BYTES: u64 = 96 * MIB;
-/// How much of it a pack takes: chunks of 1 MiB until there are 16 MiB.
+/// The disk data in a pack: chunks of 1 MiB up to 16 MiB.
 const PACK_BYTES: u64 = 16 * MIB;
-/// Slow enough to be met in the middle.
+/// Slow enough to be interrupted halfway.
 const SLOWLY: [&str; 2] = ["--limit-upload", "12M"];
 
 fn machine(env: &Env) -> Machine<'_> {
@@ -36,7 +36,7 @@ fn machine_with(env: &Env, bytes: u64) -> Machine<'_> {
     machine
 }
 
-/// The files with the packs that runs have noted in this world.
+/// Returns the files in which runs have recorded their packs.
 fn notes(env: &Env) -> Vec<PathBuf> {
     let repositories = fs::read_dir(env.path("data/repositories")).into_iter().flatten().flatten();
     let folders = repositories.map(|repository| repository.path().join("unfinished"));
@@ -61,7 +61,7 @@ fn wait_for_packs(env: &Env, running: &mut Running, count: usize) {
     });
 }
 
-/// The next run: it stores what the ended one has not, and nothing else.
+/// Fails unless the next run stores only what the previous one has not stored.
 fn assert_goes_on(env: &Env, machine: &Machine, url: &str, folder: &Path) {
     let (noted, before) = (noted_packs(env), packs(folder));
     assert!(noted.len() >= 2 && noted.is_subset(&before), "{noted:?}\n{before:?}");
@@ -70,11 +70,11 @@ fn assert_goes_on(env: &Env, machine: &Machine, url: &str, folder: &Path) {
         "an index was saved: this test shows nothing"
     );
     let point = env.kvmb(["backup", "vm1", "-r", url]).run().assert_ok().record_of("point");
-    // Those of the small files and of the trees may be among them.
+    // Packs of small files and of trees may be among them.
     let chunks_in = |pack: &String| fs::metadata(folder.join("data").join(&pack[..2]).join(pack)).unwrap().len() / MIB;
     let rest = DISK_BYTES - noted.iter().map(chunks_in).sum::<u64>() * MIB;
     assert_eq!(point["disks"][0]["new_bytes"], rest, "{point:#}");
-    // One pack of trees, and the small files of a point share a pack with chunks or have one of their own.
+    // One pack of trees; the small files of a point share a pack with chunks or have their own.
     let new = packs(folder).difference(&before).count() as u64;
     let fewest = rest / PACK_BYTES;
     assert!((fewest..=fewest + 2).contains(&new), "{new} packs are new, {fewest} to {} were to be", fewest + 2);
@@ -106,7 +106,7 @@ fn a_killed_backup_is_gone_on_with() {
 #[test]
 fn so_is_one_that_was_interrupted_and_one_that_is_killed_again() {
     let env = Env::new("stopped");
-    // Two runs together must not come to its end.
+    // Two runs together must not complete it.
     let bytes = 192 * MIB;
     let machine = machine_with(&env, bytes);
     let repo = crate::support::backups::init(&env);
@@ -115,7 +115,7 @@ fn so_is_one_that_was_interrupted_and_one_that_is_killed_again() {
     running.interrupt();
     running.wait().assert_code(130);
     let first = noted_packs(&env);
-    // The second run names what the first has stored, and is killed then.
+    // The second run indexes what the first one has stored, and is then killed.
     let mut running = env.kvmb(["backup", "vm1", "-r", &repo]).args(SLOWLY).spawn();
     wait_until("it has stored something too", Duration::from_secs(60), || {
         assert!(!running.has_ended(), "it is too fast for this test");
@@ -183,13 +183,13 @@ fn what_a_prune_takes_is_not_looked_for() {
     env.assert_nothing_left();
 }
 
-// --- what is adopted and what is not
+// --- which packs are adopted
 
 fn remembered(home: &Home) -> Repository {
     home.open().remembered_in(&home.path("data"))
 }
 
-/// A writer that has stored these blobs, each in a pack of its own, and named none.
+/// Returns a writer that has stored these blobs, each in its own pack, without an index.
 fn writer_with_packs(repo: &Repository, seeds: std::ops::Range<u64>) -> (Writer, Vec<Id>) {
     let index = repo.load_index().unwrap();
     let writer = Writer::new(
@@ -210,7 +210,7 @@ fn noted_in(repo: &Repository) -> usize {
     files.map(|file| fs::read_to_string(file.path()).unwrap_or_default().lines().count()).sum()
 }
 
-/// Adopts what there is; how much, and the index after it.
+/// Adopts existing packs, and returns their number and the resulting index.
 fn adopt(repo: &Repository) -> (usize, Arc<Index>) {
     let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
@@ -241,7 +241,7 @@ fn only_what_is_whole_and_there_is_adopted() {
         storage.write(FileKind::Pack, name, &bytes).unwrap();
     };
     replace(&names[0], &|bytes| bytes.truncate(bytes.len() - 1));
-    // Header and blobs are whole, and do not add up to the file.
+    // Header and blobs are intact, but do not add up to the file's size.
     replace(&names[1], &|bytes| {
         bytes.remove(0);
     });

@@ -1,5 +1,5 @@
-//! `kvmb prune` and `kvmb pin`: which points go, that nothing else does, and that whoever is killed in the middle
-//! leaves a whole repository.
+//! `kvmb prune` and `kvmb pin`: they remove exactly the expected points, and a kill at any step leaves an intact
+//! repository.
 
 // A test panics if a result is not what it expects.
 
@@ -14,7 +14,7 @@ use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Everything in a repository but locks, with sizes.
+/// Returns all files in a repository except locks, with sizes.
 fn files(root: &Path) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -35,13 +35,13 @@ fn prune(env: &Env, args: &[&str]) -> Output {
     env.kvmb(["prune", "-r", &env.repo()]).args(args).run()
 }
 
-/// The ids of the points in the repository, oldest first.
+/// Returns the ids of the points in the repository, oldest first.
 fn points(env: &Env) -> Vec<String> {
     let listed = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
     listed.records_of("point").iter().map(|point| text(point, "point").to_owned()).collect()
 }
 
-/// The points that a prune says go, and those that stay with the rules that keep them.
+/// Returns the points that a prune removes, and those that it keeps with the rules that keep them.
 fn verdicts(output: &Output) -> (BTreeSet<String>, BTreeMap<String, Vec<String>>) {
     let (mut gone, mut kept) = (BTreeSet::new(), BTreeMap::new());
     for record in output.records_of("action").iter().filter(|record| record["action"] == "forget") {
@@ -62,14 +62,14 @@ fn action(output: &Output, name: &str) -> Value {
     found.remove(0)
 }
 
-/// A machine that is off, with noise on its disk.
+/// Creates a machine that is off, with noise on its disk.
 fn machine<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     let machine = env.machine(name).disk(Disk::raw(6 * MIB)).define();
     machine.write_bytes("vda", 0, &noise(1, 6 * MIB));
     machine
 }
 
-/// Points of the machine, each with another mebibyte changed: their ids, and what they must restore to.
+/// Makes points of the machine, each with another mebibyte changed. Returns their ids and their expected disks.
 fn history(machine: &Machine, count: u64) -> Vec<(String, BTreeMap<String, DiskModel>)> {
     let one = |number| {
         machine.write_bytes("vda", number % 6 * MIB, &noise(number + 10, MIB));
@@ -88,7 +88,7 @@ fn rules_remove_points_and_the_rest_restores_and_goes_on() {
     let history = history(&vm1, 4);
     let before = files(&root);
 
-    // No rule: nothing is removed, and it says so.
+    // Without rules, nothing is removed, and the record says so.
     let output = prune(&env, &[]).assert_ok();
     let (gone, kept) = verdicts(&output);
     assert!(gone.is_empty() && kept.values().all(|rules| rules == &["no_policy"]) && kept.len() == 4, "{output}");
@@ -97,7 +97,7 @@ fn rules_remove_points_and_the_rest_restores_and_goes_on() {
     assert!(text(&record, "reason").contains("no retention rules"), "{record}");
     assert_eq!(files(&root), before);
 
-    // A rehearsal changes nothing and tells the same.
+    // A dry run changes nothing and reports the same.
     let rehearsal = prune(&env, &["--keep-last", "2", "--max-unused", "0%", "--dry-run"]).assert_ok();
     assert_eq!(files(&root), before);
     assert!(rehearsal.records_of("action").iter().all(|record| record["dry_run"] == true), "{rehearsal}");
@@ -115,19 +115,19 @@ fn rules_remove_points_and_the_rest_restores_and_goes_on() {
         assert_restores_to(&env, id, disks);
     }
 
-    // The chain goes on where it was.
+    // The chain continues.
     vm1.write_bytes("vda", 0, &noise(50, MIB));
     let next = backup(&vm1);
     assert_eq!(next["disks"][0]["read_mode"], "changed", "{next}");
     assert_restores_to(&env, text(&next, "point"), &vm1.models());
-    // Its base removed by another program: everything is read, and it says why.
+    // Its parent was removed by another program: everything is read, with the reason.
     env.restic(env.repo()).call(["forget", text(&next, "point"), &history[3].0, "--prune"]).run().assert_ok();
     let next = backup(&vm1);
     assert_eq!(next["disks"][0]["read_mode"], "full", "{next}");
     assert!(!text(&next["disks"][0], "read_mode_reason").is_empty());
     assert_restores_to(&env, text(&next, "point"), &vm1.models());
     env.restic(env.repo()).check();
-    // Without flags the configuration's rules apply.
+    // Without flags, the configuration's rules apply.
     fs::write(env.path("config.json"), r#"{"retention": {"local": {"keep_last": 1}, "remote": {"keep_last": 9}}}"#)
         .unwrap();
     let (gone, kept) = verdicts(&prune(&env, &["--dry-run"]).assert_ok());
@@ -152,13 +152,13 @@ fn a_pinned_point_stays_and_is_found_by_either_id() {
     assert_ne!(new_id, history[0].0);
     assert_eq!(text(&pinned, "previous"), history[0].0);
     assert_eq!(pin(&[new_id])["changed"], false);
-    // The newest, whose bitmap the next backup continues.
+    // The newest point, whose bitmap the next backup continues.
     let newest = pin(&["vm1@latest"]);
     vm1.write_bytes("vda", 0, &noise(60, MIB));
     let next = backup(&vm1);
     assert_eq!(next["disks"][0]["read_mode"], "changed", "{next}");
     assert_eq!(next["parent"], newest["target"]);
-    // While a capture is open that continues it.
+    // While a capture that continues it is open.
     env.sh("kvmb snapshot vm1 -r $R >captured").run().assert_ok();
     pin(&["vm1@latest"]);
     let pushed = env.sh("kvmb push -r $R <captured | kvmb release").run().assert_ok().record_of("point");
@@ -196,11 +196,11 @@ fn a_machine_that_no_longer_exists_keeps_its_points_unless_asked() {
     let (gone, kept) = verdicts(&output);
     assert_eq!((gone.len(), kept.len()), (1, 4), "{output}");
     assert_eq!(kept.values().filter(|rules| rules.contains(&"machine_gone".to_owned())).count(), 3);
-    // libvirt cannot be asked: nobody knows.
+    // Without libvirt, it is unknown whether the machine exists.
     let output = prune(&env, &["--keep-last", "1", "-c", "test:///nowhere"]).assert_ok();
     assert_eq!(verdicts(&output).0.len(), 0, "{output}");
     output.assert_stderr_has("libvirt cannot tell whether the machine exists");
-    // Named, it is meant; the last point stays whatever is said.
+    // A machine that is named is pruned; the last point is always kept.
     let output = prune(&env, &["vm1", "--keep-last", "2"]).assert_ok();
     assert_eq!(verdicts(&output).0.len(), 1, "{output}");
     let output = prune(&env, &["--keep-last", "1", "--gone-machines"]).assert_ok();
@@ -211,7 +211,7 @@ fn a_machine_that_no_longer_exists_keeps_its_points_unless_asked() {
     env.assert_nothing_left();
 }
 
-/// A repository in which a prune with `--keep-last 2 --max-unused 0%` passes every step.
+/// Prepares a repository in which a prune with `--keep-last 2 --max-unused 0%` reaches every step.
 fn scene(env: &Env) -> Vec<(String, BTreeMap<String, DiskModel>)> {
     init(env);
     let vm1 = machine(env, "vm1");
@@ -238,7 +238,7 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
         });
         running.kill();
         running.wait();
-        // Its lock is still there.
+        // Its lock still exists.
         env.restic(env.repo()).call(["check", "--read-data", "--no-lock"]).run().assert_ok();
         let listed = points(&env);
         assert!(listed.len() >= 2, "{}: {listed:?}", step.name());
@@ -273,7 +273,7 @@ fn an_interrupted_prune_ends_soon_and_leaves_no_lock() {
             ended || running.is_stopped()
         });
         if ended {
-            // An earlier round had done that already.
+            // An earlier round has already done that.
             running.wait().assert_ok();
             continue;
         }
@@ -301,7 +301,7 @@ fn with_little_room_a_prune_makes_its_own() {
     let vm1 = env.machine("vm1").disk(Disk::raw(12 * MIB)).define();
     let mut models = Vec::new();
     for number in 0..3 {
-        // Of the first two points nothing is needed by the third but a half of the second.
+        // The third point needs nothing of the first two except half of the second one's data.
         vm1.write_bytes("vda", 0, &noise(number, 6 * MIB));
         if number < 2 {
             vm1.write_bytes("vda", 6 * MIB, &noise(100 + number, 6 * MIB));
@@ -309,7 +309,7 @@ fn with_little_room_a_prune_makes_its_own() {
         env.kvmb(["backup", "vm1", "-r", &repo]).run().assert_ok();
         models.push(vm1.models());
     }
-    // Too little for what is to be copied: first goes what costs little.
+    // Not enough space for everything that will be repacked: the cheapest packs are repacked first.
     tmpfs.fill_up_to(2 * MIB);
     let output = env.kvmb(["prune", "-r", &repo, "--keep-last", "1", "--max-unused", "0%"]).run().assert_ok();
     let record = action(&output, "prune");

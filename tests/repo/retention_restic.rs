@@ -1,5 +1,4 @@
-//! A second opinion on retention: `restic forget` and `kvmb prune` judge the same points alike, by any rules, in a time
-//! zone with summer time.
+//! `restic forget` and `kvmb prune` agree on the same points, for any rules, in a time zone with daylight saving time.
 
 // A test panics if a result is not what it expects.
 
@@ -16,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-/// A moment as a clock in Berlin shows it.
+/// Converts a moment to local time in Berlin.
 fn berlin(utc: DateTime<Utc>) -> DateTime<FixedOffset> {
     let switch = |month| {
         let last = NaiveDate::from_ymd_opt(utc.year(), month, 31).unwrap();
@@ -27,7 +26,7 @@ fn berlin(utc: DateTime<Utc>) -> DateTime<FixedOffset> {
     utc.with_timezone(&FixedOffset::east_opt(if is_summer { 7200 } else { 3600 }).unwrap())
 }
 
-/// Three years of points: some at the edges of the calendar, most at any time.
+/// Returns the times of points over three years: some at calendar boundaries, most at random.
 fn times() -> Vec<DateTime<FixedOffset>> {
     let edges = [
         "2024-02-28T23:59:59Z",
@@ -64,7 +63,7 @@ fn times() -> Vec<DateTime<FixedOffset>> {
     for _ in 0..60 {
         times.insert(start + Duration::seconds(random.random_range(0..94_000_000)));
     }
-    // Close together, before the newest.
+    // Close together, shortly before the newest one.
     for _ in 0..30 {
         let newest: DateTime<Utc> = "2026-10-26T01:30:00Z".parse().unwrap();
         times.insert(newest - Duration::seconds(random.random_range(1..40 * 86_400)));
@@ -72,7 +71,7 @@ fn times() -> Vec<DateTime<FixedOffset>> {
     times.into_iter().map(berlin).collect()
 }
 
-/// A repository with one point at each of these times, of a machine of another host.
+/// Creates a repository with one point at each of these times, of another host's machine.
 fn fill(env: &Env, times: &[DateTime<FixedOffset>]) -> BTreeMap<Id, DateTime<FixedOffset>> {
     let storage = Arc::new(LocalStorage::new(env.repo()));
     let repo = Repository::create(storage, &Password::new(PASSWORD.to_owned())).unwrap();
@@ -98,7 +97,7 @@ fn fill(env: &Env, times: &[DateTime<FixedOffset>]) -> BTreeMap<Id, DateTime<Fix
     times.iter().map(save).collect()
 }
 
-/// Each id with the words of the rules that keep it.
+/// Each kept id with the names of the rules that keep it.
 type Kept = BTreeMap<String, BTreeSet<String>>;
 
 fn ask_kvmb(env: &Env, rules: &[&str]) -> Kept {
@@ -107,7 +106,7 @@ fn ask_kvmb(env: &Env, rules: &[&str]) -> Kept {
     let kept = output.records_of("action").into_iter().filter(|r| r["action"] == "forget" && r["changed"] == false);
     let words = |record: &Value| {
         let reasons = record["reason"].as_str().unwrap().trim_start_matches("keep: ").split(", ");
-        // restic keeps the oldest point where a rule has some left since 0.16.
+        // Since 0.16, restic keeps the oldest point if a rule has not reached its count.
         reasons.filter(|reason| !reason.contains("oldest")).map(str::to_owned).collect()
     };
     let kept = kept.map(|record| (record["target"].as_str().unwrap().to_owned(), words(&record)));
@@ -128,7 +127,7 @@ fn ask_restic(env: &Env, rules: &[&str]) -> Kept {
         if words.is_empty() {
             continue;
         }
-        // It lacks the snapshot's id there in old versions, but not its time.
+        // Old versions omit the snapshot's id here, but not its time.
         let time = reason["snapshot"]["time"].as_str().unwrap().to_owned();
         kept.insert(time, words);
     }
@@ -169,7 +168,7 @@ fn restic_and_kvmb_keep_the_same_points_for_the_same_reasons() {
     ] {
         compare(rules, times.len());
     }
-    // The newest is another one: of the day after summer time began, of the last of a month, of a leap day.
+    // Other newest points: on the day after daylight saving time began, on the last day of a month, on a leap day.
     let repo = Repository::open(Arc::new(LocalStorage::new(env.repo())), &Password::new(PASSWORD.to_owned())).unwrap();
     let mut left = times.len();
     for (newest, rules) in [

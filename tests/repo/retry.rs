@@ -1,4 +1,4 @@
-//! A bad connection costs time and nothing else: what was cut is done again, and done once.
+//! A bad connection only costs time: interrupted operations are repeated, and take effect once.
 
 // A test panics if a result is not what it expects.
 
@@ -26,7 +26,7 @@ const POLICY: RetryPolicy = RetryPolicy {
     longest_pause: Duration::from_millis(10),
 };
 
-/// Its patience is over soon.
+/// Gives up soon.
 const HASTE: RetryPolicy =
     RetryPolicy { known: Duration::from_millis(400), unknown: Duration::from_millis(100), ..POLICY };
 
@@ -42,7 +42,7 @@ fn rate_limit(bytes_per_second: u32) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::default()))
 }
 
-/// All calls but the removals: whether a file was gone before or is gone since, nobody can tell when that was cut.
+/// All calls except removals: if one of those was cut off, it is unknown whether the file was already missing.
 const TELLING: [Operation; 9] = [
     Operation::CreateLayout,
     Operation::List,
@@ -55,7 +55,7 @@ const TELLING: [Operation; 9] = [
     Operation::FreeBytes,
 ];
 
-/// These calls are cut again and again, before and after they were done.
+/// Cuts these calls off at random, before or after they take effect.
 fn cut_at_random(storage: &FaultStorage, operations: &[Operation], seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     for &operation in operations {
@@ -111,7 +111,7 @@ fn an_upload_keeps_to_its_limit_and_reading_is_free() {
     storage.create_layout().unwrap();
     let began = Instant::now();
     storage.write(FileKind::Pack, NAME, &vec![7; 3 << 20]).unwrap();
-    // 3 MiB at 4 MiB a second, less the first burst.
+    // 3 MiB at 4 MiB/s, minus the initial burst.
     assert!(began.elapsed() > Duration::from_millis(550), "{:?}", began.elapsed());
     // Under this limit it would take a month.
     let slow = LimitStorage::new(local, rate_limit(1));
@@ -126,7 +126,7 @@ fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
     storage.write(FileKind::Pack, NAME, b"whole").unwrap();
     assert_eq!(inner.written().len(), 1, "{:?}", inner.calls());
     assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), b"whole");
-    // The config's name says nothing of its content, so its length proves nothing.
+    // The config's name is not derived from its content, so an equal length does not mean equal content.
     storage.write(FileKind::Config, "", b"former").unwrap();
     inner.add(InjectedFault::every(Operation::Write, FaultEffect::Cut).on(FileKind::Config).nth(1));
     storage.write(FileKind::Config, "", b"latter").unwrap();
@@ -145,7 +145,7 @@ fn a_remove_that_was_cut_after_it_was_done_is_done() {
 
 #[test]
 fn what_was_cut_is_durable_when_the_call_returns() {
-    // Whether the try that was cut came to sync the folder, nobody knows.
+    // It is unknown whether the interrupted attempt has synced the folder.
     let since = |inner: &FaultStorage, at: usize| -> Vec<Operation> {
         inner.calls()[at..].iter().map(|call| call.operation).collect()
     };
@@ -167,7 +167,7 @@ fn what_was_cut_is_durable_when_the_call_returns() {
     let before = inner.calls().len();
     storage.write(FileKind::Config, "", b"config").unwrap();
     assert_eq!(since(&inner, before), [Write, Write, SyncFolder]);
-    // That may be cut too; and what was not cut needs nothing.
+    // The sync may be interrupted too; without an interruption, no extra sync is needed.
     inner.add(InjectedFault::every(Write, FaultEffect::CutAfter).nth(1));
     inner.add(InjectedFault::every(SyncFolder, FaultEffect::Cut).nth(1));
     let before = inner.calls().len();
@@ -218,7 +218,7 @@ fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
     let short = give_up();
     let tries = inner.calls().len() - began;
     assert!(short >= HASTE.unknown && tries > 1, "{tries} tries in {short:?}");
-    // Not a test of the upper bound alone, which a busy host would break: far fewer pauses fit in.
+    // A strict upper bound would fail on a busy host: far fewer pauses fit in.
     assert!(short < HASTE.known + HASTE.unknown * 20, "{short:?}");
 }
 

@@ -1,5 +1,5 @@
-//! Reading a part of a repository at a time verifies all of it in the end: damage is found in as many runs as the share
-//! says, whatever it hits and wherever they begin.
+//! Sampled verification covers the whole repository over time: damage is found within the number of runs that the share
+//! implies, wherever it is and wherever the runs begin.
 
 // A test panics if a result is not what it expects.
 
@@ -20,7 +20,7 @@ fn machine<'e>(env: &'e Env, name: &str, seed: u64) -> Machine<'e> {
     machine
 }
 
-/// The chunks of disks.
+/// Returns the chunks of disks.
 fn chunks(repo: &str) -> (Vec<Id>, Arc<Index>) {
     let repo = Repository::open(Arc::new(LocalStorage::new(repo)), &Password::new(PASSWORD.to_owned())).unwrap();
     let index = repo.load_index().unwrap();
@@ -51,7 +51,7 @@ fn rounds(env: &Env) -> Option<PathBuf> {
     repositories.map(|repository| repository.path().join("rounds.json")).find(|file| file.exists())
 }
 
-/// Where the next run over a selection of points begins.
+/// Returns where the next run over a selection of points begins.
 fn next(env: &Env, selection: &str) -> Option<String> {
     let all: Vec<Value> = serde_json::from_slice(&fs::read(rounds(env)?).unwrap()).unwrap();
     Some(text(all.iter().find(|one| one["selection"] == selection)?, "next").to_owned())
@@ -78,17 +78,17 @@ fn damage_to_any_chunk_is_found_in_as_many_runs_as_the_share_says() {
     for (number, chunk) in chunks.iter().enumerate().step_by(3) {
         let harmed = copy_of(&env, &repo);
         harm(&harmed, &index, chunk);
-        // It is found once in each three runs, and not in most of them.
+        // It is found once in every three runs, and not in most of them.
         let found: Vec<bool> = (0..6).map(|_| has_found(&verify(&harmed, &["--all"], "34%"))).collect();
         assert!(found.windows(3).all(|runs| runs.contains(&true)), "chunk {number}: {found:?}");
         assert!(found.contains(&false), "chunk {number}: {found:?}");
     }
-    // A share that changes leaves no gap: 50 + 30 + 10 + 10 percent.
+    // A changing share leaves no gap: 50 + 30 + 10 + 10 percent.
     let harmed = copy_of(&env, &repo);
     harm(&harmed, &index, &chunks[4]);
     let shares = ["50%", "30%", "10%", "10%"];
     assert!(shares.iter().any(|share| has_found(&verify(&harmed, &["--all"], share))), "there is a gap");
-    // Points that are named have rounds of their own.
+    // Points that are named have their own rounds.
     let before = next(&env, "--all").unwrap();
     let output = verify(&repo, &["vm2@latest", "vm1"], "25%").assert_ok();
     assert!(output.records_of("point").iter().all(|point| point["verified"] == "sample"), "{output}");
@@ -97,14 +97,14 @@ fn damage_to_any_chunk_is_found_in_as_many_runs_as_the_share_says() {
     assert_ne!(next(&env, "vm1 vm2@latest").unwrap(), of_names);
     env.sh(&format!("kvmb points vm1 -r {repo} | kvmb verify -r {repo} --sample 25%")).run().assert_ok();
     let of_pipe = next(&env, "points of vm1").unwrap();
-    // One that was not finished does not count.
+    // An incomplete run does not count.
     verify(&repo, &["vm1", "vm2@latest", "nothing"], "25%").assert_code(3);
     assert_eq!(next(&env, "nothing vm1 vm2@latest"), None);
     assert_eq!(next(&env, "--all").unwrap(), before);
     assert_eq!(next(&env, "points of vm1").unwrap(), of_pipe);
     let mode = fs::metadata(rounds(&env).unwrap()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    // What nobody can read begins anew.
+    // An unreadable state file starts a new round.
     fs::write(rounds(&env).unwrap(), "{").unwrap();
     verify(&repo, &["--all"], "5%").assert_ok();
     assert_ne!(next(&env, "--all"), None);
@@ -123,7 +123,7 @@ fn a_sample_that_is_interrupted_is_taken_again() {
     let verify = || env.kvmb(["verify", "--all", "-r", &url, "--sample", "60%"]);
     verify().run().assert_ok();
     let before = next(&env, "--all").unwrap();
-    // A server that says nothing any more holds it in the middle of the chunks.
+    // A server that stops responding holds the run in the middle of the chunks.
     let mut running = verify().args(["-vv"]).spawn();
     crate::support::wait_until("it is connected", std::time::Duration::from_secs(60), || sshd.connections() > 0);
     sshd.freeze(true);
@@ -132,7 +132,7 @@ fn a_sample_that_is_interrupted_is_taken_again() {
     sshd.freeze(false);
     running.wait().assert_code(130);
     assert_eq!(next(&env, "--all").unwrap(), before);
-    // Connections that were given up half made are none of its business any more.
+    // Half-open connections that were abandoned do not affect the server any more.
     sshd.stop();
     sshd.run();
     verify().run().assert_ok();
@@ -155,7 +155,7 @@ fn a_backup_verifies_the_next_part_of_the_repositories_that_it_wrote() {
     assert!(checks.iter().all(|check| check["check"] == "sample" && check["status"] == "ok"), "{output}");
     assert!(text(&checks[0], "detail").starts_with("verified 50% of the chunks of 2 points"), "{output}");
     assert_eq!(output.records_of("point").len(), 2, "only the new ones");
-    // Not of what this run wrote, and found all the same.
+    // Damage in data that this run did not write is found too.
     let of_vm2 = {
         let (chunks, index) = chunks(&repo);
         let (others, _) = self::chunks(&second);
@@ -173,9 +173,9 @@ fn a_backup_verifies_the_next_part_of_the_repositories_that_it_wrote() {
     let checks = output.records_of("check");
     assert_eq!((&checks[0]["status"], &checks[1]["status"]), (&json!("critical"), &json!("ok")), "{output}");
     assert_eq!(output.records_of("point").len(), 3, "the new point, its copy, and the one that is hit");
-    // A flag wins over the configuration.
+    // A flag takes precedence over the configuration.
     assert_eq!(run(&["--verify-sample", "0%"]).assert_ok().records_of("check").len(), 0);
-    // In the second repository it is found as well.
+    // It is found in the second repository too.
     let (chunks, index) = chunks(&second);
     harm(&second, &index, &chunks[0]);
     let found = (0..2).map(|_| run(&[])).filter(|output| {

@@ -1,4 +1,4 @@
-//! Locks that nobody takes away: what stands in the way is named, and `kvmb unlock` removes it.
+//! Locks that are not removed automatically: errors name the lock, and `kvmb unlock` removes it.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn a_lock_that_cannot_be_read_is_named_and_removed_on_demand() {
     assert!(failure["error"].as_str().is_some_and(|error| error.contains(&name)), "{failure}");
     assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("--remove-all")), "{failure}");
 
-    // As with restic, what cannot be read is not taken for stale.
+    // As with restic, an unreadable lock is not considered stale.
     let kept = kvmb(&["unlock"]).run().assert_ok().record_of("action");
     assert_eq!((&kept["action"], &kept["changed"]), (&"unlock".into(), &false.into()), "{kept}");
     assert!(file.exists());

@@ -1,4 +1,4 @@
-//! What cron expressions mean, held against a second implementation (`croner`) over random expressions and moments.
+//! The meaning of cron expressions, compared with another implementation (`croner`) for random expressions and moments.
 
 // A test panics if a result is not what it expects.
 
@@ -9,8 +9,8 @@ use croner::parser::{CronParser, Seconds, Year};
 use kvmb::schedule::Cron;
 use proptest::prelude::*;
 
-/// The second opinion. Its days of the month and of the week are joined as Vixie's cron does it: by "and" where one of
-/// them *begins* with a star (`*/2` too), which it has to be told.
+/// Returns the other implementation. It combines days of the month and of the week like Vixie cron: with "and" if one
+/// of them *begins* with a star (including `*/2`), which it has to be configured for.
 fn croner(expression: &str) -> croner::Cron {
     let fields: Vec<&str> = expression.split(' ').collect();
     let starred = fields[2].starts_with('*') || fields[4].starts_with('*');
@@ -25,7 +25,7 @@ fn both<Z: TimeZone>(expression: &str, after: &DateTime<Z>, count: usize) -> (Ve
     (ours.iter().map(show).collect(), theirs.iter().map(show).collect())
 }
 
-/// A part of a list: a number, a range, with or without a step.
+/// A part of a list: a number or a range, with or without a step.
 fn part(low: u32, high: u32, names: &'static [&'static str]) -> impl Strategy<Value = String> {
     let named = move |number: u32, by_name: bool| match names.get((number - low) as usize) {
         Some(name) if by_name => (*name).to_owned(),
@@ -34,7 +34,7 @@ fn part(low: u32, high: u32, names: &'static [&'static str]) -> impl Strategy<Va
     prop_oneof![
         4 => (low..=high, any::<bool>()).prop_map(move |(number, by_name)| named(number, by_name)),
         2 => (low..=high, low..=high, any::<bool>()).prop_map(move |(a, b, by_name)| {
-            // The name of a range's end: Sunday is 7 there, and its name means 0.
+            // The name of a range's end: Sunday is 7 there, but its name means 0.
             format!("{}-{}", named(a.min(b), by_name), a.max(b))
         }),
         1 => (low..=high, low..=high, 1u32..=9).prop_map(|(a, b, step)| format!("{}-{}/{step}", a.min(b), a.max(b))),
@@ -57,7 +57,7 @@ fn expression() -> impl Strategy<Value = String> {
         .prop_map(|(a, b, c, d, e)| format!("{a} {b} {c} {d} {e}"))
 }
 
-/// Any moment of the years 2000 to 2060, to the second.
+/// Any moment of the years 2000 to 2060, with second resolution.
 fn moment() -> impl Strategy<Value = NaiveDateTime> {
     (946_684_800i64..2_840_140_800).prop_map(|seconds| DateTime::from_timestamp(seconds, 0).unwrap().naive_utc())
 }
@@ -67,7 +67,7 @@ proptest! {
 
     #[test]
     fn random_expressions_mean_the_same_to_both(expression in expression(), after in moment()) {
-        // A day that never comes is an error to us and an endless search to the other.
+        // A day that never occurs is an error for kvmb, and an endless search for croner.
         prop_assume!(Cron::from_str(&expression).is_ok());
         let (ours, theirs) = both(&expression, &after.and_utc(), 4);
         prop_assert_eq!(ours, theirs, "{}", expression);
@@ -80,7 +80,7 @@ proptest! {
         change in prop_oneof![Just(SPRING), Just(AUTUMN)],
         before_minutes in -300i64..600,
     ) {
-        // The other takes a list of hours or minutes for a pattern, where cron takes it for fixed times: none here.
+        // croner treats a list of hours or minutes as a pattern, cron treats it as fixed times; no lists here.
         let expression = format!("{minute} {hour} * * *");
         let after = (local(change) - Duration::minutes(before_minutes)).and_utc().with_timezone(&Paris);
         let (ours, theirs) = both(&expression, &after, 6);
@@ -88,16 +88,16 @@ proptest! {
     }
 }
 
-/// 2027 in Paris: the hours when the clock changes.
+/// The days on which clocks change in Paris in 2027.
 const SPRING: (u32, u32) = (3, 28);
 const AUTUMN: (u32, u32) = (10, 31);
 
-/// One o'clock, universal time, on a day of 2027.
+/// Returns 01:00 UTC on a day of 2027.
 fn local((month, day): (u32, u32)) -> NaiveDateTime {
     NaiveDate::from_ymd_opt(2027, month, day).unwrap().and_hms_opt(1, 0, 0).unwrap()
 }
 
-/// Paris in 2027, by the two changes of that year.
+/// Paris in 2027, with the two clock changes of that year.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Paris;
 
@@ -156,17 +156,17 @@ fn when_clocks_change_fixed_times_run_once_and_patterns_follow_the_clock() {
         let runs = Cron::from_str(expression).unwrap().next_runs(&midnight, count);
         runs.iter().map(|run| run.format("%d %H:%M%:z").to_string()).collect::<Vec<_>>()
     };
-    // From 2:00 to 3:00 there is nothing on that day.
+    // The hour from 2:00 to 3:00 does not exist on that day.
     assert_eq!(runs("30 2 * * *", SPRING, 2), ["28 03:00+02:00", "29 02:30+02:00"]);
     assert_eq!(runs("0,30 2,3 * * *", SPRING, 3), ["28 03:00+02:00", "28 03:30+02:00", "29 02:00+02:00"]);
     assert_eq!(runs("30 * * * *", SPRING, 4), ["28 00:30+01:00", "28 01:30+01:00", "28 03:30+02:00", "28 04:30+02:00"]);
-    // From 2:00 to 3:00 comes twice on that one.
+    // The hour from 2:00 to 3:00 occurs twice on that day.
     assert_eq!(runs("30 2 * * *", AUTUMN, 2), ["31 02:30+02:00", "01 02:30+01:00"]);
     assert_eq!(
         runs("*/30 2 * * *", AUTUMN, 5),
         ["31 02:00+02:00", "31 02:30+02:00", "31 02:00+01:00", "31 02:30+01:00", "01 02:00+01:00"]
     );
-    // After the first time round, the fixed one is done for the day and the pattern is not.
+    // After the first occurrence, the fixed time is done for the day, and the pattern is not.
     let second_round = DateTime::parse_from_rfc3339("2027-10-31T02:10:00+01:00").unwrap().with_timezone(&Paris);
     let next =
         |expression: &str| Cron::from_str(expression).unwrap().next_runs(&second_round, 1)[0].with_timezone(&Utc);

@@ -1,5 +1,5 @@
-//! `kvmb schedule` with the real cron, crontab and systemd, each on private folders in a mount namespace of its own,
-//! and with a clock of its own where the time of day matters.
+//! `kvmb schedule` with the real cron, crontab and systemd, each on private folders in its own mount namespace, and
+//! with a private clock where the time of day matters.
 
 // A test panics if a result is not what it expects.
 
@@ -21,7 +21,7 @@ impl Host {
         self.program(&[&["kvmb", "schedule"], words].concat())
     }
 
-    /// A call with a clock that shows this moment now, and the time of Paris.
+    /// Runs a call with a clock that shows this moment now, in the time zone of Paris.
     fn at(&self, call: Call, moment: DateTime<FixedOffset>) -> Call {
         call.env("LD_PRELOAD", crate::support::faketime::library())
             .env("FAKETIME_FMT", "%s")
@@ -29,8 +29,8 @@ impl Host {
             .env("TZ", "Europe/Paris")
     }
 
-    /// The real cron, with a clock that shows this moment now and is ten times as fast, for cron sleeps ten seconds
-    /// between what it makes up for. What it starts has the right time.
+    /// Starts the real cron with a clock that shows this moment now and runs ten times as fast, because cron sleeps ten
+    /// seconds between the minutes that it catches up on. Its child processes have the correct time.
     fn cron(&self, moment: DateTime<FixedOffset>) -> Running {
         let call = self.at(self.program(&["cron", "-f"]), moment);
         call.env("FAKETIME", format!("@{} x10", moment.timestamp())).spawn()
@@ -41,7 +41,7 @@ fn moment(text: &str) -> DateTime<FixedOffset> {
     DateTime::parse_from_rfc3339(text).unwrap()
 }
 
-/// The times in a record.
+/// Returns the times in a record.
 fn next_runs(action: &Value) -> Vec<DateTime<FixedOffset>> {
     action["next_runs"].as_array().unwrap().iter().map(|time| moment(time.as_str().unwrap())).collect()
 }
@@ -91,7 +91,7 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     assert!(lines[0].starts_with("# BEGIN kvmb") && lines[2].starts_with("# END kvmb"), "{block}");
     assert_eq!(lines[1], entry);
 
-    // Again: nothing changes. Another time: the same place.
+    // Again: nothing changes. With another time: the entry is replaced in place.
     let again = host.schedule(&install).run().assert_ok().record_of("action");
     assert_eq!(again["changed"], false);
     host.set_crontab(&(host.crontab() + "5 5 * * * echo behind\n"));
@@ -127,7 +127,7 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     let shown = host.schedule(&["show"]).run().assert_ok().record_of("action");
     assert_eq!(shown["reason"], "no schedule installed");
 
-    // People read when it runs next, and the whole units before they are written.
+    // Tables show the next run, and the complete units before they are written.
     let table = host.schedule(&install).args(["-o", "table"]).run().assert_ok();
     assert!(table.stdout().starts_with("crontab: installed\nnext run: "), "{table}");
     let units = host.schedule(&install).args(["-o", "table", "--systemd", "--dry-run"]).run().assert_ok();
@@ -135,7 +135,7 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
         assert!(units.stdout().lines().any(|shown| shown == line), "no {line}: {units}");
     }
 
-    // Where there was no crontab, there is none again.
+    // If there was no crontab before, there is none afterwards.
     host.program(&["crontab", "-r"]).run().assert_ok();
     host.schedule(&install).run().assert_ok();
     host.schedule(&["remove"]).run().assert_ok();
@@ -209,7 +209,7 @@ fn a_drill_is_scheduled_beside_the_backup_in_each_place_and_goes_with_it() {
             }
         }
 
-        // It stays as long as it is asked for.
+        // A drill is kept only as long as it is requested.
         assert_eq!(install(&["-n", "--", "--full"])["changed"], true);
         assert_eq!(show().len(), 2);
         assert_eq!(install(&["--", "--full"])["changed"], true);
@@ -238,13 +238,13 @@ fn a_scheduled_drill_is_no_backup_and_boots_points_when_it_runs() {
     };
     kvmb(&["backup", "--all"]).assert_ok();
     kvmb(&["schedule", "install", "--cron", "0 2 * * *", "--all", "--drill", "* * * * *"]).assert_ok();
-    // Backups run once a day, whatever drills do.
+    // The thresholds follow the daily backups, whatever the schedule of drills.
     let state = kvmb(&["status"]).records_of("check");
     let state = state.iter().find(|check| check["check"] == "backup").unwrap();
     assert_eq!(state["warning_seconds"], 26 * 3600, "{state}");
     let shown = kvmb(&["schedule", "show"]).records_of("action");
     let command = shown[1]["command"].as_str().unwrap();
-    // Only what cron gives. An empty disk does not boot.
+    // With only the environment that cron provides. An empty disk does not boot.
     let words = ["env", "-i", "HOME=/nonexistent", "/bin/sh", "-c", command];
     assert_eq!(host.program(&words).run().assert_code(1).stdout(), "");
     let state = kvmb(&["status"]).records_of("check");
@@ -275,15 +275,15 @@ fn a_crontab_that_cannot_be_kept_as_it_is_is_left_alone() {
     let host = Host::new("crontab-odd");
     let install = ["install", "--cron", "@daily", "--all"];
     let install = || host.schedule(&install).without_env("KVMB_PASSWORD_FILE").run();
-    // Written by hand, without the header of crontab(1): its first comments are the user's.
+    // Written manually, without the header of crontab(1): its first comments are the user's.
     fs::write(host.env.path("spool/root"), "# one\n# two\n# three\n# four\n").unwrap();
     install().assert_ok();
     assert!(host.crontab().starts_with("# one\n# two\n# three\n# four\n# BEGIN kvmb"), "{}", host.crontab());
-    // One that crontab(1) does not show as it is.
+    // A crontab that crontab(1) does not print unchanged.
     fs::write(host.env.path("spool/root"), "0 5 * * * true\r\n").unwrap();
     install().assert_code(1).assert_stderr_has("carriage return");
     assert_eq!(fs::read_to_string(host.env.path("spool/root")).unwrap(), "0 5 * * * true\r\n");
-    // A marker whose other half the user has taken away.
+    // A marker whose counterpart the user has removed.
     host.set_crontab("# BEGIN kvmb\n0 5 * * * mine\n");
     install().assert_code(1).assert_stderr_has("line 1 of the crontab");
     host.schedule(&["remove"]).run().assert_code(1).assert_stderr_has("crontab -e");
@@ -363,7 +363,7 @@ fn a_run_does_not_begin_while_the_one_before_is_at_work() {
     host.schedule(&["install", "--cron", "@daily", "--all"]).without_env("KVMB_PASSWORD_FILE").run().assert_ok();
     let shown = host.schedule(&["show"]).run().assert_ok().record_of("action");
     let command = shown["command"].as_str().unwrap();
-    // Only what cron gives: the entry has the rest.
+    // With only the environment that cron provides: the entry contains the rest.
     let entry = || env.program("env").args(["-i", "HOME=/nonexistent", "/bin/sh", "-c", command]).run();
     let points = || env.kvmb(["points"]).env("KVMB_DATA_DIR", host.data_dir()).without_env("KVMB_PASSWORD_FILE").run();
     let holder = env.program("flock").arg(host.data_dir().join("schedule.lock")).args(["sleep", "60"]).spawn();
@@ -381,7 +381,7 @@ fn a_run_does_not_begin_while_the_one_before_is_at_work() {
     env.assert_nothing_left();
 }
 
-/// What is due at a change of the clock by `kvmb`, and what the real cron runs then.
+/// Compares what is due at a clock change according to `kvmb` with what the real cron runs.
 fn compare_with_cron(name: &str, before: &str, change: &str) {
     let host = Host::new(name);
     let (before, change) = (moment(before), moment(change));
@@ -425,7 +425,7 @@ fn compare_with_cron(name: &str, before: &str, change: &str) {
     while ran().len() < expected.len() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(50));
     }
-    // Those that it should not run, it would run now.
+    // Entries that it should not run would run now.
     std::thread::sleep(Duration::from_secs(2));
     cron.kill();
     assert_eq!(ran(), expected);
@@ -465,7 +465,7 @@ fn the_systemd_units_are_clean_and_their_timer_means_the_same() {
             let verified = verified.run().assert_ok();
             assert!(!verified.stderr().contains("kvmb"), "{verified}");
         }
-        // The next times of each line, together, begin with those that the record says.
+        // The merged next times of all lines begin with those in the record.
         let text = fs::read_to_string(&timer).unwrap();
         let mut times = Vec::new();
         for event in text.lines().filter_map(|line| line.strip_prefix("OnCalendar=")) {
@@ -488,7 +488,8 @@ fn the_systemd_units_are_clean_and_their_timer_means_the_same() {
     assert!(text.contains(r#"backup "my 50%% \"vm\"" "$$HOME""#), "{text}");
     assert!(fs::read_to_string(&timer).unwrap().contains("RandomizedDelaySec=600s"));
     assert!(env.path("units/timers.target.wants/kvmb.timer").is_symlink());
-    // Shut off from what it does not need, by systemd's own measure: below 5 is «OK», 9.6 is a service without any.
+    // Isolated from everything that it does not need, according to systemd: below 5 means "OK", 9.6 is a service
+    // without isolation.
     let words = ["systemd-analyze", "security", "--offline=true", "--threshold=60", "/etc/systemd/system/kvmb.service"];
     host.program(&words).run().assert_ok();
 
@@ -516,7 +517,7 @@ fn what_would_fail_in_the_night_is_refused_by_day() {
         let call = host.schedule(&[&["install"], words].concat()).without_env("KVMB_PASSWORD_FILE");
         call.run().assert_code(2).assert_stderr_has(message).assert_stderr_has(hint);
     }
-    // A secret has no place in a crontab, and nobody is there to be asked.
+    // A secret must not be in a crontab, and nobody can be asked.
     let install = |more: &[&str]| {
         let words = [&["install", "--cron", "@daily", "--all"], more].concat();
         host.schedule(&words).without_env("KVMB_PASSWORD_FILE")
@@ -550,16 +551,16 @@ fn the_configuration_says_when_and_which_machines() {
     write(&format!(r#"{{"auto_backup": true, "backup_freq": "15 4 * * 7", {keys}}}"#));
     let action = install(&[]).assert_ok().record_of("action");
     assert_eq!((&action["changed"], action["cron"].as_str()), (&Value::Bool(true), Some("15 4 * * 7")));
-    // What the configuration says is read at each run.
+    // The configuration is read at each run.
     let kvmb = host.env.path("bin/kvmb");
     let expected = format!("{} --config {} -c '{}' backup", kvmb.display(), config.display(), host.env.uri());
     assert_eq!(action["command"], expected);
     assert_eq!(install(&[]).assert_ok().record_of("action")["changed"], false);
-    // What is said here is not.
+    // Options of this command are stored.
     let action = install(&["--cron", "@daily", "-r", "second", "vm2"]).assert_ok().record_of("action");
     assert_eq!(action["cron"], "@daily");
     assert_eq!(action["command"], format!("{expected} -r {} vm2", host.env.repo_named("second")));
-    // restic's shorter address of a server is no folder of this host, and a foreign one none either.
+    // restic's shorter server address is not a local folder, and neither is one of an unsupported backend.
     for (repo, scheduled) in
         [("sftp:kvm@host:/srv", "sftp:kvm@host:/srv"), ("local:/srv/", "/srv"), ("/srv/kvm/", "/srv/kvm")]
     {
@@ -568,7 +569,7 @@ fn the_configuration_says_when_and_which_machines() {
         assert!(command.as_str().unwrap().contains(&format!(" -r {scheduled} ")), "{repo}: {command}");
     }
     install(&["--cron", "@daily", "-r", "b2:bucket", "vm2"]).assert_code(2).assert_stderr_has("b2 repositories");
-    // A prune after each backup, if there is anything to prune by.
+    // A prune after each backup requires retention rules.
     install(&["--all", "--prune"]).assert_code(2).assert_stderr_has("--prune needs retention rules");
     write(&format!(r#"{{"retention": {{"local": {{"keep_last": 3}}}}, {keys}}}"#));
     for place in [&[][..], &["--systemd"]] {
@@ -600,7 +601,7 @@ fn a_crontab_or_systemctl_that_hangs_is_ended_by_its_limit_or_a_signal() {
         // The home folder is the lock by which one waits for the other.
         host.schedule(&[&install, more].concat()).env("PATH", path).env("HOME", env.path(format!("no-{home}"))).spawn()
     };
-    // The first two wait until they are ended, the last two for the limit.
+    // The first two wait until they are ended, the last two until the time limit.
     let crontab = |home| with("crontab", home, &[]);
     let systemctl = |home| with("systemctl", home, &["--systemd"]);
     let running = [crontab("crontab"), systemctl("crontab"), crontab("systemctl"), systemctl("systemctl")];

@@ -1,4 +1,4 @@
-//! Every storage, and every decorator, keeps the promises of the trait.
+//! Every storage and every decorator fulfils the contract of the trait.
 
 // A test panics if a result is not what it expects.
 
@@ -38,7 +38,7 @@ fn a_folder_of_this_host_keeps_what_folders_promise() {
     folder_conformance(&storage, storage.root());
 }
 
-/// Where a disk of this host holds the folder, they go past the page cache in blocks; on a tmpfs they need not.
+/// If the folder is on a local disk, files bypass the page cache in blocks; on a tmpfs they need not.
 #[test]
 fn large_files_of_any_length_are_written_and_read_as_they_are() {
     for place in ["/var/tmp", "/dev/shm"] {

@@ -1,5 +1,5 @@
-//! Servers that are connected and do not get on, or never come to an end: each is cut off in time, and what another try
-//! can bring is brought.
+//! Servers that are connected but make no progress, or never finish: each connection is cut off in time, and retries
+//! succeed where they can.
 
 use std::fs;
 use std::io::Write;
@@ -15,16 +15,16 @@ use crate::support::hostile_sftp::{Hostile, Mischief, kind};
 use kvmb::storage::sftp::{self, SftpAddress, SftpStorage, SshContext};
 use kvmb::storage::{Error, FileKind, RetryPolicy, RetryStorage, Storage};
 
-/// What a server may take here before it counts as stuck.
+/// How long a server may take here until it counts as stuck.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// Far beyond that, on a busy host too: what takes longer is waited for without limit.
+/// Far longer than that, even on a busy host: a call that takes longer has no time limit.
 const BOUND: Duration = Duration::from_secs(40);
 
 fn impatient(env: &Env) -> SshContext {
     let mut ssh_context = ssh_context(env);
     ssh_context.timeouts.progress = PROGRESS;
-    // It answers these all the time.
+    // The server answers these at any time.
     ssh_context.timeouts.keep_alive = Duration::from_millis(500);
     ssh_context
 }
@@ -33,7 +33,7 @@ fn storage(env: &Env, hostile: &Hostile) -> SftpStorage {
     storage_at(&hostile.url("repo"), &impatient(env))
 }
 
-/// A folder of the server's with a layout and one file of 300 kB, which no misbehaviour has touched.
+/// Creates a folder on the server with a layout and one file of 300 kB, before any misbehaviour.
 fn with_a_pack(env: &Env, hostile: &Hostile) -> Vec<u8> {
     let contents: Vec<u8> = (0..300_000u32).map(|byte| (byte % 251) as u8).collect();
     let storage = storage(env, hostile);
@@ -70,7 +70,7 @@ fn a_server_that_only_answers_keep_alives_is_given_up_whatever_is_asked() {
     within_bound(|| assert_stuck(storage(&env, &hostile).read_range(FileKind::Pack, NAME, 0, 100_000)));
     hostile.always(Mischief::Mute(kind::READDIR));
     within_bound(|| assert_stuck(storage(&env, &hostile).list(FileKind::Snapshot)));
-    // The server takes the first megabytes, and then no more.
+    // The server accepts the first megabytes, and then no more.
     hostile.always(Mischief::Mute(kind::WRITE));
     let pack = vec![5; 12 << 20];
     within_bound(|| assert_stuck(storage(&env, &hostile).write(FileKind::Pack, NAME, &pack)));
@@ -95,7 +95,7 @@ fn a_server_that_is_slow_but_gets_on_is_waited_for() {
     let env = Env::new("sftp-slow");
     let hostile = Hostile::start(&env);
     let contents = with_a_pack(&env, &hostile);
-    // Each answer comes in time; all of them together do not.
+    // Each response arrives in time, but all of them together do not.
     hostile.always(Mischief::Trickle(kind::STAT, Duration::from_millis(20)));
     let storage = storage(&env, &hostile);
     let begun = Instant::now();
@@ -131,7 +131,7 @@ fn a_folder_or_a_file_without_end_is_cut_off() {
     hostile.always(Mischief::LongFiles(1 << 40));
     let storage = storage(&env, &hostile);
     for kind in FileKind::ALL {
-        // The server says that every name is there.
+        // The server reports that every name exists.
         let folder = if kind == FileKind::Config { String::new() } else { kind.folder().to_owned() };
         let path = hostile.home().join("repo").join(folder);
         fs::write(if kind == FileKind::Config { path.join("config") } else { path.join(NAME) }, "x").unwrap();
@@ -166,7 +166,7 @@ fn a_folder_that_the_servers_disk_cannot_sync_is_an_error_and_one_that_its_file_
     let env = Env::new("sftp-folder-sync");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
-    // What OpenSSH says of EIO, and of what only the system's words tell.
+    // How OpenSSH reports EIO, and errors that only the system's message identifies.
     for (status, words, is_error) in [
         (4, "Failure", true),
         (4, "Input/output error", true),
@@ -217,7 +217,7 @@ fn what_talks_without_end_and_speaks_no_ssh_is_reported_as_that() {
     let talker = thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();
         let line = b"220 this is a mail server\r\n".repeat(1000);
-        // Until it is cut off.
+        // Until the connection is cut off.
         while client.write_all(&line).is_ok() {}
     });
     let target = SftpAddress::parse(&format!("sftp://keeper@127.0.0.1:{port}/repo")).unwrap();

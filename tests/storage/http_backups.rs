@@ -1,4 +1,5 @@
-//! Whole backups to REST servers and buckets: over bad networks, with damage on the server, and beside a prune.
+//! Complete backups to REST servers and buckets: over bad networks, with damage on the server, and concurrent with a
+//! prune.
 
 // A test panics if a result is not what it expects.
 
@@ -14,11 +15,11 @@ use crate::support::{Call, Disk, Env, Machine, Output};
 use crate::with_keys;
 use serde_json::Value;
 
-/// As many as kvmb has at once.
+/// The number of concurrent connections of kvmb.
 const CONNECTIONS: usize = 6;
-/// Each that falls silent costs a wait, and one upload may meet them all.
+/// Each silent connection costs a timeout, and one upload may meet all of them.
 const SILENT_CONNECTIONS: usize = 3;
-/// How long a silent network is waited for.
+/// How long kvmb waits for a silent network.
 const SILENCE: &str = "2s";
 
 /// A server with a repository, a network in front of it, and a machine.
@@ -31,7 +32,7 @@ struct World<'e> {
 }
 
 impl<'e> World<'e> {
-    /// `url` makes the repository's address from the network's port.
+    /// Creates the environment. `url` builds the repository's address from the network's port.
     fn new(env: &'e Env, server: HttpServer, http: Value, url: impl FnOnce(u16) -> String) -> World<'e> {
         let proxy = Proxy::start(server.port(), Duration::ZERO);
         env.configure(&serde_json::json!({ "http": http }));
@@ -43,7 +44,7 @@ impl<'e> World<'e> {
         world
     }
 
-    /// A REST server with TLS, so that nothing can be changed on the way.
+    /// A REST server with TLS, so that data cannot be changed in transit.
     fn of_rest(env: &'e Env) -> World<'e> {
         let certificates = Certificates::make(env);
         let file = |name: &str| certificates.file(name).display().to_string();
@@ -63,16 +64,16 @@ impl<'e> World<'e> {
         with_keys(self.env.kvmb(args).args(["-r", &self.url]))
     }
 
-    /// The repository as its server has it.
+    /// Returns the repository's folder on the server.
     fn on_the_server(&self) -> String {
         let folder = if self.url.starts_with("s3:") { "bucket/repo" } else { "repo" };
         self.server.folder().join(folder).display().to_string()
     }
 
-    /// Does something while the network is in trouble, and says how often it was.
+    /// Runs a command during network troubles, and returns the number of troubles that occurred.
     fn in_trouble(&self, trouble: Trouble, seed: u64, args: &[&str]) -> (Output, usize) {
         let before = self.proxy.happened();
-        // Behind the handshake, in which any trouble is the end.
+        // After the handshake, in which every trouble is fatal.
         let connections = if trouble == Trouble::Stall { SILENT_CONNECTIONS } else { CONNECTIONS };
         self.proxy.order(&vec![trouble; connections], 16_000..MIB, seed);
         let output = self.kvmb(args).args(["--retry-for", "2m"]).run();
@@ -85,7 +86,7 @@ impl<'e> World<'e> {
     }
 }
 
-/// A backup, one of changes, a verification and a prune, all in trouble.
+/// A backup, an incremental one, a verification and a prune, each during troubles.
 fn backups_survive(world: &World, trouble: Trouble, seed: u64) {
     let mut happened = 0;
     let mut in_trouble = |seed: u64, args: &[&str]| {
@@ -161,7 +162,7 @@ fn two_backups_and_a_prune_share_a_bucket() {
         for machine in [&world.machine, &other] {
             machine.write_bytes("vda", 2 * MIB, &noise(10 + round, 2 * MIB));
         }
-        // Who finds the repository locked waits, and at worst gives up without harm.
+        // A command that finds the repository locked waits, and at worst gives up without damage.
         let running = [
             world.kvmb(&["backup", "vm"]).spawn(),
             world.kvmb(&["backup", "other"]).spawn(),
@@ -207,7 +208,7 @@ impl Harm {
     }
 }
 
-/// The largest file below a folder, or the smallest.
+/// Returns the largest or the smallest file below a folder.
 fn file_below(folder: &Path, largest: bool) -> PathBuf {
     if folder.is_file() {
         return folder.to_owned();
@@ -233,7 +234,7 @@ fn damage_on_a_server_is_found_and_not_restored() {
     let whole = env.repo();
     env.kvmb(["init", "-r", &whole]).run().assert_ok();
     env.kvmb(["backup", "vm", "-r", &whole]).run().assert_ok();
-    // A pack of chunks, one of trees, and the small files. That a snapshot is gone, nobody can know.
+    // A pack of chunks, one of trees, and the small files. A missing snapshot cannot be noticed.
     let places = ["data", "trees", "index", "snapshots", "keys", "config"];
     let mut cases = Vec::new();
     for folder in places {
@@ -250,7 +251,7 @@ fn damage_on_a_server_is_found_and_not_restored() {
             cases.push((name, folder, harm));
         }
     }
-    // The servers keep lists of what they have seen: the copies were there before them.
+    // The servers cache lists of files, so the copies must exist before they start.
     let rest = HttpServer::rclone(&env, "server", [""; 0]);
     let s3 = HttpServer::rclone_s3(&env, "server");
     let one = |name: &str, folder: &str, harm: Harm, url: &str| {
@@ -270,7 +271,7 @@ fn damage_on_a_server_is_found_and_not_restored() {
             let (one, rest, s3) = (&one, &rest, &s3);
             scope.spawn(move || {
                 for (number, (name, folder, harm)) in cases.iter().enumerate() {
-                    // Every other case by the other protocol: what is damaged is the same.
+                    // Every other case uses the other protocol; the damage is the same.
                     match number % 2 {
                         0 => one(name, folder, *harm, &rest.rest_url(name)),
                         _ => one(name, folder, *harm, &s3.s3_url(name)),

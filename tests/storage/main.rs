@@ -1,4 +1,4 @@
-//! Where repository files live: folders and SSH servers, over good networks and bad ones.
+//! Storage backends: folders and servers, over good and bad networks.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
@@ -24,15 +24,15 @@ mod s3_commands;
 mod sftp;
 mod sftp_logins;
 
-/// Longer than any call here takes, also on a busy host: what takes longer hangs.
+/// Longer than any call here takes, even on a busy host: a call that takes longer hangs.
 const BOUND: Duration = Duration::from_secs(240);
 
-/// A limit that nothing here reaches.
+/// Returns a limit that is never reached here.
 fn fast() -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(NonZeroU32::MAX, Arc::default()))
 }
 
-/// A call with the key of [`support::http_server::HttpServer::rclone_s3`].
+/// Adds the key of [`support::http_server::HttpServer::rclone_s3`] to a call.
 fn with_keys(call: Call) -> Call {
     call.env("AWS_ACCESS_KEY_ID", "keeper-key").env("AWS_SECRET_ACCESS_KEY", "swordfish-secret").limit(BOUND)
 }

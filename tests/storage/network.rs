@@ -1,5 +1,5 @@
-//! Networks that are slow, cut connections, fall silent or corrupt what passes, between kvmb and a real `sshd`: no
-//! wrong byte is stored, no point is lost, nothing hangs, and the machine does not notice.
+//! Networks that are slow, cut connections, fall silent or corrupt data, between kvmb and a real `sshd`: no wrong byte
+//! is stored, no point is lost, nothing hangs, and the machine is not affected.
 
 // A test panics if a result is not what it expects.
 
@@ -18,8 +18,7 @@ use kvmb::storage::sftp::{CONNECTIONS, SftpAddress, SftpStorage, SshContext};
 use kvmb::storage::{FileKind, Storage};
 use serde_json::Value;
 
-/// Bytes that nothing compresses.
-/// A server with a repository, a network in front of it, and a machine with 32 MiB that nothing compresses.
+/// A server with a repository, a network in front of it, and a machine with 32 MiB of incompressible data.
 struct World<'e> {
     env: &'e Env,
     sshd: Sshd,
@@ -32,7 +31,7 @@ impl<'e> World<'e> {
         let sshd = env.sshd();
         sshd.trust_host_key();
         let proxy = sshd.behind(Duration::ZERO);
-        // ssh's words for how long to wait for whom.
+        // ssh's settings for timeouts.
         fs::write(env.path("home/.ssh/config"), "ConnectTimeout 10\nServerAliveInterval 2\nServerAliveCountMax 2\n")
             .unwrap();
         let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
@@ -46,19 +45,19 @@ impl<'e> World<'e> {
         self.sshd.url_by(&self.proxy, "repo")
     }
 
-    /// A command on the repository, by the network.
+    /// Runs a command on the repository, through the network.
     fn kvmb(&self, args: &[&str]) -> Call {
         self.env.kvmb(args).args(["-r", &self.url()]).limit(BOUND)
     }
 
-    /// The repository as its server has it.
+    /// Returns the repository's folder on the server.
     fn on_the_server(&self) -> String {
         self.sshd.home().join("repo").display().to_string()
     }
 
-    /// Troubles of this kind from here on.
+    /// Orders troubles of this kind from here on.
     fn trouble(&self, trouble: Trouble, seed: u64) {
-        // For each connection that is made at once.
+        // One for each concurrent connection.
         self.proxy.order(&[trouble; CONNECTIONS], 1000..3 * MIB, seed);
     }
 
@@ -66,21 +65,21 @@ impl<'e> World<'e> {
         self.kvmb(&["backup", "vm", "--retry-for", "2m"]).run().assert_ok().record_of("point")
     }
 
-    /// The machine runs on, and nothing of a capture is left.
+    /// Fails unless the machine still runs, and nothing of a capture is left.
     fn assert_untouched(&self) {
         assert_eq!(self.machine.status(), "prelaunch", "as it was started");
         assert!(!self.machine.is_captured());
         self.env.assert_nothing_left();
     }
 
-    /// What restic thinks of the repository, and whether a point of it is this machine.
+    /// Fails unless restic finds no errors in the repository, and a point of it equals the machine.
     fn assert_whole(&self, point: &Value) {
         self.env.restic(self.on_the_server()).check();
         assert_restores(self.env, &self.on_the_server(), point, &self.machine.models());
     }
 }
 
-/// Everything that kvmb does with a server, in troubles of one kind.
+/// Everything that kvmb does with a server, during troubles of one kind.
 fn everything_survives(trouble: Trouble, seed: u64) {
     let env = Env::new("network");
     let world = World::new(&env);
@@ -182,7 +181,7 @@ fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete()
     let sshd = env.sshd();
     sshd.trust_host_key();
     let disk = env.tmpfs("server-disk", 96 * MIB);
-    // The server looks at the world as it was when it started.
+    // The server's mount namespace is a copy made when it starts.
     sshd.stop();
     sshd.run();
     let folder = disk.path().join("repo").display().to_string();
@@ -242,7 +241,7 @@ fn a_quota_that_is_used_up_is_reported_and_with_a_larger_one_the_next_run_is_com
 
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
-/// An empty repository on a server that is so far away in each direction.
+/// Creates an empty repository on a server with this delay in each direction.
 fn far_away(env: &Env, delay: Duration) -> (Sshd, Proxy, SftpStorage) {
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -265,7 +264,7 @@ fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
             scope.spawn(|| assert_eq!(storage.read(FileKind::Lock, NAME).unwrap(), b"short"));
         }
     });
-    // Two reads are four round trips of 2 s; a connection alone is more than ten.
+    // Two reads are four round trips of 2 s; a connection alone takes more than ten.
     assert!(begun.elapsed() < Duration::from_secs(18), "{:?}", begun.elapsed());
 }
 
@@ -274,13 +273,14 @@ fn over_a_distance_a_file_takes_few_round_trips() {
     let env = Env::new("network-turns");
     let (_sshd, proxy, storage) = far_away(&env, Duration::from_millis(100));
     let contents = vec![5; 300_000];
-    // Makes the folder.
+    // Creates the folder.
     storage.write(FileKind::Pack, NAME, &contents).unwrap();
-    // A busy host splits what belongs together, and then counts more turns than were waited for; never fewer.
+    // A busy host splits messages and then counts more turns than there were waits, but never fewer.
     let turns = |what: &str, wanted: u64, call: &dyn Fn(&str)| {
         let measured = ["bb", "cc", "dd"].map(|folder| {
             let name = format!("{folder}{}", &NAME[2..]);
-            // So that the server has spoken last: after long answers the client may say that it has room again.
+            // The server must be the last to send: after long responses, the client may announce that its window is
+            // open again.
             assert!(storage.size(FileKind::Config, "").unwrap_err().is_not_found());
             let before = proxy.turns();
             call(&name);
@@ -289,7 +289,7 @@ fn over_a_distance_a_file_takes_few_round_trips() {
         assert_eq!(measured.iter().min(), Some(&wanted), "{what}: {measured:?}");
     };
     turns("write into a new folder", 6, &|name| storage.write(FileKind::Pack, name, &contents).unwrap());
-    // What was read is closed with the next request.
+    // The file that was read is closed together with the next request.
     turns("write", 3, &|name| storage.write(FileKind::Pack, name, &contents).unwrap());
     turns("read_range", 2, &|name| drop(storage.read_range(FileKind::Pack, name, 10, 200_000).unwrap()));
     turns("read", 3, &|name| drop(storage.read(FileKind::Pack, name).unwrap()));
@@ -340,15 +340,15 @@ fn over_a_distance_a_repository_that_did_not_change_is_open_after_few_round_trip
         lock.release().unwrap();
         [open, lock_turns, lists, turns()]
     };
-    // What the first one reads the others have.
+    // The first run's reads are cached for the others.
     run(false);
-    // As above: a busy host counts more, and never fewer.
+    // As above: a busy host counts more turns, but never fewer.
     let fewest = |only_reads| -> Vec<u64> {
         let runs = [(); 3].map(|()| run(only_reads));
         (0..4).map(|stage| runs.iter().map(|run| run[stage]).min().unwrap()).collect()
     };
-    // The config with the lists of keys and locks; the lock, and the look at others; index and snapshots; the end.
+    // The config with the lists of keys and locks; the lock and the check for others; index and snapshots; the end.
     assert_eq!(fewest(false), [2, 4, 2, 1]);
-    // Who only reads lists the snapshots with the look at others.
+    // A reader lists the snapshots together with the check for other locks.
     assert_eq!(fewest(true), [2, 4, 0, 1]);
 }

@@ -1,4 +1,5 @@
-//! What is locked in a bucket stays: nobody removes or changes it until its time is over, and a prune leaves it.
+//! Locked objects in a bucket are kept: nobody can remove or change them until the lock expires, and a prune leaves
+//! them.
 
 // A test panics if a result is not what it expects.
 
@@ -10,7 +11,7 @@ use crate::with_keys;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
-/// Prints a line for each version of an object: its key, until when it is locked, and whether it is the latest.
+/// Prints a line for each version of an object: its key, its lock's expiry, and whether it is the latest version.
 const LOCKS: &str = "
 for version in s3.list_object_versions(Bucket='bucket').get('Versions', []):
     found = s3.head_object(Bucket='bucket', Key=version['Key'], VersionId=version['VersionId'])
@@ -18,7 +19,7 @@ for version in s3.list_object_versions(Bucket='bucket').get('Versions', []):
     print(version['Key'], until.isoformat() if until else '-', found.get('ObjectLockMode', '-'), version['IsLatest'])
 ";
 
-/// Tries to remove every version of every object, as somebody does who wants to destroy the backups.
+/// Tries to remove every version of every object, like an attacker who wants to destroy the backups.
 const DESTROY: &str = "
 for version in s3.list_object_versions(Bucket='bucket').get('Versions', []):
     try:
@@ -28,7 +29,7 @@ for version in s3.list_object_versions(Bucket='bucket').get('Versions', []):
         assert 'AccessDenied' in str(error), error
 ";
 
-/// Has the time of all locks be over whose keys have this word: moto permits it.
+/// Lets the locks of all objects whose keys contain this word expire, which moto permits.
 fn end_locks(env: &Env, server: &HttpServer, word: &str) {
     let code = format!(
         "
@@ -46,7 +47,7 @@ fn kvmb(env: &Env, url: &str, args: &[&str]) -> Output {
     with_keys(env.kvmb(args).args(["-r", url])).run()
 }
 
-/// A version of an object, as the server has it.
+/// A version of an object on the server.
 #[derive(Debug)]
 struct Version {
     key: String,
@@ -60,7 +61,7 @@ impl Version {
     }
 
     fn days_left(&self) -> i64 {
-        // A run takes minutes at most.
+        // A run takes at most a few minutes.
         let left = self.until.map_or(TimeDelta::zero(), |until| until - Utc::now());
         (left + TimeDelta::hours(12)).num_days()
     }
@@ -98,7 +99,7 @@ fn what_is_locked_survives_whoever_has_the_keys_and_is_locked_again_in_time() {
     let locks: Vec<&Version> = locked.iter().filter(|version| version.is_in("locks/")).collect();
     assert!(!locks.is_empty() && locks.iter().all(|lock| lock.until.is_none()), "{locks:#?}");
 
-    // What the second point needs of the first is locked for less than half of the new time.
+    // The data of the first point that the second one needs is locked for less than half of the new time.
     machine.write_bytes("vda", 8 * MIB, &noise(2, MIB));
     let second = kvmb(&env, &url, &["backup", "vm", "--lock-for", "30d"]).assert_ok().record_of("point");
     let again = versions(&env, &server);
@@ -109,14 +110,14 @@ fn what_is_locked_survives_whoever_has_the_keys_and_is_locked_again_in_time() {
     assert_eq!(left(&format!("kvm/snapshots/{}", id_of(&first))), Some(10), "nothing needs the old point");
     assert_eq!(left("kvm/config"), Some(30));
 
-    // All keys in the wrong hands: only the locks of programs go.
+    // With all keys in the wrong hands, only repository locks can be removed.
     let removed = server.administer(&env, DESTROY);
     assert!(removed.lines().all(|line| line.contains("/locks/")), "{removed}");
     kvmb(&env, &url, &["verify", "--all"]).assert_ok();
     assert_restores_over(&env, &url, &second, &machine);
 }
 
-/// By restic, which knows nothing of locks.
+/// With restic, which knows nothing about object locks.
 fn assert_restores_over(env: &Env, url: &str, point: &Value, machine: &crate::support::Machine) {
     let copy = env.path("copy").display().to_string();
     env.restic(copy.clone()).init();
@@ -152,7 +153,7 @@ fn a_prune_leaves_what_is_locked_and_says_until_when() {
     assert_eq!((until - Utc::now() + TimeDelta::hours(12)).num_days(), 30, "{output}");
     assert_eq!((points(), prune_of(&output)["locked_packs"].clone()), (2, Value::from(0)), "{output}");
 
-    // The point may go, its data not yet: no index names it any more, and it is there.
+    // The point may be removed, but its data not yet: it still exists, without an index entry.
     end_locks(&env, &server, "/snapshots/");
     let output = prune();
     let pruned = prune_of(&output);
@@ -187,7 +188,7 @@ fn where_nothing_can_be_locked_nothing_is_written() {
     let refused = kvmb(&env, &url, &["init", "--lock-for", "30d"]).assert_code(1);
     assert!(refused.stdout().contains("\"unsupported\"") && refused.stderr().contains("Object Lock"), "{refused}");
     assert_eq!(server.administer(&env, "print(s3.list_objects_v2(Bucket='bucket')['KeyCount'])").trim(), "0");
-    // A repository that is there: the backup stores nothing.
+    // An existing repository: the backup stores nothing.
     kvmb(&env, &url, &["init"]).assert_ok();
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
     machine.write_bytes("vda", 0, &noise(3, MIB));
@@ -210,7 +211,7 @@ fn where_nothing_can_be_locked_nothing_is_written() {
         let refused = kvmb(&env, &folder, args).assert_code(2);
         assert!(refused.stderr().contains("not a bucket"), "{refused}");
     }
-    // In a bucket that can, as the second repository.
+    // In a bucket that supports it, as the second repository.
     let copy = server.s3_url("other-bucket/kvm");
     kvmb(&env, &copy, &["init", "--lock-for", "1d"]).assert_ok();
     env.configure(&serde_json::json!({}));

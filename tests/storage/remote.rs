@@ -1,4 +1,4 @@
-//! `kvmb remote`, and whole backups over SSH, with a real `sshd`.
+//! `kvmb remote`, and complete backups over SSH, with a real `sshd`.
 
 // A test panics if a result is not what it expects.
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// The statuses of the checks, in order.
+/// Returns the names and statuses of the checks, in order.
 fn statuses(output: &Output) -> Vec<(String, String)> {
     let word = |check: &Value, field: &str| check[field].as_str().unwrap().to_owned();
     output.records_of("check").iter().map(|check| (word(check, "check"), word(check, "status"))).collect()
@@ -62,7 +62,7 @@ fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_n
     let test = env.kvmb(["remote", "test", "-r", &url]).run().assert_ok();
     assert!(statuses(&test).iter().all(|(_, status)| status == "ok"), "{test}");
 
-    // The key is good for SFTP and nothing else.
+    // The key permits SFTP and nothing else.
     let shell = Command::new("ssh")
         .args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i"])
         .arg(&key)
@@ -120,12 +120,12 @@ fn setup_works_without_a_terminal_and_says_what_it_would_do() {
     setup(&env, &sshd, &wrong).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_code(1);
     assert!(!sshd.known_hosts().exists());
 
-    // No way in.
+    // Login is impossible.
     let refused = setup(&env, &sshd, &accept).run().assert_code(1);
     assert_eq!(refused.record_of("failure")["code"], "login");
     assert!(sshd.known_hosts().exists());
 
-    // A list that somebody else began, its last line open.
+    // An existing list of somebody else, without a newline at the end of its last line.
     fs::write(sshd.authorized_keys(), "# others\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA other@host").unwrap();
     let done = setup(&env, &sshd, &[]).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_ok();
     assert_eq!(changes(&done), [false, false, true], "{done}");
@@ -147,7 +147,7 @@ fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_confi
     fs::write(sshd.authorized_keys(), others).unwrap();
     setup(&env, &sshd, &[]).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_ok();
     assert!(fs::read_to_string(sshd.authorized_keys()).unwrap().starts_with(others));
-    // This server looks for the end by itself, and tells what it was told.
+    // This server seeks to the end itself, but logs the offset that was requested.
     let log = fs::read_to_string(&log).unwrap();
     let written: Vec<_> = log.lines().filter(|line| line.contains(": write ")).collect();
     assert!(written.len() == 1 && written[0].contains(&format!(" off {} ", others.len())), "{written:?}\n{log}");
@@ -201,7 +201,7 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
     assert_eq!(statuses(&unknown).iter().map(|(_, status)| status.as_str()).collect::<Vec<_>>(), expected, "{unknown}");
     let hint = check_of(&unknown, "host_key")["hint"].as_str().unwrap().to_owned();
     let command = hint.split_once("kvmb remote test").unwrap().1;
-    // What the hint says works as it stands.
+    // The hint's command works unchanged.
     let accepted = env.sh(&format!("kvmb remote test {command}")).run().assert_code(1);
     assert_eq!(check_of(&accepted, "host_key")["status"], "ok", "{accepted}");
     assert_eq!(check_of(&accepted, "login")["status"], "critical", "{accepted}");
@@ -231,7 +231,7 @@ fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
     let env = Env::new("remote-interrupted");
     let sshd = env.sshd();
     sshd.trust_host_key();
-    // So far away that a short look takes seconds.
+    // With such a latency, even a short test takes seconds.
     let proxy = sshd.behind(Duration::from_millis(200));
     let files = || fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
     for (url, size, signal, code) in
@@ -293,7 +293,7 @@ fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_besid
         };
         assert!(mib(number).iter().all(|byte| *byte == wanted), "MiB {number}");
     }
-    // Nothing lies where only a local repository would be.
+    // Nothing is in the place where only a local repository would be.
     assert!(sshd.home().join("repo/snapshots").is_dir());
 }
 
@@ -328,7 +328,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
     let detail = path(&test)["detail"].as_str().unwrap().to_owned();
     assert!(detail.contains("backup/kvmb contains a repository"), "{detail}");
 
-    // Backups go there as the second copy, and are found there under either address.
+    // Backups are copied there, and are found there under either address.
     env.machine("vm1").disk(Disk::qcow2(MIB)).start_paused();
     env.kvmb(["init"]).run().assert_ok();
     env.kvmb(["backup"]).run().assert_ok();
@@ -336,25 +336,25 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
         let point = env.kvmb(["points", "-r", url]).run().assert_ok().record_of("point");
         assert_eq!((&point["repo"], &point["machine"]), (&json!(own), &json!("vm1")));
     }
-    // Under its own address too it is the server's, and not copied to itself.
+    // Under its own address it is also recognised as the server's, and not copied to itself.
     let output = env.kvmb(["backup", "-r", &own, "--dry-run"]).run().assert_ok();
     assert!(!output.record_of("action").as_object().unwrap().contains_key("copy_to"), "{output}");
     env.program("restic").args(sshd.restic_options()).args(["-q", "-r", &own, "check"]).run().assert_ok();
     assert_eq!(fs::read_to_string(&old).unwrap(), "of the forerunner");
 
-    // An empty folder is the repository itself; and what is left of a damaged one is not passed by.
+    // An empty folder is the repository itself; the remains of a damaged one are not skipped.
     let empty = sshd.home().join("empty");
     let url = configure(&empty);
     assert_eq!(env.kvmb(["init", "-r", &url]).run().assert_ok().record_of("action")["target"], url);
     fs::remove_file(empty.join("config")).unwrap();
     let failure = env.kvmb(["points", "-r", &url]).run().assert_code(4).record_of("failure");
     assert!(failure["error"].as_str().unwrap().contains("/empty is missing"), "{failure}");
-    // A folder of this host is at hand even if the way to the server cannot be told.
+    // A local folder is accessible even if the server's address cannot be resolved.
     fs::write(env.path("home/.ssh/config"), b"\xff").unwrap();
     env.kvmb(["points"]).run().assert_ok();
     env.kvmb(["points", "-r", &url]).run().assert_code(2).assert_stderr_has(".ssh/config");
     fs::remove_file(env.path("home/.ssh/config")).unwrap();
-    // An address that no configuration has is what it says.
+    // An address outside of the configuration is used as it is.
     env.configure(&json!({}));
     let url = format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), folder.display());
     env.kvmb(["points", "-r", &url]).run().assert_code(1);

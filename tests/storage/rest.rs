@@ -1,4 +1,4 @@
-//! Repositories on real REST servers: the promises of the storage, logins, TLS, and what servers refuse.
+//! Repositories on real REST servers: the contract of the storage, logins, TLS, and refused requests.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn plain(url: &str) -> RestStorage {
     at(url, &HttpContext::default())
 }
 
-/// One account.
+/// An account.
 #[derive(Debug)]
 struct Account(&'static str, &'static str);
 
@@ -49,7 +49,7 @@ fn server_error<T: std::fmt::Debug>(result: kvmb::storage::Result<T>) -> http::E
 fn a_server_that_overwrites_conforms() {
     let env = Env::new("rest-rclone");
     let server = HttpServer::rclone(&env, "server", [""; 0]);
-    // Both at once, for each creation waits a second.
+    // Concurrently, because each creation waits a second.
     std::thread::scope(|scope| {
         scope.spawn(|| conformance_without_overwriting(&plain(&server.rest_url("plain"))));
         let below: Arc<dyn Storage> = Arc::new(plain(&server.rest_url("decorated")));
@@ -62,7 +62,7 @@ fn a_server_that_overwrites_conforms() {
 fn a_server_that_never_overwrites_conforms() {
     let env = Env::new("rest-server");
     if !has_rest_server() {
-        // Debian 12 has none; there a server that overwrites, told not to, is as near as it gets.
+        // Debian 12 has no rest-server; rclone with --append-only is the closest substitute.
         return refuses_overwriting(&env, HttpServer::rclone(&env, "server", ["--append-only"]));
     }
     let server = HttpServer::rest_server(&env, "server", ["--no-auth", "--no-verify-upload"]);
@@ -72,7 +72,7 @@ fn a_server_that_never_overwrites_conforms() {
     refuses_overwriting(&env, HttpServer::rest_server(&env, "protected", ["--no-auth", "--append-only"]));
 }
 
-/// An append-only server: what is there stays, but for locks; the same once more is no error.
+/// An append-only server: existing files are kept, except locks; writing the same again is not an error.
 fn refuses_overwriting(_env: &Env, server: HttpServer) {
     let storage = plain(&server.rest_url("repo"));
     storage.create_layout().unwrap();
@@ -84,7 +84,7 @@ fn refuses_overwriting(_env: &Env, server: HttpServer) {
         assert!(matches!(error, http::Error::Denied { .. }) && !error.is_transient(), "{error:?}");
     }
     assert_eq!(storage.read(FileKind::Config, "").unwrap(), b"first");
-    // The SHA-256 of its contents, which restic's server compares.
+    // The SHA-256 of its content, which restic's server verifies.
     let lock = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
     storage.write(FileKind::Lock, lock, b"x").unwrap();
     storage.remove(FileKind::Lock, lock).unwrap();
@@ -120,10 +120,10 @@ fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
     assert!(matches!(error, http::Error::Certificate { .. }) && !error.is_transient(), "{error:?}");
     let context = HttpContext { ca_file: Some(certificates.file("ca.pem")), ..HttpContext::default() };
     at(&url, &context).create_layout().unwrap();
-    // Another name than the certificate has.
+    // Not the certificate's name.
     let error = server_error(at(&url.replace("127.0.0.1", "localhost"), &context).create_layout());
     assert!(matches!(error, http::Error::Certificate { .. }), "{error:?}");
-    // What is not encrypted is no TLS.
+    // An unencrypted server does not speak TLS.
     let open = HttpServer::rclone(&env, "open", [""; 0]);
     let error = server_error(at(&open.rest_url("repo").replace("http:", "https:"), &context).create_layout());
     assert!(matches!(error, http::Error::Tls { .. }), "{error:?}");
@@ -134,7 +134,7 @@ fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
     assert!(matches!(error, http::Error::ClientCertificate { .. }), "{error:?}");
     let context = HttpContext { client_certificate: Some(certificates.file("both.pem")), ..context };
     at(&url, &context).create_layout().unwrap();
-    // A file without what it should have is named.
+    // An error names the incomplete file.
     let broken = HttpContext { client_certificate: Some(certificates.file("ca.pem")), ..HttpContext::default() };
     let error = RestStorage::new(RestAddress::parse(&url).unwrap(), &broken).unwrap_err();
     assert!(error.to_string().ends_with("ca.pem: it contains no private key"), "{error}");
@@ -144,7 +144,7 @@ fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
 fn a_socket_of_this_host_is_a_server_too() {
     let env = Env::new("rest-unix");
     let server = HttpServer::rclone(&env, "server", [""; 0]);
-    // A socket that leads to the port.
+    // A socket that forwards to the port.
     let socket = env.path("rest.socket");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let port = server.port();
@@ -183,10 +183,10 @@ fn what_the_gate_refuses_is_not_stored() {
     };
     storage.write_gated(FileKind::Index, NAME, &contents, &gate).unwrap();
     assert_eq!(passed.load(Ordering::Relaxed), contents.len() as u64);
-    // The last question is about nothing: whether the file may have its name.
+    // The last call of the gate has a size of zero: whether the file may get its name.
     let stopped = storage.write_gated(FileKind::Snapshot, NAME, &contents, &|bytes| bytes > 0);
     assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
-    // rclone keeps the beginning of an upload that was given up, but says so by its size.
+    // rclone keeps the beginning of an aborted upload, but reports its size.
     match storage.size(FileKind::Snapshot, NAME) {
         Ok(size) => assert!(size < contents.len() as u64, "{size}"),
         Err(error) => assert!(error.is_not_found(), "{error:?}"),
@@ -209,7 +209,7 @@ fn a_server_that_falls_silent_is_not_waited_for_and_a_cut_is_tried_again() {
     let error = server_error(storage.write(FileKind::Pack, NAME, &contents));
     assert!(matches!(error, http::Error::Silent { .. }) && error.is_transient(), "{error:?}");
 
-    // One that shall end waits less.
+    // A run that must end waits less.
     let stop = Arc::new(AtomicBool::new(true));
     let mut context = HttpContext { stop, ..HttpContext::default() };
     context.timeouts.ending = Duration::from_millis(200);
@@ -228,18 +228,18 @@ fn a_server_that_falls_silent_is_not_waited_for_and_a_cut_is_tried_again() {
     assert!(proxy.happened() >= 4, "{}", proxy.happened());
 }
 
-/// Answers every request by its first line.
+/// Starts a server that answers every request depending on its first line.
 fn answering(mut answer: impl FnMut(&str) -> String + Send + 'static) -> String {
     format!("rest:http://127.0.0.1:{}/", answer_on_a_port(move |request| answer(&request.line)))
 }
 
-/// The same on a socket of this host.
+/// The same on a Unix socket.
 fn answering_locally(socket: &Path, mut answer: impl FnMut(&str) -> String + Send + 'static) -> String {
     answer_on_a_socket(socket, move |request| answer(&request.line));
     format!("rest:http+unix://{}:/", socket.display())
 }
 
-/// These answers, one after the other; the last one for all that come later.
+/// Returns these answers one after the other, and then the last one repeatedly.
 fn in_turn(answers: &[&str]) -> (Arc<AtomicUsize>, impl FnMut(&str) -> String + Send + use<>) {
     let texts: Vec<String> = answers.iter().map(|status| answer(status, "", "")).collect();
     let asked = Arc::new(AtomicUsize::new(0));
@@ -250,7 +250,7 @@ fn in_turn(answers: &[&str]) -> (Arc<AtomicUsize>, impl FnMut(&str) -> String + 
     })
 }
 
-/// Pauses that are short enough for a test.
+/// Retries with pauses that are short enough for a test.
 fn impatient(storage: RestStorage) -> RetryStorage {
     let shortest_pause = Duration::from_millis(1);
     RetryStorage::new(Arc::new(storage), RetryPolicy { shortest_pause, ..RetryPolicy::default() }, Arc::default())
@@ -273,7 +273,7 @@ fn without_tls_a_refusal_that_a_wrong_bit_explains_is_asked_about_once_more() {
     for refusal in [WRONG_BIT, WRONG_LOGIN, BAD, DENIED, GONE] {
         let (result, asked) = size(&[refusal, YES]);
         assert!(result.is_ok() && asked == 2, "{refusal:?}: {asked}: {result:?}");
-        // What stays is said after the second time, with no wait.
+        // A permanent error is reported after the second request, without a pause.
         let (result, asked) = size(&[refusal]);
         assert!(result.is_err() && asked == 2, "{refusal:?}: {asked}: {result:?}");
     }
@@ -282,7 +282,7 @@ fn without_tls_a_refusal_that_a_wrong_bit_explains_is_asked_about_once_more() {
     let (result, _) = size(&[GONE]);
     assert!(result.unwrap_err().is_not_found());
 
-    // A server that answered before speaks the protocol and knows the login.
+    // A server that answered before speaks the protocol and accepts the login.
     let (asked, answer) = in_turn(&[YES, WRONG_BIT, WRONG_LOGIN, BAD, WRONG_BIT, YES]);
     let storage = impatient(plain(&answering(answer)));
     for _ in 0..2 {
@@ -321,14 +321,14 @@ fn an_upload_that_rest_server_finds_changed_is_sent_again() {
     let (asked, answer) = in_turn(&[BAD, GONE, YES]);
     let storage = impatient(plain(&answering_locally(&socket("once"), answer)));
     storage.write(FileKind::Pack, NAME, b"contents").unwrap();
-    // The second time, whether the first one has left it.
+    // The second request asks whether the first one has stored it.
     assert_eq!(asked.load(Ordering::Relaxed), 3);
     let (asked, answer) = in_turn(&[BAD, GONE, BAD]);
     let storage = impatient(plain(&answering_locally(&socket("always"), answer)));
     let error = server_error(storage.write(FileKind::Pack, NAME, b"contents"));
     assert!(matches!(error, http::Error::Refused { status: 400, .. }), "{error:?}");
     assert_eq!(asked.load(Ordering::Relaxed), 3);
-    // Where nothing can be changed, nothing else is asked twice.
+    // On a Unix socket, where data cannot be changed in transit, nothing else is repeated.
     let (asked, answer) = in_turn(&[WRONG_LOGIN]);
     let storage = impatient(plain(&answering_locally(&socket("login"), answer)));
     assert!(matches!(server_error(storage.size(FileKind::Pack, NAME)), http::Error::Login { .. }));
@@ -361,7 +361,7 @@ fn a_server_that_sends_nonsense_or_elsewhere_is_no_repository() {
         ("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), false),
         (format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n{close}"), false),
         (format!("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n{close}"), true),
-        // The answer ends early.
+        // The response is truncated.
         (format!("HTTP/1.1 200 OK\r\nContent-Length: 40\r\n{close}[]"), true),
     ];
     for (answer, is_transient) in cases {
@@ -369,7 +369,7 @@ fn a_server_that_sends_nonsense_or_elsewhere_is_no_repository() {
         let error = server_error(plain(&answering(move |_| text.clone())).list(FileKind::Key));
         assert_eq!(error.is_transient(), is_transient, "{answer:?}: {error:?}");
     }
-    // More than any file of its kind has is not read to its end.
+    // A response longer than any file of its kind is not read to its end.
     let endless = format!("HTTP/1.1 200 OK\r\n{close}{}", "x".repeat(1 << 20));
     let read = plain(&answering(move |_| endless.clone())).read(FileKind::Key, NAME);
     assert!(matches!(read, Err(Error::TooLong { .. })), "{read:?}");

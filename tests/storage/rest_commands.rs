@@ -1,4 +1,4 @@
-//! The commands on real REST servers, beside restic, and what an append-only server is good for.
+//! The commands on real REST servers, together with restic, and the benefit of an append-only server.
 
 // A test panics if a result is not what it expects.
 
@@ -27,7 +27,7 @@ fn kvmb_and_restic_share_a_repository_on_a_server_and_no_secret_is_seen() {
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
     machine.write_bytes("vda", 0, &noise(1, 4 * MIB));
 
-    // restic makes it; what it knows by variables, kvmb knows by them too.
+    // restic creates it; kvmb understands restic's variables.
     let restic = |args: &[&str]| {
         let url = url.replace("http://", "http://keeper:swordfish-7261@");
         env.program("restic").args(["-q", "-r", &url]).args(args).limit(BOUND).run().assert_ok()
@@ -58,12 +58,12 @@ fn kvmb_and_restic_share_a_repository_on_a_server_and_no_secret_is_seen() {
 
     let log = fs::read_to_string(env.log_file()).unwrap_or_default();
     for text in [&log, &server.log(), &seen] {
-        // As it is, and as basic authentication sends it.
+        // In plain text, and as in basic authentication.
         for secret in ["swordfish", "a2VlcGVyOnN3b3JkZmlzaC03MjYx"] {
             assert!(!text.contains(secret), "a secret in a log");
         }
     }
-    // Each step by itself: the server is there, and the repository is.
+    // Each step separately: the server responds, and the repository exists.
     let tested = kvmb(&["remote", "test"]).records_of("check");
     assert!(tested.len() == 4 && tested.iter().all(|check| check["status"] == "ok"), "{tested:#?}");
     let tested = env.kvmb(["remote", "test", "-r", &url]).limit(BOUND).run().assert_code(1).records_of("check");
@@ -164,7 +164,7 @@ fn a_proxy_that_does_not_let_us_through_is_named_and_not_asked_again() {
     let socks = points(url, "ALL_PROXY", "socks5://127.0.0.1:1").assert_code(2).record_of("failure");
     assert!(socks["error"].as_str().unwrap().contains("SOCKS"), "{socks:#}");
 
-    // A server without TLS has a proxy of its own, or none.
+    // A server without TLS uses another proxy variable, or none.
     let server = HttpServer::rclone(&env, "server", [""; 0]);
     let plain = points(&server.rest_url("kvm"), "HTTPS_PROXY", &address).assert_code(1).record_of("failure");
     assert_eq!(plain["code"], "no_repository", "{plain:#}");

@@ -1,5 +1,5 @@
-//! Repositories in object storages: the promises of the storage on `rclone serve s3`, which overwrites whatever it is
-//! asked, and on moto, which honours conditions.
+//! Repositories in object storage: the contract of the storage on `rclone serve s3`, which always overwrites, and on
+//! moto, which supports conditional requests.
 
 // A test panics if a result is not what it expects.
 
@@ -21,7 +21,7 @@ use kvmb::storage::sftp::Secret;
 use kvmb::storage::testing::{FaultStorage, conformance, conformance_without_overwriting};
 use kvmb::storage::{Error, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 
-/// The keys that the servers are started with.
+/// The keys of the servers.
 #[derive(Debug)]
 struct Keys(&'static str, &'static str);
 
@@ -47,7 +47,7 @@ fn at(url: &str) -> S3Storage {
     with(url, RIGHT, &S3Options::default())
 }
 
-/// 64 hexadecimal digits, with different first bytes.
+/// Returns 64 hexadecimal digits, with varying first bytes.
 fn name(number: usize) -> String {
     format!("{:02x}{number:062x}", number % 256)
 }
@@ -64,9 +64,9 @@ fn server_error<T: std::fmt::Debug>(result: kvmb::storage::Result<T>) -> http::E
 fn a_server_that_ignores_conditions_conforms() {
     let env = Env::new("s3-rclone");
     let server = HttpServer::rclone_s3(&env, "server");
-    // It fails now and then, with status 500, where folders are made and removed at a moment.
+    // It occasionally fails with status 500 if folders are created and removed at the same moment.
     let retried = |below: Arc<dyn Storage>| RetryStorage::new(below, RetryPolicy::default(), Arc::default());
-    // Both at once, for each creation waits a second.
+    // Concurrently, because each creation waits a second.
     std::thread::scope(|scope| {
         scope.spawn(|| conformance_without_overwriting(&retried(Arc::new(at(&server.s3_url("bucket/plain"))))));
         let faults = Arc::new(FaultStorage::new(Arc::new(at(&server.s3_url("other-bucket")))));
@@ -78,10 +78,10 @@ fn a_server_that_ignores_conditions_conforms() {
 fn a_server_that_honours_conditions_conforms() {
     let env = Env::new("s3-moto");
     let server = HttpServer::moto(&env, "server");
-    // It fails now and then, with status 500, where the same object is written twice at a moment.
+    // It occasionally fails with status 500 if the same object is written twice at the same moment.
     let below = Arc::new(at(&server.s3_url("bucket/deep/er")));
     conformance(&RetryStorage::new(below, RetryPolicy::default(), Arc::default()));
-    // Of one region, while another is configured; and what is asked of each object.
+    // A bucket in another region than the configured one, and the properties of each object.
     let elsewhere = S3Options { region: Some("eu-central-1".to_owned()), ..S3Options::default() };
     let storage = with(&server.s3_url("far-bucket"), RIGHT, &elsewhere);
     storage.create_layout().unwrap();
@@ -109,7 +109,7 @@ fn a_long_file_goes_out_in_parts() {
     storage.write(FileKind::Pack, &name(1), &long).unwrap();
     assert!(storage.read(FileKind::Pack, &name(1)).unwrap() == long);
     assert!(storage.read_range(FileKind::Pack, &name(1), 5 << 20, 3 << 20).unwrap() == long[5 << 20..8 << 20]);
-    // One that is stopped leaves nothing under its name.
+    // An interrupted upload leaves no object under its name.
     let stopped = storage.write_gated(FileKind::Pack, &name(2), &long, &|bytes| bytes > 0);
     assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
     assert!(storage.size(FileKind::Pack, &name(2)).unwrap_err().is_not_found());
@@ -120,7 +120,7 @@ fn a_long_file_goes_out_in_parts() {
 fn a_long_listing_comes_in_pages() {
     let env = Env::new("s3-pages");
     let server = HttpServer::rclone_s3(&env, "server");
-    // More than a page has, as if a thousand packs had been written.
+    // More than one page, as if a thousand packs had been written.
     let mut wanted: Vec<String> = (0..1100).map(name).collect();
     let data = server.folder().join("bucket/repo/data");
     for name in &wanted {
@@ -128,7 +128,7 @@ fn a_long_listing_comes_in_pages() {
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(name), "x").unwrap();
     }
-    // What is none of a repository's files is not listed.
+    // Files that do not belong to a repository are not listed.
     fs::create_dir_all(data.join("zz/deeper")).unwrap();
     fs::write(data.join("zz/deeper/file"), "x").unwrap();
     fs::write(data.join("zz/file"), "x").unwrap();
@@ -137,7 +137,7 @@ fn a_long_listing_comes_in_pages() {
     found.sort();
     wanted.sort();
     assert_eq!(found, wanted);
-    // They go by two requests; what is gone already is no error.
+    // They are removed with two requests; missing objects are not an error.
     let storage = at(&server.s3_url("bucket/repo"));
     assert!(storage.removal_batch() > 1);
     storage.remove_many(FileKind::Pack, &found).unwrap();
@@ -146,12 +146,12 @@ fn a_long_listing_comes_in_pages() {
     assert!(data.join("zz/file").exists(), "nothing else goes");
 }
 
-/// A server that answers each request with a status and a text; what was asked comes by the channel.
+/// Starts a server that answers each request with a status and a text, and sends the requests through the channel.
 fn answering(answer: fn(&str) -> (u16, &'static str)) -> (u16, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (asked, requests) = mpsc::channel();
-    // Whoever stops asking ends it with the test's process.
+    // The thread ends with the test's process.
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = BufReader::new(stream.unwrap());
@@ -219,7 +219,7 @@ fn only_the_right_keys_open_a_bucket() {
     let nobody = S3Storage::new(S3Address::parse(&url).unwrap(), &S3Options::default(), &HttpContext::default());
     let error = server_error(nobody.unwrap().list(FileKind::Key));
     assert!(matches!(error, http::Error::NoKeys { .. }), "{error:?}");
-    // A bucket that is not there is not an empty one.
+    // A missing bucket is not an empty one.
     let missing = server_error(at(&server.s3_url("no-such-bucket")).list(FileKind::Key));
     assert!(matches!(missing, http::Error::Refused { status: 404, .. }) && !missing.is_transient(), "{missing:?}");
 }
@@ -229,7 +229,7 @@ fn what_is_cut_or_arrives_changed_is_sent_again() {
     let env = Env::new("s3-trouble");
     let server = HttpServer::rclone_s3(&env, "server");
     let proxy = Proxy::start(server.port(), Duration::ZERO);
-    // The signature names the port that was dialled.
+    // The signature covers the port of the connection.
     let url = format!("s3:http://127.0.0.1:{}/bucket/repo", proxy.port());
     let storage = at(&url);
     storage.create_layout().unwrap();
@@ -239,7 +239,7 @@ fn what_is_cut_or_arrives_changed_is_sent_again() {
     patient.write(FileKind::Pack, &name(1), &contents).unwrap();
     assert!(patient.read(FileKind::Pack, &name(1)).unwrap() == contents);
     assert!(proxy.happened() >= 1, "{}", proxy.happened());
-    // Well within the body: the signature is one of the body's SHA-256 too.
+    // Within the body, whose SHA-256 the signature covers too.
     proxy.order(&[Trouble::Flip], (1 << 20)..(1 << 20) + 1000, 4);
     let changed = server_error(at(&url).write(FileKind::Pack, &name(2), &contents));
     assert!(matches!(changed, http::Error::Corrupted { .. }), "{changed:?}");
@@ -251,7 +251,7 @@ fn what_is_cut_or_arrives_changed_is_sent_again() {
     assert!(patient.read(FileKind::Pack, &name(3)).unwrap() == contents);
 }
 
-/// A bucket, or what a server makes of it.
+/// Returns a bucket of a scripted server.
 fn scripted(answer: impl FnMut(&ScriptedRequest) -> String + Send + 'static) -> S3Storage {
     at(&format!("s3:http://127.0.0.1:{}/bucket/kvm", answer_on_a_port(answer)))
 }
@@ -269,7 +269,7 @@ fn keys_for_one_folder_need_not_look_at_the_bucket() {
         _ => denied(),
     });
     storage.create_layout().unwrap();
-    // What is said of the folder is what counts.
+    // Only the response about the folder counts.
     let storage = scripted(move |request| match request.line.starts_with("HEAD ") {
         true => answer("403 Forbidden", "", ""),
         false => denied(),

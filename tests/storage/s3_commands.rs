@@ -1,4 +1,4 @@
-//! The commands on object storages, beside restic.
+//! The commands on object storage, together with restic.
 
 // A test panics if a result is not what it expects.
 
@@ -34,7 +34,7 @@ fn kvmb_and_restic_share_a_bucket_and_no_secret_is_seen() {
     restic(&["forget", "--prune", id_of(&first)]);
     kvmb(&["verify", "--all"]);
     assert_restores(&env, &folder, &second, &machine.models());
-    // What is written to a bucket is removed by both.
+    // Objects in a bucket are removed by both programs.
     kvmb(&["prune", "--keep-last", "1", "--max-unused", "0%"]);
     restic(&["check", "--read-data"]);
 
@@ -83,10 +83,10 @@ fn remote_setup_keeps_a_login_that_the_server_accepts() {
     let setup = |url: &str| env.kvmb(["remote", "setup", "-r", url]).limit(BOUND);
     let account =
         |call: Call, password: &str| call.env("RESTIC_REST_USERNAME", "keeper").env("RESTIC_REST_PASSWORD", password);
-    // What the server refuses is not kept.
+    // A login that the server refuses is not stored.
     let before = fs::read_to_string(env.config_file()).unwrap();
     setup(&bucket).run().assert_code(1).assert_stderr_has("AWS_ACCESS_KEY_ID");
-    // Without a key nobody is asked, and asking again would not help.
+    // Without a key there is no request, and no retry.
     let without = env.kvmb(["points", "-r", &bucket]).run().assert_code(1).assert_stderr_has("no access key for");
     assert!(!without.stderr().contains("again"), "{without}");
     let wrong = with_keys(setup(&bucket)).env("AWS_SECRET_ACCESS_KEY", "herring").run().assert_code(1);
@@ -105,7 +105,7 @@ fn remote_setup_keeps_a_login_that_the_server_accepts() {
         let mode = fs::metadata(file.as_str().expect("a file")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
-    // Without a variable, as a scheduled backup.
+    // Without variables, like a scheduled backup.
     for url in [&bucket, &server] {
         env.kvmb(["init", "-r", url]).limit(BOUND).run().assert_ok();
         let again = setup(url).run().assert_ok().record_of("action");

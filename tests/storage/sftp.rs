@@ -1,4 +1,4 @@
-//! Repositories on a real `sshd`: the promises of the storage, and servers that fail.
+//! Repositories on a real `sshd`: the contract of the storage, and servers that fail.
 
 // A test panics if a result is not what it expects.
 
@@ -18,7 +18,7 @@ use kvmb::storage::{Error, FileAction, FileKind, LocalStorage, Storage};
 
 pub(crate) const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
-/// What kvmb would tell the storage layer in this world.
+/// Returns the SSH settings that kvmb would use in this environment.
 pub(crate) fn ssh_context(env: &Env) -> SshContext {
     let mut ssh_context = SshContext::new("root");
     ssh_context.home = Some(env.path("home"));
@@ -34,12 +34,12 @@ fn storage(env: &Env, sshd: &Sshd) -> SftpStorage {
     storage_at(&sshd.url("repo"), &ssh_context(env))
 }
 
-/// Whether this leads to the server.
+/// Tries to connect to the server.
 pub(crate) fn try_it(sshd: &Sshd, ssh_context: &SshContext) -> kvmb::storage::Result<()> {
     storage_at(&sshd.url("repo"), ssh_context).create_layout()
 }
 
-/// The server's error, whole.
+/// Returns the server's complete error.
 #[track_caller]
 pub(crate) fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
     match result {
@@ -68,7 +68,7 @@ fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_ther
     let local = LocalStorage::new(&root);
     assert_eq!(local.read(FileKind::Pack, NAME).unwrap(), b"x");
     assert_eq!(local.list(FileKind::Pack).unwrap().len(), storage.list(FileKind::Pack).unwrap().len());
-    // The other way to write an address leads to the same place.
+    // The other notation of the address refers to the same place.
     let absolute =
         storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &ssh_context(&env));
     assert_eq!(absolute.read(FileKind::Pack, NAME).unwrap(), b"x");
@@ -89,7 +89,7 @@ fn an_upload_at_a_pace_goes_out_piece_by_piece() {
     };
     let gate = |bytes: usize| {
         assert!(bytes < 256 << 10, "{bytes} at once");
-        // What was let through is there before the next piece may go.
+        // Data that was let through must have arrived before the next piece may be sent.
         wait_until("the last piece has arrived", Duration::from_secs(60), || {
             arrived() >= passed.load(Ordering::Relaxed)
         });
@@ -113,7 +113,7 @@ fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_aga
     sshd.trust_host_key();
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
-    // The folders that the server has synced since it was last looked at; it writes its log when it does a thing.
+    // Returns the folders that the server has synced since the last call; it logs each sync when it is done.
     let seen = Cell::new(0);
     let synced = || -> Vec<String> {
         let text = fs::read_to_string(&log).unwrap();
@@ -127,7 +127,7 @@ fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_aga
         storage.sync_folder(kind, NAME).unwrap();
         assert_eq!(synced(), folders);
     }
-    // A retry of `init` that finds everything made puts all of it on the disk all the same.
+    // Repeating `init` when everything exists syncs all of it again.
     storage.create_layout().unwrap();
     assert_eq!(synced(), [".", "repo"]);
 }
@@ -149,7 +149,7 @@ fn a_full_disk_says_so_and_leaves_nothing_half() {
     sshd.trust_host_key();
     let small = env.tmpfs("small", 8 << 20);
     let url = format!("sftp://{USER}@127.0.0.1:{}/{}/repo", sshd.port(), small.path().display());
-    // The server looks at the world as it was when it started.
+    // The server's mount namespace is a copy made when it starts.
     sshd.stop();
     sshd.run();
     let storage = storage_at(&url, &ssh_context(&env));
@@ -168,7 +168,7 @@ fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
     let sshd = env.sshd();
     sshd.trust_host_key();
     let quota = env.quota("quota", 8 << 20);
-    // The server looks at the world as it was when it started.
+    // The server's mount namespace is a copy made when it starts.
     sshd.stop();
     sshd.run();
     let repo = quota.path().join("repo");
@@ -189,7 +189,7 @@ fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
         assert!(storage.free_bytes().unwrap().unwrap() > 64 << 20, "that of the disk");
         is_quota(12 << 20);
         storage.write(FileKind::Pack, NAME, &vec![7; 1 << 20]).unwrap();
-        // Not even a byte more.
+        // Not a single byte more.
         quota.limit(1 << 20);
         is_quota(1);
         quota.limit(64 << 20);
@@ -237,7 +237,7 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
     sshd.trust_host_key();
     let root = sshd.home().join("repo");
     LocalStorage::new(&root).create_layout().unwrap();
-    // Everything that comes after the opening of what is there.
+    // All operations after opening an existing file.
     for refused in ["read", "fstat", "readdir", "write", "remove"] {
         fs::write(&denied, refused).unwrap();
         fs::write(root.join("snapshots").join(NAME), vec![7; 300_000]).unwrap();
@@ -256,7 +256,7 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
             let text = fs::read_to_string(&log).unwrap();
             text.lines().filter(|line| line.starts_with(word)).count()
         };
-        // The last one is closed with the next request, and nobody waits for that.
+        // The last handle is closed together with the next request, and nobody waits for that.
         assert!(storage.size(FileKind::Config, "").unwrap_err().is_not_found());
         wait_until(&format!("all is closed with {refused} refused"), Duration::from_secs(60), || {
             count("close ") + count("closedir ") == count("open ") + count("opendir ")
@@ -288,8 +288,8 @@ fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
     sshd.trust_host_key();
     let proxy = sshd.behind(Duration::ZERO);
     let mut cut = 0;
-    // Twice in the handshake, for a server shuts out who leaves before the login again and again; then, as SFTP begins,
-    // often.
+    // Twice in the handshake only, because a server blocks clients that repeatedly disconnect before the login; then
+    // often, at the beginning of SFTP.
     for after in [600, 2400].into_iter().chain((3800..8000).step_by(100)) {
         proxy.order(&[Trouble::Cut], after..after + 1, 0);
         if let Err(error) = storage_at(&sshd.url_by(&proxy, "repo"), &ssh_context(&env)).create_layout() {
@@ -331,7 +331,7 @@ fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not()
         slow.join().unwrap().unwrap();
     });
     sshd.freeze(true);
-    // Otherwise this would never end.
+    // Without the limit this would never end.
     let error = storage.write(FileKind::Pack, NAME, &vec![5; 8 << 20]).unwrap_err();
     assert!(
         matches!(&error, Error::Server { source, .. } if matches!(**source, sftp::Error::Silent { .. })),
@@ -358,7 +358,7 @@ fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up
     let begun = Instant::now();
     assert!(storage.size(FileKind::Lock, NAME).unwrap_err().is_transient());
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    // The others of a run that ends find that out at once: 20 times what the first one waited is much longer.
+    // The other calls of an ending run notice that immediately: 20 times the first wait would take much longer.
     let begun = Instant::now();
     for _ in 0..20 {
         assert!(storage.remove(FileKind::Lock, NAME).is_err());
@@ -391,7 +391,7 @@ fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
 #[test]
 fn a_server_that_answers_what_nobody_asked_is_cut_off() {
     let env = Env::new("sftp-babble");
-    // It says its version, and then without end that request 2^32-1 is done.
+    // It sends its version, and then endlessly reports that request 2^32-1 is done.
     let reply = r"\0\0\0\21\145\377\377\377\377\0\0\0\0\0\0\0\0\0\0\0\0";
     let script = env.path("babble");
     fs::write(&script, format!(r"printf '\0\0\0\5\2\0\0\0\3'; while printf '{reply}'; do :; done")).unwrap();

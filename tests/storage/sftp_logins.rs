@@ -1,4 +1,4 @@
-//! Logins at a real `sshd` - every way in, and every kind of host key - and what is said when one is refused.
+//! Logins to a real `sshd` - with every method and every type of host key - and the messages if one is refused.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use kvmb::storage::{FileKind, Storage};
 
 use crate::sftp::{NAME, server_error, ssh_context, storage_at, try_it};
 
-/// Says the same to everything, and remembers what it was asked.
+/// Gives the same answer to every question, and records the questions.
 #[derive(Debug, Default)]
 struct Oracle {
-    /// What it said first, so often, before it thought better of it.
+    /// How many wrong answers it gives first.
     typos: AtomicUsize,
     secret: Option<&'static str>,
     accepts: bool,
@@ -173,7 +173,7 @@ fn who_mistypes_a_passphrase_is_asked_three_times_too() {
     sshd.make_known("ed25519");
     let key = sshd.new_key("id_ed25519", "open sesame");
     sshd.authorize(&key);
-    // Also of a key in the older format.
+    // Also for a key in the older format.
     for rewritten in [false, true] {
         if rewritten {
             let pem = ["-q", "-p", "-m", "PEM", "-P", "open sesame", "-N", "open sesame", "-f"];
@@ -194,7 +194,7 @@ fn who_mistypes_a_passphrase_is_asked_three_times_too() {
             assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
             assert!(person.asked().iter().all(|question| question.starts_with("passphrase id_")));
         }
-        // Then for the password, as often.
+        // Then for the password, the same number of times.
         let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(9), ..Oracle::default() };
         let person = Arc::new(person);
         let refused = server_error(try_it(&sshd, &with(&ssh_context(&env), &person))).to_string();
@@ -215,7 +215,7 @@ fn the_servers_questions_are_answered() {
     storage.create_layout().unwrap();
     let asked = oracle.asked();
     assert!(asked.len() == 1 && asked[0].starts_with("answer") && asked[0].ends_with("true"), "{asked:?}");
-    // A further connection asks nobody.
+    // Another connection asks no questions.
     sshd.stop();
     sshd.run();
     assert!(storage.size(FileKind::Config, "").unwrap_err().is_transient());
@@ -245,10 +245,10 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
     fs::write(env.path("home/.ssh/config"), config).unwrap();
     storage_at("sftp:vault:repo", &ssh_context(&env)).create_layout().unwrap();
     assert!(sshd.home().join("repo/data").is_dir());
-    // IPv6, known under its own name.
+    // IPv6, known under its own address.
     let six = format!("[::1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
     fs::write(sshd.known_hosts(), six).unwrap();
-    // A longer interval than the system takes for a socket.
+    // A longer interval than the system accepts for a socket.
     let config = "IdentityFile ~/.ssh/special\nServerAliveInterval 40000\n";
     fs::write(env.path("home/.ssh/config"), config).unwrap();
     storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &ssh_context(&env)).create_layout().unwrap();
@@ -290,7 +290,7 @@ fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
     }
     configure("ProxyJump gate");
     env.kvmb(["init", "-r", "sftp:vault:repo"]).run().assert_ok();
-    // The host between does not let us in: it is said who did not.
+    // The proxy host refuses the login: the error says which host refused.
     fs::remove_file(gate.authorized_keys()).unwrap();
     let error = server_error(storage_at("sftp:vault:refused", &ssh_context(&env)).create_layout());
     assert!(
@@ -320,7 +320,7 @@ fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted(
     assert_eq!(fs::read_to_string(sshd.known_hosts()).unwrap(), line);
     try_it(&sshd, &ssh_context(&env)).unwrap();
 
-    // As Debian's ssh_config wants it.
+    // As in Debian's ssh_config.
     fs::remove_file(sshd.known_hosts()).unwrap();
     fs::create_dir_all(env.path("etc-ssh")).unwrap();
     fs::write(env.path("etc-ssh/ssh_config"), "Host *\n    HashKnownHosts yes\n").unwrap();
