@@ -3,7 +3,7 @@
 //! ```text
 //!  kvmb ── starts, by /proc/self/exe ──→ kvmb parse-guest
 //!   │                                     │  nothing is open but one socket
-//!   │ ←──── «bytes of disk 0 at …» ────── │  user nobody, no capabilities, no new privileges
+//!   │ ←──── "bytes of disk 0 at …" ────── │  user nobody, no capabilities, no new privileges
 //!   │ ────── verified bytes ────────────→ │  limits of memory and processor time
 //!   │ ←──── entries, data of files ────── │  system calls: read, write, memory, exit
 //!   └ checks what comes, writes files     └

@@ -93,7 +93,7 @@ fn misspelt(word: &str) -> String {
     letters.into_iter().collect()
 }
 
-/// What clap thinks was meant by a wrong line.
+/// Returns clap's suggestions for an invalid command line.
 fn suggestions(words: &[&str]) -> (ErrorKind, Vec<String>) {
     let error = kvmb::cli::command().try_get_matches_from(words).unwrap_err();
     let mut all = Vec::new();

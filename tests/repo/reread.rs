@@ -1,4 +1,4 @@
-//! What arrives changed over a network is read once more; what is damaged is read no more often than that.
+//! Data that arrives corrupted over a network is read once more; damaged data is not read more often than that.
 
 // A test panics if a result is not what it expects.
 
@@ -10,7 +10,7 @@ use kvmb::repo::{CheckOptions, Repository, check};
 use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation};
 use kvmb::storage::{FileKind, Storage, Transit};
 
-/// A repository behind a network, and what happens there.
+/// A repository behind a network that injects faults.
 struct Scene {
     memory: Arc<MemoryStorage>,
     network: Arc<FaultStorage>,
@@ -29,7 +29,7 @@ impl Scene {
         Repository::open(Arc::clone(&self.network) as Arc<dyn Storage>, &password())
     }
 
-    /// How often something was read.
+    /// Returns how often something was read.
     fn reads(&self, operation: Operation, kind: Option<FileKind>) -> usize {
         let calls = self.network.calls().into_iter();
         calls.filter(|call| call.operation == operation && (kind.is_none() || call.kind == kind)).count()
@@ -102,7 +102,7 @@ fn damage_is_said_in_the_same_words_and_read_a_few_times_at_most() {
                 calls.iter().filter(|c| is_read(c.operation) && c.kind == Some(kind) && is_it(c.length)).count();
             let most = if transit == Transit::Unprotected { 8 } else { 2 };
             assert!((1..=most).contains(&reads), "{transit:?} {kind}: {reads}");
-            // Each repository has names of its own.
+            // File names differ between repositories.
             let words = error.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !is_hex(word));
             words.collect::<Vec<_>>().join(" ")
         })
