@@ -520,7 +520,7 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
     assert!(faulty.list(FileKind::Lock).unwrap().len() > 3);
     assert_eq!(repo.snapshots().unwrap().snapshots.len(), 3);
     // An exclusive lock that remains is ignored as well once it is stale.
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(1200));
     drop(repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing).unwrap());
     std::thread::sleep(Duration::from_millis(1200));
     drop(repo.lock_with(LockMode::Shared, Duration::ZERO, timing).unwrap());
