@@ -92,7 +92,7 @@ const LIVE: &str = r#"<!-- kept -->
 "#;
 
 #[test]
-fn every_kind_of_disk_is_read() {
+fn parse_reads_every_disk_type_and_exclusion_reason() {
     let definition = Definition::parse(LIVE).unwrap();
     assert_eq!(definition.name, "web & db");
     assert_eq!(definition.title.as_deref(), Some("The web server"));
@@ -135,7 +135,7 @@ fn every_kind_of_disk_is_read() {
 }
 
 #[test]
-fn a_definition_without_changes_loses_only_what_a_running_machine_has() {
+fn rewrite_without_changes_drops_only_runtime_state() {
     let rewritten = rewrite(LIVE, &Changes::default()).unwrap();
     for gone in [
         "id='7'",
@@ -177,7 +177,7 @@ fn a_definition_without_changes_loses_only_what_a_running_machine_has() {
 }
 
 #[test]
-fn a_copy_gets_an_identity_of_its_own() {
+fn copy_gets_a_new_identity_and_its_own_file_paths() {
     let changes = Changes {
         name: Some("copy <1>".into()),
         uuid: Some("00000000-1111-2222-3333-444444444444".into()),
@@ -206,7 +206,7 @@ fn a_copy_gets_an_identity_of_its_own() {
 }
 
 #[test]
-fn every_kind_of_disk_becomes_a_flat_image() {
+fn every_disk_type_is_rewritten_to_a_flat_image() {
     let definition = Definition::parse(LIVE).unwrap();
     for disk in &definition.disks {
         for kind in [NewDiskKind::File, NewDiskKind::Block] {
@@ -242,7 +242,7 @@ fn every_kind_of_disk_becomes_a_flat_image() {
 }
 
 #[test]
-fn a_change_of_a_disk_that_is_not_there_is_refused() {
+fn dropping_an_unknown_disk_is_refused() {
     let changes = Changes { drop_disks: ["vdz".to_owned()].into(), ..Changes::default() };
     assert_eq!(rewrite(LIVE, &changes), Err(DefinitionError::NoSuchDisk("vdz".into())));
 }
@@ -277,7 +277,7 @@ fn hostile_documents_are_refused() {
 }
 
 #[test]
-fn no_truncated_definition_is_taken_for_a_whole_one() {
+fn truncated_definitions_are_refused() {
     let end = LIVE.trim_end().len();
     for length in (0..end).filter(|&length| LIVE.is_char_boundary(length)) {
         assert!(Definition::parse(&LIVE[..length]).is_err(), "{length}");
@@ -286,7 +286,7 @@ fn no_truncated_definition_is_taken_for_a_whole_one() {
 
 proptest! {
     #[test]
-    fn any_name_and_path_come_out_as_they_went_in(
+    fn names_and_paths_survive_rewrite_and_parse(
         name in "[^\\p{Cc}\\s]([^\\p{Cc}]{0,40}[^\\p{Cc}\\s])?",
         path in "/[^\\p{Cc}\u{0}]{0,60}",
         mac in any::<bool>(),
@@ -305,7 +305,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_definition_never_panics(at in 0..LIVE.len(), bytes in proptest::collection::vec(any::<u8>(), 0..12)) {
+    fn damaged_definitions_never_panic(at in 0..LIVE.len(), bytes in proptest::collection::vec(any::<u8>(), 0..12)) {
         let mut damaged = LIVE.as_bytes().to_vec();
         let end = (at + bytes.len()).min(damaged.len());
         damaged.splice(at..end, bytes);

@@ -371,7 +371,7 @@ fn all() -> impl Iterator<Item = (String, String, &'static Shape)> {
 }
 
 #[test]
-fn restored_in_place_every_definition_keeps_every_byte() {
+fn in_place_rewrite_keeps_every_definition_byte_for_byte() {
     for (name, xml, _) in all() {
         let parsed = Definition::parse(&xml).unwrap_or_else(|error| panic!("{name}: {error}"));
         let disk = parsed.disk("vda").expect("vda");
@@ -394,7 +394,7 @@ fn restored_in_place_every_definition_keeps_every_byte() {
 }
 
 #[test]
-fn a_copy_of_any_definition_shares_nothing_with_the_original() {
+fn copied_definitions_share_no_resources_with_the_original() {
     for (name, xml, (_, domain, devices, unwanted)) in all() {
         let new = NewDisk { path: "/copy/vm2-vda.qcow2".into(), kind: NewDiskKind::File, format: "qcow2".into() };
         let changes = Changes {
@@ -424,7 +424,7 @@ fn a_copy_of_any_definition_shares_nothing_with_the_original() {
 }
 
 #[test]
-fn a_machine_that_is_tried_out_reaches_nothing_of_the_host() {
+fn isolated_drill_definitions_have_no_access_to_the_host() {
     // Parts that may give access to the host, to people or to other machines.
     let gone = [
         "<hostdev",
@@ -490,7 +490,7 @@ fn a_machine_that_is_tried_out_reaches_nothing_of_the_host() {
 }
 
 #[test]
-fn networks_that_are_called_otherwise_here_are_renamed() {
+fn mapped_networks_and_bridges_are_renamed() {
     let devices = "<interface type='network'><source network='default'/></interface>\
                    <interface type='bridge'><source bridge='br0'/></interface>\
                    <interface type='direct'><source dev='eth0' mode='bridge'/></interface>";

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kvmb::capture::Hypervisor;
 
 #[test]
-fn a_root_that_another_process_holds_is_waited_for() {
+fn open_waits_for_a_root_locked_by_another_process() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir(root.path().join("etc")).unwrap();
     let uri = format!("qemu:///embed?root={}", root.path().display());

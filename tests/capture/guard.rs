@@ -63,7 +63,7 @@ fn fill_scratch(machine: &Machine) -> Duration {
 }
 
 #[test]
-fn the_job_ends_before_the_scratch_space_does_however_slowly_somebody_reads() {
+fn guard_ends_job_before_scratch_space_is_full_despite_slow_reader() {
     // QEMU must see the test's mounts, unlike a QEMU of libvirtd.
     let env = Env::new("guard scratch");
     let repo = init(&env);
@@ -86,7 +86,7 @@ fn the_job_ends_before_the_scratch_space_does_however_slowly_somebody_reads() {
 }
 
 #[test]
-fn a_guard_that_was_killed_is_started_again_by_whoever_reads() {
+fn killed_guard_is_restarted_by_the_next_reader() {
     let env = Env::with_libvirtd("guard killed");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -106,7 +106,7 @@ fn a_guard_that_was_killed_is_started_again_by_whoever_reads() {
 }
 
 #[test]
-fn a_capture_ends_with_its_lease_and_not_while_it_is_read() {
+fn capture_ends_when_its_lease_expires_but_not_while_read() {
     let env = Env::with_libvirtd("guard lease");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -135,7 +135,7 @@ fn a_capture_ends_with_its_lease_and_not_while_it_is_read() {
 }
 
 #[test]
-fn the_guard_of_a_run_that_was_killed_keeps_to_the_lease_and_clears() {
+fn guard_of_a_killed_run_clears_up_when_the_lease_ends() {
     let env = Env::with_libvirtd("guard orphaned");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -156,7 +156,7 @@ fn the_guard_of_a_run_that_was_killed_keeps_to_the_lease_and_clears() {
 }
 
 #[test]
-fn a_guard_and_others_take_turns_at_the_embedded_driver() {
+fn guard_and_other_processes_share_the_embedded_driver() {
     let env = Env::new("guard embedded");
     let machine = two_disks(&env, "vm");
     env.kvmb(["snapshot", "vm", "--lease", "1s"]).run().assert_ok();
@@ -169,7 +169,7 @@ fn a_guard_and_others_take_turns_at_the_embedded_driver() {
 }
 
 #[test]
-fn doctor_sees_that_a_guard_is_gone() {
+fn doctor_reports_an_ended_guard() {
     let env = Env::with_libvirtd("guard doctor");
     let _machine = two_disks(&env, "vm");
     env.kvmb(["snapshot", "vm"]).run().assert_ok();
@@ -199,7 +199,7 @@ fn doctor_sees_that_a_guard_is_gone() {
 }
 
 #[test]
-fn a_backup_whose_upload_is_slow_ends_soon_after_its_guard_ended_the_job() {
+fn slow_upload_fails_soon_after_the_guard_ends_the_job() {
     let env = Env::new("guard slow upload");
     let repo = init(&env);
     let (_scratch, folder) = small_scratch(&env);

@@ -13,7 +13,7 @@ use crate::support::{Env, FreezeMode, LinuxGuest, process};
 use serde_json::Value;
 
 #[test]
-fn a_frozen_guests_points_are_file_systems_as_after_a_clean_unmount() {
+fn points_of_a_frozen_guest_are_cleanly_unmounted_file_systems() {
     let env = Env::new("frozen guest");
     let repo = init(&env);
     let guest = env.linux_guest_on_qcow2("linux", FreezeMode::Normal);
@@ -40,7 +40,7 @@ fn a_frozen_guests_points_are_file_systems_as_after_a_clean_unmount() {
 }
 
 #[test]
-fn a_guest_that_is_not_frozen_has_all_that_it_synced_in_its_points() {
+fn points_of_an_unfrozen_guest_contain_all_synced_files() {
     let env = Env::new("guest without agent");
     let repo = init(&env);
     let guest = env.linux_guest_on_qcow2("linux", FreezeMode::NoAgent);
@@ -71,7 +71,7 @@ fn a_guest_that_is_not_frozen_has_all_that_it_synced_in_its_points() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_the_guest_is_frozen_leaves_it_to_the_next_to_thaw() {
+fn next_run_thaws_a_guest_left_frozen_by_a_killed_run() {
     let env = Env::new("killed while frozen");
     let repo = init(&env);
     let guest = env.linux_guest_on_qcow2("linux", FreezeMode::Normal);
@@ -105,7 +105,7 @@ fn a_run_that_is_killed_while_the_guest_is_frozen_leaves_it_to_the_next_to_thaw(
 }
 
 #[test]
-fn a_guest_that_full_scratch_space_stopped_goes_on_once_its_backup_is_over() {
+fn guest_stopped_by_full_scratch_space_resumes_after_the_backup() {
     let env = Env::new("stopped by scratch");
     let repo = init(&env);
     let guest = env.linux_guest_on_qcow2("linux", FreezeMode::NoAgent);

@@ -80,7 +80,7 @@ fn names_in(env: &Env, point: &Value) -> String {
 }
 
 #[test]
-fn what_is_planted_in_the_place_of_a_file_is_not_read() {
+fn planted_files_in_place_of_nvram_are_not_read() {
     let env = Env::new("planted");
     init(&env);
     let (secret, folder) = (secret(&env), env.path("nvram"));
@@ -143,7 +143,7 @@ fn what_is_planted_in_the_place_of_a_file_is_not_read() {
 }
 
 #[test]
-fn a_part_that_is_missing_in_a_pipe_or_of_a_running_machine() {
+fn point_from_a_pipe_reports_a_missing_kernel() {
     let env = Env::new("missing part");
     init(&env);
     let folder = env.path("nvram");
@@ -176,7 +176,7 @@ fn a_part_that_is_missing_in_a_pipe_or_of_a_running_machine() {
 }
 
 #[test]
-fn the_state_of_a_tpm_is_read_in_its_own_folder_only() {
+fn tpm_state_is_read_only_from_its_own_folder() {
     let env = Env::new("TPM planted");
     init(&env);
     let secret = secret(&env);
@@ -204,7 +204,7 @@ fn the_state_of_a_tpm_is_read_in_its_own_folder_only() {
 }
 
 #[test]
-fn what_root_linked_is_followed() {
+fn links_made_by_root_are_followed() {
     let env = Env::new("root's links");
     init(&env);
     let folder = roots_folder();
@@ -240,7 +240,7 @@ fn backup_ok(env: &Env) -> Value {
 }
 
 #[test]
-fn a_restore_does_not_write_where_a_planted_link_leads() {
+fn restore_does_not_write_through_planted_links() {
     let env = Env::new("restore planted");
     init(&env);
     let (secret, folder) = (secret(&env), env.path("nvram"));
@@ -281,7 +281,7 @@ fn a_restore_does_not_write_where_a_planted_link_leads() {
 }
 
 #[test]
-fn a_restored_tpm_state_stays_in_its_folder() {
+fn tpm_state_restore_refuses_a_planted_link() {
     let env = Env::new("restore TPM planted");
     init(&env);
     let above = env.path("swtpm");
@@ -342,7 +342,7 @@ fn folder_of(root: &Tree) -> (String, Id) {
 }
 
 #[test]
-fn a_manifest_that_does_not_fit_the_definition_is_refused_before_anything_is_written() {
+fn manifest_contradicting_its_definition_is_refused_before_writing() {
     let env = Env::new("tampered");
     init(&env);
     let variables = env.path("vars.fd");
@@ -413,7 +413,7 @@ fn owner_of(pid: u32) -> u32 {
 }
 
 #[test]
-fn passwords_and_keys_are_never_in_a_core_dump() {
+fn kvmb_is_not_dumpable_and_has_a_zero_core_limit() {
     let as_nobody = |program: &[&str]| {
         std::process::Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 #[test]
-fn killed_between_backups_it_costs_nothing() {
+fn libvirtd_killed_between_backups_does_not_break_the_chain() {
     let env = Env::with_libvirtd("libvirtd killed between");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -37,7 +37,7 @@ fn killed_between_backups_it_costs_nothing() {
 }
 
 #[test]
-fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
+fn libvirtd_killed_during_a_job_loses_at_most_that_run() {
     let env = Env::with_libvirtd("libvirtd killed meanwhile");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -79,7 +79,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
 }
 
 #[test]
-fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
+fn libvirtd_killed_after_commit_leaves_checkpoint_to_the_next_run() {
     let env = Env::with_libvirtd("libvirtd killed after");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -101,7 +101,7 @@ fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
 }
 
 #[test]
-fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but_a_person() {
+fn libvirtd_killed_during_begin_leaves_a_stuck_job_that_is_reported() {
     let env = Env::with_libvirtd("libvirtd wedged");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -139,7 +139,7 @@ fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but
 }
 
 #[test]
-fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_stuck_job_is_reported() {
+fn libvirtd_killed_at_any_moment_of_begin_is_recovered_or_reported() {
     let env = Env::with_libvirtd("libvirtd killed in begin");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -188,7 +188,7 @@ impl Drop for Stopped {
 }
 
 #[test]
-fn a_machine_whose_qemu_hangs_is_reported_and_the_others_are_backed_up() {
+fn hung_qemu_is_reported_and_other_machines_are_backed_up() {
     let env = Env::with_libvirtd("hung qemu");
     let repo = init(&env);
     let (hung, well) = (two_disks(&env, "a-hung"), two_disks(&env, "b-well"));
@@ -223,7 +223,7 @@ fn a_machine_whose_qemu_hangs_is_reported_and_the_others_are_backed_up() {
 }
 
 #[test]
-fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
+fn begin_that_completes_after_its_limit_is_cleared_by_the_next_run() {
     let env = Env::with_libvirtd("late begin");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -245,7 +245,7 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
 }
 
 #[test]
-fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
+fn sigterm_ends_commands_waiting_for_a_hung_qemu() {
     let env = Env::with_libvirtd("sigterm");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -306,7 +306,7 @@ fn assert_as_usual(machine: &Machine) {
 }
 
 #[test]
-fn a_checkpoint_that_somebody_else_has_deleted_is_no_obstacle_to_its_release() {
+fn release_succeeds_when_its_checkpoint_was_deleted_externally() {
     let env = Env::with_libvirtd("checkpoint gone");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");

@@ -50,7 +50,7 @@ fn assert_refused(env: &Env, repo: &str, output: Output, words: &str) {
 // --- storage without image locks
 
 #[test]
-fn network_storage_whose_machine_is_started_during_its_backup() {
+fn network_disk_is_captured_again_if_its_machine_starts_meanwhile() {
     let env = Env::with_libvirtd("network storage");
     let repo = init(&env);
     let image = raw_file(env.disks().join("network.img"), 8, 0x11);
@@ -82,7 +82,7 @@ fn network_storage_whose_machine_is_started_during_its_backup() {
 }
 
 #[test]
-fn network_storage_in_a_pipe_that_never_asks_libvirt() {
+fn push_refuses_a_network_disk_whose_machine_was_started() {
     let env = Env::new("network pipe");
     let repo = init(&env);
     let image = raw_file(env.disks().join("network.img"), 4, 0x11);
@@ -118,7 +118,7 @@ fn network_storage_in_a_pipe_that_never_asks_libvirt() {
 }
 
 #[test]
-fn a_block_device_that_is_written_meanwhile() {
+fn block_device_written_during_backup_is_captured_again() {
     let env = Env::new("block meanwhile");
     let repo = init(&env);
     let file = raw_file(env.disks().join("block.img"), 8, 0x11);
@@ -135,7 +135,7 @@ fn a_block_device_that_is_written_meanwhile() {
 // --- programs that do not use locks
 
 #[test]
-fn an_image_that_is_written_or_exchanged_meanwhile() {
+fn image_written_or_replaced_during_backup_is_captured_again() {
     let env = Env::new("written meanwhile");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::raw(8 * MIB)).define();
@@ -166,7 +166,7 @@ fn an_image_that_is_written_or_exchanged_meanwhile() {
 }
 
 #[test]
-fn a_disk_that_never_holds_still_is_not_stored() {
+fn constantly_written_disk_fails_as_changed_after_one_retry() {
     let env = Env::new("never still");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::raw(32 * MIB)).define();
@@ -193,7 +193,7 @@ fn a_disk_that_never_holds_still_is_not_stored() {
 }
 
 #[test]
-fn what_is_below_or_beside_an_image_counts() {
+fn changed_backing_data_or_header_is_captured_again() {
     let env = Env::new("layers meanwhile");
     let repo = init(&env);
     let base = raw_file(env.disks().join("base.raw"), 8, 0x11);
@@ -229,7 +229,7 @@ fn what_is_below_or_beside_an_image_counts() {
 }
 
 #[test]
-fn a_hash_is_of_one_moment_too() {
+fn hash_of_an_image_written_after_capture_fails_as_changed() {
     let env = Env::new("hash meanwhile");
     let machine = env.machine("vm").disk(Disk::raw(4 * MIB)).define();
     machine.write("vda", 0, 4 * MIB, 0x11);
@@ -246,7 +246,7 @@ fn a_hash_is_of_one_moment_too() {
 // --- the definition
 
 #[test]
-fn a_definition_that_is_edited_meanwhile() {
+fn disk_changes_in_the_definition_during_backup_are_captured_again() {
     let env = Env::with_libvirtd("edited meanwhile");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(4 * MIB)).define();
@@ -272,7 +272,7 @@ fn a_definition_that_is_edited_meanwhile() {
 }
 
 #[test]
-fn a_definition_that_is_edited_in_a_pipe() {
+fn push_refuses_a_capture_after_a_disk_was_detached() {
     let env = Env::new("edited in a pipe");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(4 * MIB)).define();
@@ -291,7 +291,7 @@ fn a_definition_that_is_edited_in_a_pipe() {
 // --- a server that does not belong to the capture
 
 #[test]
-fn a_server_that_offers_another_size_is_not_read() {
+fn server_offering_a_different_size_is_not_read() {
     let env = Env::new("another size");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::raw(4 * MIB)).define();

@@ -20,7 +20,7 @@ use kvmb::capture::{
 };
 
 #[test]
-fn a_running_machine_is_captured_at_one_instant() {
+fn running_machine_is_captured_at_one_instant() {
     let lab = Lab::new("instant");
     let vm = lab.running(&[Image::qcow2("vda", 32), Image::raw("vdb", 16)]);
     vm.qemu_io("vda", "write -P 0x11 0 8M");
@@ -42,7 +42,7 @@ fn a_running_machine_is_captured_at_one_instant() {
 }
 
 #[test]
-fn only_what_changed_is_marked_and_the_rest_is_read_in_full_with_a_reason() {
+fn qcow2_changes_are_marked_and_raw_is_read_in_full_with_reason() {
     let lab = Lab::new("changed");
     let vm = lab.running(&[Image::qcow2("vda", 32), Image::raw("vdb", 16)]);
     vm.qemu_io("vda", "write -P 0x11 0 8M");
@@ -76,7 +76,7 @@ fn only_what_changed_is_marked_and_the_rest_is_read_in_full_with_a_reason() {
 }
 
 #[test]
-fn a_capture_that_was_not_stored_takes_its_checkpoint_along() {
+fn closing_an_uncommitted_capture_deletes_its_checkpoint() {
     let lab = Lab::new("rollback");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let mut request = lab.request(&["vda"]);
@@ -90,7 +90,7 @@ fn a_capture_that_was_not_stored_takes_its_checkpoint_along() {
 }
 
 #[test]
-fn closing_twice_and_after_the_machine_stopped_or_vanished_is_fine() {
+fn close_succeeds_twice_and_after_the_machine_stopped_or_vanished() {
     let lab = Lab::new("twice");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
@@ -125,7 +125,7 @@ fn closing_twice_and_after_the_machine_stopped_or_vanished_is_fine() {
 }
 
 #[test]
-fn a_live_capture_keeps_others_away_and_an_expired_one_is_cleared() {
+fn live_capture_blocks_others_and_expired_capture_is_cleared() {
     let lab = Lab::new("lease");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let mut request = lab.request(&["vda"]);
@@ -161,7 +161,7 @@ fn a_live_capture_keeps_others_away_and_an_expired_one_is_cleared() {
 }
 
 #[test]
-fn a_run_killed_in_the_middle_leaves_nothing_behind() {
+fn leftovers_of_a_killed_run_are_cleared() {
     let lab = Lab::new("killed");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let mut request = lab.request(&["vda"]);
@@ -184,7 +184,7 @@ fn a_run_killed_in_the_middle_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_job_that_is_not_ours_is_left_alone() {
+fn foreign_backup_job_is_left_running() {
     let lab = Lab::new("foreign");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let elsewhere = lab.qemu_folder("elsewhere");
@@ -205,7 +205,7 @@ fn a_job_that_is_not_ours_is_left_alone() {
 }
 
 #[test]
-fn a_machine_that_is_off_is_served_until_its_lease_ends() {
+fn stopped_machine_is_served_until_its_lease_ends() {
     let lab = Lab::new("off");
     let vm = lab.off(&[Image::qcow2("vda", 32), Image::raw("vdb", 8)]);
     write_off(&vm.image("vda"), "qcow2", "write -P 0x11 1M 2M");
@@ -235,7 +235,7 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
 }
 
 #[test]
-fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
+fn changes_of_a_stopped_machine_are_read_from_its_image_bitmaps() {
     let lab = Lab::new("offchain");
     let vm = lab.running(&[Image::qcow2("vda", 16)]);
     let mut request = lab.request(&["vda"]);
@@ -273,7 +273,7 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
 }
 
 #[test]
-fn a_checkpoint_with_one_bitmap_missing_is_deleted_disk_by_disk() {
+fn checkpoint_with_a_missing_bitmap_is_deleted_from_every_disk() {
     let lab = Lab::new("heal");
     let vm = lab.running(&[Image::qcow2("vda", 8), Image::qcow2("vdb", 8), Image::qcow2("vdc", 8)]);
     let mut request = lab.request(&["vda", "vdb", "vdc"]);
@@ -297,7 +297,7 @@ fn a_checkpoint_with_one_bitmap_missing_is_deleted_disk_by_disk() {
 }
 
 #[test]
-fn a_forgotten_checkpoint_is_made_known_again() {
+fn forgotten_checkpoint_is_redefined_and_used() {
     let lab = Lab::new("forgotten");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let mut request = lab.request(&["vda"]);
@@ -320,7 +320,7 @@ fn a_forgotten_checkpoint_is_made_known_again() {
 }
 
 #[test]
-fn a_capture_closes_when_its_scratch_file_system_is_full() {
+fn capture_closes_when_its_scratch_file_system_is_full() {
     let lab = Lab::new("full");
     // QEMU has its own mount namespace from its start, and may not see later mounts.
     let scratch = Tmpfs::mount(&lab.folder.join("small"), "8m");
@@ -355,7 +355,7 @@ fn twenty_six_disks_are_captured_in_one_job() {
 }
 
 #[test]
-fn a_disk_that_was_not_asked_for_is_no_part_of_job_and_checkpoint() {
+fn unrequested_disk_is_in_neither_job_nor_checkpoint() {
     let lab = Lab::new("subset");
     let vm = lab.running(&[Image::qcow2("vda", 8), Image::qcow2("vdb", 8)]);
     let mut request = lab.request(&["vdb"]);
@@ -397,7 +397,7 @@ fn machines_with_odd_names_are_found_captured_and_released() {
 }
 
 #[test]
-fn a_name_that_no_machine_has_names_the_near_ones() {
+fn unknown_machine_name_error_lists_similar_names() {
     let lab = Lab::new("near");
     let vm = lab.named("kvmb-test-nearby", &[Image::qcow2("vda", 4)]);
     let error = lab.hypervisor.machines(&["kvmb-test-nearbx".into()]).unwrap_err();
@@ -409,7 +409,7 @@ fn a_name_that_no_machine_has_names_the_near_ones() {
 }
 
 #[test]
-fn firmware_variables_are_copied_and_layers_identified() {
+fn nvram_is_copied_and_image_layers_are_identified() {
     let lab = Lab::new("nvram");
     let vm = lab.off(&[Image::qcow2("vda", 8)]);
     let variables = vm.folder.join("vars.fd");
@@ -445,7 +445,7 @@ fn firmware_variables_are_copied_and_layers_identified() {
 }
 
 #[test]
-fn a_backing_file_of_unknown_format_is_refused() {
+fn backing_file_of_unknown_format_is_refused() {
     let lab = Lab::new("probing");
     let vm = lab.off(&[Image::qcow2("vda", 8)]);
     let overlay = vm.folder.join("overlay.qcow2");
@@ -464,7 +464,7 @@ fn a_backing_file_of_unknown_format_is_refused() {
 }
 
 #[test]
-fn a_missing_disk_is_an_error_of_that_disk_only() {
+fn missing_image_fails_only_its_own_disk() {
     let lab = Lab::new("missing");
     let vm = lab.off(&[Image::qcow2("vda", 8), Image::raw("vdb", 8)]);
     fs::remove_file(vm.image("vda")).unwrap();
@@ -476,7 +476,7 @@ fn a_missing_disk_is_an_error_of_that_disk_only() {
 }
 
 #[test]
-fn a_freeze_that_is_required_and_impossible_captures_nothing() {
+fn failed_required_freeze_leaves_no_capture_or_checkpoint() {
     let lab = Lab::new("freeze");
     let vm = lab.running(&[Image::qcow2("vda", 8)]);
     let mut request = lab.request(&["vda"]);
@@ -488,7 +488,7 @@ fn a_freeze_that_is_required_and_impossible_captures_nothing() {
 }
 
 #[test]
-fn a_rewritten_definition_is_taken_by_libvirt_and_says_what_it_should() {
+fn libvirt_accepts_a_rewritten_definition_with_all_changes() {
     let lab = Lab::new("rewrite");
     let vm = lab.running(&[Image::qcow2("vda", 8), Image::raw("vdb", 8)]);
     let target = vm.folder.join("it's <new> & ü.img");
@@ -526,7 +526,7 @@ fn a_rewritten_definition_is_taken_by_libvirt_and_says_what_it_should() {
 }
 
 #[test]
-fn libvirt_takes_a_rewritten_disk_of_every_kind() {
+fn libvirt_accepts_every_rewritten_disk_type() {
     let lab = Lab::new("kinds");
     let kinds = [
         "<disk type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>\
@@ -574,7 +574,7 @@ fn libvirt_takes_a_rewritten_disk_of_every_kind() {
 }
 
 #[test]
-fn a_forgotten_thaw_and_an_unknown_state_do_not_keep_a_capture_from_ending() {
+fn pending_thaw_or_unknown_state_file_does_not_block_captures() {
     let lab = Lab::new("thaw");
     let vm = lab.running(&[Image::qcow2("vda", 4)]);
     let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
@@ -598,7 +598,7 @@ fn a_forgotten_thaw_and_an_unknown_state_do_not_keep_a_capture_from_ending() {
 }
 
 #[test]
-fn the_test_driver_can_be_listed() {
+fn test_driver_is_listed_and_its_capture_is_refused() {
     let hypervisor = Hypervisor::open(Some("test:///default")).unwrap();
     assert!(!hypervisor.is_local());
     let machines = hypervisor.machines(&[]).unwrap();
@@ -614,13 +614,13 @@ fn the_test_driver_can_be_listed() {
 }
 
 #[test]
-fn a_hypervisor_that_is_not_there_is_no_connection() {
+fn unreachable_hypervisor_is_a_connection_error() {
     let error = Hypervisor::open(Some("qemu+unix:///system?socket=/nonexistent")).unwrap_err();
     assert_eq!(error.meaning(), LibvirtErrorKind::NoConnection, "{error:?}");
 }
 
 #[test]
-fn a_state_folder_that_is_a_link_or_somebody_elses_is_refused() {
+fn state_folder_that_is_a_link_or_foreign_owned_is_refused() {
     let lab = Lab::new("folders");
     let real = lab.folder.join("real");
     fs::create_dir(&real).unwrap();
@@ -635,7 +635,7 @@ fn a_state_folder_that_is_a_link_or_somebody_elses_is_refused() {
 }
 
 #[test]
-fn a_socket_path_that_is_too_long_is_said_before_anything_begins() {
+fn overlong_socket_path_is_refused_before_any_job_starts() {
     let lab = Lab::new("long");
     let vm = lab.running(&[Image::qcow2("vda", 4)]);
     let runtime = RuntimeDirs::open_at(&lab.folder.join("x".repeat(80))).unwrap();

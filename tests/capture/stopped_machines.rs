@@ -49,7 +49,7 @@ fn daemons(env: &Env) -> Vec<i32> {
 }
 
 #[test]
-fn every_graph_is_read_as_qemu_opens_it() {
+fn every_block_graph_is_read_as_qemu_opens_it() {
     let env = Env::new("graphs");
     let repo = init(&env);
     let path = |name: &str| env.disks().join(name);
@@ -128,7 +128,7 @@ fn every_graph_is_read_as_qemu_opens_it() {
 }
 
 #[test]
-fn roots_images_are_read_as_qemus_user_with_one_capability() {
+fn root_owned_images_are_read_as_qemu_user_with_one_capability() {
     let env = Env::new("as user");
     let image = noise(env.disks().join("root.raw"), 4);
     let behind = noise(env.disks().join("behind.raw"), 4);
@@ -162,7 +162,7 @@ fn roots_images_are_read_as_qemus_user_with_one_capability() {
 }
 
 #[test]
-fn what_only_a_header_names_is_read_with_the_permissions_of_qemus_user() {
+fn files_named_only_in_headers_need_qemu_user_permissions() {
     let env = Env::new("header refers");
     let repo = init(&env);
     let path = |name: &str| env.disks().join(name);
@@ -214,7 +214,7 @@ fn what_only_a_header_names_is_read_with_the_permissions_of_qemus_user() {
 }
 
 #[test]
-fn passphrases_come_from_libvirt_or_from_a_file_and_are_on_no_command_line() {
+fn luks_passphrases_from_libvirt_or_file_stay_off_command_lines() {
     let env = Env::with_libvirtd("secrets");
     let repo = init(&env);
     let base = noise(env.disks().join("plain.raw"), 4);
@@ -285,7 +285,7 @@ fn passphrases_come_from_libvirt_or_from_a_file_and_are_on_no_command_line() {
 }
 
 #[test]
-fn a_missing_daemon_is_named_with_its_package() {
+fn missing_storage_daemon_error_names_the_package() {
     let env = Env::new("no daemon");
     let repo = init(&env);
     env.machine("vm").disk(Disk::raw(MIB)).define();
@@ -297,7 +297,7 @@ fn a_missing_daemon_is_named_with_its_package() {
 }
 
 #[test]
-fn an_image_that_somebody_writes_is_busy_and_says_who_it_is() {
+fn image_held_by_a_writer_is_busy_and_the_process_is_named() {
     let env = Env::new("held");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).define();
@@ -319,7 +319,7 @@ fn an_image_that_somebody_writes_is_busy_and_says_who_it_is() {
 }
 
 #[test]
-fn a_slice_is_all_there_is_of_a_running_machines_disk_too() {
+fn backup_and_hash_of_a_slice_read_only_the_slice() {
     let env = Env::new("slice on");
     let repo = init(&env);
     let whole = noise(env.disks().join("box.img"), 8);

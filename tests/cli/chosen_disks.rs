@@ -14,7 +14,7 @@ fn left_out(record: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn disks_that_the_configuration_excludes_are_left_out_unless_they_are_named() {
+fn excluded_disks_are_left_out_unless_named() {
     let env = Env::new("excluded disks");
     let disk = || Disk::qcow2(MIB);
     let _machines = [
@@ -53,7 +53,7 @@ fn disks_that_the_configuration_excludes_are_left_out_unless_they_are_named() {
 }
 
 #[test]
-fn points_are_copied_by_name() {
+fn push_copies_points_by_machine_name_or_id() {
     let env = Env::new("copy by name");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(2 * MIB)).define();
     let (first, second) = (env.repo(), env.repo_named("second"));
@@ -79,7 +79,7 @@ fn points_are_copied_by_name() {
 }
 
 #[test]
-fn the_copy_on_the_server_opens_with_the_key_of_this_host() {
+fn server_copy_opens_with_the_key_of_this_host() {
     let env = Env::new("shared key");
     let sshd = env.sshd();
     sshd.trust_host_key();

@@ -58,7 +58,7 @@ fn leaves() -> Vec<(Vec<String>, Command)> {
 }
 
 #[test]
-fn every_command_tells_what_it_does_and_shows_how() {
+fn every_command_has_help_and_an_example() {
     let leaves = leaves();
     assert!(leaves.len() > 12, "{leaves:?}");
     for (words, command) in leaves {
@@ -73,7 +73,7 @@ fn every_command_tells_what_it_does_and_shows_how() {
 }
 
 #[test]
-fn what_changes_something_can_be_rehearsed() {
+fn dry_run_exists_exactly_on_commands_that_change_something() {
     for (words, command) in leaves() {
         let name = words.join(" ");
         let can = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
@@ -112,7 +112,7 @@ fn suggestions(words: &[&str]) -> (ErrorKind, Vec<String>) {
 }
 
 #[test]
-fn a_misspelt_command_or_flag_is_answered_with_the_right_one() {
+fn misspelt_commands_and_flags_get_suggestions() {
     for (words, command) in leaves() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let (last, before) = words.split_last().unwrap();
@@ -140,7 +140,7 @@ fn a_misspelt_command_or_flag_is_answered_with_the_right_one() {
 }
 
 #[test]
-fn a_misspelt_machine_is_answered_with_the_right_one() {
+fn misspelt_machine_names_get_suggestions() {
     let env = Env::new("typo");
     env.machine("web-1").disk(Disk::raw(MIB)).define();
     env.sh("kvmb init -r $R -q && kvmb backup web-1 -r $R -q").run().assert_ok();
@@ -160,7 +160,7 @@ fn a_misspelt_machine_is_answered_with_the_right_one() {
 }
 
 #[test]
-fn a_rehearsed_pipe_says_what_it_would_do_and_leaves_nothing() {
+fn dry_run_pipe_reports_its_actions_and_leaves_nothing() {
     let env = Env::new("rehearsal");
     env.machine("vm1").disk(Disk::qcow2(MIB)).disk(Disk::raw(MIB)).start_paused();
     env.sh("kvmb init -r $R -q").run().assert_ok();
@@ -186,7 +186,7 @@ fn a_rehearsed_pipe_says_what_it_would_do_and_leaves_nothing() {
 }
 
 #[test]
-fn a_time_that_comes_twice_or_never_names_the_last_point_until_then() {
+fn times_in_dst_gaps_and_overlaps_resolve_to_the_right_instant() {
     let env = Env::new("clocks");
     env.sh("kvmb init -r $R -q").run().assert_ok();
     // In Paris the hour after two is skipped on 29 March, and occurs twice on 25 October.

@@ -189,7 +189,7 @@ fn offered(env: &Env, words: &[&str]) -> (Vec<String>, Output) {
 }
 
 #[test]
-fn repositories_on_servers_are_offered() {
+fn remote_repository_urls_are_offered() {
     let env = Env::new("offers-repositories");
     env.configure(&serde_json::json!({ "copy_to": "s3:https://s3.example.com/bucket/kvm" }));
     let words = |current: &str| offered(&env, &["kvmb", "points", "-r", current]).0;
@@ -223,7 +223,7 @@ fn points_and_paths_on_a_server_are_offered() {
 }
 
 #[test]
-fn what_is_offered_fits_the_place() {
+fn completions_match_the_argument_position() {
     let env = world("offers");
     let words = |words: &[&str]| offered(&env, words).0;
     // The embedded libvirt sometimes probes QEMU again, which takes longer than the time limit of completion; a normal
@@ -260,7 +260,7 @@ fn what_is_offered_fits_the_place() {
 }
 
 #[test]
-fn completing_never_hangs_asks_or_complains() {
+fn completion_never_hangs_prompts_or_prints_errors() {
     let env = Env::new("patience");
     let fifo = env.path("fifo");
     mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();

@@ -31,7 +31,7 @@ fn machines(output: &Output) -> Vec<String> {
 }
 
 #[test]
-fn a_flag_wins_over_a_variable_that_over_the_file_and_that_over_the_default() {
+fn flag_overrides_variable_overrides_file_overrides_default() {
     let env = Env::new("precedence");
     let show = |args: &[&str]| env.kvmb([&["config", "show"], args].concat());
     let plain = show(&[]).without_env("LIBVIRT_DEFAULT_URI").run().assert_ok();
@@ -70,7 +70,7 @@ fn a_flag_wins_over_a_variable_that_over_the_file_and_that_over_the_default() {
 }
 
 #[test]
-fn every_flag_of_the_table_takes_what_the_file_says() {
+fn commands_take_their_options_from_the_config_file() {
     let env = Env::new("flags");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.configure(&json!({
@@ -100,7 +100,7 @@ fn every_flag_of_the_table_takes_what_the_file_says() {
 }
 
 #[test]
-fn it_is_looked_for_in_five_places_in_turn() {
+fn config_file_is_searched_in_five_places_in_order() {
     let env = Env::new("places");
     let write = |path: &Path, jobs: u64| fs::write(path, json!({ "jobs": jobs }).to_string()).unwrap();
     let home = env.path("home/.kvm_backup_config.json");
@@ -136,7 +136,7 @@ fn it_is_looked_for_in_five_places_in_turn() {
 }
 
 #[test]
-fn what_is_wrong_is_all_reported_with_key_value_rule_and_the_nearest_right_spelling() {
+fn every_config_error_is_reported_with_key_rule_and_suggestion() {
     let env = Env::new("faults");
     env.configure(&json!({
         "backup_host": "back_up", "backup_path": "backup/kvm", "backupfreq": "@daily", "ssh": {"port": "22"},
@@ -187,7 +187,7 @@ fn what_is_wrong_is_all_reported_with_key_value_rule_and_the_nearest_right_spell
 }
 
 #[test]
-fn a_file_that_others_may_write_is_refused_and_so_is_a_secret_that_all_may_read() {
+fn config_writable_by_others_or_with_readable_secrets_is_refused() {
     let env = Env::new("modes");
     let show = || env.kvmb(["config", "show"]).run();
     let file = env.config_file();
@@ -253,7 +253,7 @@ fn backup_without_names_takes_the_selected_machines() {
 }
 
 #[test]
-fn a_password_comes_from_the_file_that_the_configuration_names_unless_a_variable_has_one() {
+fn password_variables_override_the_configured_password_file() {
     let env = Env::new("password");
     env.sh("kvmb init -r $R").run().assert_ok();
     let points = |repo: String| {
@@ -298,7 +298,7 @@ fn keys(prefix: &str, schema: &Value) -> Vec<String> {
 }
 
 #[test]
-fn the_example_is_complete_and_valid_for_the_program_and_for_the_schema() {
+fn example_config_is_complete_and_valid_under_the_schema() {
     parts::require(&["python3"]);
     let env = Env::new("example");
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("example_config.json");

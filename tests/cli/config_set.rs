@@ -19,7 +19,7 @@ fn text(env: &Env) -> String {
 }
 
 #[test]
-fn only_what_was_named_is_changed_and_a_dry_run_shows_the_difference() {
+fn config_set_changes_only_named_keys_and_dry_run_shows_the_diff() {
     let env = env("set");
     set_mode(&env.config_file(), 0o640);
     let set = |args: &[&str]| env.kvmb(["config", "set"]).args(args);
@@ -47,7 +47,7 @@ fn only_what_was_named_is_changed_and_a_dry_run_shows_the_difference() {
 }
 
 #[test]
-fn what_would_not_be_a_configuration_is_refused_and_nothing_is_written() {
+fn invalid_settings_are_refused_and_leave_the_file_unchanged() {
     let env = env("refused");
     for (change, words) in [
         ("jobs=65", "must be a whole number from 1 to 64"),
@@ -67,7 +67,7 @@ fn what_would_not_be_a_configuration_is_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn a_new_file_is_private_a_link_stays_one_and_secrets_are_not_shown() {
+fn new_files_are_private_links_are_kept_and_secrets_hidden() {
     let env = env("new");
     let file = env.path("new.json");
     let set = |args: &[&str]| env.kvmb(["config", "set"]).args(args).env("KVMB_CONFIG", &file);
@@ -90,7 +90,7 @@ fn a_new_file_is_private_a_link_stays_one_and_secrets_are_not_shown() {
 }
 
 #[test]
-fn changes_at_the_same_time_are_all_made() {
+fn concurrent_changes_are_all_applied() {
     let env = env("concurrent");
     thread::scope(|scope| {
         for number in 0..6 {

@@ -33,7 +33,7 @@ fn doctor(env: &Env, args: &[&str]) -> Output {
 }
 
 #[test]
-fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
+fn healthy_machine_only_warns_about_its_missing_agent() {
     let env = Env::new("doctor good");
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
     let output = doctor(&env, &[]).assert_ok();
@@ -66,7 +66,7 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
 }
 
 #[test]
-fn the_repositories_are_looked_for_and_opened_where_nobody_must_be_asked() {
+fn repositories_are_checked_without_asking_for_a_password() {
     let env = Env::new("doctor repositories");
     let own = env.path("data/repo").display().to_string();
     assert_check(&doctor(&env, &[]).assert_ok(), "repository", &own, "ok", "the first backup creates", "");
@@ -84,7 +84,7 @@ fn the_repositories_are_looked_for_and_opened_where_nobody_must_be_asked() {
 }
 
 #[test]
-fn disks_that_are_read_in_full_or_left_out_are_reported_and_the_hint_fixes_an_old_qcow2() {
+fn disks_read_in_full_or_excluded_are_reported_with_working_hints() {
     let env = Env::new("doctor disks");
     let repo = init(&env);
     let machine = env
@@ -120,7 +120,7 @@ fn disks_that_are_read_in_full_or_left_out_are_reported_and_the_hint_fixes_an_ol
 }
 
 #[test]
-fn a_raw_disk_becomes_the_data_file_of_a_qcow2_image_by_the_hint_and_keeps_bitmaps() {
+fn raw_disk_hint_adds_a_qcow2_data_file_image_with_bitmaps() {
     let env = Env::new("doctor data file");
     let repo = init(&env);
     let mut machine = env.machine("vm").disk(Disk::raw(4 * MIB).file_name("it's, raw.img")).define();
@@ -150,7 +150,7 @@ fn a_raw_disk_becomes_the_data_file_of_a_qcow2_image_by_the_hint_and_keeps_bitma
 }
 
 #[test]
-fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
+fn backup_blockers_are_critical_and_set_the_exit_code() {
     let env = Env::new("doctor critical");
     let gone = env.machine("gone").disk(Disk::qcow2(MIB)).define();
     fs::remove_file(gone.image("vda")).expect("remove");
@@ -219,7 +219,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
 }
 
 #[test]
-fn what_holds_a_machine_is_reported() {
+fn open_leftover_and_foreign_jobs_are_reported() {
     let env = Env::new("doctor jobs");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -257,7 +257,7 @@ fn what_holds_a_machine_is_reported() {
 }
 
 #[test]
-fn bitmaps_that_a_crash_spoilt_are_reported_until_a_backup_has_cleared_them() {
+fn bitmaps_broken_by_a_crash_are_reported_until_cleared() {
     let env = Env::new("doctor bitmaps");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -299,7 +299,7 @@ fn bitmaps_that_a_crash_spoilt_are_reported_until_a_backup_has_cleared_them() {
 }
 
 #[test]
-fn a_key_that_is_only_on_this_host_is_reported_until_it_was_exported() {
+fn local_key_is_reported_until_exported() {
     let env = Env::new("doctor key");
     env.machine("vm").disk(Disk::qcow2(MIB)).define();
     let home =
@@ -315,7 +315,7 @@ fn a_key_that_is_only_on_this_host_is_reported_until_it_was_exported() {
 }
 
 #[test]
-fn a_guest_agent_that_answers_is_silent_or_is_missing() {
+fn guest_agent_is_reported_as_responding_hanging_or_unknown() {
     let env = Env::new("doctor agent");
     let guest = env.linux_guest_that("linux", FreezeMode::Hangs { seconds: 600 });
     let ask = || doctor(&env, &["linux"]).assert_ok();
@@ -328,7 +328,7 @@ fn a_guest_agent_that_answers_is_silent_or_is_missing() {
 }
 
 #[test]
-fn an_agent_that_does_not_run_in_the_guest_is_reported() {
+fn agent_not_running_in_the_guest_is_reported() {
     let env = Env::new("doctor no agent");
     env.linux_guest_that("linux", FreezeMode::NoAgent);
     let output = doctor(&env, &["linux"]).assert_ok();

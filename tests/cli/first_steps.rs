@@ -8,7 +8,7 @@ use crate::support::{Disk, Env, wait_until};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_fresh_host_has_no_backups_yet_and_nobody_is_asked_for_a_password() {
+fn fresh_host_has_no_backups_and_asks_for_no_password() {
     let env = Env::new("fresh host");
     for command in [&["points"][..], &["verify", "--all"], &["prune"], &["restore", "vm1"]] {
         let output = env.kvmb(command).run().assert_code(1);
@@ -39,7 +39,7 @@ fn a_fresh_host_has_no_backups_yet_and_nobody_is_asked_for_a_password() {
 }
 
 #[test]
-fn a_server_that_refuses_the_first_connection_fails_at_once_on_a_terminal() {
+fn refused_first_connection_fails_at_once_on_a_terminal() {
     let env = Env::new("refused");
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = listener.local_addr().expect("address").port();
@@ -54,7 +54,7 @@ fn a_server_that_refuses_the_first_connection_fails_at_once_on_a_terminal() {
 }
 
 #[test]
-fn where_nothing_is_printed_standard_error_says_why() {
+fn empty_output_is_explained_on_standard_error() {
     let env = Env::new("nothing");
     let output = env.kvmb(["vms"]).run().assert_ok().assert_stderr_has("no machines on qemu:///embed");
     assert!(output.records().is_empty(), "{output}");
@@ -73,7 +73,7 @@ fn where_nothing_is_printed_standard_error_says_why() {
 }
 
 #[test]
-fn only_on_a_terminal_are_all_disks_listed_and_is_a_backup_without_names_answered_with_names() {
+fn missing_names_list_or_suggest_machines_only_on_a_terminal() {
     let env = Env::new("no names");
     env.machine("web 1").disk(Disk::qcow2(MIB)).define();
     env.machine("db1").disk(Disk::qcow2(MIB)).define();
@@ -89,7 +89,7 @@ fn only_on_a_terminal_are_all_disks_listed_and_is_a_backup_without_names_answere
 }
 
 #[test]
-fn without_a_command_the_commands_are_shown_in_groups() {
+fn running_without_a_command_lists_commands_in_groups() {
     let env = Env::new("overview");
     let output = env.kvmb::<&str>([]).run().assert_code(2);
     let mut last = 0;
@@ -102,7 +102,7 @@ fn without_a_command_the_commands_are_shown_in_groups() {
 }
 
 #[test]
-fn a_hint_repeats_the_options_of_the_call() {
+fn hints_can_be_pasted_with_the_options_of_the_call() {
     let env = Env::new("pasted hints");
     env.sh("kvmb init -r \"$HOME/my backups\"").run().assert_ok();
     let repo = format!("{}/my backups", env.path("home").display());
@@ -113,7 +113,7 @@ fn a_hint_repeats_the_options_of_the_call() {
 }
 
 #[test]
-fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
+fn running_backup_is_reported_and_not_closed_by_release() {
     let env = Env::new("busy");
     let vm1 = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).define();
     vm1.write("vda", 0, 4 * MIB, 0x11);
@@ -147,7 +147,7 @@ fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
 }
 
 #[test]
-fn a_missing_image_is_reported_with_what_to_check() {
+fn missing_image_error_suggests_checking_the_mount() {
     let env = Env::new("missing image");
     let vm1 = env.machine("vm1").disk(Disk::qcow2(MIB)).define();
     env.sh("kvmb init -r $R").run().assert_ok();
@@ -158,7 +158,7 @@ fn a_missing_image_is_reported_with_what_to_check() {
 }
 
 #[test]
-fn a_repository_that_is_no_folder_is_reported_with_what_to_give() {
+fn repository_path_that_is_a_file_is_refused_with_a_hint() {
     let env = Env::new("no folder");
     std::fs::write(env.path("a file"), "text").unwrap();
     for path in ["/dev/null".to_owned(), env.path("a file").display().to_string()] {

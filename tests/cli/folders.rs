@@ -14,7 +14,7 @@ fn as_user(env: &Env, script: &str) -> Output {
 }
 
 #[test]
-fn a_new_users_files_are_where_the_specification_has_them() {
+fn new_user_files_follow_the_xdg_specification() {
     let env = Env::new("new user");
     as_user(&env, "kvmb init -r $R && kvmb verify --all -r $R").assert_ok();
     let home = |path: &str| env.path("home").join(path);
@@ -35,7 +35,7 @@ fn a_new_users_files_are_where_the_specification_has_them() {
 }
 
 #[test]
-fn a_history_that_exists_is_continued_where_it_is() {
+fn existing_history_is_continued_in_place() {
     let env = Env::new("old user");
     fs::create_dir_all(env.path("home/.local/share/kvmb/history")).unwrap();
     as_user(&env, "kvmb init -r $R && kvmb verify --all -r $R").assert_ok();
@@ -44,7 +44,7 @@ fn a_history_that_exists_is_continued_where_it_is() {
 }
 
 #[test]
-fn a_new_configuration_is_below_the_folder_of_configurations_and_an_old_one_stays() {
+fn new_config_goes_to_the_xdg_folder_and_legacy_file_is_kept() {
     let env = Env::new("new configuration");
     let home = |path: &str| env.path("home").join(path);
     as_user(&env, "kvmb config set jobs=2").assert_ok();
@@ -59,7 +59,7 @@ fn a_new_configuration_is_below_the_folder_of_configurations_and_an_old_one_stay
 }
 
 #[test]
-fn doctor_says_to_a_user_without_machines_where_those_of_the_host_are() {
+fn doctor_refers_users_without_machines_to_qemu_system() {
     let env = Env::new("doctor of a user");
     let uri = env.uri();
     let output = as_user(&env, &format!("kvmb -c '{uri}' doctor"));

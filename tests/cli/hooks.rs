@@ -55,7 +55,7 @@ fn backup(env: &Env) -> Call {
 }
 
 #[test]
-fn hooks_run_around_the_run_and_each_machine_and_know_what_it_is_about() {
+fn hooks_run_around_run_and_machines_with_their_details() {
     let all = noting("true");
     let hooks = json!({"before_run": [all], "after_run": [all], "before_machine": [all], "after_machine": [all]});
     let env = prepared("around", &hooks);
@@ -96,7 +96,7 @@ fn hooks_run_around_the_run_and_each_machine_and_know_what_it_is_about() {
 }
 
 #[test]
-fn a_hook_that_fails_before_a_machine_leaves_only_that_machine_out() {
+fn failing_before_machine_hook_skips_only_that_machine() {
     let fails_for_a = noting("[ \"$KVMB_MACHINE\" != kvmb-test-a ]");
     let only = |when: &str| json!({"command": noting("true")["command"], "when": when});
     let hooks = json!({"before_machine": [fails_for_a], "after_machine": [only("failed")], "after_run": [only("done"),
@@ -116,7 +116,7 @@ fn a_hook_that_fails_before_a_machine_leaves_only_that_machine_out() {
 }
 
 #[test]
-fn a_hook_that_fails_before_the_run_ends_it_and_is_reported_after_it() {
+fn failing_before_run_hook_ends_the_run_and_is_reported() {
     let env = prepared(
         "run",
         &json!({"before_run": [noting("exit 7")], "before_machine": [noting("true")], "after_run": [noting("exit 1")]}),
@@ -138,7 +138,7 @@ fn a_hook_that_fails_before_the_run_ends_it_and_is_reported_after_it() {
 }
 
 #[test]
-fn a_hook_that_takes_too_long_is_ended_with_all_that_it_started() {
+fn timed_out_or_interrupted_hooks_are_ended_with_all_processes() {
     let stubborn = "trap '' TERM; sleep 301 & sleep 302 & wait; wait";
     let hook = json!({"command": ["sh", "-c", "sleep 303 & sleep 304"], "timeout": "1s"});
     let env = prepared("timeout", &json!({"before_machine": [hook]}));
@@ -166,7 +166,7 @@ fn a_hook_that_takes_too_long_is_ended_with_all_that_it_started() {
 }
 
 #[test]
-fn a_name_is_a_value_and_never_a_command() {
+fn machine_names_are_never_run_as_commands() {
     let env = Env::new("names");
     let name = "kvmb-test-$(touch pwned) `touch pwned`; touch pwned";
     env.machine(name).disk(Disk::qcow2(MIB)).define();
@@ -253,7 +253,7 @@ fn smtp(mut stream: TcpStream) -> String {
 }
 
 #[test]
-fn the_examples_for_mail_and_a_webhook_reach_a_server() {
+fn example_mail_and_webhook_hooks_reach_their_servers() {
     let (web, request) = serve(http);
     let (mail, letter) = serve(smtp);
     let hooks = example(&[

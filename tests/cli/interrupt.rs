@@ -77,7 +77,7 @@ fn assert_clean(env: &Env, machines: &[&Machine], points: usize) {
 }
 
 #[test]
-fn a_stage_that_waits_for_records_ends_soon() {
+fn stage_waiting_for_records_ends_on_a_signal() {
     let env = Env::new("waiting");
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let commands = ["disks", "snapshot", "hash", "push", "verify", "restore", "backup"];
@@ -100,7 +100,7 @@ fn a_stage_that_waits_for_records_ends_soon() {
 
 /// Ctrl-C while the first stage after `snapshot` reads a disk: all stages must end, and `release` must learn about it.
 #[test]
-fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
+fn ctrl_c_in_a_pipe_leaves_nothing_behind() {
     let env = Env::new("ctrl-c");
     let vm1 = machine(&env, "kvmb-test-vm1");
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
@@ -128,7 +128,7 @@ fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
 }
 
 #[test]
-fn release_finishes_its_work_even_when_interrupted() {
+fn release_finishes_even_when_interrupted() {
     let env = Env::new("release");
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused();
     let script = "{ kvmb snapshot kvmb-test-vm1; until [ -e go ]; do sleep 0.02; done; } | kvmb release";
@@ -145,7 +145,7 @@ fn release_finishes_its_work_even_when_interrupted() {
 }
 
 #[test]
-fn a_snapshot_that_is_interrupted_ends_what_it_had_opened() {
+fn interrupted_snapshot_closes_its_captures() {
     let env = Env::new("snapshot");
     let (vm1, vm2) = (
         env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused(),
@@ -198,7 +198,7 @@ fn hash_and_push_are_interrupted_in_the_middle_of_a_disk() {
 }
 
 #[test]
-fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
+fn backup_verify_and_restore_are_interrupted_cleanly() {
     let env = Env::new("backup");
     let vm1 = machine(&env, "kvmb-test-vm1");
     let definition = vm1.definition();
@@ -250,7 +250,7 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
 
 /// Reading secrets, keys or state from a named pipe without a writer is ended by a signal, and by its time limit.
 #[test]
-fn nothing_that_is_read_keeps_it_from_ending() {
+fn named_pipes_in_place_of_files_cannot_block_exit() {
     let env = Env::new("pipes");
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     env.sh("mkfifo -m 600 fifo").run().assert_ok();

@@ -17,7 +17,7 @@ fn named(output: &Output, name: &str) -> Value {
 }
 
 #[test]
-fn machines_are_listed_running_and_off() {
+fn running_and_stopped_machines_are_listed() {
     let env = Env::new("vms");
     let running = env
         .machine("kvmb-test-web1")
@@ -82,7 +82,7 @@ fn machines_are_listed_running_and_off() {
 }
 
 #[test]
-fn every_form_of_disk_is_reported_with_its_size_or_the_reason_why_it_is_left_out() {
+fn every_disk_type_is_reported_with_size_or_skip_reason() {
     let env = Env::new("disks");
     let block = "<disk type='block' device='disk'><driver name='qemu' type='raw'/>\
         <source dev='/dev/kvmb-test-none'/><target dev='vdb' bus='virtio'/></disk>";
@@ -177,7 +177,7 @@ fn every_form_of_disk_is_reported_with_its_size_or_the_reason_why_it_is_left_out
 }
 
 #[test]
-fn odd_names_are_names() {
+fn odd_machine_names_are_matched_exactly() {
     let env = Env::new("odd names");
     let odd = env.machine(ODD).disk(Disk::qcow2(MIB)).define();
     let help = env.machine("--help").disk(Disk::raw(MIB)).define();
@@ -203,7 +203,7 @@ fn odd_names_are_names() {
 }
 
 #[test]
-fn a_hostile_name_cannot_steer_the_terminal() {
+fn hostile_names_cannot_control_the_terminal() {
     let env = Env::new("hostile");
     // DEL, CSI as a single character, and a change of the writing direction: XML allows them all.
     let hostile = "kvmb-test-\u{7f}\u{9b}2J\u{202e}gnp.exe";
@@ -223,7 +223,7 @@ fn a_hostile_name_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn the_test_driver_is_read_and_not_captured() {
+fn test_driver_is_listed_but_not_captured() {
     let env = Env::new("test driver");
     let output = env.kvmb(["-c", "test:///default", "vms"]).run().assert_ok();
     let machine = output.record_of("machine");
@@ -237,7 +237,7 @@ fn the_test_driver_is_read_and_not_captured() {
 }
 
 #[test]
-fn a_libvirt_that_cannot_be_reached_is_said_so() {
+fn unreachable_libvirt_is_reported_as_a_connection_failure() {
     let env = Env::new("unreachable");
     let nowhere = format!("qemu+unix:///system?socket={}", env.path("no-libvirt").display());
     for (uri, code) in [(nowhere.as_str(), "connection"), ("nonsense:///", "connection")] {

@@ -20,7 +20,7 @@ fn jobs(env: &Env, args: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn a_job_is_listed_with_what_it_printed_and_its_progress_is_shown_as_records() {
+fn job_is_listed_with_its_output_and_progress_records() {
     let env = Env::new("jobs");
     let _machine = machine(&env);
     assert!(jobs(&env, &[]).is_empty());
@@ -66,7 +66,7 @@ fn a_job_is_listed_with_what_it_printed_and_its_progress_is_shown_as_records() {
 }
 
 #[test]
-fn a_running_job_is_cancelled_and_one_that_was_killed_is_lost() {
+fn running_job_is_cancelled_and_killed_job_is_lost() {
     let env = Env::new("cancel");
     let _machine = machine(&env);
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
@@ -97,7 +97,7 @@ fn a_running_job_is_cancelled_and_one_that_was_killed_is_lost() {
 }
 
 #[test]
-fn a_follower_sees_jobs_begin_and_end_and_ends_with_its_reader() {
+fn follow_reports_job_start_and_end_and_stops_with_its_reader() {
     let env = Env::new("follow");
     let _machine = machine(&env);
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();

@@ -30,7 +30,7 @@ fn split(line: &str) -> (&str, &str, &str, &str) {
 }
 
 #[test]
-fn a_backup_leaves_a_line_a_machine_in_the_form_of_old() {
+fn backup_logs_one_line_per_machine_in_kvm_backup_format() {
     let env = Env::new("log");
     for name in ["kvmb-test-a", "kvmb-test-b"] {
         env.machine(name).disk(Disk::qcow2(2 * MIB)).disk(Disk::raw(MIB)).define();
@@ -82,7 +82,7 @@ fn a_backup_leaves_a_line_a_machine_in_the_form_of_old() {
 }
 
 #[test]
-fn json_lines_say_the_same() {
+fn json_log_lines_carry_the_fields_of_the_point() {
     let env = Env::new("json");
     env.machine("kvmb-test-a").disk(Disk::qcow2(MIB)).define();
     let script = "kvmb init -r $R && kvmb backup --all -r $R --log-format json --log-file own.log";
@@ -102,7 +102,7 @@ fn json_lines_say_the_same() {
 }
 
 #[test]
-fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
+fn default_log_file_is_the_host_or_user_log() {
     let env = Env::new("places");
     // A private view of /var/log, so that the host's own log is unchanged.
     let of_host = "mount -t tmpfs none /var/log && kvmb init -r $R --dry-run && cat /var/log/kvm_backup.log && stat -c \
@@ -131,7 +131,7 @@ fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
 }
 
 #[test]
-fn the_log_does_not_grow_for_ever_though_many_write_at_once() {
+fn log_rotation_bounds_files_under_concurrent_writers() {
     let env = Env::new("rotation");
     env.configure(&json!({"log": {"max_size": "1K", "keep": 3}}));
     let script = "for i in 1 2 3 4; do (for j in 1 2 3 4 5; do kvmb release kvmb-test-none-$i-$j >/dev/null 2>&1; \
@@ -156,7 +156,7 @@ fn the_log_does_not_grow_for_ever_though_many_write_at_once() {
 }
 
 #[test]
-fn a_hostile_name_writes_no_line_of_its_own_and_no_secret_is_written_down() {
+fn hostile_names_cannot_forge_log_lines_and_secrets_are_not_logged() {
     let env = Env::new("hostile");
     let name = "x\n2025-01-01 00:00:00,000 - INFO - [00000000] all is well\u{1b}[2J\u{202e}";
     env.kvmb(["backup", name, "-r", &env.repo()]).run().assert_code(1);
@@ -192,7 +192,7 @@ journalctl --directory=/run/log/journal --output=json --no-pager
 "#;
 
 #[test]
-fn under_systemd_the_log_is_the_journal_with_fields() {
+fn journal_entries_have_fields_under_systemd() {
     parts::require(&["systemd-cat", "journalctl", "unshare"]);
     let env = Env::new("journal");
     env.machine("kvmb-test-a").disk(Disk::qcow2(MIB)).define();
@@ -216,7 +216,7 @@ fn under_systemd_the_log_is_the_journal_with_fields() {
 }
 
 #[test]
-fn the_log_of_one_run_is_shown_by_its_id() {
+fn log_shows_one_run_by_its_id() {
     let env = Env::new("log of a run");
     env.machine("kvmb-test-a").disk(Disk::qcow2(MIB)).define();
     let show = |args: &[&str]| env.kvmb([&["log"], args].concat()).run();
@@ -249,7 +249,7 @@ fn the_log_of_one_run_is_shown_by_its_id() {
 }
 
 #[test]
-fn the_log_is_filtered_limited_and_followed() {
+fn log_is_filtered_limited_and_followed() {
     let env = Env::new("log filter");
     env.kvmb(["init", "-r", &env.repo(), "--log-file", "other.log"]).run().assert_ok();
     for text in ["text", "json"] {

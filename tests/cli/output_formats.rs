@@ -40,7 +40,7 @@ fn plain(screen: &str) -> String {
 }
 
 #[test]
-fn a_point_has_totals_a_short_id_and_times_that_find_it_again() {
+fn point_records_have_totals_short_id_and_resolvable_times() {
     let env = Env::new("totals");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).disk(Disk::raw(2 * MIB)).define();
     let backup = || env.sh("kvmb backup --all -r $R").run().assert_ok().record_of("point");
@@ -76,7 +76,7 @@ fn a_point_has_totals_a_short_id_and_times_that_find_it_again() {
 }
 
 #[test]
-fn the_output_format_is_that_of_a_flag_then_of_the_variable() {
+fn output_flag_overrides_the_output_variable() {
     let env = Env::new("formats");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     let first = |args: &[&str], variable: &str| {
@@ -100,7 +100,7 @@ fn the_output_format_is_that_of_a_flag_then_of_the_variable() {
 }
 
 #[test]
-fn a_terminal_gets_tables_and_a_pipe_gets_records() {
+fn terminals_get_tables_and_pipes_get_records() {
     let env = Env::new("tables");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.sh("kvmb init -r $R && kvmb backup --all -r $R").run().assert_ok();
@@ -153,7 +153,7 @@ fn a_terminal_gets_tables_and_a_pipe_gets_records() {
 }
 
 #[test]
-fn bars_are_drawn_on_a_terminal_only() {
+fn progress_bars_are_drawn_only_on_a_terminal() {
     let env = Env::new("bars");
     fs::File::create(env.path("big")).unwrap().set_len(1 << 30).unwrap();
     let pty = env.pty(["hash", "big"]);
@@ -191,7 +191,7 @@ fn progress_fits_the_terminal_and_is_erased_at_the_end() {
 }
 
 #[test]
-fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
+fn password_is_prompted_only_on_a_terminal_and_never_shown() {
     let env = Env::new("password");
     forget_the_password(&env);
     let repo = env.repo();
@@ -262,7 +262,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
 }
 
 #[test]
-fn a_second_repository_is_looked_for_before_anybody_is_asked_for_its_password_once() {
+fn second_repository_is_located_before_its_password_prompt() {
     let env = Env::new("second password");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.sh("kvmb init -r $R").run().assert_ok();
@@ -290,7 +290,7 @@ fn a_second_repository_is_looked_for_before_anybody_is_asked_for_its_password_on
 }
 
 #[test]
-fn restore_without_arguments_leads_through_lists() {
+fn restore_without_arguments_guides_through_lists() {
     let env = Env::new("lists");
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     vm1.write("vda", 0, 65536, 0x11);
@@ -364,7 +364,7 @@ fn restore_without_arguments_leads_through_lists() {
 }
 
 #[test]
-fn restore_that_leads_through_lists_gives_up_a_wrong_password() {
+fn interactive_restore_fails_after_three_wrong_passwords() {
     let env = Env::new("lists-password");
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     forget_the_password(&env);
@@ -382,7 +382,7 @@ fn restore_that_leads_through_lists_gives_up_a_wrong_password() {
 }
 
 #[test]
-fn a_lost_configuration_is_no_obstacle() {
+fn restore_needs_only_the_repository_and_its_key() {
     let lost = Env::new("lost");
     let data = |env: &Env| env.path("data").display().to_string();
     let vm1 = lost.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
@@ -435,7 +435,7 @@ fn a_lost_configuration_is_no_obstacle() {
 }
 
 #[test]
-fn errors_are_one_line_and_a_hint() {
+fn errors_are_one_line_with_an_optional_hint() {
     let env = Env::new("errors");
     for (arguments, code, message, hint) in [
         (vec!["vms", "none"], 1, "kvmb: error: no machine named 'none'", Some("run 'kvmb vms' to list the machines")),
@@ -469,7 +469,7 @@ fn errors_are_one_line_and_a_hint() {
 }
 
 #[test]
-fn codes_are_one_list_each_and_the_help_has_it() {
+fn exit_and_error_codes_are_complete_unique_and_in_the_help() {
     let env = Env::new("codes");
     let help = env.kvmb(["--help"]).run().assert_ok();
     let (_, list) = help.stdout().split_once("Exit status:\n").expect("a list");
@@ -505,7 +505,7 @@ fn codes_are_one_list_each_and_the_help_has_it() {
 }
 
 #[test]
-fn colour_is_for_terminals_and_for_whoever_asks() {
+fn colour_is_off_in_pipes_unless_requested() {
     let env = Env::new("colour");
     let call = |flags: &[&str]| {
         let output = env.kvmb(["points", "-r", "/nowhere"]).args(flags).run().assert_code(1);

@@ -86,7 +86,7 @@ fn assert_untouched(machine: &Machine, definition: &str) {
 }
 
 #[test]
-fn the_pipes_work_as_they_are_written() {
+fn documented_pipes_back_up_verify_and_restore() {
     let env = Env::new("pipes");
     let (vm1, vm2) = (running(&env, "kvmb-test-vm1"), off(&env, "kvmb-test-vm2"));
     let definitions = [vm1.definition(), vm2.definition()];
@@ -175,7 +175,7 @@ fn the_pipes_work_as_they_are_written() {
 }
 
 #[test]
-fn a_killed_stage_commits_nothing_half_and_is_no_success() {
+fn killed_stage_commits_no_partial_point_and_fails_the_pipe() {
     let env = Env::new("killed");
     add_dying_stage(&env);
     let (vm1, vm2) = (running(&env, "kvmb-test-vm1"), off(&env, "kvmb-test-vm2"));
@@ -224,7 +224,7 @@ fn a_killed_stage_commits_nothing_half_and_is_no_success() {
 }
 
 #[test]
-fn a_trap_ends_what_a_broken_script_left() {
+fn exit_trap_releases_captures_of_a_failed_script() {
     let env = Env::new("trap");
     let vm1 = running(&env, "kvmb-test-vm1");
     let definition = vm1.definition();
@@ -247,7 +247,7 @@ fn a_trap_ends_what_a_broken_script_left() {
 }
 
 #[test]
-fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on() {
+fn incomplete_or_failed_machines_are_left_out_of_the_pipe() {
     let env = Env::new("left out");
     let (vm1, vm2) = (running(&env, "kvmb-test-vm1"), off(&env, "kvmb-test-vm2"));
     init(&env);
@@ -318,7 +318,7 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
 }
 
 #[test]
-fn what_is_read_is_understood_or_refused() {
+fn stage_input_is_parsed_passed_through_or_refused() {
     let env = Env::new("input");
     let vm1 = off(&env, "kvmb-test-vm1");
     init(&env);
@@ -391,7 +391,7 @@ fn what_is_read_is_understood_or_refused() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_reading_silently_and_changes_nothing_half() {
+fn closed_output_ends_readers_silently_and_completes_backups() {
     let env = Env::new("closed");
     let (vm1, vm2) = (off(&env, "kvmb-test-vm1"), off(&env, "kvmb-test-vm2"));
     init(&env);
@@ -439,7 +439,7 @@ fn a_reader_that_goes_away_ends_reading_silently_and_changes_nothing_half() {
 }
 
 #[test]
-fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
+fn capture_is_held_until_released_or_its_lease_ends() {
     let env = Env::new("lease");
     let (vm1, vm2) = (running(&env, "kvmb-test-vm1"), off(&env, "kvmb-test-vm2"));
     init(&env);
@@ -491,7 +491,7 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
 }
 
 #[test]
-fn two_backups_of_one_machine_at_the_same_time_do_not_harm_each_other() {
+fn concurrent_backups_of_one_machine_do_not_interfere() {
     let env = Env::new("at once");
     let vm1 = running(&env, "kvmb-test-vm1");
     init(&env);

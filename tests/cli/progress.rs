@@ -54,7 +54,7 @@ fn normalised(line: &str) -> String {
 }
 
 #[test]
-fn a_run_of_several_machines_is_pinned_at_80_and_160_columns() {
+fn progress_layout_is_pinned_at_80_and_160_columns() {
     let pinned = [
         (80, "reading kvmb-test-b/vda N % N MiB of N MiB N s left"),
         (160, "reading kvmb-test-b/vda █ N % N MiB of N MiB N MiB/s N s left"),
@@ -78,7 +78,7 @@ fn a_run_of_several_machines_is_pinned_at_80_and_160_columns() {
 }
 
 #[test]
-fn a_terminal_that_becomes_narrower_gets_shorter_lines_and_ctrl_c_leaves_nothing_of_them() {
+fn resize_shortens_progress_lines_and_ctrl_c_erases_them() {
     let env = env("progress resize", &["kvmb-test-b"]);
     let mut pty = backup(&env, 150, "C.UTF-8");
     pty.expect("░");
@@ -103,7 +103,7 @@ fn a_terminal_that_becomes_narrower_gets_shorter_lines_and_ctrl_c_leaves_nothing
 }
 
 #[test]
-fn a_locale_without_utf_8_gets_ascii_and_a_dumb_terminal_nothing() {
+fn non_utf8_locale_gets_ascii_and_dumb_terminal_no_progress() {
     let env = env("progress ascii", &["kvmb-test-b"]);
     let screen = backup(&env, 150, "C").wait().assert_ok();
     assert!(screen.stdout().is_ascii() && screen.stdout().contains("####"), "{screen}");

@@ -164,7 +164,7 @@ fn units(key: &str, value: &Value) {
 }
 
 #[test]
-fn the_fields_of_every_record_have_words_and_names_that_say_their_unit() {
+fn record_fields_are_documented_and_named_by_unit() {
     let structs = documented();
     for name in
         ["Machine", "Disk", "File", "Point", "PointDisk", "Copied", "Action", "Check", "Failure", "Source::Network"]
@@ -200,7 +200,7 @@ for line in open('records.jsonl'):
 }
 
 #[test]
-fn every_record_that_a_command_prints_is_as_documented() {
+fn every_printed_record_matches_its_documentation() {
     let host = Host::new("records");
     let env = &host.env;
     env.machine("kvmb-test-vm1")
@@ -395,7 +395,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
 }
 
 #[test]
-fn a_judge_that_finds_nothing_is_no_judge() {
+fn record_checker_refuses_malformed_records() {
     let refuse = |record: Value| {
         let mut judge = Judge { structs: documented(), seen: BTreeSet::new() };
         let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| judge.record(&record)));

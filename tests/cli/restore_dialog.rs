@@ -7,7 +7,7 @@ use std::fs;
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
+fn wrong_answers_are_asked_again_and_other_answers_kept() {
     let env = Env::new("dialog");
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     vm1.write("vda", 0, 65536, 0x11);
@@ -71,7 +71,7 @@ fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
 }
 
 #[test]
-fn a_running_machine_is_not_restored_in_place_and_the_question_comes_again() {
+fn in_place_restore_of_a_running_machine_asks_for_another_place() {
     let env = Env::new("dialog running");
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused();
     env.sh("kvmb init -r $R && kvmb backup --all -r $R").run().assert_ok();

@@ -55,7 +55,7 @@ fn assert_machine(output: &Output, name: &str, status: &str, words: &str) {
 }
 
 #[test]
-fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old() {
+fn machine_is_critical_without_a_backup_or_with_an_old_point() {
     let env = prepared("status age", &["vm1", "vm2"]);
     let output = status(&env, &[]).assert_code(1);
     assert_machine(&output, "vm1", "critical", "never backed up");
@@ -106,7 +106,7 @@ fn ahead(env: &Env, offset: &str, args: &[&str]) -> Output {
 }
 
 #[test]
-fn days_go_by_and_a_backup_each_night_is_missed() {
+fn point_age_turns_warning_then_critical_over_days() {
     let env = prepared("status days", &["vm1"]);
     backup(&env, "vm1");
     assert_machine(&ahead(&env, "+25h", &[]).assert_ok(), "vm1", "ok", "the newest point is 25 h old");
@@ -122,7 +122,7 @@ fn days_go_by_and_a_backup_each_night_is_missed() {
 }
 
 #[test]
-fn a_run_that_failed_is_reported_until_one_goes_well() {
+fn failed_run_is_reported_until_one_succeeds() {
     let env = prepared("status failed", &["vm1"]);
     backup(&env, "vm1");
     let hooks = json!({"before_machine": [{"command": ["false"]}]});
@@ -143,7 +143,7 @@ fn a_run_that_failed_is_reported_until_one_goes_well() {
 }
 
 #[test]
-fn verifications_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
+fn verification_depth_and_damage_are_remembered_until_repaired() {
     let env = prepared("status verified", &["vm1"]);
     backup(&env, "vm1");
     let verified = |args: &[&str]| {
@@ -198,7 +198,7 @@ fn verifications_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
 }
 
 #[test]
-fn a_repository_that_cannot_be_asked_is_never_well() {
+fn unreachable_repository_is_never_ok() {
     let env = prepared("status unreachable", &["vm1", "vm2"]);
     backup(&env, "vm1");
     fs::rename(env.repo(), env.path("elsewhere")).unwrap();
@@ -240,7 +240,7 @@ fn a_repository_that_cannot_be_asked_is_never_well() {
 }
 
 #[test]
-fn what_is_to_be_backed_up_is_what_the_configuration_says_and_the_rest_is_a_note() {
+fn expected_machines_follow_the_configured_selection() {
     let env = prepared("status selection", &["vm1", "vm2", "vm3"]);
     for name in ["vm1", "vm2", "vm3"] {
         backup(&env, name);
@@ -269,7 +269,7 @@ fn what_is_to_be_backed_up_is_what_the_configuration_says_and_the_rest_is_a_note
 }
 
 #[test]
-fn the_second_repository_is_watched_too() {
+fn second_repository_is_checked_for_copies() {
     let env = prepared("status copies", &["vm1"]);
     let second = env.repo_named("second");
     env.sh("kvmb init -r second").run().assert_ok();
@@ -300,7 +300,7 @@ fn the_second_repository_is_watched_too() {
 }
 
 #[test]
-fn the_key_that_is_only_here_is_a_warning() {
+fn unexported_key_is_a_warning() {
     let env = Env::new("status key");
     env.machine("vm1").disk(Disk::qcow2(MIB)).define();
     let home = |words: &[&str]| env.kvmb(words).without_env("KVMB_PASSWORD_FILE").run();
@@ -355,7 +355,7 @@ fn performance_data(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
 }
 
 #[test]
-fn nagios_gets_a_line_that_it_understands_and_its_own_exit_codes() {
+fn nagios_output_has_valid_lines_and_plugin_exit_codes() {
     let env = prepared("status nagios", &[HOSTILE, "vm1"]);
     let answer = |args: &[&str], code: i32| {
         let output = status(&env, &[&["--nagios"], args].concat()).assert_code(code);
@@ -406,7 +406,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
+fn prometheus_metrics_are_valid_and_written_after_every_run() {
     parts::require(&["promtool"]);
     let env = prepared("status prometheus", &[HOSTILE, "vm1", "vm2"]);
     let second = env.repo_named("second");
@@ -488,7 +488,7 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
 }
 
 #[test]
-fn zabbix_discovers_the_machines_and_finds_their_values() {
+fn zabbix_discovers_machines_and_their_values() {
     let env = prepared("status zabbix", &[HOSTILE, "vm1"]);
     let point = backup(&env, HOSTILE);
     let json = |what: &str| -> Value {
@@ -512,7 +512,7 @@ fn zabbix_discovers_the_machines_and_finds_their_values() {
 }
 
 #[test]
-fn a_name_with_a_line_end_breaks_no_line() {
+fn line_break_in_a_machine_name_does_not_break_any_format() {
     parts::require(&["promtool"]);
     let env = prepared("status lines", &[]);
     // Not every driver refuses such a name.
@@ -536,7 +536,7 @@ fn a_name_with_a_line_end_breaks_no_line() {
 }
 
 #[test]
-fn a_terminal_shows_what_a_tired_person_can_read() {
+fn terminal_table_shows_only_problems_unless_all_is_given() {
     let env = prepared("status table", &["vm1", "vm2"]);
     backup(&env, "vm1");
     let problems = env.pty(["status"]).wait().assert_code(1);
@@ -559,7 +559,7 @@ const WITH_CRONTAB: &str = r#"
     exec "$@""#;
 
 #[test]
-fn the_next_run_is_that_of_the_schedule_which_also_says_which_machines() {
+fn next_run_and_machines_come_from_the_installed_schedule() {
     parts::require(&["crontab", "unshare"]);
     let env = prepared("status schedule", &["vm1", "vm2", "web1"]);
     let spool = env.path("spool");
@@ -597,7 +597,7 @@ fn history(env: &Env) -> Vec<(PathBuf, Value)> {
 }
 
 #[test]
-fn what_happened_is_remembered_and_that_it_cannot_be_stops_nothing() {
+fn history_is_recorded_and_write_failure_does_not_stop_a_backup() {
     let env = Env::new("status history");
     let name = "..;$(touch pwned) \"it's\" \\ , =|ü";
     env.machine(name).disk(Disk::qcow2(MIB)).define();
@@ -626,7 +626,7 @@ fn what_happened_is_remembered_and_that_it_cannot_be_stops_nothing() {
 }
 
 #[test]
-fn the_last_runs_and_sizes_are_in_the_records_of_who_asks_for_them() {
+fn last_runs_and_sizes_are_shown_with_the_runs_option() {
     let env = prepared("runs", &["kvmb-test-vm1"]);
     for _ in 0..3 {
         backup(&env, "kvmb-test-vm1");

@@ -174,7 +174,7 @@ fn runs(client: &mut Client, bitmap: Option<&str>, chunk_bytes: u64) -> Vec<(u64
 }
 
 #[test]
-fn a_qcow2_reads_as_the_guest_sees_it() {
+fn qcow2_reads_as_the_guest_sees_it() {
     let expected = pattern(37 * MIB as usize + 512);
     let image = Image::qcow2_of(&expected);
     let server = Server::qemu_nbd("qcow2", &image.path, &[]);
@@ -184,7 +184,7 @@ fn a_qcow2_reads_as_the_guest_sees_it() {
 }
 
 #[test]
-fn a_raw_image_of_any_size_is_read_to_its_last_byte() {
+fn raw_image_of_any_size_is_read_to_its_last_byte() {
     for size_bytes in [0, 1, 511, 512, 513, 4096, MIB - 1, MIB, MIB + 1, 5 * MIB + 4097] {
         let expected = pattern(size_bytes as usize);
         let image = Image::raw(&expected);
@@ -198,7 +198,7 @@ fn a_raw_image_of_any_size_is_read_to_its_last_byte() {
 }
 
 #[test]
-fn a_server_with_large_blocks_is_asked_in_its_blocks() {
+fn requests_respect_the_block_sizes_of_the_server() {
     let expected = pattern(9 * MIB as usize);
     let image = Image::raw(&expected);
     let server = Server::nbdkit(&[
@@ -224,7 +224,7 @@ fn a_server_with_large_blocks_is_asked_in_its_blocks() {
 }
 
 #[test]
-fn an_odd_end_behind_large_blocks_does_not_confuse_the_map() {
+fn unaligned_end_of_a_large_block_export_reads_correctly() {
     // The size is not a multiple of the minimum block size: the server may refuse the last bytes, but only those.
     let size_bytes = 3 * MIB + 1000;
     let server = Server::nbdkit(&[
@@ -239,7 +239,7 @@ fn an_odd_end_behind_large_blocks_does_not_confuse_the_map() {
 }
 
 #[test]
-fn ten_tebibytes_of_nothing_take_seconds() {
+fn sparse_ten_tebibyte_disk_is_read_within_a_minute() {
     let image = Image::qcow2("10T");
     let last = format!("write -P 0x11 {} 64k", 10 * MIB * MIB - 64 * KIB);
     qemu_io("qcow2", &image.path, &["write -P 0x22 5T 3M", &last, "write -P 0x33 0 64k"]);
@@ -283,7 +283,7 @@ fn ten_tebibytes_of_nothing_take_seconds() {
 }
 
 #[test]
-fn a_bitmap_says_what_changed_and_zeros_are_changes() {
+fn bitmap_marks_changes_including_zeroed_ranges() {
     let image = Image::qcow2("16M");
     let context = "qemu:dirty-bitmap:since";
     qemu_io("qcow2", &image.path, &["write -P 0x11 0 12M"]);
@@ -340,7 +340,7 @@ fn a_bitmap_says_what_changed_and_zeros_are_changes() {
 }
 
 #[test]
-fn a_bitmap_that_is_not_there_is_not_mistaken_for_a_clean_disk() {
+fn missing_bitmap_is_not_reported_as_clean() {
     let image = Image::qcow2("4M");
     qemu_io("qcow2", &image.path, &["write -P 0x11 0 1M"]);
     image.bitmap("other");
@@ -362,7 +362,7 @@ fn a_bitmap_that_is_not_there_is_not_mistaken_for_a_clean_disk() {
 }
 
 #[test]
-fn several_contexts_are_answered_at_once() {
+fn multiple_meta_contexts_are_answered_in_one_request() {
     let image = Image::qcow2("8M");
     image.bitmap("b");
     qemu_io("qcow2", &image.path, &["write -P 1 1M 1M", "write -z 4M 1M"]);
@@ -389,7 +389,7 @@ fn several_contexts_are_answered_at_once() {
 }
 
 #[test]
-fn a_server_without_structured_replies_is_read_in_full() {
+fn server_without_structured_replies_is_read_in_full() {
     let expected = pattern(5 * MIB as usize + 7);
     let image = Image::raw(&expected);
     let file = format!("file={}", image.path.display());
@@ -408,7 +408,7 @@ fn a_server_without_structured_replies_is_read_in_full() {
 }
 
 #[test]
-fn servers_that_are_too_old_are_named_so() {
+fn old_style_servers_are_a_protocol_violation() {
     for arguments in [&["-o", "memory", "1M"][..], &["--mask-handshake=0", "memory", "1M"]] {
         let server = Server::nbdkit(arguments);
         let result = Client::connect(&server.uri(), &ClientOptions::default());
@@ -417,7 +417,7 @@ fn servers_that_are_too_old_are_named_so() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn missing_export_or_socket_is_a_specific_error() {
     let image = Image::qcow2("1M");
     let server = Server::qemu_nbd("qcow2", &image.path, &["-x", "vda"]);
     for options in [ClientOptions::default(), with_contexts(&[ALLOCATION])] {
@@ -437,7 +437,7 @@ fn what_is_not_there_is_named() {
 }
 
 #[test]
-fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
+fn failed_read_reports_its_offset_and_keeps_the_connection() {
     let trigger = tempfile::tempdir().unwrap();
     let file = trigger.path().join("fail");
     let mut bytes = vec![0; 16 * MIB as usize];
@@ -474,7 +474,7 @@ fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
 }
 
 #[test]
-fn a_server_that_stops_answering_is_given_up() {
+fn unresponsive_server_times_out() {
     let image = Image::raw(&pattern(4 * MIB as usize));
     let server = Server::nbdkit(&["--filter=delay", "file", image.path.to_str().unwrap(), "rdelay=120"]);
     let timeout = Duration::from_secs(2);
@@ -490,7 +490,7 @@ fn a_server_that_stops_answering_is_given_up() {
 }
 
 #[test]
-fn a_server_that_dies_in_the_middle_is_disconnected() {
+fn killed_server_is_reported_as_disconnected() {
     for in_order in [true, false] {
         let mut server = Server::nbdkit(&["--filter=delay", "pattern", "1G", "rdelay=5ms"]);
         let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
@@ -505,7 +505,7 @@ fn a_server_that_dies_in_the_middle_is_disconnected() {
 }
 
 #[test]
-fn a_server_for_one_client_is_read_over_one_connection() {
+fn single_client_server_is_read_over_one_connection() {
     let expected = pattern(9 * MIB as usize);
     let image = Image::qcow2_of(&expected);
     // qemu-nbd's default: it does not even respond to a second connection.
@@ -530,7 +530,7 @@ fn a_server_for_one_client_is_read_over_one_connection() {
 }
 
 #[test]
-fn the_reader_stops_when_it_is_interrupted() {
+fn reader_stops_when_interrupted_or_dropped() {
     // One server for each part: nbdkit 1.32 occasionally crashes if clients disconnect while it delays their reads.
     let server = || Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=120"]);
     let stop = Arc::new(AtomicBool::new(false));
@@ -564,7 +564,7 @@ fn the_reader_stops_when_it_is_interrupted() {
 }
 
 #[test]
-fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck() {
+fn read_ahead_is_bounded_and_a_hoarding_consumer_is_not_blocked() {
     for in_order in [true, false] {
         let log = tempfile::tempdir().unwrap();
         let log = log.path().join("log");
@@ -590,7 +590,7 @@ fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck()
 }
 
 #[test]
-fn alternating_chunks_come_complete_whatever_the_consumer_does() {
+fn alternating_chunks_arrive_complete_in_every_reader_setup() {
     // Many more runs than the queue holds, with the narrowest reader.
     let chunk_bytes = 512 * KIB;
     let count = 2400_u64;
@@ -616,7 +616,7 @@ fn alternating_chunks_come_complete_whatever_the_consumer_does() {
 }
 
 #[test]
-fn a_live_machine_is_read_with_its_bitmap_and_its_end_is_noticed() {
+fn live_export_is_read_with_its_bitmap_until_disconnected() {
     let image = Image::qcow2("64M");
     let mut qemu = Qemu::start();
     let socket = qemu.path("nbd");

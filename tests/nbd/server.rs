@@ -162,7 +162,7 @@ fn is_closed(stream: &mut UnixStream) -> bool {
 }
 
 #[test]
-fn real_clients_agree_on_bytes_holes_and_errors() {
+fn real_clients_agree_on_data_holes_and_errors() {
     let running = Running::start();
     running.assert_serves();
     let map = Command::new("nbdinfo").args(["--map", &running.uri()]).output().unwrap();
@@ -208,7 +208,7 @@ fn chunk(stream: &mut UnixStream) -> (u16, Vec<u8>) {
 }
 
 #[test]
-fn clients_of_before_structured_replies_are_served() {
+fn clients_without_structured_replies_are_served() {
     let running = Running::start();
     for (name, flags) in [("pattern", 3), ("", 1), ("pattern", 0)] {
         let mut stream = simple_client(&running, name, flags);
@@ -247,7 +247,7 @@ fn clients_of_before_structured_replies_are_served() {
 }
 
 #[test]
-fn a_client_that_breaks_the_protocol_is_cut_off_and_nobody_else() {
+fn only_the_client_breaking_the_protocol_is_disconnected() {
     let running = Running::start();
     let huge_option = [&wire::OPTION_MAGIC.to_be_bytes()[..], &[0, 0, 0, 7], &u32::MAX.to_be_bytes()].concat();
     let huge_write = wire::encode_request(RequestType::Write, 0, 1, 0, u32::MAX);
@@ -275,7 +275,7 @@ fn a_client_that_breaks_the_protocol_is_cut_off_and_nobody_else() {
 }
 
 #[test]
-fn many_clients_and_those_that_do_not_take_their_replies_keep_nobody_waiting() {
+fn stalled_clients_block_no_others_and_excess_clients_are_closed() {
     let running = Running::start();
     // Each requests far more than its socket can hold, and reads nothing.
     let mut greedy = Vec::new();

@@ -24,7 +24,7 @@ fn busy_machine<'e>(env: &'e Env, mib: u64) -> Machine<'e> {
 }
 
 #[test]
-fn writes_during_a_backup_are_not_in_it() {
+fn writes_during_a_backup_are_not_in_its_point() {
     let env = Env::new("during");
     let machine = busy_machine(&env, 48);
     init(&env);
@@ -48,7 +48,7 @@ fn writes_during_a_backup_are_not_in_it() {
 }
 
 #[test]
-fn reading_and_uploading_keep_to_their_limits() {
+fn read_and_upload_rates_respect_their_limits() {
     let env = Env::new("limits");
     let machine = busy_machine(&env, 4);
     init(&env);
@@ -74,7 +74,7 @@ fn reading_and_uploading_keep_to_their_limits() {
 }
 
 #[test]
-fn a_machine_that_is_written_to_all_the_time_is_caught_at_one_instant() {
+fn constantly_written_machine_is_captured_at_one_instant() {
     let env = Env::new("instant");
     let machine = busy_machine(&env, 24);
     init(&env);
@@ -114,7 +114,7 @@ fn odd_disks() -> (Vec<Disk>, Vec<(u64, u8)>) {
 }
 
 #[test]
-fn twenty_six_disks_of_odd_sizes_come_back_as_they_were() {
+fn twenty_six_disks_of_odd_sizes_restore_identically() {
     let env = Env::new("odd");
     let (disks, plan) = odd_disks();
     let machine = disks.into_iter().fold(env.machine("vm1"), |machine, disk| machine.disk(disk)).start_paused();
@@ -158,7 +158,7 @@ fn twenty_six_disks_of_odd_sizes_come_back_as_they_were() {
 }
 
 #[test]
-fn names_may_be_odd() {
+fn odd_machine_and_file_names_are_backed_up_and_restored() {
     let env = Env::new("names");
     let name = "-kvmb test 'vm' \"é\" & <1> $(x)";
     let machine = env
@@ -190,7 +190,7 @@ fn names_may_be_odd() {
 }
 
 #[test]
-fn a_backing_file_is_read_through_and_left_alone() {
+fn backing_file_is_included_and_left_unchanged() {
     let env = Env::new("backing");
     let base_machine = env.machine("base").disk(Disk::qcow2(8 * MIB)).define();
     base_machine.write("vda", 0, 3 * MIB, 0x11);
@@ -211,7 +211,7 @@ fn a_backing_file_is_read_through_and_left_alone() {
 }
 
 #[test]
-fn a_block_device_is_backed_up_and_restored_to() {
+fn block_device_is_backed_up_and_restored() {
     let env = Env::new("block");
     let (from, to) = (env.disks().join("from.img"), env.disks().join("to.img"));
     let mut model = DiskModel::new(6 * MIB);
@@ -253,7 +253,7 @@ fn a_block_device_is_backed_up_and_restored_to() {
 }
 
 #[test]
-fn firmware_variables_kernel_and_initrd_come_along() {
+fn nvram_kernel_and_initrd_are_backed_up_and_restored() {
     let env = Env::new("firmware");
     let file = |name: &str, bytes: &[u8]| -> PathBuf {
         let path = env.path(name);
@@ -309,7 +309,7 @@ fn firmware_variables_kernel_and_initrd_come_along() {
 }
 
 #[test]
-fn the_state_of_a_tpm_comes_along() {
+fn tpm_state_is_backed_up_and_restored() {
     let env = Env::new("tpm");
     let machine = env
         .machine("vm1")
@@ -367,7 +367,7 @@ fn disk_usage(folder: &Path) -> u64 {
 }
 
 #[test]
-fn what_two_machines_share_is_stored_once() {
+fn data_shared_by_two_machines_is_stored_once() {
     let env = Env::new("dedup");
     let (first, second) = (
         env.machine("vm1").disk(Disk::raw(24 * MIB)).define(),
@@ -459,7 +459,7 @@ fn restic_and_kvmb_share_a_repository() {
 }
 
 #[test]
-fn a_frozen_guest_is_captured_clean_and_goes_on() {
+fn frozen_guest_is_captured_clean_and_keeps_running() {
     let env = Env::new("freeze");
     let guest = env.linux_guest("linux");
     init(&env);
@@ -484,7 +484,7 @@ fn a_frozen_guest_is_captured_clean_and_goes_on() {
 }
 
 #[test]
-fn an_agent_that_hangs_in_freeze_costs_no_backup_and_no_guest() {
+fn agent_hanging_in_freeze_blocks_neither_backup_nor_guest() {
     let env = Env::new("hang");
     let guest = env.linux_guest_that("linux", FreezeMode::Hangs { seconds: 6 });
     init(&env);
@@ -506,7 +506,7 @@ fn an_agent_that_hangs_in_freeze_costs_no_backup_and_no_guest() {
 }
 
 #[test]
-fn an_agent_that_refuses_fails_only_what_was_required() {
+fn agent_refusing_to_freeze_fails_only_required_freezes() {
     let env = Env::new("refuses");
     let guest = env.linux_guest_that("linux", FreezeMode::Fails);
     init(&env);
@@ -522,7 +522,7 @@ fn an_agent_that_refuses_fails_only_what_was_required() {
 }
 
 #[test]
-fn what_is_left_out_is_named_and_no_machine_at_all_is_no_success() {
+fn left_out_disks_are_named_and_no_machines_is_an_error() {
     let env = Env::new("left out");
     init(&env);
     let none = env.kvmb(["backup", "--all", "-r", &env.repo()]).run().assert_code(2).assert_stderr_has(&env.uri());
@@ -557,7 +557,7 @@ fn what_is_left_out_is_named_and_no_machine_at_all_is_no_success() {
 }
 
 #[test]
-fn the_machines_of_one_run_share_one_index() {
+fn machines_of_one_run_share_one_index() {
     let env = Env::new("sharedindex");
     init(&env);
     let machines = ["vm1", "vm2", "vm3"].map(|name| env.machine(name).disk(Disk::raw(2 * MIB)).define());
@@ -575,7 +575,7 @@ fn the_machines_of_one_run_share_one_index() {
 }
 
 #[test]
-fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
+fn disk_too_large_for_its_chunk_list_is_refused_before_reading() {
     let env = Env::new("too large");
     let repo = init(&env);
     // A machine that is off, for which every chunk counts, and one that runs, for which the holes count, so that larger

@@ -5,7 +5,7 @@ use crate::support::change::run;
 use crate::support::{Disk, Env};
 
 #[test]
-fn full_finds_what_changed_behind_the_bitmaps_back_and_heals_it() {
+fn full_backup_finds_and_heals_changes_missed_by_the_bitmap() {
     let env = Env::new("full finds lies");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -34,7 +34,7 @@ fn full_finds_what_changed_behind_the_bitmaps_back_and_heals_it() {
 }
 
 #[test]
-fn an_audit_of_everything_finds_it_too_and_reads_in_full() {
+fn full_audit_finds_missed_changes_and_reads_in_full() {
     let env = Env::new("audit finds lies");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -53,7 +53,7 @@ fn an_audit_of_everything_finds_it_too_and_reads_in_full() {
 }
 
 #[test]
-fn a_thousandth_of_what_is_unchanged_is_audited_unless_set_otherwise() {
+fn default_audit_reads_a_thousandth_of_unchanged_chunks() {
     let env = Env::new("audit by default");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(600 * MIB)).start_paused();
@@ -69,7 +69,7 @@ fn a_thousandth_of_what_is_unchanged_is_audited_unless_set_otherwise() {
 }
 
 #[test]
-fn a_bitmap_that_was_missed_changes_is_never_trusted_again() {
+fn bitmap_found_wrong_is_never_trusted_again() {
     let env = Env::new("lies while off");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -100,7 +100,7 @@ fn lie(machine: &crate::support::Machine, repo: &str, parent: &serde_json::Value
 }
 
 #[test]
-fn full_every_reads_everything_when_it_is_due() {
+fn full_every_reads_everything_when_due() {
     let env = Env::new("full every");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");

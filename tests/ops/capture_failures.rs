@@ -13,7 +13,7 @@ use crate::support::{Disk, DiskModel, Env, process, wait_until};
 // --- other hosts
 
 #[test]
-fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
+fn machine_moved_to_another_host_and_back_continues_its_chain() {
     let (here, there) = (Env::new("this host"), Env::new("another host"));
     let repo = init(&here);
     let machine = two_disks(&here, "vm");
@@ -56,7 +56,7 @@ fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
 }
 
 #[test]
-fn a_machine_whose_images_were_copied_to_another_host_is_read_in_full_once() {
+fn machine_with_images_copied_to_another_host_is_read_in_full_once() {
     let (here, there) = (Env::new("this host"), Env::new("another host"));
     let repo = init(&here);
     let machine = here.machine("vm").disk(Disk::qcow2(8 * MIB)).start_paused();
@@ -79,7 +79,7 @@ fn a_machine_whose_images_were_copied_to_another_host_is_read_in_full_once() {
 // --- saved and reverted
 
 #[test]
-fn a_machine_whose_memory_is_saved_is_busy_and_goes_on_when_it_wakes() {
+fn machine_with_managed_save_is_busy_and_continues_after_resume() {
     let env = Env::with_libvirtd("managed save");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start();
@@ -109,7 +109,7 @@ fn a_machine_whose_memory_is_saved_is_busy_and_goes_on_when_it_wakes() {
 }
 
 #[test]
-fn a_machine_reverted_to_an_external_snapshot_is_right_in_the_next_point() {
+fn revert_to_an_external_snapshot_yields_a_correct_next_point() {
     let env = Env::new("external revert");
     let repo = init(&env);
     let mut machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
@@ -143,7 +143,7 @@ fn a_machine_reverted_to_an_external_snapshot_is_right_in_the_next_point() {
 // --- during the backup
 
 #[test]
-fn a_machine_that_is_started_during_its_backup_is_captured_as_one_that_runs() {
+fn machine_started_during_its_backup_is_captured_as_running() {
     let env = Env::with_libvirtd("started meanwhile");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -166,7 +166,7 @@ fn a_machine_that_is_started_during_its_backup_is_captured_as_one_that_runs() {
 }
 
 #[test]
-fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
+fn stopped_machine_can_start_after_its_backup_was_killed() {
     let env = Env::new("starts after a kill");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -194,7 +194,7 @@ fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
 }
 
 #[test]
-fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
+fn disk_attached_during_a_backup_is_in_the_next_point() {
     let env = Env::with_libvirtd("plugged meanwhile");
     let repo = init(&env);
     let scsi = "<controller type='scsi' model='virtio-scsi'/>";
@@ -225,7 +225,7 @@ fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
 }
 
 #[test]
-fn scratch_files_of_a_killed_run_are_not_in_the_next_ones_way() {
+fn scratch_files_of_a_killed_run_are_removed_by_the_next_run() {
     let env = Env::new("full of leftovers");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(128 * MIB)).start_paused();
@@ -249,7 +249,7 @@ fn scratch_files_of_a_killed_run_are_not_in_the_next_ones_way() {
 // --- disks that are not files
 
 #[test]
-fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
+fn block_and_network_disks_are_read_in_full() {
     let env = Env::new("block and network");
     let repo = init(&env);
     let (block, network) = (env.disks().join("block.img"), env.disks().join("network.img"));

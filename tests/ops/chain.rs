@@ -13,7 +13,7 @@ const PIECE: u64 = 64 * 1024;
 // --- checkpoints and repositories
 
 #[test]
-fn two_repositories_do_not_disturb_each_other() {
+fn two_repositories_keep_independent_chains() {
     let env = Env::new("two repositories");
     let (a, b) = (init_at(&env, "a"), init_at(&env, "b"));
     let machine = two_disks(&env, "vm");
@@ -53,7 +53,7 @@ fn two_repositories_do_not_disturb_each_other() {
 }
 
 #[test]
-fn checkpoints_and_bitmaps_of_others_are_left_alone_and_go_on_recording() {
+fn foreign_checkpoints_and_bitmaps_are_kept_and_keep_recording() {
     let env = Env::new("foreign");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).define();
@@ -86,7 +86,7 @@ fn checkpoints_and_bitmaps_of_others_are_left_alone_and_go_on_recording() {
 }
 
 #[test]
-fn a_checkpoint_that_somebody_deleted_costs_one_full_read() {
+fn deleted_checkpoint_costs_one_full_read() {
     let env = Env::new("deleted checkpoint");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -103,7 +103,7 @@ fn a_checkpoint_that_somebody_deleted_costs_one_full_read() {
 }
 
 #[test]
-fn a_parent_point_that_was_deleted_is_not_continued() {
+fn deleted_parent_point_is_not_continued() {
     let env = Env::new("deleted parent");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -127,7 +127,7 @@ fn a_parent_point_that_was_deleted_is_not_continued() {
 }
 
 #[test]
-fn a_copy_of_the_repository_and_a_second_password_are_the_same_chain_as_far_as_it_goes() {
+fn repository_copy_and_second_password_continue_the_same_chain() {
     let env = Env::new("repository copy");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -158,7 +158,7 @@ fn a_copy_of_the_repository_and_a_second_password_are_the_same_chain_as_far_as_i
 // --- several backups at once
 
 #[test]
-fn of_several_machines_at_once_one_that_fails_does_not_stop_the_others() {
+fn one_failing_machine_does_not_stop_parallel_backups() {
     let env = Env::new("jobs");
     let repo = init(&env);
     let machines: Vec<_> = ["vm1", "vm2", "vm3"]

@@ -13,7 +13,7 @@ use serde_json::Value;
 const SCSI: &str = "<controller type='scsi' model='virtio-scsi'/>";
 
 #[test]
-fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
+fn raw_disk_is_read_in_full_beside_an_incremental_qcow2() {
     let env = Env::new("raw beside qcow2");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).disk(Disk::raw(8 * MIB + 512)).start_paused();
@@ -38,7 +38,7 @@ fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
 }
 
 #[test]
-fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
+fn chunk_size_change_causes_one_full_read() {
     let env = Env::new("chunk size");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -76,7 +76,7 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
 }
 
 #[test]
-fn a_large_disk_has_larger_chunks_unless_its_points_have_others() {
+fn large_disk_gets_larger_chunks_unless_its_chain_has_others() {
     let env = Env::new("large chunks");
     let (repo, old) = (init(&env), env.repo_named("old"));
     env.kvmb(["init", "-r", &old]).run().assert_ok();
@@ -97,7 +97,7 @@ fn a_large_disk_has_larger_chunks_unless_its_points_have_others() {
 }
 
 #[test]
-fn an_old_qcow2_keeps_no_bitmaps_and_disturbs_nobody() {
+fn old_qcow2_version_is_read_in_full_without_bitmaps() {
     let env = Env::new("no bitmaps");
     let repo = init(&env);
     let machine =
@@ -115,7 +115,7 @@ fn an_old_qcow2_keeps_no_bitmaps_and_disturbs_nobody() {
 }
 
 #[test]
-fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_once_more() {
+fn corrupt_image_is_read_in_full_until_after_its_repair() {
     let env = Env::new("corrupt");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
@@ -155,7 +155,7 @@ fn an_image_that_is_marked_as_corrupt_is_read_in_full_until_it_is_repaired_and_o
 }
 
 #[test]
-fn an_image_that_is_cut_off_is_reported_and_read_in_full() {
+fn truncated_image_is_reported_and_read_in_full() {
     let env = Env::new("cut off");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).define();
@@ -175,7 +175,7 @@ fn an_image_that_is_cut_off_is_reported_and_read_in_full() {
 }
 
 #[test]
-fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
+fn attaching_or_detaching_a_disk_keeps_the_other_chains() {
     let env = Env::new("hot-plug");
     let repo = init(&env);
     let mut machine = env.machine("vm").devices_xml(SCSI).disk(Disk::qcow2(16 * MIB)).start_paused();
@@ -213,7 +213,7 @@ fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
 }
 
 #[test]
-fn an_excluded_disk_that_comes_back_is_read_in_full() {
+fn disk_included_again_after_exclusion_is_read_in_full() {
     let env = Env::new("excluded");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -232,7 +232,7 @@ fn an_excluded_disk_that_comes_back_is_read_in_full() {
 }
 
 #[test]
-fn a_grown_and_a_shrunk_disk() {
+fn grown_or_shrunk_disk_is_read_incrementally() {
     let env = Env::new("resized");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB + 512)).start_paused();
@@ -257,7 +257,7 @@ fn a_grown_and_a_shrunk_disk() {
 }
 
 #[test]
-fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
+fn disk_shrunk_and_grown_back_is_read_in_full() {
     let env = Env::new("shrunk and grown back");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
@@ -301,7 +301,7 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
 }
 
 #[test]
-fn two_disks_that_swap_their_targets_are_read_in_full() {
+fn disks_with_swapped_targets_are_read_in_full() {
     let env = Env::new("swapped");
     let repo = init(&env);
     let mut machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(8 * MIB)).start_paused();
@@ -325,7 +325,7 @@ fn two_disks_that_swap_their_targets_are_read_in_full() {
 }
 
 #[test]
-fn an_image_replaced_by_another_with_the_same_bitmap_is_read_in_full() {
+fn image_replaced_by_one_with_the_same_bitmap_is_read_in_full() {
     let env = Env::new("replaced");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(8 * MIB)).start_paused();
@@ -350,7 +350,7 @@ fn an_image_replaced_by_another_with_the_same_bitmap_is_read_in_full() {
 }
 
 #[test]
-fn relative_names_of_backing_files_break_no_chain() {
+fn relative_backing_file_names_keep_the_chain() {
     let env = Env::new("relative names");
     let repo = init(&env);
     let image = |name: &str| env.disks().join(name).display().to_string();
@@ -372,7 +372,7 @@ fn relative_names_of_backing_files_break_no_chain() {
 }
 
 #[test]
-fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
+fn changed_or_replaced_backing_file_causes_a_full_read() {
     let env = Env::new("backing file");
     let repo = init(&env);
     let image = |name: &str| env.disks().join(name).display().to_string();
@@ -412,7 +412,7 @@ fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
 }
 
 #[test]
-fn what_was_data_and_reads_as_zero_now_is_a_change() {
+fn zeroed_and_discarded_data_is_read_as_changed() {
     let env = Env::new("zeroed");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(24 * MIB)).start_paused();

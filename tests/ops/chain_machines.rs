@@ -11,7 +11,7 @@ use rustix::process::Signal;
 // --- machines
 
 #[test]
-fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
+fn undefined_redefined_or_renamed_machine_continues_its_chain() {
     let env = Env::new("redefined");
     let repo = init(&env);
     let mut machine = two_disks(&env, "vm");
@@ -51,7 +51,7 @@ fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
 }
 
 #[test]
-fn one_lost_bitmap_of_a_lost_checkpoint_costs_only_its_disk() {
+fn lost_bitmap_costs_a_full_read_of_only_its_disk() {
     let env = Env::new("one lost bitmap");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -83,7 +83,7 @@ fn one_lost_bitmap_of_a_lost_checkpoint_costs_only_its_disk() {
 }
 
 #[test]
-fn a_clone_with_its_bitmaps_begins_a_chain_of_its_own() {
+fn clone_with_its_bitmaps_starts_its_own_chain() {
     let env = Env::new("cloned");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).start_paused();
@@ -103,7 +103,7 @@ fn a_clone_with_its_bitmaps_begins_a_chain_of_its_own() {
 }
 
 #[test]
-fn a_machine_restored_in_place_from_an_older_point_is_right_in_the_next() {
+fn in_place_restore_of_an_older_point_yields_a_correct_next_point() {
     let env = Env::new("restored in place");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -128,7 +128,7 @@ fn a_machine_restored_in_place_from_an_older_point_is_right_in_the_next() {
 }
 
 #[test]
-fn external_snapshots_and_blockcommit() {
+fn external_snapshot_and_blockcommit_yield_correct_points() {
     let env = Env::new("external snapshot");
     let repo = init(&env);
     let mut machine = two_disks(&env, "vm");
@@ -192,7 +192,7 @@ fn external_snapshots_and_blockcommit() {
 }
 
 #[test]
-fn a_revert_to_an_internal_snapshot_is_refused_while_bitmaps_exist_or_right_in_the_next_point() {
+fn internal_snapshot_revert_yields_a_correct_next_point() {
     let env = Env::new("internal snapshot");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).define();
@@ -238,7 +238,7 @@ fn a_revert_to_an_internal_snapshot_is_refused_while_bitmaps_exist_or_right_in_t
 // --- killed, stopped, started
 
 #[test]
-fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
+fn crashed_qemu_causes_one_full_read() {
     let env = Env::new("QEMU killed");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -274,7 +274,7 @@ fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
 }
 
 #[test]
-fn a_machine_that_is_stopped_during_its_backup_is_captured_as_one_that_is_off() {
+fn machine_stopped_during_its_backup_is_captured_as_off() {
     let env = Env::new("stopped meanwhile");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -307,7 +307,7 @@ fn a_machine_that_is_stopped_during_its_backup_is_captured_as_one_that_is_off() 
 }
 
 #[test]
-fn a_qemu_killed_during_the_backup_costs_a_full_read() {
+fn qemu_killed_during_a_backup_costs_a_full_read() {
     let env = Env::new("QEMU killed meanwhile");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -328,7 +328,7 @@ fn a_qemu_killed_during_the_backup_costs_a_full_read() {
 }
 
 #[test]
-fn a_machine_cannot_start_in_the_middle_of_its_backup_and_can_after_it() {
+fn machine_can_start_only_after_its_capture_is_released() {
     let env = Env::new("started meanwhile");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -351,7 +351,7 @@ fn a_machine_cannot_start_in_the_middle_of_its_backup_and_can_after_it() {
 }
 
 #[test]
-fn a_run_that_was_killed_does_not_hold_the_machine_until_its_lease_ends() {
+fn killed_run_is_cleared_before_its_lease_ends() {
     let env = Env::new("kvmb killed");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -371,7 +371,7 @@ fn a_run_that_was_killed_does_not_hold_the_machine_until_its_lease_ends() {
 // --- machines that are off
 
 #[test]
-fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again() {
+fn chain_continues_across_backups_of_a_stopped_machine() {
     let env = Env::new("off");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -414,7 +414,7 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
 }
 
 #[test]
-fn off_with_changes_and_its_parent_pruned_it_begins_again() {
+fn stopped_machine_with_a_pruned_parent_starts_a_new_chain() {
     let env = Env::new("off and pruned");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -439,7 +439,7 @@ fn off_with_changes_and_its_parent_pruned_it_begins_again() {
 }
 
 #[test]
-fn a_chain_can_be_started_while_the_machine_is_off() {
+fn chain_can_start_while_the_machine_is_off() {
     let env = Env::new("started off");
     let (a, b) = (init_at(&env, "a"), init_at(&env, "b"));
     let machine = env
@@ -489,7 +489,7 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
 }
 
 #[test]
-fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
+fn image_opened_by_another_process_gets_no_bitmap() {
     let env = Env::new("open elsewhere");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(4 * MIB)).define();

@@ -99,37 +99,37 @@ fn is_at_or_after(step: Failpoint, other: Failpoint) -> bool {
 }
 
 #[test]
-fn a_running_machines_backup_killed_at_every_step() {
+fn running_backup_recovers_from_a_kill_at_every_step() {
     every_step(Scene::Running, Accident::Killed);
 }
 
 #[test]
-fn a_running_machines_backup_whose_storage_is_gone_at_every_step() {
+fn running_backup_recovers_from_lost_storage_at_every_step() {
     every_step(Scene::Running, Accident::Gone);
 }
 
 #[test]
-fn a_running_machines_backup_whose_storage_cannot_be_written_at_every_step() {
+fn running_backup_recovers_from_read_only_storage_at_every_step() {
     every_step(Scene::Running, Accident::ReadOnly);
 }
 
 #[test]
-fn an_off_machines_backup_killed_at_every_step() {
+fn offline_backup_recovers_from_a_kill_at_every_step() {
     every_step(Scene::Off, Accident::Killed);
 }
 
 #[test]
-fn an_off_machines_backup_whose_storage_is_gone_at_every_step() {
+fn offline_backup_recovers_from_lost_storage_at_every_step() {
     every_step(Scene::Off, Accident::Gone);
 }
 
 #[test]
-fn a_chain_begun_off_killed_at_every_step() {
+fn new_offline_chain_recovers_from_a_kill_at_every_step() {
     every_step(Scene::BegunOff, Accident::Killed);
 }
 
 #[test]
-fn a_chain_begun_off_whose_storage_cannot_be_written_at_every_step() {
+fn new_offline_chain_recovers_from_read_only_storage_at_every_step() {
     every_step(Scene::BegunOff, Accident::ReadOnly);
 }
 

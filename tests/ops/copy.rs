@@ -66,7 +66,7 @@ fn three_points(machine: &Machine, repo: &str, args: &[&str]) -> Vec<(Value, BTr
 }
 
 #[test]
-fn points_are_copied_whole_and_once_and_restic_agrees() {
+fn points_are_copied_once_and_match_restic_copies() {
     let env = Env::new("copies");
     let machine = two_disks(&env, "vm1");
     let (first, pass) = init_with_own_password(&env, "first");
@@ -120,7 +120,7 @@ fn points_are_copied_whole_and_once_and_restic_agrees() {
 }
 
 #[test]
-fn chunks_are_sealed_again_but_not_compressed_again() {
+fn copied_chunks_are_resealed_but_not_recompressed() {
     let env = Env::new("seal");
     let machine = two_disks(&env, "vm1");
     let (first, pass) = init_with_own_password(&env, "first");
@@ -151,7 +151,7 @@ fn chunks_are_sealed_again_but_not_compressed_again() {
 }
 
 #[test]
-fn a_copy_is_compressed_again_where_that_is_asked_for() {
+fn copies_are_recompressed_on_request() {
     let env = Env::new("harder");
     let machine = two_disks(&env, "vm1");
     let first = init_at(&env, "first");
@@ -188,7 +188,7 @@ fn a_copy_is_compressed_again_where_that_is_asked_for() {
 }
 
 #[test]
-fn what_was_copied_is_known_without_reading_data() {
+fn finished_copies_are_recognised_without_reading_data() {
     let env = Env::new("known");
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
@@ -233,7 +233,7 @@ pub(crate) fn damage_largest_pack(repo: &str) -> PathBuf {
 }
 
 #[test]
-fn what_is_damaged_is_reported_and_never_copied() {
+fn damaged_points_are_reported_and_never_copied() {
     let env = Env::new("damage");
     let machine = two_disks(&env, "vm1");
     let other = env.machine("vm2").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -261,7 +261,7 @@ fn what_is_damaged_is_reported_and_never_copied() {
 }
 
 #[test]
-fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
+fn copied_point_is_not_the_base_of_another_repositorys_bitmap() {
     let env = Env::new("chains");
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
@@ -296,7 +296,7 @@ fn two_tiers(machine: &Machine, first: &str, second: &str) -> Output {
 }
 
 #[test]
-fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
+fn backup_copies_to_the_second_tier_and_catches_up() {
     let env = Env::new("tiers");
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
@@ -351,7 +351,7 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
 }
 
 #[test]
-fn retention_keeps_what_the_second_tier_does_not_have_yet() {
+fn retention_keeps_points_awaiting_a_copy() {
     let env = Env::new("awaits");
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
@@ -388,7 +388,7 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
 }
 
 #[test]
-fn a_point_that_was_never_copied_waits_although_a_newer_one_was() {
+fn older_uncopied_point_awaits_copy_after_a_newer_copy() {
     let env = Env::new("never");
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
@@ -426,7 +426,7 @@ fn a_point_that_was_never_copied_waits_although_a_newer_one_was() {
 }
 
 #[test]
-fn the_backup_server_of_the_configuration_is_the_second_tier() {
+fn configured_backup_server_is_the_second_tier() {
     let env = Env::new("server");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -489,7 +489,7 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
 }
 
 #[test]
-fn a_pipe_stores_in_two_repositories_and_lets_go_of_the_machine() {
+fn pipe_pushes_to_two_repositories_and_releases_the_machine() {
     let env = Env::new("pipe");
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
@@ -512,7 +512,7 @@ fn a_pipe_stores_in_two_repositories_and_lets_go_of_the_machine() {
 }
 
 #[test]
-fn killed_at_any_step_of_a_copy_both_repositories_are_whole_and_the_next_one_finishes() {
+fn copy_killed_at_any_step_leaves_both_repositories_sound() {
     let env = Env::new("killed copies");
     let machine = two_disks(&env, "vm1");
     let first = init_at(&env, "first");

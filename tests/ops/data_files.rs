@@ -44,7 +44,7 @@ fn write_past_the_image(machine: &Machine, target: &str, data: &Path, pattern: u
 }
 
 #[test]
-fn changes_are_read_while_one_qemu_runs_and_everything_after_each_start() {
+fn data_file_disks_are_read_in_full_after_each_qemu_start() {
     let env = Env::new("data files");
     let repo = init(&env);
     let (machine, data) = machine(&env);
@@ -93,7 +93,7 @@ fn changes_are_read_while_one_qemu_runs_and_everything_after_each_start() {
 }
 
 #[test]
-fn a_disk_that_was_detached_meanwhile_is_read_in_full() {
+fn data_file_disk_detached_in_between_is_read_in_full() {
     let env = Env::new("data file detached");
     let repo = init(&env);
     let (image, data) = image_with_data_file(&env, "plugged");

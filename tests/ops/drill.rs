@@ -102,7 +102,7 @@ fn has(check: &Value, field: &str, words: &str) {
 }
 
 #[test]
-fn a_guest_with_an_agent_is_ok_and_says_what_it_is() {
+fn guest_with_an_agent_reaches_the_check_rung_and_is_ok() {
     let env = Env::new("drill-agent");
     let machine = linux(&env, "kvmb-test-agent", "console=ttyS0").devices_xml(&format!("{CONSOLES}{AGENT}")).define();
     let output = drilled(&machine, &["--check", "cat /proc/cmdline; test -b /dev/vda"]).assert_ok();
@@ -123,7 +123,7 @@ fn a_guest_with_an_agent_is_ok_and_says_what_it_is() {
 }
 
 #[test]
-fn a_guest_without_an_agent_is_never_ok_unless_its_console_is_enough() {
+fn guest_without_an_agent_is_ok_only_if_console_suffices() {
     let env = Env::new("drill-alone");
     // The machine has no serial port that the drill can read, so it adds one.
     let machine = linux(&env, "kvmb-test-alone", "console=ttyS0 kvmb.freeze=no-agent").define();
@@ -143,7 +143,7 @@ fn a_guest_without_an_agent_is_never_ok_unless_its_console_is_enough() {
 }
 
 #[test]
-fn a_panic_is_critical_and_quoted() {
+fn kernel_panic_is_critical_and_quoted() {
     let env = Env::new("drill-panic");
     let machine = linux(&env, "kvmb-test-panic", "console=ttyS0 rdinit=/none").devices_xml(CONSOLE).define();
     let output = drilled(&machine, &[]).assert_code(1);

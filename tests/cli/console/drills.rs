@@ -33,7 +33,7 @@ fn assert_screenshot(console: &Console, path: &str) {
 }
 
 #[test]
-fn a_machine_that_does_not_boot_is_shown_with_its_screen_and_its_console() {
+fn failed_drill_is_shown_with_its_screenshot_and_console_log() {
     let env = Env::new("console drill");
     let console_xml = "<serial type='pty'><target port='0'/></serial>";
     let machine = env.machine(VM).disk(Disk::qcow2(8 * MIB)).devices_xml(console_xml).define();
@@ -114,7 +114,7 @@ fn a_machine_that_does_not_boot_is_shown_with_its_screen_and_its_console() {
 }
 
 #[test]
-fn only_what_is_there_is_booted_and_only_by_who_may() {
+fn drill_requests_need_a_valid_target_session_and_write_access() {
     let env = Env::new("console drills");
     let machine = env.machine(VM).disk(Disk::qcow2(MIB)).define();
     init(&env);

@@ -116,7 +116,7 @@ fn page_of(id: &str, query: &str) -> String {
 }
 
 #[test]
-fn files_are_looked_at_found_downloaded_and_copied_into_a_folder() {
+fn files_are_browsed_searched_downloaded_and_copied() {
     let env = Env::new("point files");
     let id = backed_up(&env);
     let console = open(&env, &[]);
@@ -180,7 +180,7 @@ fn files_are_looked_at_found_downloaded_and_copied_into_a_folder() {
 }
 
 #[test]
-fn a_read_only_console_in_french_downloads_and_copies_nothing() {
+fn read_only_console_downloads_files_but_copies_nothing() {
     let env = Env::new("read-only files");
     let id = backed_up(&env);
     let mut console = open(&env, &["--read-only"]);
@@ -197,7 +197,7 @@ fn a_read_only_console_in_french_downloads_and_copies_nothing() {
 }
 
 #[test]
-fn names_of_a_guest_are_text_and_its_links_stay_in_it() {
+fn hostile_guest_names_are_text_and_links_stay_in_the_guest() {
     let env = Env::new("hostile files");
     let id = backed_up(&env);
     let console = open(&env, &[]);
@@ -251,7 +251,7 @@ fn locks(env: &Env) -> usize {
 }
 
 #[test]
-fn a_download_that_nobody_reads_ends_and_leaves_no_lock() {
+fn abandoned_downloads_end_and_release_their_locks() {
     let env = Env::new("aborted download");
     let id = backed_up(&env);
     let console = open(&env, &[]);
@@ -274,7 +274,7 @@ fn a_download_that_nobody_reads_ends_and_leaves_no_lock() {
 }
 
 #[test]
-fn a_download_of_damaged_data_is_never_taken_for_the_whole() {
+fn download_of_damaged_data_never_looks_complete() {
     let env = Env::new("damaged download");
     let id = backed_up(&env);
     // Corrupt a chunk in the middle of the file.

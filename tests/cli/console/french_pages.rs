@@ -149,7 +149,7 @@ fn assert_french(page: Page) -> Page {
 }
 
 #[test]
-fn no_english_word_is_left_on_a_french_page() {
+fn french_pages_contain_no_english_words() {
     let env = Env::new("french pages");
     let machine = env.machine(VM).disk(Disk::qcow2(3 * MIB)).disk(Disk::raw(MIB + 512)).define();
     machine.write("vda", 0, MIB, 0x11);

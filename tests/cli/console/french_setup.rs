@@ -45,7 +45,7 @@ fn text(page: &str) -> String {
 }
 
 #[test]
-fn french_pages_have_no_english_words() {
+fn french_setup_pages_contain_no_english_words() {
     let env = Env::new("console french");
     let _machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(1 << 20)).disk(Disk::raw(1 << 20)).define();
     let mut console = open(&env, &[]);
@@ -73,7 +73,7 @@ fn french_pages_have_no_english_words() {
 
 #[test]
 #[should_panic(expected = "the")]
-fn a_page_with_english_words_would_be_noticed() {
+fn page_with_english_words_fails_the_check() {
     let text = text("<main id=\"main\"><p>Show <code>of</code> the <b aria-label=\"next\">x</b></p></main>");
     let found: Vec<&str> = text.split(' ').filter(|word| ENGLISH.contains(word)).collect();
     assert!(found.is_empty(), "{found:?}");

@@ -6,7 +6,7 @@ use super::client::open;
 use crate::support::{Env, wait_until};
 
 #[test]
-fn the_log_is_filtered_followed_and_escaped() {
+fn log_page_is_filtered_followed_and_escaped() {
     let env = Env::new("log page");
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let hostile = "<script>alert(1)</script>\n2026-01-01 00:00:00,000 - INFO - [aaaaaaaa] forged";

@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
 #[test]
-fn a_machine_is_chosen_backed_up_verified_and_restored() {
+fn machine_is_selected_backed_up_verified_and_restored() {
     let env = Env::new("journey");
     let machine = env.machine(VM).disk(Disk::qcow2(12 * MIB)).disk(Disk::raw(4 * MIB)).define();
     machine.write("vda", MIB, 3 * MIB, 0x11);
@@ -77,7 +77,7 @@ fn a_machine_is_chosen_backed_up_verified_and_restored() {
 }
 
 #[test]
-fn progress_is_shown_live_and_a_job_is_cancelled() {
+fn job_progress_is_streamed_and_job_is_cancelled() {
     let env = Env::new("progress");
     let machine = env.machine(VM).disk(Disk::qcow2(16 * MIB)).define();
     machine.write("vda", 0, 8 * MIB, 0x11);
@@ -100,7 +100,7 @@ fn progress_is_shown_live_and_a_job_is_cancelled() {
 }
 
 #[test]
-fn the_console_speaks_french_and_errors_stand_at_their_fields() {
+fn console_speaks_french_and_errors_appear_at_their_fields() {
     let env = Env::new("french");
     let mut console = open(&env, &[]);
     console.get("/").assert_has("lang=\"en\"");
@@ -134,7 +134,7 @@ fn faults_of_ended_children(pid: i32) -> u64 {
 }
 
 #[test]
-fn ten_idle_tabs_start_no_process() {
+fn idle_tabs_start_no_processes() {
     let env = Env::new("idle");
     env.machine(VM).disk(Disk::qcow2(MIB)).define();
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();

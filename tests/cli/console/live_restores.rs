@@ -7,7 +7,7 @@ use crate::support::{Disk, Env, wait_until};
 const VM: &str = "kvmb-test-vm1";
 
 #[test]
-fn one_that_did_not_finish_is_shown_and_given_up() {
+fn killed_live_restore_is_shown_and_can_be_aborted() {
     let env = Env::new("console live");
     let machine = env.machine(VM).disk(Disk::qcow2(24 * MIB)).define();
     machine.write_bytes("vda", MIB, &noise(1, 16 * MIB));

@@ -11,7 +11,7 @@ fn config(env: &Env) -> Value {
 }
 
 #[test]
-fn rules_choose_machines_and_disks_and_say_what_they_match() {
+fn selection_rules_are_previewed_applied_and_explained() {
     let env = Env::new("rules");
     for name in ["kvmb-test-web1", "kvmb-test-web2", "kvmb-test-db"] {
         env.machine(name).disk(Disk::qcow2(MIB)).disk(Disk::raw(MIB)).define();
@@ -72,7 +72,7 @@ fn rules_choose_machines_and_disks_and_say_what_they_match() {
 }
 
 #[test]
-fn the_options_of_a_backup_are_fields_with_their_errors() {
+fn backup_options_are_form_fields_with_their_errors() {
     let env = Env::new("backup options");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(4 * MIB)).disk(Disk::raw(MIB)).define();
     machine.write("vda", 0, 3 * MIB, 0x11);
@@ -115,7 +115,7 @@ fn the_options_of_a_backup_are_fields_with_their_errors() {
 }
 
 #[test]
-fn names_of_machines_are_hostile_and_work_all_the_same() {
+fn machines_with_hostile_names_work_and_are_escaped() {
     let env = Env::new("hostile names");
     let long = format!("kvmb-test-{}", "n".repeat(190));
     let names = ["-kvmb-test 'a' <b onclick=x>\"&", "kvmb-test-é ☃ #?%2e", "kvmb-test-a=b[1]", &long];
@@ -150,7 +150,7 @@ fn names_of_machines_are_hostile_and_work_all_the_same() {
 }
 
 #[test]
-fn a_read_only_console_takes_none_of_these_forms() {
+fn read_only_console_refuses_machine_point_and_restore_forms() {
     let env = Env::new("read only forms");
     let _machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     let console = open(&env, &["--read-only"]);

@@ -34,7 +34,7 @@ fn largest_pack(repo: &str) -> PathBuf {
 }
 
 #[test]
-fn points_of_two_repositories_are_told_apart_verified_pinned_and_copied() {
+fn points_of_two_repositories_are_distinguished_pinned_and_copied() {
     let env = Env::new("two repos");
     let machine = env.machine(VM).disk(Disk::qcow2(4 * MIB)).define();
     machine.write("vda", 0, MIB, 0x11);
@@ -83,7 +83,7 @@ fn points_of_two_repositories_are_told_apart_verified_pinned_and_copied() {
 }
 
 #[test]
-fn a_calendar_leads_to_the_points_of_a_day() {
+fn calendar_leads_to_the_points_of_a_day() {
     let env = Env::new("calendar");
     let machine = env.machine(VM).disk(Disk::qcow2(2 * MIB)).define();
     let repo = env.repo();

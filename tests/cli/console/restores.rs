@@ -7,7 +7,7 @@ const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
 #[test]
-fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
+fn single_disks_are_restored_in_place_or_into_a_folder() {
     let env = Env::new("single disks");
     let machine = env.machine(VM).disk(Disk::qcow2(3 * MIB)).disk(Disk::raw(2 * MIB)).define();
     machine.write("vda", 0, MIB, 0x11);
@@ -69,7 +69,7 @@ fn single_disks_go_back_in_place_or_into_a_folder_and_nothing_else_changes() {
 }
 
 #[test]
-fn a_running_machine_is_backed_up_and_never_written_over() {
+fn running_machine_is_backed_up_but_never_overwritten() {
     let env = Env::new("running");
     let machine = env.machine(VM).disk(Disk::qcow2(4 * MIB)).start_paused();
     machine.write("vda", 0, MIB, 0x11);
@@ -101,7 +101,7 @@ fn a_running_machine_is_backed_up_and_never_written_over() {
 }
 
 #[test]
-fn what_the_host_lacks_is_solved_on_the_page() {
+fn missing_medium_can_be_dropped_on_the_review_page() {
     let env = Env::new("missing medium");
     let medium = env.disks().join("setup.iso");
     std::fs::write(&medium, vec![0; 4096]).unwrap();

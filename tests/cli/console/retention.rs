@@ -10,7 +10,7 @@ fn points(env: &Env) -> usize {
 }
 
 #[test]
-fn rules_are_previewed_saved_and_applied() {
+fn retention_rules_are_previewed_saved_and_applied() {
     let env = Env::new("console retention");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(8 * MIB)).define();
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();

@@ -11,7 +11,7 @@ fn console(host: &Host) -> Console {
 }
 
 #[test]
-fn a_rhythm_has_words_and_ten_runs_and_is_installed_and_removed() {
+fn schedule_is_described_installed_changed_and_removed() {
     let host = Host::new("console schedule");
     let env = &host.env;
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(1 << 20)).define();

@@ -12,7 +12,7 @@ use crate::support::{Disk, Env, wait_until, wait_until_it_listens};
 use rustix::process::Signal;
 
 #[test]
-fn a_foreign_host_is_refused_before_anything_else() {
+fn foreign_host_headers_are_refused_first() {
     let env = Env::new("hosts");
     let console = start(&env, &[]);
     let link = format!("/login?token={}", console.token);
@@ -39,7 +39,7 @@ fn a_foreign_host_is_refused_before_anything_else() {
 }
 
 #[test]
-fn without_a_session_every_path_says_how_to_get_one_and_a_token_works_once() {
+fn requests_without_a_session_get_401_and_tokens_work_once() {
     let env = Env::new("tokens");
     let mut console = start(&env, &[]);
     for path in
@@ -77,7 +77,7 @@ fn without_a_session_every_path_says_how_to_get_one_and_a_token_works_once() {
 }
 
 #[test]
-fn only_a_form_of_the_console_changes_anything() {
+fn changes_require_a_same_origin_form_with_the_session_token() {
     let env = Env::new("forms");
     let console = open(&env, &[]);
     let (own, host) = (format!("http://{}", console.host()), console.host());
@@ -135,7 +135,7 @@ fn only_a_form_of_the_console_changes_anything() {
 }
 
 #[test]
-fn every_answer_has_its_headers_and_nothing_stands_inline() {
+fn every_response_has_security_headers_and_no_inline_code() {
     let env = Env::new("headers");
     let machine = env.machine("kvmb-test-<b onclick=x>\"&'").disk(Disk::qcow2(1 << 20)).define();
     let console = open(&env, &[]);
@@ -194,7 +194,7 @@ fn begin(console: &Console, text: &str) -> TcpStream {
 }
 
 #[test]
-fn bodies_time_and_connections_are_limited() {
+fn body_size_request_time_and_connections_are_limited() {
     let env = Env::new("limits");
     let console = open(&env, &[]);
     let head = format!(
@@ -228,7 +228,7 @@ fn bodies_time_and_connections_are_limited() {
 }
 
 #[test]
-fn a_read_only_console_shows_everything_and_changes_nothing() {
+fn read_only_console_shows_everything_and_changes_nothing() {
     let env = Env::new("read only");
     let _machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(1 << 20)).define();
     let console = open(&env, &["--read-only"]);
@@ -258,7 +258,7 @@ fn a_read_only_console_shows_everything_and_changes_nothing() {
 }
 
 #[test]
-fn it_listens_on_loopback_or_a_private_socket_and_ends_when_idle() {
+fn console_listens_only_locally_and_ends_when_idle() {
     let env = Env::new("places");
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:8420"] {
         let call = env.kvmb(["ui", "--listen", address]);
@@ -297,7 +297,7 @@ fn it_listens_on_loopback_or_a_private_socket_and_ends_when_idle() {
 }
 
 #[test]
-fn a_console_that_ends_ends_no_backup_and_logs_what_it_ran() {
+fn backups_outlive_the_console_and_are_logged() {
     let env = Env::new("survives");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(16 << 20)).define();
     machine.write("vda", 0, 4 << 20, 0x11);

@@ -41,7 +41,7 @@ fn test(console: &Console, address: &Address) -> Page {
 }
 
 #[test]
-fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
+fn backup_server_is_trusted_set_up_tested_saved_and_used() {
     let env = Env::new("server page");
     let sshd = env.sshd();
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(8 * MIB)).define();
@@ -123,7 +123,7 @@ fn a_server_is_compared_trusted_set_up_tested_saved_and_gets_copies() {
 }
 
 #[test]
-fn a_host_key_that_has_changed_is_no_question() {
+fn changed_host_key_is_reported_and_cannot_be_trusted() {
     let env = Env::new("server changed");
     let sshd = env.sshd();
     sshd.trust_host_key();

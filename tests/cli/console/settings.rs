@@ -7,7 +7,7 @@ use crate::support::Env;
 use serde_json::json;
 
 #[test]
-fn every_key_is_a_field_with_the_words_of_the_schema() {
+fn every_schema_key_is_a_described_form_field() {
     let env = Env::new("console settings");
     env.configure(&json!({ "//": "ours", "jobs": 2, "freeze": "required", "repo": "", "backup_host": "b.example.com",
         "backup_path": "/b" }));

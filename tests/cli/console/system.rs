@@ -9,7 +9,7 @@ use crate::support::host::Host;
 use crate::support::{Env, wait_until};
 
 #[test]
-fn units_are_shown_installed_verified_and_removed() {
+fn console_units_are_installed_verified_and_removed() {
     let host = Host::new("console units");
     let env = &host.env;
     let ui = |words: &[&str]| host.program(&[&["kvmb", "ui"], words].concat());
@@ -48,7 +48,7 @@ fn units_are_shown_installed_verified_and_removed() {
 }
 
 #[test]
-fn a_console_is_started_by_its_socket_and_gives_links_to_root_alone() {
+fn socket_activated_console_gives_links_only_to_root() {
     let env = Env::new("console socket");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -93,7 +93,7 @@ fn a_console_is_started_by_its_socket_and_gives_links_to_root_alone() {
 }
 
 #[test]
-fn a_browser_is_opened_on_a_desktop_only() {
+fn browser_opens_only_on_a_desktop() {
     let env = Env::new("console desktop");
     let seen = env.path("opened");
     let browser = env.path("bin/xdg-open");
@@ -118,7 +118,7 @@ fn a_browser_is_opened_on_a_desktop_only() {
 }
 
 #[test]
-fn a_console_on_the_other_loopback_says_how_to_get_there() {
+fn ipv6_loopback_console_prints_its_ssh_tunnel_command() {
     let env = Env::new("console six");
     let running = env.kvmb(["ui", "--no-open", "--listen", "[::1]:0"]).spawn();
     wait_until("it prints how", LIMIT, || running.stderr_so_far().contains("ssh -L"));

@@ -16,7 +16,7 @@ const IMAGE: &str = "disk'\"><svg onload=alert(2)>.qcow2";
 const FOLDER: &str = "/nowhere/\"><script>alert(3)</script>";
 
 #[test]
-fn names_paths_and_messages_are_text_and_nothing_else() {
+fn hostile_names_paths_and_messages_are_shown_as_text() {
     let env = Env::new("hostile");
     let machine = env.machine(MACHINE).disk(Disk::qcow2(2 * MIB).file_name(IMAGE)).define();
     machine.write("vda", 0, MIB, 0x11);
@@ -78,7 +78,7 @@ fn foreign_server(page: String) -> u16 {
 }
 
 #[test]
-fn a_page_of_somebody_else_on_this_host_can_neither_read_nor_change_anything() {
+fn foreign_page_can_neither_read_nor_change_anything() {
     let env = Env::new("foreign");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();

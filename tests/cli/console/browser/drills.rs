@@ -22,7 +22,7 @@ fn assert_shown(desk: &Desk) {
 }
 
 #[test]
-fn a_point_boots_and_its_screen_and_its_console_are_shown() {
+fn drill_shows_the_guest_screen_and_console() {
     let env = Env::new("browser drill");
     // A kernel that writes its command line, which contains HTML, to the serial console.
     let words = "console=ttyS0 note=&lt;script&gt;alert(1)&lt;/script&gt; rdinit=/bin/busybox -- sleep 1000000";

@@ -50,7 +50,7 @@ fn files_are_browsed_downloaded_and_copied_with_a_mouse() {
 }
 
 #[test]
-fn without_scripts_on_a_telephone_a_file_is_searched_and_downloaded_in_french() {
+fn french_phone_without_scripts_finds_and_downloads_a_file() {
     let env = Env::new("phone files");
     let id = backed_up(&env);
     let desk = desk(&env, Look { has_scripts: false, language: "fr", ..PHONE }, &[]);
@@ -68,7 +68,7 @@ fn without_scripts_on_a_telephone_a_file_is_searched_and_downloaded_in_french() 
 }
 
 #[test]
-fn names_of_files_are_text_accessible_and_fit_a_telephone() {
+fn hostile_file_names_are_text_accessible_and_fit_a_phone() {
     let env = Env::new("hostile files");
     let id = backed_up(&env);
     let desk = desk(&env, DESKTOP, &[]);

@@ -8,7 +8,7 @@ const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
 #[test]
-fn a_person_chooses_backs_up_watches_and_restores_a_machine() {
+fn user_selects_backs_up_and_restores_a_machine() {
     let env = Env::new("browse");
     let machine = env.machine(VM).disk(Disk::qcow2(12 * MIB)).define();
     machine.write("vda", MIB, 6 * MIB, 0x11);

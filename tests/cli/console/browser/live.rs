@@ -28,7 +28,7 @@ fn slow_backup(desk: &Desk, limit: &str) -> String {
 }
 
 #[test]
-fn two_tabs_show_the_same_job_and_one_cancels_it() {
+fn cancelled_job_is_shown_as_interrupted_in_both_tabs() {
     let env = Env::new("tabs");
     let _machine = prepared(&env);
     let desk = desk(&env, DESKTOP, &[]);
@@ -60,7 +60,7 @@ fn two_tabs_show_the_same_job_and_one_cancels_it() {
 }
 
 #[test]
-fn a_backup_goes_on_when_the_console_is_killed() {
+fn backup_continues_after_the_console_is_killed() {
     let env = Env::new("killed");
     let machine = prepared(&env);
     let desk = desk(&env, DESKTOP, &[]);
@@ -95,7 +95,7 @@ fn a_backup_goes_on_when_the_console_is_killed() {
 }
 
 #[test]
-fn damage_is_shown_where_a_person_looks_first() {
+fn damage_is_shown_on_the_overview() {
     let env = Env::new("damaged");
     let _machine = prepared(&env);
     env.kvmb(["backup", VM, "-r", &env.repo()]).run().assert_ok();

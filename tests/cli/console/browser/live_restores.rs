@@ -9,7 +9,7 @@ use crate::support::{Disk, Env, wait_until};
 const VM: &str = "kvmb-test-vm1";
 
 #[test]
-fn a_machine_runs_at_once_and_its_data_follows() {
+fn live_restore_is_cancelled_continued_and_completed() {
     let env = Env::new("browser live");
     let machine = env.machine(VM).disk(Disk::qcow2(24 * MIB)).define();
     machine.write_bytes("vda", MIB, &noise(1, 16 * MIB));

@@ -96,7 +96,7 @@ fn small(desk: &Desk, name: &str, look: Look) {
 }
 
 #[test]
-fn every_page_is_pictured_and_fits() {
+fn screenshots_of_every_page_fit_the_screen() {
     let env = Env::new("pictures");
     let machines = past(&env);
     env.kvmb(["verify", "web1@latest", "gitlab@latest", "mail@latest", "-r", &env.repo()]).run().assert_ok();
@@ -157,7 +157,7 @@ fn every_page_is_pictured_and_fits() {
 }
 
 #[test]
-fn the_file_browser_is_pictured_and_fits() {
+fn screenshot_of_the_file_browser_fits_the_screen() {
     let env = Env::new("pictures of files");
     let script = "export PATH=$PATH:/usr/sbin:/sbin; mkdir -p tree/etc tree/srv/data/minutes tree/srv/data/templates
         cd tree; printf 'PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\\n' > etc/os-release; cd srv/data

@@ -22,7 +22,7 @@ fn pages(id: &str, job: &str) -> Vec<String> {
 }
 
 #[test]
-fn pages_with_a_wide_name_are_accessible_and_fit_a_telephone() {
+fn pages_with_long_names_are_accessible_and_fit_a_phone() {
     let env = Env::new("looks");
     let machine = env.machine(VM).disk(Disk::qcow2(2 * MIB)).define();
     machine.write("vda", 0, MIB, 0x11);
@@ -47,7 +47,7 @@ fn pages_with_a_wide_name_are_accessible_and_fit_a_telephone() {
 }
 
 #[test]
-fn the_wizard_and_the_log_work_without_scripts_on_a_telephone() {
+fn wizard_and_log_work_without_scripts_on_a_phone() {
     let env = Env::new("no scripts");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(2 * MIB)).define();
     machine.write("vda", 0, MIB, 0x11);
@@ -79,7 +79,7 @@ fn the_wizard_and_the_log_work_without_scripts_on_a_telephone() {
 }
 
 #[test]
-fn new_lines_of_the_log_appear_by_themselves() {
+fn new_log_lines_appear_without_reloading() {
     let env = Env::new("live log");
     let desk = desk(&env, DESKTOP, &[]);
     desk.open("/log?q=release+begins");

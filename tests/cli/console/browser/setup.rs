@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const VM: &str = "kvmb-test-vm1";
 
 #[test]
-fn a_person_sets_up_a_server_which_gets_a_copy_of_the_next_point() {
+fn new_backup_server_is_set_up_and_gets_a_copy_of_the_next_point() {
     let env = Env::new("browse server");
     let sshd = env.sshd();
     let machine = env.machine(VM).disk(Disk::qcow2(4 * MIB)).define();
@@ -73,7 +73,7 @@ fn a_person_sets_up_a_server_which_gets_a_copy_of_the_next_point() {
 }
 
 #[test]
-fn a_person_reads_what_a_schedule_means_and_what_rules_would_remove() {
+fn schedule_and_retention_pages_preview_their_effect() {
     let env = Env::new("browse schedule");
     let machine = env.machine(VM).disk(Disk::qcow2(MIB)).define();
     machine.write("vda", 0, MIB / 2, 0x11);
@@ -106,7 +106,7 @@ fn a_person_reads_what_a_schedule_means_and_what_rules_would_remove() {
 }
 
 #[test]
-fn a_person_installs_changes_and_removes_a_schedule() {
+fn schedule_is_installed_changed_and_removed() {
     let host = Host::new("browse install");
     let env = &host.env;
     env.machine(VM).disk(Disk::qcow2(MIB)).define();

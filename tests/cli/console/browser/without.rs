@@ -15,7 +15,7 @@ fn prepared(env: &Env) {
 }
 
 #[test]
-fn without_scripts_a_backup_is_started_watched_and_filtered() {
+fn backup_and_filters_work_without_scripts() {
     let env = Env::new("plain");
     prepared(&env);
     let desk = desk(&env, Look { has_scripts: false, ..DESKTOP }, &[]);
@@ -41,7 +41,7 @@ fn without_scripts_a_backup_is_started_watched_and_filtered() {
 }
 
 #[test]
-fn french_pages_are_french_and_the_switch_stays() {
+fn french_pages_are_french_and_language_choice_persists() {
     let env = Env::new("francais");
     prepared(&env);
     env.kvmb(["backup", VM, "-r", &env.repo()]).run().assert_ok();
@@ -72,7 +72,7 @@ fn french_pages_are_french_and_the_switch_stays() {
 }
 
 #[test]
-fn the_keyboard_alone_reaches_everything_and_shows_where_it_is() {
+fn keyboard_reaches_every_control_with_visible_focus() {
     let env = Env::new("keyboard");
     prepared(&env);
     env.kvmb(["backup", VM, "-r", &env.repo()]).run().assert_ok();
@@ -117,7 +117,7 @@ fn the_keyboard_alone_reaches_everything_and_shows_where_it_is() {
 }
 
 #[test]
-fn on_a_telephone_the_menu_opens_and_nothing_is_cut_off() {
+fn phone_menu_opens_and_pages_fit_narrow_screens() {
     let env = Env::new("phone");
     prepared(&env);
     env.kvmb(["backup", VM, "-r", &env.repo()]).run().assert_ok();
