@@ -153,7 +153,7 @@ fn kernel_panic_is_critical_and_quoted() {
 }
 
 #[test]
-fn restarts_without_end_are_critical() {
+fn endless_guest_reboots_are_critical() {
     let env = Env::new("drill-loop");
     // It prints nothing on any console; only the restarts can be observed.
     let machine = linux(&env, "kvmb-test-loop", "quiet rdinit=/bin/busybox -- reboot -f").define();
@@ -188,7 +188,7 @@ fn a_disk_without_a_boot_loader_is_critical() {
 }
 
 #[test]
-fn a_guest_that_waits_for_ever_is_unknown_and_critical_where_more_was_asked_for() {
+fn hanging_guest_is_unknown_but_critical_with_until_agent() {
     let env = Env::new("drill-waits");
     let machine = linux(&env, "kvmb-test-waits", "console=ttyS0 rdinit=/bin/busybox -- sleep 1000000")
         .devices_xml(&format!("{CONSOLE}{AGENT}"))
@@ -200,7 +200,7 @@ fn a_guest_that_waits_for_ever_is_unknown_and_critical_where_more_was_asked_for(
 }
 
 #[test]
-fn firmware_variables_and_the_state_of_a_tpm_come_along() {
+fn drill_boots_with_stored_firmware_variables_and_tpm_state() {
     let env = Env::new("drill-parts");
     let vars = env.disks().join("vars.fd");
     fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &vars).unwrap();
@@ -231,7 +231,7 @@ fn firmware_variables_and_the_state_of_a_tpm_come_along() {
 }
 
 #[test]
-fn what_is_of_the_host_is_left_out_and_need_not_be_there() {
+fn drill_ignores_missing_host_networks_and_devices() {
     let env = Env::new("drill-host");
     let folder = env.path("shared");
     fs::create_dir(&folder).unwrap();
@@ -267,7 +267,7 @@ fn a_damaged_chunk_that_the_guest_reads_is_critical() {
 }
 
 #[test]
-fn a_drill_that_was_killed_is_cleared_by_the_next_one() {
+fn leftovers_of_a_killed_drill_are_removed_by_the_next_drill() {
     let env = Env::new("drill-killed");
     let machine = linux(&env, "kvmb-test-killed", "console=ttyS0 rdinit=/bin/busybox -- sleep 1000000").define();
     init(&env);
@@ -283,7 +283,7 @@ fn a_drill_that_was_killed_is_cleared_by_the_next_one() {
 }
 
 #[test]
-fn what_a_killed_drill_left_is_removed_by_release_all() {
+fn leftovers_of_a_killed_drill_are_removed_by_release_all() {
     let env = Env::new("drill-release");
     let machine = env.machine("kvmb-test-release").disk(Disk::qcow2(8 << 20)).define();
     init(&env);
@@ -315,7 +315,7 @@ fn what_a_killed_drill_left_is_removed_by_release_all() {
 }
 
 #[test]
-fn an_interrupted_drill_leaves_nothing() {
+fn interrupted_drill_leaves_nothing_behind() {
     let env = Env::new("drill-ctrl-c");
     let machine = linux(&env, "kvmb-test-ctrl-c", "console=ttyS0 rdinit=/bin/busybox -- sleep 1000000").define();
     init(&env);

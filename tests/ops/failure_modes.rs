@@ -54,7 +54,7 @@ fn assert_next_run_works(machine: &Machine) {
 }
 
 #[test]
-fn passwords() {
+fn wrong_missing_and_exposed_passwords_are_refused() {
     let env = Env::new("passwords");
     let machine = machine(&env);
     init(&env);
@@ -98,7 +98,7 @@ fn passwords() {
 }
 
 #[test]
-fn no_repository_and_one_of_another_version() {
+fn missing_and_version_1_repositories_are_refused() {
     let env = Env::new("version");
     let machine = machine(&env);
     assert_trouble(&machine, &backup_to(&env, &env.repo()), 1, "no_repository");
@@ -126,7 +126,7 @@ fn no_repository_and_one_of_another_version() {
 }
 
 #[test]
-fn a_repository_that_cannot_be_written() {
+fn read_only_repository_refuses_backups_but_can_be_read() {
     let env = Env::new("read-only");
     let machine = machine(&env);
     init(&env);
@@ -146,7 +146,7 @@ fn a_repository_that_cannot_be_written() {
 }
 
 #[test]
-fn a_full_repository() {
+fn full_repository_fails_the_backup_and_keeps_old_points() {
     let env = Env::new("full repository");
     let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).start_paused();
     machine.write_bytes("vda", 0, &noise(1, MIB));
@@ -179,7 +179,7 @@ fn a_full_repository() {
 }
 
 #[test]
-fn scratch_space_that_runs_out_while_the_guest_writes() {
+fn full_scratch_space_fails_the_backup_but_no_guest_write() {
     let env = Env::new("scratch");
     let machine = env.machine("vm1").disk(Disk::qcow2(400 * MIB)).start_paused();
     for part in 0..4 {
@@ -218,7 +218,7 @@ fn scratch_space_that_runs_out_while_the_guest_writes() {
 }
 
 #[test]
-fn a_repository_that_somebody_else_holds() {
+fn backup_waiting_for_a_lock_can_be_interrupted() {
     let env = Env::new("locked");
     let machine = machine(&env);
     init(&env);
@@ -240,7 +240,7 @@ fn a_repository_that_somebody_else_holds() {
 }
 
 #[test]
-fn a_machine_that_does_not_exist_beside_one_that_does() {
+fn unknown_machine_beside_a_known_one_is_not_found() {
     let env = Env::new("missing");
     let machine = machine(&env);
     init(&env);
@@ -252,7 +252,7 @@ fn a_machine_that_does_not_exist_beside_one_that_does() {
 }
 
 #[test]
-fn a_limit_of_the_size_of_files() {
+fn file_size_limit_fails_the_backup_with_a_hint() {
     let env = Env::new("file size");
     let machine = machine(&env);
     init(&env);
@@ -264,7 +264,7 @@ fn a_limit_of_the_size_of_files() {
 }
 
 #[test]
-fn a_limit_of_threads() {
+fn thread_limit_fails_the_push_with_a_hint_and_no_panic() {
     let env = Env::new("threads");
     let machine = machine(&env);
     init(&env);

@@ -33,7 +33,7 @@ fn record<'r>(records: &'r [Value], fields: &[(&str, &str)]) -> &'r Value {
 }
 
 #[test]
-fn every_host_and_machine_is_watched_from_the_repository_alone() {
+fn status_of_all_hosts_needs_only_the_repository() {
     parts::require(&["faketime"]);
     let (a, b, watcher) = (Env::new("fleet a"), Env::new("fleet b"), Env::new("fleet watcher"));
     let repo = init(&a);
@@ -102,7 +102,7 @@ fn every_host_and_machine_is_watched_from_the_repository_alone() {
 }
 
 #[test]
-fn a_machine_that_moved_is_watched_where_it_is_now() {
+fn moved_machine_is_reported_on_its_current_host() {
     let env = Env::new("fleet moved");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -135,7 +135,7 @@ fn restic_bytes(env: &Env, args: &[&str]) -> u64 {
 }
 
 #[test]
-fn what_each_machine_takes_is_what_restic_counts() {
+fn machine_sizes_in_stats_match_restic() {
     parts::require(&["faketime"]);
     let (a, b) = (Env::new("stats a"), Env::new("stats b"));
     let repo = init(&a);

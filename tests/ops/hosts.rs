@@ -64,7 +64,7 @@ fn copy_of_definition<'e>(host: &'e Host, uuid: &str, pattern: u8) -> Machine<'e
 }
 
 #[test]
-fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
+fn machines_with_equal_uuids_have_separate_chains_and_retention() {
     let (a, b) = (Host::new("host-a"), Host::new("host-b"));
     let (repo, second) = (init(&a.env), init_at(&a.env, "second"));
     let uuid = uuid::Uuid::new_v4().to_string();
@@ -145,7 +145,7 @@ fn sorted<const N: usize>(mut ids: [String; N]) -> [String; N] {
 }
 
 #[test]
-fn a_machine_that_moved_with_its_images_is_one() {
+fn machine_moved_with_its_images_keeps_one_chain() {
     let (a, b) = (Host::new("host-a"), Host::new("host-b"));
     let repo = init(&a.env);
     let machine = a.env.machine("vm").disk(Disk::qcow2(8 * MIB)).start_paused();
@@ -185,7 +185,7 @@ fn a_machine_that_moved_with_its_images_is_one() {
 }
 
 #[test]
-fn a_clock_that_was_wrong_costs_no_honest_point() {
+fn future_dated_points_are_kept_but_never_the_latest() {
     let env = Env::new("wrong clock");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::raw(4 * MIB)).define();

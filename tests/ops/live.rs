@@ -124,7 +124,7 @@ fn assert_nothing_left(env: &Env) {
 }
 
 #[test]
-fn the_machine_runs_at_once_and_nothing_of_the_server_is_left() {
+fn live_restore_starts_the_machine_and_leaves_no_server() {
     let env = Env::new("live");
     let machine = machine_with_a_point(&env);
     let (then, definition, old) = (machine.models(), machine.definition(), inodes(&machine));
@@ -148,7 +148,7 @@ fn the_machine_runs_at_once_and_nothing_of_the_server_is_left() {
 }
 
 #[test]
-fn the_server_has_the_key_from_the_restore() {
+fn restarted_server_does_not_run_the_password_command_again() {
     let env = Env::new("livekey");
     let machine = machine_with_a_point(&env);
     let (then, definition) = (machine.models(), machine.definition());
@@ -166,7 +166,7 @@ fn the_server_has_the_key_from_the_restore() {
 }
 
 #[test]
-fn a_killed_restore_is_shown_and_continued() {
+fn killed_live_restore_is_reported_and_can_be_continued() {
     let env = Env::new("livekilled");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -200,7 +200,7 @@ fn a_killed_restore_is_shown_and_continued() {
 }
 
 #[test]
-fn a_killed_server_is_started_again() {
+fn killed_server_is_restarted_during_a_live_restore() {
     let env = Env::new("liveserver");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -220,7 +220,7 @@ fn a_killed_server_is_started_again() {
 }
 
 #[test]
-fn after_a_reboot_the_machine_does_not_start_without_its_point() {
+fn machine_cannot_start_without_its_point_after_a_reboot() {
     let env = Env::new("livereboot");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -242,7 +242,7 @@ fn after_a_reboot_the_machine_does_not_start_without_its_point() {
 }
 
 #[test]
-fn without_a_restore_the_server_is_started_again_and_the_machine_goes_on() {
+fn killed_server_is_restarted_after_its_restore_was_killed() {
     let env = Env::new("liveunwatched");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -265,7 +265,7 @@ fn without_a_restore_the_server_is_started_again_and_the_machine_goes_on() {
 }
 
 #[test]
-fn the_supervisor_copies_the_rest_after_a_crash_but_not_after_a_person_has_stopped_it() {
+fn supervisor_finishes_killed_but_not_interrupted_restores() {
     let env = Env::with_libvirtd("livegoeson");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -293,7 +293,7 @@ fn the_supervisor_copies_the_rest_after_a_crash_but_not_after_a_person_has_stopp
 }
 
 #[test]
-fn a_copy_that_is_lost_with_its_qemu_is_repeated() {
+fn copy_lost_with_its_qemu_is_repeated_on_continue() {
     let env = Env::new("livelost");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -306,7 +306,7 @@ fn a_copy_that_is_lost_with_its_qemu_is_repeated() {
 }
 
 #[test]
-fn after_a_reboot_the_supervisor_finishes_the_restore() {
+fn supervisor_finishes_the_restore_after_a_reboot() {
     let env = Env::new("livebooted");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -338,7 +338,7 @@ fn tags(env: &Env) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn a_point_that_a_machine_runs_on_is_not_pruned() {
+fn point_in_use_by_a_live_restore_is_not_pruned() {
     let env = Env::new("livepruned");
     let machine = machine_with_a_point(&env);
     let (then, definition) = (machine.models(), machine.definition());
@@ -364,7 +364,7 @@ fn a_point_that_a_machine_runs_on_is_not_pruned() {
 }
 
 #[test]
-fn giving_up_brings_the_old_images_and_the_old_definition_back() {
+fn abort_brings_back_the_old_images_and_definition() {
     let env = Env::new("liveabort");
     let machine = machine_with_a_point(&env);
     machine.write("vda", 0, 4 * MIB, 0x77);
@@ -392,7 +392,7 @@ fn giving_up_brings_the_old_images_and_the_old_definition_back() {
 }
 
 #[test]
-fn before_the_machine_runs_a_killed_restore_is_undone() {
+fn restore_killed_before_machine_start_is_undone_on_continue() {
     for step in [Failpoint::RestorePlacedFirst, Failpoint::RestoreDefined] {
         let env = Env::new("liveundone");
         let machine = machine_with_a_point(&env);
@@ -412,7 +412,7 @@ fn before_the_machine_runs_a_killed_restore_is_undone() {
 }
 
 #[test]
-fn another_machine_is_made_of_a_point_and_given_up() {
+fn live_restore_under_another_name_completes_or_is_aborted() {
     let env = Env::new("liveas");
     let machine = machine_with_a_point(&env);
     let folder = env.path("copies");
@@ -438,7 +438,7 @@ fn another_machine_is_made_of_a_point_and_given_up() {
 }
 
 #[test]
-fn what_cannot_run_on_a_point_is_refused_before_anything_is_touched() {
+fn unsupported_live_restore_is_refused_without_changes() {
     let env = Env::new("liverefused");
     let machine = env.machine("vm1").disk(Disk::raw(4 * MIB)).define();
     init(&env);
@@ -462,7 +462,7 @@ fn what_cannot_run_on_a_point_is_refused_before_anything_is_touched() {
 }
 
 #[test]
-fn a_guest_loses_no_acknowledged_write_whatever_is_killed() {
+fn guest_keeps_synced_files_when_server_or_restore_is_killed() {
     let env = Env::new("liveguest");
     init(&env);
     let guest = env.linux_guest_on_qcow2("vm1", FreezeMode::Normal);
@@ -496,7 +496,7 @@ fn a_guest_loses_no_acknowledged_write_whatever_is_killed() {
 }
 
 #[test]
-fn the_empty_parts_of_a_disk_are_not_copied() {
+fn live_restore_does_not_copy_holes() {
     let env = Env::new("live sparse");
     // Copying a disk of this size completely would take many minutes.
     const SIZE: u64 = 1 << 40;

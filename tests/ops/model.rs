@@ -20,7 +20,7 @@ use crate::support::Env;
 use crate::vm_lifecycle::{Life, Story};
 
 #[test]
-fn every_point_of_a_random_life_with_the_embedded_driver_is_right() {
+fn random_lifecycle_points_are_correct_with_the_embedded_driver() {
     Story::new(20_261_125, 220).live(|story| {
         let env = Env::new("model");
         Life::begin(&env).live(story);
@@ -28,7 +28,7 @@ fn every_point_of_a_random_life_with_the_embedded_driver_is_right() {
 }
 
 #[test]
-fn every_point_of_a_random_life_with_a_libvirtd_that_is_killed_is_right() {
+fn random_lifecycle_points_are_correct_with_a_killed_libvirtd() {
     Story::new(7_112_026, 60).live(|story| {
         let env = Env::with_libvirtd("model libvirtd");
         Life::begin(&env).with_a_mortal_libvirtd().live(story);

@@ -36,7 +36,7 @@ fn image(folder: &Path, disk: &str) -> PathBuf {
 }
 
 #[test]
-fn disks_are_files_that_hold_what_a_restore_brings() {
+fn mounted_disks_match_the_point_and_are_read_only() {
     let env = Env::new("mounted point");
     let machine = machine(&env);
     init(&env);
@@ -61,7 +61,7 @@ fn disks_are_files_that_hold_what_a_restore_brings() {
 }
 
 #[test]
-fn who_unmounts_or_releases_ends_the_server() {
+fn unmount_or_release_ends_the_mount_server() {
     let env = Env::new("unmounted point");
     let machine = machine(&env);
     init(&env);
@@ -89,7 +89,7 @@ fn who_unmounts_or_releases_ends_the_server() {
 }
 
 #[test]
-fn what_cannot_be_mounted_says_why_and_leaves_nothing() {
+fn failed_mount_reports_the_reason_and_leaves_nothing() {
     let env = Env::new("no mount");
     let machine = machine(&env);
     init(&env);

@@ -24,7 +24,7 @@ fn router(env: &Env) -> Machine<'_> {
 }
 
 #[test]
-fn a_machine_without_disks_keeps_its_definition() {
+fn machine_without_disks_is_backed_up_and_restored() {
     let env = Env::new("diskless");
     let repo = init(&env);
     let (router, web) = (router(&env), env.machine("web").disk(Disk::qcow2(MIB)).define());
@@ -102,7 +102,7 @@ fn assert_busy(env: &Env, machine: &str, error: &str, hint: &str) -> Value {
 }
 
 #[test]
-fn a_block_job_makes_a_machine_busy_and_the_hint_ends_it() {
+fn block_job_makes_a_machine_busy_until_the_hint_is_followed() {
     let env = Env::new("block job");
     let repo = init(&env);
     let machine = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
@@ -150,7 +150,7 @@ impl Drop for Writer {
 }
 
 #[test]
-fn an_image_that_another_program_has_open_makes_its_machine_busy() {
+fn image_open_in_another_program_makes_the_machine_busy() {
     let env = Env::new("image held");
     init(&env);
     let machine = env.machine("vm1").disk(Disk::qcow2(MIB)).define();
@@ -182,7 +182,7 @@ fn an_image_that_another_program_has_open_makes_its_machine_busy() {
 }
 
 #[test]
-fn a_machine_that_was_renamed_while_it_was_off_keeps_its_chain() {
+fn machine_renamed_while_off_keeps_its_chain() {
     let env = Env::new("renamed");
     let repo = init(&env);
     let mut machine = env.machine("vm1").disk(Disk::qcow2(8 * MIB)).define();
@@ -201,7 +201,7 @@ fn a_machine_that_was_renamed_while_it_was_off_keeps_its_chain() {
 }
 
 #[test]
-fn a_point_of_a_machine_that_was_renamed_comes_back_under_the_present_name() {
+fn point_of_a_renamed_machine_is_restored_only_under_the_new_name() {
     let env = Env::new("renamed back");
     let repo = init(&env);
     let machine = env.machine("vm1").disk(Disk::qcow2(8 * MIB)).define();

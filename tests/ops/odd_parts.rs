@@ -45,7 +45,7 @@ fn defined<'e>(env: &'e Env, change: impl FnOnce(String) -> String) -> Machine<'
 }
 
 #[test]
-fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
+fn parts_left_out_by_rule_are_reported_without_failing_the_backup() {
     let env = Env::new("left out by rule");
     init(&env);
     let large = env.path("large.bin");
@@ -118,7 +118,7 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
 }
 
 #[test]
-fn a_disk_of_the_next_start_is_named_by_a_running_machine() {
+fn disk_attached_for_the_next_start_is_reported_as_left_out() {
     let env = Env::new("next start");
     init(&env);
     let machine = env.machine("vm1").disk(Disk::qcow2(MIB)).start_paused();
@@ -131,7 +131,7 @@ fn a_disk_of_the_next_start_is_named_by_a_running_machine() {
 }
 
 #[test]
-fn the_state_of_a_tpm_in_one_file_is_stored_and_comes_back() {
+fn tpm_state_in_a_single_file_is_stored_and_restored() {
     let env = Env::new("TPM file");
     init(&env);
     let state = file(&env, "vm1.tpm", 1, 8192);
@@ -171,7 +171,7 @@ fn the_state_of_a_tpm_in_one_file_is_stored_and_comes_back() {
 }
 
 #[test]
-fn the_state_of_a_tpm_on_a_device_goes_back_onto_it() {
+fn tpm_state_on_a_block_device_is_restored_to_the_device() {
     let env = Env::new("TPM device");
     init(&env);
     let backing = file(&env, "tpm.img", 1, MIB);
@@ -192,7 +192,7 @@ fn the_state_of_a_tpm_on_a_device_goes_back_onto_it() {
 }
 
 #[test]
-fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were() {
+fn firmware_variables_on_a_device_or_nbd_are_restored_in_place() {
     let env = Env::new("NVRAM places");
     init(&env);
     let code = file(&env, "code.fd", 1, 4096);
@@ -292,7 +292,7 @@ fn machine_with_files(env: &Env) -> Machine<'_> {
 }
 
 #[test]
-fn firmware_variables_that_are_not_made_yet_are_reported_and_lost_ones_are_a_failure() {
+fn uncreated_firmware_variables_warn_and_lost_ones_fail() {
     let env = Env::new("NVRAM lost");
     init(&env);
     fs::create_dir(env.path("fw")).unwrap();
@@ -311,7 +311,7 @@ fn firmware_variables_that_are_not_made_yet_are_reported_and_lost_ones_are_a_fai
 }
 
 #[test]
-fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wanted() {
+fn files_named_in_the_definition_are_stored_and_restored() {
     let env = Env::new("outside files");
     init(&env);
     fs::create_dir(env.path("fw")).unwrap();
@@ -367,7 +367,7 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
 }
 
 #[test]
-fn a_file_that_another_user_planted_is_left_out_and_never_read() {
+fn symlink_planted_by_another_user_is_left_out() {
     let env = Env::new("planted file");
     init(&env);
     fs::create_dir(env.path("fw")).unwrap();

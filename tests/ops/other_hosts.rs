@@ -38,7 +38,7 @@ fn assert_lacks(found: &[(String, String)], things: &[(&str, &str)]) {
 }
 
 #[test]
-fn what_the_host_lacks_is_listed_before_anything_is_written_and_can_be_mapped() {
+fn missing_host_resources_are_listed_first_and_can_be_mapped() {
     let env = Env::new("other names");
     init(&env);
     let iso = env.disks().join("install.iso");
@@ -84,7 +84,7 @@ fn what_the_host_lacks_is_listed_before_anything_is_written_and_can_be_mapped() 
 }
 
 #[test]
-fn an_emulator_and_a_machine_type_of_another_distribution_are_named_first_and_can_be_replaced() {
+fn unknown_emulator_and_machine_type_are_reported_and_replaceable() {
     let env = Env::new("other distribution");
     init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(2 * MIB)).define();
@@ -126,7 +126,7 @@ fn an_emulator_and_a_machine_type_of_another_distribution_are_named_first_and_ca
 }
 
 #[test]
-fn a_device_must_be_there_and_large_enough_and_is_never_made_as_a_file() {
+fn missing_or_too_small_target_device_is_refused() {
     let env = Env::new("devices");
     init(&env);
     let group = tempfile::Builder::new().prefix("kvmb-test-").tempdir_in("/dev").unwrap();
@@ -166,7 +166,7 @@ fn a_device_must_be_there_and_large_enough_and_is_never_made_as_a_file() {
 }
 
 #[test]
-fn an_image_that_libvirt_does_not_relabel_gets_its_owner_back() {
+fn image_without_relabelling_gets_its_owner_and_mode_back() {
     let env = Env::new("owner");
     init(&env);
     let disk = |name: &str, target: &str, label: &str| {
@@ -209,7 +209,7 @@ fn an_image_that_libvirt_does_not_relabel_gets_its_owner_back() {
 }
 
 #[test]
-fn saved_memory_autostart_and_secrets_of_a_host() {
+fn restore_handles_saved_memory_autostart_and_missing_secrets() {
     let env = Env::with_libvirtd("saved memory");
     init(&env);
     let secret = uuid::Uuid::new_v4().to_string();
@@ -251,7 +251,7 @@ fn saved_memory_autostart_and_secrets_of_a_host() {
 }
 
 #[test]
-fn scratch_files_on_a_file_system_that_qemu_cannot_see_have_a_hint() {
+fn scratch_on_a_mount_hidden_from_qemu_fails_with_a_hint() {
     let env = Env::with_libvirtd("late mount");
     init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(2 * MIB)).start_paused();

@@ -43,7 +43,7 @@ fn inodes(machine: &Machine) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn in_place_everything_is_as_it_was_at_the_point() {
+fn in_place_restore_brings_back_disks_and_definition() {
     let env = Env::new("in place");
     let machine = machine_with_a_point(&env);
     let (then, definition) = (machine.models(), machine.definition());
@@ -76,7 +76,7 @@ fn in_place_everything_is_as_it_was_at_the_point() {
 }
 
 #[test]
-fn a_running_machine_is_never_written_over() {
+fn running_machine_is_never_overwritten() {
     let env = Env::new("running");
     let machine = machine_with_a_point(&env);
     let (before, models) = (inodes(&machine), machine.models());
@@ -119,7 +119,7 @@ fn all_of(definition: &str, element: &str, attribute: &str) -> Vec<String> {
 }
 
 #[test]
-fn another_machine_shares_nothing_with_the_first() {
+fn restored_copy_gets_its_own_name_uuid_macs_and_images() {
     let env = Env::new("as");
     let machine = env
         .machine("vm1")
@@ -191,7 +191,7 @@ fn another_machine_shares_nothing_with_the_first() {
 }
 
 #[test]
-fn single_disks_go_where_they_should() {
+fn single_disks_are_restored_to_the_given_paths() {
     let env = Env::new("to");
     let machine = machine_with_a_point(&env);
     let folder = new_folder(&env, "into");
@@ -241,7 +241,7 @@ fn single_disks_go_where_they_should() {
 }
 
 #[test]
-fn a_definition_in_a_file_is_private() {
+fn definition_file_is_written_with_mode_0600() {
     let env = Env::new("file");
     let machine = machine_with_a_point(&env);
     let folder = new_folder(&env, "into");
@@ -269,7 +269,7 @@ fn a_definition_in_a_file_is_private() {
 }
 
 #[test]
-fn a_rehearsal_writes_nothing() {
+fn restore_dry_run_writes_nothing() {
     let env = Env::new("dry");
     let machine = machine_with_a_point(&env);
     let folder = new_folder(&env, "into");
@@ -288,7 +288,7 @@ fn a_rehearsal_writes_nothing() {
 }
 
 #[test]
-fn checkpoints_that_describe_nothing_any_more_are_dropped() {
+fn restore_drops_only_own_checkpoints() {
     let env = Env::new("checkpoints");
     let machine = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).start_paused();
     machine.write("vda", 0, MIB, 0x11);
@@ -325,7 +325,7 @@ fn caught_writing(env: &Env, args: &[&str]) -> Running {
 }
 
 #[test]
-fn an_interrupted_restore_leaves_everything_as_it_was() {
+fn interrupted_restore_changes_no_image() {
     let env = Env::new("interrupted");
     let machine = env.machine("vm1").disk(Disk::qcow2(80 * MIB)).disk(Disk::raw(64 * MIB)).define();
     machine.write_bytes("vda", 0, &noise(1, 60 * MIB));
@@ -364,7 +364,7 @@ fn an_interrupted_restore_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_machine_that_starts_meanwhile_keeps_its_images() {
+fn machine_started_during_a_restore_keeps_its_images() {
     let env = Env::new("meanwhile");
     let machine = env.machine("vm1").disk(Disk::qcow2(80 * MIB)).define();
     machine.write_bytes("vda", 0, &noise(1, 60 * MIB));
@@ -393,7 +393,7 @@ fn packs(env: &Env) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_failure_leaves_the_old_machine_as_it_was() {
+fn failed_restore_leaves_the_old_machine_unchanged() {
     let env = Env::new("failure");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
@@ -466,7 +466,7 @@ fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, taken_bytes: u64, disk
 }
 
 #[test]
-fn a_target_that_fills_up_meanwhile_is_left_clean() {
+fn target_filling_up_during_a_restore_is_left_clean() {
     let env = Env::new("full");
     let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(64 * MIB)).define();
     for disk in ["vda", "vdb"] {
@@ -485,7 +485,7 @@ fn a_target_that_fills_up_meanwhile_is_left_clean() {
 }
 
 #[test]
-fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
+fn restore_with_reserved_space_succeeds_on_a_filling_target() {
     let env = Env::new("reserved");
     let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(64 * MIB)).define();
     for disk in ["vda", "vdb"] {
@@ -506,7 +506,7 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
 /// After a kill at any step, every disk is either the old or the new one and never a mixture, a replaced disk still
 /// exists until the definition is stored, and the next restore completes.
 #[test]
-fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes() {
+fn restore_killed_at_any_step_leaves_whole_disks_and_can_be_repeated() {
     let env = Env::new("killed restore");
     let machine = machine_with_a_point(&env);
     let (then, definition) = (machine.models(), machine.definition());
@@ -579,7 +579,7 @@ fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes(
 /// Properties that an administrator set on an image are kept: an ACL, without which another user could not read it any
 /// more, and extended attributes.
 #[test]
-fn in_place_an_image_keeps_its_acl_and_its_attributes() {
+fn in_place_restore_keeps_acls_and_extended_attributes() {
     use rustix::fs::{XattrFlags, getxattr, setxattr};
     let env = Env::new("attributes");
     let machine = machine_with_a_point(&env);

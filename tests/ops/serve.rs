@@ -66,7 +66,7 @@ fn assert_copies(env: &Env, uri: &str, disk: &DiskModel) {
 }
 
 #[test]
-fn other_programs_read_what_a_restore_brings() {
+fn nbd_clients_read_the_disks_of_the_point() {
     let env = Env::new("served");
     let machine = machine(&env);
     init(&env);
@@ -111,7 +111,7 @@ fn other_programs_read_what_a_restore_brings() {
 }
 
 #[test]
-fn memory_does_not_grow_with_the_connections() {
+fn server_memory_does_not_grow_with_connections() {
     let env = Env::new("servedmemory");
     // Each thread of nbdcopy reads 128 MiB of the disk.
     let places = (0..16).map(|place| place * 128 * MIB);
@@ -141,7 +141,7 @@ fn read_bytes(pid: i32) -> u64 {
 }
 
 #[test]
-fn below_an_image_a_disk_ends_with_its_last_data() {
+fn below_image_export_ends_with_its_last_data() {
     let env = Env::new("servedbelow");
     let machine = machine(&env);
     init(&env);
@@ -166,7 +166,7 @@ fn below_an_image_a_disk_ends_with_its_last_data() {
 }
 
 #[test]
-fn a_point_on_a_server_is_served_too() {
+fn point_in_an_sftp_repository_is_served() {
     let env = Env::new("servedsftp");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -186,7 +186,7 @@ fn a_point_on_a_server_is_served_too() {
 }
 
 #[test]
-fn damage_is_an_error_for_its_own_range_only() {
+fn damaged_chunk_is_a_read_error_for_its_range_only() {
     let env = Env::new("serveddamage");
     let machine = machine(&env);
     init(&env);
@@ -225,7 +225,7 @@ fn damage_is_an_error_for_its_own_range_only() {
 }
 
 #[test]
-fn what_is_written_is_forgotten() {
+fn writes_to_a_writable_server_do_not_change_the_point() {
     let env = Env::new("servedwritable");
     let machine = machine(&env);
     init(&env);
@@ -259,7 +259,7 @@ fn what_is_written_is_forgotten() {
 }
 
 #[test]
-fn a_detached_server_lives_until_it_is_released_or_unused_for_its_lease() {
+fn detached_server_ends_on_release_or_expired_lease() {
     let env = Env::new("serveddetached");
     let machine = machine(&env);
     init(&env);
@@ -294,7 +294,7 @@ fn a_detached_server_lives_until_it_is_released_or_unused_for_its_lease() {
 }
 
 #[test]
-fn a_socket_is_private_and_replaces_nothing_that_is_in_use() {
+fn socket_is_private_and_replaces_only_stale_sockets() {
     let env = Env::new("servedsocket");
     let machine = machine(&env);
     init(&env);

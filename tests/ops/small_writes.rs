@@ -39,7 +39,7 @@ fn night(machine: &Machine, repo: &str, new_bytes: u64, split: &str) -> Value {
 }
 
 #[test]
-fn the_second_change_in_a_chunk_costs_its_pieces() {
+fn second_change_in_a_chunk_stores_only_its_pieces() {
     let env = Env::new("pieces");
     let (machine, repo) = (machine(&env), init(&env));
     night(&machine, &repo, 12 * MIB + 100 * KIB, "");
@@ -96,7 +96,7 @@ fn the_second_change_in_a_chunk_costs_its_pieces() {
 }
 
 #[test]
-fn pieces_that_become_zero_are_a_hole() {
+fn split_chunk_that_becomes_zero_is_a_hole() {
     let env = Env::new("piece holes");
     let (machine, repo) = (machine(&env), init(&env));
     machine.zero("vda", 5 * MIB, MIB);
@@ -114,7 +114,7 @@ fn pieces_that_become_zero_are_a_hole() {
 }
 
 #[test]
-fn a_disk_that_was_cut_within_a_chunk_in_pieces_and_grown_back_is_read_in_full() {
+fn disk_shrunk_inside_a_split_chunk_and_regrown_is_read_in_full() {
     let env = Env::new("cut pieces");
     let repo = init(&env);
     let machine = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -134,7 +134,7 @@ fn a_disk_that_was_cut_within_a_chunk_in_pieces_and_grown_back_is_read_in_full()
 }
 
 #[test]
-fn every_night_of_random_small_writes_is_right() {
+fn points_of_random_small_writes_are_correct() {
     let env = Env::new("small nights");
     let (machine, repo) = (machine(&env), init(&env));
     let mut random = StdRng::seed_from_u64(20_261_129);

@@ -38,7 +38,7 @@ fn play(host: &Host, flags: &[&str]) -> BTreeMap<String, u32> {
 }
 
 #[test]
-fn the_play_in_the_documents_changes_what_it_must_and_nothing_the_second_time() {
+fn documented_ansible_play_is_idempotent_and_restores_a_lost_machine() {
     parts::require(&["ansible-playbook"]);
     let host = Host::new("ansible");
     let env = &host.env;

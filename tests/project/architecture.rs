@@ -120,7 +120,7 @@ const STDOUT_WRITER: &str = "cli/output.rs";
 const UNSAFE_FILE: &str = "capture/ffi.rs";
 
 #[test]
-fn a_layer_imports_only_from_below() {
+fn layers_import_only_permitted_layers() {
     let mut faults = Vec::new();
     for file in sources() {
         let Some(layer) = file.layer() else {
@@ -175,7 +175,7 @@ fn unsafe_code_is_in_one_file() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_source_file_opens_with_a_module_doc() {
     let faults: Vec<String> = sources()
         .iter()
         .filter(|file| !file.text.starts_with("//! "))
@@ -185,7 +185,7 @@ fn every_file_says_what_it_is_for() {
 }
 
 #[test]
-fn no_file_is_a_drawer_for_odds_and_ends() {
+fn no_file_is_named_utils_or_helpers() {
     let drawers = ["utils", "util", "misc", "common", "helpers", "helper"];
     let faults: Vec<String> = sources()
         .iter()
@@ -210,7 +210,7 @@ fn there_are_at_most_eight_test_programs() {
 }
 
 #[test]
-fn the_map_in_lib_rs_names_what_is_there() {
+fn module_map_in_lib_rs_names_existing_modules() {
     let root = root();
     let library = fs::read_to_string(root.join("src/lib.rs")).expect("src/lib.rs");
     let map: String = library.lines().filter_map(|line| line.strip_prefix("//!")).collect::<Vec<_>>().join("\n");
@@ -235,7 +235,7 @@ fn the_map_in_lib_rs_names_what_is_there() {
 }
 
 #[test]
-fn the_reader_of_imports_sees_all_forms() {
+fn import_parser_reads_all_forms_of_paths() {
     let code = code_of(
         r##"
         use crate::{nbd::{self, wire}, repo, storage::Storage};

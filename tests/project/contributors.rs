@@ -18,7 +18,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn files_and_targets_that_the_pages_name_exist() {
+fn files_and_make_targets_in_contributor_pages_exist() {
     let makefile = read("Makefile");
     let layers: BTreeSet<String> = fs::read_dir(root().join("tests"))
         .unwrap()
@@ -43,7 +43,7 @@ fn files_and_targets_that_the_pages_name_exist() {
 }
 
 #[test]
-fn the_format_has_every_field_of_a_manifest() {
+fn format_page_documents_every_manifest_field() {
     let format = words(&read("docs/format.md")).into_iter().collect::<BTreeSet<_>>();
     let source = read("src/ops/manifest.rs");
     let mut fields = 0;

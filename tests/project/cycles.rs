@@ -14,7 +14,7 @@ use crate::architecture::{Source, assert_none, sources, words};
 type Module = Vec<String>;
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
+fn source_files_have_no_import_cycles() {
     let graph = Graph::of(&sources());
     assert!(graph.arrows.values().map(BTreeSet::len).sum::<usize>() > 300, "the imports were not read");
     let faults: Vec<String> = graph.circles().iter().map(|circle| graph.describe(circle)).collect();
@@ -22,7 +22,7 @@ fn no_files_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn circles_are_found_and_facades_are_none() {
+fn import_cycles_are_found_and_facades_are_not_cycles() {
     let file = |name: &str, code: &str| Source::of_code(name, code);
     let facade = [
         file("a/mod.rs", "mod b; mod c; pub use b::B; pub use c::{C, other as D};"),

@@ -45,7 +45,7 @@ fn every_license_is_permitted() {
 }
 
 #[test]
-fn two_versions_of_a_crate_are_an_exception_with_a_name() {
+fn duplicate_crate_versions_are_exactly_those_in_deny_toml() {
     let mut versions = BTreeMap::<String, BTreeSet<String>>::new();
     for package in packages() {
         let text = |key: &str| package[key].as_str().expect(key).to_owned();

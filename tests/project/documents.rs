@@ -205,22 +205,22 @@ fn run(first: &str, is_wanted: impl Fn(&str) -> bool) {
 }
 
 #[test]
-fn every_line_of_readme_and_the_first_pages_runs_as_it_is_printed() {
+fn commands_in_readme_and_the_first_pages_run_as_printed() {
     run("", |page| !page.ends_with(".fr.md") && page < "docs/o");
 }
 
 #[test]
-fn every_line_of_the_other_pages_runs_as_it_is_printed() {
+fn commands_in_the_other_pages_run_as_printed() {
     run(BEFORE, |page| !page.ends_with(".fr.md") && page > "docs/o");
 }
 
 #[test]
-fn every_line_of_the_french_pages_runs_as_it_is_printed() {
+fn commands_in_the_french_pages_run_as_printed() {
     run(BEFORE, |page| page.ends_with(".fr.md"));
 }
 
 #[test]
-fn every_exception_is_a_line_in_the_documents() {
+fn every_exception_matches_a_command_in_the_documents() {
     let lines = lines();
     for (pattern, _) in &WAYS {
         assert!(lines.iter().any(|line| means(pattern, &line.command)), "no page has {pattern}");

@@ -34,7 +34,7 @@ fn no_file_and_no_line_is_too_long() {
 
 /// Code in the documentation is never compiled, because Cargo.toml disables documentation tests.
 #[test]
-fn blocks_in_the_documentation_are_drawings() {
+fn blocks_in_doc_comments_are_marked_as_text() {
     let mut faults = Vec::new();
     for file in rust_files(&root().join("src")) {
         let (text, mut in_block) = (fs::read_to_string(&file).expect("UTF-8"), false);

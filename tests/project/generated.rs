@@ -46,7 +46,7 @@ fn generated() -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn the_manual_and_the_completions_are_what_the_program_says() {
+fn manual_and_completions_are_up_to_date() {
     let mut there = BTreeMap::new();
     for folder in ["man", "completions"] {
         there.extend(files(&source(folder)).into_iter().map(|(name, text)| (format!("{folder}/{name}"), text)));
@@ -58,7 +58,7 @@ fn the_manual_and_the_completions_are_what_the_program_says() {
 }
 
 #[test]
-fn the_manual_is_clean_and_has_its_sections_and_tables() {
+fn manual_pages_have_all_sections_and_no_warnings() {
     parts::require(&["man"]);
     let folder = tempfile::tempdir().unwrap();
     kvmb(&["man", folder.path().to_str().unwrap()]);
@@ -98,7 +98,7 @@ fn the_manual_is_clean_and_has_its_sections_and_tables() {
 }
 
 #[test]
-fn pages_are_written_once_and_rehearsed_on_request() {
+fn manual_pages_are_written_once_and_not_in_a_dry_run() {
     let folder = tempfile::tempdir().unwrap();
     let call = |flags: &[&str]| -> Vec<bool> {
         let text = String::from_utf8(kvmb(&[&["man", folder.path().to_str().unwrap()], flags].concat())).unwrap();

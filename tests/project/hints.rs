@@ -18,7 +18,7 @@ fn matches_of(words: &str) -> clap::ArgMatches {
 }
 
 #[test]
-fn every_command_in_a_hint_is_accepted() {
+fn hinted_commands_are_accepted_with_the_options_of_the_call() {
     let call = matches_of("kvmb points -r '/my backups' -c qemu:///session --config '/etc/it'\"'\"'s.json'");
     let invocation = Invocation::new(command, &call);
     let mut count = 0;

@@ -44,7 +44,7 @@ const INSTALLED: [&str; 6] = [
 ];
 
 #[test]
-fn make_install_puts_everything_below_destdir_and_prefix_and_nothing_elsewhere() {
+fn make_install_writes_only_below_destdir_and_prefix() {
     parts::require(&["make"]);
     let env = Env::new("install");
     let root = env.path("root");
@@ -91,7 +91,7 @@ const CLEAN_SYSTEM: &str = r#"
     inside "$1" 'apt-get purge -q -y kvmb'"#;
 
 #[test]
-fn the_debian_package_is_clean_and_installs_on_a_clean_system() {
+fn debian_package_passes_lintian_and_installs_on_a_clean_system() {
     parts::require(&[
         "make",
         "dpkg-deb",

@@ -124,7 +124,7 @@ fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
 }
 
 #[test]
-fn every_command_and_flag_in_readme_exists() {
+fn every_command_and_flag_in_the_documents_exists() {
     let all = all();
     let mut count = 0;
     let pages = pages();
@@ -152,7 +152,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_link_leads_somewhere_and_every_section_of_readme_is_in_the_contents() {
+fn every_link_resolves_and_readme_contents_are_complete() {
     let headings = |text: &str| -> BTreeSet<String> {
         let outside_of_code = text.split("```").step_by(2).collect::<String>();
         outside_of_code.lines().filter_map(|line| line.strip_prefix("## ")).map(anchor).collect()
@@ -205,7 +205,7 @@ fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn readme_is_a_short_start_with_three_pictures() {
+fn readme_is_short_and_has_two_pictures_and_one_table() {
     for (page, name) in [(README, "README.md"), (FRENCH, "README.fr.md")] {
         assert!(page.len() < 20_000, "{name} has {} bytes: move what is not for the start to docs", page.len());
         let pictures = pictures(page);
@@ -231,7 +231,7 @@ fn every_picture_is_shown_by_a_page_and_made_by_the_makefile() {
 }
 
 #[test]
-fn the_tables_in_the_pages_are_what_the_program_prints() {
+fn tables_in_the_pages_match_the_printed_tables() {
     let printed = include_str!("snapshots/tables-80.txt");
     for (page, name) in [
         (README, "README.md"),
@@ -248,7 +248,7 @@ fn the_tables_in_the_pages_are_what_the_program_prints() {
 }
 
 #[test]
-fn both_editions_have_the_same_configuration() {
+fn english_and_french_pages_show_the_same_configuration() {
     let configuration = |text: &str| -> Value {
         serde_json::from_str(blocks(text, "json").first().expect("a configuration")).expect("JSON")
     };
@@ -259,7 +259,7 @@ fn both_editions_have_the_same_configuration() {
 }
 
 #[test]
-fn both_editions_of_readme_say_the_same() {
+fn english_and_french_readme_have_the_same_commands_and_links() {
     // Everything except prose: commands without comments, flags, links to pages, images, sections.
     let shell = |page: &str| -> Vec<String> {
         let lines = blocks(page, "sh").into_iter().flat_map(str::lines);
@@ -294,7 +294,7 @@ fn every_command_is_in_readme_and_the_changelog() {
 }
 
 #[test]
-fn every_example_in_the_help_is_real() {
+fn every_help_example_uses_existing_commands_and_flags() {
     let all = all();
     for (command, text) in &all {
         let (_, examples) = text.split_once("\nExamples:\n").unwrap_or_default();
@@ -308,7 +308,7 @@ fn every_example_in_the_help_is_real() {
 }
 
 #[test]
-fn every_flag_in_the_help_has_words_and_is_taken() {
+fn every_flag_in_the_help_is_described_and_accepted() {
     let value = |command: &str, flag: &str| match flag {
         "--sample" if command == "drill" => "3",
         "--until" => "agent",
@@ -363,7 +363,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
 }
 
 #[test]
-fn the_codes_in_the_reference_are_those_of_the_program() {
+fn exit_and_failure_codes_in_the_reference_match_the_program() {
     let rows = |heading: &str| -> Vec<(String, String)> {
         let (_, rest) = REFERENCE.split_once(heading).expect(heading);
         let rows = rest.lines().skip_while(|line| !line.starts_with("| --- |")).skip(1);
@@ -398,7 +398,7 @@ fn sources() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_variable_is_in_the_reference_and_the_manual_and_is_read_somewhere() {
+fn environment_variables_match_the_reference_and_the_sources() {
     let names = |text: &str| -> BTreeSet<String> {
         let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
         text.split(|c| !is_name(c)).filter(|word| word.starts_with("KVMB_")).map(str::to_owned).collect()

@@ -66,7 +66,7 @@ fn collect(command: &clap::Command, words: &[&str], pages: &mut BTreeMap<String,
 }
 
 #[test]
-fn the_short_help_texts_are_pinned() {
+fn short_help_texts_match_the_snapshot() {
     let mut pages = BTreeMap::new();
     collect(&kvmb::cli::command(), &[], &mut pages);
     assert!(pages.len() > 25, "{:?}", pages.keys());
@@ -82,7 +82,7 @@ fn the_short_help_texts_are_pinned() {
 }
 
 #[test]
-fn the_error_messages_with_their_codes_and_hints_are_pinned() {
+fn error_messages_codes_and_hints_match_the_snapshot() {
     let errors = messages::of_the_command_line();
     let text = |error: &CliError| {
         let hint = error.hint.as_ref().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
@@ -92,7 +92,7 @@ fn the_error_messages_with_their_codes_and_hints_are_pinned() {
 }
 
 #[test]
-fn the_tables_are_pinned_in_narrow_and_wide_terminals() {
+fn tables_match_the_snapshots_in_narrow_and_wide_terminals() {
     let now = Local.with_ymd_and_hms(2026, 11, 20, 12, 0, 0).unwrap().fixed_offset();
     let records = messages::of_records(now);
     for width in [80, 160] {
@@ -159,7 +159,7 @@ prints the JSON Schema of this page, which is made from it.
 ";
 
 #[test]
-fn the_page_of_the_records_is_their_schema() {
+fn records_page_matches_the_json_schema() {
     let output = Command::new(env!("CARGO_BIN_EXE_kvmb")).args(["schema", "records"]).output().expect("kvmb");
     let schema: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let mut page = RECORDS_PAGE.to_owned();

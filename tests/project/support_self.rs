@@ -10,7 +10,7 @@ use crate::support::{Disk, DiskModel, Env, FreezeMode, process};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_paused_machine_writes_what_the_model_says() {
+fn writes_to_a_paused_machine_match_the_model() {
     let env = Env::new("patterns");
     let machine =
         env.machine("kvmb-test-vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(3 * MIB + 512)).start_paused();
@@ -40,7 +40,7 @@ fn a_paused_machine_writes_what_the_model_says() {
 }
 
 #[test]
-fn the_model_sees_one_wrong_byte() {
+fn model_detects_a_single_wrong_byte() {
     let env = Env::new("one byte");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(4 * MIB)).define();
     machine.write("vda", MIB, MIB, 0x11);
@@ -53,7 +53,7 @@ fn the_model_sees_one_wrong_byte() {
 }
 
 #[test]
-fn names_may_be_odd() {
+fn machine_and_image_names_may_have_special_characters() {
     let env = Env::new("names");
     let machine =
         env.machine("-kvmb test 'vm' \"é\" & <1>").disk(Disk::qcow2(MIB).file_name("-a b'c\"é&.qcow2")).start_paused();
@@ -79,7 +79,7 @@ fn a_machine_may_have_26_disks() {
 }
 
 #[test]
-fn an_instant_under_writes_is_found_and_a_torn_one_is_not() {
+fn consistent_images_pass_the_instant_check_and_torn_ones_fail() {
     let env = Env::new("writer");
     let machine = env.machine("kvmb-test-vm1").disk(Disk::raw(8 * MIB)).disk(Disk::raw(8 * MIB)).start_paused();
     let copy = |name: &str, model: &DiskModel| {
@@ -108,7 +108,7 @@ fn an_instant_under_writes_is_found_and_a_torn_one_is_not() {
 }
 
 #[test]
-fn nothing_is_left_even_after_a_panic() {
+fn environment_is_cleaned_up_after_a_panic() {
     let folder = std::sync::Mutex::new(None);
     let panicked = catch_unwind(|| {
         let env = Env::new("left");
@@ -136,7 +136,7 @@ fn nothing_is_left_even_after_a_panic() {
 }
 
 #[test]
-fn a_small_file_system_runs_full() {
+fn writes_beyond_a_small_tmpfs_fail_with_no_space() {
     let env = Env::new("full");
     let full = env.tmpfs("small", 4 * MIB);
     full.fill_up_to(MIB);
@@ -148,7 +148,7 @@ fn a_small_file_system_runs_full() {
 }
 
 #[test]
-fn restic_works_in_here() {
+fn restic_works_in_the_test_environment() {
     let env = Env::new("restic");
     let restic = env.restic(env.repo());
     restic.init();
@@ -165,7 +165,7 @@ fn restic_works_in_here() {
 }
 
 #[test]
-fn keys_cost_little_in_here_only() {
+fn key_derivation_is_cheap_only_in_tests() {
     let env = Env::new("keys");
     let cost = |call: crate::support::Call, repo: &str| {
         call.args(["init", "-r", repo]).run().assert_ok();
@@ -186,7 +186,7 @@ fn keys_cost_little_in_here_only() {
 }
 
 #[test]
-fn a_pipe_reports_its_records_and_its_code() {
+fn shell_pipe_reports_records_exit_code_and_timeout() {
     let env = Env::new("pipe");
     let output = env
         .sh("cat; echo oops >&2; exit 3")
@@ -203,7 +203,7 @@ fn a_pipe_reports_its_records_and_its_code() {
 }
 
 #[test]
-fn linux_boots_writes_and_its_agent_answers() {
+fn linux_guest_writes_freezes_and_survives_a_kill() {
     let env = Env::new("linux");
     let guest = env.linux_guest("kvmb-test-guest");
     guest.wait_for_more(3);
@@ -222,7 +222,7 @@ fn linux_boots_writes_and_its_agent_answers() {
 }
 
 #[test]
-fn an_agent_can_hang_in_freeze() {
+fn guest_agent_can_be_made_to_hang_in_freeze() {
     let env = Env::new("hang");
     let guest = env.linux_guest_that("kvmb-test-guest", FreezeMode::Hangs { seconds: 3 });
     let start = Instant::now();
@@ -234,7 +234,7 @@ fn an_agent_can_hang_in_freeze() {
 }
 
 #[test]
-fn an_agent_can_be_silent() {
+fn guest_without_an_agent_does_not_answer_ping() {
     let env = Env::new("silent");
     let guest = env.linux_guest_that("kvmb-test-guest", FreezeMode::NoAgent);
     assert!(!guest.ping());

@@ -97,7 +97,7 @@ fn plain(text: &str) -> String {
 }
 
 #[test]
-fn nothing_that_people_read_has_a_word_of_the_old_dialect() {
+fn user_facing_texts_have_no_banned_words() {
     let mut texts: Vec<(String, String)> = [
         "README.md",
         "CHANGELOG.md",
@@ -139,7 +139,7 @@ fn commands(hint: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_in_a_hint_is_one_that_kvmb_understands() {
+fn every_command_in_a_hint_is_accepted_by_the_parser() {
     let errors = messages::of_the_command_line();
     let hints = errors.iter().filter_map(|error| error.hint.as_deref());
     let found: Vec<String> = hints.flat_map(commands).collect();
@@ -152,7 +152,7 @@ fn every_command_in_a_hint_is_one_that_kvmb_understands() {
 }
 
 #[test]
-fn the_spelling_is_right() {
+fn english_spelling_is_correct() {
     crate::support::parts::require(&["codespell"]);
     let files = ["README.md", "CHANGELOG.md", "docs", "example_config.json", "src", ".ci", "Makefile"];
     let output = Command::new("codespell")
@@ -188,7 +188,7 @@ fn french_prose(page: &str) -> String {
 const FRENCH_PAGES: [&str; 2] = ["README.fr.md", "docs/guide.fr.md"];
 
 #[test]
-fn french_punctuation_has_spaces_that_do_not_break() {
+fn french_punctuation_uses_non_breaking_spaces() {
     for page in FRENCH_PAGES {
         let prose = french_prose(&source(page));
         for mark in [" : ", " ; ", " ! ", " ? ", " % ", "« ", " » "] {
@@ -199,7 +199,7 @@ fn french_punctuation_has_spaces_that_do_not_break() {
 }
 
 #[test]
-fn the_french_spelling_is_right() {
+fn french_spelling_is_correct() {
     crate::support::parts::require(&["aspell"]);
     let known = source("tests/project/french_words.txt");
     let known: Vec<&str> = known.lines().collect();

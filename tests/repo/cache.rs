@@ -29,7 +29,7 @@ fn list(env: &Env, args: &[&str]) {
 }
 
 #[test]
-fn what_another_host_pruned_is_stored_again() {
+fn chunks_pruned_by_another_host_are_stored_again() {
     let env = Env::new("cache-pruned");
     let machine = machine(&env);
     backup(&machine);
@@ -55,7 +55,7 @@ fn what_another_host_pruned_is_stored_again() {
 }
 
 #[test]
-fn the_copy_is_private_and_can_be_chosen_or_done_without() {
+fn index_cache_is_private_and_can_be_moved_or_disabled() {
     let env = Env::new("cache-chosen");
     let machine = machine(&env);
     backup(&machine);
@@ -77,7 +77,7 @@ fn the_copy_is_private_and_can_be_chosen_or_done_without() {
 }
 
 #[test]
-fn a_derived_key_is_kept_in_the_kernel_on_request_and_opens_nothing_without_the_password() {
+fn kernel_key_cache_is_optional_and_needs_the_password() {
     let env = Env::new("key-cache");
     init(&env);
     let points = |args: &[&str]| env.kvmb(["points", "-vv", "-r", &env.repo()]).args(args).run();
@@ -104,7 +104,7 @@ fn a_derived_key_is_kept_in_the_kernel_on_request_and_opens_nothing_without_the_
 }
 
 #[test]
-fn a_copy_of_someone_else_is_not_followed() {
+fn symlinked_or_world_writable_index_cache_is_not_trusted() {
     let env = Env::new("cache-foreign");
     let machine = machine(&env);
     backup(&machine);
@@ -130,7 +130,7 @@ fn a_copy_of_someone_else_is_not_followed() {
 }
 
 #[test]
-fn points_that_were_seen_are_listed_without_the_index() {
+fn cached_points_are_listed_without_the_index() {
     let env = Env::new("cache-points");
     let machine = machine(&env);
     let first = backup(&machine);

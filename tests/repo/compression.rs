@@ -61,7 +61,7 @@ fn every_mode_stores_the_same_bytes_and_restic_reads_them() {
 }
 
 #[test]
-fn auto_compresses_harder_while_the_place_is_slow() {
+fn auto_compression_is_stronger_on_slow_storage() {
     let home = Home::new();
     home.create();
     let slow = Arc::new(FaultStorage::new(home.storage()));

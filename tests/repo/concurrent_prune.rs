@@ -119,7 +119,7 @@ fn keep_pruning(env: &Env, repo: &str, end: Instant, counts: &Counts) {
 }
 
 #[test]
-fn writers_and_prunes_at_once_lose_nothing() {
+fn concurrent_backups_and_prunes_lose_no_data() {
     let (env1, env2) = (Env::new("together 1"), Env::new("together 2"));
     let repo = init(&env1);
     let make = |env| {
@@ -210,7 +210,7 @@ fn keep_being_killed(
 }
 
 #[test]
-fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
+fn killed_backups_with_concurrent_prunes_lose_no_data() {
     let (env1, env2) = (Env::new("killed 1"), Env::new("killed 2"));
     let repo = init(&env1);
     let machine = env1.machine("vm").disk(Disk::raw(40 * MIB)).define();
@@ -251,7 +251,7 @@ fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
 }
 
 #[test]
-fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
+fn lock_of_a_dead_host_blocks_until_stale() {
     let env = Env::new("dead host");
     init(&env);
     let vm1 = env.machine("vm1").disk(Disk::raw(MIB)).define();
@@ -291,7 +291,7 @@ fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
 }
 
 #[test]
-fn on_a_server_that_removes_nothing_backups_go_on_and_prune_says_so() {
+fn append_only_server_accepts_backups_and_refuses_prune() {
     let env = Env::new("append-only");
     let sshd = env.sshd_with("ForceCommand internal-sftp -P remove,rmdir\n");
     sshd.trust_host_key();

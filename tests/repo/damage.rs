@@ -189,7 +189,7 @@ impl Harmed<'_> {
 }
 
 #[test]
-fn config_and_key() {
+fn damaged_config_or_key_is_reported_and_refused() {
     let env = Env::new("config and key");
     let scene = Scene::new(&env);
     let key = Path::new("keys").join(names_in(&Path::new(&env.repo()).join("keys")).remove(0));
@@ -222,7 +222,7 @@ fn config_and_key() {
 }
 
 #[test]
-fn snapshot() {
+fn damaged_snapshot_is_reported_and_other_points_are_whole() {
     let env = Env::new("snapshot");
     let scene = Scene::new(&env);
     let file = scene.file(&scene.second, "snapshots", false);
@@ -257,7 +257,7 @@ fn snapshot() {
 }
 
 #[test]
-fn index() {
+fn damaged_index_is_reported_unless_its_content_is_cached() {
     let env = Env::new("index");
     let scene = Scene::new(&env);
     let file = scene.file(&scene.first, "index", false);
@@ -290,7 +290,7 @@ fn places(record: &Value) -> Vec<(String, u64, u64)> {
 }
 
 #[test]
-fn pack_with_data() {
+fn damaged_data_pack_affects_only_the_points_that_use_it() {
     let env = Env::new("data");
     let scene = Scene::new(&env);
     // The pack of the second backup contains the mebibyte at 1 MiB of vda, the manifest and the definition.
@@ -339,7 +339,7 @@ fn pack_with_data() {
 }
 
 #[test]
-fn pack_with_trees() {
+fn damaged_tree_pack_affects_only_the_points_that_use_it() {
     let env = Env::new("trees");
     let scene = Scene::new(&env);
     let file = scene.file(&scene.second, "data", true);
@@ -363,7 +363,7 @@ fn pack_with_trees() {
 }
 
 #[test]
-fn every_bit_of_a_small_pack_counts() {
+fn flipped_bit_in_any_byte_of_a_blob_is_detected() {
     let env = Env::new("bits");
     let machine = env.machine("vm1").disk(Disk::raw(512)).define();
     machine.write_bytes("vda", 0, &noise(1, 512));
@@ -390,7 +390,7 @@ fn every_bit_of_a_small_pack_counts() {
 }
 
 #[test]
-fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_named() {
+fn chunks_missing_from_the_index_are_stored_again_and_reported() {
     let env = Env::new("lost data");
     init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
@@ -430,7 +430,7 @@ fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_n
 }
 
 #[test]
-fn a_parent_whose_trees_are_lost_is_named_and_the_machine_is_read_in_full() {
+fn parent_with_lost_trees_is_reported_and_the_new_point_is_whole() {
     for running in [true, false] {
         let env = Env::new("lost trees");
         init(&env);

@@ -119,7 +119,7 @@ fn use_repository(env: &Env, name: &str) {
 }
 
 #[test]
-fn repositories_of_every_released_version_are_read_continued_and_pruned() {
+fn repositories_of_all_released_versions_remain_usable() {
     let mut archives: Vec<PathBuf> = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
     archives.sort();
     assert!(!archives.is_empty());
@@ -132,7 +132,7 @@ fn repositories_of_every_released_version_are_read_continued_and_pruned() {
 }
 
 #[test]
-fn a_repository_of_this_version_can_be_kept_for_the_next_one() {
+fn repository_of_this_version_passes_the_frozen_checks() {
     let env = Env::new("freeze");
     make(&env);
     if std::env::var_os("KVMB_TEST_FREEZE").is_some() {

@@ -14,7 +14,7 @@ fn killed_at(call: Call, step: Failpoint) {
 }
 
 #[test]
-fn a_key_that_is_added_or_exported_is_there_or_not_whenever_it_is_killed() {
+fn killed_key_add_or_export_can_be_repeated() {
     let env = Env::new("keys");
     let repo = init(&env);
     let password = |name: &str| {
@@ -49,7 +49,7 @@ fn a_key_that_is_added_or_exported_is_there_or_not_whenever_it_is_killed() {
 }
 
 #[test]
-fn a_point_is_there_whenever_its_pinning_is_killed() {
+fn killed_pin_keeps_the_point_and_can_be_repeated() {
     let env = Env::new("pins");
     let repo = init(&env);
     let machine = env.machine("vm1").disk(Disk::raw(MIB)).define();

@@ -120,7 +120,7 @@ impl Scene {
 }
 
 #[test]
-fn what_no_snapshot_needs_goes_and_restic_finds_the_rest_whole() {
+fn prune_removes_unused_data_and_restic_verifies_the_rest() {
     let home = Home::new();
     let repo = home.create();
     let scene = Scene::fill(&repo);
@@ -175,7 +175,7 @@ fn what_no_snapshot_needs_goes_and_restic_finds_the_rest_whole() {
 }
 
 #[test]
-fn waste_up_to_the_limit_stays_where_it_is() {
+fn unused_data_within_the_limit_is_not_repacked() {
     let home = Home::new();
     let repo = home.create();
     let scene = Scene::fill(&repo);
@@ -194,7 +194,7 @@ fn waste_up_to_the_limit_stays_where_it_is() {
 }
 
 #[test]
-fn what_two_backups_stored_twice_is_kept_once() {
+fn duplicate_packs_of_concurrent_backups_are_removed() {
     let home = Home::new();
     let repo = home.create();
     let bytes = halves(1, 2);
@@ -225,7 +225,7 @@ fn what_two_backups_stored_twice_is_kept_once() {
 /// Two concurrent backups stored the same data, and then packs were damaged. Everything that is readable must remain
 /// readable.
 #[test]
-fn of_two_copies_the_one_that_can_be_opened_is_kept() {
+fn prune_keeps_the_readable_copy_of_a_duplicate_blob() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let bytes = halves(1, 2);
@@ -308,7 +308,7 @@ fn copy(from: &dyn Storage) -> Arc<MemoryStorage> {
 }
 
 #[test]
-fn whichever_call_on_the_storage_fails_nothing_is_lost_and_the_next_prune_finishes() {
+fn prune_loses_nothing_on_any_storage_failure_and_can_be_repeated() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let scene = Scene::fill(&repo);
@@ -360,7 +360,7 @@ fn whichever_call_on_the_storage_fails_nothing_is_lost_and_the_next_prune_finish
 
 /// Cuts the storage off at the n-th change, like a kill or a power failure: nothing is done from there on.
 #[test]
-fn cut_off_at_any_change_the_repository_is_whole() {
+fn prune_cut_off_at_any_change_leaves_a_whole_repository() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let scene = Scene::fill(&repo);
@@ -388,7 +388,7 @@ fn cut_off_at_any_change_the_repository_is_whole() {
 }
 
 #[test]
-fn in_a_damaged_repository_nothing_is_removed() {
+fn prune_of_a_damaged_repository_removes_nothing_needed() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let scene = Scene::fill(&repo);
@@ -440,7 +440,7 @@ fn in_a_damaged_repository_nothing_is_removed() {
 }
 
 #[test]
-fn a_damaged_blob_that_would_be_copied_ends_the_prune_and_its_pack_stays() {
+fn prune_stops_at_a_damaged_blob_and_keeps_its_pack() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let scene = Scene::fill(&repo);
@@ -461,7 +461,7 @@ fn a_damaged_blob_that_would_be_copied_ends_the_prune_and_its_pack_stays() {
 }
 
 #[test]
-fn on_a_full_disk_what_needs_no_copy_goes_and_the_rest_when_there_is_room() {
+fn prune_on_a_full_disk_removes_only_packs_without_copying() {
     let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let faulty = Arc::new(FaultStorage::new(memory));
     let repo = Repository::create(Arc::clone(&faulty) as Arc<dyn Storage>, &password()).unwrap();
@@ -480,7 +480,7 @@ fn on_a_full_disk_what_needs_no_copy_goes_and_the_rest_when_there_is_room() {
 }
 
 #[test]
-fn a_lock_that_is_lost_ends_the_prune_before_anything_is_removed() {
+fn prune_that_lost_its_lock_removes_nothing() {
     let home = Home::new();
     let repo = home.create();
     let scene = Scene::fill(&repo);
@@ -499,7 +499,7 @@ fn a_lock_that_is_lost_ends_the_prune_before_anything_is_removed() {
 }
 
 #[test]
-fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
+fn refused_removals_fail_the_prune_but_not_backups() {
     let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let faulty = Arc::new(FaultStorage::new(memory));
     let repo = Repository::create(Arc::clone(&faulty) as Arc<dyn Storage>, &password()).unwrap();
@@ -548,7 +548,7 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
 }
 
 #[test]
-fn unfinished_files_of_killed_writers_go_when_they_are_old() {
+fn old_temporary_files_of_killed_writers_are_removed() {
     let home = Home::new();
     let repo = home.create();
     write_disk(&repo, "vm1", &halves(1, 2));
@@ -569,7 +569,7 @@ fn unfinished_files_of_killed_writers_go_when_they_are_old() {
 }
 
 #[test]
-fn the_small_index_files_of_many_backups_become_one() {
+fn prune_merges_small_index_files() {
     let home = Home::new();
     let repo = home.create();
     let ids: Vec<Id> = (0..8).map(|seed| write_disk(&repo, "vm1", &halves(seed, seed + 100))).collect();
@@ -587,7 +587,7 @@ fn the_small_index_files_of_many_backups_become_one() {
 }
 
 #[test]
-fn a_hundred_thousand_packs_are_listed_and_planned_in_a_moment() {
+fn prune_of_a_hundred_thousand_packs_is_planned_quickly() {
     let home = Home::new();
     let repo = home.create();
     write_disk(&repo, "vm1", &halves(1, 2));
@@ -610,7 +610,7 @@ fn a_hundred_thousand_packs_are_listed_and_planned_in_a_moment() {
 }
 
 #[test]
-fn a_stop_before_the_plan_is_no_plan() {
+fn stopped_prune_makes_no_plan() {
     let home = Home::new();
     let repo = home.create();
     write_disk(&repo, "vm1", &halves(1, 2));
@@ -621,7 +621,7 @@ fn a_stop_before_the_plan_is_no_plan() {
 }
 
 #[test]
-fn what_arrives_changed_over_a_network_is_no_damage_for_a_prune() {
+fn prune_rereads_data_corrupted_in_transit() {
     for operation in [Operation::Read, Operation::ReadRange] {
         for number in 1.. {
             let memory = Arc::new(MemoryStorage::behind(Transit::Protected));

@@ -61,7 +61,7 @@ fn locked_by_another(repo: &Path) -> kvmb::repo::RepoLock {
 }
 
 #[test]
-fn old_points_go_after_the_new_one_is_stored() {
+fn backup_with_prune_removes_old_points_after_storing_the_new() {
     let env = Env::new("prune after");
     let vm1 = prepared(&env, 2);
     backup(&env, &[]).run().assert_ok();
@@ -99,7 +99,7 @@ fn old_points_go_after_the_new_one_is_stored() {
 }
 
 #[test]
-fn a_copy_that_could_not_be_made_is_waited_for() {
+fn failed_copy_postpones_the_prune_after_a_backup() {
     let env = Env::new("prune copies");
     let vm1 = prepared(&env, 1);
     let second = env.repo_named("second");
@@ -131,7 +131,7 @@ fn a_copy_that_could_not_be_made_is_waited_for() {
 }
 
 #[test]
-fn a_prune_that_finds_the_repository_busy_or_damaged_leaves_the_backup_done() {
+fn failed_prune_after_a_backup_keeps_the_new_point() {
     let env = Env::new("prune fails");
     let vm1 = prepared(&env, 1);
     backup(&env, &[]).run().assert_ok();
@@ -169,7 +169,7 @@ fn a_prune_that_finds_the_repository_busy_or_damaged_leaves_the_backup_done() {
 }
 
 #[test]
-fn without_rules_it_is_refused_before_anything_is_read() {
+fn backup_with_prune_is_refused_without_retention_rules() {
     let env = Env::new("prune rules");
     prepared(&env, 1);
     env.configure(&json!({"repo": env.repo(), "retention": {"remote": {"keep_last": 3}}}));

@@ -45,7 +45,7 @@ impl Scene {
 }
 
 #[test]
-fn whatever_arrives_changed_is_read_once_more() {
+fn data_corrupted_in_transit_is_read_again() {
     let scene = Scene::behind(Transit::Protected);
     let images = [disk(5 * CHUNK, 1), disk(3 * CHUNK, 2)];
     let points = images.each_ref().map(|image| write_disk(&scene.repo, "vm1", image));
@@ -72,7 +72,7 @@ fn whatever_arrives_changed_is_read_once_more() {
 }
 
 #[test]
-fn damage_is_said_in_the_same_words_and_read_a_few_times_at_most() {
+fn damage_has_the_same_message_and_few_reads_on_any_transport() {
     let ends = [Transit::Local, Transit::Protected, Transit::Unprotected].map(|transit| {
         [FileKind::Key, FileKind::Config, FileKind::Snapshot, FileKind::Index, FileKind::Pack].map(|kind| {
             let scene = Scene::behind(transit);

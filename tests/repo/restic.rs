@@ -20,7 +20,7 @@ use kvmb::repo::{
 use kvmb::storage::LocalStorage;
 
 #[test]
-fn restic_reads_what_kvmb_writes() {
+fn restic_reads_repositories_written_by_kvmb() {
     let home = Home::new();
     let repo = home.create();
     let disk = disk(5 << 20, 12345);
@@ -81,7 +81,7 @@ fn restic_reads_what_kvmb_writes() {
 }
 
 #[test]
-fn kvmb_reads_what_restic_writes() {
+fn kvmb_reads_repositories_written_by_restic() {
     let home = Home::new();
     home.restic(&["init"]);
     let source = home.path("source");
@@ -183,7 +183,7 @@ fn restic_restores_unusual_names() {
 }
 
 #[test]
-fn passwords_added_by_either_open_for_both() {
+fn passwords_added_by_kvmb_or_restic_open_for_both() {
     let home = Home::new();
     let repo = home.create();
     let second = home.path("second-password");
@@ -252,7 +252,7 @@ fn kvmb_and_restic_respect_each_others_locks() {
 }
 
 #[test]
-fn restic_unlock_takes_a_lock_away() {
+fn lock_is_lost_after_restic_unlock_remove_all() {
     let home = Home::new();
     let repo = home.create();
     let timing = kvmb::repo::LockTiming { refresh: Duration::from_millis(100), ..Default::default() };
@@ -267,7 +267,7 @@ fn restic_unlock_takes_a_lock_away() {
 }
 
 #[test]
-fn a_crash_leaves_a_clean_repository() {
+fn dropped_writer_leaves_a_clean_repository() {
     let home = Home::new();
     let repo = home.create();
     write_disk(&repo, "vm1", &disk(2 << 20, 0));
@@ -291,7 +291,7 @@ fn a_crash_leaves_a_clean_repository() {
 }
 
 #[test]
-fn the_zero_blob_is_restics() {
+fn zero_blob_id_matches_restic() {
     assert_eq!(zero_blob_id(), Id::hash(&vec![0; 512 << 10]));
     let home = Home::new();
     home.restic(&["init"]);
@@ -306,7 +306,7 @@ fn the_zero_blob_is_restics() {
 /// Files that a NAS, a desktop or a network file system creates in every folder are neither reported nor removed. A
 /// second copy of one of kvmb's files is reported.
 #[test]
-fn files_of_other_programs_in_a_repository_are_left_alone() {
+fn foreign_files_in_a_repository_are_left_alone() {
     let env = Env::new("foreign files");
     let repo = init(&env);
     let mut foreign = Vec::new();

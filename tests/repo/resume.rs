@@ -92,7 +92,7 @@ fn assert_goes_on(env: &Env, machine: &Machine, url: &str, folder: &Path) {
 }
 
 #[test]
-fn a_killed_backup_is_gone_on_with() {
+fn killed_backup_is_resumed() {
     let env = Env::new("killed");
     let machine = machine(&env);
     let repo = crate::support::backups::init(&env);
@@ -104,7 +104,7 @@ fn a_killed_backup_is_gone_on_with() {
 }
 
 #[test]
-fn so_is_one_that_was_interrupted_and_one_that_is_killed_again() {
+fn backup_interrupted_and_then_killed_is_resumed() {
     let env = Env::new("stopped");
     // Two runs together must not complete it.
     let bytes = 192 * MIB;
@@ -133,7 +133,7 @@ fn so_is_one_that_was_interrupted_and_one_that_is_killed_again() {
 }
 
 #[test]
-fn a_backup_to_a_server_that_is_killed_is_gone_on_with() {
+fn killed_backup_over_sftp_is_resumed() {
     let env = Env::new("killed, server");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -148,7 +148,7 @@ fn a_backup_to_a_server_that_is_killed_is_gone_on_with() {
 }
 
 #[test]
-fn a_backup_whose_network_stayed_dead_is_gone_on_with() {
+fn backup_with_a_lost_connection_is_resumed() {
     let env = Env::new("network");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -165,7 +165,7 @@ fn a_backup_whose_network_stayed_dead_is_gone_on_with() {
 }
 
 #[test]
-fn what_a_prune_takes_is_not_looked_for() {
+fn packs_removed_by_prune_are_stored_again() {
     let env = Env::new("pruned");
     let machine = machine(&env);
     let repo = crate::support::backups::init(&env);
@@ -226,7 +226,7 @@ fn knows(index: &Index, ids: &[Id]) -> Vec<bool> {
 }
 
 #[test]
-fn only_what_is_whole_and_there_is_adopted() {
+fn only_intact_existing_packs_are_adopted() {
     let home = Home::new();
     home.create();
     let repo = remembered(&home);
@@ -258,7 +258,7 @@ fn only_what_is_whole_and_there_is_adopted() {
 }
 
 #[test]
-fn a_writer_that_lives_is_left_alone() {
+fn packs_of_a_running_writer_are_not_adopted() {
     let home = Home::new();
     home.create();
     let repo = remembered(&home);
@@ -278,7 +278,7 @@ fn a_writer_that_lives_is_left_alone() {
 }
 
 #[test]
-fn an_adoption_that_is_stopped_or_whose_index_cannot_be_saved_changes_nothing() {
+fn stopped_or_failed_adoption_changes_nothing() {
     let home = Home::new();
     home.create();
     let faulty = Arc::new(FaultStorage::new(home.storage()));
@@ -304,7 +304,7 @@ fn an_adoption_that_is_stopped_or_whose_index_cannot_be_saved_changes_nothing() 
 }
 
 #[test]
-fn a_line_that_was_cut_off_is_no_pack() {
+fn truncated_line_in_the_pack_notes_is_ignored() {
     let home = Home::new();
     home.create();
     let repo = remembered(&home);
@@ -318,7 +318,7 @@ fn a_line_that_was_cut_off_is_no_pack() {
 }
 
 #[test]
-fn where_nothing_can_be_noted_a_backup_is_made_all_the_same() {
+fn backup_succeeds_where_packs_cannot_be_noted() {
     let home = Home::new();
     home.create();
     // Not a folder.

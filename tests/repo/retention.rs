@@ -79,7 +79,7 @@ fn history(machine: &Machine, count: u64) -> Vec<(String, BTreeMap<String, DiskM
 }
 
 #[test]
-fn rules_remove_points_and_the_rest_restores_and_goes_on() {
+fn retention_rules_remove_points_and_the_chain_continues() {
     let env = Env::new("rules");
     init(&env);
     let root = PathBuf::from(env.repo());
@@ -139,7 +139,7 @@ fn rules_remove_points_and_the_rest_restores_and_goes_on() {
 }
 
 #[test]
-fn a_pinned_point_stays_and_is_found_by_either_id() {
+fn pinned_point_is_kept_and_found_by_either_id() {
     let env = Env::new("pinned");
     init(&env);
     let vm1 = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -185,7 +185,7 @@ fn a_pinned_point_stays_and_is_found_by_either_id() {
 }
 
 #[test]
-fn a_machine_that_no_longer_exists_keeps_its_points_unless_asked() {
+fn points_of_an_undefined_machine_are_kept_unless_requested() {
     let env = Env::new("gone");
     init(&env);
     let (vm1, vm2) = (machine(&env, "vm1"), machine(&env, "vm2"));
@@ -222,7 +222,7 @@ fn scene(env: &Env) -> Vec<(String, BTreeMap<String, DiskModel>)> {
 }
 
 #[test]
-fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finishes() {
+fn prune_killed_at_any_step_leaves_a_whole_repository() {
     let env = Env::new("killed");
     let history = scene(&env);
     let whole = env.path("whole");
@@ -259,7 +259,7 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
 }
 
 #[test]
-fn an_interrupted_prune_ends_soon_and_leaves_no_lock() {
+fn interrupted_prune_leaves_no_lock() {
     let env = Env::new("stop");
     let history = scene(&env);
     for step in [Failpoint::PointForgotten, Failpoint::BlobsCopied, Failpoint::NewIndexStored] {
@@ -293,7 +293,7 @@ fn an_interrupted_prune_ends_soon_and_leaves_no_lock() {
 }
 
 #[test]
-fn with_little_room_a_prune_makes_its_own() {
+fn prune_succeeds_with_little_free_space() {
     let env = Env::new("room");
     let tmpfs = env.tmpfs("small", 96 * MIB);
     let repo = tmpfs.path().join("repo").display().to_string();

@@ -67,7 +67,7 @@ fn cut_at_random(storage: &FaultStorage, operations: &[Operation], seed: u64) {
 }
 
 #[test]
-fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not() {
+fn create_with_a_lost_reply_fails_only_if_another_file_exists() {
     for (first, expected) in [(&b"mine"[..], true), (b"yours", false)] {
         let inner = faulty();
         let storage = patient(&inner, POLICY);
@@ -83,12 +83,12 @@ fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not(
 }
 
 #[test]
-fn retrying_conforms() {
+fn retry_storage_conforms() {
     conformance(&patient(&faulty(), POLICY));
 }
 
 #[test]
-fn retrying_conforms_through_a_connection_that_is_cut_all_the_time() {
+fn retry_storage_conforms_over_a_randomly_cut_connection() {
     for seed in 0..8 {
         let storage = faulty();
         cut_at_random(&storage, &TELLING, seed);
@@ -97,14 +97,14 @@ fn retrying_conforms_through_a_connection_that_is_cut_all_the_time() {
 }
 
 #[test]
-fn limiting_conforms() {
+fn limit_storage_conforms() {
     conformance(&LimitStorage::new(Arc::new(MemoryStorage::new()), rate_limit(1 << 30)));
     let folder = tempfile::tempdir().unwrap();
     conformance(&LimitStorage::new(Arc::new(LocalStorage::new(folder.path().join("repo"))), rate_limit(1 << 30)));
 }
 
 #[test]
-fn an_upload_keeps_to_its_limit_and_reading_is_free() {
+fn upload_limit_slows_writes_but_not_reads() {
     let folder = tempfile::tempdir().unwrap();
     let local = Arc::new(LocalStorage::new(folder.path().join("repo")));
     let storage = LimitStorage::new(Arc::<LocalStorage>::clone(&local), rate_limit(4 << 20));
@@ -119,7 +119,7 @@ fn an_upload_keeps_to_its_limit_and_reading_is_free() {
 }
 
 #[test]
-fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
+fn write_cut_after_completion_is_not_sent_again() {
     let inner = faulty();
     inner.add(InjectedFault::every(Operation::Write, FaultEffect::CutAfter).nth(1));
     let storage = patient(&inner, POLICY);
@@ -134,7 +134,7 @@ fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
 }
 
 #[test]
-fn a_remove_that_was_cut_after_it_was_done_is_done() {
+fn remove_cut_after_completion_succeeds() {
     let inner = faulty();
     let storage = patient(&inner, POLICY);
     storage.write(FileKind::Lock, NAME, b"x").unwrap();
@@ -144,7 +144,7 @@ fn a_remove_that_was_cut_after_it_was_done_is_done() {
 }
 
 #[test]
-fn what_was_cut_is_durable_when_the_call_returns() {
+fn retried_write_or_remove_syncs_the_folder() {
     // It is unknown whether the interrupted attempt has synced the folder.
     let since = |inner: &FaultStorage, at: usize| -> Vec<Operation> {
         inner.calls()[at..].iter().map(|call| call.operation).collect()
@@ -184,7 +184,7 @@ fn what_was_cut_is_durable_when_the_call_returns() {
 }
 
 #[test]
-fn what_will_not_pass_is_not_tried_again() {
+fn permanent_errors_are_not_retried() {
     let inner = faulty();
     let storage = patient(&inner, POLICY);
     for effect in [FaultEffect::Fail, FaultEffect::NoSpace] {
@@ -199,7 +199,7 @@ fn what_will_not_pass_is_not_tried_again() {
 }
 
 #[test]
-fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
+fn retries_end_sooner_with_an_unresponsive_server() {
     let inner = faulty();
     let storage = patient(&inner, HASTE);
     let give_up = || {
@@ -223,7 +223,7 @@ fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
 }
 
 #[test]
-fn stopping_ends_the_waiting() {
+fn stop_flag_ends_a_retry_pause() {
     let inner = faulty();
     inner.add(InjectedFault::every(Operation::List, FaultEffect::Cut));
     let stop = Arc::<AtomicBool>::default();
@@ -241,7 +241,7 @@ fn stopping_ends_the_waiting() {
 }
 
 #[test]
-fn a_repository_behind_a_connection_that_is_cut_all_the_time_is_whole() {
+fn repository_over_a_randomly_cut_connection_is_whole() {
     let home = Home::new();
     let repo = home.create();
     drop(repo);

@@ -63,7 +63,7 @@ fn has_found(output: &Output) -> bool {
 }
 
 #[test]
-fn damage_to_any_chunk_is_found_in_as_many_runs_as_the_share_says() {
+fn sampled_verification_finds_damage_within_one_full_round() {
     let env = Env::new("rounds");
     let repo = init(&env);
     let vm1 = machine(&env, "vm1", 1);
@@ -112,7 +112,7 @@ fn damage_to_any_chunk_is_found_in_as_many_runs_as_the_share_says() {
 }
 
 #[test]
-fn a_sample_that_is_interrupted_is_taken_again() {
+fn interrupted_sample_is_repeated() {
     let env = Env::new("interrupted");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -141,7 +141,7 @@ fn a_sample_that_is_interrupted_is_taken_again() {
 }
 
 #[test]
-fn a_backup_verifies_the_next_part_of_the_repositories_that_it_wrote() {
+fn backup_with_verify_sample_checks_both_repositories() {
     let env = Env::new("backup");
     let repo = init(&env);
     let second = env.repo_named("second");

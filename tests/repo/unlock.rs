@@ -8,7 +8,7 @@ use crate::support::{Disk, Env};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_lock_that_cannot_be_read_is_named_and_removed_on_demand() {
+fn unreadable_lock_is_reported_and_removed_only_on_request() {
     let env = Env::new("unlock");
     let machine = env.machine("vm1").disk(Disk::raw(MIB)).define();
     let kvmb = |args: &[&str]| env.kvmb(args).args(["-r", &env.repo()]);

@@ -66,7 +66,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 5000, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_expressions_mean_the_same_to_both(expression in expression(), after in moment()) {
+    fn random_expressions_match_croner(expression in expression(), after in moment()) {
         // A day that never occurs is an error for kvmb, and an endless search for croner.
         prop_assume!(Cron::from_str(&expression).is_ok());
         let (ours, theirs) = both(&expression, &after.and_utc(), 4);
@@ -74,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn clocks_that_change_mean_the_same_to_both(
+    fn runs_around_clock_changes_match_croner(
         minute in prop_oneof![(0u32..60).prop_map(|n| n.to_string()), (7u32..40).prop_map(|n| format!("*/{n}"))],
         hour in prop_oneof![3 => (0u32..5).prop_map(|n| n.to_string()), 1 => Just("*".to_owned())],
         change in prop_oneof![Just(SPRING), Just(AUTUMN)],

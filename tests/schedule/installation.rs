@@ -56,7 +56,7 @@ MAILTO=\"\"
 ";
 
 #[test]
-fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
+fn crontab_entry_is_marked_and_other_lines_are_unchanged() {
     let host = Host::new("crontab");
     host.set_crontab(USER_LINES);
     let install = ["install", "--cron", "0 2 * * *", "-r", "repo", "vm1", "web*"];
@@ -143,7 +143,7 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
 }
 
 #[test]
-fn a_drill_is_scheduled_beside_the_backup_in_each_place_and_goes_with_it() {
+fn drill_is_scheduled_and_removed_with_the_backup() {
     let host = Host::new("schedule-drill");
     host.set_crontab(USER_LINES);
     let text = |file: &str| fs::read_to_string(host.env.path(file)).unwrap_or_default();
@@ -228,7 +228,7 @@ fn a_drill_is_scheduled_beside_the_backup_in_each_place_and_goes_with_it() {
 }
 
 #[test]
-fn a_scheduled_drill_is_no_backup_and_boots_points_when_it_runs() {
+fn scheduled_drill_runs_and_does_not_count_as_a_backup() {
     let host = Host::new("schedule-drill-runs");
     let env = &host.env;
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
@@ -253,7 +253,7 @@ fn a_scheduled_drill_is_no_backup_and_boots_points_when_it_runs() {
 }
 
 #[test]
-fn several_installations_at_once_lose_no_line() {
+fn concurrent_schedule_installs_lose_no_crontab_line() {
     let host = Host::new("schedules at once");
     host.set_crontab("MAILTO=root\n");
     for round in 0..3 {
@@ -271,7 +271,7 @@ fn several_installations_at_once_lose_no_line() {
 }
 
 #[test]
-fn a_crontab_that_cannot_be_kept_as_it_is_is_left_alone() {
+fn crontab_that_cannot_be_preserved_is_left_unchanged() {
     let host = Host::new("crontab-odd");
     let install = ["install", "--cron", "@daily", "--all"];
     let install = || host.schedule(&install).without_env("KVMB_PASSWORD_FILE").run();
@@ -291,7 +291,7 @@ fn a_crontab_that_cannot_be_kept_as_it_is_is_left_alone() {
 }
 
 #[test]
-fn entries_of_the_forerunner_are_reported_and_replaced_when_asked() {
+fn entries_of_the_old_script_are_reported_and_replaced_on_request() {
     let host = Host::new("forerunner");
     let old = "0 3 * * * python3 /opt/kvm_backup.py --auto >> /var/log/kvm_backup.log 2>&1\n";
     let others = "0 4 * * * gzip -k /var/log/kvm_backup.log\n# 0 3 * * * /opt/kvm_backup.py\n";
@@ -316,7 +316,7 @@ fn entries_of_the_forerunner_are_reported_and_replaced_when_asked() {
 }
 
 #[test]
-fn the_real_cron_runs_the_entries_whatever_the_machines_are_called() {
+fn cron_runs_entries_for_machine_names_with_special_characters() {
     let host = Host::new("cron-runs");
     let env = &host.env;
     let names = ["kvmb test 50% \"it's\"", "kvmb-test-$HOME"];
@@ -356,7 +356,7 @@ fn the_real_cron_runs_the_entries_whatever_the_machines_are_called() {
 }
 
 #[test]
-fn a_run_does_not_begin_while_the_one_before_is_at_work() {
+fn scheduled_run_is_refused_while_the_previous_one_runs() {
     let host = Host::new("overlap");
     let env = &host.env;
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
@@ -432,22 +432,22 @@ fn compare_with_cron(name: &str, before: &str, change: &str) {
 }
 
 #[test]
-fn when_an_hour_is_skipped_cron_runs_what_kvmb_says() {
+fn next_runs_match_cron_when_an_hour_is_skipped() {
     compare_with_cron("spring", "2027-03-28T01:59:05+01:00", "2027-03-28T03:00:00+02:00");
 }
 
 #[test]
-fn when_an_hour_comes_twice_cron_runs_what_kvmb_says() {
+fn next_runs_match_cron_when_an_hour_is_repeated() {
     compare_with_cron("autumn", "2027-10-31T02:59:05+02:00", "2027-10-31T02:00:00+01:00");
 }
 
 #[test]
-fn an_ordinary_minute_runs_what_kvmb_says() {
+fn next_runs_match_cron_at_an_ordinary_minute() {
     compare_with_cron("ordinary", "2027-02-28T02:59:05+01:00", "2027-02-28T03:00:00+01:00");
 }
 
 #[test]
-fn the_systemd_units_are_clean_and_their_timer_means_the_same() {
+fn systemd_units_verify_and_timers_match_the_cron_expression() {
     let host = Host::new("systemd");
     let env = &host.env;
     let (service, timer) = (env.path("units/kvmb.service"), env.path("units/kvmb.timer"));
@@ -501,7 +501,7 @@ fn the_systemd_units_are_clean_and_their_timer_means_the_same() {
 }
 
 #[test]
-fn what_would_fail_in_the_night_is_refused_by_day() {
+fn invalid_schedules_are_refused_at_installation() {
     let host = Host::new("refused");
     let cases: [(&[&str], &str, &str); 8] = [
         (&["--cron", "0 25 * * *", "--all"], "invalid hour '25'", ""),
@@ -529,7 +529,7 @@ fn what_would_fail_in_the_night_is_refused_by_day() {
 }
 
 #[test]
-fn the_configuration_says_when_and_which_machines() {
+fn schedule_defaults_come_from_the_configuration() {
     let host = Host::new("configured");
     let config = host.env.path("config.json");
     let write = |text: &str| {
@@ -583,7 +583,7 @@ fn the_configuration_says_when_and_which_machines() {
 }
 
 #[test]
-fn a_crontab_or_systemctl_that_hangs_is_ended_by_its_limit_or_a_signal() {
+fn hanging_crontab_or_systemctl_is_ended_by_timeout_or_signal() {
     let host = Host::new("hanging");
     let env = &host.env;
     env.sh(

@@ -17,12 +17,12 @@ fn local() -> (tempfile::TempDir, LocalStorage) {
 }
 
 #[test]
-fn memory_conforms() {
+fn memory_storage_conforms() {
     conformance(&MemoryStorage::new());
 }
 
 #[test]
-fn local_conforms() {
+fn local_storage_conforms() {
     let (_folder, storage) = local();
     conformance(&storage);
 }
@@ -33,14 +33,14 @@ fn a_fault_storage_without_faults_conforms() {
 }
 
 #[test]
-fn a_folder_of_this_host_keeps_what_folders_promise() {
+fn local_storage_passes_folder_conformance() {
     let (_folder, storage) = local();
     folder_conformance(&storage, storage.root());
 }
 
 /// If the folder is on a local disk, files bypass the page cache in blocks; on a tmpfs they need not.
 #[test]
-fn large_files_of_any_length_are_written_and_read_as_they_are() {
+fn large_files_of_any_length_are_read_back_unchanged() {
     for place in ["/var/tmp", "/dev/shm"] {
         let folder = tempfile::tempdir_in(place).unwrap();
         let storage = LocalStorage::new(folder.path().join("repo"));
@@ -67,7 +67,7 @@ fn large_files_of_any_length_are_written_and_read_as_they_are() {
 }
 
 #[test]
-fn faults_do_what_they_say() {
+fn injected_faults_have_the_described_effects() {
     let storage = FaultStorage::new(Arc::new(MemoryStorage::new()));
     storage.write(FileKind::Pack, "a", b"abcdef").unwrap();
     storage.add(InjectedFault::every(Operation::Read, FaultEffect::Truncate(2)).nth(2));

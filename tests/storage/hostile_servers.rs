@@ -60,7 +60,7 @@ fn within_bound<T>(work: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_server_that_only_answers_keep_alives_is_given_up_whatever_is_asked() {
+fn server_answering_only_keep_alives_is_given_up() {
     let env = Env::new("sftp-mute");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
@@ -77,7 +77,7 @@ fn a_server_that_only_answers_keep_alives_is_given_up_whatever_is_asked() {
 }
 
 #[test]
-fn bytes_that_trickle_in_are_no_progress() {
+fn trickling_bytes_do_not_count_as_progress() {
     let env = Env::new("sftp-trickle");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
@@ -91,7 +91,7 @@ fn bytes_that_trickle_in_are_no_progress() {
 }
 
 #[test]
-fn a_server_that_is_slow_but_gets_on_is_waited_for() {
+fn slow_but_progressing_server_is_waited_for() {
     let env = Env::new("sftp-slow");
     let hostile = Hostile::start(&env);
     let contents = with_a_pack(&env, &hostile);
@@ -107,7 +107,7 @@ fn a_server_that_is_slow_but_gets_on_is_waited_for() {
 }
 
 #[test]
-fn an_upload_at_a_low_pace_is_not_the_servers_fault() {
+fn slow_gated_upload_does_not_count_as_a_stuck_server() {
     let env = Env::new("sftp-own-pace");
     let hostile = Hostile::start(&env);
     let storage = storage(&env, &hostile);
@@ -120,7 +120,7 @@ fn an_upload_at_a_low_pace_is_not_the_servers_fault() {
 }
 
 #[test]
-fn a_folder_or_a_file_without_end_is_cut_off() {
+fn endless_listings_and_oversized_files_are_refused() {
     let env = Env::new("sftp-endless");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
@@ -144,7 +144,7 @@ fn a_folder_or_a_file_without_end_is_cut_off() {
 }
 
 #[test]
-fn a_write_that_a_stuck_server_did_not_finish_is_done_on_a_new_connection() {
+fn write_on_a_stuck_server_is_repeated_on_a_new_connection() {
     let env = Env::new("sftp-stuck-write");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
@@ -162,7 +162,7 @@ fn a_write_that_a_stuck_server_did_not_finish_is_done_on_a_new_connection() {
 }
 
 #[test]
-fn a_folder_that_the_servers_disk_cannot_sync_is_an_error_and_one_that_its_file_system_cannot_sync_is_not() {
+fn folder_sync_failure_is_an_error_unless_unsupported() {
     let env = Env::new("sftp-folder-sync");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
@@ -190,7 +190,7 @@ fn a_folder_that_the_servers_disk_cannot_sync_is_an_error_and_one_that_its_file_
 }
 
 #[test]
-fn how_long_a_stuck_server_is_waited_for_is_configured() {
+fn progress_timeout_is_configurable() {
     let env = Env::new("sftp-configured");
     let hostile = Hostile::start(&env);
     let url = hostile.url("repo");
@@ -210,7 +210,7 @@ fn make_private(path: &Path) {
 }
 
 #[test]
-fn what_talks_without_end_and_speaks_no_ssh_is_reported_as_that() {
+fn endless_banner_of_a_non_ssh_server_is_reported() {
     let env = Env::new("sftp-babble-early");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -110,31 +110,31 @@ fn backups_survive(world: &World, trouble: Trouble, seed: u64) {
 }
 
 #[test]
-fn backups_to_a_rest_server_survive_a_network_that_cuts_connections() {
+fn rest_backups_survive_cut_connections() {
     let env = Env::new("rest-cut");
     backups_survive(&World::of_rest(&env), Trouble::Cut, 100);
 }
 
 #[test]
-fn backups_to_a_rest_server_survive_a_network_that_falls_silent() {
+fn rest_backups_survive_stalled_connections() {
     let env = Env::new("rest-stall");
     backups_survive(&World::of_rest(&env), Trouble::Stall, 200);
 }
 
 #[test]
-fn backups_to_a_rest_server_survive_a_network_that_corrupts_what_passes() {
+fn rest_backups_survive_corruption_in_transit() {
     let env = Env::new("rest-flip");
     backups_survive(&World::of_rest(&env), Trouble::Flip, 300);
 }
 
 #[test]
-fn backups_to_a_bucket_survive_a_network_that_cuts_connections() {
+fn s3_backups_survive_cut_connections() {
     let env = Env::new("s3-cut");
     backups_survive(&World::of_s3(&env), Trouble::Cut, 400);
 }
 
 #[test]
-fn backups_to_a_bucket_survive_a_network_that_corrupts_what_passes() {
+fn s3_backups_survive_corruption_in_transit() {
     std::thread::scope(|scope| {
         for seed in [600, 700, 800] {
             scope.spawn(move || {
@@ -146,13 +146,13 @@ fn backups_to_a_bucket_survive_a_network_that_corrupts_what_passes() {
 }
 
 #[test]
-fn backups_to_a_bucket_survive_a_network_that_falls_silent() {
+fn s3_backups_survive_stalled_connections() {
     let env = Env::new("s3-stall");
     backups_survive(&World::of_s3(&env), Trouble::Stall, 500);
 }
 
 #[test]
-fn two_backups_and_a_prune_share_a_bucket() {
+fn concurrent_backups_and_a_prune_share_a_bucket() {
     let env = Env::new("s3-together");
     let world = World::of_s3(&env);
     let other = env.machine("other").disk(Disk::qcow2(16 * MIB)).start_paused();

@@ -131,22 +131,22 @@ fn everything_survives(trouble: Trouble, seed: u64) {
 }
 
 #[test]
-fn everything_survives_a_network_that_cuts_connections() {
+fn sftp_commands_survive_cut_connections() {
     everything_survives(Trouble::Cut, 100);
 }
 
 #[test]
-fn everything_survives_a_network_that_falls_silent() {
+fn sftp_commands_survive_stalled_connections() {
     everything_survives(Trouble::Stall, 200);
 }
 
 #[test]
-fn everything_survives_a_network_that_corrupts_what_passes() {
+fn sftp_commands_survive_corruption_in_transit() {
     everything_survives(Trouble::Flip, 300);
 }
 
 #[test]
-fn a_run_waits_for_a_network_that_comes_back_and_gives_up_one_that_does_not() {
+fn backup_survives_a_short_outage_and_gives_up_on_a_long_one() {
     let env = Env::new("network-outage");
     let world = World::new(&env);
     world.proxy.order(&[Trouble::Outage; 8], MIB..2 * MIB, 5);
@@ -176,7 +176,7 @@ fn a_run_waits_for_a_network_that_comes_back_and_gives_up_one_that_does_not() {
 }
 
 #[test]
-fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete() {
+fn full_server_fails_the_backup_and_the_next_run_is_complete() {
     let env = Env::new("network-full");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -206,7 +206,7 @@ fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete()
 }
 
 #[test]
-fn a_quota_that_is_used_up_is_reported_and_with_a_larger_one_the_next_run_is_complete() {
+fn exhausted_quota_fails_the_backup_and_the_next_run_is_complete() {
     let env = Env::new("network-quota");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -254,7 +254,7 @@ fn far_away(env: &Env, delay: Duration) -> (Sshd, Proxy, SftpStorage) {
 }
 
 #[test]
-fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
+fn concurrent_reads_over_high_latency_share_a_free_connection() {
     let env = Env::new("network-pool");
     let (_sshd, _proxy, storage) = far_away(&env, Duration::from_secs(1));
     storage.write(FileKind::Lock, NAME, b"short").unwrap();
@@ -269,7 +269,7 @@ fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
 }
 
 #[test]
-fn over_a_distance_a_file_takes_few_round_trips() {
+fn file_operations_take_few_round_trips() {
     let env = Env::new("network-turns");
     let (_sshd, proxy, storage) = far_away(&env, Duration::from_millis(100));
     let contents = vec![5; 300_000];
@@ -309,7 +309,7 @@ fn over_a_distance_a_file_takes_few_round_trips() {
 }
 
 #[test]
-fn over_a_distance_a_repository_that_did_not_change_is_open_after_few_round_trips() {
+fn unchanged_repository_opens_in_few_round_trips() {
     let env = Env::new("network-opening");
     let (_sshd, proxy, storage) = far_away(&env, Duration::from_millis(100));
     let address = storage.url();

@@ -82,7 +82,7 @@ fn prune_of(output: &Output) -> Value {
 }
 
 #[test]
-fn what_is_locked_survives_whoever_has_the_keys_and_is_locked_again_in_time() {
+fn locked_objects_survive_deletion_and_their_locks_are_extended() {
     let env = Env::new("s3-locked");
     let server = HttpServer::moto(&env, "server");
     let url = server.s3_url("bucket/kvm");
@@ -129,7 +129,7 @@ fn assert_restores_over(env: &Env, url: &str, point: &Value, machine: &crate::su
 }
 
 #[test]
-fn a_prune_leaves_what_is_locked_and_says_until_when() {
+fn prune_keeps_locked_objects_and_reports_the_lock_end() {
     let env = Env::new("s3-locked-prune");
     let server = HttpServer::moto(&env, "server");
     let url = server.s3_url("bucket/kvm");
@@ -180,7 +180,7 @@ fn a_prune_leaves_what_is_locked_and_says_until_when() {
 }
 
 #[test]
-fn where_nothing_can_be_locked_nothing_is_written() {
+fn lock_for_without_object_lock_support_writes_nothing() {
     let env = Env::new("s3-no-lock");
     let server = HttpServer::moto(&env, "server");
     server.administer(&env, "s3.create_bucket(Bucket='bucket')");

@@ -35,7 +35,7 @@ fn setup(env: &Env, sshd: &Sshd, more: &[&str]) -> crate::support::Call {
 }
 
 #[test]
-fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_needs_neither() {
+fn interactive_setup_installs_a_key_for_unattended_runs() {
     let env = Env::new("remote-setup");
     let sshd = env.sshd();
     let url = sshd.url("repo");
@@ -74,7 +74,7 @@ fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_n
 }
 
 #[test]
-fn a_mistyped_passphrase_is_asked_for_again_and_an_empty_one_leaves_the_key_out() {
+fn wrong_passphrase_is_asked_again_and_an_empty_one_skips_the_key() {
     let env = Env::new("remote-passphrase");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -100,7 +100,7 @@ fn a_mistyped_passphrase_is_asked_for_again_and_an_empty_one_leaves_the_key_out(
 }
 
 #[test]
-fn setup_works_without_a_terminal_and_says_what_it_would_do() {
+fn setup_works_without_a_terminal_and_as_a_dry_run() {
     let env = Env::new("remote-script");
     let sshd = env.sshd();
     let fingerprint = sshd.fingerprint("ed25519");
@@ -137,7 +137,7 @@ fn setup_works_without_a_terminal_and_says_what_it_would_do() {
 }
 
 #[test]
-fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_configured_to() {
+fn setup_appends_its_key_at_the_end_of_authorized_keys() {
     let env = Env::new("remote-append");
     let log = env.path("sftp.log");
     let server = format!("/usr/lib/openssh/sftp-server -e -l DEBUG 2>>{}", log.display());
@@ -154,7 +154,7 @@ fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_confi
 }
 
 #[test]
-fn setup_says_when_the_server_reads_its_lists_elsewhere() {
+fn setup_fails_with_a_hint_if_authorized_keys_is_elsewhere() {
     let env = Env::new("remote-elsewhere");
     let sshd = env.sshd_with("AuthorizedKeysFile /etc/ssh/lists/%u");
     sshd.make_known("ed25519");
@@ -165,7 +165,7 @@ fn setup_says_when_the_server_reads_its_lists_elsewhere() {
 }
 
 #[test]
-fn secrets_come_from_a_file_a_command_or_a_variable_and_appear_nowhere() {
+fn ssh_password_is_read_from_every_source_and_never_printed() {
     let env = Env::new("remote-secrets");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -192,7 +192,7 @@ fn secrets_come_from_a_file_a_command_or_a_variable_and_appear_nowhere() {
 }
 
 #[test]
-fn test_says_what_is_wrong_and_does_not_try_the_rest() {
+fn remote_test_reports_the_failing_step_and_skips_the_rest() {
     let env = Env::new("remote-test");
     let sshd = env.sshd();
     let url = sshd.url("some/repo");
@@ -227,7 +227,7 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
 }
 
 #[test]
-fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
+fn interrupted_speed_test_reports_no_speed_and_leaves_no_files() {
     let env = Env::new("remote-interrupted");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -252,7 +252,7 @@ fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
 }
 
 #[test]
-fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_beside_it() {
+fn sftp_backups_are_restored_and_shared_with_restic() {
     let env = Env::new("remote-whole");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -298,7 +298,7 @@ fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_besid
 }
 
 #[test]
-fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_of_its_own_in_there() {
+fn repository_in_a_folder_with_other_files_gets_a_subfolder() {
     let env = Env::new("remote-taken");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -361,7 +361,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
 }
 
 #[test]
-fn a_repository_that_is_not_there_says_so_and_how_a_folder_of_the_root_is_written() {
+fn missing_sftp_repository_has_a_hint_about_two_slashes() {
     let env = Env::new("remote-missing");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -372,7 +372,7 @@ fn a_repository_that_is_not_there_says_so_and_how_a_folder_of_the_root_is_writte
 }
 
 #[test]
-fn ctrl_c_ends_a_command_whose_server_is_dead() {
+fn ctrl_c_ends_a_command_with_an_unresponsive_server() {
     let env = Env::new("remote-dead");
     let sshd = env.sshd();
     sshd.trust_host_key();

@@ -46,7 +46,7 @@ fn server_error<T: std::fmt::Debug>(result: kvmb::storage::Result<T>) -> http::E
 }
 
 #[test]
-fn a_server_that_overwrites_conforms() {
+fn overwriting_rest_server_conforms() {
     let env = Env::new("rest-rclone");
     let server = HttpServer::rclone(&env, "server", [""; 0]);
     // Concurrently, because each creation waits a second.
@@ -59,7 +59,7 @@ fn a_server_that_overwrites_conforms() {
 }
 
 #[test]
-fn a_server_that_never_overwrites_conforms() {
+fn non_overwriting_rest_server_conforms() {
     let env = Env::new("rest-server");
     if !has_rest_server() {
         // Debian 12 has no rest-server; rclone with --append-only is the closest substitute.
@@ -108,7 +108,7 @@ fn only_the_right_password_opens_a_server() {
 }
 
 #[test]
-fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
+fn server_certificate_is_checked_and_client_certificate_sent() {
     let env = Env::new("rest-tls");
     let certificates = Certificates::make(&env);
     let file = |name: &str| certificates.file(name).display().to_string();
@@ -141,7 +141,7 @@ fn a_server_is_known_by_its_certificate_and_may_ask_for_ours() {
 }
 
 #[test]
-fn a_socket_of_this_host_is_a_server_too() {
+fn rest_storage_works_over_a_unix_socket() {
     let env = Env::new("rest-unix");
     let server = HttpServer::rclone(&env, "server", [""; 0]);
     // A socket that forwards to the port.
@@ -169,7 +169,7 @@ fn a_socket_of_this_host_is_a_server_too() {
 }
 
 #[test]
-fn what_the_gate_refuses_is_not_stored() {
+fn upload_stopped_by_the_gate_is_never_complete() {
     let env = Env::new("rest-gate");
     let server = HttpServer::rclone(&env, "server", [""; 0]);
     let storage = plain(&server.rest_url("repo"));
@@ -195,7 +195,7 @@ fn what_the_gate_refuses_is_not_stored() {
 }
 
 #[test]
-fn a_server_that_falls_silent_is_not_waited_for_and_a_cut_is_tried_again() {
+fn silent_server_times_out_and_cut_transfers_are_retried() {
     let env = Env::new("rest-trouble");
     let server = HttpServer::rclone(&env, "server", [""; 0]);
     let proxy = Proxy::start(server.port(), Duration::ZERO);
@@ -264,7 +264,7 @@ const DENIED: &str = "403 Forbidden";
 const GONE: &str = "404 Not Found";
 
 #[test]
-fn without_tls_a_refusal_that_a_wrong_bit_explains_is_asked_about_once_more() {
+fn refusal_without_tls_is_confirmed_by_a_second_request() {
     let size = |answers: &[&str]| {
         let (asked, answer) = in_turn(answers);
         let result = impatient(plain(&answering(answer))).size(FileKind::Pack, NAME);
@@ -298,7 +298,7 @@ fn without_tls_a_refusal_that_a_wrong_bit_explains_is_asked_about_once_more() {
 }
 
 #[test]
-fn without_tls_a_list_counts_when_it_came_twice() {
+fn listing_without_tls_needs_two_equal_answers() {
     let [right, wrong] = ["a", "c"].map(|end| format!("[{{\"name\":\"{}{end}\",\"size\":5}}]", &NAME[1..]));
     for (lists, expected) in
         [(vec![&right, &right], 2), (vec![&wrong, &right, &right], 3), (vec![&right, &wrong, &right, &right], 4)]
@@ -315,7 +315,7 @@ fn without_tls_a_list_counts_when_it_came_twice() {
 }
 
 #[test]
-fn an_upload_that_rest_server_finds_changed_is_sent_again() {
+fn upload_refused_as_corrupted_is_sent_once_more() {
     let folder = tempfile::tempdir().unwrap();
     let socket = |name: &str| folder.path().join(name);
     let (asked, answer) = in_turn(&[BAD, GONE, YES]);
@@ -354,7 +354,7 @@ fn a_listing_of_version_1_is_understood() {
 }
 
 #[test]
-fn a_server_that_sends_nonsense_or_elsewhere_is_no_repository() {
+fn malformed_redirecting_and_endless_answers_are_errors() {
     let close = "Connection: close\r\n\r\n";
     let cases = [
         (format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n{close}<ht>"), false),

@@ -16,7 +16,7 @@ use crate::support::{Disk, Env};
 use crate::{BOUND, with_keys};
 
 #[test]
-fn kvmb_and_restic_share_a_repository_on_a_server_and_no_secret_is_seen() {
+fn kvmb_and_restic_share_a_rest_server_without_leaking_secrets() {
     let env = Env::new("rest-interop");
     let server = HttpServer::rclone(&env, "server", ["--user", "keeper", "--pass", "swordfish-7261"]);
     let url = server.rest_url("repo");
@@ -79,7 +79,7 @@ fn kvmb_and_restic_share_a_repository_on_a_server_and_no_secret_is_seen() {
 }
 
 #[test]
-fn an_append_only_server_takes_backups_and_loses_none() {
+fn append_only_rest_server_accepts_backups_and_refuses_prune() {
     let env = Env::new("rest-append");
     let server = match has_rest_server() {
         true => HttpServer::rest_server(&env, "server", ["--no-auth", "--append-only"]),
@@ -102,7 +102,7 @@ fn an_append_only_server_takes_backups_and_loses_none() {
 }
 
 #[test]
-fn a_configuration_names_servers_for_the_first_and_the_second_repository() {
+fn configured_rest_servers_are_used_for_both_repositories() {
     let env = Env::new("rest-config");
     let certificates = Certificates::make(&env);
     let file = |name: &str| certificates.file(name).display().to_string();
@@ -138,7 +138,7 @@ fn a_configuration_names_servers_for_the_first_and_the_second_repository() {
 }
 
 #[test]
-fn a_proxy_that_does_not_let_us_through_is_named_and_not_asked_again() {
+fn refusing_proxy_is_reported_and_not_retried() {
     let env = Env::new("rest-proxy");
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);

@@ -61,7 +61,7 @@ fn server_error<T: std::fmt::Debug>(result: kvmb::storage::Result<T>) -> http::E
 }
 
 #[test]
-fn a_server_that_ignores_conditions_conforms() {
+fn s3_server_ignoring_conditions_conforms() {
     let env = Env::new("s3-rclone");
     let server = HttpServer::rclone_s3(&env, "server");
     // It occasionally fails with status 500 if folders are created and removed at the same moment.
@@ -75,7 +75,7 @@ fn a_server_that_ignores_conditions_conforms() {
 }
 
 #[test]
-fn a_server_that_honours_conditions_conforms() {
+fn s3_server_honouring_conditions_conforms() {
     let env = Env::new("s3-moto");
     let server = HttpServer::moto(&env, "server");
     // It occasionally fails with status 500 if the same object is written twice at the same moment.
@@ -99,7 +99,7 @@ fn a_server_that_honours_conditions_conforms() {
 }
 
 #[test]
-fn a_long_file_goes_out_in_parts() {
+fn file_larger_than_a_part_is_uploaded_and_read_back() {
     let env = Env::new("s3-parts");
     let server = HttpServer::moto(&env, "server");
     let options = S3Options { part_bytes: 5 << 20, ..S3Options::default() };
@@ -117,7 +117,7 @@ fn a_long_file_goes_out_in_parts() {
 }
 
 #[test]
-fn a_long_listing_comes_in_pages() {
+fn listing_and_bulk_removal_work_beyond_one_page() {
     let env = Env::new("s3-pages");
     let server = HttpServer::rclone_s3(&env, "server");
     // More than one page, as if a thousand packs had been written.
@@ -177,7 +177,7 @@ fn answering(answer: fn(&str) -> (u16, &'static str)) -> (u16, mpsc::Receiver<St
 }
 
 #[test]
-fn a_server_that_cannot_remove_many_files_at_once_is_asked_for_it_once() {
+fn unsupported_bulk_removal_is_tried_only_once() {
     let (port, requests) = answering(|first| if first.starts_with("POST") { (501, "") } else { (204, "") });
     let storage = at(&format!("s3:http://127.0.0.1:{port}/bucket"));
     let names: Vec<String> = (0..9).map(name).collect();
@@ -190,7 +190,7 @@ fn a_server_that_cannot_remove_many_files_at_once_is_asked_for_it_once() {
 }
 
 #[test]
-fn a_file_that_cannot_be_removed_among_many_is_named() {
+fn failed_file_of_a_bulk_removal_is_reported_by_name() {
     let (port, _requests) = answering(|_| {
         (
             200,
@@ -225,7 +225,7 @@ fn only_the_right_keys_open_a_bucket() {
 }
 
 #[test]
-fn what_is_cut_or_arrives_changed_is_sent_again() {
+fn cut_or_corrupted_uploads_are_sent_again() {
     let env = Env::new("s3-trouble");
     let server = HttpServer::rclone_s3(&env, "server");
     let proxy = Proxy::start(server.port(), Duration::ZERO);
@@ -261,7 +261,7 @@ fn complaint(status: &str, code: &str, message: &str) -> String {
 }
 
 #[test]
-fn keys_for_one_folder_need_not_look_at_the_bucket() {
+fn keys_limited_to_one_folder_need_no_bucket_access() {
     let denied = || complaint("403 Forbidden", "AccessDenied", "Access Denied");
     let storage = scripted(move |request| match request.line.as_str() {
         "GET /bucket?list-type=2&prefix=kvm%2Fkeys%2F HTTP/1.1" => answer("200 OK", "", "<ListBucketResult/>"),
@@ -279,7 +279,7 @@ fn keys_for_one_folder_need_not_look_at_the_bucket() {
 }
 
 #[test]
-fn a_server_that_refuses_checksums_or_conditions_is_sent_none() {
+fn refused_checksum_and_condition_headers_are_left_out() {
     let refused =
         |header: &str| complaint("400 Bad Request", "InvalidArgument", &format!("Unsupported header '{header}'"));
     let uploads = Arc::new(AtomicUsize::new(0));

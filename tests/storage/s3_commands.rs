@@ -12,7 +12,7 @@ use crate::support::{Call, Disk, Env, Output};
 use crate::{BOUND, with_keys};
 
 #[test]
-fn kvmb_and_restic_share_a_bucket_and_no_secret_is_seen() {
+fn kvmb_and_restic_share_a_bucket_without_leaking_secrets() {
     let env = Env::new("s3-interop");
     let server = HttpServer::rclone_s3(&env, "server");
     let url = server.s3_url("bucket/kvm");
@@ -50,7 +50,7 @@ fn kvmb_and_restic_share_a_bucket_and_no_secret_is_seen() {
 }
 
 #[test]
-fn keys_come_from_a_profile_and_copies_go_to_a_bucket() {
+fn profile_keys_are_used_for_copies_to_a_bucket() {
     let env = Env::new("s3-profile");
     let server = HttpServer::rclone_s3(&env, "server");
     let keys = env.path("aws-credentials");
@@ -74,7 +74,7 @@ fn keys_come_from_a_profile_and_copies_go_to_a_bucket() {
 }
 
 #[test]
-fn remote_setup_keeps_a_login_that_the_server_accepts() {
+fn remote_setup_stores_only_accepted_logins() {
     let env = Env::new("http-setup");
     let s3 = HttpServer::rclone_s3(&env, "s3");
     let rest = HttpServer::rclone(&env, "rest", ["--user", "keeper", "--pass", "swordfish-secret"]);

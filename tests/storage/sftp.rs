@@ -49,7 +49,7 @@ pub(crate) fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
 }
 
 #[test]
-fn sftp_conforms() {
+fn sftp_storage_conforms() {
     let env = Env::new("sftp-conforms");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -57,7 +57,7 @@ fn sftp_conforms() {
 }
 
 #[test]
-fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_there() {
+fn sftp_folder_conforms_and_is_readable_as_local_storage() {
     let env = Env::new("sftp-folder");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -75,7 +75,7 @@ fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_ther
 }
 
 #[test]
-fn an_upload_at_a_pace_goes_out_piece_by_piece() {
+fn gated_upload_is_sent_piece_by_piece() {
     let env = Env::new("sftp-pace");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -105,7 +105,7 @@ fn an_upload_at_a_pace_goes_out_piece_by_piece() {
 }
 
 #[test]
-fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_again() {
+fn sync_folder_and_repeated_create_layout_sync_server_folders() {
     let env = Env::new("sftp-sync");
     let log = env.path("sftp.log");
     let command = format!("/usr/lib/openssh/sftp-server -e -l VERBOSE 2>>{}", log.display());
@@ -133,7 +133,7 @@ fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_aga
 }
 
 #[test]
-fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
+fn sftp_storage_conforms_in_a_chroot_without_a_shell() {
     let env = Env::new("sftp-chroot");
     let sshd = env.sshd_with("ChrootDirectory /mnt\nForceCommand internal-sftp\nAllowTcpForwarding no\nPermitTTY no");
     sshd.trust_host_key();
@@ -143,7 +143,7 @@ fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
 }
 
 #[test]
-fn a_full_disk_says_so_and_leaves_nothing_half() {
+fn full_server_disk_is_reported_and_leaves_no_partial_file() {
     let env = Env::new("sftp-full");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -163,7 +163,7 @@ fn a_full_disk_says_so_and_leaves_nothing_half() {
 }
 
 #[test]
-fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
+fn exhausted_quota_is_reported_despite_free_disk_space() {
     let env = Env::new("sftp-quota");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -199,7 +199,7 @@ fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
 }
 
 #[test]
-fn a_disk_that_the_server_can_only_read_says_so() {
+fn read_only_server_disk_is_reported() {
     let env = Env::new("sftp-read-only");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -213,7 +213,7 @@ fn a_disk_that_the_server_can_only_read_says_so() {
 }
 
 #[test]
-fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
+fn forbidden_removal_is_a_permanent_permission_error() {
     let env = Env::new("sftp-forbidden");
     let sshd = env.sshd_with("ForceCommand internal-sftp -P remove");
     sshd.trust_host_key();
@@ -228,7 +228,7 @@ fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
 }
 
 #[test]
-fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
+fn server_handles_are_closed_after_refused_requests() {
     let env = Env::new("sftp-closed");
     let (log, denied) = (env.path("sftp.log"), env.path("denied"));
     let command =
@@ -265,7 +265,7 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
 }
 
 #[test]
-fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_again() {
+fn broken_connection_is_transient_and_reconnected_later() {
     let env = Env::new("sftp-broken");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -282,7 +282,7 @@ fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_ag
 }
 
 #[test]
-fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
+fn connection_cut_during_setup_is_a_transient_error() {
     let env = Env::new("sftp-early-cut");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -301,7 +301,7 @@ fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
 }
 
 #[test]
-fn a_server_without_sftp_is_reported_as_that() {
+fn server_without_sftp_is_reported() {
     let env = Env::new("sftp-none");
     let script = env.path("command");
     let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
@@ -314,7 +314,7 @@ fn a_server_without_sftp_is_reported_as_that() {
 }
 
 #[test]
-fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not() {
+fn silent_server_times_out_unless_it_resumes_in_time() {
     let env = Env::new("sftp-silent");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -343,7 +343,7 @@ fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not()
 }
 
 #[test]
-fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up_on_a_living_one() {
+fn stop_flag_ends_waiting_for_a_dead_server_but_allows_cleanup() {
     let env = Env::new("sftp-stop");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -368,7 +368,7 @@ fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up
 }
 
 #[test]
-fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
+fn stop_flag_releases_all_threads_waiting_for_a_connection() {
     let env = Env::new("sftp-waiters");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -389,7 +389,7 @@ fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
 }
 
 #[test]
-fn a_server_that_answers_what_nobody_asked_is_cut_off() {
+fn unsolicited_sftp_replies_end_the_connection() {
     let env = Env::new("sftp-babble");
     // It sends its version, and then endlessly reports that request 2^32-1 is done.
     let reply = r"\0\0\0\21\145\377\377\377\377\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -406,7 +406,7 @@ fn a_server_that_answers_what_nobody_asked_is_cut_off() {
 }
 
 #[test]
-fn there_are_no_more_connections_than_allowed() {
+fn connection_limit_is_respected() {
     let env = Env::new("sftp-pool");
     let sshd = env.sshd();
     sshd.trust_host_key();

@@ -64,7 +64,7 @@ fn with(ssh_context: &SshContext, oracle: &Arc<Oracle>) -> SshContext {
 }
 
 #[test]
-fn a_key_lets_in_without_a_question() {
+fn key_login_asks_no_questions() {
     let env = Env::new("sftp-key");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -74,7 +74,7 @@ fn a_key_lets_in_without_a_question() {
 }
 
 #[test]
-fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
+fn key_passphrase_is_asked_once_for_all_connections() {
     let env = Env::new("sftp-passphrase");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -98,7 +98,7 @@ fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
 }
 
 #[test]
-fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
+fn agent_login_respects_identities_only() {
     let env = Env::new("sftp-agent");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -129,7 +129,7 @@ fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
 }
 
 #[test]
-fn a_password_lets_in_and_a_wrong_one_is_reported_with_what_was_tried() {
+fn password_login_works_and_failure_lists_the_tried_methods() {
     let env = Env::new("sftp-password");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -148,7 +148,7 @@ fn a_password_lets_in_and_a_wrong_one_is_reported_with_what_was_tried() {
 }
 
 #[test]
-fn who_mistypes_is_asked_three_times_and_a_file_once() {
+fn mistyped_password_is_asked_three_times_and_a_file_once() {
     for config in ["", "KbdInteractiveAuthentication yes\nPasswordAuthentication no"] {
         let env = Env::new("sftp-typo");
         let sshd = env.sshd_with(config);
@@ -167,7 +167,7 @@ fn who_mistypes_is_asked_three_times_and_a_file_once() {
 }
 
 #[test]
-fn who_mistypes_a_passphrase_is_asked_three_times_too() {
+fn mistyped_passphrase_is_asked_three_times() {
     let env = Env::new("sftp-passphrase-typo");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -206,7 +206,7 @@ fn who_mistypes_a_passphrase_is_asked_three_times_too() {
 }
 
 #[test]
-fn the_servers_questions_are_answered() {
+fn keyboard_interactive_questions_are_answered() {
     let env = Env::new("sftp-questions");
     let sshd = env.sshd_with("KbdInteractiveAuthentication yes\nPasswordAuthentication no");
     sshd.make_known("ed25519");
@@ -224,7 +224,7 @@ fn the_servers_questions_are_answered() {
 }
 
 #[test]
-fn a_second_factor_after_the_key_is_asked_for() {
+fn login_with_key_and_password_as_second_factor_succeeds() {
     let env = Env::new("sftp-two-factors");
     let sshd = env.sshd_with("AuthenticationMethods publickey,password");
     sshd.trust_host_key();
@@ -233,7 +233,7 @@ fn a_second_factor_after_the_key_is_asked_for() {
 }
 
 #[test]
-fn ssh_config_names_the_server_the_user_and_the_key() {
+fn ssh_config_host_user_and_key_are_used() {
     let env = Env::new("sftp-config");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
@@ -256,7 +256,7 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
 }
 
 #[test]
-fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
+fn proxy_jump_and_proxy_command_reach_the_server() {
     let (env, gate_env) = (Env::new("sftp-behind"), Env::new("sftp-gate"));
     let (sshd, gate) = (env.sshd(), gate_env.sshd());
     sshd.trust_host_key();
@@ -303,7 +303,7 @@ fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
 }
 
 #[test]
-fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted() {
+fn unknown_host_key_is_refused_and_saved_only_when_accepted() {
     let env = Env::new("sftp-unknown");
     let sshd = env.sshd();
     sshd.authorize(&sshd.new_key("id_ed25519", ""));
@@ -337,7 +337,7 @@ fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted(
 }
 
 #[test]
-fn a_changed_key_is_refused_whatever_anybody_says() {
+fn changed_host_key_is_always_refused() {
     let env = Env::new("sftp-changed");
     let sshd = env.sshd();
     sshd.authorize(&sshd.new_key("id_ed25519", ""));
@@ -351,7 +351,7 @@ fn a_changed_key_is_refused_whatever_anybody_says() {
 }
 
 #[test]
-fn a_revoked_key_is_refused_even_where_it_is_known() {
+fn revoked_host_key_is_refused_even_if_known() {
     let env = Env::new("sftp-revoked");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -362,7 +362,7 @@ fn a_revoked_key_is_refused_even_where_it_is_known() {
 }
 
 #[test]
-fn a_server_is_known_by_any_of_its_keys_by_a_hashed_name_and_by_the_systems_file() {
+fn host_key_of_any_type_is_found_hashed_or_in_the_system_file() {
     let env = Env::new("sftp-known");
     let sshd = env.sshd();
     sshd.authorize(&sshd.new_key("id_ed25519", ""));

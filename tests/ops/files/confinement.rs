@@ -36,7 +36,7 @@ fn make(attempt: &str) -> ! {
 
 fn try_confined(attempt: &str) -> ExitStatus {
     Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "files::confinement::a_confined_process_can_do_nothing_but_compute"])
+        .args(["--exact", "files::confinement::confined_process_is_killed_on_forbidden_system_calls"])
         .args(["--nocapture", "--test-threads=1"])
         .env(ATTEMPT, attempt)
         .stdin(Stdio::null())
@@ -47,7 +47,7 @@ fn try_confined(attempt: &str) -> ExitStatus {
 }
 
 #[test]
-fn a_confined_process_can_do_nothing_but_compute() {
+fn confined_process_is_killed_on_forbidden_system_calls() {
     if let Ok(attempt) = std::env::var(ATTEMPT) {
         make(&attempt);
     }

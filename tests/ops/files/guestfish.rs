@@ -57,7 +57,7 @@ fn assemble(env: &Env) {
 }
 
 #[test]
-fn a_system_on_luks_raid_and_thin_volumes_is_copied_as_it_is() {
+fn system_on_luks_raid_and_thin_volumes_is_copied_unchanged() {
     let env = Env::new("filesluks");
     let source = tree(&env, "tree");
     let script = "mkdir tree/srv data inside thin.d
@@ -119,7 +119,7 @@ fn encrypt_luks2(env: &Env) {
 }
 
 #[test]
-fn luks2_is_opened_if_there_is_enough_memory_for_its_key() {
+fn luks2_opens_unless_its_key_needs_too_much_memory() {
     let env = Env::new("filesluks2");
     sh(&env, "mkdir tree; echo content > tree/file; mkfs.ext4 -q -d tree plain 16M");
     encrypt_luks2(&env);
@@ -141,7 +141,7 @@ fn luks2_is_opened_if_there_is_enough_memory_for_its_key() {
 }
 
 #[test]
-fn a_closed_volume_is_opened_on_request_only_and_leaves_nothing() {
+fn luks_volume_is_opened_only_on_request_and_cleaned_up() {
     let env = Env::new("fileslukskey");
     sh(&env, "mkdir tree; echo content > tree/file; mkfs.ext4 -q -d tree plain 16M");
     encrypt(&env, "plain", "disk");

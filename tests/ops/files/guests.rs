@@ -37,24 +37,24 @@ fn assert_all_is_there(make: &str, name: &str) {
 }
 
 #[test]
-fn ext4_is_copied_as_it_is() {
+fn ext4_is_copied_unchanged() {
     assert_all_is_there("mkfs.ext4 -q -d tree image 64M", "filesext4");
 }
 
 #[test]
-fn ext4_with_small_blocks_inline_data_and_meta_groups_is_copied_as_it_is() {
+fn ext4_with_small_blocks_inline_data_and_meta_bg_is_copied_unchanged() {
     let make = "mkfs.ext4 -q -b 1024 -I 512 -g 8192 -O inline_data,metadata_csum,64bit,meta_bg,^resize_inode \
                 -d tree image 64M";
     assert_all_is_there(make, "filesext4small");
 }
 
 #[test]
-fn ext3_is_copied_as_it_is() {
+fn ext3_is_copied_unchanged() {
     assert_all_is_there("mkfs.ext3 -q -d tree image 64M", "filesext3");
 }
 
 #[test]
-fn ext2_with_maps_of_three_levels_is_copied_as_it_is() {
+fn ext2_with_double_indirect_blocks_is_copied_unchanged() {
     assert_all_is_there("mkfs.ext2 -q -b 1024 -d tree image 64M", "filesext2");
 }
 
@@ -88,7 +88,7 @@ fn partitioned(env: &Env) {
 }
 
 #[test]
-fn a_system_is_found_with_all_that_it_mounts() {
+fn guest_system_is_found_with_its_mounted_file_systems() {
     let env = Env::new("filesmounts");
     partitioned(&env);
     backed_up(&env, &[&env.path("image")]);
@@ -143,7 +143,7 @@ fn a_system_is_found_with_all_that_it_mounts() {
 }
 
 #[test]
-fn a_btrfs_on_two_disks_is_one_file_system() {
+fn btrfs_on_two_disks_is_listed_as_one_file_system() {
     let env = Env::new("filesbtrfs2");
     sh(&env, "truncate -s 320M image image2; mkfs.btrfs -q -d raid1 -m raid1 image image2 >&2");
     backed_up(&env, &[&env.path("image"), &env.path("image2")]);
@@ -159,7 +159,7 @@ fn a_btrfs_on_two_disks_is_one_file_system() {
 }
 
 #[test]
-fn windows_paths_are_those_of_windows() {
+fn windows_paths_ignore_case_and_accept_drive_letters() {
     let env = Env::new("fileswindows");
     let script = r"
         head -c 700000 /dev/urandom > data; truncate -s 64M image; mkntfs -q -F -f -L system image 2>&2 >&2
@@ -194,7 +194,7 @@ fn windows_paths_are_those_of_windows() {
 }
 
 #[test]
-fn files_come_from_a_server_too() {
+fn files_are_read_from_an_sftp_repository() {
     let env = Env::new("filessftp");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -209,7 +209,7 @@ fn files_come_from_a_server_too() {
 }
 
 #[test]
-fn nothing_is_written_over_unless_that_is_asked_for() {
+fn existing_files_are_kept_without_the_overwrite_option() {
     let env = Env::new("filesoverwrite");
     tree(&env, "tree");
     sh(&env, "mkfs.ext4 -q -d tree image 64M");
@@ -242,7 +242,7 @@ fn nothing_is_written_over_unless_that_is_asked_for() {
 }
 
 #[test]
-fn damage_of_the_repository_is_reported_and_its_file_is_not_copied() {
+fn file_with_a_damaged_chunk_is_reported_and_not_copied() {
     let env = Env::new("filesdamage");
     tree(&env, "tree");
     fs::write(env.path("tree/large"), noise(9, 9_000_000)).expect("write");

@@ -23,7 +23,7 @@ fn patch(image: &Path, from: &[u8], to: &[u8]) {
 }
 
 #[test]
-fn names_that_lead_out_of_the_target_are_refused() {
+fn file_names_escaping_the_target_are_refused() {
     let env = Env::new("fileshostilenames");
     let script =
         "mkdir -p t/in; echo evil > t/NAMEONE; echo evil > t/NAMETWO; echo evil > t/in/NAMETHREE; echo good > t/good
@@ -56,7 +56,7 @@ fn names_that_lead_out_of_the_target_are_refused() {
 }
 
 #[test]
-fn a_directory_that_is_in_itself_ends() {
+fn directory_containing_itself_is_reported_as_damage() {
     let env = Env::new("fileshostileloop");
     sh(&env, "mkdir -p t/a/b; echo x > t/a/b/x; mkfs.ext4 -q -d t image 16M; debugfs -w -R 'ln a a/b/loop' image >&2");
     backed_up(&env, &[&env.path("image")]);
@@ -70,7 +70,7 @@ fn a_directory_that_is_in_itself_ends() {
 }
 
 #[test]
-fn a_sparse_file_of_16_tib_takes_neither_room_nor_time() {
+fn sparse_16_tib_file_needs_little_space_and_time() {
     let env = Env::new("fileshostilesparse");
     let script = "mkdir t; printf begin > t/huge; mkfs.ext4 -q -O 64bit -d t image 16M
         debugfs -w -R 'set_inode_field /huge size 17592186036224' image >&2";
@@ -106,7 +106,7 @@ fn mutate(image: &Path, random: &mut StdRng, places: &[(u64, u64)]) {
 }
 
 #[test]
-fn damaged_file_systems_end_with_a_message_and_within_their_limits() {
+fn fuzzed_file_systems_end_cleanly_within_the_time_limit() {
     let env = Env::new("fileshostilefuzz");
     tree(&env, "tree");
     let script =

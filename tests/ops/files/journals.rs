@@ -64,7 +64,7 @@ fn a_journal_with_checksums_and_64_bits_is_replayed() {
 }
 
 #[test]
-fn a_transaction_without_its_commit_is_not_replayed() {
+fn transaction_with_a_damaged_commit_is_not_replayed() {
     let env = Env::new("filesjournaltorn");
     tree(&env, "tree");
     let script = r#"mkfs.ext4 -q -O metadata_csum,64bit -d tree image 64M
@@ -80,12 +80,12 @@ fn a_transaction_without_its_commit_is_not_replayed() {
 }
 
 #[test]
-fn the_log_of_an_xfs_that_stopped_at_once_is_replayed() {
+fn xfs_log_is_replayed_after_a_shutdown() {
     assert_log_is_replayed("filesxfslog", "4096");
 }
 
 #[test]
-fn the_log_of_an_xfs_with_small_blocks_is_replayed() {
+fn xfs_log_with_small_blocks_is_replayed_after_a_shutdown() {
     assert_log_is_replayed("filesxfslogsmall", "1024");
 }
 

@@ -27,7 +27,7 @@ fn make_logical_volumes(env: &Env) {
 }
 
 #[test]
-fn a_logical_volume_in_two_parts_is_copied_as_it_is() {
+fn logical_volume_in_two_segments_is_copied_unchanged() {
     let env = Env::new("fileslvm");
     let source = tree(&env, "tree");
     let script = "echo '/dev/my-vg/root / ext4 defaults 0 1' > tree/etc/fstab

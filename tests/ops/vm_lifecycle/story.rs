@@ -127,7 +127,7 @@ fn number<T: FromStr>(name: &str, text: &str) -> T {
 }
 
 #[test]
-fn a_failure_is_shrunk_to_the_steps_that_it_needs() {
+fn failing_story_is_shrunk_to_its_necessary_steps() {
     let needs_two = |steps: &[usize]| steps.contains(&7) && steps.contains(&93);
     assert_eq!(shrink((1..=100).collect(), 100, needs_two), [7, 93]);
     assert_eq!(shrink((1..=100).collect(), 0, needs_two).len(), 100);

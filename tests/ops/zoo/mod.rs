@@ -163,32 +163,32 @@ fn keep(kind: &str, starts: bool) {
 }
 
 #[test]
-fn machines_as_tools_make_them() {
+fn machines_made_by_tools_are_backed_up_and_restored() {
     keep("tool-", true);
 }
 
 #[test]
-fn firmware_in_all_its_forms() {
+fn all_firmware_variants_are_backed_up_and_restored() {
     keep("firmware-", true);
 }
 
 #[test]
-fn disks_in_all_their_forms() {
+fn all_disk_variants_are_backed_up_and_restored() {
     keep("disk-", true);
 }
 
 #[test]
-fn devices_of_all_kinds() {
+fn all_device_kinds_are_backed_up_and_restored() {
     keep("device-", true);
 }
 
 #[test]
-fn names_that_need_quoting() {
+fn machine_names_needing_quotes_are_backed_up_and_restored() {
     keep("name-", true);
 }
 
 #[test]
-fn machines_that_cannot_start_on_this_host() {
+fn unstartable_machines_are_backed_up_and_restored() {
     keep("host-", false);
 }
 

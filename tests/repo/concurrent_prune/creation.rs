@@ -52,7 +52,7 @@ fn init_at_once(env: &Env, folder: &Path, url: &str) {
 }
 
 #[test]
-fn of_several_inits_one_creates_the_repository() {
+fn concurrent_inits_create_one_repository() {
     let env = Env::new("inits");
     for round in 0..5 {
         let folder = env.path(format!("repo{round}"));
@@ -61,7 +61,7 @@ fn of_several_inits_one_creates_the_repository() {
 }
 
 #[test]
-fn of_several_inits_one_creates_the_repository_where_there_are_no_hard_links() {
+fn concurrent_inits_without_hard_links_create_one_repository() {
     let env = Env::new("inits no links");
     for round in 0..5 {
         let folder = env.path(format!("repo{round}"));
@@ -72,7 +72,7 @@ fn of_several_inits_one_creates_the_repository_where_there_are_no_hard_links() {
 }
 
 #[test]
-fn of_several_inits_one_creates_the_repository_on_a_server() {
+fn concurrent_inits_over_sftp_create_one_repository() {
     let env = Env::new("inits sftp");
     let sshd = env.sshd();
     sshd.trust_host_key();
@@ -83,7 +83,7 @@ fn of_several_inits_one_creates_the_repository_on_a_server() {
 }
 
 #[test]
-fn first_backups_at_once_share_the_repository_that_one_of_them_creates() {
+fn concurrent_first_backups_share_one_new_repository() {
     for no_links in [false, true] {
         let env = Env::new("first backups");
         let names = ["vm1", "vm2", "vm3"];
@@ -112,7 +112,7 @@ fn stopped_in_creation(call: Call) -> Running {
 }
 
 #[test]
-fn an_init_that_was_killed_between_config_and_key_is_finished_by_the_next() {
+fn init_killed_between_config_and_key_is_finished_by_the_next() {
     let env = Env::new("killed init");
     let (folder, url) = (env.path("repo"), env.repo());
     let init = || env.kvmb(["init", "-r", &url]);
@@ -134,7 +134,7 @@ fn an_init_that_was_killed_between_config_and_key_is_finished_by_the_next() {
 }
 
 #[test]
-fn an_init_that_was_killed_after_its_key_has_made_the_repository() {
+fn init_killed_after_storing_its_key_is_complete() {
     let env = Env::new("killed init with key");
     let init = || env.kvmb(["init", "-r", &env.repo()]);
     let running = stopped_at(init(), Failpoint::KeyCreated);
@@ -145,7 +145,7 @@ fn an_init_that_was_killed_after_its_key_has_made_the_repository() {
 }
 
 #[test]
-fn a_first_backup_finishes_what_a_killed_one_began() {
+fn first_backup_finishes_an_interrupted_repository_creation() {
     let env = Env::new("killed first backup");
     env.machine("vm1").disk(Disk::raw(MIB)).define();
     let backup = || env.kvmb(["backup", "vm1"]).without_env("KVMB_PASSWORD_FILE");
@@ -158,7 +158,7 @@ fn a_first_backup_finishes_what_a_killed_one_began() {
 }
 
 #[test]
-fn a_config_of_which_only_the_beginning_was_written_is_an_unfinished_init() {
+fn truncated_config_without_a_key_is_an_unfinished_init() {
     let env = Env::new("short config");
     let (folder, url) = (env.path("repo"), env.repo());
     for length in [0, 100] {
@@ -174,7 +174,7 @@ fn a_config_of_which_only_the_beginning_was_written_is_an_unfinished_init() {
 }
 
 #[test]
-fn a_creator_that_slept_gives_way_to_the_one_that_took_over() {
+fn suspended_init_yields_to_the_init_that_took_over() {
     for sftp in [false, true] {
         let env = Env::new("sleeping creator");
         let sshd = sftp.then(|| env.sshd());
@@ -192,7 +192,7 @@ fn a_creator_that_slept_gives_way_to_the_one_that_took_over() {
 }
 
 #[test]
-fn a_repository_that_lost_its_keys_is_no_unfinished_init() {
+fn repository_with_lost_keys_is_damaged_and_not_initialised() {
     let env = Env::new("lost keys");
     let url = env.repo();
     env.kvmb(["init", "-r", &url]).run().assert_ok();
@@ -208,7 +208,7 @@ fn a_repository_that_lost_its_keys_is_no_unfinished_init() {
 }
 
 #[test]
-fn an_old_config_that_was_never_finished_is_not_waited_for() {
+fn old_unfinished_config_is_not_waited_for() {
     let env = Env::new("old config");
     let (folder, url) = (env.path("repo"), env.repo());
     for length in [0, 100, u64::MAX] {
@@ -228,7 +228,7 @@ fn an_old_config_that_was_never_finished_is_not_waited_for() {
 }
 
 #[test]
-fn an_old_short_config_beside_data_is_reported_at_once() {
+fn old_truncated_config_beside_a_key_is_reported_at_once() {
     let env = Env::new("old short config");
     let url = env.repo();
     env.kvmb(["init", "-r", &url]).run().assert_ok();

@@ -39,7 +39,7 @@ fn assert_ends_busy(repo: &Path, running: Running) {
 }
 
 #[test]
-fn a_backup_that_slept_beyond_its_locks_life_beside_a_prune_stores_nothing() {
+fn suspended_backup_that_lost_its_lock_stores_nothing() {
     // Before packs, before the index, before the point.
     for step in [Failpoint::FirstChunk, Failpoint::AllRead, Failpoint::IndexStored] {
         let env = Env::new("slept");
@@ -61,7 +61,7 @@ fn a_backup_that_slept_beyond_its_locks_life_beside_a_prune_stores_nothing() {
 }
 
 #[test]
-fn a_backup_whose_lock_was_removed_ends_although_its_upload_is_slow() {
+fn backup_with_a_removed_lock_ends_during_a_slow_upload() {
     let env = Env::new("unlocked");
     let repo = init(&env);
     let before = files(&env.path("repo"));
@@ -81,7 +81,7 @@ fn a_backup_whose_lock_was_removed_ends_although_its_upload_is_slow() {
 }
 
 #[test]
-fn a_prune_that_slept_beyond_its_locks_life_removes_nothing() {
+fn suspended_prune_that_lost_its_lock_removes_nothing() {
     let (env, other) = (Env::new("prune slept"), Env::new("prune slept beside"));
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::raw(MIB)).define();
@@ -101,7 +101,7 @@ fn a_prune_that_slept_beyond_its_locks_life_removes_nothing() {
 }
 
 #[test]
-fn an_incremental_backup_waits_for_a_prune_that_locked_at_the_same_moment() {
+fn incremental_backup_and_prune_started_together_both_succeed() {
     let (env, other) = (Env::new("settle"), Env::new("settle beside"));
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).define();
@@ -119,7 +119,7 @@ fn an_incremental_backup_waits_for_a_prune_that_locked_at_the_same_moment() {
 }
 
 #[test]
-fn a_copy_a_pin_and_a_new_key_are_not_stored_without_a_lock() {
+fn copy_pin_and_key_add_store_nothing_after_losing_the_lock() {
     let (env, other) = (Env::new("others slept"), Env::new("others slept beside"));
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::raw(MIB)).define();
