@@ -258,7 +258,7 @@ fn disk_changes_in_the_definition_during_backup_are_captured_again() {
     env.virsh(&["desc", "vm", "--config", "a description"]);
     env.virsh(&["setmaxmem", "vm", "40M", "--config"]);
     let output = go_on(run).assert_ok();
-    assert!(!output.stderr().contains("captured again"), "{output}");
+    assert!(!output.stderr().contains("capturing it again"), "{output}");
     let run = at_first_chunk();
     env.virsh(&["detach-disk", "vm", "vdb", "--config"]);
     let output = go_on(run).assert_ok().assert_stderr_has("its definition was changed");

@@ -5,8 +5,6 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::messages;
-
 /// Words that must not be used, and their replacements.
 const BANNED: &[(&str, &str)] = &[
     ("prove", "verify"),
@@ -129,26 +127,6 @@ fn user_facing_texts_have_no_banned_words() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
-}
-
-/// Returns the kvmb commands that a hint quotes or ends with.
-fn commands(hint: &str) -> Vec<String> {
-    let quoted = hint.split('\'').skip(1).filter(|part| part.starts_with("kvmb ")).map(str::to_owned);
-    let at_the_end = hint.rsplit_once(": kvmb ").map(|(_, rest)| format!("kvmb {rest}")).into_iter();
-    quoted.chain(at_the_end).filter(|command| !command.contains('|')).collect()
-}
-
-#[test]
-fn every_command_in_a_hint_is_accepted_by_the_parser() {
-    let errors = messages::of_the_command_line();
-    let hints = errors.iter().filter_map(|error| error.hint.as_deref());
-    let found: Vec<String> = hints.flat_map(commands).collect();
-    assert!(found.len() > 20, "{found:?}");
-    for command in found {
-        let words = shlex::split(&command).unwrap_or_else(|| panic!("{command}: quotes"));
-        let taken = kvmb::cli::command().try_get_matches_from(words);
-        assert!(taken.is_ok(), "{command}: {}", taken.unwrap_err());
-    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn killed_key_add_or_export_can_be_repeated() {
         assert_eq!(opened.code() == 0, is_added, "{opened}");
         assert_eq!(add().run().assert_ok().record_of("action")["changed"], !is_added);
         env.kvmb(["points", "-r", &repo, "--password-file", &new]).run().assert_ok();
-        env.kvmb(["unlock", "-r", &repo]).run();
+        env.kvmb(["unlock", "-r", &repo]).run().assert_ok();
     }
     assert_eq!(names_in(&env.path("repo/keys")).len(), 3);
 

@@ -262,6 +262,7 @@ fn prune_killed_at_any_step_leaves_a_whole_repository() {
 fn interrupted_prune_leaves_no_lock() {
     let env = Env::new("stop");
     let history = scene(&env);
+    let mut codes = Vec::new();
     for step in [Failpoint::PointForgotten, Failpoint::BlobsCopied, Failpoint::NewIndexStored] {
         let mut running = env
             .kvmb(["prune", "-r", &env.repo(), "--keep-last", "2", "--max-unused", "0%"])
@@ -282,9 +283,11 @@ fn interrupted_prune_leaves_no_lock() {
         let output = running.wait();
         // After the last step there is nothing left to interrupt.
         assert!([0, 130].contains(&output.code()), "{output}");
+        codes.push(output.code());
         assert_eq!(names_in(&env.path("repo/locks")), [""; 0]);
         env.restic(env.repo()).check();
     }
+    assert!(codes.contains(&130), "no prune was interrupted: {codes:?}");
     prune(&env, &["--keep-last", "2", "--max-unused", "0%"]).assert_ok();
     for (id, disks) in &history[2..] {
         assert_restores_to(&env, id, disks);

@@ -134,7 +134,8 @@ fn configured_rest_servers_are_used_for_both_repositories() {
         env.restic(folder.clone()).check();
         assert_restores(&env, &folder, point, &machine.models());
     }
-    env.kvmb(["status"]).limit(BOUND).run();
+    let checks = env.kvmb(["status", "vm"]).limit(BOUND).run().records_of("check");
+    assert!(checks.iter().any(|check| check["check"] == "backup" && check["points"] == 1), "{checks:#?}");
 }
 
 #[test]
