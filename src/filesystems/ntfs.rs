@@ -83,7 +83,7 @@ enum Reparse {
     Other(u32),
 }
 
-/// A file's data: its size, its initialised part, and why it cannot be read.
+/// A file's data attribute, its size, and how much of it is initialised.
 struct Data<'n, 'f> {
     item: Option<NtfsAttributeItem<'n, 'f>>,
     size_bytes: u64,

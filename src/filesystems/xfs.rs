@@ -3,7 +3,7 @@
 //! The crate provides the content and size of a file. Owner, times, links and device numbers are read here from the
 //! inode ("XFS Algorithms & Data Structures", 3rd edition). If the log is not empty, it may contain a newer inode than
 //! the disk, and only the crate has the replayed data. So the crate is asked for the content of a file that does not
-//! exist, whose only block is the one that contains the inode:
+//! exist (the window file), whose only block is the one that contains the inode:
 //!
 //! ```text
 //! read_file_at(window) ─ inode of the window? ─→ WindowedReads makes it up, where the log begins: nothing that is

@@ -151,7 +151,8 @@ impl ReleaseArgs {
         })
     }
 
-    /// In a pipeline: closes each capture once all of its records have arrived, and passes on the other records.
+    /// In a pipeline: closes each capture once all of its disks have arrived, and then passes their records on. Other
+    /// records are passed on at once.
     fn release_stream(&self, runtime: &RuntimeDirs, session: &mut Session) -> Result<(), CliError> {
         let (mut stream, mut served) = (CaptureStream::default(), BTreeSet::new());
         let mut broken = None;

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 /// Maximum size of a password file; a larger one is assumed to be the wrong file.
 const LONGEST_BYTES: u64 = 1 << 20;
 
-/// Keeps passwords and keys in memory out of core dumps, and out of reach of other processes of this user. Child
-/// programs are not affected after exec().
+/// Keeps passwords and keys in memory out of core dumps, and out of reach of other processes of this user. A child
+/// program is dumpable again after exec(), within the inherited soft limit.
 pub(crate) fn keep_out_of_core_dumps() {
     let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
     let limited = setrlimit(Resource::Core, limit);
