@@ -1,5 +1,5 @@
-//! Benchmarks of everything that grows with the size of disks and repositories: `cargo bench --bench scale -- [MILLIONS
-//! OF BLOBS]`.
+//! Benchmarks of everything that grows with the size of disks and repositories:
+//! `cargo bench --bench scale -- [MILLIONS OF BLOBS]`.
 //!
 //! Prints a table: the list of chunks of a 10 TiB disk, sparse or full, with chunks of 4 MiB (as for new disks of this
 //! size) and of 1 MiB, written and read; the index of a repository, loaded from its files, loaded for the first time

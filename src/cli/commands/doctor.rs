@@ -530,8 +530,8 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> CheckWords {
     }
 }
 
-/// Describes how to make a raw file or device the data file of a qcow2 image, which can store bitmaps. `qemu-img
-/// create` truncates its data file, so the image is first created with another one.
+/// Describes how to make a raw file or device the data file of a qcow2 image, which can store bitmaps.
+/// `qemu-img create` truncates its data file, so the image is first created with another one.
 fn data_file_way(disk: &DiskSurvey, format: &str, shell: &ShellCommands) -> Option<String> {
     let (path, size) = (disk.path.as_deref()?, disk.capacity_bytes?);
     if format != "raw" {
