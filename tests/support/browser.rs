@@ -67,7 +67,7 @@ impl Browser {
     pub fn start(env: &Env, look: Look) -> Browser {
         parts::require(&["chromium", "chromedriver"]);
         let folder = tempfile::Builder::new().prefix("browser-").tempdir_in(env.path("")).expect("a folder").keep();
-        let driver = env.program("chromedriver").arg("--port=0").limit(Duration::from_secs(280)).spawn();
+        let driver = env.program("chromedriver").arg("--port=0").limit(Duration::from_secs(560)).spawn();
         let port = |driver: &Running| -> Option<u16> {
             let said = driver.stdout_so_far();
             said.split_once("successfully on port ")?.1.split_once('.')?.0.parse().ok()
