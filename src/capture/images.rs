@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -51,6 +51,36 @@ pub(crate) struct ImageOwner {
 pub(crate) fn owner_of(path: &Path) -> Option<ImageOwner> {
     let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     Some(ImageOwner { user: found.uid(), group: found.gid(), mode: found.mode() & 0o777 })
+}
+
+/// Returns why an image and its layers are not those of the parent point. `None` if they are, even if the guest has
+/// written to the image since.
+pub(crate) fn mismatch(now: &[ImageIdentity], then: &[ImageIdentity]) -> Option<String> {
+    let (Some(top_now), Some(top_then)) = (now.first(), then.first()) else {
+        return Some("the parent point does not record its image".into());
+    };
+    let is_reborn = matches!((top_now.born_ns, top_then.born_ns), (Some(now), Some(then)) if now != then);
+    if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) || is_reborn {
+        return Some(format!("the image is not the one of the parent point ({})", top_then.path));
+    }
+    let below = |layers: &[ImageIdentity]| -> Vec<(PathBuf, u64, u64, i64)> {
+        let identity = |(at, layer): (usize, &ImageIdentity)| {
+            // The guest writes to the data file of the top image, so its size and time change.
+            let is_written = at == 0 && layer.is_data_file;
+            let (size_bytes, modified_ns) = if is_written { (0, 0) } else { (layer.size_bytes, layer.modified_ns) };
+            (plain(&layer.path), layer.inode, size_bytes, modified_ns)
+        };
+        layers[1..].iter().enumerate().map(identity).collect()
+    };
+    (below(now) != below(then)).then(|| "a backing file has changed since the parent point".into())
+}
+
+/// Removes `.` from a path: libvirt and kvmb join the relative names of a backing chain differently.
+fn plain(path: &str) -> PathBuf {
+    match path.starts_with('/') {
+        true => Path::new(path).components().collect(),
+        false => path.into(),
+    }
 }
 
 /// A bitmap in a qcow2 image.

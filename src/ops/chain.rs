@@ -11,10 +11,9 @@ use super::locked_repo::RepoView;
 use super::manifest::{Manifest, ManifestDisk};
 use super::points::PointRef;
 use crate::capture::CapturedDisk;
-use crate::capture::images::ImageIdentity;
+use crate::capture::images;
 use crate::record::Time;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 /// How many points of this host, and how many of other hosts, are searched for a checkpoint.
 const DEPTH: usize = 200;
@@ -94,26 +93,8 @@ pub(crate) fn find(
 
 /// Returns why a disk cannot continue the parent's, by comparing the image now and then. `None` if it can.
 pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
-    let before: Vec<ImageIdentity> =
-        then.layers.iter().filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
-    let (Some(top_now), Some(top_then)) = (now.image.first(), before.first()) else {
-        return Some("the parent point does not record its image".into());
-    };
-    let is_reborn = matches!((top_now.born_ns, top_then.born_ns), (Some(now), Some(then)) if now != then);
-    if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) || is_reborn {
-        return Some(format!("the image is not the one of the parent point ({})", top_then.path));
-    }
-    let below = |layers: &[ImageIdentity]| -> Vec<(PathBuf, u64, u64, i64)> {
-        let identity = |(at, layer): (usize, &ImageIdentity)| {
-            // The guest writes to the data file of the top image, so its size and time change.
-            let is_written = at == 0 && layer.is_data_file;
-            let (size_bytes, modified_ns) = if is_written { (0, 0) } else { (layer.size_bytes, layer.modified_ns) };
-            (plain(&layer.path), layer.inode, size_bytes, modified_ns)
-        };
-        layers[1..].iter().enumerate().map(identity).collect()
-    };
-    if below(&now.image) != below(&before) {
-        return Some("a backing file has changed since the parent point".into());
+    if let Some(reason) = images::mismatch(&now.image, &then.images()) {
+        return Some(reason);
     }
     if now.has_data_file && (now.session.is_none() || now.session != then.session) {
         return Some(
@@ -123,14 +104,6 @@ pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String
         );
     }
     None
-}
-
-/// Removes `.` from a path: libvirt and kvmb join the relative names of a backing chain differently.
-fn plain(path: &str) -> PathBuf {
-    match path.starts_with('/') {
-        true => Path::new(path).components().collect(),
-        false => path.into(),
-    }
 }
 
 #[cfg(test)]

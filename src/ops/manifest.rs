@@ -5,7 +5,7 @@
 //! `outside_files`, and a disk's `owner` and `session`. The oldest points lack them.
 
 use crate::capture::disk_session::DiskSession;
-use crate::capture::images::ImageOwner;
+use crate::capture::images::{ImageIdentity, ImageOwner};
 use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,11 @@ pub(crate) struct ManifestDisk {
 }
 
 impl ManifestDisk {
+    /// Returns the [`ManifestDisk::layers`], as far as this version understands them.
+    pub(crate) fn images(&self) -> Vec<ImageIdentity> {
+        self.layers.iter().filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect()
+    }
+
     /// Converts the disk to its form in point records.
     pub(crate) fn to_record(&self) -> PointDisk {
         PointDisk {

@@ -98,23 +98,22 @@ pub(crate) fn snapshot(
 }
 
 fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRequest {
+    let full = |reason: String| DiskRequest { full_reason: Some(reason), ..DiskRequest::full(&disk) };
     let Some(chain) = chain else {
-        let full_reason = is_chained.then(|| "first backup of the machine in this repository".to_owned());
-        return DiskRequest { target: disk, parent: None, full_reason };
+        return match is_chained {
+            true => full("first backup of the machine in this repository".into()),
+            false => DiskRequest::full(disk),
+        };
     };
     match chain.manifest.disks.iter().find(|known| known.disk == disk) {
         Some(_) if chain.distrusted.contains_key(&disk) => {
-            let point = &chain.distrusted[&disk];
-            let full_reason = Some(format!("point {point} found its dirty bitmap to be wrong"));
-            DiskRequest { target: disk, parent: None, full_reason }
+            full(format!("point {} found its dirty bitmap to be wrong", chain.distrusted[&disk]))
         }
-        Some(known) if known.in_checkpoint => DiskRequest::since(disk, &chain.checkpoint),
-        Some(_) => DiskRequest {
-            target: disk,
-            parent: None,
-            full_reason: Some("no dirty bitmap from the parent point".into()),
-        },
-        None => DiskRequest { target: disk, parent: None, full_reason: Some("not in the parent point".into()) },
+        Some(known) if known.in_checkpoint => {
+            DiskRequest { parent_image: known.images(), ..DiskRequest::since(disk, &chain.checkpoint) }
+        }
+        Some(_) => full("no dirty bitmap from the parent point".into()),
+        None => full("not in the parent point".into()),
     }
 }
 

@@ -306,6 +306,15 @@ fn off_disk(
             None => reason = Some(format!("the bitmap {parent} is not in the image")),
         }
     }
+    let image: Vec<_> = layers.iter().flat_map(identities_of).collect();
+    // A bitmap does not describe another image, such as a copy that has the same bitmaps, so a new one is started.
+    if bitmap.is_some()
+        && !wanted.parent_image.is_empty()
+        && let Some(changed) = images::mismatch(&image, &wanted.parent_image)
+    {
+        bitmap = None;
+        reason = Some(changed);
+    }
     // A repair changes the content of the disk, and no bitmap records it. Neither this read nor the one after the
     // repair may continue an older point.
     let damage = layers.iter().find_map(|layer| match &layer.header {
@@ -354,7 +363,7 @@ fn off_disk(
         has_new_bitmap: false,
         scratch: None,
         owner: top.storage.path().filter(|_| disk.keeps_owner).and_then(images::owner_of),
-        image: layers.iter().flat_map(identities_of).collect(),
+        image,
         has_data_file,
         session: None,
         distrusts: wanted.parent.clone().filter(|_| damage.is_some()),

@@ -49,6 +49,8 @@ pub struct DiskRequest {
     pub(crate) parent: Option<String>,
     /// Why a disk that should have a parent has none. It becomes the reason of the full read.
     pub(crate) full_reason: Option<String>,
+    /// The image and its layers when the parent was made; empty if unknown.
+    pub(crate) parent_image: Vec<ImageIdentity>,
 }
 
 impl Default for OpenRequest {
@@ -82,12 +84,12 @@ impl OpenRequest {
 impl DiskRequest {
     /// A disk to read in full.
     pub fn full(target: impl Into<String>) -> DiskRequest {
-        DiskRequest { target: target.into(), parent: None, full_reason: None }
+        DiskRequest { target: target.into(), parent: None, full_reason: None, parent_image: Vec::new() }
     }
 
     /// A disk of which the changes since a checkpoint are read.
     pub fn since(target: impl Into<String>, checkpoint: impl Into<String>) -> DiskRequest {
-        DiskRequest { target: target.into(), parent: Some(checkpoint.into()), full_reason: None }
+        DiskRequest { parent: Some(checkpoint.into()), ..DiskRequest::full(target) }
     }
 }
 

@@ -130,7 +130,7 @@ fn open(context: &Context, runtime: &RuntimeDirs, disk: &Disk, moving: bool) -> 
     /// Arbitrarily long: the capture ends with this process anyway.
     const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
     let hypervisor = context.hypervisor(Some(&disk.connect))?;
-    let wanted = DiskRequest { target: disk.disk.clone(), parent: None, full_reason: None };
+    let wanted = DiskRequest::full(&disk.disk);
     let request = OpenRequest { disks: vec![wanted], owned: true, moving, lease: LEASE, ..OpenRequest::default() };
     let state = open_capture(runtime, &hypervisor.machine(&disk.uuid)?, &request)?;
     hypervisor.close();
