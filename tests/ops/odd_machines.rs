@@ -102,6 +102,21 @@ fn assert_busy(env: &Env, machine: &str, error: &str, hint: &str) -> Value {
 }
 
 #[test]
+fn excluding_all_disks_of_a_machine_causes_a_warning() {
+    let env = Env::new("all excluded");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(MIB)).define();
+    let backup = |options: &[&str]| env.kvmb(["backup", "vm", "-r", &repo]).args(options).run().assert_ok();
+    let warning = "all disks of vm are excluded";
+    let output = backup(&["--exclude-disk", "vda"]).assert_stderr_has(warning);
+    assert_eq!(output.record_of("point")["disks"], json!([]));
+    machine.start_paused();
+    backup(&["--exclude-disk", "vda"]).assert_stderr_has(warning);
+    assert!(!backup(&[]).stderr().contains(warning));
+    env.assert_nothing_left();
+}
+
+#[test]
 fn block_job_makes_a_machine_busy_until_the_hint_is_followed() {
     let env = Env::new("block job");
     let repo = init(&env);
