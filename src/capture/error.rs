@@ -147,6 +147,12 @@ pub enum Error {
     /// A disk cannot be captured.
     #[error("disk {disk} of {machine} cannot be captured: {reason}")]
     DiskNotCapturable { machine: String, disk: String, reason: String },
+    /// A `<transient/>` disk of a running machine.
+    #[error("disk {disk} of {machine} is transient: libvirt cannot back it up while the machine is running")]
+    DiskTransient { machine: String, disk: String },
+    /// The storage pool of a volume is not running, so the volume cannot be looked up.
+    #[error("volume {volume} is in storage pool {pool}, which is not running")]
+    PoolNotRunning { pool: String, volume: String },
     /// An image or storage cannot be opened while its machine is off.
     #[error("{image}: {reason}")]
     UnsupportedImage {

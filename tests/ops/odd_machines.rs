@@ -117,6 +117,18 @@ fn excluding_all_disks_of_a_machine_causes_a_warning() {
 }
 
 #[test]
+fn transient_disk_of_a_running_machine_is_refused_with_a_hint() {
+    let env = Env::new("transient disk");
+    let repo = init(&env);
+    let machine =
+        env.machine("vm").disk(Disk::qcow2(MIB)).disk(Disk::qcow2(MIB).extra_xml("<transient/>")).start_paused();
+    let output = env.kvmb(["backup", "vm", "--disk", "vdb", "-r", &repo]).run().assert_code(1);
+    output.assert_stderr_has("disk vdb of vm is transient").assert_stderr_has("while the machine is off");
+    backup(&machine);
+    env.assert_nothing_left();
+}
+
+#[test]
 fn block_job_makes_a_machine_busy_until_the_hint_is_followed() {
     let env = Env::new("block job");
     let repo = init(&env);

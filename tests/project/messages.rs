@@ -159,6 +159,8 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::SecretUnavailable { machine: machine(), disk: disk(), message: "secret is private".into() },
         Error::StartedMeanwhile { machine: machine() },
         Error::ChangedMeanwhile { machine: machine(), what: "the size of vda".into() },
+        Error::DiskTransient { machine: machine(), disk: disk() },
+        Error::PoolNotRunning { pool: "vms".into(), volume: "web1.qcow2".into() },
         Error::NotResumed { machine: machine() },
         Error::NothingToCapture { machine: machine() },
         Error::FreezeFailed { machine: machine(), reason: "the guest agent does not respond".into() },

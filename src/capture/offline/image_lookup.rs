@@ -17,7 +17,7 @@ use super::image_header::{self, BackingName, Header};
 use super::qemu_user::{Privilege, QemuUser};
 use crate::bounded::{self, Group};
 use crate::capture::domain_xml::source::{DiskSource, Slice};
-use crate::capture::error::{Error, Result};
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
 use crate::capture::images;
 use crate::capture::machine::Machine;
 
@@ -179,8 +179,12 @@ impl Machine {
             return Ok(source.clone());
         };
         let action = || format!("look up volume {volume} of storage pool {pool}");
-        let (pool, volume) = (pool.clone(), volume.clone());
-        let path = self.call(action, move |domain| crate::capture::connection::volume_path(domain, &pool, &volume))?;
+        let (wanted, name) = (pool.clone(), volume.clone());
+        let found = self.call(action, move |domain| crate::capture::connection::volume_path(domain, &wanted, &name));
+        let path = found.map_err(|error| match error.meaning() {
+            LibvirtErrorKind::InvalidState => Error::PoolNotRunning { pool: pool.clone(), volume: volume.clone() },
+            _ => error,
+        })?;
         let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
         Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
     }

@@ -138,6 +138,9 @@ fn running_disks(
     let parents = Parents::look_up(machine, request)?;
     let mut disks = Vec::new();
     for (disk, wanted) in wanted_disks(live, request) {
+        if disk.transient {
+            return Err(Error::DiskTransient { machine: machine.name().to_owned(), disk: disk.target.clone() });
+        }
         let info = machine.disk_info(&disk.target)?;
         // The file or device that a volume currently refers to.
         let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());

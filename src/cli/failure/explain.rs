@@ -308,6 +308,12 @@ fn of_capture(error: &capture::Error) -> Explanation {
                  again",
             ),
         ),
+        Error::DiskTransient { .. } => {
+            (Code::Unsupported, hint("back up the other disks, or this one while the machine is off"))
+        }
+        Error::PoolNotRunning { pool, .. } => {
+            (Code::NotFound, quoted(pool).map(|pool| format!("start it: virsh pool-start {pool}").into()))
+        }
         Error::NotResumed { .. } => (Code::Unsupported, hint("resume it first: virsh resume MACHINE")),
         Error::Wedged { .. } => (
             Code::Failed,
