@@ -228,6 +228,14 @@ fn single_disks_are_restored_to_the_given_paths() {
             "would be written there as well",
         );
     }
+    // The link may lead to storage that is not mounted.
+    symlink(path("not-mounted.img"), path("link.img")).expect("link");
+    for overwrite in [None, Some("--overwrite")] {
+        let link = to("vda", "link.img");
+        let args: Vec<&str> = ["vm1", "--disk", "vda", "--to", &link].into_iter().chain(overwrite).collect();
+        refused(&args, "failed", "not-mounted.img, which does not exist");
+    }
+    fs::remove_file(path("link.img")).expect("remove");
     let definition = to("vda", "vm1.xml");
     refused(
         &["vm1", "--no-define", "--into", &folder.display().to_string(), "--to", &definition],

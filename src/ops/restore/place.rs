@@ -76,6 +76,10 @@ impl Placing<'_> {
     fn named(&self, path: PathBuf, must_be_device: bool) -> Result<DiskPlace> {
         let real_path = resolved(&path);
         let bad = |reason: &str| Error::BadTarget { disk: self.disk.into(), path: path.clone(), reason: reason.into() };
+        // Its storage may not be mounted; the link is not replaced by a file.
+        if let Ok(target) = fs::read_link(&real_path) {
+            return Err(bad(&format!("it is a link to {}, which does not exist", target.display())));
+        }
         let is_device = match fs::metadata(&real_path) {
             Ok(found) if found.file_type().is_block_device() => true,
             Ok(found) if !found.is_file() => return Err(bad("it is neither a file nor a block device")),
