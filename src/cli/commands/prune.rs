@@ -242,12 +242,15 @@ impl PruneJob<'_> {
         for (point, error) in prune.take_unreadable() {
             session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
         }
-        for name in self.names {
-            if !prune.points().iter().any(|judged| name_matches(name, judged.point.machine())) {
-                let machines = prune.points().iter().map(|judged| judged.point.machine());
-                let error = no_such_point(repo, machines, name.clone());
-                session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
-            }
+        let is_known = |name: &&String| prune.points().iter().any(|judged| name_matches(name, judged.point.machine()));
+        for name in self.names.iter().filter(|name| !is_known(name)) {
+            let machines = prune.points().iter().map(|judged| judged.point.machine());
+            let error = no_such_point(repo, machines, name.clone());
+            session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
+        }
+        // Nothing of what was asked for can be done.
+        if !self.names.is_empty() && !self.names.iter().any(|name| is_known(&name)) {
+            return Ok(());
         }
         let is_shown = |judged: &&JudgedPoint| if judged.verdict.keep { self.show_kept } else { self.dry_run };
         for judged in prune.points().iter().filter(is_shown) {
