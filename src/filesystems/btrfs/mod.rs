@@ -65,9 +65,11 @@ fn of_btrfs(error: &lambutter::Error, failure: &RefCell<Option<FsError>>) -> FsE
     let io = failure.take();
     match error {
         lambutter::Error::Io { .. } => io.unwrap_or_else(|| damaged("it cannot be read")),
-        lambutter::Error::UnsupportedFeature(what)
-        | lambutter::Error::UnsupportedProfile(what)
-        | lambutter::Error::UnsupportedChecksum(what) => {
+        lambutter::Error::UnsupportedChecksum(what) => {
+            let kind = what.trim_start_matches("csum_");
+            FsError::Unsupported(format!("Btrfs with {kind} checksums is not supported"))
+        }
+        lambutter::Error::UnsupportedFeature(what) | lambutter::Error::UnsupportedProfile(what) => {
             FsError::Unsupported(format!("Btrfs feature {what} is not supported"))
         }
         error => damaged(error.to_string()),
