@@ -134,16 +134,23 @@ impl Drill<'_> {
             (socket(NBD_SOCKET)?, socket(CONSOLE_SOCKET)?, socket(FIRMWARE_SOCKET)?);
         let (console, firmware, damage) =
             (ConsoleText::default(), ConsoleText::default(), Mutex::<Vec<Damage>>::default());
-        let is_over = AtomicBool::new(false);
+        let is_over = &AtomicBool::new(false);
         thread::scope(|threads| {
-            let server = threads.spawn(|| {
+            // A thread that is refused ends those before it.
+            let ended = EndOfDrill { is_over, over: &over };
+            let server = thread::Builder::new().spawn_scoped(threads, || {
                 served.run(&nbd, |met, _| {
                     damage.lock().unwrap_or_else(PoisonError::into_inner).extend(met);
                     !is_over.load(Ordering::Relaxed)
                 })
             });
-            let readers = [(&console, &console_socket), (&firmware, &firmware_socket)]
-                .map(|(text, socket)| (socket, threads.spawn(|| text.collect(socket, &is_over))));
+            let server = server.map_err(Error::NoThread)?;
+            let mut readers = Vec::new();
+            for (text, socket) in [(&console, &console_socket), (&firmware, &firmware_socket)] {
+                let collect = move || text.collect(socket, is_over);
+                let reader = thread::Builder::new().spawn_scoped(threads, collect);
+                readers.push((socket, reader.map_err(Error::NoThread)?));
+            }
             let watch = watch::DrillWatch {
                 hypervisor: self.hypervisor,
                 request,
@@ -155,8 +162,7 @@ impl Drill<'_> {
                 stop: self.stop,
             };
             let result = watch.run(|reached| self.monitor_rung(point, reached));
-            is_over.store(true, Ordering::Relaxed);
-            over.raise();
+            drop(ended);
             let served = server.join().unwrap_or(Ok(()));
             for (socket, reader) in readers {
                 if let Ok(Err(error)) = reader.join() {
@@ -171,6 +177,19 @@ impl Drill<'_> {
 
     fn monitor_rung(&self, point: &OpenPoint, rung: Rung) {
         tracing::info!(machine = point.manifest.machine, "the drill reached '{}'", rung.word());
+    }
+}
+
+/// Ends the threads of a drill when dropped.
+struct EndOfDrill<'a> {
+    is_over: &'a AtomicBool,
+    over: &'a Stop,
+}
+
+impl Drop for EndOfDrill<'_> {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.over.raise();
     }
 }
 
