@@ -4,6 +4,7 @@ use crate::cli::failure::CliError;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use uzers::os::unix::UserExt;
 
 /// The data folder of root.
 const OF_ROOT: &str = "/var/lib/kvmb";
@@ -19,14 +20,20 @@ fn named_by(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|folder| folder.is_absolute())
 }
 
-fn home() -> Option<PathBuf> {
-    std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
+/// The home folder: `$HOME`, otherwise that of the password database, for systemd sets no `$HOME` for services of the
+/// system.
+pub(crate) fn home() -> Option<PathBuf> {
+    let named = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    named.or_else(|| {
+        let user = uzers::get_user_by_uid(rustix::process::geteuid().as_raw())?;
+        Some(user.home_dir().to_owned()).filter(|home| home.is_absolute())
+    })
 }
 
 /// Returns kvmb's folder below that of a variable, or below the home folder.
 fn of_user(variable: &str, below_home: &str) -> Result<PathBuf, CliError> {
     let base = named_by(variable).or_else(|| Some(home()?.join(below_home)));
-    let base = base.ok_or_else(|| CliError::usage(format!("neither {variable} nor HOME is set")))?;
+    let base = base.ok_or_else(|| CliError::usage(format!("{variable} is not set, and there is no home folder")))?;
     Ok(base.join("kvmb"))
 }
 

@@ -4,6 +4,7 @@ use crate::cli::args::repo::RepoArgs;
 use crate::cli::aws_profile;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
+use crate::cli::folders;
 use crate::cli::terminal::secret;
 use crate::config::{Http, S3, S3Lookup};
 use crate::repo::Password;
@@ -124,7 +125,7 @@ impl HttpCredentials for GivenCredentials {
         let named = secret::variable("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
         let named = named.or_else(|| self.s3.credentials_file.as_ref().map(|file| file.value().0.clone()));
         let is_wanted = named.is_some() || profile.is_some();
-        let usual = || secret::variable("HOME").map(|home| PathBuf::from(home).join(".aws/credentials"));
+        let usual = || folders::home().map(|home| home.join(".aws/credentials"));
         let Some(file) = named.or_else(usual).filter(|file| is_wanted || file.exists()) else { return Ok(None) };
         let text = secret::from_file(&file, self.limit).map_err(|error| error.message)?;
         let profile = profile.as_deref().unwrap_or("default");

@@ -3,7 +3,7 @@
 use crate::cli::args::repo::{RepoArgs, storage_error};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::folders::data_folder;
+use crate::cli::folders::{self, data_folder};
 use crate::cli::http_access::{http_context, s3_options};
 use crate::cli::table::printable;
 use crate::cli::terminal::prompt;
@@ -25,10 +25,9 @@ pub(crate) fn ssh_context(
     password_file: Option<&Path>,
     accepted: Option<&str>,
 ) -> Result<SshContext, CliError> {
-    let path = |name: &str| secret::variable(name).map(PathBuf::from);
     let mut ssh_context = SshContext::new(user_name());
-    ssh_context.home = path("HOME");
-    ssh_context.agent_socket = path("SSH_AUTH_SOCK");
+    ssh_context.home = folders::home();
+    ssh_context.agent_socket = secret::variable("SSH_AUTH_SOCK").map(PathBuf::from);
     let ssh = &context.config().ssh;
     ssh_context.own_key = Some(match &ssh.identity_file {
         Some(file) => file.value().0.clone(),

@@ -172,7 +172,8 @@ fn place_of_new() -> Result<PathBuf, CliError> {
     }
     // An older file in the home folder would have been found.
     let (_, configurations) = folders::of_configurations();
-    let configurations = configurations.ok_or_else(|| CliError::usage("HOME is not set").hint("use --config"))?;
+    let configurations =
+        configurations.ok_or_else(|| CliError::usage("there is no home folder").hint("use --config"))?;
     Ok(configurations.join(config::file::OF_USER_XDG))
 }
 
