@@ -386,3 +386,32 @@ fn host_key_of_any_type_is_found_hashed_or_in_the_system_file() {
     let error = server_error(try_it(&sshd, &ssh_context(&env))).to_string();
     assert!(error.contains("kvmb does not read host certificates"), "{error}");
 }
+
+fn ssh_keygen<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) {
+    assert!(std::process::Command::new("ssh-keygen").arg("-q").args(args).status().unwrap().success());
+}
+
+#[test]
+fn a_certificate_lets_in_where_the_server_trusts_its_authority_and_knows_no_key() {
+    let env = Env::new("sftp-certificate");
+    let authority = env.path("authority").display().to_string();
+    let sshd = env.sshd_with(&format!("TrustedUserCAKeys {authority}.pub"));
+    sshd.make_known("ed25519");
+    ssh_keygen(["-t", "ed25519", "-N", "", "-f", &authority]);
+    let config = env.path("home/.ssh/config");
+    for kind in ["ed25519", "ecdsa", "rsa"] {
+        let key = env.path(format!("home/.ssh/id_{kind}")).display().to_string();
+        ssh_keygen(["-t", kind, "-N", "", "-f", &key]);
+        let alone = server_error(try_it(&sshd, &ssh_context(&env)));
+        assert!(matches!(alone, sftp::Error::Login { .. }), "{kind}: {alone}");
+        ssh_keygen(["-s", &authority, "-I", "test", "-n", USER, &format!("{key}.pub")]);
+        try_it(&sshd, &ssh_context(&env)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+
+        let elsewhere = env.path(format!("{kind}-cert.pub"));
+        fs::rename(format!("{key}-cert.pub"), &elsewhere).unwrap();
+        fs::write(&config, format!("CertificateFile {}\n", elsewhere.display())).unwrap();
+        try_it(&sshd, &ssh_context(&env)).unwrap_or_else(|error| panic!("{kind} elsewhere: {error}"));
+        fs::remove_file(&config).unwrap();
+        fs::remove_file(&key).unwrap();
+    }
+}

@@ -7,8 +7,11 @@
 
 use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
 use crate::atomic_file;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ssh_key::{PrivateKey, PublicKey};
 use ssh2::{KeyboardInteractivePrompt, Prompt};
+use std::iter;
 use std::path::{Path, PathBuf};
 
 /// A successful login method.
@@ -71,6 +74,15 @@ pub(crate) fn authenticate(
 /// The errors of libssh2 for a key file that its passphrase does not decrypt, in OpenSSH's format or an older one. The
 /// server is not contacted in this case.
 const KEY_STAYS_SHUT: [ssh2::ErrorCode; 2] = [ssh2::ErrorCode::Session(-16), ssh2::ErrorCode::Session(-48)];
+
+/// The result of trying a key file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyOutcome {
+    Accepted,
+    Refused,
+    /// No passphrase decrypted it.
+    Locked,
+}
 
 /// A login in progress.
 struct Attempt<'a> {
@@ -159,9 +171,13 @@ impl Attempt<'_> {
         {
             return Ok(Some(login));
         }
-        let only =
-            self.ssh_target.identities_only.then(|| self.ssh_target.identities.iter().filter_map(|f| public_half(f)));
-        let only: Option<Vec<Vec<u8>>> = only.map(Iterator::collect);
+        let only: Option<Vec<Vec<u8>>> = self.ssh_target.identities_only.then(|| {
+            let blobs = |file: &PathBuf| {
+                let certificates = self.certificates_of(file).into_iter().map(|(_, blob)| blob);
+                certificates.chain(public_half(file)).collect::<Vec<_>>()
+            };
+            self.ssh_target.identities.iter().flat_map(blobs).collect()
+        });
         let wanted =
             |key: &ssh2::PublicKey| only.as_ref().is_none_or(|only| only.iter().any(|blob| blob == key.blob()));
         if let Some(blob) = self.agent_key(wanted)? {
@@ -215,7 +231,37 @@ impl Attempt<'_> {
             }
         };
         let is_encrypted = is_encrypted(&text);
+        // A certificate says more than its key, so that it comes first, as with ssh.
+        let certificates = self.certificates_of(file).into_iter().map(|(path, _)| Some(path));
+        for certificate in certificates.chain([None]) {
+            match self.key_file(file, certificate.as_deref(), is_encrypted)? {
+                KeyOutcome::Accepted => return Ok(Some(Login::Key(file.to_owned(), is_encrypted))),
+                KeyOutcome::Refused => {}
+                KeyOutcome::Locked => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// The certificates of a key, each with its blob: the one beside the key, and configured ones.
+    fn certificates_of(&self, file: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let beside = PathBuf::from(format!("{}-cert.pub", file.display()));
+        let Some(key) = public_half(file) else { return Vec::new() };
+        let certificate = |path: PathBuf| {
+            let text = atomic_file::read_to_string(&path).ok()?;
+            let blob = STANDARD.decode(text.split_whitespace().nth(1)?).ok()?;
+            certifies(&blob, &key).then_some((path, blob))
+        };
+        iter::once(beside).chain(self.ssh_target.certificates.iter().cloned()).filter_map(certificate).collect()
+    }
+
+    /// Tries a key file, as it is or with a certificate.
+    fn key_file(&mut self, file: &Path, certificate: Option<&Path>, is_encrypted: bool) -> Result<KeyOutcome> {
         let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
+        let shown = match certificate {
+            Some(certificate) => format!("the key {} with {}", file.display(), certificate.display()),
+            None => format!("the key {}", file.display()),
+        };
         for prompt in 1..=PROMPTS {
             let passphrase = match is_encrypted {
                 false => None,
@@ -226,11 +272,10 @@ impl Attempt<'_> {
                 break;
             }
             let words = passphrase.as_ref().map(Secret::reveal);
-            let outcome = self.keeps_out(format!("the key {}", file.display()), || {
-                session.userauth_pubkey_file(&user, None, file, words)
-            })?;
+            let outcome =
+                self.keeps_out(shown.clone(), || session.userauth_pubkey_file(&user, certificate, file, words))?;
             match outcome {
-                None => return Ok(Some(Login::Key(file.to_owned(), is_encrypted))),
+                None => return Ok(KeyOutcome::Accepted),
                 Some(error) if is_encrypted && KEY_STAYS_SHUT.contains(&error) => {
                     // libssh2 reports this as a key of an unknown format.
                     self.tried.pop();
@@ -242,10 +287,10 @@ impl Attempt<'_> {
                         break;
                     }
                 }
-                Some(_) => break,
+                Some(_) => return Ok(KeyOutcome::Refused),
             }
         }
-        Ok(None)
+        Ok(KeyOutcome::Locked)
     }
 
     /// Answers the server's questions.
@@ -330,6 +375,19 @@ fn is_encrypted(text: &str) -> bool {
         Ok(key) => key.is_encrypted(),
         // The older formats have this word in their first lines.
         Err(_) => text.contains("ENCRYPTED"),
+    }
+}
+
+/// Returns whether a certificate is for this key. A certificate contains its type, a nonce, the key without its type,
+/// and more (section 2 of OpenSSH's PROTOCOL.certkeys).
+fn certifies(certificate: &[u8], key: &[u8]) -> bool {
+    fn after_text(blob: &[u8]) -> Option<&[u8]> {
+        let (length, rest) = blob.split_first_chunk()?;
+        rest.get(u32::from_be_bytes(*length) as usize..)
+    }
+    match (after_text(certificate).and_then(after_text), after_text(key)) {
+        (Some(certified), Some(key)) => !key.is_empty() && certified.starts_with(key),
+        _ => false,
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct SshTarget {
     pub(crate) system_known_hosts: Vec<PathBuf>,
     /// Key files, in the order in which they are tried.
     pub(crate) identities: Vec<PathBuf>,
+    /// Certificates that are not next to their keys.
+    pub(crate) certificates: Vec<PathBuf>,
     /// Whether only these keys may be used, and no others of the agent.
     pub(crate) identities_only: bool,
     pub(crate) agent_socket: Option<PathBuf>,
@@ -148,6 +150,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         user_known_hosts,
         system_known_hosts,
         identities,
+        certificates: paths(options.all("certificatefile").iter().map(String::as_str).collect()),
         identities_only: options.is("identitiesonly", true),
         agent_socket,
         forbidden: ways.iter().filter(|(option, _)| options.is(option, false)).map(|(_, way)| *way).collect(),
