@@ -539,3 +539,13 @@ fn copy_killed_at_any_step_leaves_both_repositories_sound() {
         env.restic(&second).check();
     }
 }
+
+#[test]
+fn the_same_folder_by_another_name_is_no_second_repository() {
+    let env = Env::new("copy to itself");
+    let machine = env.machine("vm1").disk(Disk::qcow2(2 * MIB)).define();
+    let (repo, link) = (init_at(&env, "repo"), env.repo_named("link"));
+    std::os::unix::fs::symlink(&repo, &link).unwrap();
+    let output = env.kvmb(["backup", machine.name(), "-r", &repo, "--copy-to", &link]).run().assert_ok();
+    output.assert_stderr_has("are the same folder: there is no second copy");
+}

@@ -5,7 +5,9 @@ use crate::cli::args::value_parsers::{path_or_nothing, repositories};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use clap::Args;
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Where points are copied from.
 #[derive(Debug, Clone, Args)]
@@ -80,6 +82,18 @@ impl CopyToArgs {
         if both_of_server || second.storage(context)?.url() == first.storage(context)?.url() {
             return Ok((first.clone(), None));
         }
+        if let (Some(one), Some(other)) = (first.local_folder(context)?, second.local_folder(context)?)
+            && is_same_folder(&one, &other)
+        {
+            tracing::warn!("{} and {} are the same folder: there is no second copy", one.display(), other.display());
+            return Ok((first.clone(), None));
+        }
         Ok((RepoArgs { limit_upload: None, ..first.clone() }, Some(second)))
     }
+}
+
+/// Whether two paths lead to one folder, by a symbolic link or a bind mount.
+fn is_same_folder(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    identity(one).is_some_and(|one| identity(other) == Some(one))
 }

@@ -230,6 +230,11 @@ impl RepoArgs {
         Ok(other)
     }
 
+    /// Returns the folder of the repository if it is on this host.
+    pub(crate) fn local_folder(&self, context: &Context) -> Result<Option<PathBuf>, CliError> {
+        Ok(Some(PathBuf::from(self.storage(context)?.url())).filter(|folder| folder.is_absolute()))
+    }
+
     /// Whether this is the repository of the configured backup server, under either of its addresses.
     pub(crate) fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
         let Some(server) = context.config().remote_url() else { return Ok(false) };
