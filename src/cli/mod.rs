@@ -171,7 +171,7 @@ pub fn main() -> Exit {
     let plugin = session.plugin();
     let code = session.finish();
     recorder.end(code);
-    args::log::ended(&context.run, code);
+    args::log::ended(&context.run, code, context.global.quiet);
     plugin.map_or(Exit::Code(code), Exit::Plugin)
 }
 

@@ -18,9 +18,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The maximum number of rotated files.
 pub(crate) const MOST_KEPT: u64 = 1000;
+
+/// The file and the error of the first line that could not be written.
+static WRITE_FAULT: OnceLock<(PathBuf, io::Error)> = OnceLock::new();
+
+/// Returns the log file that lacks lines, and why.
+pub(crate) fn write_fault() -> Option<&'static (PathBuf, io::Error)> {
+    WRITE_FAULT.get()
+}
 
 #[derive(Debug)]
 pub(crate) struct RotatingFile {
@@ -44,6 +53,15 @@ impl RotatingFile {
             }
         }
         Err(last)
+    }
+
+    fn write_line(&self, line: &[u8]) -> io::Result<()> {
+        let mut file = open(&self.path)?;
+        file.write_all(line)?;
+        if file.metadata()?.len() > self.max_bytes {
+            self.set_aside(&file)?;
+        }
+        Ok(())
     }
 
     /// Rotates the file, if its name still refers to `file` and no other process is rotating it.
@@ -91,11 +109,11 @@ pub(crate) fn aside(path: &Path, number: u64) -> PathBuf {
 impl Write for RotatingFile {
     /// Writes a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut file = open(&self.path)?;
-        file.write_all(line)?;
-        if file.metadata()?.len() > self.max_bytes {
-            self.set_aside(&file)?;
-        }
+        self.write_line(line).inspect_err(|error| {
+            // Another error object, for the library that called drops the first one.
+            let error = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+            let _ = WRITE_FAULT.set((self.path.clone(), error));
+        })?;
         Ok(line.len())
     }
 

@@ -292,3 +292,13 @@ fn log_is_filtered_limited_and_followed() {
     followed.interrupt();
     followed.wait();
 }
+
+#[test]
+fn a_log_for_which_there_is_no_room_is_reported_once_and_fails_nothing() {
+    let env = Env::new("log without room");
+    let output = env.sh("kvmb init -r $R --log-file /dev/full").run().assert_ok();
+    let told = "the log of this run is incomplete: cannot write /dev/full: No space left on device";
+    assert_eq!(output.stderr().matches(told).count(), 1, "{output}");
+    let quiet = env.sh("kvmb -q verify --all -r $R --log-file /dev/full").run().assert_ok();
+    assert_eq!(quiet.stderr(), "");
+}

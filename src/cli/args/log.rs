@@ -6,7 +6,7 @@ use crate::cli::run::Run;
 use crate::cli::terminal::live_lines::StderrAbove;
 use crate::cli::terminal::{color, stderr};
 use crate::config::Log;
-use crate::log::{self, FilePlan, Level, LogSettings, line};
+use crate::log::{self, FilePlan, Level, LogSettings, line, rotating};
 use clap::{Args, ValueEnum};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -90,11 +90,15 @@ fn stderr_is_journal() -> bool {
 }
 
 /// Writes the last line of a run.
-pub(crate) fn ended(run: &Run, code: ExitCode) {
+pub(crate) fn ended(run: &Run, code: ExitCode, quiet: bool) {
     if !run.keeps_log {
         return;
     }
     let (_, words) = ExitCode::ALL.into_iter().find(|(known, _)| *known == code).unwrap_or((code, ""));
     let seconds = run.began.elapsed().as_secs_f64();
     tracing::info!(exit_code = code as u8, duration_seconds = seconds, "kvmb {} ends: {words}", run.command);
+    // A full disk shows only when a line is written.
+    if let Some((path, error)) = rotating::write_fault().filter(|_| !quiet) {
+        stderr::warning(&format!("the log of this run is incomplete: cannot write {}: {error}", path.display()));
+    }
 }
