@@ -279,6 +279,19 @@ fn keys_limited_to_one_folder_need_no_bucket_access() {
 }
 
 #[test]
+fn wrong_clock_is_detected_from_a_refusal_without_a_body() {
+    let refused_at = |date: String| {
+        let storage = scripted(move |_| answer("403 Forbidden", &format!("Date: {date}\r\n"), ""));
+        server_error(storage.list(FileKind::Config).map(drop))
+    };
+    let yesterday = chrono::Utc::now() - chrono::TimeDelta::days(1);
+    let error = refused_at(yesterday.to_rfc2822());
+    assert!(matches!(error, http::Error::Clock { .. }), "{error:?}");
+    let error = refused_at(chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    assert!(matches!(error, http::Error::Denied { .. }), "{error:?}");
+}
+
+#[test]
 fn refused_checksum_and_condition_headers_are_left_out() {
     let refused =
         |header: &str| complaint("400 Bad Request", "InvalidArgument", &format!("Unsupported header '{header}'"));

@@ -144,6 +144,13 @@ fn of_http(error: &http::Error) -> Explanation {
         Error::Lost { .. } | Error::Corrupted { .. } => {
             (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
         }
+        Error::Certificate { reason, .. } if reason.contains("has expired") || reason.contains("not yet valid") => {
+            (Code::HostKey, hint("renew the certificate of the server; if it is valid, check the clock of this host"))
+        }
+        Error::Certificate { reason, .. } if reason.contains("mismatch") => (
+            Code::HostKey,
+            hint("use a name of the server that its certificate contains in the address of the repository"),
+        ),
         Error::Certificate { .. } => (
             Code::HostKey,
             hint("if the server uses a certificate authority of your own, specify its certificate with --cacert FILE"),

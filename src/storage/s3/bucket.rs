@@ -9,7 +9,7 @@ use crate::storage::http::{self, Call, HttpClient, HttpContext, HttpResponse, S3
 use crate::storage::{Error, FileAction, FileKind, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use md5::Md5;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -17,6 +17,9 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// The region if none is configured and none is in the server's name.
 const DEFAULT_REGION: &str = "us-east-1";
+
+/// The maximum age of a signature, and how far in the future it may be.
+const SIGNATURE_LASTS: TimeDelta = TimeDelta::minutes(15);
 
 /// A bucket on a server.
 #[derive(Debug)]
@@ -186,6 +189,10 @@ impl Bucket {
                 Err(self.server_error(http::Error::Corrupted { server, reason: code }))
             }
             "RequestTimeTooSkewed" => Err(self.server_error(http::Error::Clock { server })),
+            // The answer to HEAD has no body that could say it.
+            _ if answer.status == 403 && answer.body.is_empty() && answer.header("date").is_some_and(is_too_far) => {
+                Err(self.server_error(http::Error::Clock { server }))
+            }
             _ if answer.status == 401 => {
                 Err(self.server_error(http::Error::Keys { server, reason: "status 401".to_owned() }))
             }
@@ -265,6 +272,11 @@ impl Bucket {
         }
         headers
     }
+}
+
+/// Returns whether the date of a response differs so much from our clock that the server accepts no signature made now.
+fn is_too_far(date: &str) -> bool {
+    DateTime::parse_from_rfc2822(date).is_ok_and(|date| (Utc::now() - date.to_utc()).abs() > SIGNATURE_LASTS)
 }
 
 /// Returns the first line of a server's message, shortened, or `otherwise` if it is empty.
