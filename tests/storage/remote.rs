@@ -387,3 +387,24 @@ fn ctrl_c_ends_a_command_with_an_unresponsive_server() {
     assert_eq!(output.code(), 130, "{output}");
     assert!(output.took < std::time::Duration::from_secs(30), "{output}");
 }
+
+#[test]
+fn a_measurement_works_with_as_many_threads_as_the_system_allows() {
+    let env = Env::new("remote-threads");
+    let sshd = env.sshd();
+    sshd.trust_host_key();
+    // Root has no such limit, and it counts all that a user runs: this one, whom ssh must know, runs nothing else.
+    env.configure(&serde_json::json!({ "ssh": { "connections": 8 } }));
+    env.sh("chown -R games: . && chown 0 config.json && chmod 644 config.json").run().assert_ok();
+    let (mut measured, mut last) = (0, String::new());
+    for threads in [2, 5, 6, 8, 10, 40] {
+        let limited = format!("setpriv --reuid=games --regid=games --clear-groups prlimit --nproc={threads} -- kvmb");
+        let output = env.sh(&format!("exec {limited} remote test --size 128M -r {}", sshd.url("kvm"))).run();
+        assert!(!output.stderr().contains("panicked"), "{threads} threads: {output}");
+        match output.code() {
+            0 => measured += 1,
+            _ => last = output.to_string(),
+        }
+    }
+    assert!(measured > 0, "no limit was high enough: {last}");
+}

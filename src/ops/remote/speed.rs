@@ -1,5 +1,6 @@
 //! Measures the speed of a server: files of random data are stored there durably, read back and removed.
 
+use crate::helper_thread;
 use crate::repo::WriterOptions;
 use crate::storage::sftp::SshContext;
 use crate::storage::sftp::fault::SftpFault;
@@ -86,7 +87,7 @@ pub(crate) fn at_length(
                 }
             };
             thread::scope(|scope| {
-                let workers: Vec<_> = (0..connections).map(|_| scope.spawn(worker)).collect();
+                let workers: Vec<_> = (0..connections).map(|_| helper_thread::start(scope, worker)).collect();
                 let results = workers.into_iter().map(|worker| worker.join());
                 let results: Vec<_> =
                     results.map(|joined| joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
