@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::fast;
-use crate::support::Env;
 use crate::support::http_server::{Certificates, HttpServer, has_rest_server};
 use crate::support::proxy::{Proxy, Trouble};
 use crate::support::scripted_http::{answer, answer_on_a_port, answer_on_a_socket};
+use crate::support::{Env, faketime};
 use kvmb::storage::http::{self, HttpContext, HttpCredentials};
 use kvmb::storage::rest::{RestAddress, RestStorage};
 use kvmb::storage::sftp::Secret;
@@ -123,6 +123,11 @@ fn server_certificate_is_checked_and_client_certificate_sent() {
     // Not the certificate's name.
     let error = server_error(at(&url.replace("127.0.0.1", "localhost"), &context).create_layout());
     assert!(matches!(error, http::Error::Certificate { .. }), "{error:?}");
+    let points = |url: &str| env.kvmb(["points", "-r", url, "--cacert", &authority, "--retry-for", "2s"]);
+    let other_name = points(&url.replace("127.0.0.1", "localhost")).run().assert_code(1);
+    other_name.assert_stderr_has("use a name of the server that its certificate contains");
+    let expired = points(&url).env("LD_PRELOAD", faketime::library()).env("FAKETIME", "+9d").run().assert_code(1);
+    expired.assert_stderr_has("if it is valid, check the clock of this host");
     // An unencrypted server does not speak TLS.
     let open = HttpServer::rclone(&env, "open", [""; 0]);
     let error = server_error(at(&open.rest_url("repo").replace("http:", "https:"), &context).create_layout());
