@@ -20,8 +20,8 @@ fn named_by(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|folder| folder.is_absolute())
 }
 
-/// The home folder: `$HOME`, otherwise that of the password database, for systemd sets no `$HOME` for services of the
-/// system.
+/// Returns the home folder: `$HOME`, or else that of the password database, because systemd does not set `$HOME` for
+/// system services.
 pub(crate) fn home() -> Option<PathBuf> {
     let named = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     named.or_else(|| {

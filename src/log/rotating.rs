@@ -110,7 +110,7 @@ impl Write for RotatingFile {
     /// Writes a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.write_line(line).inspect_err(|error| {
-            // Another error object, for the library that called drops the first one.
+            // The caller in the library drops this error, so a copy of it is kept.
             let error = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
             let _ = WRITE_FAULT.set((self.path.clone(), error));
         })?;

@@ -71,12 +71,12 @@ fn doctor_refers_users_without_machines_to_qemu_system() {
 }
 
 #[test]
-fn without_home_the_password_database_says_where_the_configuration_is() {
+fn config_is_found_through_the_password_database_without_home() {
     let env = Env::new("no home");
     fs::write(env.path("home/.kvm_backup_config.json"), "{\"jobs\": 7}\n").unwrap();
     let line = format!("root:x:0:0:root:{}:/bin/sh\n", env.path("home").display());
     fs::write(env.path("passwd"), line).unwrap();
-    // So does systemd start services of the system.
+    // systemd starts system services like this.
     let script = "mount --bind \"$1\" /etc/passwd && exec kvmb config show";
     let call = env.program("unshare").args(["--mount", "sh", "-c", script, "sh"]).args([env.path("passwd")]);
     let call = ["HOME", "XDG_CONFIG_HOME", "KVMB_CONFIG"].into_iter().fold(call, Call::without_env);

@@ -294,7 +294,7 @@ fn log_is_filtered_limited_and_followed() {
 }
 
 #[test]
-fn a_log_for_which_there_is_no_room_is_reported_once_and_fails_nothing() {
+fn full_disk_under_the_log_is_reported_once_and_fails_no_command() {
     let env = Env::new("log without room");
     let output = env.sh("kvmb init -r $R --log-file /dev/full").run().assert_ok();
     let told = "the log of this run is incomplete: cannot write /dev/full: No space left on device";

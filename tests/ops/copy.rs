@@ -541,7 +541,7 @@ fn copy_killed_at_any_step_leaves_both_repositories_sound() {
 }
 
 #[test]
-fn the_same_folder_by_another_name_is_no_second_repository() {
+fn second_repository_that_links_to_the_first_causes_a_warning() {
     let env = Env::new("copy to itself");
     let machine = env.machine("vm1").disk(Disk::qcow2(2 * MIB)).define();
     let (repo, link) = (init_at(&env, "repo"), env.repo_named("link"));

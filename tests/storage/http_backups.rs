@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::backups::noise;
-use crate::support::chains::{MIB, assert_restores, id_of};
+use crate::support::chains::{MIB, assert_restores};
 use crate::support::http_server::{Certificates, HttpServer};
 use crate::support::proxy::{Proxy, Trouble};
 use crate::support::{Call, Disk, Env, Machine, Output};

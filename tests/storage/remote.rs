@@ -389,11 +389,11 @@ fn ctrl_c_ends_a_command_with_an_unresponsive_server() {
 }
 
 #[test]
-fn a_measurement_works_with_as_many_threads_as_the_system_allows() {
+fn speed_test_works_under_a_thread_limit() {
     let env = Env::new("remote-threads");
     let sshd = env.sshd();
     sshd.trust_host_key();
-    // Root has no such limit, and it counts all that a user runs: this one, whom ssh must know, runs nothing else.
+    // The limit does not apply to root and counts all processes of a user. This user, whom ssh must know, has no others.
     env.configure(&serde_json::json!({ "ssh": { "connections": 8 } }));
     env.sh("chown -R games: . && chown 0 config.json && chmod 644 config.json").run().assert_ok();
     let (mut measured, mut last) = (0, String::new());

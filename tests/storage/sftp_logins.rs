@@ -392,7 +392,7 @@ fn ssh_keygen<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) {
 }
 
 #[test]
-fn a_certificate_lets_in_where_the_server_trusts_its_authority_and_knows_no_key() {
+fn key_certificate_is_accepted_by_a_server_that_trusts_its_authority() {
     let env = Env::new("sftp-certificate");
     let authority = env.path("authority").display().to_string();
     let sshd = env.sshd_with(&format!("TrustedUserCAKeys {authority}.pub"));

@@ -92,7 +92,7 @@ impl CopyToArgs {
     }
 }
 
-/// Whether two paths lead to one folder, by a symbolic link or a bind mount.
+/// Returns whether two paths lead to the same folder, for example through a symbolic link or a bind mount.
 fn is_same_folder(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     identity(one).is_some_and(|one| identity(other) == Some(one))

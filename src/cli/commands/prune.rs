@@ -248,7 +248,7 @@ impl PruneJob<'_> {
             let error = no_such_point(repo, machines, name.clone());
             session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
         }
-        // Nothing of what was asked for can be done.
+        // None of the requested machines has points.
         if !self.names.is_empty() && !self.names.iter().any(|name| is_known(&name)) {
             return Ok(());
         }

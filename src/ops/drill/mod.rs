@@ -136,7 +136,7 @@ impl Drill<'_> {
             (ConsoleText::default(), ConsoleText::default(), Mutex::<Vec<Damage>>::default());
         let is_over = &AtomicBool::new(false);
         thread::scope(|threads| {
-            // A thread that is refused ends those before it.
+            // If a thread is refused, those already started are ended.
             let ended = EndOfDrill { is_over, over: &over };
             let server = thread::Builder::new().spawn_scoped(threads, || {
                 served.run(&nbd, |met, _| {

@@ -76,7 +76,7 @@ impl Placing<'_> {
     fn named(&self, path: PathBuf, must_be_device: bool) -> Result<DiskPlace> {
         let real_path = resolved(&path);
         let bad = |reason: &str| Error::BadTarget { disk: self.disk.into(), path: path.clone(), reason: reason.into() };
-        // Its storage may not be mounted; the link is not replaced by a file.
+        // The storage of the target may not be mounted, so the link must not be replaced by a file.
         if let Ok(target) = fs::read_link(&real_path) {
             return Err(bad(&format!("it is a link to {}, which does not exist", target.display())));
         }

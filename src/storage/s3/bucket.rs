@@ -189,7 +189,7 @@ impl Bucket {
                 Err(self.server_error(http::Error::Corrupted { server, reason: code }))
             }
             "RequestTimeTooSkewed" => Err(self.server_error(http::Error::Clock { server })),
-            // The answer to HEAD has no body that could say it.
+            // The response to HEAD has no body that could contain the reason.
             _ if answer.status == 403 && answer.body.is_empty() && answer.header("date").is_some_and(is_too_far) => {
                 Err(self.server_error(http::Error::Clock { server }))
             }

@@ -231,7 +231,7 @@ impl Attempt<'_> {
             }
         };
         let is_encrypted = is_encrypted(&text);
-        // A certificate says more than its key, so that it comes first, as with ssh.
+        // Certificates are tried before their keys, as ssh does.
         let certificates = self.certificates_of(file).into_iter().map(|(path, _)| Some(path));
         for certificate in certificates.chain([None]) {
             match self.key_file(file, certificate.as_deref(), is_encrypted)? {
@@ -243,7 +243,7 @@ impl Attempt<'_> {
         Ok(None)
     }
 
-    /// The certificates of a key, each with its blob: the one beside the key, and configured ones.
+    /// Returns the certificates of a key with their blobs: the one next to the key file, and configured ones.
     fn certificates_of(&self, file: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let beside = PathBuf::from(format!("{}-cert.pub", file.display()));
         let Some(key) = public_half(file) else { return Vec::new() };
@@ -255,7 +255,7 @@ impl Attempt<'_> {
         iter::once(beside).chain(self.ssh_target.certificates.iter().cloned()).filter_map(certificate).collect()
     }
 
-    /// Tries a key file, as it is or with a certificate.
+    /// Tries a key file, alone or with a certificate.
     fn key_file(&mut self, file: &Path, certificate: Option<&Path>, is_encrypted: bool) -> Result<KeyOutcome> {
         let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
         let shown = match certificate {
