@@ -393,7 +393,8 @@ fn speed_test_works_under_a_thread_limit() {
     let env = Env::new("remote-threads");
     let sshd = env.sshd();
     sshd.trust_host_key();
-    // The limit does not apply to root and counts all processes of a user. This user, whom ssh must know, has no others.
+    // The limit does not apply to root, and counts all processes of a user. This user, whom ssh must know, has no
+    // others.
     env.configure(&serde_json::json!({ "ssh": { "connections": 8 } }));
     env.sh("chown -R games: . && chown 0 config.json && chmod 644 config.json").run().assert_ok();
     let (mut measured, mut last) = (0, String::new());
