@@ -13,8 +13,8 @@ use super::{BlobKind, Id, Index, PutOutcome, Repository, Result, Writer};
 
 /// Copies blobs of one kind into the repository that `writer` writes to.
 ///
-/// `ids` should be distinct, and unknown to the writer, which skips known ones. `report` is called for each blob with the
-/// outcome, or with the reason why it is unreadable: such a blob is not copied, but the others are. Ends early when
+/// `ids` should be distinct, and unknown to the writer, which skips known ones. `report` is called for each blob with
+/// the outcome, or with the reason why it is unreadable: such a blob is not copied, but the others are. Ends early when
 /// `stop` is set. An error concerns one of the two repositories as a whole.
 pub(crate) fn copy_blobs(
     (repo, index): (&Repository, &Index),
