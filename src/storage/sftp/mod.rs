@@ -2,7 +2,7 @@
 //!
 //! | file | contents |
 //! | --- | --- |
-//! | [`target`] | the address, as restic reads it |
+//! | [`address`] | the address, as restic reads it |
 //! | [`ssh_context`] | the facts about the host and its user that this layer needs |
 //! | [`mod@ssh_config`] | the options of OpenSSH's client for a host |
 //! | [`ssh_target`] | the connection parameters that result from address and options |
@@ -20,6 +20,7 @@
 //! | [`pool`] | several connections |
 //! | [`storage`] | the repository |
 
+pub(crate) mod address;
 pub(crate) mod authenticate;
 pub(crate) mod connect;
 pub(crate) mod connection;
@@ -37,15 +38,14 @@ pub(crate) mod ssh_config;
 pub(crate) mod ssh_context;
 pub(crate) mod ssh_target;
 pub(crate) mod storage;
-pub(crate) mod target;
 pub(crate) mod wire;
 
+pub use address::SftpAddress;
 pub use error::Error;
 pub(crate) use error::Result;
 pub(crate) use ssh_context::SshTimeouts;
 pub use ssh_context::{CONNECTIONS, Credentials, Secret, ShownKey, SshContext};
 pub use storage::SftpStorage;
-pub use target::SftpAddress;
 
 pub(super) use authenticate::{Login, authenticate};
 pub(super) use connect::connect;

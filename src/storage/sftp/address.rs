@@ -8,7 +8,8 @@
 //! | `sftp:user@host:/srv/kvm` | `/srv/kvm` |
 //! | `sftp:user@host:kvm` | `kvm`, relative to the folder of the login |
 //!
-//! `host` may be an alias of `~/.ssh/config`, and an IPv6 address in brackets.
+//! `host` may be an alias of `~/.ssh/config`, or an IPv6 address in brackets. In the longer form, the `%` before a zone
+//! is written `%25` (RFC 6874): `[fe80::1%25eth0]`.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use std::fmt;
@@ -91,7 +92,7 @@ impl fmt::Display for SftpAddress {
             write!(f, "{}@", utf8_percent_encode(user, ESCAPED_IN_USER))?;
         }
         match self.host.contains(':') {
-            true => write!(f, "[{}]", self.host)?,
+            true => write!(f, "[{}]", self.host.replacen('%', "%25", 1))?,
             false => f.write_str(&self.host)?,
         }
         if let Some(port) = self.port {
@@ -136,7 +137,8 @@ fn split_port(host: &str) -> Result<(String, Option<u16>), &'static str> {
             _ => return Err("its port is not a number from 1 to 65535"),
         },
     };
-    Ok((host.to_owned(), port))
+    // A plain `%` is understood, too.
+    Ok((host.replacen("%25", "%", 1), port))
 }
 
 fn decoded(text: &str) -> Result<String, &'static str> {
@@ -167,21 +169,24 @@ fn cleaned(path: &str) -> String {
 mod tests {
     use super::*;
 
-    fn target(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> SftpAddress {
+    fn address(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> SftpAddress {
         SftpAddress { user: user.map(str::to_owned), host: host.to_owned(), port, path: path.to_owned() }
     }
 
     #[test]
     fn addresses_are_parsed_as_in_restic() {
         let table = [
-            ("sftp://kvm@host:2222//srv/kvm", target(Some("kvm"), "host", Some(2222), "/srv/kvm")),
-            ("sftp://host/kvm/a", target(None, "host", None, "kvm/a")),
-            ("sftp://a%40b@host//srv/with%20space/", target(Some("a@b"), "host", None, "/srv/with space")),
-            ("sftp://kvm@[2001:db8::1]:22//srv", target(Some("kvm"), "2001:db8::1", Some(22), "/srv")),
-            ("sftp://[::1]/rel", target(None, "::1", None, "rel")),
-            ("sftp:kvm@host:/srv//kvm/./x/..", target(Some("kvm"), "host", None, "/srv/kvm")),
-            ("sftp:host:kvm", target(None, "host", None, "kvm")),
-            ("sftp:kvm@[::1]:/srv", target(Some("kvm"), "::1", None, "/srv")),
+            ("sftp://kvm@host:2222//srv/kvm", address(Some("kvm"), "host", Some(2222), "/srv/kvm")),
+            ("sftp://host/kvm/a", address(None, "host", None, "kvm/a")),
+            ("sftp://a%40b@host//srv/with%20space/", address(Some("a@b"), "host", None, "/srv/with space")),
+            ("sftp://kvm@[2001:db8::1]:22//srv", address(Some("kvm"), "2001:db8::1", Some(22), "/srv")),
+            ("sftp://[::1]/rel", address(None, "::1", None, "rel")),
+            ("sftp://[fe80::1%25eth0]:22//srv", address(None, "fe80::1%eth0", Some(22), "/srv")),
+            ("sftp://[fe80::1%eth0]//srv", address(None, "fe80::1%eth0", None, "/srv")),
+            ("sftp:kvm@[fe80::1%eth0]:/srv", address(Some("kvm"), "fe80::1%eth0", None, "/srv")),
+            ("sftp:kvm@host:/srv//kvm/./x/..", address(Some("kvm"), "host", None, "/srv/kvm")),
+            ("sftp:host:kvm", address(None, "host", None, "kvm")),
+            ("sftp:kvm@[::1]:/srv", address(Some("kvm"), "::1", None, "/srv")),
         ];
         for (url, wanted) in table {
             let parsed = SftpAddress::parse(url).unwrap();
