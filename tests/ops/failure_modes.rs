@@ -264,6 +264,17 @@ fn file_size_limit_fails_the_backup_with_a_hint() {
 }
 
 #[test]
+fn limit_of_open_files_fails_the_backup_with_a_hint() {
+    let env = Env::new("open files");
+    let machine = machine(&env);
+    init(&env);
+    let output = env.sh("ulimit -n 16; exec kvmb backup vm1 -r \"$R\"").run();
+    assert_trouble(&machine, &output, 1, "failed");
+    output.assert_stderr_has("ulimit -n");
+    assert_next_run_works(&machine);
+}
+
+#[test]
 fn thread_limit_fails_the_push_with_a_hint_and_no_panic() {
     let env = Env::new("threads");
     let machine = machine(&env);

@@ -45,6 +45,9 @@ pub(super) fn of_io(error: &io::Error) -> Explanation {
         }
         // fork() and similar; all other operations that would block are waited for.
         ErrorKind::WouldBlock => no_thread(),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+            (Code::Failed, hint("raise the limit of open files: 'LimitNOFILE=' of the systemd unit, or 'ulimit -n'"))
+        }
         // There are many other kinds, and more are added.
         _ => (Code::Failed, None),
     }
