@@ -20,11 +20,12 @@ use kvmb::ops;
 use kvmb::record::{Damage, Record, Time};
 use kvmb::repo::{self, BlobKind, Flaw, Id, LockInfo};
 use kvmb::schedule;
-use kvmb::storage::{self, FileAction, FileKind, sftp};
+use kvmb::storage::{self, FileAction, FileKind, http, sftp};
 use serde_json::{Value, json};
 
 const REPO: &str = "/backup/kvm";
 const SERVER: &str = "sftp://kvm@backup.example.com//backup/kvm";
+const BUCKET: &str = "s3:https://s3.example.com/bucket/kvm";
 
 fn machine() -> String {
     "web1".to_owned()
@@ -375,6 +376,11 @@ pub fn of_repositories() -> Vec<repo::Error> {
             .into_iter()
             .map(|source| Error::from(storage::Error::Server { url: SERVER.into(), source: Box::new(source) })),
     );
+    all.extend(
+        of_http_servers()
+            .into_iter()
+            .map(|source| Error::from(storage::Error::Http { url: BUCKET.into(), source: Box::new(source) })),
+    );
     all
 }
 
@@ -422,6 +428,46 @@ fn of_servers() -> Vec<sftp::Error> {
             offered: "publickey".into(),
         },
         Error::NoSftp { server: server(), user: "kvm".into(), reason: "subsystem refused".into() },
+    ]
+}
+
+/// Returns errors of REST servers and object storage.
+fn of_http_servers() -> Vec<http::Error> {
+    use http::Error;
+    let server = || "s3.example.com".to_owned();
+    let action = || FileAction::Write.to_string();
+    let path = || format!("{BUCKET}/config");
+    let refused =
+        |status, reason: &str| Error::Refused { action: action(), path: path(), status, reason: reason.into() };
+    let certificate = |reason: &str| Error::Certificate { server: server(), reason: reason.into() };
+    let proxy = |status| Error::Proxy { server: server(), proxy: "proxy.example.com:3128".into(), status };
+    vec![
+        Error::File { path: "/etc/kvmb/ca.pem".into(), source: missing() },
+        Error::BadFile { path: "/etc/kvmb/ca.pem".into(), reason: "it contains no certificate".into() },
+        Error::BadProxy { variable: "ALL_PROXY".into(), reason: "SOCKS is not supported" },
+        proxy(None),
+        proxy(Some(407)),
+        Error::Resolve { server: server() },
+        Error::Unreachable { server: server(), source: io::Error::from_raw_os_error(111) },
+        Error::Lost { server: server(), reason: "connection reset".into() },
+        Error::Corrupted { server: server(), reason: "XAmzContentSHA256Mismatch".into() },
+        Error::Silent { server: server(), after: Duration::from_secs(30) },
+        certificate("unable to get local issuer certificate"),
+        certificate("certificate has expired"),
+        certificate("hostname mismatch"),
+        Error::ClientCertificate { server: server(), reason: "certificate required".into() },
+        Error::Tls { server: server(), reason: "wrong version number".into() },
+        Error::Protocol { server: server(), reason: "the answer is not JSON".into() },
+        Error::Login { server: server(), reason: "status 401".into() },
+        Error::NoKeys { server: server() },
+        Error::Keys { server: server(), reason: "InvalidAccessKeyId".into() },
+        Error::Clock { server: server() },
+        Error::NoObjectLock { bucket: "bucket".into() },
+        Error::Denied { action: action(), path: path(), reason: "AccessDenied".into() },
+        refused(302, "status 302"),
+        refused(404, "NoSuchBucket"),
+        refused(503, "SlowDown"),
+        refused(507, "status 507"),
     ]
 }
 

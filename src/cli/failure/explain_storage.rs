@@ -189,6 +189,10 @@ fn of_http(error: &http::Error) -> Explanation {
                 "an append-only server permits new files only; remove old points on the server, or use another account",
             ),
         ),
+        Error::Refused { status: 300..400, .. } => (
+            Code::Failed,
+            hint("check the address of the repository and the region (AWS_REGION): the server redirects elsewhere"),
+        ),
         Error::Refused { status: 404, .. } => {
             (Code::NoRepository, hint("check the address, or create a repository there with 'kvmb init -r REPO'"))
         }

@@ -80,12 +80,14 @@ pub(super) fn section(visit: &Visit, all: &[MachineStatus<'_>]) -> Markup {
     let page = wish.page.min(pages);
     let shown: Vec<&MachineStatus<'_>> = found.iter().skip((page - 1) * PAGE).take(PAGE).copied().collect();
     let (count, total) = (found.len(), all.len());
+    // French counts 0 and 1 in the singular.
+    let machines = if count < 2 { "machine" } else { "machines" };
     let caption = match wish.sort {
         "" | "state" => visit.language.say(
             format!("{count} of {total} machines, most urgent first"),
-            format!("{count} machines sur {total}, les plus urgentes d’abord"),
+            format!("{count} {machines} sur {total}, les plus urgentes d’abord"),
         ),
-        _ => visit.language.say(format!("{count} of {total} machines"), format!("{count} machines sur {total}")),
+        _ => visit.language.say(format!("{count} of {total} machines"), format!("{count} {machines} sur {total}")),
     };
     html! {
         section class="sec" {

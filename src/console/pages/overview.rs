@@ -112,9 +112,17 @@ fn verdict(visit: &Visit, machines: &[MachineStatus<'_>], others: &[&Check]) -> 
         (_, 0, 0) => {
             visit.say("Every machine has a restore point.", "Chaque machine a un point de restauration.").to_owned()
         }
+        (_, 0, 1) => language.say(
+            format!("Every machine has a restore point. 1 of {all} needs attention."),
+            format!("Chaque machine a un point de restauration. 1 sur {all} demande attention."),
+        ),
         (_, 0, bad) => language.say(
             format!("Every machine has a restore point. {bad} of {all} need attention."),
             format!("Chaque machine a un point de restauration. {bad} sur {all} demandent attention."),
+        ),
+        (_, 1, _) => language.say(
+            format!("1 of {all} machines has no restore point."),
+            format!("1 machine sur {all} n’a pas de point de restauration."),
         ),
         (_, without, _) => language.say(
             format!("{without} of {all} machines have no restore point."),

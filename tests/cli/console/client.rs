@@ -9,7 +9,7 @@ use crate::support::{Call, Env, wait_until};
 use serde_json::Value;
 
 /// Time limit of a response.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// A response.
 #[derive(Debug)]

@@ -33,7 +33,7 @@ fn cancelled_job_is_shown_as_interrupted_in_both_tabs() {
     let _machine = prepared(&env);
     let desk = desk(&env, DESKTOP, &[]);
     let browser = &desk.browser;
-    browser.wait_for("1 of 1 machines have no restore point");
+    browser.wait_for("1 of 1 machines has no restore point");
     let job = slow_backup(&desk, "128K");
     browser.script(WATCH);
     let first = browser.tabs().remove(0);
@@ -116,7 +116,7 @@ fn damage_is_shown_on_the_overview() {
     browser.one("form[action='/points/verify'] button").click();
     desk.wait_for_job("damage");
     browser.click("Overview");
-    browser.wait_for("1 of 1 need attention");
+    browser.wait_for("1 of 1 needs attention");
     assert_eq!(browser.one(".problems .st").text(), "damaged");
     assert_eq!(browser.one("#machines .st").text(), "damaged");
     desk.end();

@@ -48,7 +48,7 @@ fn french_pages_are_french_and_language_choice_persists() {
     let desk = desk(&env, Look { language: "fr", ..DESKTOP }, &[]);
     let browser = &desk.browser;
     browser.wait_for("Chaque machine a un point de restauration.");
-    browser.wait_for("1 machines sur 1");
+    browser.wait_for("1 machine sur 1");
     for (link, title) in [
         ("Machines", "Machines"),
         ("Restaurer", "Restaurer une machine"),
