@@ -22,7 +22,7 @@ pub(super) async fn not_found(visit: &Visit) -> Response {
         (html::head(title, ""))
         p { a href="/" { (visit.say("Back to the overview", "Retour à la vue d’ensemble")) } }
     };
-    (StatusCode::NOT_FOUND, html::page(visit, title, false, body).await).into_response()
+    (StatusCode::NOT_FOUND, html::page(visit, title, html::PageUpdates::None, body).await).into_response()
 }
 
 /// Returns a page that says why nothing was done.
@@ -32,5 +32,5 @@ pub(super) async fn refused(visit: &Visit, title: &str, message: &str, back: &st
         div class="note crit" role="alert" { (html::icon("crit")) div { p { (message) } } }
         p { a href=(back) { (visit.say("Back", "Retour")) } }
     };
-    (StatusCode::UNPROCESSABLE_ENTITY, html::page(visit, title, false, body).await).into_response()
+    (StatusCode::UNPROCESSABLE_ENTITY, html::page(visit, title, html::PageUpdates::None, body).await).into_response()
 }

@@ -89,8 +89,25 @@ fn live_page(visit: &Visit) -> &str {
     if visit.path == "/log" { &visit.address } else { &visit.path }
 }
 
-/// Returns a page. `live` keeps it up to date in browsers without scripts.
-pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -> Html<String> {
+/// How an open page is kept up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageUpdates {
+    None,
+    /// By scripts only: reloading the page would discard what was typed or selected.
+    Scripts,
+    /// By scripts, or by reloading the page in browsers without them.
+    ScriptsOrReload,
+}
+
+impl PageUpdates {
+    /// Returns the updates of a page that shows a job.
+    pub(super) fn of_job(is_running: bool) -> PageUpdates {
+        if is_running { PageUpdates::ScriptsOrReload } else { PageUpdates::None }
+    }
+}
+
+/// Returns a page.
+pub(super) async fn page(visit: &Visit, title: &str, updates: PageUpdates, body: Markup) -> Html<String> {
     let running = visit.console.toolbox.jobs().await.iter().filter(|job| job.status == "running").count();
     let host = &visit.console.options.host;
     let other = match visit.language {
@@ -112,9 +129,9 @@ pub(super) async fn page(visit: &Visit, title: &str, live: bool, body: Markup) -
                 link rel="icon" href="/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/style.css";
                 script src="/console.js" defer {}
-                @if live { noscript { meta http-equiv="refresh" content="3"; } }
+                @if updates == PageUpdates::ScriptsOrReload { noscript { meta http-equiv="refresh" content="3"; } }
             }
-            body data-live=[live.then_some(live_page(visit))] {
+            body data-live=[(updates != PageUpdates::None).then(|| live_page(visit))] {
                 a class="skip" href="#main" { (visit.say("Skip to content", "Aller au contenu")) }
                 (sprite())
                 div class="frame" {

@@ -62,7 +62,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
         }
         (html::age(&visit, &answer))
     };
-    html::page(&visit, title, false, body).await
+    html::page(&visit, title, html::PageUpdates::None, body).await
 }
 
 /// `POST /doctor/check`

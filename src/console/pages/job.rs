@@ -46,7 +46,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<Stri
                 }
                 (part)
             };
-            html::page(&visit, &title, is_running, body).await.into_response()
+            html::page(&visit, &title, html::PageUpdates::of_job(is_running), body).await.into_response()
         }
         None => not_found(&visit).await,
     }

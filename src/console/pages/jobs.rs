@@ -67,7 +67,7 @@ pub(super) async fn list(Extension(visit): Extension<Visit>) -> Html<String> {
         p { a href="/log" { (visit.say("The log of all runs", "Le journal de toutes les exécutions")) } }
         (html::command(&visit, &["jobs"]))
     };
-    html::page(&visit, visit.say("Jobs", "Tâches"), true, body).await
+    html::page(&visit, visit.say("Jobs", "Tâches"), html::PageUpdates::Scripts, body).await
 }
 
 fn filter_form(visit: &Visit) -> Markup {

@@ -19,7 +19,7 @@ pub(super) async fn start(visit: &Visit, words: &[String], back: &str) -> Respon
                 (html::line(&visit.console.toolbox.command_line(words)))
                 p { a class="btn" href=(back) { (visit.say("Back", "Retour")) } }
             };
-            let page = html::page(visit, title, false, body).await;
+            let page = html::page(visit, title, html::PageUpdates::None, body).await;
             (StatusCode::UNPROCESSABLE_ENTITY, page).into_response()
         }
     }

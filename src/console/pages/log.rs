@@ -28,7 +28,8 @@ const LEVELS: [(&str, &str, &str); 4] = [
 
 /// `GET /log?q=&level=&job=`
 pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
-    let is_live = page_number(&visit) == 1;
+    let is_first = page_number(&visit) == 1;
+    let updates = if is_first { html::PageUpdates::Scripts } else { html::PageUpdates::None };
     let (q, job) = (visit.query.get("q").unwrap_or_default(), visit.query.get("job").unwrap_or_default());
     let level = visit.query.get("level").unwrap_or_default();
     let body = html! {
@@ -62,7 +63,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
         (lines(&visit, Duration::ZERO).await)
         (html::line(&visit.console.toolbox.command_line(&shown_words(&visit))))
     };
-    html::page(&visit, visit.say("Log", "Journal"), is_live, body).await
+    html::page(&visit, visit.say("Log", "Journal"), updates, body).await
 }
 
 fn page_number(visit: &Visit) -> usize {

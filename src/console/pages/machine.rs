@@ -103,7 +103,7 @@ pub(super) async fn show(visit: &Visit, name: &str, errors: &FieldErrors) -> Opt
         @if let Some(check) = check.filter(|_| !points.is_empty()) { (drill(visit, check)) }
         (known.sources(visit))
     };
-    Some(html::page(visit, name, true, body).await)
+    Some(html::page(visit, name, html::PageUpdates::ScriptsOrReload, body).await)
 }
 
 fn back_up(visit: &Visit, name: &str, errors: &FieldErrors) -> Markup {

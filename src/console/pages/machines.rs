@@ -80,7 +80,7 @@ pub(super) async fn show(visit: &Visit, errors: &FieldErrors) -> Html<String> {
         (html::command(visit, &["vms"]))
         (html::command(visit, &["disks", "*"]))
     };
-    html::page(visit, visit.say("Machines", "Machines"), true, body).await
+    html::page(visit, visit.say("Machines", "Machines"), html::PageUpdates::Scripts, body).await
 }
 
 fn row(visit: &Visit, machine: &Machine, disks: Vec<&Disk>, known: &[MachineStatus<'_>], rules: &Rules) -> Vec<Markup> {

@@ -32,7 +32,7 @@ pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
         }
         (html::command(&visit, &["status"]))
     };
-    html::page(&visit, visit.say("Overview", "Vue d’ensemble"), true, body).await
+    html::page(&visit, visit.say("Overview", "Vue d’ensemble"), html::PageUpdates::Scripts, body).await
 }
 
 /// Returns the checks that are not about machines.

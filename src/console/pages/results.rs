@@ -23,5 +23,5 @@ pub(super) async fn show(visit: &Visit, title: &str, words: &[String], answer: &
         p { a class="btn" href=(back) { (visit.say("Back", "Retour")) } }
     };
     let status = if is_done { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
-    (status, html::page(visit, title, false, body).await).into_response()
+    (status, html::page(visit, title, html::PageUpdates::None, body).await).into_response()
 }

@@ -156,7 +156,7 @@ async fn show(visit: &Visit) -> (StatusCode, Html<String>) {
         }
     };
     let status = if error.is_some() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
-    (status, html::page(visit, title, false, body).await)
+    (status, html::page(visit, title, html::PageUpdates::None, body).await)
 }
 
 /// Returns tabs for the repositories, each of which has its own rules.

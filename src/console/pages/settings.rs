@@ -107,7 +107,7 @@ async fn show(visit: &Visit, errors: &[FieldError]) -> Html<String> {
         }
         (html::command(visit, &["config", "show", "--all"]))
     };
-    html::page(visit, visit.say("Configuration", "Configuration"), false, body).await
+    html::page(visit, visit.say("Configuration", "Configuration"), html::PageUpdates::None, body).await
 }
 
 /// Returns the setting with this key.
@@ -333,7 +333,7 @@ pub(super) async fn review_of(visit: &Visit, changes: &[String], back: &str) -> 
         } @else { p { a class="btn" href=(back) { (visit.say("Back", "Retour")) } } }
         (html::line(&visit.console.toolbox.command_line(&words)))
     };
-    html::page(visit, title, false, body).await.into_response()
+    html::page(visit, title, html::PageUpdates::None, body).await.into_response()
 }
 
 /// `POST /settings/write`

@@ -150,6 +150,19 @@ fn machines_with_hostile_names_work_and_are_escaped() {
 }
 
 #[test]
+fn pages_with_filters_are_not_reloaded_without_scripts() {
+    let env = Env::new("no reload");
+    let _machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    let console = open(&env, &[]);
+    let refresh = "http-equiv=\"refresh\"";
+    for path in ["/", "/machines", "/jobs", "/log"] {
+        let page = console.get(path).assert_status(200).assert_has("data-live");
+        assert!(!page.body.contains(refresh), "{path} discards what is typed");
+    }
+    console.get("/machines/kvmb-test-vm1").assert_status(200).assert_has(refresh);
+}
+
+#[test]
 fn read_only_console_refuses_machine_point_and_restore_forms() {
     let env = Env::new("read only forms");
     let _machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();

@@ -56,5 +56,5 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(na
         }
         (html::age(&visit, &status))
     };
-    html::page(&visit, &title, false, body).await.into_response()
+    html::page(&visit, &title, html::PageUpdates::None, body).await.into_response()
 }

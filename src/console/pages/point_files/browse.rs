@@ -68,7 +68,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
             (html::line(&visit.console.toolbox.command_line(&overview)))
         }
     };
-    html::page(&visit, &format!("{title}, {}", point.machine), false, body).await.into_response()
+    html::page(&visit, &format!("{title}, {}", point.machine), html::PageUpdates::None, body).await.into_response()
 }
 
 /// Returns a name of the guest, isolated from the surrounding text and without control characters.

@@ -107,7 +107,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id
         }
         (known.sources(&visit))
     };
-    html::page(&visit, &title, false, body).await.into_response()
+    html::page(&visit, &title, html::PageUpdates::None, body).await.into_response()
 }
 
 /// Returns the damaged ranges of a point, from the newest verification that found any.

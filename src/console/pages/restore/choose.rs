@@ -59,7 +59,7 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>) -> Html
         }
         (known.sources(&visit))
     };
-    html::page(&visit, visit.say("Restore", "Restaurer"), false, body).await
+    html::page(&visit, visit.say("Restore", "Restaurer"), html::PageUpdates::None, body).await
 }
 
 fn filter(visit: &Visit, machines: &BTreeSet<&str>, here: &BTreeSet<&str>, points: &[&Point]) -> Markup {

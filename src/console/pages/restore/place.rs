@@ -126,7 +126,7 @@ pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, erro
             }
         }
     };
-    html::page(visit, &title, false, body).await
+    html::page(visit, &title, html::PageUpdates::None, body).await
 }
 
 /// Returns hidden fields that keep the values of the last step.

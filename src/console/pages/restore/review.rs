@@ -94,7 +94,7 @@ async fn show(visit: &Visit, point: &Point, known: &KnownPoints, fields: &Fields
         }
         (html::line(&visit.console.toolbox.command_line(&words)))
     };
-    let page = html::page(visit, &title, false, body).await;
+    let page = html::page(visit, &title, html::PageUpdates::None, body).await;
     match (is_possible, error) {
         (true, None) => page.into_response(),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, page).into_response(),

@@ -157,7 +157,7 @@ async fn show(visit: &Visit, check: &Check, error: Option<&str>) -> Html<String>
             (html::command(visit, &["restore", "--abort", "--", machine]))
         }
     };
-    html::page(visit, &title, false, body).await
+    html::page(visit, &title, html::PageUpdates::None, body).await
 }
 
 /// `POST /live-restores/NAME/continue`

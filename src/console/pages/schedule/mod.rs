@@ -119,7 +119,7 @@ async fn show(visit: &Visit, form: &Fields, failed: Option<&Answer>) -> Html<Str
         }
         @if let Some(meant) = meant.filter(|_| visit.may_change()) { (install_form(visit, meant, drill, form, failed)) }
     };
-    html::page(visit, title, false, body).await
+    html::page(visit, title, html::PageUpdates::None, body).await
 }
 
 /// Describes an expression and its next runs.

@@ -56,7 +56,7 @@ async fn show(visit: &Visit, form: Option<&Fields>, errors: &[FieldError]) -> Ht
         @if let Some(test) = &test { (steps::section(visit, test, errors)) }
         @if let Ok(address) = &address { (key_section(visit, address, &values, errors)) }
     };
-    html::page(visit, title, is_running, body).await
+    html::page(visit, title, html::PageUpdates::of_job(is_running), body).await
 }
 
 /// Returns the form that tests and saves the address.
@@ -298,7 +298,7 @@ pub(super) async fn set_up(Extension(visit): Extension<Visit>) -> Response {
         }
     };
     let status = if is_done { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
-    (status, html::page(&visit, title, false, body).await).into_response()
+    (status, html::page(&visit, title, html::PageUpdates::None, body).await).into_response()
 }
 
 /// `POST /server/init`: creates the repository on the server.
