@@ -199,6 +199,7 @@ impl Error {
         match self {
             Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted => true,
             Error::Http { source, .. } => source.is_unreachable(),
+            Error::Io { source, .. } if is_own_limit(source) => true,
             _ => self.is_transient(),
         }
     }
@@ -249,6 +250,13 @@ impl Error {
             | Error::Interrupted => false,
         }
     }
+}
+
+/// Returns whether a call failed at a limit of this process or host, which says nothing about the file.
+fn is_own_limit(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = error.raw_os_error();
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM].iter().any(|limit| number == Some(limit.raw_os_error()))
 }
 
 /// Formats how long it was tried; empty if there was only one attempt.

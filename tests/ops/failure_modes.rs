@@ -264,13 +264,17 @@ fn file_size_limit_fails_the_backup_with_a_hint() {
 }
 
 #[test]
-fn limit_of_open_files_fails_the_backup_with_a_hint() {
+fn limit_of_open_files_is_no_damage_and_has_a_hint() {
     let env = Env::new("open files");
     let machine = machine(&env);
     init(&env);
-    let output = env.sh("ulimit -n 16; exec kvmb backup vm1 -r \"$R\"").run();
-    assert_trouble(&machine, &output, 1, "failed");
-    output.assert_stderr_has("ulimit -n");
+    backup(&machine);
+    // The limit is reached while the repository is read, or when the file systems are to be read.
+    for files in [5, 6, 8] {
+        let output = env.sh(&format!("ulimit -n {files}; exec kvmb files ls vm1@latest -r $R")).run();
+        assert_eq!((output.code(), &output.record_of("failure")["code"]), (1, &json!("failed")), "{output}");
+        output.assert_stderr_has("Too many open files").assert_stderr_has("ulimit -n");
+    }
     assert_next_run_works(&machine);
 }
 

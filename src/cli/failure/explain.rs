@@ -48,7 +48,7 @@ fn of_confined(error: &ConfinedError) -> Explanation {
         ConfinedError::Ended(_) | ConfinedError::Silent | ConfinedError::Protocol(_) => {
             (Code::Failed, hint("the file system may be damaged or malicious; an older point may be intact"))
         }
-        ConfinedError::Start(_) => (Code::Failed, None),
+        ConfinedError::Start(source) => of_io(source),
     }
 }
 

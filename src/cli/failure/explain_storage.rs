@@ -180,7 +180,7 @@ fn of_http(error: &http::Error) -> Explanation {
             Code::Unsupported,
             hint(
                 "enable versioning and Object Lock for the bucket, or choose a bucket that does not exist yet: \
-                 'kvmb init --lock-for' creates it with Object Lock",
+                 'kvmb init --lock-for 30d' creates it with Object Lock",
             ),
         ),
         Error::Denied { .. } => (
