@@ -21,7 +21,6 @@ const SCRATCH_BYTES: u64 = 256 << 20;
 
 /// The reason for leaving out a disk that the configuration excludes.
 pub(crate) const EXCLUDED_BY_CONFIGURATION: &str = "excluded in the configuration (excluded_disks)";
-const EXCLUDED_ON_REQUEST: &str = "excluded on request";
 
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotRequest {
@@ -52,8 +51,7 @@ pub(crate) fn snapshot(
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, mut skipped) = choose(machine, &definition, request)?;
-    let is_excluded = |disk: &SkippedDisk| [EXCLUDED_ON_REQUEST, EXCLUDED_BY_CONFIGURATION].contains(&&*disk.reason);
-    if disks.is_empty() && skipped.iter().any(is_excluded) {
+    if disks.is_empty() && definition.disks.iter().any(|disk| machine.skip_reason(disk).is_none()) {
         tracing::warn!("all disks of {} are excluded, so only its definition is backed up", machine.name());
     }
     // This comes first, because leftovers may fill the scratch space or include a checkpoint that was never committed.
@@ -152,7 +150,7 @@ pub(crate) fn choose(
             (Some(_), true, _) if request.disks.is_some() => None,
             (Some(reason), ..) => Some(reason),
             (None, false, _) => Some("not requested".to_owned()),
-            (None, true, true) => Some(EXCLUDED_ON_REQUEST.to_owned()),
+            (None, true, true) => Some("excluded on request".to_owned()),
             (None, true, false) if request.disks.is_none() && request.configured_exclude.contains(&disk.target) => {
                 Some(EXCLUDED_BY_CONFIGURATION.to_owned())
             }

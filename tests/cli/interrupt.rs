@@ -45,7 +45,7 @@ impl Drop for Stopped {
 }
 
 /// Waits until kvmb (and no longer the shell that executes it) handles SIGINT.
-fn wait_until_it_listens(pid: i32) {
+fn wait_until_it_handles_signals(pid: i32) {
     wait_until("it handles signals", Duration::from_secs(60), || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let is_kvmb = status.lines().next() == Some("Name:\tkvmb");
@@ -85,7 +85,7 @@ fn stage_waiting_for_records_ends_on_a_signal() {
         // A fifo that is open for writing has no end.
         let script = format!("mkfifo fifo-{command}; exec kvmb {command} <>fifo-{command}");
         let running = env.sh(&script).env("KVMB_REPO", env.repo()).limit(Duration::from_secs(20)).spawn();
-        wait_until_it_listens(running.pid());
+        wait_until_it_handles_signals(running.pid());
         running.signal(BOTH[at % 2].0);
         (command, BOTH[at % 2].1, running)
     });
@@ -136,7 +136,7 @@ fn release_finishes_even_when_interrupted() {
     wait_until("the capture is open", Duration::from_secs(60), || vm1.is_captured());
     let release = || process::of(&env.path("")).into_iter().find(|process| process.command_line == "kvmb release");
     let pid = release().expect("the last stage").pid;
-    wait_until_it_listens(pid);
+    wait_until_it_handles_signals(pid);
     kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
     fs::write(env.path("go"), "").unwrap();
     running.wait().assert_ok();
@@ -178,7 +178,7 @@ fn hash_and_push_are_interrupted_in_the_middle_of_a_disk() {
             let held = Stopped::process(vm1.qemu_pid().unwrap());
             let mut running = env.kvmb([command]).env("KVMB_REPO", env.repo()).stdin(&captured.stdout).spawn();
             match command {
-                "hash" => wait_until_it_listens(running.pid()),
+                "hash" => wait_until_it_handles_signals(running.pid()),
                 _ => wait_until_it_has_a_lock(&env, &mut running),
             }
             running.signal(signal);
@@ -270,7 +270,7 @@ fn named_pipes_in_place_of_files_cannot_block_exit() {
         let running = call().spawn();
         match at {
             3 => wait_until("it runs", Duration::from_secs(60), || !process::of(&env.path("")).is_empty()),
-            _ => wait_until_it_listens(running.pid()),
+            _ => wait_until_it_handles_signals(running.pid()),
         }
         running.signal(signal);
         let output = running.wait();

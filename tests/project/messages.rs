@@ -433,13 +433,14 @@ fn of_servers() -> Vec<sftp::Error> {
 
 /// Returns errors of REST servers and object storage.
 fn of_http_servers() -> Vec<http::Error> {
-    use http::Error;
+    use http::{CertificateFlaw, Error};
     let server = || "s3.example.com".to_owned();
     let action = || FileAction::Write.to_string();
     let path = || format!("{BUCKET}/config");
     let refused =
         |status, reason: &str| Error::Refused { action: action(), path: path(), status, reason: reason.into() };
-    let certificate = |reason: &str| Error::Certificate { server: server(), reason: reason.into() };
+    let certificate =
+        |reason: &str, flaw: CertificateFlaw| Error::Certificate { server: server(), reason: reason.into(), flaw };
     let proxy = |status| Error::Proxy { server: server(), proxy: "proxy.example.com:3128".into(), status };
     vec![
         Error::File { path: "/etc/kvmb/ca.pem".into(), source: missing() },
@@ -452,9 +453,9 @@ fn of_http_servers() -> Vec<http::Error> {
         Error::Lost { server: server(), reason: "connection reset".into() },
         Error::Corrupted { server: server(), reason: "XAmzContentSHA256Mismatch".into() },
         Error::Silent { server: server(), after: Duration::from_secs(30) },
-        certificate("unable to get local issuer certificate"),
-        certificate("certificate has expired"),
-        certificate("hostname mismatch"),
+        certificate("unable to get local issuer certificate", CertificateFlaw::Untrusted),
+        certificate("certificate has expired", CertificateFlaw::OutOfDate),
+        certificate("hostname mismatch", CertificateFlaw::OtherName),
         Error::ClientCertificate { server: server(), reason: "certificate required".into() },
         Error::Tls { server: server(), reason: "wrong version number".into() },
         Error::Protocol { server: server(), reason: "the answer is not JSON".into() },

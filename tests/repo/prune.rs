@@ -508,22 +508,25 @@ fn refused_removals_fail_the_prune_but_not_backups() {
         settle: Duration::from_millis(5),
         refresh: Duration::from_millis(20),
         stale: Duration::from_millis(1000),
+        retry: Duration::from_millis(20),
         ..Default::default()
     };
     for round in 0..3 {
         // Locks of earlier rounds cannot be removed, and become stale.
         let lock = repo.lock_with(LockMode::Shared, Duration::ZERO, timing).unwrap();
         write_disk(&repo, "vm1", &halves(round, 9));
-        std::thread::sleep(Duration::from_millis(100));
+        let files = || faulty.list(FileKind::Lock).unwrap().len();
+        let written = files();
+        crate::support::repo::until(|| files() > written + 1);
         lock.check().unwrap();
     }
     assert!(faulty.list(FileKind::Lock).unwrap().len() > 3);
     assert_eq!(repo.snapshots().unwrap().snapshots.len(), 3);
     // An exclusive lock that remains is ignored as well once it is stale.
-    std::thread::sleep(Duration::from_millis(1200));
-    drop(repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing).unwrap());
-    std::thread::sleep(Duration::from_millis(1200));
-    drop(repo.lock_with(LockMode::Shared, Duration::ZERO, timing).unwrap());
+    let patience = Duration::from_secs(60);
+    drop(repo.lock_with(LockMode::Exclusive, patience, timing).unwrap());
+    assert!(matches!(repo.lock_with(LockMode::Shared, Duration::ZERO, timing), Err(Error::Locked { .. })));
+    drop(repo.lock_with(LockMode::Shared, patience, timing).unwrap());
 
     faulty.heal();
     unlock(&*faulty);

@@ -123,7 +123,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
 
 /// Explains errors of an HTTP server.
 fn of_http(error: &http::Error) -> Explanation {
-    use http::Error;
+    use http::{CertificateFlaw, Error};
     match error {
         Error::Secret(_) => (Code::Usage, None),
         Error::File { source, .. } => of_io(source),
@@ -144,14 +144,14 @@ fn of_http(error: &http::Error) -> Explanation {
         Error::Lost { .. } | Error::Corrupted { .. } => {
             (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
         }
-        Error::Certificate { reason, .. } if reason.contains("has expired") || reason.contains("not yet valid") => {
+        Error::Certificate { flaw: CertificateFlaw::OutOfDate, .. } => {
             (Code::HostKey, hint("renew the certificate of the server; if it is valid, check the clock of this host"))
         }
-        Error::Certificate { reason, .. } if reason.contains("mismatch") => (
+        Error::Certificate { flaw: CertificateFlaw::OtherName, .. } => (
             Code::HostKey,
             hint("use a name of the server that its certificate contains in the address of the repository"),
         ),
-        Error::Certificate { .. } => (
+        Error::Certificate { flaw: CertificateFlaw::Untrusted, .. } => (
             Code::HostKey,
             hint("if the server uses a certificate authority of your own, specify its certificate with --cacert FILE"),
         ),

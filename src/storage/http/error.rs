@@ -55,7 +55,7 @@ pub enum Error {
     },
     /// The server's certificate is invalid, or not issued by a trusted authority.
     #[error("the certificate of {server} cannot be verified: {reason}")]
-    Certificate { server: String, reason: String },
+    Certificate { server: String, reason: String, flaw: CertificateFlaw },
     /// The server requires a client certificate, or a different one.
     #[error("{server} does not accept the certificate of this host: {reason}")]
     ClientCertificate { server: String, reason: String },
@@ -100,6 +100,17 @@ pub enum Error {
         status: u16,
         reason: String,
     },
+}
+
+/// What is wrong with a server's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateFlaw {
+    /// It has expired or is not yet valid.
+    OutOfDate,
+    /// It is for another name.
+    OtherName,
+    /// Anything else; usually, no trusted authority issued it.
+    Untrusted,
 }
 
 impl Error {

@@ -20,7 +20,7 @@ pub(crate) mod proxy;
 pub(crate) mod socket;
 pub(crate) mod tls;
 
-pub use error::Error;
+pub use error::{CertificateFlaw, Error};
 pub use http_context::{HttpContext, HttpCredentials, HttpProxies, HttpTimeouts, ProxyVariable, S3Keys};
 
 pub(super) use client::{Call, HttpClient, HttpResponse, Upload};

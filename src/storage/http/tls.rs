@@ -1,7 +1,7 @@
 //! Trusted authorities, and the client certificate of this host. TLS is implemented by the distribution's OpenSSL,
 //! which gets security updates; the trusted authorities are the distribution's, too.
 
-use super::error::{Error, Result};
+use super::error::{CertificateFlaw, Error, Result};
 use super::http_context::HttpContext;
 use std::fs;
 use std::path::Path;
@@ -55,13 +55,22 @@ pub(super) fn explain(server: &str, words: &str) -> Error {
     if words.contains("certificate verify failed") {
         // `…:certificate verify failed:../ssl/…:1889: (self-signed certificate)`
         let reason = words.rsplit_once('(').map_or(words, |(_, reason)| reason.trim_end_matches(')'));
-        return Error::Certificate { server, reason: reason.to_owned() };
+        return Error::Certificate { server, reason: reason.to_owned(), flaw: flaw_of(reason) };
     }
     let reason = words.split(':').filter(|part| part.contains(' ')).find(|part| !part.contains("routines"));
     let reason = reason.unwrap_or(words).trim().to_owned();
     match words.contains("alert") && (words.contains("certificate") || words.contains("unknown ca")) {
         true => Error::ClientCertificate { server, reason },
         false => Error::Tls { server, reason },
+    }
+}
+
+/// Interprets OpenSSL's text for the result of a verification (`X509_verify_cert_error_string`).
+fn flaw_of(reason: &str) -> CertificateFlaw {
+    match reason {
+        "certificate has expired" | "certificate is not yet valid" => CertificateFlaw::OutOfDate,
+        "hostname mismatch" | "IP address mismatch" => CertificateFlaw::OtherName,
+        _ => CertificateFlaw::Untrusted,
     }
 }
 
