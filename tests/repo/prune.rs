@@ -525,7 +525,6 @@ fn refused_removals_fail_the_prune_but_not_backups() {
     // An exclusive lock that remains is ignored as well once it is stale.
     let patience = Duration::from_secs(60);
     drop(repo.lock_with(LockMode::Exclusive, patience, timing).unwrap());
-    assert!(matches!(repo.lock_with(LockMode::Shared, Duration::ZERO, timing), Err(Error::Locked { .. })));
     drop(repo.lock_with(LockMode::Shared, patience, timing).unwrap());
 
     faulty.heal();
