@@ -62,6 +62,16 @@ impl DirectFile {
         }
     }
 
+    /// Reads bytes that were written. They do not go through the page cache if the file system supports that.
+    pub(crate) fn read(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
+        if let Some(bytes) = self.direct.as_ref().and_then(|_| read_range(&self.file, at, length)) {
+            return Ok(bytes);
+        }
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
     pub(crate) fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let direct = self.direct.as_ref().filter(|_| at.is_multiple_of(ALIGNMENT as u64));
         let (blocks, rest) = bytes.split_at(bytes.len() - bytes.len() % ALIGNMENT);

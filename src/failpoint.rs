@@ -91,8 +91,10 @@ pub enum Failpoint {
     RestoreDefined,
     /// The replaced files are removed.
     RestoreKept,
-    /// QEMU reports that a disk of a live restore has all its data; the image may not have it yet.
-    RestorePulled,
+    /// The images of a live restore are complete and in their places; the machine runs on its point.
+    RestoreCopied,
+    /// The machine of a live restore is paused and on its own disks; its definition may not say so.
+    RestoreSwitched,
     /// The changes that a drill will make to the host are recorded.
     DrillNoted,
     /// The drill's files are written.

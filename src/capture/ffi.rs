@@ -81,13 +81,25 @@ pub(super) fn block_job(domain: &Domain, disk: &str) -> Result<Option<(i32, u64,
     Ok((found > 0).then_some((info.type_, info.cur, info.end)))
 }
 
-/// Starts to copy everything below a disk's image into the image, at most this number of bytes per second; 0 means
-/// unlimited.
-pub(super) fn block_pull(domain: &Domain, disk: &str, bytes_per_second: u64) -> Result<()> {
+/// Starts to copy the top image of a disk to an existing image, which has the content of everything below it. Until the
+/// job ends, what the guest writes goes to both.
+pub(super) fn block_copy_top(domain: &Domain, disk: &str, destination_xml: &str) -> Result<()> {
+    let (disk, destination) = (CString::new(disk)?, CString::new(destination_xml)?);
+    let flags = sys::VIR_DOMAIN_BLOCK_COPY_SHALLOW
+        | sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
+        | sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+        | sys::VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES;
+    // SAFETY: the domain and both strings live until the call returns; there are no parameters.
+    check(unsafe {
+        sys::virDomainBlockCopy(domain.as_ptr(), disk.as_ptr(), destination.as_ptr(), ptr::null_mut(), 0, flags)
+    })
+}
+
+/// Makes the copy of a disk, which must be complete, the disk of the machine.
+pub(super) fn block_pivot(domain: &Domain, disk: &str) -> Result<()> {
     let disk = CString::new(disk)?;
-    let flags = sys::VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES;
     // SAFETY: the domain and the name live until the call returns.
-    check(unsafe { sys::virDomainBlockPull(domain.as_ptr(), disk.as_ptr(), bytes_per_second, flags) })
+    check(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT) })
 }
 
 /// Freezes all file systems of the guest and returns their number.

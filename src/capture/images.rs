@@ -142,17 +142,6 @@ pub(crate) fn remove_bitmap(path: &Path, name: &str, data_bytes: Option<u64>) ->
     qemu_img_bitmap("--remove", path, name, data_bytes)
 }
 
-/// Sets a raw backing file in the header of a qcow2 image. Neither is read. This fails if the image is open.
-pub(crate) fn put_on(path: &Path, below: &str) -> Result<()> {
-    let mut command = Command::new("qemu-img");
-    command.args(["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", below, "--"]).arg(path);
-    let output = run(command, path)?;
-    if !output.status.success() {
-        return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
-    }
-    Ok(())
-}
-
 /// Opens the image without its backing file and data file, which its header may name wrongly.
 fn qemu_img_bitmap(action: &str, path: &Path, name: &str, data_bytes: Option<u64>) -> Result<()> {
     let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());

@@ -27,7 +27,7 @@
 //! | [`holders`] | the processes that have a file open |
 //! | [`images`] | image files: their identity and their bitmaps |
 //! | [`process`] | processes, distinguished from later ones with the same PID |
-//! | `pull` | copies the backing file of an image into it while the machine runs (block pull) |
+//! | `block_copy` | moves a running machine from an overlay to another image (block copy) |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`parts::safe_path`] | safe access to files in folders that QEMU's user can write to |
 //! | [`state`] | the state of an open capture, on disk |
@@ -43,6 +43,7 @@
 //! touched.
 
 pub mod agent;
+mod block_copy;
 pub mod block_job;
 pub(crate) mod checkpoint;
 pub mod close;
@@ -67,7 +68,6 @@ pub(crate) mod open;
 pub(crate) mod parts;
 pub(crate) mod pools;
 pub mod process;
-mod pull;
 pub(crate) mod runtime;
 mod signals;
 pub mod state;

@@ -354,9 +354,9 @@ pub enum Error {
     /// The machine was shut down before all of its data was copied.
     #[error("{machine} was shut down before its restore was finished")]
     LiveRestoreStopped { machine: String },
-    /// QEMU repeatedly aborts the copy.
-    #[error("the data of {machine}'s disk {disk} cannot be copied from the point")]
-    PullFailed { machine: String, disk: String },
+    /// QEMU repeatedly aborts the copy of an overlay.
+    #[error("{machine} cannot be moved to its new disk {disk}")]
+    NotSwitched { machine: String, disk: String },
     /// Nothing determines where the disk is restored to.
     #[error("disk {disk} has no destination: {reason}")]
     NoDestination { disk: String, reason: String },

@@ -88,7 +88,8 @@ impl Scene {
             | Failpoint::RestorePlaced
             | Failpoint::RestoreDefined
             | Failpoint::RestoreKept
-            | Failpoint::RestorePulled => false,
+            | Failpoint::RestoreCopied
+            | Failpoint::RestoreSwitched => false,
         }
     }
 }

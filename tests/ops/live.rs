@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::support::backups::{MIB, backup, init, names_in, noise, stopped_at, text};
 use crate::support::call::{Call, Running};
 use crate::support::guest::Ext4;
+use crate::support::storage::LoopDevice;
 use crate::support::{Disk, DiskModel, Env, FreezeMode, Machine, Output, process, wait_until};
 use kvmb::failpoint::Failpoint;
 use serde_json::Value;
@@ -35,8 +36,9 @@ fn live(env: &Env, args: &[&str]) -> Call {
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite", "--live"]).args(args)
 }
 
+/// Continues the restore, no longer slowly.
 fn resume(env: &Env) -> Call {
-    env.kvmb(["restore", "--continue", "vm1"])
+    env.kvmb(["restore", "--continue", "vm1", "--limit-read", "1G"])
 }
 
 /// Starts a live restore with a running machine and slow copying.
@@ -68,6 +70,15 @@ fn supervisor(machine: &Machine) -> i32 {
     let process = || serde_json::from_slice::<Value>(&fs::read(machine.env().path(&name)).ok()?).ok();
     wait_until("there is a supervisor", LIMIT, || process().is_some());
     i32::try_from(process().expect("a process")["pid"].as_i64().expect("a pid")).expect("a pid")
+}
+
+fn state_path(machine: &Machine) -> PathBuf {
+    machine.env().path(format!("data/live-restores/{}.json", machine.uuid()))
+}
+
+/// Returns the state of a machine's live restore.
+fn state_of(machine: &Machine) -> Value {
+    serde_json::from_slice(&fs::read(state_path(machine)).expect("read")).expect("JSON")
 }
 
 /// Kills everything at once, like a crash of the host.
@@ -269,8 +280,7 @@ fn supervisor_finishes_killed_but_not_interrupted_restores() {
     let env = Env::with_libvirtd("livegoeson");
     let machine = machine_with_a_point(&env);
     let definition = machine.definition();
-    let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
-    let state = || serde_json::from_slice::<Value>(&fs::read(&path).expect("read")).expect("JSON");
+    let state = || state_of(&machine);
     // On a host with systemd, no unit is started if a variable contains a secret.
     let restore = running(live(&env, &["--limit-read", "1M"]).env("AWS_SECRET_ACCESS_KEY", "x"));
     supervisor(&machine);
@@ -281,28 +291,90 @@ fn supervisor_finishes_killed_but_not_interrupted_restores() {
     env.kvmb(["restore", "--continue", "vm1", "--unattended"]).run().assert_code(5);
     assert_eq!(state()["held"], Value::Bool(true));
 
-    let continued = resume(&env).spawn();
+    let continued = env.kvmb(["restore", "--continue", "vm1"]).spawn();
     let pid = i64::from(continued.pid());
     wait_until("a person continues it", LIMIT, || state()["process"]["pid"] == pid);
     assert_eq!(state()["held"], Value::Bool(false));
     continued.kill();
     continued.wait();
-    wait_until("the restore is over", Duration::from_secs(120), || !path.exists());
+    wait_until("the restore is over", Duration::from_secs(120), || !state_path(&machine).exists());
     wait_until("kvmb has ended", LIMIT, || !process::of(&env.path("")).iter().any(|process| process.is("kvmb")));
     assert_done(&machine, &definition, &machine.models());
 }
 
 #[test]
-fn copy_lost_with_its_qemu_is_repeated_on_continue() {
-    let env = Env::new("livelost");
+fn writes_before_the_move_to_the_own_disks_survive_a_kill_of_everything() {
+    for step in [Failpoint::RestoreCopied, Failpoint::RestoreSwitched] {
+        let env = Env::new("livelost");
+        let machine = machine_with_a_point(&env);
+        let definition = machine.definition();
+        let call = live(&env, &["--limit-read", "4M"]).env("KVMB_TEST_STOP_AT", step.name());
+        let restore = running(call);
+        machine.reconnect();
+        machine.write("vda", 3 * MIB, 2 * MIB, 0x66);
+        machine.write("vdb", 7 * MIB, 4096, 0x67);
+        machine.flush("vda");
+        machine.flush("vdb");
+        wait_until("it has reached the step", LIMIT, || restore.is_stopped());
+        lose_all(&machine, restore);
+        resume(&env).run().assert_ok();
+        assert_done(&machine, &definition, &machine.models());
+    }
+}
+
+#[test]
+fn paused_machine_is_resumed_after_a_kill_of_its_restore() {
+    let env = Env::new("livepaused");
     let machine = machine_with_a_point(&env);
-    let definition = machine.definition();
-    let restore = stopped_at(live(&env, &[]), Failpoint::RestorePulled);
-    machine.kill();
+    let (then, definition) = (machine.models(), machine.definition());
+    let restore = stopped_at(live(&env, &[]), Failpoint::RestoreSwitched);
     restore.kill();
     restore.wait();
+    assert!(env.virsh(&["domstate", machine.uuid()]).contains("paused"));
     resume(&env).run().assert_ok();
-    assert_done(&machine, &definition, &machine.models());
+    assert!(env.virsh(&["domstate", machine.uuid()]).contains("running"));
+    assert_done(&machine, &definition, &then);
+}
+
+#[test]
+fn machine_that_a_person_paused_stays_paused() {
+    let env = Env::new("livesuspended");
+    let machine = machine_with_a_point(&env);
+    let (then, definition) = (machine.models(), machine.definition());
+    let restore = slow(&env);
+    restore.interrupt();
+    restore.wait().assert_code(130);
+    env.virsh(&["suspend", machine.uuid()]);
+    resume(&env).run().assert_ok();
+    assert!(env.virsh(&["domstate", machine.uuid()]).contains("paused"));
+    assert_done(&machine, &definition, &then);
+}
+
+#[test]
+fn continued_copy_keeps_what_was_copied_and_repairs_what_was_not() {
+    let env = Env::new("liveresumed");
+    let machine = machine_with_a_point(&env);
+    let (then, definition) = (machine.models(), machine.definition());
+    let restore = slow(&env);
+    let names = names_in(&env.disks()).into_iter().filter(|name| name.ends_with("-vda.data"));
+    let unfinished = names.map(|name| env.disks().join(name)).next().expect("an unfinished image");
+    let holes = || {
+        let bytes = fs::read(&unfinished).expect("read");
+        bytes.chunks(MIB as usize).filter(|chunk| chunk.iter().all(|byte| *byte == 0)).count()
+    };
+    let before = holes();
+    wait_until("more is copied", LIMIT, || holes() + 4 <= before);
+    restore.kill();
+    restore.wait();
+    // A torn write, as after a loss of power.
+    let image = fs::File::options().read(true).write(true).open(&unfinished).expect("open");
+    let last = image.metadata().expect("stat").len() - 512;
+    let mut torn = vec![0; 512];
+    image.read_exact_at(&mut torn, last).expect("read");
+    torn.iter_mut().for_each(|byte| *byte ^= 0xff);
+    image.write_all_at(&torn, last).expect("write");
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &then);
 }
 
 #[test]
@@ -316,8 +388,8 @@ fn supervisor_finishes_the_restore_after_a_reboot() {
     machine.flush("vda");
     lose_all(&machine, restore);
     // The kernel reports another boot, and systemd executes the command of the unit.
-    let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
-    let mut state: Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
+    let path = state_path(&machine);
+    let mut state = state_of(&machine);
     state["boot"] = "another".into();
     state["limit_read"] = Value::Null;
     fs::write(&path, state.to_string()).expect("write");
@@ -400,7 +472,6 @@ fn restore_killed_before_machine_start_is_undone_on_continue() {
         let stopped = stopped_at(live(&env, &[]), step);
         stopped.kill();
         stopped.wait();
-        assert_ne!(inodes(&machine), old);
         let undone = resume(&env).run().assert_code(1).record_of("failure");
         assert_eq!(text(&undone, "hint"), "kvmb restore vm1 --live");
         assert_eq!((machine.definition(), inodes(&machine)), (definition, old), "{step:?}");
@@ -440,25 +511,50 @@ fn live_restore_under_another_name_completes_or_is_aborted() {
 #[test]
 fn unsupported_live_restore_is_refused_without_changes() {
     let env = Env::new("liverefused");
-    let machine = env.machine("vm1").disk(Disk::raw(4 * MIB)).define();
+    let machine = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).define();
     init(&env);
     backup(&machine);
     let old = inodes(&machine);
-    let refused = live(&env, &[]).run().assert_code(1).record_of("failure");
-    assert_eq!((text(&refused, "code"), text(&refused, "hint")), ("unsupported", "add --format qcow2"));
-    let dry = live(&env, &["--dry-run"]).run().assert_code(1).record_of("failure");
-    assert_eq!(text(&dry, "code"), "unsupported");
-    live(&env, &["--dry-run", "--format", "qcow2"]).run().assert_ok();
-    let unasked = live(&env, &["--format", "qcow2"]).without_env("KVMB_PASSWORD_FILE").run();
+    let file = env.path("device");
+    fs::File::create_new(&file).and_then(|file| file.set_len(8 * MIB)).expect("create");
+    let device = LoopDevice::on(&file);
+    let to = format!("vda={}", device.path);
+    for args in [&["--to", &to][..], &["--to", &to, "--dry-run"]] {
+        let refused = live(&env, args).run().assert_code(1).record_of("failure");
+        let hint = "choose a folder for images: --into DIR";
+        assert_eq!((text(&refused, "code"), text(&refused, "hint")), ("unsupported", hint));
+    }
+    live(&env, &["--dry-run"]).run().assert_ok();
+    let unasked = live(&env, &[]).without_env("KVMB_PASSWORD_FILE").run();
     assert_ne!(unasked.code(), 0);
     assert_eq!(inodes(&machine), old);
     for wrong in [&["vm1", "--live", "--no-define"][..], &["vm1", "--limit-read", "1M"], &["--continue"]] {
         env.kvmb(["restore", "-r", &env.repo()]).args(wrong).run().assert_code(2);
     }
     assert_eq!(env.kvmb(["restore", "--abort", "vm1"]).run().assert_code(1).record_of("failure")["code"], "not_found");
-    live(&env, &["--format", "qcow2"]).run().assert_ok();
-    machine.stop();
-    machine.model("vda").assert_image_equals(machine.image("vda"), "qcow2");
+}
+
+#[test]
+fn raw_image_stays_raw_and_a_volume_of_a_pool_a_volume() {
+    let env = Env::with_libvirtd("liveraw");
+    let machine = env.machine("vm1").disk(Disk::raw(8 * MIB)).disk(Disk::qcow2(4 * MIB)).define();
+    machine.write_bytes("vda", MIB, &noise(1, 5 * MIB));
+    env.virsh(&[&format!("pool-define-as p dir --target '{}'; pool-start p", env.disks().display())]);
+    let file = machine.image("vdb").file_name().expect("a name").to_string_lossy().into_owned();
+    let definition = machine.definition();
+    let (first, second) = definition.split_once("</disk>").expect("two disks");
+    let second = second.replace("<disk type='file'", "<disk type='volume'");
+    let source = format!("<source file='{}'/>", machine.image("vdb").display());
+    let second = second.replace(&source, &format!("<source pool='p' volume='{file}'/>"));
+    fs::write(env.path("volume.xml"), format!("{first}</disk>{second}")).expect("write");
+    env.virsh(&["define", &env.path("volume.xml").display().to_string()]);
+    let definition = machine.definition();
+    assert!(definition.contains("<disk type='volume'") && definition.contains("type='raw'"), "{definition}");
+    init(&env);
+    backup(&machine);
+    let then = machine.models();
+    live(&env, &[]).run().assert_ok();
+    assert_done(&machine, &definition, &then);
 }
 
 #[test]

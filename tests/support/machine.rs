@@ -542,7 +542,10 @@ impl<'e> Machine<'e> {
         let mut devices = BTreeMap::new();
         for block in list.as_array().expect("a list") {
             let file = block["inserted"]["image"]["filename"].as_str().unwrap_or_default();
-            let target = self.images.iter().find(|(_, (image, _))| Path::new(file) == image);
+            // During a live restore, each disk is an overlay next to its image.
+            let is_disk =
+                |target: &str, image: &Path| Path::new(file) == image || file.ends_with(&format!("-{target}.overlay"));
+            let target = self.images.iter().find(|(target, (image, _))| is_disk(target, image));
             if let (Some((target, _)), Some(device)) = (target, block["qdev"].as_str()) {
                 devices.insert(target.clone(), device.to_owned());
             }

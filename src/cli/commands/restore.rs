@@ -144,7 +144,7 @@ fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
 impl RestoreArgs {
     pub(crate) fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if let Some(machine) = self.point.as_ref().filter(|_| self.live.is_about_unfinished()) {
-            return self.live.settle(context, machine, session);
+            return self.live.settle(context, &self.repo, machine, session);
         }
         if let Some(name) = self.point.take() {
             let repo = self.repo.open(context)?;

@@ -11,10 +11,11 @@ use crate::cli::folders::state_folder;
 use crate::cli::session::{About, Session};
 use crate::cli::terminal::stderr::say;
 use crate::ops;
-use crate::ops::points::OpenPoint;
+use crate::ops::points::{self, OpenPoint, PointName};
+use crate::ops::repo_lock::lock_and_list;
 use crate::ops::restore::live::state::{LiveFolder, LiveState, ServerAccess};
 use crate::ops::restore::live::{
-    ContinuedBy, LiveContext, LiveSource, abort_live, continue_live, is_served, is_supervised, restore_live,
+    ContinuedBy, LiveContext, LivePoint, LiveSource, abort_live, continue_live, is_served, is_supervised, restore_live,
 };
 use crate::ops::restore::plan::RestorePlan;
 use crate::record::{Action, Check, Point, Record, Status};
@@ -30,8 +31,8 @@ pub(super) struct LiveArgs {
     /// Start the machine at once, and copy its data to this host while it runs.
     ///
     /// The machine reads from the repository what has not been copied yet, so it needs the repository until the end.
-    /// Old images are kept until then. Images are qcow2 files. The password of the repository must come from a file, a
-    /// variable or the configuration: a server in the background needs it too.
+    /// Old images are kept until then. The password of the repository must come from a file, a variable or the
+    /// configuration: a server in the background needs it too.
     #[arg(long, group = "live_restore", conflicts_with_all = ["no_define", "disk"])]
     pub(super) live: bool,
 
@@ -64,15 +65,26 @@ impl LiveArgs {
     }
 
     /// Resumes or aborts an unfinished restore.
-    pub(super) fn settle(&self, context: &Context, machine: &str, session: &mut Session) -> Result<(), CliError> {
+    pub(super) fn settle(
+        &self,
+        context: &Context,
+        repo_args: &RepoArgs,
+        machine: &str,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
         let (folder, runtime) = (live_folder()?, context.runtime()?);
         let unit = LiveUnit::new()?;
         let live = self.context(context, &folder, &runtime, &unit);
         let connect = |uri: &str| context.open_hypervisor(Some(uri));
+        let open = |state: &LiveState| {
+            let not_served =
+                |error: CliError| ops::Error::NotServed { point: state.point.clone(), message: error.message };
+            open_point(context, repo_args, state).map_err(not_served)
+        };
         let by = if self.unattended { ContinuedBy::Supervisor } else { ContinuedBy::Person };
         let (done, reason) = match self.abort {
             true => (abort_live(machine, &connect, &live), "the images and the definition before the restore are back"),
-            false => (continue_live(machine, by, &connect, &live), "all data is on the disks of this host"),
+            false => (continue_live(machine, by, &connect, &open, &live), "all data is on the disks of this host"),
         };
         match done {
             Ok(state) => session.done(action(&state, reason)),
@@ -126,6 +138,26 @@ impl LiveArgs {
         let limit_read = self.limit_read.map(NonZeroU32::get);
         LiveContext { folder, runtime, limit_read, service, monitor: &context.monitor, stop: &context.stop }
     }
+}
+
+/// Opens the point of an unfinished restore with the access that its server has.
+fn open_point(context: &Context, given: &RepoArgs, state: &LiveState) -> Result<LivePoint, CliError> {
+    let access = state.access.clone();
+    let args = RepoArgs {
+        repo: Some(access.repo),
+        password_file: access.password_file.or(given.password_file.clone()),
+        ssh_password_file: access.ssh_password_file.or(given.ssh_password_file.clone()),
+        cacert: access.cacert.or(given.cacert.clone()),
+        tls_client_cert: access.tls_client_cert.or(given.tls_client_cert.clone()),
+        ..given.clone()
+    };
+    let repo = args.open(context)?;
+    let (lock, snapshots) = lock_and_list(&repo, &context.monitor, &context.stop)?;
+    let (found, damaged) = points::of_snapshots(snapshots);
+    let index = points::load_index_for_reading(&repo, &context.monitor)?;
+    let found = points::find_surely(&repo, &found, &damaged, &PointName::Plain(state.point.clone()))?;
+    let point = points::open_with_damage(&repo, &index, &found)?;
+    Ok(LivePoint { repo, index, point, lock })
 }
 
 /// Refuses to overwrite a machine that still needs its point.

@@ -237,7 +237,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::LiveRestoreUndone { machine } => {
             (Code::Failed, quoted(machine).map(|machine| format!("kvmb restore {machine} --live").into()))
         }
-        Error::PullFailed { machine, .. } => (Code::Disk, continue_or_abort(machine)),
+        Error::NotSwitched { machine, .. } => (Code::Disk, continue_or_abort(machine)),
         Error::BadTarget { .. } | Error::NoDestination { .. } => {
             (Code::Failed, hint("choose another destination with --into DIR or --to DISK=PATH"))
         }

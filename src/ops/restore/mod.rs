@@ -4,6 +4,7 @@
 //! complete, moves the images to their places, writes the firmware variables, and finally defines the machine. If a
 //! step before that fails, everything is undone. A running machine is never overwritten.
 
+mod disk_copy;
 mod host;
 pub(crate) mod live;
 mod notes;
@@ -19,20 +20,18 @@ mod small_files;
 pub(crate) mod target;
 mod trust;
 
-use super::chunk_map::{ChunkMap, Geometry};
 use super::points::OpenPoint;
-use super::{Error, Monitor, Progress, Result, Stop, threads};
+use super::{Error, Monitor, Result, Stop};
 use crate::capture::{self, Hypervisor};
 use crate::failpoint::{self, Failpoint};
-use crate::record::{self, Damage, RestoredTo};
-use crate::repo::{Id, Index, Repository, read_blobs};
+use crate::record::{self, RestoredTo};
+use crate::repo::{Index, Repository};
+use disk_copy::{DiskCopy, RestoreSource};
 use plan::RestorePlan;
 use planned::{PlannedDisk, TargetKind};
 use settle::{refresh_pools, settle};
 use small_file::{NewFolders, SmallFile};
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
-use std::sync::Mutex;
 use target::{Placed, TargetDisk, WrittenDisk};
 
 pub(crate) use request::{ImageFormat, RestoreRequest};
@@ -157,14 +156,6 @@ impl Drop for NewVolumes<'_> {
     }
 }
 
-/// The repository and point that the data is read from.
-#[derive(Clone, Copy)]
-struct RestoreSource<'a> {
-    repo: &'a Repository,
-    index: &'a Index,
-    point: &'a OpenPoint,
-}
-
 /// A complete and durable file that is not in its place yet.
 enum Finished {
     Disk(WrittenDisk),
@@ -193,7 +184,7 @@ fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, 
     let mut finished = Vec::new();
     for disk in images {
         let target = TargetDisk::create(disk)?;
-        write_disk(source, disk, Some(&target), monitor, stop)?;
+        DiskCopy::new(source, disk, monitor, stop).write(&target)?;
         finished.push(Finished::Disk(target.finish()?));
     }
     for file in &plan.files {
@@ -205,119 +196,14 @@ fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, 
         finished.push(Finished::Small(SmallFile::create_private(path, bytes, plan.overwrite)?));
     }
     for disk in &devices {
-        write_disk(source, disk, None, monitor, stop)?;
+        DiskCopy::new(source, disk, monitor, stop).verify()?;
     }
     for disk in devices {
         let target = TargetDisk::create(disk)?;
-        write_disk(source, disk, Some(&target), monitor, stop).inspect_err(|_| {
+        DiskCopy::new(source, disk, monitor, stop).write(&target).inspect_err(|_| {
             monitor.warn(&format!("{} was being written and holds a part of the disk", disk.path.display()));
         })?;
         finished.push(Finished::Disk(target.finish()?));
     }
     Ok(finished)
-}
-
-/// Reads every chunk of a disk, compares its SHA-256 and writes it. Without a target, this only verifies that the disk
-/// is complete.
-fn write_disk(
-    source: &RestoreSource,
-    disk: &PlannedDisk,
-    target: Option<&TargetDisk>,
-    monitor: &dyn Monitor,
-    stop: &Stop,
-) -> Result<()> {
-    let RestoreSource { repo, index, point } = source;
-    let geometry = disk.geometry();
-    let label = format!("{}/{}", point.manifest.machine, disk.disk);
-    let verb = if target.is_some() { "restoring" } else { "verifying" };
-    let progress = monitor.start(verb, &label, geometry.capacity_bytes);
-    let (mut places, zero_bytes) = places(&disk.map, geometry, target)?;
-    progress.skip(zero_bytes);
-    places.sort_unstable();
-    let mut ids: Vec<Id> = places.iter().map(|(id, ..)| *id).collect();
-    ids.dedup();
-
-    let trouble = Mutex::new((Vec::new(), None));
-    read_blobs(repo, index, ids, threads::for_disks(), &stop.flag(), |id, blob| {
-        let result = match blob {
-            Ok(bytes) => write_chunk(&id, bytes, &places, disk, target, &*progress),
-            Err(error) => Ok(damage(&id, &error.to_string(), &places, disk)),
-        };
-        let mut trouble = trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match result {
-            Ok(damage) => trouble.0.extend(damage),
-            Err(error) => {
-                trouble.1.get_or_insert(error);
-                return ControlFlow::Break(());
-            }
-        }
-        ControlFlow::Continue(())
-    })?;
-    stop.check()?;
-    let (mut damage, error) = trouble.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(error) = error {
-        return Err(error);
-    }
-    if damage.is_empty() {
-        return Ok(());
-    }
-    damage.sort_by_key(|place| place.offset_bytes);
-    Err(Error::Damaged { point: point.id.to_string(), damage })
-}
-
-/// The id of a blob, its offset and its expected length.
-type DiskPlace = (Id, u64, u32);
-
-/// Returns where each blob is written. Zeros are written immediately; their number of bytes is returned too.
-fn places(map: &ChunkMap, geometry: Geometry, target: Option<&TargetDisk>) -> Result<(Vec<DiskPlace>, u64)> {
-    let (mut places, mut zero_bytes) = (Vec::new(), 0);
-    for run in map.blob_runs(geometry) {
-        match run.id {
-            Some(id) => places.extend(run.places().map(|(offset, length)| (id, offset, length as u32))),
-            None => {
-                if let Some(target) = target {
-                    target.write_zeros(run.offset, run.length)?;
-                }
-                zero_bytes += run.length;
-            }
-        }
-    }
-    Ok((places, zero_bytes))
-}
-
-fn places_of<'a>(id: &'a Id, places: &'a [DiskPlace]) -> impl Iterator<Item = (u64, u32)> + 'a {
-    let start = places.partition_point(|(other, ..)| other < id);
-    places[start..].iter().take_while(move |(other, ..)| other == id).map(|(_, offset, length)| (*offset, *length))
-}
-
-fn write_chunk(
-    id: &Id,
-    bytes: &[u8],
-    places: &[DiskPlace],
-    disk: &PlannedDisk,
-    target: Option<&TargetDisk>,
-    progress: &dyn Progress,
-) -> Result<Vec<Damage>> {
-    if places_of(id, places).any(|(_, length)| length as usize != bytes.len()) {
-        return Ok(damage(id, &format!("chunk {} has the wrong length", id.short()), places, disk));
-    }
-    for (offset, _) in places_of(id, places) {
-        if let Some(target) = target {
-            target.write(offset, bytes)?;
-        }
-        progress.advance(bytes.len() as u64);
-    }
-    Ok(Vec::new())
-}
-
-fn damage(id: &Id, error: &str, places: &[DiskPlace], disk: &PlannedDisk) -> Vec<Damage> {
-    places_of(id, places)
-        .map(|(offset, length)| Damage {
-            disk: Some(disk.disk.clone()),
-            offset_bytes: Some(offset),
-            length_bytes: Some(length.into()),
-            file: None,
-            error: error.to_owned(),
-        })
-        .collect()
 }

@@ -10,9 +10,7 @@
 //! Chunks are whole clusters and contiguous, so a chunk is written with one call from any thread, as in a raw file.
 //! Chunks of zeros are not allocated. Every cluster of the file is used exactly once, so all reference counts are 1.
 //!
-//! An overlay ([`Layout::overlay`]) has no data. Its chunks of zeros are marked as such, so QEMU does not read them
-//! from the backing file. Chunks after the last data are not marked: the backing file ends there, so QEMU knows in one
-//! step that there is nothing to copy, instead of one step per 512 KiB.
+//! An overlay ([`Layout::overlay`]) is empty, and the only kind of image with a backing file.
 
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use std::fs::File;
@@ -28,8 +26,6 @@ const L2_ENTRIES: u64 = CLUSTER_BYTES / 8;
 const BLOCK_ENTRIES: u64 = CLUSTER_BYTES / 2;
 /// In L1 and L2 entries: the reference count is exactly one, so writes need no copy ("OFLAG_COPIED").
 const COPIED: u64 = 1 << 63;
-/// In L2 entries: the cluster reads as zeros, whatever the backing file has ("OFLAG_ZERO").
-const ZEROS: u64 = 1;
 /// The length of a version 3 header without extensions.
 const HEADER_BYTES: u32 = 104;
 /// The header extension with the format of the backing file.
@@ -39,7 +35,6 @@ const BACKING_FORMAT: u32 = 0xe279_2aca;
 #[derive(Debug)]
 pub(crate) struct Layout {
     geometry: Geometry,
-    content: LayoutContent,
     /// Runs of chunks that have L2 entries: the first chunk, the count, and the first cluster in the file.
     runs: Vec<(u64, u64, u64)>,
     table_clusters: u64,
@@ -50,43 +45,20 @@ pub(crate) struct Layout {
     clusters: u64,
 }
 
-/// Which chunks have L2 entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LayoutContent {
-    /// Chunks with data, which is in the file.
-    Data,
-    /// Chunks of zeros, which take no space in the file.
-    Zeros,
-}
-
 impl Layout {
     /// The layout of an image with these chunks. The chunk size is a multiple of 512 KiB, so chunks are whole clusters.
     pub(crate) fn new(geometry: Geometry, map: &ChunkMap) -> Layout {
-        Layout::of(geometry, map, LayoutContent::Data)
-    }
-
-    /// The layout of an overlay on a backing file with these chunks that ends after its last data. The overlay has no
-    /// data, but records which chunks before that are zeros.
-    pub(crate) fn overlay(geometry: Geometry, map: &ChunkMap) -> Layout {
-        Layout::of(geometry, map, LayoutContent::Zeros)
-    }
-
-    fn of(geometry: Geometry, map: &ChunkMap, content: LayoutContent) -> Layout {
         let guest_clusters = geometry.capacity_bytes.div_ceil(CLUSTER_BYTES);
         let per_chunk = u64::from(geometry.chunk_bytes) / CLUSTER_BYTES;
         let (mut runs, mut l2_tables, mut data) = (Vec::<(u64, u64, u64)>::new(), Vec::new(), 0);
-        let last_data = map.chunks_to_last_data();
-        for (first, chunk, count) in map.runs().take_while(|(first, ..)| *first < last_data) {
-            if (chunk == MappedChunk::Zero) != (content == LayoutContent::Zeros) {
-                continue;
-            }
+        for (first, _, count) in map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero) {
             let begin = first * per_chunk;
             let end = ((first + count) * per_chunk).min(guest_clusters);
             match runs.last_mut() {
                 Some((from, length, _)) if *from + *length == first => *length += count,
                 _ => runs.push((first, count, data)),
             }
-            data += if content == LayoutContent::Data { end - begin } else { 0 };
+            data += end - begin;
             for table in begin / L2_ENTRIES..=(end - 1) / L2_ENTRIES {
                 if l2_tables.last() != Some(&table) {
                     l2_tables.push(table);
@@ -105,19 +77,15 @@ impl Layout {
             if (table, blocks) == (table_clusters, block_clusters) {
                 let first_data = clusters - data;
                 runs.iter_mut().for_each(|(_, _, cluster)| *cluster += first_data);
-                return Layout {
-                    geometry,
-                    content,
-                    runs,
-                    table_clusters,
-                    block_clusters,
-                    l1_entries,
-                    l2_tables,
-                    clusters,
-                };
+                return Layout { geometry, runs, table_clusters, block_clusters, l1_entries, l2_tables, clusters };
             }
             (table_clusters, block_clusters) = (table, blocks);
         }
+    }
+
+    /// The layout of an empty image that is to have a backing file ([`Layout::write_backing`]).
+    pub(crate) fn overlay(geometry: Geometry) -> Layout {
+        Layout::new(geometry, &ChunkMap::default())
     }
 
     /// The offset in the file of a byte of the disk that is in an allocated chunk.
@@ -169,10 +137,7 @@ impl Layout {
             let entries = (table * L2_ENTRIES..(table + 1) * L2_ENTRIES).map(|cluster| {
                 let offset = cluster * CLUSTER_BYTES;
                 let inside = offset < self.geometry.capacity_bytes;
-                self.file_offset(offset).filter(|_| inside).map_or(0, |at| match self.content {
-                    LayoutContent::Data => COPIED | at,
-                    LayoutContent::Zeros => ZEROS,
-                })
+                self.file_offset(offset).filter(|_| inside).map_or(0, |at| COPIED | at)
             });
             write_table(&mut out, 1, entries)?;
         }
@@ -331,48 +296,19 @@ mod tests {
     }
 
     #[test]
-    fn overlay_reads_as_its_backing_file_with_zeros_from_its_map() {
-        let geometry = Geometry { capacity_bytes: 5 << 20, chunk_bytes: 1 << 20 };
-        let mut map = ChunkMap::default();
-        map.push(MappedChunk::Blob(Id::hash(b"x")), 2);
-        map.push(MappedChunk::Zero, 2);
-        map.push(MappedChunk::Blob(Id::hash(b"x")), 1);
+    fn overlay_reads_as_its_backing_file() {
+        let geometry = Geometry { capacity_bytes: (5 << 20) + 512, chunk_bytes: 1 << 20 };
         let folder = tempfile::tempdir().unwrap();
-        let (image, raw, expected) =
-            (folder.path().join("image"), folder.path().join("raw"), folder.path().join("expected"));
-        // The zeros must come from the overlay, because the backing file here has none.
-        std::fs::write(&raw, vec![7; 5 << 20]).unwrap();
-        std::fs::write(&expected, [vec![7; 2 << 20], vec![0; 2 << 20], vec![7; 1 << 20]].concat()).unwrap();
-        let (layout, file) = (Layout::overlay(geometry, &map), File::create_new(&image).unwrap());
+        let (image, raw) = (folder.path().join("image"), folder.path().join("raw"));
+        std::fs::write(&raw, vec![7; (5 << 20) + 512]).unwrap();
+        let (layout, file) = (Layout::overlay(geometry), File::create_new(&image).unwrap());
         layout.write_metadata(&file).unwrap();
         layout.write_backing(&file, raw.to_str().unwrap()).unwrap();
         qemu_img(&["check", "-q", "-f", "qcow2"], &[&image]);
-        qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2"], &[&expected, &image]);
+        qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2"], &[&raw, &image]);
         assert!(layout.write_backing(&file, &"x".repeat(65536)).is_err());
-    }
-
-    #[test]
-    fn overlay_reads_zeros_beyond_a_shorter_backing_file() {
-        let geometry = Geometry { capacity_bytes: 3 << 40, chunk_bytes: 1 << 20 };
-        let mut map = ChunkMap::default();
-        map.push(MappedChunk::Zero, 2);
-        map.push(MappedChunk::Blob(Id::hash(b"x")), 1);
-        map.push(MappedChunk::Zero, geometry.chunks() - 3);
-        assert_eq!(map.chunks_to_last_data(), 3);
-        let folder = tempfile::tempdir().unwrap();
-        let (image, raw, expected) =
-            (folder.path().join("image"), folder.path().join("raw"), folder.path().join("expected"));
-        std::fs::write(&raw, vec![7; 3 << 20]).unwrap();
-        let whole = File::create_new(&expected).unwrap();
-        whole.set_len(geometry.capacity_bytes).unwrap();
-        whole.write_all_at(&vec![7_u8; 1 << 20], 2 << 20).unwrap();
-        let (layout, file) = (Layout::overlay(geometry, &map), File::create_new(&image).unwrap());
-        layout.write_metadata(&file).unwrap();
-        layout.write_backing(&file, raw.to_str().unwrap()).unwrap();
-        qemu_img(&["check", "-q", "-f", "qcow2"], &[&image]);
-        qemu_img(&["compare", "-q", "-f", "raw", "-F", "qcow2"], &[&expected, &image]);
-        let nothing = Layout::overlay(geometry, &ChunkMap::default());
-        assert!(layout.file_bytes() < 1 << 20 && nothing.file_bytes() < 1 << 20);
+        let large = Layout::overlay(Geometry { capacity_bytes: 3 << 40, ..geometry });
+        assert!(large.file_bytes() < 1 << 20);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::capture::images::ImageOwner;
 use crate::capture::parts::safe_path::{OpenFolder, ResolvedPath};
 use crate::direct_file::DirectFile;
 use crate::ops::{Error, Result};
+use crate::repo::Id;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
 use rustix::fs::{fsetxattr, lgetxattr, llistxattr};
 use rustix::io::Errno;
@@ -142,49 +143,35 @@ impl PartialFile {
     pub(crate) fn file(&mut self) -> &mut File {
         &mut self.file
     }
+}
 
-    /// Replaces the image at `path`, if there is one, which is kept as `aside` in the same folder. `path` exists at
-    /// every moment.
-    pub(super) fn replace_keeping(self, path: &Path, aside: &Path) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("sync", path))?;
-        if let Some(old) = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file) {
-            self.look_like(&old, &Destination::new(path))?;
-            fs::hard_link(path, aside).map_err(Error::io("keep", path))?;
-        }
-        self.path.persist(path).map_err(|error| Error::io("create", path)(error.error))?;
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        atomic_file::sync_folder(folder).map_err(Error::io("sync the folder of", path))
+/// Gives a file the owner, mode, ACL, label and user attributes of the file that it replaces.
+pub(super) fn look_like(file: &File, old: &fs::Metadata, at: &Destination) -> Result<()> {
+    give_to(file, ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, &at.path)?;
+    if let Err(error) = copy_attributes(file, &at.reach) {
+        // Only the mode applies then, as on a file system without attributes.
+        tracing::debug!("{}: extended attributes: {error}", at.path.display());
     }
+    Ok(())
+}
 
-    /// Copies the owner, mode, ACL, label and user attributes of the file that it replaces.
-    fn look_like(&self, old: &fs::Metadata, at: &Destination) -> Result<()> {
-        self.give_to(ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, &at.path)?;
-        if let Err(error) = self.copy_attributes(&at.reach) {
-            // Only the mode applies then, as on a file system without attributes.
-            tracing::debug!("{}: extended attributes: {error}", at.path.display());
-        }
-        Ok(())
+/// Copies extended attributes that an administrator may have set. The attributes in which libvirt remembers the owner
+/// while a machine runs are not copied, because they belong to the old file.
+fn copy_attributes(file: &File, old: &Path) -> rustix::io::Result<()> {
+    let (mut names, mut value) = (vec![0; LARGEST_ATTRIBUTE_BYTES], vec![0; LARGEST_ATTRIBUTE_BYTES]);
+    let length = llistxattr(old, &mut names[..])?;
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_administrators(name)) {
+        let length = lgetxattr(old, name, &mut value[..])?;
+        fsetxattr(file, name, &value[..length], XattrFlags::empty())?;
     }
+    Ok(())
+}
 
-    /// Copies extended attributes that an administrator may have set. The attributes in which libvirt remembers the
-    /// owner while a machine runs are not copied, because they belong to the old file.
-    fn copy_attributes(&self, old: &Path) -> rustix::io::Result<()> {
-        let (mut names, mut value) = (vec![0; LARGEST_ATTRIBUTE_BYTES], vec![0; LARGEST_ATTRIBUTE_BYTES]);
-        let length = llistxattr(old, &mut names[..])?;
-        for name in names[..length].split(|byte| *byte == 0).filter(|name| is_administrators(name)) {
-            let length = lgetxattr(old, name, &mut value[..])?;
-            fsetxattr(&self.file, name, &value[..length], XattrFlags::empty())?;
-        }
-        Ok(())
-    }
-
-    /// Sets the owner and mode.
-    pub(super) fn give_to(&self, owner: ImageOwner, path: &Path) -> Result<()> {
-        self.file
-            .set_permissions(fs::Permissions::from_mode(owner.mode & 0o777))
-            .map_err(Error::io("set the mode of", path))?;
-        fchown(&self.file, Some(owner.user), Some(owner.group)).map_err(Error::io("set the owner of", path))
-    }
+/// Sets the owner and mode of the file for `path`.
+pub(super) fn give_to(file: &File, owner: ImageOwner, path: &Path) -> Result<()> {
+    let mode = fs::Permissions::from_mode(owner.mode & 0o777);
+    file.set_permissions(mode).map_err(Error::io("set the mode of", path))?;
+    fchown(file, Some(owner.user), Some(owner.group)).map_err(Error::io("set the owner of", path))
 }
 
 /// Whether an extended attribute may have been set by an administrator.
@@ -227,12 +214,23 @@ impl TargetDisk {
             TargetKind::File => {
                 let temporary = PartialFile::create(&Destination::new(&path))?;
                 if let Some(owner) = disk.owner {
-                    temporary.give_to(owner, &path)?;
+                    give_to(&temporary.file, owner, &path)?;
                 }
                 let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
                 (Some(temporary), file)
             }
         };
+        TargetDisk::prepare(disk, temporary, file)
+    }
+
+    /// Continues an unfinished image, or begins one in an empty file.
+    pub(super) fn continue_in(file: File, disk: &PlannedDisk) -> Result<TargetDisk> {
+        TargetDisk::prepare(disk, None, file)
+    }
+
+    /// Allocates the space and writes the metadata of the image format. Data that is there already stays.
+    fn prepare(disk: &PlannedDisk, temporary: Option<PartialFile>, file: File) -> Result<TargetDisk> {
+        let path = disk.real_path.clone();
         let file = DirectFile::new(file);
         let reserve = |(at, length)| match length {
             0 => Ok(()),
@@ -259,14 +257,28 @@ impl TargetDisk {
 
     /// Writes data. May be called from several threads in parallel.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let at = match &self.form {
-            DiskForm::Raw | DiskForm::Device => offset,
+        self.file.write_all_at(bytes, self.file_offset(offset)?).map_err(Error::io("write", &self.path))
+    }
+
+    /// Whether the image already contains the data with this SHA-256.
+    pub(super) fn contains(&self, id: &Id, offset: u64, length: u32) -> bool {
+        let Ok(at) = self.file_offset(offset) else { return false };
+        // Nothing has been written to a hole.
+        if rustix::fs::seek(self.file.file(), rustix::fs::SeekFrom::Data(at)).is_ok_and(|data| data != at) {
+            return false;
+        }
+        self.file.read(at, length as usize).is_ok_and(|bytes| Id::hash(&bytes) == *id)
+    }
+
+    /// Where a byte of the disk is in the file.
+    fn file_offset(&self, offset: u64) -> Result<u64> {
+        match &self.form {
+            DiskForm::Raw | DiskForm::Device => Ok(offset),
             DiskForm::Qcow2(layout) => layout.file_offset(offset).ok_or_else(|| {
                 let reason = format!("byte {offset} has no place in the image");
                 Error::DiskMap { disk: self.disk.clone(), reason }
-            })?,
-        };
-        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))
+            }),
+        }
     }
 
     /// Makes a range read as zeros. This is already the case in a new image.
@@ -338,7 +350,7 @@ impl Placed {
             Some(old) => {
                 // Only a regular file has attributes that a file can take over.
                 if looks == Looks::OfReplaced && old.is_file() {
-                    temporary.look_like(&old, &at)?;
+                    look_like(&temporary.file, &old, &at)?;
                 }
                 Placed::exchange(temporary, at)?
             }
@@ -401,6 +413,50 @@ impl Drop for Placed {
         match self.replaced.take() {
             Some(replaced) => drop(fs::rename(replaced, &self.at.reach)),
             None => drop(fs::remove_file(&self.at.reach)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::chunk_map::{ChunkMap, MappedChunk};
+
+    #[test]
+    fn unfinished_image_contains_only_what_was_written_completely() {
+        let (first, second) = (vec![1; 1 << 20], vec![2; (1 << 20) - 512]);
+        let mut map = ChunkMap::default();
+        map.push(MappedChunk::Blob(Id::hash(&first)), 1);
+        map.push(MappedChunk::Zero, 1);
+        map.push(MappedChunk::Blob(Id::hash(&second)), 1);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        for format in [ImageFormat::Raw, ImageFormat::Qcow2] {
+            let disk = PlannedDisk {
+                disk: "vda".to_owned(),
+                path: path.clone(),
+                real_path: path.clone(),
+                kind: TargetKind::File,
+                is_unmoved: false,
+                volume: None,
+                format,
+                capacity_bytes: (3 << 20) - 512,
+                chunk_bytes: 1 << 20,
+                map: map.clone(),
+                overwrite: true,
+                owner: None,
+            };
+            let open = || File::options().create(true).truncate(false).read(true).write(true).open(&path).unwrap();
+            let target = TargetDisk::continue_in(open(), &disk).unwrap();
+            let has_first = |target: &TargetDisk| target.contains(&Id::hash(&first), 0, 1 << 20);
+            let has_second = |target: &TargetDisk| target.contains(&Id::hash(&second), 2 << 20, second.len() as u32);
+            assert!(!has_first(&target) && !has_second(&target));
+            target.write(2 << 20, &second).unwrap();
+            target.write(0, &first[1 << 19..]).unwrap();
+            drop(target);
+            let target = TargetDisk::continue_in(open(), &disk).unwrap();
+            assert!(!has_first(&target) && has_second(&target), "{format:?}");
+            fs::remove_file(&path).unwrap();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Rewrites the definition of a machine whose disks are overlays of a served point, for a live restore.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use roxmltree::Node;
@@ -14,9 +14,15 @@ use crate::capture::domain_xml::xml::escape;
 /// How long QEMU tries to reconnect to a server before a request of the guest fails and the machine is paused.
 const RECONNECT_SECONDS: u32 = 60;
 
-/// The settings of a disk that are changed while the disk is on a served point.
+/// What the definition says of a disk while the disk is not on a served point.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DiskSettings {
+    /// The kind of its source: `file` or `volume`.
+    pub(crate) source_kind: Option<String>,
+    /// The element of its source.
+    pub(crate) source: String,
+    /// The image format.
+    pub(crate) format: Option<String>,
     /// The policy for I/O errors: of writes, and of reads unless the other one is set.
     pub(crate) error_policy: Option<String>,
     /// The policy for errors of reads.
@@ -25,25 +31,35 @@ pub(crate) struct DiskSettings {
     pub(crate) says_flat: bool,
 }
 
-/// Makes the point served on a socket the backing file of these disks, and makes I/O errors pause the machine instead
+/// Puts disks on these overlays of the point that is served on a socket, and makes I/O errors pause the machine instead
 /// of being reported to the guest. Also returns the settings that were replaced.
 pub(crate) fn on_served_point(
     xml: &str,
     socket: &Path,
-    disks: &BTreeSet<String>,
+    overlays: &BTreeMap<String, PathBuf>,
 ) -> Result<(String, BTreeMap<String, DiskSettings>)> {
     let document = parse_document(xml)?;
     let mut splices = Splices::new(xml);
     let mut before = BTreeMap::new();
     let socket = escape(path_text(socket)?);
-    for (name, disk) in disks_named(document.root_element(), |name| disks.contains(name)) {
-        let Some(driver) = child(disk, "driver") else { continue };
-        let policy = |attribute| driver.attribute(attribute).map(str::to_owned);
-        let (error_policy, rerror_policy) = (policy("error_policy"), policy("rerror_policy"));
-        let says_flat = child(disk, "backingStore").is_some();
-        before.insert(name.to_owned(), DiskSettings { error_policy, rerror_policy, says_flat });
+    for (name, disk) in disks_named(document.root_element(), |name| overlays.contains_key(name)) {
+        let (Some(driver), Some(source)) = (child(disk, "driver"), child(disk, "source")) else { continue };
+        let setting = |attribute| driver.attribute(attribute).map(str::to_owned);
+        let settings = DiskSettings {
+            source_kind: disk.attribute("type").map(str::to_owned),
+            source: xml[source.range()].to_owned(),
+            format: setting("type"),
+            error_policy: setting("error_policy"),
+            rerror_policy: setting("rerror_policy"),
+            says_flat: child(disk, "backingStore").is_some(),
+        };
+        before.insert(name.to_owned(), settings);
+        splices.set_attribute(disk, "type", "file");
+        splices.set_attribute(driver, "type", "qcow2");
         splices.set_attribute(driver, "error_policy", "stop");
         splices.set_attribute(driver, "rerror_policy", "stop");
+        let overlay = escape(path_text(&overlays[name])?);
+        splices.replace(source.range(), format!("<source file='{overlay}'/>"));
         children_named(disk, "backingStore").into_iter().for_each(|old| splices.remove(old));
         splices.insert_after(
             driver,
@@ -58,23 +74,29 @@ pub(crate) fn on_served_point(
     Ok((splices.apply(), before))
 }
 
-/// Restores the previous settings of disks. Their backing files are not changed.
+/// Restores the previous settings of disks, which are complete now.
 pub(crate) fn with_settings(xml: &str, settings: &BTreeMap<String, DiskSettings>) -> Result<String> {
     let document = parse_document(xml)?;
     let mut splices = Splices::new(xml);
     for (name, disk) in disks_named(document.root_element(), |name| settings.contains_key(name)) {
-        let (Some(driver), Some(before)) = (child(disk, "driver"), settings.get(name)) else { continue };
-        let flat = child(disk, "backingStore").filter(|below| child(*below, "source").is_none());
-        flat.filter(|_| !before.says_flat).into_iter().for_each(|below| splices.remove(below));
+        let (Some(driver), Some(source)) = (child(disk, "driver"), child(disk, "source")) else { continue };
+        let before = &settings[name];
+        let mut set = |node, attribute, value: &Option<String>| match value {
+            Some(value) => splices.set_attribute(node, attribute, value),
+            None => splices.drop_attribute(node, attribute),
+        };
+        set(disk, "type", &before.source_kind);
+        set(driver, "type", &before.format);
         for (attribute, policy) in [("error_policy", &before.error_policy), ("rerror_policy", &before.rerror_policy)] {
             // Another value was set by another program meanwhile.
-            if driver.attribute(attribute) != Some("stop") {
-                continue;
+            if driver.attribute(attribute) == Some("stop") {
+                set(driver, attribute, policy);
             }
-            match policy {
-                Some(policy) => splices.set_attribute(driver, attribute, policy),
-                None => splices.drop_attribute(driver, attribute),
-            }
+        }
+        splices.replace(source.range(), before.source.clone());
+        children_named(disk, "backingStore").into_iter().for_each(|below| splices.remove(below));
+        if before.says_flat {
+            splices.insert_after(source, "<backingStore/>");
         }
     }
     Ok(splices.apply())
@@ -113,15 +135,18 @@ mod tests {
         <disk type='file' device='disk'>\n      \
         <driver name='qemu' type='qcow2' error_policy='enospace'/>\n      <source file='/i/a.qcow2'/>\n      \
         <backingStore/>\n      <target dev='vda' bus='virtio'/>\n    </disk>\n    \
-        <disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2'/>\n      \
-        <source file='/i/b.qcow2'/>\n      <target dev='vdb' bus='virtio'/>\n    </disk>\n  </devices>\n</domain>";
+        <disk type='volume' device='disk'>\n      <driver name='qemu' type='raw'/>\n      \
+        <source pool='p' volume='b'><seclabel relabel='no'/></source>\n      \
+        <target dev='vdb' bus='virtio'/>\n    </disk>\n  \
+        </devices>\n</domain>";
 
     fn served() -> (String, BTreeMap<String, DiskSettings>) {
-        on_served_point(XML, Path::new("/run/kvmb-nbd/x/nbd"), &BTreeSet::from(["vda".into(), "vdb".into()])).unwrap()
+        let overlays = ["vda", "vdb"].map(|disk| (disk.to_owned(), PathBuf::from(format!("/i/.{disk}&"))));
+        on_served_point(XML, Path::new("/run/kvmb-nbd/x/nbd"), &BTreeMap::from(overlays)).unwrap()
     }
 
     #[test]
-    fn served_point_backs_each_disk_and_io_errors_pause_the_machine() {
+    fn disks_are_overlays_of_the_served_point_and_io_errors_pause_the_machine() {
         let (xml, before) = served();
         let definition = Definition::parse(&xml).unwrap();
         let below: Vec<(&str, &PathBuf)> = sockets_below(&definition).collect();
@@ -130,31 +155,32 @@ mod tests {
         let stops = xml.matches("error_policy='stop'").count();
         assert_eq!(stops, 4, "both policies of both disks: {xml}");
         assert_eq!(xml.matches("<reconnect delay='60'/>").count(), 2);
-        assert_eq!(
-            before["vda"],
-            DiskSettings { error_policy: Some("enospace".into()), rerror_policy: None, says_flat: true }
-        );
+        assert!(xml.contains("<source file='/i/.vda&amp;'/>") && xml.matches("type='qcow2'").count() == 2, "{xml}");
+        let settings = |source: &str, kind: &str, format: &str, policy: Option<&str>, says_flat| DiskSettings {
+            source_kind: Some(kind.to_owned()),
+            source: source.to_owned(),
+            format: Some(format.to_owned()),
+            error_policy: policy.map(str::to_owned),
+            rerror_policy: None,
+            says_flat,
+        };
+        assert_eq!(before["vda"], settings("<source file='/i/a.qcow2'/>", "file", "qcow2", Some("enospace"), true));
+        let volume = "<source pool='p' volume='b'><seclabel relabel='no'/></source>";
+        assert_eq!(before["vdb"], settings(volume, "volume", "raw", None, false));
         assert!(definition.disks.iter().all(|disk| disk.backing_is_complete));
     }
 
     #[test]
     fn original_disk_settings_are_restored_unless_changed_since() {
         let (xml, before) = served();
-        let back = with_settings(&xml, &before).unwrap();
-        assert!(back.contains("type='qcow2' error_policy='enospace'/>"), "{back}");
-        assert!(!back.contains("rerror_policy") && back.matches("error_policy").count() == 1, "{back}");
-        let below = "<backingStore type='network'>";
-        let flat = |xml: &str| xml.matches("<backingStore/>").count();
-        assert_eq!((back.matches(below).count(), flat(&back)), (2, 2), "{back}");
-        // After all data is copied, libvirt states for both disks that they are flat, which the second one did not
-        // before.
-        let (start, end) = (xml.find(below).unwrap(), "</backingStore>".len());
-        let copied = xml.replace(&xml[start..xml.find("</backingStore>").unwrap() + end], "<backingStore/>");
-        let copied = copied.replace(
-            &copied[copied.find(below).unwrap()..copied.find("</backingStore>").unwrap() + end],
-            "<backingStore/>",
-        );
-        assert_eq!((flat(&copied), flat(&with_settings(&copied, &before).unwrap())), (2, 1));
+        let plain = |xml: &str| xml.split_whitespace().collect::<Vec<_>>().join(" ").replace("> <", "><");
+        assert_eq!(plain(&with_settings(&xml, &before).unwrap()), plain(XML));
+        // What libvirt makes of a disk when its machine moves to another image.
+        let (start, end) = (xml.find("<backingStore type=").unwrap(), "</backingStore>");
+        let moved =
+            xml.replace(&xml[start..xml.find(end).unwrap() + end.len()], "").replace("/i/.vda&amp;", "/i/c.raw");
+        let moved = moved.replacen("type='qcow2'", "type='raw'", 1);
+        assert_eq!(plain(&with_settings(&moved, &before).unwrap()), plain(XML));
         let changed = xml.replacen("rerror_policy='stop'", "rerror_policy='ignore'", 1);
         assert!(with_settings(&changed, &before).unwrap().contains("rerror_policy='ignore'"));
     }

@@ -55,10 +55,10 @@ pub(super) async fn show(visit: &Visit, point: &Point, known: &KnownPoints, erro
                         "In its place, running at once", "À sa place, en marche tout de suite",
                     ), visit.say(
                         "Replaces the machine and its disks; it must be off. It starts within seconds, and its data is \
-                         copied while it runs. It needs the repository until the end. Images are qcow2 files.",
+                         copied while it runs. It needs the repository until the end.",
                         "Remplace la machine et ses disques\u{202f}; elle doit être éteinte. Elle démarre en quelques \
                          secondes, et ses données sont copiées pendant qu’elle tourne. Elle a besoin du dépôt jusqu’à \
-                         la fin. Les images sont des fichiers qcow2.",
+                         la fin.",
                     ), html! {
                         (form.text("limit_read", visit.say(
                             "Copy limit per second", "Copier au plus tant par seconde",

@@ -220,7 +220,6 @@ fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)],
     let (media, files) =
         (is_asked(wanted.drop_missing_media, "drop_missing_media"), is_asked(wanted.with_files, "with_files"));
     let memory = is_asked(wanted.discard_saved_memory, "discard_saved_memory");
-    let format = wanted.qcow2;
     if wanted.is_nothing() && networks.is_empty() && bridges.is_empty() && !media && !files && !memory {
         return html! {};
     }
@@ -230,7 +229,6 @@ fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)],
         name.starts_with(NETWORK)
             || name.starts_with(BRIDGE)
             || ["drop_missing_media", "with_files", "discard_saved_memory"].contains(&name)
-            || (format && name == "format")
     };
     let other = |old: &str| visit.language.say(format!("Instead of {old}"), format!("À la place de {old}"));
     html! {
@@ -245,11 +243,6 @@ fn fixes(visit: &Visit, answer: &Answer, fields: &Fields, kept: &[(&str, &str)],
                 }
                 @for bridge in &bridges {
                     (form.text(&format!("{BRIDGE}{bridge}"), &other(bridge), "--bridge", "br0"))
-                }
-                @if format {
-                    (form.select("format", visit.say("Image format", "Format des images"), "--format", &[
-                        ("qcow2", visit.say("qcow2, which a live restore needs", "qcow2, qu’il faut ici")),
-                    ]))
                 }
                 @if files {
                     (form.text("with_files", visit.say(

@@ -113,7 +113,6 @@ pub(super) struct Wanted {
     pub(super) bridges: Vec<String>,
     pub(super) drop_missing_media: bool,
     pub(super) with_files: bool,
-    pub(super) qcow2: bool,
     pub(super) discard_saved_memory: bool,
 }
 
@@ -126,7 +125,6 @@ impl Wanted {
             wanted.bridges.extend(old_names(hint, "--bridge "));
             wanted.drop_missing_media |= hint.contains("--drop-missing-media");
             wanted.with_files |= hint.contains("--with-files");
-            wanted.qcow2 |= hint.contains("--format qcow2");
             wanted.discard_saved_memory |= hint.contains("--discard-saved-memory");
         }
         for names in [&mut wanted.networks, &mut wanted.bridges] {
@@ -160,12 +158,11 @@ mod tests {
                 "choose another one: --bridge br0=NEW",
                 "provide it, or use --drop-missing-media",
                 "install it, or restore it from the point: --with-files DIR",
-                "add --format qcow2",
             ]
             .into_iter(),
         );
         assert_eq!((wanted.networks, wanted.bridges), (vec!["my net".to_owned()], vec!["br0".to_owned()]));
-        assert!(wanted.drop_missing_media && wanted.with_files && wanted.qcow2 && !wanted.discard_saved_memory);
+        assert!(wanted.drop_missing_media && wanted.with_files && !wanted.discard_saved_memory);
         assert!(Wanted::of(["run it as root"].into_iter()).is_nothing());
     }
 }

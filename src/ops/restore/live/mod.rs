@@ -1,32 +1,31 @@
-//! Live restores: the machine runs at once on an empty image on top of its served point, and its data is copied
-//! meanwhile.
+//! Live restores: the machine runs at once on overlays of its served point, and its disks are restored meanwhile.
 //!
 //! ```text
-//!  state file ─ images next to the old ones ─ files ─ definition ─ server ─ start
-//!     ─ copy disk by disk, each made durable ─ final definition ─ old images, server and state file removed
+//!  state file ─┬─ files ─ overlays ─ definition ─ server ─ start ───┬─ the machine moves to the images
+//!              └─ images next to the old ones, as in any restore ───┘    ─ overlays, old images, server removed
 //! ```
-//! Until all data is on the disks of this host, the machine needs the server of its point. If the server exits, it is
-//! restarted while the machine waits. If this process exits, the server and the machine continue under the supervisor,
-//! and another process can continue the restore from the state file. The definition names the server's socket, so
-//! libvirt refuses to start the machine without the server.
+//! Until the machine has moved, it needs the server of its point. If the server exits, it is restarted while the
+//! machine waits. If this process exits, the server and the machine continue under the supervisor, and another process
+//! can continue the restore from the state file. The definition names the server's socket, so libvirt refuses to start
+//! the machine without the server.
 
 pub(crate) mod confinement;
-mod durable;
-mod pull;
+mod data;
 mod server;
 pub(crate) mod state;
 pub(crate) mod supervisor;
+mod switch;
 mod undo;
+mod watch;
 
+use super::disk_copy::RestoreSource;
 use super::plan::{self, RestorePlan};
 use super::planned::{PlannedDisk, PlannedFile, TargetKind};
 use super::qcow2::Layout;
-use super::request::ImageFormat;
 use super::settle::{refresh_pools, settle};
 use super::small_file::{NewFolders, SmallFile, place_of};
-use super::target::{Destination, PartialFile};
 use crate::atomic_file;
-use crate::capture::domain_xml::rewrite::served::{on_served_point, with_settings};
+use crate::capture::domain_xml::rewrite::served::on_served_point;
 use crate::capture::machine::Which;
 use crate::capture::offline::qemu_user::QemuUser;
 use crate::capture::process::ServerProcess;
@@ -37,20 +36,27 @@ use crate::ops::pin::Pinner;
 use crate::ops::points::{OpenPoint, PointRef};
 use crate::ops::{Error, Monitor, Result, Stop};
 use crate::record::{self, LiveRestore, RestoredTo};
-use crate::repo::{Index, Permit, Repository};
+use crate::repo::{Index, Permit, RepoLock, Repository};
 use chrono::Local;
 use confinement::MissingRule;
+use data::Writer;
 use server::PointServer;
 use state::{LiveDisk, LiveFile, LiveFolder, LivePhase, LiveState, ReplacedFile, ServerAccess, boot_id};
-use std::collections::BTreeSet;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 use supervisor::{HostService, Supervised};
+use switch::is_on_overlay;
+use watch::Watch;
 
 /// The maximum size of a small file that is kept until a restore is over.
 const LARGEST_FILE_BYTES: u64 = 256 << 20;
+
+/// The first version of libvirt that copies a disk and passes on all writes at the same time
+/// (`VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES`).
+const LIBVIRT_NEEDED: (u32, u32, u32) = (8, 0, 0);
 
 /// The environment of a live restore.
 pub(crate) struct LiveContext<'a> {
@@ -76,6 +82,34 @@ pub(crate) struct LiveSource<'a> {
     pub(crate) began: Instant,
 }
 
+/// The opened point of a restore that is continued.
+pub(crate) struct LivePoint {
+    pub(crate) repo: Repository,
+    pub(crate) index: Arc<Index>,
+    pub(crate) point: OpenPoint,
+    /// The lock; `None` for a read-only repository.
+    pub(crate) lock: Option<RepoLock>,
+}
+
+impl LiveSource<'_> {
+    fn data(&self) -> RestoreSource<'_> {
+        RestoreSource { repo: self.repo, index: self.index, point: self.point }
+    }
+}
+
+impl LivePoint {
+    fn source(&self, state: &LiveState) -> LiveSource<'_> {
+        LiveSource {
+            repo: &self.repo,
+            index: &self.index,
+            point: &self.point,
+            access: state.access.clone(),
+            permit: self.lock.as_ref().map(RepoLock::permit),
+            began: Instant::now(),
+        }
+    }
+}
+
 /// Fails if this plan cannot be carried out as a live restore.
 pub(crate) fn check(plan: &RestorePlan, hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
     for disk in &plan.disks {
@@ -85,15 +119,16 @@ pub(crate) fn check(plan: &RestorePlan, hypervisor: &Hypervisor, runtime: &Runti
             solve,
         };
         if disk.kind == TargetKind::Device {
-            return Err(refused("it goes to a block device", "choose a folder for qcow2 images: --into DIR"));
-        }
-        if disk.format != ImageFormat::Qcow2 {
-            return Err(refused("only a qcow2 image can lie on a served point", "add --format qcow2"));
+            return Err(refused("it goes to a block device", "choose a folder for images: --into DIR"));
         }
     }
     if let Some(file) = plan.files.iter().find(|file| file.network.is_some() || file.is_on_device) {
         let (subject, solve) = (file.name.clone(), "omit --live");
         return Err(Error::NotLive { subject, reason: "it is not a file of this host", solve });
+    }
+    if hypervisor.libvirt_version()? < LIBVIRT_NEEDED {
+        let (subject, solve) = (plan.machine.clone(), "omit --live");
+        return Err(Error::NotLive { subject, reason: "libvirt is older than version 8.0", solve });
     }
     let host = hypervisor.survey()?;
     match host.confined_by.as_deref().and_then(|module| confinement::missing_rule(module, runtime)) {
@@ -124,19 +159,31 @@ pub(crate) fn restore_live(
     let mut state = new_state(source, plan, &hypervisor, context, &file)?;
     file.save(&state)?;
     hold_point(source, &state, monitor);
-    let placed = place(source, plan, &hypervisor, context, &mut state, &file);
-    let machine = match placed {
-        Ok(placed) => placed,
-        Err(error) => {
-            // The first error is the cause. If the undo fails too, the state file records what is left to undo.
-            if let Err(undone) = give_up(&hypervisor, &state, file, Some(source), context) {
-                monitor.warn(&format!("{}: what the restore replaced is not back yet: {undone}", plan.machine));
-            }
-            return Err(if stop.requested() { Error::Interrupted } else { error });
+    let undone = |error, state: &LiveState, file| {
+        // The first error is the cause. If the undo fails too, the state file records what is left to undo.
+        if let Err(undone) = give_up(&hypervisor, state, file, Some(source), context) {
+            monitor.warn(&format!("{}: what the restore replaced is not back yet: {undone}", plan.machine));
         }
+        if stop.requested() { Error::Interrupted } else { error }
     };
-    let running_seconds = source.began.elapsed().as_secs_f64();
-    on_running(running_seconds);
+    if let Err(error) = data::create_files(&mut state).and_then(|()| file.save(&state)) {
+        return Err(undone(error, &state, file));
+    }
+    let (disks, halt) = (state.disks.clone(), Stop::default());
+    let (machine, file, running_seconds) = thread::scope(|scope| {
+        let writer = Writer::spawn(scope, source.data(), &disks, context.limit_read, monitor, &halt);
+        let machine = match place(source, plan, &hypervisor, context, &mut state, &file) {
+            Ok(machine) => machine,
+            Err(error) => {
+                let _ = writer.end();
+                return Err(undone(error, &state, file));
+            }
+        };
+        let running_seconds = source.began.elapsed().as_secs_f64();
+        on_running(running_seconds);
+        move_over(&machine, &state, &file, Some((source, writer)), context)?;
+        Ok((machine, file, running_seconds))
+    })?;
     finish(&machine, &state, file, Some(source), context)?;
     refresh_pools(&hypervisor, &plan.disks, monitor);
     let mut record = source.point.to_record(source.repo);
@@ -165,13 +212,20 @@ fn new_state(
     file: &LiveFile,
 ) -> Result<LiveState> {
     let id = format!("{:08x}", rand::random::<u32>());
-    let disk = |disk: &PlannedDisk| LiveDisk {
-        disk: disk.disk.clone(),
-        path: disk.real_path.clone(),
-        capacity_bytes: disk.capacity_bytes,
-        aside: disk.real_path.with_file_name(format!(".kvmb-live-{id}-{}.kept", disk.disk)),
-        had_image: disk.real_path.exists(),
-        inode: None,
+    let disk = |disk: &PlannedDisk| {
+        let beside = |part| disk.real_path.with_file_name(format!(".kvmb-live-{id}-{}.{part}", disk.disk));
+        LiveDisk {
+            disk: disk.disk.clone(),
+            path: disk.real_path.clone(),
+            format: disk.format,
+            capacity_bytes: disk.capacity_bytes,
+            owner: disk.owner,
+            overlay: beside("overlay"),
+            data: beside("data"),
+            inode: None,
+            aside: beside("kept"),
+            had_image: disk.real_path.exists(),
+        }
     };
     let previous = plan::existing(hypervisor, &plan.uuid)?;
     let previous = previous.map(|machine| machine.definition_xml(Which::Inactive, true)).transpose()?;
@@ -197,7 +251,6 @@ fn new_state(
         autostart: plan.autostart,
         settings: Default::default(),
         socket: context.runtime.live_restore_socket(&plan.uuid),
-        ends_with_data: true,
     })
 }
 
@@ -238,7 +291,7 @@ fn keep_copy(planned: &PlannedFile, copy: &Path) -> Result<ReplacedFile> {
     Ok(replaced(Some(copy.to_owned())))
 }
 
-/// Moves everything to its place and starts the machine.
+/// Creates what the machine needs, and starts it on its point.
 fn place(
     source: &LiveSource,
     plan: &RestorePlan,
@@ -250,14 +303,12 @@ fn place(
     if plan.discard_saved_memory {
         plan::discard_saved_memory(hypervisor, plan)?;
     }
-    let names: BTreeSet<String> = plan.disks.iter().map(|disk| disk.disk.clone()).collect();
-    let (xml, settings) = on_served_point(&plan.definition, &state.socket, &names).map_err(capture::Error::from)?;
+    let overlays = state.disks.iter().map(|disk| (disk.disk.clone(), disk.overlay.clone())).collect();
+    let (xml, settings) = on_served_point(&plan.definition, &state.socket, &overlays).map_err(capture::Error::from)?;
     state.settings = settings;
     file.save(state)?;
-    for (disk, live) in plan.disks.iter().zip(&mut state.disks) {
-        let mut image = empty_image(disk, &state.socket)?;
-        live.inode = image.file().metadata().ok().map(|found| found.ino());
-        image.replace_keeping(&live.path, &live.aside)?;
+    for (disk, live) in plan.disks.iter().zip(&state.disks) {
+        create_overlay(disk, live, &state.socket)?;
         failpoint::hit(Failpoint::RestorePlacedFirst);
     }
     let folders = NewFolders::create(&plan.files)?;
@@ -275,7 +326,7 @@ fn place(
     context.stop.check()?;
     machine.start()?;
     folders.keep();
-    state.phase = LivePhase::Pulling;
+    state.phase = LivePhase::Copying;
     // The machine runs. From here on nothing is undone.
     if let Err(error) = file.save(state) {
         context.monitor.warn(&error.to_string());
@@ -293,20 +344,15 @@ fn supervised<'a>(state: &'a LiveState, context: &LiveContext<'a>) -> Supervised
     Supervised { folder: context.folder, runtime: context.runtime, state, service: context.service }
 }
 
-/// Creates an image without data on top of the served disk. The image records which chunks are zeros, so that QEMU need
-/// not read them through the server.
-fn empty_image(disk: &PlannedDisk, socket: &Path) -> Result<PartialFile> {
-    let path = &disk.real_path;
-    let layout = Layout::overlay(disk.geometry(), &disk.map);
-    let mut image = PartialFile::create(&Destination::new(path))?;
-    if let Some(owner) = disk.owner {
-        image.give_to(owner, path)?;
-    }
+/// Creates the empty image on top of a served disk.
+fn create_overlay(disk: &PlannedDisk, live: &LiveDisk, socket: &Path) -> Result<()> {
+    let file = data::new_file(&live.overlay, disk.owner)?;
+    let layout = Layout::overlay(disk.geometry());
     let written = layout
-        .write_metadata(image.file())
-        .and_then(|()| layout.write_backing(image.file(), &nbd_uri(socket, &disk.disk)));
-    written.map_err(Error::io("write", path))?;
-    Ok(image)
+        .write_metadata(&file)
+        .and_then(|()| layout.write_backing(&file, &nbd_uri(socket, &disk.disk)))
+        .and_then(|()| file.sync_all());
+    written.map_err(Error::io("write", &live.overlay))
 }
 
 /// The user and group that a machine's QEMU runs as.
@@ -315,7 +361,36 @@ fn owner_of(machine: &Machine) -> Result<(u32, u32)> {
     Ok(QemuUser::of(machine, &definition, definition.disks.iter())?.owner)
 }
 
-/// Copies the missing data and ends the restore. `source` is the repository, if it is open.
+/// Waits until the images are written, if they are not yet, and moves the machine to them.
+fn move_over(
+    machine: &Machine,
+    state: &LiveState,
+    file: &LiveFile,
+    writing: Option<(&LiveSource, Writer)>,
+    context: &LiveContext,
+) -> Result<()> {
+    let LiveContext { monitor, stop, .. } = *context;
+    let server = server(state, writing.as_ref().map(|(source, _)| *source), context);
+    let watch = Watch { machine, state, server, monitor, stop };
+    let written = writing.map_or(Ok(()), |(_, writer)| {
+        let watched = watch.until(|| Ok(writer.is_finished()));
+        let written = writer.end();
+        watched.and(written)
+    });
+    let moved = written.and_then(|()| state.disks.iter().try_for_each(data::place)).and_then(|()| {
+        failpoint::hit(Failpoint::RestoreCopied);
+        switch::switch(&watch, file)
+    });
+    if let Err(error) = &moved
+        && (stop.requested() || matches!(error, Error::LiveRestoreStopped { .. }))
+    {
+        let held = file.save(&LiveState { held: true, ..state.clone() });
+        held.unwrap_or_else(|error| monitor.warn(&error.to_string()));
+    }
+    moved
+}
+
+/// Removes what a machine on its own disks no longer needs.
 fn finish(
     machine: &Machine,
     state: &LiveState,
@@ -323,26 +398,9 @@ fn finish(
     source: Option<&LiveSource>,
     context: &LiveContext,
 ) -> Result<()> {
-    let server = server(state, source, context);
-    let pulled = pull::pull_all(machine, (state, &file), &server, state.limit_read, context.monitor, context.stop);
-    if let Err(error) = pulled {
-        if context.stop.requested() || matches!(error, Error::LiveRestoreStopped { .. }) {
-            let held = file.save(&LiveState { held: true, ..state.clone() });
-            held.unwrap_or_else(|error| context.monitor.warn(&error.to_string()));
-        }
-        return Err(error);
-    }
-    let xml = machine.definition_xml(Which::Inactive, true)?;
-    let back = with_settings(&xml, &state.settings).map_err(capture::Error::from)?;
-    machine.redefine(&back)?;
     settle(machine, state.autostart, context.monitor);
-    for disk in &state.disks {
-        match std::fs::remove_file(&disk.aside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                context.monitor.warn(&format!("{}: {error}", disk.aside.display()));
-            }
-            _ => {}
-        }
+    for path in state.disks.iter().flat_map(|disk| [&disk.overlay, &disk.aside]) {
+        data::remove(path).unwrap_or_else(|error| context.monitor.warn(&error.to_string()));
     }
     end(state, file, source, context)
 }
@@ -408,10 +466,13 @@ pub(crate) enum ContinuedBy {
 
 /// Continues a restore that was interrupted by a crash, a reboot or an error. Its server is restarted, and so is the
 /// machine if it is off. Returns the state of the restore.
+///
+/// `open` opens the point. It is not called if its data is on this host already.
 pub(crate) fn continue_live(
     machine: &str,
     by: ContinuedBy,
     connect: &dyn Fn(&str) -> capture::Result<Hypervisor>,
+    open: &dyn Fn(&LiveState) -> Result<LivePoint>,
     context: &LiveContext,
 ) -> Result<LiveState> {
     let (found, file) = take(machine, context)?;
@@ -426,16 +487,33 @@ pub(crate) fn continue_live(
         return Err(Error::LiveRestoreUndone { machine: state.machine });
     }
     let machine = hypervisor.machine(&state.uuid)?;
-    durable::end_pause(&machine, &state)?;
-    let state = LiveState { phase: LivePhase::Pulling, owner: Some(owner_of(&machine)?), paused: false, ..state };
+    switch::end_pause(&machine, &state)?;
+    let mut state = LiveState { phase: LivePhase::Copying, owner: Some(owner_of(&machine)?), paused: false, ..state };
+    data::create_files(&mut state)?;
     file.save(&state)?;
-    server(&state, None, context).ensure()?;
-    if may_start && !machine.is_running()? {
-        durable::put_back_on_point(&machine, &state)?;
-        machine.start()?;
-    }
-    supervised(&state, context).start(context.monitor);
-    finish(&machine, &state, file, None, context)?;
+    let is_written = state.disks.iter().all(LiveDisk::is_placed);
+    let point = if is_written { None } else { Some(open(&state)?) };
+    let source = point.as_ref().map(|point| point.source(&state));
+    let halt = Stop::default();
+    thread::scope(|scope| {
+        let writing = source.as_ref().map(|source| {
+            let writer = Writer::spawn(scope, source.data(), &state.disks, state.limit_read, context.monitor, &halt);
+            (source, writer)
+        });
+        let is_running = machine.is_running()?;
+        let which = if is_running { Which::Live } else { Which::Inactive };
+        for disk in &state.disks {
+            if is_on_overlay(&machine, which, disk)? {
+                server(&state, source.as_ref(), context).ensure()?;
+            }
+        }
+        if may_start && !is_running {
+            machine.start()?;
+        }
+        supervised(&state, context).start(context.monitor);
+        move_over(&machine, &state, &file, writing, context)
+    })?;
+    finish(&machine, &state, file, source.as_ref(), context)?;
     Ok(state)
 }
 

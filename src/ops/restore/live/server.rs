@@ -56,9 +56,6 @@ impl PointServer<'_> {
         let unknown = || not_started("the user that QEMU runs as is not known".to_owned());
         let (user, group) = self.state.owner.ok_or_else(unknown)?;
         command.args(["--detach", "--lease", LEASE, "--owner", &format!("+{user}:+{group}"), "--socket"]).arg(socket);
-        if self.state.ends_with_data {
-            command.arg("--below-image");
-        }
         let key = self.repo.map(|repo| repo.handed_key().to_bytes());
         if key.is_some() {
             command.arg("--handed-key");

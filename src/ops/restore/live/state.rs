@@ -1,13 +1,15 @@
 //! The state of a live restore: a file in kvmb's private folder that survives a reboot.
 //!
 //! ```text
-//!  placing ── the machine runs ──→ pulling ── all data is copied ──→ no file
-//!     └─ a failure, a crash: the old images and the old definition are restored
+//!  placing ── the machine runs ──→ copying ── it runs on its own disks ──→ no file
+//!     └─ a failure, a crash: the old definition and files are restored
 //! ```
 
 use super::super::planned::PlannedFile;
+use super::super::request::ImageFormat;
 use crate::atomic_file;
 use crate::capture::domain_xml::rewrite::served::DiskSettings;
+use crate::capture::images::ImageOwner;
 use crate::capture::process::ServerProcess;
 use crate::ops::{Error, Result, Stop};
 use crate::record::Time;
@@ -28,10 +30,10 @@ const LOCK_LIMIT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LivePhase {
-    /// Images and definition are being replaced; the machine has not run yet.
+    /// Files and definition are being replaced; the machine has not run yet.
     Placing,
-    /// The machine has run on its new disks.
-    Pulling,
+    /// The machine has run on its point.
+    Copying,
 }
 
 /// How the server of the point accesses the repository.
@@ -70,7 +72,7 @@ pub(crate) struct LiveState {
     pub(crate) held: bool,
     /// The user and group that QEMU runs as, once the machine is defined.
     pub(crate) owner: Option<(u32, u32)>,
-    /// Whether the machine is paused, or about to be, so that QEMU writes its cached metadata.
+    /// Whether the machine is paused, or about to be, to move to its own disks.
     #[serde(default)]
     pub(crate) paused: bool,
     /// The maximum number of bytes copied per second.
@@ -82,27 +84,30 @@ pub(crate) struct LiveState {
     pub(crate) previous_definition: Option<String>,
     /// Whether the machine starts with the host; `None` leaves this unchanged.
     pub(crate) autostart: Option<bool>,
-    /// The settings of each disk in the definition, which are restored at the end.
+    /// What the definition says of each disk, which is restored at the end.
     pub(crate) settings: BTreeMap<String, DiskSettings>,
     /// The socket of the point's server.
     pub(crate) socket: PathBuf,
-    /// Whether the served disks end after their last data. In restores of the first version, they have their full size.
-    #[serde(default)]
-    pub(crate) ends_with_data: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LiveDisk {
     pub(crate) disk: String,
     pub(crate) path: PathBuf,
+    pub(crate) format: ImageFormat,
     pub(crate) capacity_bytes: u64,
+    /// The owner of a new image where none existed, if libvirt does not manage it.
+    pub(crate) owner: Option<ImageOwner>,
+    /// What the machine writes until it moves to its own disk.
+    pub(crate) overlay: PathBuf,
+    /// The new image until it is complete.
+    pub(crate) data: PathBuf,
+    /// The inode number of the new image.
+    pub(crate) inode: Option<u64>,
     /// Where the replaced image is kept until the end.
     pub(crate) aside: PathBuf,
     /// Whether there was an image.
     pub(crate) had_image: bool,
-    /// The inode number of the new image, once it is in its place.
-    #[serde(default)]
-    pub(crate) inode: Option<u64>,
 }
 
 /// A small file that was replaced or created.

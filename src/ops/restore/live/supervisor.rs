@@ -158,7 +158,7 @@ impl Supervisor<'_> {
             }
             self.child = None;
         }
-        if state.process.is_alive() || state.phase != LivePhase::Pulling || Instant::now() < self.next_try {
+        if state.process.is_alive() || state.phase != LivePhase::Copying || Instant::now() < self.next_try {
             return Ok(());
         }
         if state.boot != boot_id() {

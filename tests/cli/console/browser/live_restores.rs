@@ -1,10 +1,13 @@
 //! A live restore as a person does it: through the wizard, watched, cancelled, and continued to its end.
 
+use std::fs;
+
 use super::super::client::LIMIT;
 use super::{WATCH, desk, seen};
 use crate::support::backups::{MIB, backup, init, noise};
 use crate::support::browser::{DESKTOP, PHONE};
 use crate::support::{Disk, Env, wait_until};
+use serde_json::Value;
 
 const VM: &str = "kvmb-test-vm1";
 
@@ -51,8 +54,11 @@ fn live_restore_is_cancelled_continued_and_completed() {
     assert!(browser.overflow() <= 0, "{} pixels too wide", browser.overflow());
     assert!(faults.is_empty(), "{faults:#?}");
     browser.set_look(DESKTOP);
-    // QEMU still copies at the requested rate, which would take a minute.
-    machine.virsh_settled(&format!("blockjob {} vda --bandwidth 0", machine.uuid())).assert_ok();
+    // At the requested rate, the rest would take a minute.
+    let path = env.path(format!("data/live-restores/{}.json", machine.uuid()));
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
+    state["limit_read"] = Value::Null;
+    fs::write(&path, state.to_string()).expect("write");
     browser.click("Continue the restore");
     desk.wait_for_job("done");
     browser.wait_for("all data is on the disks of this host");

@@ -1,0 +1,89 @@
+//! Moves a machine from the overlays of its point to its own disks, which contain the data of the point.
+//!
+//! ```text
+//!  copy each overlay to its disk ── later writes go to both ── pause ── pivot ── final definition ── resume
+//! ```
+//! Overlay and disk have the same content while the machine is paused, so a crash at any moment loses nothing: until
+//! the definition names the disk, the machine starts on the overlay, and the copy is repeated. QEMU has flushed the
+//! disk when it pivots.
+
+use super::state::{LiveDisk, LiveFile, LiveState};
+use super::watch::Watch;
+use crate::capture::domain_xml::rewrite::served::with_settings;
+use crate::capture::machine::{MachineState, PausedReason, Which};
+use crate::capture::{self, DiskSource, Machine};
+use crate::failpoint::{self, Failpoint};
+use crate::ops::{Error, Result};
+
+/// How often the copy of an overlay may fail.
+const TRIES: u32 = 5;
+
+/// Whether a disk of the machine is an overlay of the point.
+pub(super) fn is_on_overlay(machine: &Machine, which: Which, disk: &LiveDisk) -> capture::Result<bool> {
+    let definition = machine.definition(which)?;
+    let is_overlay = |source: &DiskSource| matches!(source, DiskSource::File { path, .. } if *path == disk.overlay);
+    Ok(definition.disks.iter().any(|found| found.target == disk.disk && is_overlay(&found.source)))
+}
+
+/// Moves all disks that are still overlays, and gives the machine its final definition.
+pub(super) fn switch(watch: &Watch, file: &LiveFile) -> Result<()> {
+    let Watch { machine, state, .. } = *watch;
+    let mut disks = Vec::new();
+    for disk in &state.disks {
+        if is_on_overlay(machine, Which::Live, disk)? {
+            disks.push(disk);
+        }
+    }
+    for disk in &disks {
+        copy_overlay(watch, disk)?;
+    }
+    // A paused guest writes nothing, so it does not matter on which of the two images a machine starts that is killed
+    // now.
+    let must_pause = matches!(machine.state()?, MachineState::Running | MachineState::ShuttingDown);
+    if must_pause && !disks.is_empty() {
+        file.save(&LiveState { paused: true, ..state.clone() })?;
+        machine.suspend()?;
+    }
+    let switched = disks.iter().try_for_each(|disk| Ok(machine.pivot(&disk.disk)?)).and_then(|()| {
+        failpoint::hit(Failpoint::RestoreSwitched);
+        let xml = machine.definition_xml(Which::Inactive, true)?;
+        let settled = with_settings(&xml, &state.settings).map_err(capture::Error::from)?;
+        Ok(machine.redefine(&settled)?)
+    });
+    if must_pause && !disks.is_empty() {
+        machine.resume()?;
+        file.save(state)?;
+    }
+    switched
+}
+
+/// Copies an overlay to its disk. At the end, the guest's writes go to both.
+fn copy_overlay(watch: &Watch, disk: &LiveDisk) -> Result<()> {
+    let (machine, name) = (watch.machine, &disk.disk);
+    let mut tries = 0;
+    watch.until(|| match machine.block_job(name)? {
+        Some(job) => Ok(job.waits_for_pivot()),
+        None if tries == TRIES => Err(Error::NotSwitched { machine: machine.name().to_owned(), disk: name.clone() }),
+        None => {
+            tries += 1;
+            match machine.begin_copy(name, &disk.path, disk.format.name()) {
+                // The machine may just be ending, which the next look finds.
+                Err(error) if tries < TRIES => tracing::debug!("{error}"),
+                begun => begun?,
+            }
+            Ok(false)
+        }
+    })
+}
+
+/// Resumes a machine that was left paused by a process that ended.
+pub(super) fn end_pause(machine: &Machine, state: &LiveState) -> Result<()> {
+    if !state.paused || machine.state()? != MachineState::Paused(PausedReason::User) {
+        return Ok(());
+    }
+    match machine.resume() {
+        // After a restart, libvirt reports the old state until it knows that QEMU is gone.
+        Err(error) if machine.is_running()? => Err(error.into()),
+        _ => Ok(()),
+    }
+}
