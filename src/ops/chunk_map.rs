@@ -180,12 +180,6 @@ impl ChunkMap {
         })
     }
 
-    /// The number of chunks up to and including the last one that is not zero.
-    pub(crate) fn chunks_to_last_data(&self) -> u64 {
-        let data = self.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero);
-        data.last().map_or(0, |(first, _, count)| first + count)
-    }
-
     /// Runs of equal chunks in `range`, which is cut at the end of the map.
     pub(crate) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (MappedChunk, u64)> + '_ {
         let mut next = range.start;

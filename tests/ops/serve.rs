@@ -133,38 +133,6 @@ fn server_memory_does_not_grow_with_connections() {
     assert_eq!(served.end().code(), 0);
 }
 
-/// Returns the number of bytes that a process has read from files.
-fn read_bytes(pid: i32) -> u64 {
-    let counters = fs::read_to_string(format!("/proc/{pid}/io")).expect("the server's counters");
-    let line = counters.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("what was read");
-    line.parse().expect("a number")
-}
-
-#[test]
-fn below_image_export_ends_with_its_last_data() {
-    let env = Env::new("servedbelow");
-    let machine = machine(&env);
-    init(&env);
-    backup(&machine);
-    let served = serve(&env, &["vm1@latest", "--below-image"], 2);
-    // While the machine starts, its first data is read: all of vda, which is noise.
-    wait_until("the first data are read", LIMIT, || read_bytes(served.running.pid()) > 9 * MIB);
-    for (disk, size) in [("vda", 41 * MIB), ("vdb", 5 * MIB + 512)] {
-        let info = env.program("nbdinfo").args(["--json", "--no-content", &served.uri(disk)]).run().assert_ok();
-        let info: Value = serde_json::from_slice(&info.stdout).expect("information");
-        let export = &info["exports"][0];
-        // Otherwise QEMU would query each range twice before reading.
-        assert_eq!(export["export-size"], size);
-        assert!(export["contexts"].as_array().is_none_or(Vec::is_empty), "{export:#}");
-        let model = &machine.models()[disk];
-        let (image, whole) = (copied(&env, &served.uri(disk), "copied.raw"), model.capacity_bytes());
-        fs::File::options().write(true).open(&image).and_then(|file| file.set_len(whole)).expect("grow");
-        model.assert_image_equals(&image, "raw");
-        fs::remove_file(image).expect("remove");
-    }
-    assert_eq!(served.end().code(), 0);
-}
-
 #[test]
 fn point_in_an_sftp_repository_is_served() {
     let env = Env::new("servedsftp");

@@ -11,7 +11,6 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::session::Session;
 use crate::cli::terminal::stderr::say;
 use crate::ops::mount::{Mount, MountProgram, MountState, check_target};
-use crate::ops::serve::DiskView;
 use crate::record::{Action, Record};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -73,7 +72,6 @@ impl MountArgs {
             socket: None,
             owner: None,
             writable: false,
-            view: DiskView::Whole,
             // While it is mounted, its program is connected, and the lease does not run out.
             lease: self.detach.then_some(self.timeout),
         };

@@ -9,7 +9,7 @@ use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
-use crate::ops::serve::{DiskView, to_record};
+use crate::ops::serve::to_record;
 use crate::record::Record;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -61,10 +61,6 @@ pub(crate) struct ServeArgs {
     #[arg(long, hide = true)]
     handed_key: bool,
 
-    /// Serve what an image on top of each disk needs that knows where there is no data.
-    #[arg(long, hide = true)]
-    below_image: bool,
-
     #[command(flatten)]
     repo: RepoArgs,
 }
@@ -87,7 +83,6 @@ impl ServeArgs {
             socket: self.socket.as_deref(),
             owner: self.owner,
             writable: self.writable,
-            view: if self.below_image { DiskView::BelowImage } else { DiskView::Whole },
             lease: self.detach.then_some(self.lease),
         };
         let repo = match self.handed_key {

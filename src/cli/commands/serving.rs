@@ -13,7 +13,7 @@ use crate::ops::points::{self, OpenPoint, PointName};
 use crate::ops::repo_lock::lock_and_list;
 use crate::ops::serve::registry::ServedState;
 use crate::ops::serve::socket::PrivateSocket;
-use crate::ops::serve::{DiskView, ServeRequest, ServedPoint, SocketFolder, new_socket_folder};
+use crate::ops::serve::{ServeRequest, ServedPoint, SocketFolder, new_socket_folder};
 use crate::record::Damage;
 use crate::repo::{RepoLock, Repository};
 use chrono::{DateTime, FixedOffset, Local};
@@ -32,7 +32,6 @@ pub(super) struct ServingRequest<'a> {
     pub(super) owner: Option<(u32, u32)>,
     /// Whether writes are accepted; they are discarded at the end.
     pub(super) writable: bool,
-    pub(super) view: DiskView,
     /// How long a background server waits for clients; None means to serve in the foreground.
     pub(super) lease: Option<Duration>,
 }
@@ -79,7 +78,7 @@ impl Serving {
         let runtime = context.runtime()?;
         let overlays = request.writable.then(|| runtime.scratch_folder());
         let wanted: Vec<&ManifestDisk> = disks.iter().collect();
-        let serve = ServeRequest { disks: &wanted, overlays, view: request.view };
+        let serve = ServeRequest { disks: &wanted, overlays };
         let served = ServedPoint::new(&repo, index, &point, serve, &context.stop)?;
         let id = format!("s-{:08x}", rand::random::<u32>());
         let folder = request.socket.is_none().then(|| new_socket_folder(&runtime, &id)).transpose()?;

@@ -82,19 +82,12 @@ pub trait Export: Send + Sync {
 #[derive(Clone, Default)]
 pub struct Exports {
     pub(super) by_name: BTreeMap<String, Arc<dyn Export>>,
-    /// Whether the extents are hidden from clients.
-    pub(super) hide_extents: bool,
 }
 
 impl Exports {
     /// Adds an export, replacing the one with this name.
     pub fn insert(&mut self, name: &str, export: Arc<dyn Export>) {
         self.by_name.insert(name.to_owned(), export);
-    }
-
-    /// Hides from clients where there is no data. A client that already knows would still ask before each read.
-    pub(crate) fn hide_extents(&mut self) {
-        self.hide_extents = true;
     }
 
     /// "Export name": an empty name means the only export, if there is just one.

@@ -167,7 +167,7 @@ fn meta_context(
         // In a request to list contexts, a namespace alone matches all its contexts, and no query matches everything.
         false => queries.is_empty() || queries.iter().any(|query| query == wire::BASE_ALLOCATION || query == "base:"),
     };
-    if is_asked_for && !exports.hide_extents {
+    if is_asked_for {
         let id = if is_set { ALLOCATION_CONTEXT } else { 0 };
         let mut payload = id.to_be_bytes().to_vec();
         payload.extend_from_slice(wire::BASE_ALLOCATION.as_bytes());

@@ -26,7 +26,7 @@ mod watch;
 
 use super::points::OpenPoint;
 use super::serve::socket::PrivateSocket;
-use super::serve::{DiskView, ServeRequest, ServedPoint};
+use super::serve::{ServeRequest, ServedPoint};
 use super::{Error, Result, Stop};
 use crate::capture::process::ServerProcess;
 use crate::capture::{self, Definition, Hypervisor, RuntimeDirs};
@@ -126,7 +126,7 @@ impl Drill<'_> {
             self.repo,
             Arc::clone(&self.index),
             point,
-            ServeRequest { disks: &disks, overlays, view: DiskView::Whole },
+            ServeRequest { disks: &disks, overlays },
             &over,
         )?;
         let socket = |name: &str| PrivateSocket::bind(&folder.join(name), Some(prepared.owner));

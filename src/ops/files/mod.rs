@@ -19,7 +19,7 @@ mod opened;
 
 use super::manifest::ManifestDisk;
 use super::points::OpenPoint;
-use super::serve::{DiskView, PointDisks};
+use super::serve::PointDisks;
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::RuntimeDirs;
 use crate::confined::parent::{Confined, Event};
@@ -120,7 +120,7 @@ impl PointFiles {
         wanted: &[&ManifestDisk],
         stop: &Stop,
     ) -> Result<PointFiles> {
-        let disks = PointDisks::open(repo, index, point, (wanted, DiskView::Whole), stop)?;
+        let disks = PointDisks::open(repo, index, point, wanted, stop)?;
         let confined = Confined::start(stop.flag())?;
         let mut files = PointFiles { confined, disks, opened: None, volumes: Vec::new(), stop: stop.clone() };
         files.find_volumes()?;

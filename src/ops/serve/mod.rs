@@ -50,17 +50,6 @@ pub(crate) struct ServeRequest<'a> {
     pub(crate) disks: &'a [&'a ManifestDisk],
     /// The folder for written data, which is discarded when the server ends. Without one the disks are read-only.
     pub(crate) overlays: Option<&'a Path>,
-    pub(crate) view: DiskView,
-}
-
-/// What clients see of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DiskView {
-    /// The whole disk, with information about its holes.
-    Whole,
-    /// The view for the backing file of an image that itself records its holes: the disk ends after its last data, and
-    /// clients that would query holes before each read cannot do so.
-    BelowImage,
 }
 
 /// Disks of a point whose verified bytes can be read in this process.
@@ -76,7 +65,7 @@ impl PointDisks {
         repo: &Repository,
         index: Arc<Index>,
         point: &OpenPoint,
-        (wanted, view): (&[&ManifestDisk], DiskView),
+        wanted: &[&ManifestDisk],
         stop: &Stop,
     ) -> Result<PointDisks> {
         let cache = Arc::new(ChunkCache::new(repo.clone(), index, stop.clone()));
@@ -89,14 +78,6 @@ impl PointDisks {
             let description =
                 format!("{name} of {}, {}", point.manifest.machine, point.manifest.captured_at.to_rfc3339());
             let export = ServedDisk::new((number, name), description, geometry, &map, (&cache, &damage));
-            let export = match view {
-                DiskView::Whole => export,
-                DiskView::BelowImage => export.ending_with_data(&map),
-            };
-            // The disks are copied one after the other once the machine has started.
-            if view == DiskView::BelowImage && number == 0 {
-                export.read_beginning();
-            }
             disks.push((name.clone(), Arc::new(export) as Arc<dyn Export>));
         }
         Ok(PointDisks { disks, damage })
@@ -117,11 +98,8 @@ impl ServedPoint {
         request: ServeRequest<'_>,
         stop: &Stop,
     ) -> Result<ServedPoint> {
-        let PointDisks { disks, damage } = PointDisks::open(repo, index, point, (request.disks, request.view), stop)?;
+        let PointDisks { disks, damage } = PointDisks::open(repo, index, point, request.disks, stop)?;
         let mut exports = Exports::default();
-        if request.view == DiskView::BelowImage {
-            exports.hide_extents();
-        }
         for (name, mut export) in disks {
             if let Some(folder) = request.overlays {
                 export = Arc::new(Overlay::new(export, overlay_file(folder)?));

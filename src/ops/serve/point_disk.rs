@@ -3,7 +3,6 @@
 use super::super::chunk_map::{ChunkMap, Geometry};
 use super::blob_runs::BlobRuns;
 use super::chunk_cache::{ChunkCache, Unavailable};
-use super::read_ahead::AHEAD_BYTES;
 use crate::nbd::{Export, Piece, StatusExtent, zero_flags};
 use crate::record::Damage;
 use crate::repo::Id;
@@ -44,7 +43,6 @@ pub(super) struct ServedDisk {
     pub(super) description: String,
     pub(super) geometry: Geometry,
     runs: BlobRuns,
-    size_bytes: u64,
     pub(super) cache: Arc<ChunkCache>,
     pub(super) damage: Arc<DamageLog>,
     /// The number of the disk within the point, for the read-ahead.
@@ -64,23 +62,10 @@ impl ServedDisk {
             description,
             geometry,
             runs: BlobRuns::new(map.blob_runs(geometry)),
-            size_bytes: geometry.capacity_bytes,
             cache: Arc::clone(cache),
             damage: Arc::clone(damage),
             number,
         }
-    }
-
-    /// Cuts the disk after its last chunk that is not zero. At least one chunk is kept, because some clients refuse an
-    /// empty disk.
-    pub(super) fn ending_with_data(self, map: &ChunkMap) -> ServedDisk {
-        let end = self.geometry.offset(map.chunks_to_last_data().max(1));
-        ServedDisk { size_bytes: end.min(self.geometry.capacity_bytes), ..self }
-    }
-
-    /// Reads ahead the first data of the disk, for a client that will read it from its start.
-    pub(super) fn read_beginning(&self) {
-        self.cache.read_ahead(self.runs.blobs_from(0, AHEAD_BYTES));
     }
 
     /// Reads ahead the data after a blob if its reader is sequential. Readers that skip zeros count as sequential.
@@ -129,7 +114,7 @@ impl ServedDisk {
 
 impl Export for ServedDisk {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.geometry.capacity_bytes
     }
 
     fn description(&self) -> String {
