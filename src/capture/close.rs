@@ -19,6 +19,7 @@ use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::machine_lock::lock_machine;
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::offline::storage_daemon::{self, SERVER_SOCKETS};
+use crate::capture::own_changes::UnchangedLayers;
 use crate::capture::runtime::RuntimeDirs;
 use crate::capture::state::{
     BackupJob, CaptureFile, CaptureMethod, CaptureState, OfflineReader, Phase, is_capture_id, remove_nameless,
@@ -156,7 +157,7 @@ pub(super) fn close_with_machine(
     };
     let mut closed = ClosedCapture::of(&state);
     drain(runtime, machine, &file, &mut state, &mut closed)?;
-    settle_checkpoints(machine, &state, request, &mut closed)?;
+    settle_checkpoints(runtime, machine, &state, request, &mut closed)?;
     failpoint::hit(Failpoint::CheckpointsSettled);
     let guard = file.guard();
     if closed.pending_checkpoints.is_empty() {
@@ -320,6 +321,7 @@ fn remove_scratch(folder: &Path, id: &str) -> Result<()> {
 }
 
 fn settle_checkpoints(
+    runtime: &RuntimeDirs,
     machine: Option<&Machine>,
     state: &CaptureState,
     request: &CloseRequest,
@@ -344,6 +346,7 @@ fn settle_checkpoints(
         (Some(_), None) => Vec::new(),
     };
     for name in doomed {
+        let layers = UnchangedLayers::of(runtime, state);
         let deleted = match delete_known_or_not(machine, &name, state) {
             // QEMU exited during the deletion.
             Err(error) if !error.is_not_found() && ends_now(machine) => {
@@ -353,7 +356,10 @@ fn settle_checkpoints(
             other => other,
         };
         match deleted {
-            Ok(true) => closed.deleted_checkpoints.push(name.clone()),
+            Ok(true) => {
+                layers.note_changes(runtime, &state.uuid);
+                closed.deleted_checkpoints.push(name.clone());
+            }
             Ok(false) => {}
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::Unsupported | LibvirtErrorKind::InvalidState) => {
                 tracing::info!("{error}; left for a later run");

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::bounded::{self, Group};
 use crate::capture::error::{Error, Result};
+use crate::capture::own_changes::OwnChange;
 
 /// The time limit for `qemu-img`, which only reads or writes a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -54,8 +55,8 @@ pub(crate) fn owner_of(path: &Path) -> Option<ImageOwner> {
 }
 
 /// Returns why an image and its layers are not those of the parent point. `None` if they are, even if the guest has
-/// written to the image since.
-pub(crate) fn mismatch(now: &[ImageIdentity], then: &[ImageIdentity]) -> Option<String> {
+/// written to the image since, or kvmb has deleted bitmaps in the layers.
+pub(crate) fn mismatch(now: &[ImageIdentity], own: &[OwnChange], then: &[ImageIdentity]) -> Option<String> {
     let (Some(top_now), Some(top_then)) = (now.first(), then.first()) else {
         return Some("the parent point does not record its image".into());
     };
@@ -72,7 +73,12 @@ pub(crate) fn mismatch(now: &[ImageIdentity], then: &[ImageIdentity]) -> Option<
         };
         layers[1..].iter().enumerate().map(identity).collect()
     };
-    (below(now) != below(then)).then(|| "a backing file has changed since the parent point".into())
+    let after_own = |layer: &ImageIdentity| {
+        let change = own.iter().find(|change| change.before == *layer);
+        change.map_or(layer, |change| &change.after).clone()
+    };
+    let then: Vec<_> = then.iter().map(after_own).collect();
+    (below(now) != below(&then)).then(|| "a backing file has changed since the parent point".into())
 }
 
 /// Removes `.` from a path: libvirt and kvmb join the relative names of a backing chain differently.

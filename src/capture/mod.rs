@@ -28,6 +28,7 @@
 //! | [`images`] | image files: their identity and their bitmaps |
 //! | [`process`] | processes, distinguished from later ones with the same PID |
 //! | `block_copy` | moves a running machine from an overlay to another image (block copy) |
+//! | `own_changes` | changes that kvmb itself makes to backing files |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`parts::safe_path`] | safe access to files in folders that QEMU's user can write to |
 //! | [`state`] | the state of an open capture, on disk |
@@ -65,6 +66,7 @@ pub mod machine;
 mod machine_lock;
 pub mod offline;
 pub(crate) mod open;
+pub(crate) mod own_changes;
 pub(crate) mod parts;
 pub(crate) mod pools;
 pub mod process;

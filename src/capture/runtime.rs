@@ -2,7 +2,7 @@
 //!
 //! | folder | mode | content |
 //! | --- | --- | --- |
-//! | `/run/kvmb` (`$XDG_RUNTIME_DIR/kvmb`) | 0700 | per capture: state, lock, copied files; a lock per machine |
+//! | `/run/kvmb` (`$XDG_RUNTIME_DIR/kvmb`) | 0700 | per capture: state, lock, copied files; per machine: a lock, `own_changes` |
 //! | `/run/kvmb-nbd` (the same name with `-nbd`) | 0711 | per capture, 0700, owned by QEMU's user: sockets |
 //! | `/var/lib/kvmb/scratch` (`$XDG_DATA_HOME/kvmb/scratch`) | 0711 | per capture, the same: scratch files |
 //!
@@ -108,9 +108,18 @@ impl RuntimeDirs {
 
     /// The lock file for opening and closing captures of a machine.
     pub(super) fn machine_lock(&self, uuid: &str) -> PathBuf {
+        self.of_machine(uuid, "lock")
+    }
+
+    /// The file with the changes that kvmb made to a machine's backing files.
+    pub(super) fn own_changes(&self, uuid: &str) -> PathBuf {
+        self.of_machine(uuid, "changes")
+    }
+
+    fn of_machine(&self, uuid: &str, extension: &str) -> PathBuf {
         let name: String =
             uuid.chars().filter(|character| character.is_ascii_alphanumeric() || *character == '-').collect();
-        self.state.join(format!("machine-{name}.lock"))
+        self.state.join(format!("machine-{name}.{extension}"))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::capture::disk_session::DiskSession;
 use crate::capture::error::{Error, Result};
 use crate::capture::images::{ImageIdentity, ImageOwner};
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
+use crate::capture::own_changes::OwnChange;
 use crate::capture::process::{RunningBackup, ServerProcess};
 use crate::capture::runtime::RuntimeDirs;
 
@@ -186,6 +187,9 @@ pub struct CapturedDisk {
     pub(crate) scratch: Option<PathBuf>,
     /// The image and every layer below it, as they were.
     pub image: Vec<ImageIdentity>,
+    /// Changes that kvmb itself made to the layers since earlier points.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) own_changes: Vec<OwnChange>,
     /// The owner of the image, if libvirt does not manage it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<ImageOwner>,

@@ -93,7 +93,7 @@ pub(crate) fn find(
 
 /// Returns why a disk cannot continue the parent's, by comparing the image now and then. `None` if it can.
 pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
-    if let Some(reason) = images::mismatch(&now.image, &then.images()) {
+    if let Some(reason) = images::mismatch(&now.image, &now.own_changes, &then.images()) {
         return Some(reason);
     }
     if now.has_data_file && (now.session.is_none() || now.session != then.session) {

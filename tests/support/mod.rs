@@ -340,8 +340,10 @@ impl Env {
         for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
-                // A machine's lock file may stay, because removing it is a race. The filler is our own.
-                if path.extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
+                // A machine's lock file may stay, because removing it is a race. The changes of its backing files are
+                // for its next backup. The filler is our own.
+                let is_kept = path.extension().is_some_and(|extension| extension == "lock" || extension == "changes");
+                if !is_kept && entry.file_name() != tmpfs::FILLER {
                     found.push(path.display().to_string());
                 }
             }

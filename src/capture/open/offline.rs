@@ -28,6 +28,7 @@ use crate::capture::offline::image_lookup::HostImages;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 use crate::capture::offline::qemu_user::{Privilege, QemuUser};
 use crate::capture::offline::storage_daemon::{self, DaemonExport, DaemonRequest, Refused, SERVER_SOCKETS};
+use crate::capture::own_changes;
 use crate::capture::parts::copies;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk, DiskServer, OfflineReader};
@@ -71,7 +72,7 @@ pub(super) fn open_off(
     let images = HostImages { machine, user };
     let mut disks = Vec::new();
     for (at, (disk, wanted)) in wanted_disks(definition, request).enumerate() {
-        let off = off_disk(&images, at, disk, wanted, &state.socket_folder)?;
+        let off = off_disk(runtime, &images, at, disk, wanted, &state.socket_folder)?;
         runtime::check_socket_path(&off.captured.socket)?;
         state.disks.push(CapturedDisk { has_new_bitmap: off.keeps_bitmaps, ..off.captured.clone() });
         disks.push(off);
@@ -288,6 +289,7 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
 }
 
 fn off_disk(
+    runtime: &RuntimeDirs,
     images: &HostImages,
     at: usize,
     disk: &DefinedDisk,
@@ -307,10 +309,11 @@ fn off_disk(
         }
     }
     let image: Vec<_> = layers.iter().flat_map(identities_of).collect();
+    let own_changes = own_changes::of_layers(runtime, images.machine.uuid(), &image);
     // A bitmap does not describe another image, such as a copy that has the same bitmaps, so a new one is started.
     if bitmap.is_some()
         && !wanted.parent_image.is_empty()
-        && let Some(changed) = images::mismatch(&image, &wanted.parent_image)
+        && let Some(changed) = images::mismatch(&image, &own_changes, &wanted.parent_image)
     {
         bitmap = None;
         reason = Some(changed);
@@ -364,6 +367,7 @@ fn off_disk(
         scratch: None,
         owner: top.storage.path().filter(|_| disk.keeps_owner).and_then(images::owner_of),
         image,
+        own_changes,
         has_data_file,
         session: None,
         distrusts: wanted.parent.clone().filter(|_| damage.is_some()),

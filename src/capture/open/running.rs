@@ -13,6 +13,7 @@ use crate::capture::images::owner_of;
 use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
 use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::offline::image_lookup::read_header;
+use crate::capture::own_changes;
 use crate::capture::parts::copies;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{BackupJob, CaptureFile, CaptureMethod, CaptureState, CapturedDisk, ReadMode};
@@ -44,7 +45,7 @@ pub(super) fn open_running(
     runtime::check_socket_path(&socket)?;
     let scratch = request.scratch_dir.as_deref().unwrap_or_else(|| runtime.scratch_folder()).join(file.id());
     state.socket_folder = socket.parent().unwrap_or(Path::new("/")).to_owned();
-    state.disks = running_disks(machine, live, request, &socket, &scratch)?;
+    state.disks = running_disks(runtime, machine, live, request, &socket, &scratch)?;
     if let Some(name) = &request.checkpoint {
         let covered: Vec<String> = targets_with_new_bitmap(state);
         if !covered.is_empty() {
@@ -129,6 +130,7 @@ fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &
 }
 
 fn running_disks(
+    runtime: &RuntimeDirs,
     machine: &Machine,
     live: &Definition,
     request: &OpenRequest,
@@ -156,6 +158,7 @@ fn running_disks(
             None => disk.keeps_bitmaps(),
         };
         let (parent, reason) = parents.choose(wanted);
+        let image = live_identity(disk, &source);
         disks.push(CapturedDisk {
             target: disk.target.clone(),
             nbd_uri: runtime::nbd_uri(socket, &disk.target),
@@ -170,7 +173,8 @@ fn running_disks(
             has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps,
             scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
             owner: source.path().filter(|_| disk.keeps_owner).and_then(|path| owner_of(path)),
-            image: live_identity(disk, &source),
+            own_changes: own_changes::of_layers(runtime, machine.uuid(), &image),
+            image,
             has_data_file,
             session: None,
             distrusts: None,
