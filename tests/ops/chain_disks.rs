@@ -171,6 +171,8 @@ fn truncated_image_is_reported_and_read_in_full() {
     };
     backup();
     assert_changed(&backup(), "vdb", 0);
+    machine.start_paused();
+    assert_changed(&backup(), "vdb", 0);
     finish(&env, &[&repo]);
 }
 

@@ -14,7 +14,10 @@ use chrono::Local;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::plan::{DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks};
+use super::plan::{
+    CUT_OFF, DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks,
+    warn_of_cut_off,
+};
 use crate::capture::agent::Consistency;
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
 use crate::capture::domain_xml::source::SecretRef;
@@ -39,8 +42,6 @@ const DATA_FILE_UNWATCHED: &str = "while the machine is off, other programs can 
 
 /// Why a disk whose image is marked as corrupt is read in full.
 const CORRUPT: &str = "the image is marked as corrupt";
-/// Why a disk whose image ends before its data is read in full.
-const CUT_OFF: &str = "the image is cut off";
 
 /// A disk that will be served.
 struct OffDisk {
@@ -321,21 +322,19 @@ fn off_disk(
     // A repair changes the content of the disk, and no bitmap records it. Neither this read nor the one after the
     // repair may continue an older point.
     let damage = layers.iter().find_map(|layer| match &layer.header {
-        header if header.is_corrupt => Some(CORRUPT),
-        header if header.is_cut_off => Some(CUT_OFF),
+        header if header.is_corrupt => {
+            tracing::warn!(
+                "{}: the image is marked as corrupt; the machine cannot start until 'qemu-img check -r all' repairs it",
+                layer.storage.address()
+            );
+            Some(CORRUPT)
+        }
+        header if header.is_cut_off => {
+            warn_of_cut_off(&layer.storage.address());
+            Some(CUT_OFF)
+        }
         _ => None,
     });
-    if damage == Some(CORRUPT) {
-        tracing::warn!(
-            "{}: the image is marked as corrupt; the machine cannot start until 'qemu-img check -r all' repairs it",
-            top.storage.address()
-        );
-    } else if damage == Some(CUT_OFF) {
-        tracing::warn!(
-            "{}: the image is cut off: what was beyond its end reads as zeros, and is in older points only",
-            top.storage.address()
-        );
-    }
     if let Some(damage) = damage {
         bitmap = None;
         reason = Some(damage.to_owned());

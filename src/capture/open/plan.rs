@@ -93,6 +93,16 @@ impl DiskRequest {
     }
 }
 
+/// Why a disk whose image ends before its data is read in full.
+pub(super) const CUT_OFF: &str = "the image is cut off";
+
+/// Warns of an image that ends before its data.
+pub(super) fn warn_of_cut_off(address: &str) {
+    tracing::warn!(
+        "{address}: the image is cut off: what was beyond its end reads as zeros, and is in older points only"
+    );
+}
+
 /// The identities of the image and its layers in the live definition, which is what QEMU actually has open.
 pub(super) fn live_identity(disk: &DefinedDisk, source: &DiskSource) -> Vec<ImageIdentity> {
     let mut identities = vec![identity_of(source, format_of(disk))];

@@ -1,13 +1,14 @@
 //! Opens a capture of a running machine: a libvirt backup job, and a checkpoint at the same instant.
 
 use super::plan::{
-    DiskRequest, OpenRequest, format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks,
+    CUT_OFF, DiskRequest, OpenRequest, format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks,
+    warn_of_cut_off,
 };
 use crate::capture::agent::FreezeMode;
 use crate::capture::close;
 use crate::capture::disk_session::DiskSession;
 use crate::capture::domain_folder::{domain_folder, is_domain_folder};
-use crate::capture::domain_xml::definition::Definition;
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition, DiskSource};
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
 use crate::capture::images::owner_of;
 use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
@@ -157,7 +158,15 @@ fn running_disks(
             }
             None => disk.keeps_bitmaps(),
         };
-        let (parent, reason) = parents.choose(wanted);
+        let cut_off = cut_off_layer(disk, &source);
+        let (parent, reason) = match &cut_off {
+            // As for a stopped machine: no bitmap records the loss, nor a repair.
+            Some(address) => {
+                warn_of_cut_off(address);
+                (None, Some(CUT_OFF.to_owned()))
+            }
+            None => parents.choose(wanted),
+        };
         let image = live_identity(disk, &source);
         disks.push(CapturedDisk {
             target: disk.target.clone(),
@@ -170,17 +179,31 @@ fn running_disks(
             read_mode_reason: reason,
             dirty_context: parent.as_ref().map(|_| job::dirty_context(&disk.target)),
             parent_checkpoint: parent,
-            has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps,
+            has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps && cut_off.is_none(),
             scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
             owner: source.path().filter(|_| disk.keeps_owner).and_then(|path| owner_of(path)),
             own_changes: own_changes::of_layers(runtime, machine.uuid(), &image),
             image,
             has_data_file,
             session: None,
-            distrusts: None,
+            distrusts: wanted.parent.clone().filter(|_| cut_off.is_some()),
         });
     }
     Ok(disks)
+}
+
+/// Returns the address of the first layer that ends before its data. QEMU writes data before the tables that refer to
+/// it, so they never refer beyond the end of a complete image, even while the guest writes. Only a shrinking image may
+/// look so while its tables are read, and is complete when they are read again.
+fn cut_off_layer(disk: &DefinedDisk, source: &DiskSource) -> Option<String> {
+    let below = disk.backing.iter().map(|layer| (&layer.source, layer.format.as_deref().unwrap_or("raw"), layer.slice));
+    let mut layers = std::iter::once((source, format_of(disk), disk.slice)).chain(below);
+    let is_cut_off = |path: &Path, format: &str| read_header(path, format).is_ok_and(|header| header.is_cut_off);
+    let found = layers.find(|(source, format, slice)| {
+        let path = source.path().filter(|_| slice.is_none());
+        path.is_some_and(|path| is_cut_off(path, format) && is_cut_off(path, format))
+    });
+    found.map(|(source, ..)| source.address())
 }
 
 /// For each requested checkpoint, the disks whose bitmap is usable.
