@@ -191,6 +191,22 @@ fn progress_fits_the_terminal_and_is_erased_at_the_end() {
 }
 
 #[test]
+fn thread_limit_fails_a_prompt_and_a_completion_with_no_panic() {
+    let env = Env::new("no threads");
+    forget_the_password(&env);
+    // The limit does not apply to root, and counts all processes of a user; this one has no others.
+    let user = 400_000 + std::process::id();
+    env.sh(&format!("chown -R {user}:{user} .")).run().assert_ok();
+    let limited = format!("exec setpriv --reuid={user} --regid={user} --clear-groups prlimit --nproc=1 -- kvmb");
+    let screen = env.pty_of("sh", ["-c", &format!("{limited} init -r repo")]).wait().assert_code(1);
+    assert!(screen.stdout().contains("TasksMax="), "{screen}");
+    assert!(!screen.stdout().contains("panicked"), "{screen}");
+    let completion = env.sh(&format!("{limited} -- kvmb disks ''")).env("KVMB_COMPLETE", "bash");
+    let offered = completion.env("_CLAP_COMPLETE_INDEX", "2").run();
+    assert!(!offered.stderr().contains("panicked"), "{offered}");
+}
+
+#[test]
 fn password_is_prompted_only_on_a_terminal_and_never_shown() {
     let env = Env::new("password");
     forget_the_password(&env);

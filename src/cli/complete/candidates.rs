@@ -1,6 +1,7 @@
 //! Completion candidates: machines, points, disks, captures.
 
 use super::line::CompletionLine;
+use crate::bounded;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
 use crate::cli::context::Context;
@@ -15,8 +16,6 @@ use crate::record::{Time, steers_terminal};
 use crate::repo::Repository;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
 use std::ffi::OsStr;
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 /// How long a user who pressed Tab waits for names. They usually arrive within a tenth of a second, but an embedded
@@ -106,7 +105,8 @@ fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer
     let asked = typed.to_owned();
     let line = CompletionLine::read();
     let limit = if line.as_ref().is_some_and(is_on_server) { SERVER_LIMIT } else { LIMIT };
-    let found = promptly(limit, move || look_up(&asked, line?)).unwrap_or_default();
+    // The process ends after the answer, even if the call is still waiting.
+    let found = bounded::call(limit, &bounded::ending(), move || look_up(&asked, line?)).ok().flatten();
     let mut seen = std::collections::BTreeSet::new();
     let fit =
         |(word, _): &Offer| word.starts_with(typed) && !word.contains(steers_terminal) && seen.insert(word.clone());
@@ -115,15 +115,7 @@ fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer
         // Keep the order in which they were found: newest point first.
         CompletionCandidate::new(word).help(about.map(Into::into)).display_order(Some(at))
     };
-    found.into_iter().filter(fit).enumerate().map(candidate).collect()
-}
-
-/// Returns the result if it arrives in time.
-fn promptly<T: Send + 'static>(limit: Duration, look_up: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-    let (sender, receiver) = mpsc::channel();
-    // The process ends after the answer, even if this thread is still waiting.
-    thread::spawn(move || sender.send(look_up()));
-    receiver.recv_timeout(limit).ok().flatten()
+    found.unwrap_or_default().into_iter().filter(fit).enumerate().map(candidate).collect()
 }
 
 pub(super) fn context(line: &CompletionLine) -> Option<Context> {

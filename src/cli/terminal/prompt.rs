@@ -6,6 +6,7 @@ use crate::cli::table::printable;
 use crate::cli::terminal::interrupt;
 use crate::cli::terminal::line_editor::read_line;
 use crate::cli::terminal::stderr::say;
+use crate::ops;
 use dialoguer::{FuzzySelect, Password};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use std::io::IsTerminal;
@@ -22,8 +23,8 @@ pub(crate) fn possible(context: &Context) -> bool {
 fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError> {
     let before = tcgetattr(std::io::stdin()).ok();
     let answered = AtomicBool::new(false);
-    let answer = std::thread::scope(|scope| {
-        scope.spawn(|| {
+    let answer = std::thread::scope(|scope| -> Result<_, CliError> {
+        let watch = || {
             while !answered.load(Ordering::Relaxed) {
                 if let Some(code) = interrupt::exit_code() {
                     if let Some(before) = &before {
@@ -34,12 +35,13 @@ fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError
                 }
                 std::thread::park_timeout(Duration::from_millis(50));
             }
-        });
+        };
+        std::thread::Builder::new().spawn_scoped(scope, watch).map_err(ops::Error::NoThread)?;
         let answer = question();
         answered.store(true, Ordering::Relaxed);
-        answer
+        Ok(answer)
     });
-    answer.map_err(|error| CliError::failed(format!("no answer: {error}")))
+    answer?.map_err(|error| CliError::failed(format!("no answer: {error}")))
 }
 
 /// Asks for a password without echo.
