@@ -296,14 +296,21 @@ fn uncreated_firmware_variables_warn_and_lost_ones_fail() {
     let env = Env::new("NVRAM lost");
     init(&env);
     fs::create_dir(env.path("fw")).unwrap();
-    let _machine = machine_with_files(&env);
+    let machine = machine_with_files(&env);
     fs::remove_file(env.path("vars.fd")).unwrap();
     // There is no sign that it ever ran: libvirt would create them from the template.
     let output = back_up(&env, "vm1").assert_ok();
     output.assert_stderr_has("the point of vm1 has no firmware variables").assert_stderr_has("at the next start");
-    // It did run, and its log has been rotated.
+    // An earlier machine of the same name ran.
     let logs = env.libvirt_root().join("log/qemu");
     fs::create_dir_all(&logs).unwrap();
+    let start = "2026-11-20 02:00:00.000+0000: starting up libvirt version: 11.3.0\nqemu -uuid";
+    fs::write(logs.join("vm1.log"), format!("{start} 00000000-0000-0000-0000-000000000000 -smp 1\n")).unwrap();
+    back_up(&env, "vm1").assert_ok();
+    fs::write(logs.join("vm1.log"), format!("{start} {} -smp 1\n", machine.uuid())).unwrap();
+    back_up(&env, "vm1").assert_code(3);
+    fs::remove_file(logs.join("vm1.log")).unwrap();
+    // It did run, and its log has been rotated.
     fs::write(logs.join("vm1.log.0"), "").unwrap();
     let output = back_up(&env, "vm1").assert_code(3);
     assert_eq!(left_out(&output.record_of("point"))[0].0, "nvram");

@@ -220,9 +220,17 @@ fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
     read.is_err() || news.matches(": starting up").count() > news.matches(": shutting down, reason=failed").count()
 }
 
-/// Whether libvirt's logs show that a machine was ever started.
-pub(crate) fn was_ever_started(uri: &str, machine: &str) -> bool {
-    log_path(uri, machine).is_some_and(|log| was_started(&log, None) || was_rotated(&log))
+/// Whether libvirt's logs show that a machine was ever started. An earlier machine of the same name may have left its
+/// log.
+pub(crate) fn was_ever_started(uri: &str, machine: &str, uuid: &str) -> bool {
+    log_path(uri, machine).is_some_and(|log| was_started(&log, None) && may_contain(&log, uuid) || was_rotated(&log))
+}
+
+/// Whether a log contains the UUID of a machine, which is in QEMU's command line, or cannot be searched.
+fn may_contain(log: &Path, uuid: &str) -> bool {
+    let mut content = Vec::new();
+    let read = File::open(log).and_then(|log| log.take(MOST_LOG_BYTES + 1).read_to_end(&mut content));
+    read.is_err() || content.len() as u64 > MOST_LOG_BYTES || String::from_utf8_lossy(&content).contains(uuid)
 }
 
 /// Whether an older log exists next to this one: `vm1.log.0`, `vm1.log.2.gz`, `vm1.log-20261130`.

@@ -270,7 +270,7 @@ impl Situation<'_> {
         is_missing
             && is_made
             && !self.is_running
-            && !offline_changes::was_ever_started(self.machine.uri(), self.machine.name())
+            && !offline_changes::was_ever_started(self.machine.uri(), self.machine.name(), self.machine.uuid())
     }
 }
 
