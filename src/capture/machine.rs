@@ -262,6 +262,14 @@ impl Machine {
         Ok(self.state_numbers()?.1)
     }
 
+    /// Whether the stopped machine was saved while it ran (`virsh save`), so that its guest did not shut down. libvirt does
+    /// not reveal the file, and forgets all of this when it restarts.
+    pub(super) fn was_saved(&self) -> bool {
+        /// `VIR_DOMAIN_SHUTOFF_SAVED`
+        const REASON_SAVED: i32 = 5;
+        self.off_reason().is_ok_and(|reason| reason == REASON_SAVED)
+    }
+
     fn state_numbers(&self) -> Result<(i32, i32)> {
         self.call_regardless(self.limits().call, || format!("read the state of {}", self.name), ffi::state)
     }

@@ -109,6 +109,24 @@ fn machine_with_managed_save_is_busy_and_continues_after_resume() {
 }
 
 #[test]
+fn machine_saved_to_a_file_has_crash_consistent_points() {
+    let env = Env::with_libvirtd("saved");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    machine.disconnect();
+    let file = env.path("disks/saved").display().to_string();
+    env.virsh(&["save", "vm", &file]);
+    let output = try_backup(&machine, &repo, &[]).assert_ok().assert_stderr_has("vm was saved while it was running");
+    assert_eq!(output.record_of("point")["consistency"], "crash", "{output}");
+    // libvirt then does not know that the file is out of date.
+    machine.start_paused();
+    machine.stop();
+    assert_eq!(backup(&machine, &repo)["consistency"], "offline");
+    finish(&env, &[&repo]);
+}
+
+#[test]
 fn revert_to_an_external_snapshot_yields_a_correct_next_point() {
     let env = Env::new("external revert");
     let repo = init(&env);

@@ -64,7 +64,17 @@ pub(super) fn open_off(
         return Err(Error::SavedMemory { machine: machine.name().to_owned() });
     }
     state.method = CaptureMethod::Offline(OfflineReader::default());
-    state.consistency = Consistency::Offline;
+    state.consistency = match machine.was_saved() {
+        false => Consistency::Offline,
+        true => {
+            tracing::warn!(
+                "{} was saved while it was running ('virsh save'): its disks are as after a power failure, and what \
+                 the guest had only in memory is not in the point",
+                machine.name()
+            );
+            Consistency::Crash
+        }
+    };
     state.socket_folder = runtime.socket_folder().join(file.id());
     // The state is saved before the folder is created, because cleanup after a kill depends on it.
     file.save(state)?;
@@ -213,8 +223,16 @@ impl Opening<'_> {
             return Error::ImageHeld { machine, holders: holders::writers_of(paths), message };
         }
         if message.contains("Unknown driver") || message.contains("does not accept value") {
-            let image = disks.iter().map(|disk| disk.layers[0].storage.address()).collect::<Vec<_>>().join(", ");
-            return Error::NoBlockDriver { image, message };
+            let layers = || disks.iter().flat_map(|disk| &disk.layers);
+            let lacks_driver = |layer: &&Found| {
+                let protocol = layer.storage.protocol();
+                protocol.is_some_and(|protocol| message.contains(&format!("'{protocol}'")))
+            };
+            let mut images: Vec<_> = layers().filter(lacks_driver).map(|layer| layer.storage.address()).collect();
+            if images.is_empty() {
+                images = disks.iter().map(|disk| disk.layers[0].storage.address()).collect();
+            }
+            return Error::NoBlockDriver { image: images.join(", "), message };
         }
         let subject = if disk.is_empty() { machine } else { format!("{machine}/{disk}") };
         Error::Program { program: storage_daemon::PROGRAM, subject, message }
