@@ -256,3 +256,20 @@ fn point_of_a_renamed_machine_is_restored_only_under_the_new_name() {
     assert!(definition.contains("<name>vm2</name>"), "{definition}");
     env.assert_nothing_left();
 }
+
+#[test]
+fn missing_driver_is_reported_for_the_disk_that_needs_it() {
+    let env = Env::new("no driver");
+    let repo = init(&env);
+    let rbd = "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
+               <source protocol='rbd' name='pool/volume'><host name='localhost' port='6789'/></source>\
+               <target dev='vdb' bus='virtio'/></disk>";
+    let _machine = env.machine("vm1").disk(Disk::qcow2(MIB)).devices_xml(rbd).define();
+    // The driver may be installed here.
+    let daemon = env.path("bin/qemu-storage-daemon");
+    fs::write(&daemon, "#!/bin/sh\necho \"qemu-storage-daemon: Unknown driver 'rbd'\" >&2\nexit 1\n").unwrap();
+    set_mode(&daemon, 0o755);
+    let failure = env.kvmb(["backup", "vm1", "-r", &repo]).run().assert_code(1).record_of("failure");
+    assert!(text(&failure, "error").starts_with("rbd:pool/volume: QEMU has no driver for it"), "{failure}");
+    env.assert_nothing_left();
+}
