@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use kvmb::capture::domain_xml::definition::{Definition, DefinitionError, Device, DiskSource};
-use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite, rewrite_with_notes};
 use proptest::prelude::*;
 
 /// The definition of a running machine with one disk of every kind.
@@ -203,6 +203,17 @@ fn copy_gets_a_new_identity_and_its_own_file_paths() {
     assert_eq!(definition.kernel, changes.kernel);
     assert_eq!(definition.initrd, changes.initrd);
     assert_eq!(definition.tpm.unwrap().state_path, changes.tpm_state);
+}
+
+#[test]
+fn copy_without_a_disk_of_a_controller_names_its_type() {
+    let xml = "<domain type='qemu'><name>vm1</name><devices><disk type='nvme' device='disk'>\
+               <source type='pci' managed='yes' namespace='1'>\
+               <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source>\
+               <target dev='vdc' bus='virtio'/></disk></devices></domain>";
+    let changes = Changes { name: Some("copy".into()), own_resources: true, ..Changes::default() };
+    let notes = rewrite_with_notes(xml, &changes).unwrap().notes;
+    assert_eq!(notes, ["the copy does not have disk vdc (nvme), which belongs to the original"]);
 }
 
 #[test]

@@ -97,6 +97,10 @@ impl Copy<'_, '_> {
                         .push(format!("the floppy {target} of the copy is empty: {source} belongs to the original"));
                 }
             }
+            // A disk such as one of an NVMe controller has no name.
+            _ if source == "-" => {
+                self.take_out(disk, &format!("disk {target} ({})", disk.attribute("type").unwrap_or("file")));
+            }
             _ => self.take_out(disk, &format!("disk {target} ({source})")),
         }
     }
