@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::capture::connection::Hypervisor;
 use crate::capture::domain_folder::is_domain_folder;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
-use crate::capture::images;
+use crate::capture::images::{self, ImageIdentity};
 use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::machine_lock::lock_machine;
 use crate::capture::offline::image_lookup::read_header;
@@ -440,6 +440,10 @@ fn delete_off(machine: &Machine, name: &str, state: &CaptureState) -> Result<boo
         }
     }
     let removed = remove_bitmaps(&images, name)?;
+    // After an external snapshot, bitmaps are in backing files too. Other machines may use those.
+    if let Err(error) = remove_bitmaps(&backing_of(state), name) {
+        tracing::debug!("{error}");
+    }
     let known = machine.checkpoints()?.iter().any(|known| known == name);
     if known {
         machine.forget_checkpoint(name)?;
@@ -449,8 +453,16 @@ fn delete_off(machine: &Machine, name: &str, state: &CaptureState) -> Result<boo
 
 /// Returns the top images of a capture that may have bitmaps.
 fn images_of(state: &CaptureState) -> BTreeSet<PathBuf> {
-    let tops = state.disks.iter().filter_map(|disk| disk.image.first());
-    tops.filter(|top| top.format == "qcow2" && top.inode != 0).map(|top| PathBuf::from(&top.path)).collect()
+    with_bitmaps(state.disks.iter().filter_map(|disk| disk.image.first()))
+}
+
+/// The same for its backing files.
+fn backing_of(state: &CaptureState) -> BTreeSet<PathBuf> {
+    with_bitmaps(state.disks.iter().flat_map(|disk| disk.image.iter().skip(1)))
+}
+
+fn with_bitmaps<'s>(layers: impl Iterator<Item = &'s ImageIdentity>) -> BTreeSet<PathBuf> {
+    layers.filter(|layer| layer.format == "qcow2" && layer.inode != 0).map(|layer| PathBuf::from(&layer.path)).collect()
 }
 
 /// Removes a bitmap from those of these images that have it. Returns whether one had it.

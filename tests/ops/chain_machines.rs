@@ -194,6 +194,29 @@ fn external_snapshot_and_blockcommit_yield_correct_points() {
 }
 
 #[test]
+fn machine_stopped_after_an_external_snapshot_has_no_old_bitmap_in_its_backing_file() {
+    let env = Env::new("stopped after snapshot");
+    let repo = init(&env);
+    let mut machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    backup(&machine, &repo);
+    let (base, overlay) = (machine.image("vda").to_owned(), env.disks().join("overlay.qcow2"));
+    let spec = format!("vda,snapshot=external,file={}", overlay.display());
+    env.virsh(&["snapshot-create-as", "vm", "one", "--disk-only", "--no-metadata", "--diskspec", &spec]);
+    machine.moved_to("vda", &overlay);
+    machine.write("vda", 2 * MIB, 512, 0x44);
+    machine.stop();
+    assert_eq!(bitmaps(&base).len(), 1, "this test shows nothing");
+    assert_full(&verified(&machine, &repo), "vda", "the image is not the one of the parent point");
+    assert_eq!(bitmaps(&base), [""; 0]);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
+    machine.start_paused();
+    machine.write("vda", 3 * MIB, 512, 0x45);
+    assert_changed(&verified(&machine, &repo), "vda", 2 * CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
 fn internal_snapshot_revert_yields_a_correct_next_point() {
     let env = Env::new("internal snapshot");
     let repo = init(&env);
