@@ -212,6 +212,9 @@ pub enum Error {
     /// A secret that a disk requires cannot be read.
     #[error("the secret of disk {disk} of {machine} cannot be read: {message}")]
     SecretUnavailable { machine: String, disk: String, message: String },
+    /// The passphrase of an encrypted image, from libvirt's secret or a file, is wrong.
+    #[error("the passphrase of disk {disk} of {machine} is wrong")]
+    WrongPassphrase { machine: String, disk: String },
     /// A stopped machine was started while it was being captured.
     #[error("{machine} was started while it was being captured")]
     StartedMeanwhile { machine: String },

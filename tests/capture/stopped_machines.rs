@@ -271,6 +271,11 @@ fn luks_passphrases_from_libvirt_or_file_stay_off_command_lines() {
     assert!(failure["hint"].as_str().expect("a hint").contains("--luks-key-file vda=FILE"), "{output}");
     let files = ["vda", "vdb"].map(|disk| format!("{disk}={}", text(&key)));
     let keys = ["--luks-key-file", &files[0], "--luks-key-file", &files[1]];
+    let other = env.password_file().display().to_string();
+    let wrong = ["--luks-key-file", &files[0], "--luks-key-file", &format!("vdb={other}")];
+    let failure = env.kvmb(["backup", "-r", &repo, "private"]).args(wrong).run().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "wrong_password", "{failure}");
+    assert!(failure["hint"].as_str().expect("a hint").contains("--luks-key-file DISK=FILE"), "{failure}");
     env.kvmb(["snapshot", "private"]).args(keys).run().assert_ok();
     for daemon in daemons(&env) {
         let line = fs::read_to_string(format!("/proc/{daemon}/cmdline")).expect("cmdline");

@@ -158,6 +158,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         },
         Error::SavedMemory { machine: machine() },
         Error::SecretUnavailable { machine: machine(), disk: disk(), message: "secret is private".into() },
+        Error::WrongPassphrase { machine: machine(), disk: disk() },
         Error::StartedMeanwhile { machine: machine() },
         Error::ChangedMeanwhile { machine: machine(), what: "the size of vda".into() },
         Error::DiskTransient { machine: machine(), disk: disk() },

@@ -234,6 +234,12 @@ impl Opening<'_> {
             }
             return Error::NoBlockDriver { image: images.join(", "), message };
         }
+        if message.contains("Invalid password") {
+            // QEMU does not report which of them.
+            let encrypted = all.iter().filter(|disk| !disk.graph.secrets.is_empty());
+            let disk = encrypted.map(|disk| disk.captured.target.as_str()).collect::<Vec<_>>().join(" or ");
+            return Error::WrongPassphrase { machine, disk };
+        }
         let subject = if disk.is_empty() { machine } else { format!("{machine}/{disk}") };
         Error::Program { program: storage_daemon::PROGRAM, subject, message }
     }

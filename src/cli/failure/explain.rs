@@ -371,6 +371,10 @@ fn of_capture(error: &capture::Error) -> Explanation {
                 "back up {machine} while it is running, or provide the passphrase: --luks-key-file {disk}=FILE"
             )),
         ),
+        Error::WrongPassphrase { .. } => (
+            Code::WrongPassword,
+            hint("correct the secret ('virsh secret-set-value'), or provide the passphrase: --luks-key-file DISK=FILE"),
+        ),
         Error::UnsafePath { .. } => {
             (Code::Permission, hint("remove it, or move the file to a folder that only root can write to"))
         }
