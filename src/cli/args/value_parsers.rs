@@ -45,7 +45,7 @@ pub(crate) fn machine_name(text: &str) -> Result<String, String> {
     let is_name = !["", ".", ".."].contains(&text.trim()) && !text.contains(['/', '\n']);
     is_name
         .then(|| text.to_owned())
-        .ok_or_else(|| "a machine name must not be empty or contain '/' or a line break".into())
+        .ok_or_else(|| "a machine name must not be empty, '.' or '..', or contain '/' or a line break".into())
 }
 
 /// Accepts a path. An empty one, as from an empty variable, means none.
@@ -84,6 +84,13 @@ fn configured_repositories() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use crate::cli::args::value_parsers::*;
+
+    #[test]
+    fn refused_machine_name_names_the_rule_that_it_breaks() {
+        assert_eq!(machine_name("web 1").as_deref(), Ok("web 1"));
+        let refused = |name: &str| machine_name(name).expect_err(name);
+        assert!(refused("..").contains("'..'") && refused("a/b").contains("'/'"));
+    }
 
     #[test]
     fn rates_are_parsed_as_bytes_per_second() {
