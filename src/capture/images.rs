@@ -12,7 +12,6 @@ use serde_json::json;
 
 use crate::bounded::{self, Group};
 use crate::capture::error::{Error, Result};
-use crate::capture::own_changes::OwnChange;
 
 /// The time limit for `qemu-img`, which only reads or writes a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -37,6 +36,13 @@ pub struct ImageIdentity {
     /// Whether it is the data file of the layer before it, and thus changes whenever the guest writes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_data_file: bool,
+}
+
+/// A change of a layer by kvmb itself that left the guest's data as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OwnChange {
+    pub(crate) before: ImageIdentity,
+    pub(crate) after: ImageIdentity,
 }
 
 /// The owner and permissions of an image.

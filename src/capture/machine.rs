@@ -262,8 +262,8 @@ impl Machine {
         Ok(self.state_numbers()?.1)
     }
 
-    /// Whether the stopped machine was saved while it ran (`virsh save`), so that its guest did not shut down. libvirt does
-    /// not reveal the file, and forgets all of this when it restarts.
+    /// Whether the stopped machine was saved while it ran (`virsh save`), so that its guest did not shut down. libvirt
+    /// does not reveal the file, and forgets all of this when it restarts.
     pub(super) fn was_saved(&self) -> bool {
         /// `VIR_DOMAIN_SHUTOFF_SAVED`
         const REASON_SAVED: i32 = 5;

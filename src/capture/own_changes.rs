@@ -16,19 +16,10 @@
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use crate::atomic_file;
-use crate::capture::images::{self, ImageIdentity};
+use crate::capture::images::{self, ImageIdentity, OwnChange};
 use crate::capture::runtime::RuntimeDirs;
 use crate::capture::state::CaptureState;
-
-/// A change of a file that left the guest's data as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct OwnChange {
-    pub(crate) before: ImageIdentity,
-    pub(crate) after: ImageIdentity,
-}
 
 /// Returns the noted changes of these layers.
 pub(super) fn of_layers(runtime: &RuntimeDirs, uuid: &str, layers: &[ImageIdentity]) -> Vec<OwnChange> {

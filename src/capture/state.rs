@@ -18,9 +18,8 @@ use crate::atomic_file;
 use crate::capture::agent::Consistency;
 use crate::capture::disk_session::DiskSession;
 use crate::capture::error::{Error, Result};
-use crate::capture::images::{ImageIdentity, ImageOwner};
+use crate::capture::images::{ImageIdentity, ImageOwner, OwnChange};
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
-use crate::capture::own_changes::OwnChange;
 use crate::capture::process::{RunningBackup, ServerProcess};
 use crate::capture::runtime::RuntimeDirs;
 
