@@ -4,8 +4,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 CARGO_TARGET_DIR ?= target
-# A Rust that .ci/install-parts has just installed is not on the path yet.
-export PATH := $(PATH):$(HOME)/.cargo/bin
+# A Rust that rustup has just installed is not on the path yet. It comes first, as in .ci/install-parts: that of the distribution
+# may be too old.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TARGET_DIR
 
 RELEASE := $(CARGO_TARGET_DIR)/release/kvmb
@@ -15,11 +16,11 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
 KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
 
-.PHONY: all build test test-old-qemu fuzz model-night screenshots demo bench lint generated install deb dist clean help parts parts-remove program
+.PHONY: all build test test-old-qemu fuzz model-night screenshots demo bench lint generated install deb dist clean help parts parts-remove program rust
 
 all: build
 
-build: ## build the program (release)
+build: rust ## build the program (release)
 	$(CARGO) build --release --locked
 
 # See src/repo/key.rs; a release does not know it.
@@ -29,7 +30,7 @@ test: parts ## install what is missing and run all tests (root; starts real QEMU
 	if $(NEXTEST); then .ci/without-kvm $(CARGO) nextest run --locked; \
 	else .ci/without-kvm $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
 
-test-quick: ## run the tests that need neither root nor QEMU (make test-repo and the like: the tests of one layer)
+test-quick: rust ## run the tests that need neither root nor QEMU (make test-repo and the like: the tests of one layer)
 	$(CARGO) test --locked --lib
 	$(CARGO) test --locked --test project --test schedule --test storage --test capture -- \
 	  architecture:: generated:: readme:: cron_expressions:: conformance:: definition::
@@ -51,7 +52,7 @@ test-old-qemu: parts ## back up and restore with libvirt 9.0 and QEMU 7.2, those
 # Each target a minute; what is found goes to fuzz/artifacts, and belongs into fuzz/seeds when it is fixed.
 FUZZ_SECONDS ?= 60
 fuzz: export RUSTC_BOOTSTRAP := 1
-fuzz: ## feed random bytes to everything that parses what others made (cargo install cargo-fuzz; FUZZ_SECONDS=60)
+fuzz: rust ## feed random bytes to everything that parses what others made (cargo install cargo-fuzz; FUZZ_SECONDS=60)
 	for target in $$(ls fuzz/seeds); do mkdir -p fuzz/corpus/$$target; \
 	cd fuzz && env -u CARGO_TARGET_DIR $(CARGO) fuzz run -s none $$target corpus/$$target seeds/$$target -- \
 	  -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 || exit 1; cd ..; done
@@ -81,12 +82,12 @@ bench: ## compare with other tools: wall time, processor, memory, stored bytes (
 	$(MAKE) build
 	KVMB=$(KVMB) .ci/bench
 
-lint: ## formatting, clippy, rustdoc: no warning is left
+lint: rust ## formatting, clippy, rustdoc: no warning is left
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-generated: ## write completions/, man/, config.schema.json and the pinned help and messages again, from the program
+generated: rust ## write completions/, man/, config.schema.json and the pinned help and messages again, from the program
 	$(CARGO) build --locked
 	mkdir -p completions man
 	rm -f man/*.1
@@ -110,14 +111,18 @@ install: program ## install below $(DESTDIR)$(PREFIX)
 deb: program ## make a Debian package below target/
 	KVMB=$(KVMB) .ci/deb
 
-dist: ## make a source archive with all crates below target/; it builds without network
+dist: rust ## make a source archive with all crates below target/; it builds without network
 	.ci/dist
 
-program:
-	$(if $(filter $(RELEASE),$(KVMB)),$(CARGO) build --release --locked)
+program: $(if $(filter $(RELEASE),$(KVMB)),build)
 
-clean: ## remove what was built
+clean: rust ## remove what was built
 	$(CARGO) clean
+
+# Instead of make's "cargo: No such file or directory".
+rust:
+	@command -v $(firstword $(CARGO)) >/dev/null || { echo 'kvmb: error: Rust is missing: no $(firstword $(CARGO)) on the PATH' >&2; \
+	echo 'kvmb: hint: run as root: .ci/install-parts demo' >&2; exit 1; }
 
 parts:
 	.ci/install-parts
@@ -126,4 +131,4 @@ parts-remove: ## remove the package source that the set-up added, if it added on
 	.ci/install-parts remove
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
