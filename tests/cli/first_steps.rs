@@ -10,7 +10,8 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn fresh_host_has_no_backups_and_asks_for_no_password() {
     let env = Env::new("fresh host");
-    for command in [&["points"][..], &["verify", "--all"], &["prune"], &["restore", "vm1"]] {
+    let export = ["key", "export", "kvmb.key"];
+    for command in [&["points"][..], &["verify", "--all"], &["prune"], &["restore", "vm1"], &export] {
         let output = env.kvmb(command).run().assert_code(1);
         let failure = output.record_of("failure");
         assert_eq!(

@@ -258,12 +258,18 @@ impl RepoArgs {
         RepoArgs { repo: Some(format!("{server}/{OWN_FOLDER}")), ..self.clone() }.storage(context)
     }
 
-    /// Opens the repository. A user may mistype the password twice, and is not asked if there is no repository.
-    pub(crate) fn open(&self, context: &Context) -> Result<Repository, CliError> {
+    /// Fails if this is the default repository and no run has created it yet.
+    pub(crate) fn require_created(&self) -> Result<(), CliError> {
         if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
             return Err(CliError::new(Code::NoRepository, "no backups on this host yet")
                 .hint("run 'kvmb backup NAME' to make the first one, or choose a repository with -r URL"));
         }
+        Ok(())
+    }
+
+    /// Opens the repository. A user may mistype the password twice, and is not asked if there is no repository.
+    pub(crate) fn open(&self, context: &Context) -> Result<Repository, CliError> {
+        self.require_created()?;
         let storage = self.settled_storage(context)?;
         if let Some(password) = self.given_password(context)? {
             return Ok(self.remembered(self.open_with(storage, &password)?));

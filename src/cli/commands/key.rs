@@ -123,6 +123,7 @@ fn holds(file: &Path, contents: &[u8]) -> bool {
 
 impl ExportArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        self.repo.require_created()?;
         let password = self.repo.password(context, Purpose::Open)?;
         // Only a password that opens the repository is worth exporting.
         let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
