@@ -4,8 +4,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 CARGO_TARGET_DIR ?= target
-# A Rust that rustup has just installed is not on the path yet. It comes first, as in .ci/install-parts: that of the distribution
-# may be too old.
+# A Rust that rustup has just installed is not on the path yet. It comes first, as in .ci/install-parts, because that of
+# the distribution may be too old.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TARGET_DIR
 
@@ -121,7 +121,8 @@ clean: rust ## remove what was built
 
 # Instead of make's "cargo: No such file or directory".
 rust:
-	@command -v $(firstword $(CARGO)) >/dev/null || { echo 'kvmb: error: Rust is missing: no $(firstword $(CARGO)) on the PATH' >&2; \
+	@command -v $(firstword $(CARGO)) >/dev/null || { \
+	echo 'kvmb: error: Rust is missing: no $(firstword $(CARGO)) on the PATH' >&2; \
 	echo 'kvmb: hint: run as root: .ci/install-parts demo' >&2; exit 1; }
 
 parts:
