@@ -405,7 +405,7 @@ fn environment_variables_match_the_reference_and_the_sources() {
     };
     // Hooks have their own variables.
     let of_hooks = names(&fs::read_to_string("src/cli/hooks.rs").expect("UTF-8"));
-    let (_, table) = HOOKS.split_once("Environment of a hook.").expect("a table");
+    let (_, table) = HOOKS.split_once("A hook gets these environment variables.").expect("a table");
     let documented = names(table);
     assert_eq!(documented, of_hooks.into_iter().filter(|name| !name.contains("PASSWORD")).collect::<BTreeSet<_>>());
     let elsewhere = |path: &PathBuf| !["cli/environment.rs", "cli/hooks.rs"].iter().any(|file| path.ends_with(file));
