@@ -1,9 +1,12 @@
 //! Logins to a real `sshd` - with every method and every type of host key - and the messages if one is refused.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::support::sshd::{SSH_PASSWORD, USER};
 use crate::support::{Env, wait_until_it_listens};
@@ -126,6 +129,40 @@ fn agent_login_respects_identities_only() {
     lets_in.unwrap();
     assert!(matches!(server_error(other_keys), sftp::Error::Login { .. }));
     configured.unwrap();
+}
+
+#[test]
+fn silent_agent_is_given_up_and_other_keys_are_tried() {
+    let env = Env::new("sftp-silent-agent");
+    let sshd = env.sshd();
+    sshd.trust_host_key();
+    let socket = env.path("run/agent");
+    // The system accepts connections, but nobody answers.
+    let agent = UnixListener::bind(&socket).unwrap();
+    let with_agent = SshContext { agent_socket: Some(socket.clone()), ..ssh_context(&env) };
+    let config = env.path("home/.ssh/config");
+    fs::write(&config, "ConnectTimeout 2\n").unwrap();
+    let begun = Instant::now();
+    try_it(&sshd, &with_agent).unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(1), "the agent was asked");
+    fs::remove_file(env.path("home/.ssh/id_ed25519")).unwrap();
+    let error = server_error(try_it(&sshd, &with_agent)).to_string();
+    assert!(error.contains("the agent (it has not answered for 2 s)"), "{error}");
+
+    // A program that must end does not wait for it.
+    fs::write(&config, "ConnectTimeout 300\n").unwrap();
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| try_it(&sshd, &with_agent));
+        thread::sleep(Duration::from_secs(1));
+        with_agent.stop.store(true, Ordering::Relaxed);
+        waiting.join().unwrap().unwrap_err();
+    });
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    drop(agent);
+    fs::remove_file(&socket).unwrap();
+    let error = server_error(try_it(&sshd, &SshContext { agent_socket: Some(socket), ..ssh_context(&env) }));
+    assert!(error.to_string().contains("the agent (No such file or directory"), "{error}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! connection after a few failed keys. The successful method is remembered, so that further connections do not repeat
 //! failed ones.
 
+use super::agent_relay::AgentRelay;
 use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
 use crate::atomic_file;
 use base64::Engine;
@@ -196,9 +197,16 @@ impl Attempt<'_> {
         let Some(socket) = &self.ssh_target.agent_socket else {
             return Ok(None);
         };
+        let relay = match AgentRelay::start(socket, self.ssh_target.timeouts, &self.ssh_context.stop) {
+            Ok(relay) => relay,
+            Err(error) => {
+                self.agent_failed(&error.to_string());
+                return Ok(None);
+            }
+        };
         let listed = || -> std::result::Result<_, ssh2::Error> {
             let mut agent = self.connection.session().agent()?;
-            agent.set_identity_path(socket)?;
+            agent.set_identity_path(&relay.socket())?;
             agent.connect()?;
             agent.list_identities()?;
             let keys = agent.identities()?;
@@ -207,17 +215,28 @@ impl Attempt<'_> {
         let (agent, keys) = match listed() {
             Ok(found) => found,
             Err(error) => {
-                self.tried.push(format!("the agent ({})", error.message()));
+                self.agent_failed(relay.failure().unwrap_or(error.message()));
                 return Ok(None);
             }
         };
+        relay.expect_signatures();
         for key in keys.iter().filter(|key| wanted(key)) {
             let user = self.ssh_target.user.clone();
             if self.lets_in(format!("the agent's key '{}'", key.comment()), || agent.userauth(&user, key))? {
                 return Ok(Some(key.blob().to_vec()));
             }
+            if let Some(reason) = relay.failure() {
+                self.agent_failed(reason);
+                break;
+            }
         }
         Ok(None)
+    }
+
+    /// Records why the agent is not used. An agent that does not answer delays each login, also one that succeeds.
+    fn agent_failed(&mut self, reason: &str) {
+        tracing::debug!("the ssh-agent: {reason}");
+        self.tried.push(format!("the agent ({reason})"));
     }
 
     /// Tries a key file, if it exists.

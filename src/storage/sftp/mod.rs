@@ -11,6 +11,7 @@
 //! | [`connection`] | one SSH connection, on which every wait is limited |
 //! | [`progress`] | detection of a server that is stuck |
 //! | [`mod@connect`], [`mod@authenticate`] | setup of a connection, and the login |
+//! | [`agent_relay`] | time limits for the ssh-agent |
 //! | [`credential_cache`] | cached answers, so that nobody is asked twice |
 //! | [`own_key`] | the key that `remote setup` generates |
 //! | [`wire`] | SFTP: requests and replies |
@@ -21,6 +22,7 @@
 //! | [`storage`] | the repository |
 
 pub(crate) mod address;
+pub(crate) mod agent_relay;
 pub(crate) mod authenticate;
 pub(crate) mod connect;
 pub(crate) mod connection;
