@@ -28,6 +28,7 @@ pub(crate) fn ssh_context(
     let mut ssh_context = SshContext::new(user_name());
     ssh_context.home = folders::home();
     ssh_context.agent_socket = secret::variable("SSH_AUTH_SOCK").map(PathBuf::from);
+    ssh_context.variable = |name| std::env::var(name).ok();
     let ssh = &context.config().ssh;
     ssh_context.own_key = Some(match &ssh.identity_file {
         Some(file) => file.value().0.clone(),

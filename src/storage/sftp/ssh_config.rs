@@ -37,7 +37,8 @@ impl HostOptions {
         let user_file = ssh_context.home.as_ref().map(|home| home.join(".ssh/config"));
         let bad = |reason: String| Error::SshConfig { path: user_file.clone().unwrap_or_default(), reason };
         let mut command = Command::new("ssh");
-        command.arg("-G").stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
+        // Without -T, ssh complains that it has no terminal, although it does not connect.
+        command.args(["-G", "-T"]).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
         // Kept alive until `ssh` has read it.
         let mut composed = None;
         if ssh_context.home.as_deref() != Some(&ssh_home) || ssh_context.system_folder != Path::new(SYSTEM_FOLDER) {
@@ -67,7 +68,8 @@ impl HostOptions {
         drop(composed);
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            return Err(bad(format!("ssh cannot read its configuration: {}", said.trim().replace(['\r', '\n'], "; "))));
+            let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            return Err(bad(format!("ssh cannot read its configuration: {}", lines.join("; "))));
         }
         Ok(HostOptions { lines: read(&String::from_utf8_lossy(&output.stdout)), ssh_home })
     }

@@ -23,6 +23,8 @@ pub struct SshContext {
     pub system_folder: PathBuf,
     /// The socket of the ssh-agent, if one runs.
     pub agent_socket: Option<PathBuf>,
+    /// Returns a variable of the environment, for `${NAME}` in `ssh_config`.
+    pub variable: fn(&str) -> Option<String>,
     /// kvmb's own key, which `remote setup` generates; used if it exists.
     pub own_key: Option<PathBuf>,
     /// The source of secrets.
@@ -43,6 +45,7 @@ impl SshContext {
             user: user.into(),
             system_folder: PathBuf::from("/etc/ssh"),
             agent_socket: None,
+            variable: |_| None,
             own_key: None,
             credentials: Arc::new(Nobody),
             stop: Arc::default(),

@@ -1,7 +1,7 @@
 //! Combines an address with `~/.ssh/config` and `/etc/ssh/ssh_config`, as users of `ssh` expect.
 //!
-//! [`super::ssh_config`] runs `ssh` itself; the address takes precedence over its options. Only the tokens (`%h` …) in
-//! file names and in `ProxyCommand` are expanded here.
+//! [`super::ssh_config`] runs `ssh` itself; the address takes precedence over its options. Only the tokens (`%h` …) and
+//! the variables (`${HOME}` …) in file names, and the tokens in `ProxyCommand`, are expanded here.
 
 use super::proxy::Proxy;
 use super::ssh_config::HostOptions;
@@ -95,6 +95,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
     };
     let tokens = Tokens {
         home: ssh_context.home.clone(),
+        variable: ssh_context.variable,
         local_user: ssh_context.user.clone(),
         host: host.clone(),
         original: target.host.clone(),
@@ -129,6 +130,10 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
     let agent_socket = match options.all("identityagent").first().map(String::as_str) {
         Some("none") => None,
         Some("SSH_AUTH_SOCK") | None => ssh_context.agent_socket.clone(),
+        // A variable that contains the path; `${NAME}` is expanded as in other paths.
+        Some(text) if text.starts_with('$') && !text.starts_with("${") => {
+            (ssh_context.variable)(&text[1..]).map(PathBuf::from)
+        }
         Some(path) => Some(tokens.path(path)),
     };
     let ways = [
@@ -188,6 +193,7 @@ fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
 /// The values of `%` tokens in `ssh_config`.
 struct Tokens {
     home: Option<PathBuf>,
+    variable: fn(&str) -> Option<String>,
     local_user: String,
     host: String,
     original: String,
@@ -225,9 +231,26 @@ impl Tokens {
         expanded
     }
 
-    /// Expands a path: `~` is the home folder.
+    /// Expands variables. A variable that is not set is left as it is, which makes a name that does not exist.
+    fn expand_variables(&self, text: &str) -> String {
+        let mut expanded = String::new();
+        let mut rest = text;
+        while let Some((before, (name, after))) =
+            rest.split_once("${").and_then(|(before, after)| Some((before, after.split_once('}')?)))
+        {
+            expanded.push_str(before);
+            match (self.variable)(name) {
+                Some(value) => expanded.push_str(&value),
+                None => expanded.push_str(&format!("${{{name}}}")),
+            }
+            rest = after;
+        }
+        expanded + rest
+    }
+
+    /// Expands a path: `~` is the home folder, and `${NAME}` a variable.
     fn path(&self, text: &str) -> PathBuf {
-        let text = self.expand(text);
+        let text = self.expand_variables(&self.expand(text));
         match (text.strip_prefix("~/"), &self.home) {
             (Some(rest), Some(home)) => home.join(rest),
             _ => PathBuf::from(text),
@@ -240,6 +263,15 @@ mod tests {
     use super::*;
 
     fn ssh_target(url: &str, user_config: &str, system_config: &str) -> Result<SshTarget> {
+        ssh_target_with(url, user_config, system_config, |_| None)
+    }
+
+    fn ssh_target_with(
+        url: &str,
+        user_config: &str,
+        system_config: &str,
+        variable: fn(&str) -> Option<String>,
+    ) -> Result<SshTarget> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("home/.ssh")).unwrap();
         std::fs::create_dir_all(folder.path().join("etc")).unwrap();
@@ -248,6 +280,7 @@ mod tests {
         let mut ssh_context = SshContext::new("me");
         ssh_context.home = Some(folder.path().join("home"));
         ssh_context.system_folder = folder.path().join("etc");
+        ssh_context.variable = variable;
         SshTarget::find(&SftpAddress::parse(url).unwrap(), &ssh_context)
     }
 
@@ -294,6 +327,24 @@ mod tests {
     }
 
     #[test]
+    fn variables_in_paths_are_expanded_as_by_ssh() {
+        // `ssh` itself refuses some options with variables that are not set.
+        let home = std::env::var("HOME").unwrap();
+        let variable = |name: &str| std::env::var(name).ok();
+        let read = |config: &str| ssh_target_with("sftp://b//srv", config, "", variable).unwrap();
+        let found = read("IdentityFile ${HOME}/%h.key\nIdentityFile /x/${NONE}/y\nUserKnownHostsFile ${HOME}/known\n");
+        assert_eq!(found.identities, [Path::new(&home).join("b.key"), PathBuf::from("/x/${NONE}/y")]);
+        assert_eq!(found.user_known_hosts, [Path::new(&home).join("known")]);
+        let agent = Path::new(&home).join("agent");
+        for (value, socket) in [("$HOME", Path::new(&home)), ("${HOME}/agent", &agent), ("/run/a", Path::new("/run/a"))]
+        {
+            let found = read(&format!("IdentityAgent {value}\n"));
+            assert_eq!(found.agent_socket.as_deref(), Some(socket), "{value}");
+        }
+        assert_eq!(read("IdentityAgent $NONE\n").agent_socket, None);
+    }
+
+    #[test]
     fn proxy_is_read_from_configuration_and_can_be_disabled() {
         let jump = ssh_target("sftp://host//srv", "ProxyJump me@gate:2200\n", "").unwrap();
         let Some(Proxy::Jump { hosts, config: Some(_) }) = jump.proxy else { panic!("{jump:?}") };
@@ -325,5 +376,8 @@ mod tests {
     fn unknown_ssh_option_is_an_error() {
         let error = ssh_target("sftp://a//srv", "NoSuchOption yes\n", "").unwrap_err().to_string();
         assert!(error.contains("/.ssh/config: ") && error.to_lowercase().contains("nosuchoption"), "{error}");
+        // The lines of ssh end with a carriage return and a line feed.
+        assert!(error.contains("; ") && !error.contains("; ;"), "{error}");
+        assert!(!error.contains("erminal will not"), "{error}");
     }
 }
