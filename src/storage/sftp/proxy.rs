@@ -5,6 +5,7 @@
 //! at a terminal must not end the connection over which a lock is still to be removed. For the same reason it cannot
 //! prompt at the terminal.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -35,13 +36,18 @@ pub(crate) enum Proxy {
 #[derive(Debug)]
 pub(crate) struct ProxyProcess {
     child: Child,
-    said: Arc<Mutex<String>>,
+    /// The last lines of its standard error.
+    said: Arc<Mutex<VecDeque<String>>>,
     /// Reads the standard error of the process.
     listener: Option<JoinHandle<()>>,
 }
 
 /// How long to wait for an error message of a process whose connection has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The number of lines to keep for an error message. With several intermediate hosts, the cause is in the line before
+/// the last one.
+const KEPT_LINES: usize = 2;
 
 impl Proxy {
     /// Starts the process and returns a socket that leads to this host and port.
@@ -51,7 +57,7 @@ impl Proxy {
         let mut command = self.command(host, port);
         command.stdin(input).stdout(OwnedFd::from(theirs)).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
-        let said = Arc::new(Mutex::new(String::new()));
+        let said = Arc::<Mutex<VecDeque<String>>>::default();
         let listener = child.stderr.take().and_then(|errors| {
             let said = Arc::clone(&said);
             // The thread ends when the process closes its standard error.
@@ -59,7 +65,12 @@ impl Proxy {
                 for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
                 {
                     tracing::debug!("proxy: {line}");
-                    *said.lock().unwrap_or_else(PoisonError::into_inner) = line.trim().chars().take(500).collect();
+                    let line: String = line.trim().chars().take(500).collect();
+                    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                    if said.len() == KEPT_LINES {
+                        said.pop_front();
+                    }
+                    said.push_back(line);
                 }
             };
             thread::Builder::new().spawn(listen).ok()
@@ -101,14 +112,15 @@ fn jump_address(host: &str) -> String {
 }
 
 impl ProxyProcess {
-    /// Returns the last line that the process wrote to its standard error.
+    /// Returns the last lines that the process wrote to its standard error.
     pub(crate) fn said(&self) -> Option<String> {
         let end = Instant::now() + LAST_WORDS;
         while self.listener.as_ref().is_some_and(|listener| !listener.is_finished()) && Instant::now() < end {
             thread::sleep(Duration::from_millis(10));
         }
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (!said.is_empty()).then_some(said)
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: &[String] = said.make_contiguous();
+        (!lines.is_empty()).then(|| lines.join("; "))
     }
 }
 
@@ -136,6 +148,15 @@ mod tests {
         assert_eq!(&back, b"there and back");
         drop(process);
         assert_eq!(socket.read(&mut back).unwrap(), 0);
+    }
+
+    #[test]
+    fn last_two_lines_of_a_failed_proxy_are_reported() {
+        let line = "sh -c 'echo one; echo two; echo; echo three' >&2";
+        let (_socket, process) = Proxy::Command(line.to_owned()).start("host", 22).unwrap();
+        assert_eq!(process.said().as_deref(), Some("two; three"));
+        let (_socket, process) = Proxy::Command("true".to_owned()).start("host", 22).unwrap();
+        assert_eq!(process.said(), None);
     }
 
     #[test]
