@@ -201,8 +201,12 @@ fn write(before: &Crontab, after: &Crontab) -> Result<(), Error> {
 }
 
 fn failed(argument: &str, output: &Output) -> Error {
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Error::Program { program: format!("crontab {argument}"), message }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let message = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    match message.contains("not allowed to use this program") {
+        true => Error::Excluded { message },
+        false => Error::Program { program: format!("crontab {argument}"), message },
+    }
 }
 
 fn run(arguments: &[&str], input: Option<&[u8]>) -> Result<Output, Error> {

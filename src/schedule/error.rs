@@ -39,6 +39,12 @@ pub enum Error {
         program: String,
         message: String,
     },
+    /// `/etc/cron.allow` or `/etc/cron.deny` excludes this user.
+    #[error("this user must not use cron: {message}")]
+    Excluded {
+        /// What crontab(1) says.
+        message: String,
+    },
     /// A program did not end in time.
     #[error("{program} did not end within {} s", after.as_secs())]
     TimedOut {

@@ -459,7 +459,10 @@ fn errors_are_one_line_with_an_optional_hint() {
             vec!["points", "-r", "/nowhere"],
             1,
             "kvmb: error: ",
-            Some("check the address, or create a repository there with 'kvmb init -r /nowhere'"),
+            Some(
+                "check the address and whether its file system is mounted, or create a repository there with 'kvmb \
+                 init -r /nowhere'",
+            ),
         ),
         (
             vec!["hash", "nothing"],

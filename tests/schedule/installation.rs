@@ -620,3 +620,24 @@ fn hanging_crontab_or_systemctl_is_ended_by_timeout_or_signal() {
     }
     wait_until("what hung is gone", Duration::from_secs(60), || sleepers() == 0);
 }
+
+#[test]
+fn user_excluded_from_cron_gets_a_hint() {
+    let host = Host::new("excluded");
+    let env = &host.env;
+    // The message of Debian's crontab for a user in /etc/cron.deny; root is always allowed.
+    env.sh(
+        "mkdir no-cron; printf '#!/bin/sh\\necho \"You (kvm) are not allowed to use this program (crontab)\" >&2\\n\
+         echo \"See crontab(1) for more information\" >&2\\nexit 1\\n' >no-cron/crontab; chmod +x no-cron/crontab",
+    )
+    .run()
+    .assert_ok();
+    let own = [env.path("no-cron"), env.path("bin")].map(|folder| folder.display().to_string()).join(":");
+    let path = format!("{own}:{}", std::env::var("PATH").unwrap());
+    let output = host.schedule(&["show"]).env("PATH", path).run().assert_code(1);
+    let failure = output.record_of("failure");
+    assert_eq!(failure["code"], "permission", "{output}");
+    let error = failure["error"].as_str().unwrap();
+    assert!(error.ends_with("(crontab); See crontab(1) for more information"), "{output}");
+    assert!(failure["hint"].as_str().unwrap().contains("/etc/cron.deny"), "{output}");
+}

@@ -226,3 +226,23 @@ fn endless_banner_of_a_non_ssh_server_is_reported() {
     assert!(error.to_string().contains("220 this is a mail server"), "{error}");
     talker.join().unwrap();
 }
+
+#[test]
+fn text_of_a_server_that_closes_the_connection_is_reported_at_once() {
+    let env = Env::new("sftp-turned-away");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // OpenSSH beyond MaxStartups, or with a penalty for this host.
+    let doorkeeper = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        client.write_all(b"Not allowed at this time\r\n").unwrap();
+    });
+    let target = SftpAddress::parse(&format!("sftp://keeper@127.0.0.1:{port}/repo")).unwrap();
+    let storage = SftpStorage::new(target, &ssh_context(&env)).unwrap();
+    let begun = Instant::now();
+    let error = storage.size(FileKind::Config, "").unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(error.is_transient(), "{error:?}");
+    assert_eq!(error.to_string(), format!("127.0.0.1:{port} refused the connection: Not allowed at this time"));
+    doorkeeper.join().unwrap();
+}

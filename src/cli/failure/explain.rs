@@ -469,6 +469,9 @@ pub(crate) fn of_schedule(error: &schedule::Error) -> Explanation {
         }
         Error::Changed => (Code::Busy, hint("nothing was changed; run the command again")),
         Error::Program { .. } => (Code::Failed, None),
+        Error::Excluded { .. } => {
+            (Code::Permission, hint("ask the administrator to change /etc/cron.allow or /etc/cron.deny"))
+        }
         Error::TimedOut { program, .. } => {
             (Code::Timeout, hint(format!("run {program} yourself to see what it is waiting for; kvmb stopped it")))
         }

@@ -62,7 +62,12 @@ pub(super) fn of_storage(error: &storage::Error) -> Explanation {
 /// Returns the command that creates the missing repository.
 pub(super) fn make_repository(url: &str) -> Cow<'static, str> {
     let Some(quoted) = quoted(url) else { return "check the address".into() };
-    let create = format!("check the address, or create a repository there with 'kvmb init -r {quoted}'");
+    // An empty mount point looks like a folder without a repository; creating one there would hide the error.
+    let check = match url.starts_with('/') {
+        true => "check the address and whether its file system is mounted",
+        false => "check the address",
+    };
+    let create = format!("{check}, or create a repository there with 'kvmb init -r {quoted}'");
     match SftpAddress::parse(url).ok().filter(SftpAddress::is_relative) {
         Some(_) => format!(
             "{create}; this path is relative to the login folder; an absolute path begins with two slashes: \
@@ -88,6 +93,10 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
             hint("check the disks of the server; ssh.progress_timeout in the configuration sets how long to wait"),
         ),
         Error::Handshake { .. } => (Code::Unreachable, hint("check that an SSH server listens on this port")),
+        Error::TurnedAway { .. } => (
+            Code::Unreachable,
+            hint("check MaxStartups, PerSourceMaxStartups and PerSourcePenalties in sshd_config on the server"),
+        ),
         Error::Lost { .. } => {
             (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
         }

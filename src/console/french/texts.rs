@@ -189,6 +189,10 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("no repository in {}", "aucun dépôt dans {}"),
     ("check the address, or create a repository there with '{}'", "vérifiez l’adresse, ou créez-y un dépôt par '{}'"),
     (
+        "check the address and whether its file system is mounted, or create a repository there with '{}'",
+        "vérifiez l’adresse et si son système de fichiers est monté, ou créez-y un dépôt par '{}'",
+    ),
+    (
         "ask the administrator of the server; only if the change is expected: {}",
         "demandez à l’administrateur du serveur\u{202f}; seulement si le changement est attendu\u{a0}: {}",
     ),

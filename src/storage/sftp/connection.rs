@@ -18,7 +18,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// The maximum length of the text that a server may send before its SSH identification.
@@ -141,6 +140,7 @@ impl Connection {
     pub(crate) fn await_greeting(&self) -> Result<()> {
         let begun = Instant::now();
         let mut heard = vec![0; LONGEST_PREFACE_BYTES];
+        let mut hung_up = false;
         loop {
             let length = match recv(&self.socket, &mut heard[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(self.lost("it closed the connection")),
@@ -151,23 +151,34 @@ impl Connection {
             if heard[..length].split(|byte| *byte == b'\n').any(|line| line.starts_with(b"SSH-")) {
                 return Ok(());
             }
-            let what = || String::from_utf8_lossy(&heard[..length.min(40)]).escape_debug().to_string();
+            let said = |longest: usize| {
+                String::from_utf8_lossy(&heard[..length.min(longest)]).trim().escape_debug().to_string()
+            };
+            if hung_up {
+                self.cut();
+                return Err(Error::TurnedAway { server: self.server.clone(), said: said(200) });
+            }
             if length == LONGEST_PREFACE_BYTES {
                 self.cut();
-                let reason = format!("it keeps sending something else: {}…", what());
+                let reason = format!("it keeps sending something else: {}…", said(40));
                 return Err(Error::Handshake { server: self.server.clone(), reason });
             }
             if begun.elapsed() >= self.limit(self.timeouts.connect) {
                 self.cut();
                 return Err(match length {
                     0 => Error::Silent { server: self.server.clone(), after: begun.elapsed() },
-                    _ => Error::Handshake { server: self.server.clone(), reason: format!("it says: {}", what()) },
+                    _ => Error::Handshake { server: self.server.clone(), reason: format!("it says: {}", said(40)) },
                 });
             }
             match length {
                 0 => drop(poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&glance()))),
-                // The peeked bytes are still in the buffer, so a poll would return at once.
-                _ => thread::sleep(GLANCE),
+                // The peeked bytes are still in the buffer, so a poll for input would return at once. The end of the
+                // connection is behind them.
+                _ => {
+                    let mut sockets = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+                    let _ = poll(&mut sockets, Some(&glance()));
+                    hung_up = !sockets[0].revents().is_empty();
+                }
             }
         }
     }

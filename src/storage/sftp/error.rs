@@ -31,6 +31,14 @@ pub enum Error {
         /// The error of the SSH layer.
         reason: String,
     },
+    /// The server sent a text instead of its SSH identification, and closed the connection: sshd does so beyond its
+    /// limits of connections.
+    #[error("{server} refused the connection: {said}")]
+    TurnedAway {
+        server: String,
+        /// The beginning of the text.
+        said: String,
+    },
     #[error("the connection to {server} was lost: {reason}")]
     Lost { server: String, reason: String },
     /// The server sent nothing for too long.
@@ -110,7 +118,8 @@ impl Error {
         match self {
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
             // A server that is starting, or has too many unauthenticated connections, aborts the handshake.
-            Error::Lost { .. } | Error::Silent { .. } | Error::Stuck { .. } | Error::Handshake { .. } => true,
+            Error::Lost { .. } | Error::Silent { .. } | Error::Stuck { .. } => true,
+            Error::Handshake { .. } | Error::TurnedAway { .. } => true,
             // An unreachable resolver may recover; a name that does not exist stays unknown.
             Error::Resolve { source, .. } => source.to_string().contains("Temporary failure"),
             _ => false,
