@@ -29,8 +29,9 @@ const SIGNATURE: Duration = Duration::from_secs(100);
 /// A socket for libssh2 that leads to the agent.
 #[derive(Debug)]
 pub(super) struct AgentRelay {
-    /// A private folder with the socket.
-    folder: tempfile::TempDir,
+    /// A private folder with the socket, until libssh2 is connected.
+    folder: Option<tempfile::TempDir>,
+    socket: PathBuf,
     /// Why the thread closed the connection.
     failure: Arc<OnceLock<String>>,
     /// Set before the first signature is requested.
@@ -40,20 +41,30 @@ pub(super) struct AgentRelay {
 impl AgentRelay {
     /// Starts a relay to the agent at `socket`, for one connection.
     pub(super) fn start(socket: &Path, timeouts: SshTimeouts, stop: &Arc<AtomicBool>) -> io::Result<AgentRelay> {
-        let agent = connect_within(socket, timeouts.connect, stop)?;
+        let signing = Arc::<AtomicBool>::default();
+        let limit = {
+            let (signing, stop) = (Arc::clone(&signing), Arc::clone(stop));
+            move || match (stop.load(Ordering::Relaxed), signing.load(Ordering::Relaxed)) {
+                // A program that is ending may need another connection to remove its lock.
+                (true, _) => timeouts.connect.min(timeouts.ending),
+                (false, true) => SIGNATURE,
+                (false, false) => timeouts.connect,
+            }
+        };
+        let agent = connect_within(socket, &limit)?;
         let folder = tempfile::Builder::new().prefix("kvmb-").permissions(Permissions::from_mode(0o700)).tempdir()?;
-        let relay = AgentRelay { folder, failure: Arc::default(), signing: Arc::default() };
-        let listener = UnixListener::bind(relay.socket())?;
-        let (failure, signing, stop) = (Arc::clone(&relay.failure), Arc::clone(&relay.signing), Arc::clone(stop));
-        let limit = move || if signing.load(Ordering::Relaxed) { SIGNATURE } else { timeouts.connect };
+        let socket = folder.path().join("agent");
+        let listener = UnixListener::bind(&socket)?;
+        let relay = AgentRelay { folder: Some(folder), socket, failure: Arc::default(), signing };
+        let failure = Arc::clone(&relay.failure);
         thread::Builder::new().name("agent relay".to_owned()).spawn(move || {
-            let client = match wait_for_input([listener.as_fd()], limit(), &stop) {
+            let client = match wait_for_input([listener.as_fd()], Instant::now(), &limit) {
                 Ok(_) => listener.accept().map(|(client, _)| client),
                 Err(error) => Err(error),
             };
             // Without a client, nobody asks for the reason.
             let Ok(client) = client else { return };
-            if let Err(reason) = pass_on(&client, &agent, &stop, limit) {
+            if let Err(reason) = pass_on(&client, &agent, &limit) {
                 // Before the client's socket is closed, so that the reason is known to whoever notices that.
                 let _ = failure.set(reason.to_string());
             }
@@ -62,8 +73,13 @@ impl AgentRelay {
     }
 
     /// Returns the socket for libssh2.
-    pub(super) fn socket(&self) -> PathBuf {
-        self.folder.path().join("agent")
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Removes the socket, which would be left behind if the process were killed. Connections to it stay.
+    pub(super) fn connected(&mut self) {
+        self.folder = None;
     }
 
     /// Allows the agent more time from now on, because somebody may have to confirm.
@@ -78,16 +94,14 @@ impl AgentRelay {
 }
 
 /// Connects to a listening socket. While its backlog is full, the kernel would block a connect.
-fn connect_within(path: &Path, limit: Duration, stop: &AtomicBool) -> io::Result<UnixStream> {
+fn connect_within(path: &Path, limit: &dyn Fn() -> Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let begun = Instant::now();
     loop {
         match connect(&socket, &address) {
-            Err(Errno::AGAIN) if begun.elapsed() >= limit || stop.load(Ordering::Relaxed) => {
-                return Err(no_answer(begun.elapsed()));
-            }
+            Err(Errno::AGAIN) if begun.elapsed() >= limit() => return Err(no_answer(begun.elapsed())),
             Err(Errno::AGAIN | Errno::INTR) => thread::sleep(GLANCE),
             Err(error) => return Err(error.into()),
             Ok(()) => break,
@@ -95,29 +109,20 @@ fn connect_within(path: &Path, limit: Duration, stop: &AtomicBool) -> io::Result
     }
     let agent = UnixStream::from(socket);
     agent.set_nonblocking(false)?;
-    agent.set_write_timeout(Some(limit))?;
+    agent.set_write_timeout(Some(limit()))?;
     Ok(agent)
 }
 
 /// Passes requests and answers on until the client disconnects.
-fn pass_on(
-    mut client: &UnixStream,
-    mut agent: &UnixStream,
-    stop: &AtomicBool,
-    limit: impl Fn() -> Duration,
-) -> io::Result<()> {
+fn pass_on(mut client: &UnixStream, mut agent: &UnixStream, limit: &dyn Fn() -> Duration) -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
         // One request; it may come in parts.
-        wait_for_input([client.as_fd()], Duration::MAX, stop)?;
+        wait_for_input([client.as_fd()], Instant::now(), &|| Duration::MAX)?;
         let asked = Instant::now();
         let mut answer = Vec::new();
         while !is_complete(&answer) {
-            let left = limit().saturating_sub(asked.elapsed());
-            let [from_client, from_agent] =
-                wait_for_input([client.as_fd(), agent.as_fd()], left, stop).map_err(|error| {
-                    if error.kind() == ErrorKind::TimedOut { no_answer(asked.elapsed()) } else { error }
-                })?;
+            let [from_client, from_agent] = wait_for_input([client.as_fd(), agent.as_fd()], asked, limit)?;
             if from_client {
                 let length = client.read(&mut buffer)?;
                 if length == 0 {
@@ -143,13 +148,12 @@ fn is_complete(message: &[u8]) -> bool {
     message.split_first_chunk().is_some_and(|(header, rest)| rest.len() >= length(header))
 }
 
-/// Waits until a socket has input or was closed by its peer, and returns which.
+/// Waits until a socket has input or was closed by its peer, and returns which. The limit applies from `begun` on.
 fn wait_for_input<const N: usize>(
     sockets: [BorrowedFd; N],
-    limit: Duration,
-    stop: &AtomicBool,
+    begun: Instant,
+    limit: &dyn Fn() -> Duration,
 ) -> io::Result<[bool; N]> {
-    let begun = Instant::now();
     let glance = Timespec { tv_sec: 0, tv_nsec: GLANCE.subsec_nanos().into() };
     loop {
         let mut polled = sockets.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN));
@@ -158,10 +162,7 @@ fn wait_for_input<const N: usize>(
             Ok(_) => return Ok(polled.map(|socket| !socket.revents().is_empty())),
             Err(error) => return Err(error.into()),
         }
-        if stop.load(Ordering::Relaxed) {
-            return Err(io::Error::new(ErrorKind::Interrupted, "interrupted"));
-        }
-        if begun.elapsed() >= limit {
+        if begun.elapsed() >= limit() {
             return Err(no_answer(begun.elapsed()));
         }
     }

@@ -197,17 +197,18 @@ impl Attempt<'_> {
         let Some(socket) = &self.ssh_target.agent_socket else {
             return Ok(None);
         };
-        let relay = match AgentRelay::start(socket, self.ssh_target.timeouts, &self.ssh_context.stop) {
+        let mut relay = match AgentRelay::start(socket, self.ssh_target.timeouts, &self.ssh_context.stop) {
             Ok(relay) => relay,
             Err(error) => {
                 self.agent_failed(&error.to_string());
                 return Ok(None);
             }
         };
-        let listed = || -> std::result::Result<_, ssh2::Error> {
+        let mut listed = || -> std::result::Result<_, ssh2::Error> {
             let mut agent = self.connection.session().agent()?;
-            agent.set_identity_path(&relay.socket())?;
+            agent.set_identity_path(relay.socket())?;
             agent.connect()?;
+            relay.connected();
             agent.list_identities()?;
             let keys = agent.identities()?;
             Ok((agent, keys))
