@@ -42,6 +42,9 @@ fn inodes(machine: &Machine) -> BTreeMap<String, u64> {
     machine.targets().into_iter().map(|t| (t.clone(), fs::metadata(machine.image(&t)).expect("stat").ino())).collect()
 }
 
+/// The UUID of another machine.
+const STANDBY: &str = "3b1f0a52-6c1e-4b5f-9a52-0d2f9c3a7e11";
+
 #[test]
 fn in_place_restore_brings_back_disks_and_definition() {
     let env = Env::new("in place");
@@ -246,6 +249,32 @@ fn single_disks_are_restored_to_the_given_paths() {
     env.kvmb(["restore", "-r", &env.repo(), "vm1", "--start", "--no-define"]).run().assert_code(2);
     assert_eq!(names_in(&folder), ["a.img", "b.img"]);
     machine.assert_image_equals_model("vda");
+}
+
+#[test]
+fn disk_of_another_machine_is_not_overwritten() {
+    let env = Env::new("othersdisk");
+    let machine = machine_with_a_point(&env);
+    let other = env.machine("vm2").disk(Disk::raw(2 * MIB)).define();
+    other.write_bytes("vda", 0, &noise(7, MIB));
+    let before = images(&other);
+    let link = env.path("link");
+    symlink(other.image("vda"), &link).expect("link");
+    let folder = new_folder(&env, "into").display().to_string();
+    for path in [other.image("vda"), &link] {
+        let to = format!("vda={}", path.display());
+        for dry_run in [None, Some("--dry-run")] {
+            let call = restore(&env, &["vm1", "--as", "copy", "--into", &folder, "--overwrite", "--to", &to]);
+            let failure = call.args(dry_run).run().assert_code(1).record_of("failure");
+            assert!(text(&failure, "error").ends_with("it is a disk of vm2"), "{failure:#}");
+        }
+    }
+    assert_eq!(images(&other), before);
+    // A machine may share a disk with others in its own place.
+    let standby = machine.definition().replace("<name>vm1<", "<name>standby<").replace(machine.uuid(), STANDBY);
+    fs::write(env.path("standby.xml"), standby).expect("write");
+    env.virsh(&["define", &env.path("standby.xml").display().to_string()]);
+    restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
 }
 
 #[test]

@@ -312,7 +312,8 @@ impl RestoreArgs {
     /// that would be overwritten, but need not be available.
     fn hypervisor(&self, context: &Context) -> Result<Option<Hypervisor>, CliError> {
         let defines = !self.no_define && self.disk.is_empty();
-        if !defines && (self.into.is_some() || Hypervisor::would_be_embedded(context.global.connect.as_deref())) {
+        let replaces_nothing = self.into.is_some() && !self.overwrite;
+        if !defines && (replaces_nothing || Hypervisor::would_be_embedded(context.global.connect.as_deref())) {
             return Ok(None);
         }
         match context.hypervisor(None) {

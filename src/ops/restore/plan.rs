@@ -287,10 +287,39 @@ pub(crate) fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Res
             return Err(Error::MachineExists { machine: found.name().to_owned() });
         }
     }
+    refuse_disks_of_others(hypervisor, plan)?;
     if !plan.discard_saved_memory
         && let Some(machine) = with_saved_memory(hypervisor, plan)?.first()
     {
         return Err(Error::SavedMemory { machine: machine.name().to_owned() });
+    }
+    Ok(())
+}
+
+/// Refuses to overwrite a disk of another machine, or an image below one. In its own place, a machine may share a disk
+/// with others, for example with its standby.
+fn refuse_disks_of_others(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
+    let replaced = |disk: &&PlannedDisk| !disk.is_unmoved && disk.real_path.exists();
+    let replaced: BTreeMap<&PathBuf, &PlannedDisk> =
+        plan.disks.iter().filter(replaced).map(|disk| (&disk.real_path, disk)).collect();
+    if replaced.is_empty() {
+        return Ok(());
+    }
+    for machine in hypervisor.machines(&[])? {
+        if machine.uuid().eq_ignore_ascii_case(&plan.uuid) {
+            continue;
+        }
+        // A machine that is gone by now has no disks.
+        let Ok(definition) = machine.definition(Which::Inactive) else { continue };
+        let sources = definition.disks.iter().flat_map(|disk| {
+            let below = disk.backing.iter().map(|layer| &layer.source);
+            std::iter::once(&disk.source).chain(below)
+        });
+        let mut paths = sources.filter_map(|source| machine.resolve(source).ok()?.path().cloned());
+        if let Some(disk) = paths.find_map(|path| replaced.get(&resolved(&path))) {
+            let reason = format!("it is a disk of {}", machine.name());
+            return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
+        }
     }
     Ok(())
 }
