@@ -592,6 +592,21 @@ fn guest_keeps_synced_files_when_server_or_restore_is_killed() {
 }
 
 #[test]
+fn live_restore_from_an_sftp_repository_completes() {
+    let env = Env::new("livesftp");
+    let sshd = env.sshd();
+    sshd.trust_host_key();
+    let machine = env.machine("vm1").disk(Disk::qcow2(8 * MIB)).define();
+    machine.write_bytes("vda", MIB, &noise(1, 6 * MIB));
+    let repo = sshd.url("repo");
+    env.kvmb(["init", "-r", &repo]).run().assert_ok();
+    env.kvmb(["backup", "vm1", "-r", &repo]).run().assert_ok();
+    let (then, definition) = (machine.models(), machine.definition());
+    env.kvmb(["restore", "vm1", "-r", &repo, "--overwrite", "--live"]).run().assert_ok();
+    assert_done(&machine, &definition, &then);
+}
+
+#[test]
 fn live_restore_does_not_copy_holes() {
     let env = Env::new("live sparse");
     // Copying a disk of this size completely would take many minutes.

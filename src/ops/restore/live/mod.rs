@@ -171,17 +171,25 @@ pub(crate) fn restore_live(
     }
     let (disks, halt) = (state.disks.clone(), Stop::default());
     let (machine, file, running_seconds) = thread::scope(|scope| {
-        let writer = Writer::spawn(scope, source.data(), &disks, context.limit_read, monitor, &halt);
-        let machine = match place(source, plan, &hypervisor, context, &mut state, &file) {
+        let mut writer = None;
+        let mut write = || {
+            writer
+                .get_or_insert_with(|| Writer::spawn(scope, source.data(), &disks, context.limit_read, monitor, &halt));
+        };
+        // Over a network, the copy would fill the link on which the server logs in.
+        if Path::new(&source.repo.url()).is_absolute() {
+            write();
+        }
+        let machine = match place(source, plan, &hypervisor, context, (&mut state, &file), &mut write) {
             Ok(machine) => machine,
             Err(error) => {
-                let _ = writer.end();
+                drop(writer.map(Writer::end));
                 return Err(undone(error, &state, file));
             }
         };
         let running_seconds = source.began.elapsed().as_secs_f64();
         on_running(running_seconds);
-        move_over(&machine, &state, &file, Some((source, writer)), context)?;
+        move_over(&machine, &state, &file, writer.map(|writer| (source, writer)), context)?;
         Ok((machine, file, running_seconds))
     })?;
     finish(&machine, &state, file, Some(source), context)?;
@@ -291,14 +299,14 @@ fn keep_copy(planned: &PlannedFile, copy: &Path) -> Result<ReplacedFile> {
     Ok(replaced(Some(copy.to_owned())))
 }
 
-/// Creates what the machine needs, and starts it on its point.
+/// Creates what the machine needs, and starts it on its point. As soon as the point is served, calls `on_served`.
 fn place(
     source: &LiveSource,
     plan: &RestorePlan,
     hypervisor: &Hypervisor,
     context: &LiveContext,
-    state: &mut LiveState,
-    file: &LiveFile,
+    (state, file): (&mut LiveState, &LiveFile),
+    on_served: &mut dyn FnMut(),
 ) -> Result<Machine> {
     if plan.discard_saved_memory {
         plan::discard_saved_memory(hypervisor, plan)?;
@@ -323,6 +331,7 @@ fn place(
     failpoint::hit(Failpoint::RestoreDefined);
     state.owner = Some(owner_of(&machine)?);
     server(state, Some(source), context).ensure()?;
+    on_served();
     context.stop.check()?;
     machine.start()?;
     folders.keep();
