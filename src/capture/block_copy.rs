@@ -1,4 +1,4 @@
-//! Moves a running machine from an overlay to the image below it (`virsh blockcopy`).
+//! Moves a running machine from an overlay to another image (`virsh blockcopy`).
 
 use std::path::Path;
 

@@ -9,6 +9,7 @@
 
 use super::state::{LiveDisk, LiveFile, LiveState};
 use super::watch::Watch;
+use crate::capture::block_job::BlockJobKind;
 use crate::capture::domain_xml::rewrite::served::with_settings;
 use crate::capture::machine::{MachineState, PausedReason, Which};
 use crate::capture::{self, DiskSource, Machine};
@@ -62,7 +63,8 @@ fn copy_overlay(watch: &Watch, disk: &LiveDisk) -> Result<()> {
     let (machine, name) = (watch.machine, &disk.disk);
     let mut tries = 0;
     watch.until(|| match machine.block_job(name)? {
-        Some(job) => Ok(job.waits_for_pivot()),
+        // Another job of this disk is waited for.
+        Some(job) => Ok(job.kind == BlockJobKind::Copy && job.waits_for_pivot()),
         None if tries == TRIES => Err(Error::NotSwitched { machine: machine.name().to_owned(), disk: name.clone() }),
         None => {
             tries += 1;
