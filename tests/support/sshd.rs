@@ -84,8 +84,9 @@ impl Sshd {
              PermitRootLogin yes\nPasswordAuthentication yes\nKbdInteractiveAuthentication no\nStrictModes no\n\
              AuthorizedKeysFile {home}/.ssh/authorized_keys\nLogLevel VERBOSE\nMaxStartups 50\nUseDNS no\nPrintMotd \
              no\n\
-             Subsystem sftp internal-sftp\n",
-            home = home.display()
+             {penalties}Subsystem sftp internal-sftp\n",
+            home = home.display(),
+            penalties = if has_penalties() { "PerSourcePenalties no\n" } else { "" }
         );
         // A Match block of the test would include our lines.
         let text = match text.split_once("\nMatch ") {
@@ -323,4 +324,16 @@ fn descendants(of: u32) -> Vec<i32> {
     }
     found.remove(0);
     found
+}
+
+/// Whether this sshd refuses clients for a while that have closed connections without a login, as the tests do to see
+/// whether it listens. OpenSSH does since 9.8.
+fn has_penalties() -> bool {
+    let output = Command::new("/usr/sbin/sshd").arg("-V").output().expect("run make test: sshd");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let version = said.split_once("OpenSSH_").and_then(|(_, rest)| rest.split_once('.'));
+    version.is_some_and(|(major, rest)| {
+        let minor = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        (major.parse().unwrap_or(0), minor.parse().unwrap_or(0)) >= (9_u32, 8_u32)
+    })
 }
