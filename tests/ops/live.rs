@@ -323,6 +323,23 @@ fn writes_before_the_move_to_the_own_disks_survive_a_kill_of_everything() {
 }
 
 #[test]
+fn disk_of_a_moved_machine_is_not_restored_again_if_it_was_replaced() {
+    let env = Env::new("livemoved");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = stopped_at(live(&env, &[]), Failpoint::RestoreSwitched);
+    lose_all(&machine, restore);
+    // A person replaces an image, for example by a smaller copy.
+    machine.disconnect();
+    machine.write("vda", 3 * MIB, 2 * MIB, 0x66);
+    let (image, copy) = (machine.image("vda"), env.disks().join("copy"));
+    fs::copy(image, &copy).expect("copy");
+    fs::rename(&copy, image).expect("rename");
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
 fn paused_machine_is_resumed_after_a_kill_of_its_restore() {
     let env = Env::new("livepaused");
     let machine = machine_with_a_point(&env);

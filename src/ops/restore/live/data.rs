@@ -31,8 +31,13 @@ impl LiveDisk {
         self.inode.is_some() && inode_of(&self.path) == self.inode
     }
 
+    /// Records that the machine has moved to the image in its place, which another program may have replaced since.
+    pub(super) fn set_moved(&mut self) {
+        self.inode = inode_of(&self.path);
+    }
+
     /// The disk as one to be written.
-    pub(super) fn planned(&self, point: &OpenPoint) -> Result<PlannedDisk> {
+    fn planned(&self, point: &OpenPoint) -> Result<PlannedDisk> {
         let described = point.manifest.disks.iter().find(|disk| disk.disk == self.disk).ok_or_else(|| {
             Error::BadPoint { point: point.id.to_string(), reason: format!("it lacks disk {}", self.disk) }
         })?;
@@ -71,10 +76,7 @@ pub(super) fn create_files(state: &mut LiveState) -> Result<()> {
             continue;
         }
         // A file that is not the recorded one is not trusted.
-        match fs::remove_file(&disk.data) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &disk.data)(error)),
-            _ => {}
-        }
+        remove(&disk.data)?;
         let found = new_file(&disk.data, disk.owner)?.metadata().map_err(Error::io("read", &disk.data))?;
         disk.inode = Some(found.ino());
     }

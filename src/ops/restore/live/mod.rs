@@ -113,13 +113,9 @@ impl LivePoint {
 /// Fails if this plan cannot be carried out as a live restore.
 pub(crate) fn check(plan: &RestorePlan, hypervisor: &Hypervisor, runtime: &RuntimeDirs) -> Result<()> {
     for disk in &plan.disks {
-        let refused = |reason: &'static str, solve: &'static str| Error::NotLive {
-            subject: format!("disk {}", disk.disk),
-            reason,
-            solve,
-        };
         if disk.kind == TargetKind::Device {
-            return Err(refused("it goes to a block device", "choose a folder for images: --into DIR"));
+            let (reason, solve) = ("it goes to a block device", "choose a folder for images: --into DIR");
+            return Err(Error::NotLive { subject: format!("disk {}", disk.disk), reason, solve });
         }
     }
     if let Some(file) = plan.files.iter().find(|file| file.network.is_some() || file.is_on_device) {
@@ -498,6 +494,16 @@ pub(crate) fn continue_live(
     let machine = hypervisor.machine(&state.uuid)?;
     switch::end_pause(&machine, &state)?;
     let mut state = LiveState { phase: LivePhase::Copying, owner: Some(owner_of(&machine)?), paused: false, ..state };
+    let is_running = machine.is_running()?;
+    let which = if is_running { Which::Live } else { Which::Inactive };
+    let mut needs_server = false;
+    for disk in &mut state.disks {
+        match is_on_overlay(&machine, which, disk)? {
+            true => needs_server = true,
+            // What the guest has written since is in that image only.
+            false => disk.set_moved(),
+        }
+    }
     data::create_files(&mut state)?;
     file.save(&state)?;
     let is_written = state.disks.iter().all(LiveDisk::is_placed);
@@ -509,12 +515,8 @@ pub(crate) fn continue_live(
             let writer = Writer::spawn(scope, source.data(), &state.disks, state.limit_read, context.monitor, &halt);
             (source, writer)
         });
-        let is_running = machine.is_running()?;
-        let which = if is_running { Which::Live } else { Which::Inactive };
-        for disk in &state.disks {
-            if is_on_overlay(&machine, which, disk)? {
-                server(&state, source.as_ref(), context).ensure()?;
-            }
+        if needs_server {
+            server(&state, source.as_ref(), context).ensure()?;
         }
         if may_start && !is_running {
             machine.start()?;

@@ -64,7 +64,7 @@ fn copy_overlay(watch: &Watch, disk: &LiveDisk) -> Result<()> {
     let mut tries = 0;
     watch.until(|| match machine.block_job(name)? {
         // Another job of this disk is waited for.
-        Some(job) => Ok(job.kind == BlockJobKind::Copy && job.waits_for_pivot()),
+        Some(job) => Ok(job.kind == BlockJobKind::Copy && job.is_ready),
         None if tries == TRIES => Err(Error::NotSwitched { machine: machine.name().to_owned(), disk: name.clone() }),
         None => {
             tries += 1;
