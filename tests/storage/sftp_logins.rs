@@ -138,7 +138,7 @@ fn silent_agent_is_given_up_and_other_keys_are_tried() {
     sshd.trust_host_key();
     let socket = env.path("run/agent");
     // The system accepts connections, but nobody answers.
-    let agent = UnixListener::bind(&socket).unwrap();
+    let _agent = UnixListener::bind(&socket).unwrap();
     let with_agent = SshContext { agent_socket: Some(socket.clone()), ..ssh_context(&env) };
     let config = env.path("home/.ssh/config");
     fs::write(&config, "ConnectTimeout 2\n").unwrap();
@@ -151,10 +151,13 @@ fn silent_agent_is_given_up_and_other_keys_are_tried() {
 
     // A program that must end does not wait for it.
     fs::write(&config, "ConnectTimeout 300\n").unwrap();
+    // Nobody has connected to this socket before.
+    fs::remove_file(&socket).unwrap();
+    let agent = UnixListener::bind(&socket).unwrap();
     let begun = Instant::now();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| try_it(&sshd, &with_agent));
-        thread::sleep(Duration::from_secs(1));
+        let _asked = agent.accept().unwrap();
         with_agent.stop.store(true, Ordering::Relaxed);
         waiting.join().unwrap().unwrap_err();
     });
