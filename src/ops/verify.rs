@@ -90,6 +90,7 @@ impl<'a> Verifier<'a> {
                 Err(other) => return Err(other),
             }
         }
+        record.damage.extend(damage_of_folders(&opened));
         let wanted = self.wanted(&opened);
         let label = format!("{}@{}", record.machine, opened.id.short());
         self.verify_blobs(wanted, &label, monitor, stop)?;
@@ -215,8 +216,13 @@ impl<'a> Verifier<'a> {
         for run in map.blob_runs(geometry) {
             let (id, error) = match run.id {
                 Some(id) => (id, self.chunk_error(&id, run)),
-                // kvmb does not need the zero blob to restore zeros, but restic does.
-                None => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
+                // kvmb does not need the zero blobs to restore zeros, but restic does.
+                None => {
+                    let tail = zeros.tail.filter(|_| run.end() == disk.capacity_bytes);
+                    let mut needed = [Some(zeros.whole), tail].into_iter().flatten();
+                    let broken = needed.find_map(|id| Some((id, self.broken.get(&id)?.clone())));
+                    broken.map_or((zeros.whole, None), |(id, error)| (id, Some(error)))
+                }
             };
             let Some(error) = error else { continue };
             let BlobRun { offset, length, .. } = run;
@@ -263,6 +269,95 @@ impl<'a> Verifier<'a> {
                     });
                 }
             }
+        }
+    }
+}
+
+/// Folders other than those of disks that cannot be read: the TPM's state, and files that the definition references.
+fn damage_of_folders(opened: &OpenPoint) -> impl Iterator<Item = Damage> {
+    let is_disk = |name: &String| opened.manifest.disks.iter().any(|disk| disk.disk == *name);
+    opened.broken.iter().filter(move |(name, _)| !is_disk(name)).map(|(_, reason)| Damage {
+        disk: None,
+        offset_bytes: None,
+        length_bytes: None,
+        file: None,
+        error: reason.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Silent;
+    use crate::repo::{Content, LockMode, Node, Password, Snapshot, Writer, WriterOptions, write_tree};
+    use crate::storage::testing::MemoryStorage;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// Reads back a machine with a disk of zeros and the state of a TPM. The blob for the last 512 bytes of the disk
+    /// and the folder of the TPM each have an index file of their own, which is lost in turn.
+    #[test]
+    fn lost_folder_of_the_tpm_and_lost_last_zeros_are_damage() {
+        let password = Password::new("test".to_owned());
+        let repo = Repository::create(Arc::new(MemoryStorage::new()), &password).expect("create");
+        let permit = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();
+        let writer = || Writer::new(&repo, Arc::default(), WriterOptions::default(), &permit);
+        let now = chrono::Local::now().fixed_offset();
+        let put = |writer: &Writer, bytes: &[u8]| writer.put(BlobKind::Data, bytes).expect("put").id;
+        let file = |writer: &Writer, name: &str, bytes: &[u8]| {
+            let mut content = Content::default();
+            content.push(put(writer, bytes));
+            Node::file(name, now, bytes.len() as u64, content)
+        };
+        let index_files = || repo.storage().list(FileKind::Index).expect("list").into_iter().map(|file| file.name);
+        let of_tpm = writer();
+        let tpm = write_tree(&of_tpm, &[file(&of_tpm, "tpm2-00.permall", b"state")]).expect("write");
+        of_tpm.finish().expect("finish");
+        let of_tpm = index_files().next().expect("an index file");
+        let of_tail = writer();
+        let tail = put(&of_tail, &[0; 512]);
+        of_tail.finish().expect("finish");
+        let of_tail = index_files().find(|name| *name != of_tpm).expect("an index file");
+
+        let manifest = serde_json::json!({
+            "version": 1, "program": "kvmb", "machine": "vm1", "uuid": "", "host": "", "connect": "",
+            "captured_at": "2026-11-20T12:00:00+01:00", "consistency": "crash", "duration_seconds": 0.0,
+            "disks": [{
+                "disk": "vda", "capacity_bytes": (1 << 20) + 512, "chunk_bytes": 1 << 20, "format": "raw",
+                "source": { "type": "none" }, "read_mode": "full", "read_bytes": 0, "new_bytes": 0, "stored_bytes": 0,
+            }],
+            "files": [{ "name": "tpm/tpm2-00.permall", "role": "tpm", "path": "/tpm", "size_bytes": 5 }],
+        });
+        let rest = writer();
+        let zeros = put(&rest, &[0; crate::repo::ZERO_BLOB_BYTES]);
+        let mut content = Content::default();
+        [zeros, zeros, tail].into_iter().for_each(|id| content.push(id));
+        let disk = write_tree(&rest, &[Node::file("vda.raw", now, (1 << 20) + 512, content)]).expect("write");
+        let manifest = file(&rest, "point.json", manifest.to_string().as_bytes());
+        let nodes = [manifest, Node::dir("tpm", now, tpm), Node::dir("vda", now, disk)];
+        let folder = write_tree(&rest, &nodes).expect("write");
+        let root = write_tree(&rest, &[Node::dir("vm1", now, folder)]).expect("write");
+        rest.finish().expect("finish");
+        let snapshot = Snapshot::new(root, vec!["/vm1".to_owned()]);
+        let point = PointRef { id: repo.save_snapshot(&snapshot, &permit).expect("save"), snapshot };
+
+        let verify = || {
+            let index = repo.reload_index().expect("index");
+            let mut verifier = Verifier::new(&repo, &index, VerifyDepth::Full).expect("verifier");
+            verifier.verify(&point, &Silent, &Stop::default()).expect("verify")
+        };
+        let whole = verify();
+        assert_eq!(whole.verified, Some("full".into()), "{:?}", whole.damage);
+        for (lost, disk, error) in
+            [(of_tpm, None, "the folder of tpm"), (of_tail, Some("vda"), "the chunk is not in any index")]
+        {
+            let bytes = repo.storage().read(FileKind::Index, &lost).expect("read");
+            repo.storage().remove(FileKind::Index, &lost).expect("remove");
+            let record = verify();
+            assert_eq!((record.verified, record.damage.len()), (Some(false.into()), 1), "{error}");
+            let damage = &record.damage[0];
+            assert!(damage.error.contains(error) && damage.disk.as_deref() == disk, "{damage:?}");
+            repo.storage().write(FileKind::Index, &lost, &bytes).expect("write");
         }
     }
 }
