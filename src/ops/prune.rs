@@ -114,8 +114,7 @@ impl<'a> Prune<'a> {
         }
         let Judgement { mut points, unreadable } = judge_points(repo, &index, found, request, now, monitor, stop)?;
         keep_locked(repo, &mut points, stop)?;
-        let forgotten = points.iter().filter(|judged| !judged.verdict.keep).map(|judged| judged.point.id).collect();
-        let plan = make_plan(repo, index, request.max_unused, room(repo)?, &forgotten, stop)?;
+        let plan = make_plan(repo, index, request.max_unused, room(repo)?, &removed_points(&points), stop)?;
         failpoint::hit(Failpoint::PrunePlanned);
         Ok(Prune { repo, max_unused: request.max_unused, exclusive, _shared: shared, points, unreadable, plan })
     }
@@ -169,7 +168,9 @@ impl<'a> Prune<'a> {
             stop.check()?;
             was_full = done.is_err();
             let index = self.repo.reload_index()?;
-            let plan = make_plan(self.repo, index, self.max_unused, room_bytes, &HashSet::new(), stop)?;
+            // A storage may still list the points that were removed.
+            let gone = removed_points(&self.points);
+            let plan = make_plan(self.repo, index, self.max_unused, room_bytes, &gone, stop)?;
             done = plan
                 .remove_unnamed(permit, &|_| {}, &flag)
                 .and_then(|()| plan.execute(permit, &|event| watch.hear(event), &flag));
@@ -186,6 +187,11 @@ impl<'a> Prune<'a> {
         pruned.was_short_of_room = last.is_short_of_room;
         Ok(pruned)
     }
+}
+
+/// The ids of the points that are not kept.
+fn removed_points(points: &[JudgedPoint]) -> HashSet<Id> {
+    points.iter().filter(|judged| !judged.verdict.keep).map(|judged| judged.point.id).collect()
 }
 
 /// The number of bytes that may be copied at once. Some free space is left for the index and for other users of the

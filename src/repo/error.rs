@@ -117,6 +117,9 @@ pub enum Error {
 /// What is wrong with a damaged file or blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
+    /// The storage lists the file, but reports that it does not exist.
+    #[error("the storage lists it, but does not find it")]
+    ListedOnly,
     /// The hash of the content differs from the name.
     #[error("its content does not match its name")]
     NotItsName,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::kept_records::RecordKind;
 use super::repository::with_sizes;
-use super::{Error, Id, Permit, RepoLock, Repository, Result, host, time};
+use super::{Error, Flaw, Id, Permit, RepoLock, Repository, Result, host, time};
 use crate::storage::FileKind;
 
 /// The JSON of a snapshot file, with the fields in restic's order.
@@ -108,18 +108,18 @@ impl SnapshotList {
             }
         }
         let results = repo.for_each(&unknown, |(id, _)| Snapshot::load(repo, id));
-        let mut new = Vec::new();
+        let (mut new, mut missing) = (Vec::new(), Vec::new());
         for ((id, size_bytes), result) in unknown.into_iter().zip(results) {
             match result {
                 Ok(snapshot) => {
                     new.extend(to_record(&snapshot, size_bytes).map(|record| (id, record)));
                     list.snapshots.push(StoredSnapshot { id, snapshot });
                 }
-                // Removed since it was listed.
-                Err(Error::Storage(e)) if e.is_not_found() => {}
+                Err(Error::Storage(e)) if e.is_not_found() => missing.push(id),
                 Err(error) => list.damaged.push(DamagedSnapshot { id, error }),
             }
         }
+        list.damaged.extend(still_listed(repo, missing));
         if let Some(records) = repo.kept_records() {
             records.add(RecordKind::Snapshot, &new);
             records.retain(&files.into_iter().map(|(id, _)| id).collect());
@@ -127,6 +127,20 @@ impl SnapshotList {
         list.snapshots.sort_by_key(|stored| (stored.snapshot.time, stored.id));
         list
     }
+}
+
+/// Returns those of these snapshots, which were listed but not found, that were not removed in the meantime. Some
+/// servers answer "not found" while they restart, and what such a snapshot needs must not be forgotten.
+fn still_listed(repo: &Repository, missing: Vec<Id>) -> Vec<DamagedSnapshot> {
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let listed = repo.list(FileKind::Snapshot);
+    let damage = |id: Id| match &listed {
+        Ok(listed) if !listed.contains(&id) => None,
+        _ => Some(DamagedSnapshot { id, error: Error::damaged(FileKind::Snapshot, id, Flaw::ListedOnly) }),
+    };
+    missing.into_iter().filter_map(damage).collect()
 }
 
 /// Returns a snapshot from the cache. The size detects a file that was truncated in the repository.
@@ -195,5 +209,33 @@ impl Repository {
     pub fn remove_snapshot(&self, id: &Id, permit: &Permit) -> Result<()> {
         permit.confirm()?;
         Ok(self.storage().remove(FileKind::Snapshot, &id.to_string())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{LockMode, Password};
+    use crate::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn snapshot_that_is_listed_but_not_found_is_damaged() {
+        let storage = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
+        let repo = Repository::create(Arc::clone(&storage) as _, &Password::new("test".to_owned())).expect("create");
+        let permit = repo.lock(LockMode::Shared, Duration::ZERO).expect("lock").permit();
+        let id = repo.save_snapshot(&Snapshot::new(Id::hash(b"tree"), Vec::new()), &permit).expect("save");
+        let hide = |operation| InjectedFault::every(operation, FaultEffect::Hide).on(FileKind::Snapshot);
+        assert_eq!(repo.snapshots().unwrap().snapshots[0].id, id);
+
+        storage.add(hide(Operation::Read));
+        let list = repo.snapshots().unwrap();
+        assert!(list.snapshots.is_empty());
+        assert!(matches!(list.damaged[0].error, Error::Damaged { flaw: Flaw::ListedOnly, .. }), "{:?}", list.damaged);
+        // Another program has removed it since it was listed.
+        storage.add(hide(Operation::List).nth(2));
+        let list = repo.snapshots().unwrap();
+        assert!(list.snapshots.is_empty() && list.damaged.is_empty(), "{:?}", list.damaged);
     }
 }

@@ -341,6 +341,18 @@ fn upload_refused_as_corrupted_is_sent_once_more() {
 }
 
 #[test]
+fn only_a_missing_folder_of_rclone_is_an_empty_one() {
+    let list = |headers: &'static str, kind| plain(&answering(move |_| answer(GONE, headers, "not found"))).list(kind);
+    assert!(list("Server: rclone/v1.60.1-DEV\r\n", FileKind::Snapshot).unwrap().is_empty());
+    // A proxy whose server is restarting. An empty list of snapshots would mean that no data is needed.
+    for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
+        let error = server_error(list("", kind));
+        assert!(matches!(error, http::Error::Refused { status: 404, .. }), "{error:?}");
+    }
+    assert!(list("", FileKind::Lock).unwrap().is_empty());
+}
+
+#[test]
 fn a_listing_of_version_1_is_understood() {
     let storage = plain(&answering(|request| match request {
         "GET /keys/ HTTP/1.1" => {

@@ -10,9 +10,9 @@ use crate::repo::{Error, Id, Index, Repository, Result};
 /// Returns the root trees of the snapshots that stay. An unreadable snapshot is an error, because it is unknown what it
 /// needs.
 pub(super) fn needed_snapshots(repo: &Repository, forgotten: &HashSet<Id>) -> Result<Vec<Id>> {
-    let mut list = repo.uncached().snapshots()?;
-    if !list.damaged.is_empty() {
-        return Err(list.damaged.swap_remove(0).error);
+    let list = repo.uncached().snapshots()?;
+    if let Some(damaged) = list.damaged.into_iter().find(|damaged| !forgotten.contains(&damaged.id)) {
+        return Err(damaged.error);
     }
     let stay = list.snapshots.into_iter().filter(|stored| !forgotten.contains(&stored.id));
     Ok(stay.map(|stored| stored.snapshot.tree).collect())

@@ -217,9 +217,19 @@ impl Storage for RestStorage {
         }
         let url = format!("{}{}/", self.address.base(), kind.folder());
         let answer = self.call("GET", &url, &[("accept", LISTING_2.to_owned())], LONGEST_LISTING_BYTES, None)?;
-        // A server on top of an object storage has no empty folders.
         if answer.status == 404 {
-            return Ok(Vec::new());
+            // rclone on top of an object storage has no empty folders. Any other server, or a proxy before it, does not
+            // find the repository at the moment: an empty list would mean that nothing is needed.
+            let is_rclone = answer.header("server").is_some_and(|server| server.starts_with("rclone/"));
+            return match is_rclone || kind == FileKind::Lock {
+                true => Ok(Vec::new()),
+                false => Err(self.server_error(http::Error::Refused {
+                    action: FileAction::List.to_string(),
+                    path: self.shown(kind, ""),
+                    status: answer.status,
+                    reason: "the server does not find it".to_owned(),
+                })),
+            };
         }
         if !answer.is_done() {
             return Err(self.refusal(FileAction::List, kind, "", &answer));

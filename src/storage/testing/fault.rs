@@ -59,6 +59,8 @@ pub enum FaultEffect {
     Cut,
     /// Like [`FaultEffect::FailAfter`], but with a lost connection.
     CutAfter,
+    /// The call is not executed. The file seems to be missing, and a folder seems to be empty.
+    Hide,
     /// The call takes this much longer.
     Delay(Duration),
     /// The data that is read (or written) loses its last bytes.
@@ -170,6 +172,11 @@ impl FaultStorage {
         effects
     }
 
+    fn hidden<T>(&self, effects: &[FaultEffect], kind: FileKind, name: &str) -> Option<Result<T>> {
+        let not_found = || Error::NotFound { url: self.url(), kind, name: name.to_owned() };
+        effects.contains(&FaultEffect::Hide).then(|| Err(not_found()))
+    }
+
     fn run<T>(
         &self,
         operation: Operation,
@@ -197,8 +204,11 @@ impl FaultStorage {
                     return Err(Error::Io { action, path: PathBuf::from(name), source });
                 }
                 FaultEffect::Delay(time) => std::thread::sleep(*time),
-                FaultEffect::FailAfter | FaultEffect::CutAfter | FaultEffect::Truncate(_) | FaultEffect::FlipBit(_) => {
-                }
+                FaultEffect::FailAfter
+                | FaultEffect::CutAfter
+                | FaultEffect::Hide
+                | FaultEffect::Truncate(_)
+                | FaultEffect::FlipBit(_) => {}
             }
         }
         let result = call();
@@ -241,17 +251,22 @@ impl Storage for FaultStorage {
 
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
         let effects = self.enter(Operation::List, Some(kind), "", 0);
-        self.run(Operation::List, &effects, "", || self.inner.list(kind))
+        match effects.contains(&FaultEffect::Hide) {
+            true => Ok(Vec::new()),
+            false => self.run(Operation::List, &effects, "", || self.inner.list(kind)),
+        }
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
         let effects = self.enter(Operation::Size, Some(kind), name, 0);
-        self.run(Operation::Size, &effects, name, || self.inner.size(kind, name))
+        let size = || self.run(Operation::Size, &effects, name, || self.inner.size(kind, name));
+        self.hidden(&effects, kind, name).unwrap_or_else(size)
     }
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let effects = self.enter(Operation::Read, Some(kind), name, 0);
-        self.run(Operation::Read, &effects, name, || self.inner.read(kind, name)).map(|bytes| damage(bytes, &effects))
+        let read = || self.run(Operation::Read, &effects, name, || self.inner.read(kind, name));
+        self.hidden(&effects, kind, name).unwrap_or_else(read).map(|bytes| damage(bytes, &effects))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -285,7 +300,8 @@ impl Storage for FaultStorage {
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let effects = self.enter(Operation::Remove, Some(kind), name, 0);
-        self.run(Operation::Remove, &effects, name, || self.inner.remove(kind, name))
+        let remove = || self.run(Operation::Remove, &effects, name, || self.inner.remove(kind, name));
+        self.hidden(&effects, kind, name).unwrap_or_else(remove)
     }
 
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
