@@ -11,7 +11,8 @@
 //!
 //! Both may fail, but they never both succeed, as long as a file is visible 200 ms after it was written. A waiting
 //! process retries after a random time. Where files are visible at once, as on local disks, no wait is needed: of two
-//! processes that write and then check, the later check sees both files.
+//! processes that write and then check, the later check sees both files. A list that lacks our own file is outdated,
+//! and is requested again.
 //!
 //! | the other lock | ours shared | ours exclusive |
 //! | --- | --- | --- |
@@ -88,6 +89,9 @@ impl LockTiming {
 
 /// How often the lock's file is checked: a process that removed it may be removing packs.
 const WATCH: Duration = Duration::from_secs(2);
+
+/// How long a storage may take to list our lock, in multiples of [`LockTiming::settle`].
+const LISTED: u32 = 50;
 
 /// A held lock. Dropping it and its permits removes it.
 #[derive(Debug)]
@@ -426,7 +430,7 @@ impl<T: Send + 'static> PendingLock<T> {
                 thread::sleep(settle.saturating_sub(refreshed.steady.elapsed()));
                 let look = || -> Result<Vec<FileInfo>> {
                     let kinds: Vec<FileKind> = [FileKind::Lock].into_iter().chain(beside).collect();
-                    let mut lists = repo.storage().list_several(&kinds)?.into_iter();
+                    let mut lists = list_with_own(&repo, &kinds, &file, &timing)?.into_iter();
                     let locks = lists.next().unwrap_or_default();
                     match find_conflict(&repo, mode, &timing, Some(file), locks)? {
                         None => Ok(lists.next().unwrap_or_default()),
@@ -458,6 +462,28 @@ impl<T> Drop for PendingLock<T> {
     fn drop(&mut self) {
         // The resulting lock is dropped as well, which removes its file.
         let _ = self.looking.take().map(JoinHandle::join);
+    }
+}
+
+/// Lists files of these kinds, locks first. A list without our own lock is outdated or incomplete, so it may lack the
+/// locks of others as well.
+fn list_with_own(repo: &Repository, kinds: &[FileKind], own: &Id, timing: &LockTiming) -> Result<Vec<Vec<FileInfo>>> {
+    let (began, name) = (Instant::now(), own.to_string());
+    loop {
+        let lists = repo.storage().list_several(kinds)?;
+        if lists.first().is_some_and(|locks| locks.iter().any(|lock| lock.name == name)) {
+            return Ok(lists);
+        }
+        let reason = match repo.storage().size(FileKind::Lock, &name) {
+            Err(error) if error.is_not_found() => "another program removed it",
+            Err(error) => return Err(error.into()),
+            Ok(_) if began.elapsed() < timing.settle * LISTED => {
+                thread::sleep(timing.settle);
+                continue;
+            }
+            Ok(_) => "the storage does not list it, and may not list those of other programs either",
+        };
+        return Err(Error::LockLost { url: repo.url(), reason: reason.to_owned() });
     }
 }
 
@@ -553,5 +579,32 @@ impl Repository {
     /// Like [`Repository::lock`], with other times than restic's, for tests.
     pub fn lock_with(&self, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<RepoLock> {
         RepoLock::acquire(self.clone(), mode, wait, timing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::Password;
+    use crate::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation};
+
+    #[test]
+    fn list_without_the_own_lock_is_not_trusted() {
+        let storage = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
+        let repo = Repository::create(Arc::clone(&storage) as _, &Password::new("test".to_owned())).expect("create");
+        let timing = LockTiming { settle: Duration::from_millis(2), ..LockTiming::RESTIC };
+        let lock = |mode| repo.lock_with(mode, Duration::ZERO, timing);
+        let hide = || InjectedFault::every(Operation::List, FaultEffect::Hide).on(FileKind::Lock);
+        // The first list is from before the own lock was written, the second one is outdated.
+        storage.add(hide().nth(2));
+        lock(LockMode::Exclusive).expect("the third list has it").release().expect("release");
+        storage.heal();
+
+        let _other = lock(LockMode::Shared).expect("lock");
+        storage.add(hide());
+        let error = lock(LockMode::Exclusive).expect_err("the other lock is not listed");
+        assert!(matches!(&error, Error::LockLost { reason, .. } if reason.contains("does not list it")), "{error}");
+        storage.heal();
+        assert_eq!(repo.storage().list(FileKind::Lock).unwrap().len(), 1, "only the other one is left");
     }
 }
