@@ -88,6 +88,14 @@ pub enum Error {
     /// The repository existed and has disappeared.
     #[error("the repository in {url} is no longer there")]
     RepositoryGone { url: String },
+    /// A removed index file is still listed, or a new one is not. Removing packs might then lose data.
+    #[error("the list of index files in {url} does not show {change} of {id}; no pack was removed")]
+    IndexOutdated {
+        url: String,
+        id: Id,
+        /// "the removal" or "the creation"
+        change: &'static str,
+    },
     /// Our lock was removed, or was not refreshed for so long that others may ignore it.
     #[error("the lock on the repository in {url} was lost: {reason}")]
     LockLost { url: String, reason: String },

@@ -340,6 +340,7 @@ pub fn of_repositories() -> Vec<repo::Error> {
         Error::Locked { url: url(), holder: Box::new(holder("2026-01-02T03:04:05Z".parse().unwrap())) },
         Error::Locked { url: url(), holder: Box::new(holder("2096-01-02T03:04:05Z".parse().unwrap())) },
         Error::RepositoryGone { url: url() },
+        Error::IndexOutdated { url: url(), id: id(), change: "the removal" },
         Error::LockLost { url: url(), reason: "its file was removed".into() },
         Error::Compress(io::Error::other("out of memory")),
         Error::Encrypt("aead::Error".into()),

@@ -422,6 +422,9 @@ fn of_repo(error: &repo::Error) -> Explanation {
         Error::RepositoryGone { .. } => {
             (Code::NoRepository, hint("check that its file system is still mounted, then run the command again"))
         }
+        Error::IndexOutdated { .. } => {
+            (Code::Failed, hint("no data was lost; check the log of the server, then run 'kvmb prune' again"))
+        }
         Error::LockLost { .. } => (Code::Busy, hint("nothing was stored; run the command again")),
         Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (
             Code::Damage,

@@ -5,7 +5,7 @@
 //!
 //! | step | a crash here leaves | a reader then finds |
 //! | --- | --- | --- |
-//! | 1. remove packs that are not in the index | fewer of them | everything it needs, as before |
+//! | 1. remove superseded index files, then packs in no other one | fewer of them | everything it needs, as before |
 //! | 2. the caller removes snapshots | fewer snapshots | the others intact |
 //! | 3. copy needed blobs from packs with much waste into new packs | packs that are not in the index | as before |
 //! | 4. save an index of the new packs | blobs in two places | either |
@@ -41,16 +41,22 @@ mod rewrite;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::place_set::PlaceSet;
 use super::{Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
 
 use locked::LockedPacks;
+use rewrite::Rewritten;
 
 pub(crate) use event::{PruneEvent, PruneWatch};
 pub use limits::{MaxUnused, PruneLimits};
 pub use plan::PruneSummary;
+
+/// How long a storage may take to list index files as they are; shorter in unit tests.
+const LIST_DELAY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 10_000 });
 
 /// What to remove, and what to copy before.
 #[derive(Debug)]
@@ -102,6 +108,12 @@ impl PrunePlan {
     pub fn remove_unnamed(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         permit.confirm()?;
         self.repo.storage().remove_leftovers()?;
+        // restic reads superseded index files too, so they must not outlive the packs in them.
+        let superseded: Vec<(Id, u64)> = self.index.superseded().iter().map(|id| (*id, 0)).collect();
+        if !superseded.is_empty() {
+            self.remove(FileKind::Index, &superseded, permit, stop, &|_| {})?;
+            self.check_index_files(&superseded, &[], stop)?;
+        }
         let unnamed = self.locked.without(&self.unnamed);
         self.remove(FileKind::Pack, &unnamed, permit, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
     }
@@ -118,8 +130,8 @@ impl PrunePlan {
             return Ok(());
         }
         watch(PruneEvent::AllCopied);
-        let old: Vec<(Id, u64)> =
-            rewrite::index(&self.repo, &self.index, &self.packs, permit)?.into_iter().map(|id| (id, 0)).collect();
+        let Rewritten { old, new } = rewrite::index(&self.repo, &self.index, &self.packs, permit)?;
+        let old: Vec<(Id, u64)> = old.into_iter().map(|id| (id, 0)).collect();
         watch(PruneEvent::IndexStored);
         self.remove(FileKind::Index, &old, permit, stop, &|_| watch(PruneEvent::IndexRemoved))?;
         if is_over() {
@@ -127,7 +139,33 @@ impl PrunePlan {
         }
         watch(PruneEvent::OldIndexGone);
         let gone = self.locked.without(&self.packs.files_that_go(&self.index));
+        if !gone.is_empty() {
+            self.check_index_files(&old, &new, stop)?;
+        }
         self.remove(FileKind::Pack, &gone, permit, stop, &|bytes| watch(PruneEvent::PackRemoved { bytes }))
+    }
+
+    /// Fails unless the storage lists none of the removed index files, and all new ones. A server that does not find a
+    /// file while it restarts, or ignores a removal, would leave an index file whose packs are then removed, and the
+    /// next backup would rely on them.
+    fn check_index_files(&self, removed: &[(Id, u64)], new: &[Id], stop: &AtomicBool) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let listed: HashSet<Id> = self.repo.list(FileKind::Index)?.into_iter().collect();
+            let stays = removed.iter().find(|(id, _)| listed.contains(id)).map(|(id, _)| (*id, "the removal"));
+            let Some((id, change)) =
+                stays.or_else(|| new.iter().find(|id| !listed.contains(id)).map(|id| (*id, "the creation")))
+            else {
+                return Ok(());
+            };
+            if stop.load(Ordering::Relaxed) {
+                return Err(storage::Error::Interrupted.into());
+            }
+            if began.elapsed() >= LIST_DELAY {
+                return Err(Error::IndexOutdated { url: self.repo.url(), id, change });
+            }
+            thread::sleep(LIST_DELAY / 20);
+        }
     }
 
     /// Removes files, given with their sizes, several at a time. Stops at the first error.
@@ -191,6 +229,117 @@ pub(crate) fn is_no_space(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::index_file::{IndexFile, PackJson};
+    use crate::repo::{BlobKind, Content, LockMode, Node, Password, Snapshot, Writer, WriterOptions, write_tree};
+    use crate::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation};
+
+    struct Scene {
+        storage: Arc<FaultStorage>,
+        repo: Repository,
+        permit: Permit,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let storage = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
+            let password = Password::new("test".to_owned());
+            let repo = Repository::create(Arc::clone(&storage) as _, &password).expect("create");
+            let permit = repo.lock(LockMode::Exclusive, Duration::ZERO).expect("lock").permit();
+            Scene { storage, repo, permit }
+        }
+
+        fn store<T>(&self, work: impl FnOnce(&Writer) -> T) -> T {
+            let writer = Writer::new(&self.repo, Arc::default(), WriterOptions::default(), &self.permit);
+            let result = work(&writer);
+            writer.finish().expect("finish");
+            result
+        }
+
+        /// Stores blobs in one pack, and a snapshot that needs them.
+        fn store_point(&self, blobs: &[&[u8]]) -> Vec<Id> {
+            let (ids, tree) = self.store(|writer| {
+                let mut content = Content::default();
+                let put = |bytes: &&[u8]| writer.put(BlobKind::Data, bytes).expect("put").id;
+                let ids: Vec<Id> = blobs.iter().map(put).collect();
+                ids.iter().for_each(|id| content.push(*id));
+                let size_bytes = blobs.iter().map(|bytes| bytes.len() as u64).sum();
+                let node = Node::file("disk", crate::repo::time::now(), size_bytes, content);
+                (ids, write_tree(writer, &[node]).expect("write"))
+            });
+            self.repo.save_snapshot(&Snapshot::new(tree, Vec::new()), &self.permit).expect("save");
+            ids
+        }
+
+        /// Stores a blob that nothing needs, in a pack of its own.
+        fn store_waste(&self) {
+            self.store(|writer| writer.put(BlobKind::Data, b"waste").expect("put"));
+        }
+
+        fn prune(&self) -> Result<()> {
+            let stop = AtomicBool::new(false);
+            let index = self.repo.reload_index()?;
+            let plan = PrunePlan::make(&self.repo, index, &HashSet::new(), PruneLimits::default(), &|_| {}, &stop)?;
+            let plan = plan.expect("a plan");
+            plan.remove_unnamed(&self.permit, &|_| {}, &stop)?;
+            plan.execute(&self.permit, &|_| {}, &stop)
+        }
+
+        /// The kinds of the files that were removed, in order. Removals without effect count as well.
+        fn removed(&self) -> Vec<FileKind> {
+            let calls = self.storage.calls().into_iter().filter(|call| call.operation == Operation::Remove);
+            calls.filter_map(|call| call.kind).filter(|kind| *kind != FileKind::Lock).collect()
+        }
+    }
+
+    #[test]
+    fn blobs_of_a_pack_in_two_index_files_stay_in_the_index() {
+        let scene = Scene::new();
+        let ids = scene.store_point(&[b"first", b"second", b"third"]);
+        // Divide the blobs of the data pack between two index files.
+        let whole = scene.repo.list(FileKind::Index).unwrap().remove(0);
+        let mut content: IndexFile = scene.repo.load_unpacked(FileKind::Index, &whole).unwrap();
+        let pack = content.packs.iter_mut().find(|pack| pack.blobs.len() == 3).expect("the data pack");
+        let second = PackJson { id: pack.id, blobs: pack.blobs.split_off(1) };
+        scene.repo.save_unpacked(FileKind::Index, &content).unwrap();
+        let rest = IndexFile { supersedes: Vec::new(), packs: vec![second] };
+        scene.repo.save_unpacked(FileKind::Index, &rest).unwrap();
+        scene.repo.storage().remove(FileKind::Index, &whole.to_string()).unwrap();
+        scene.store_waste();
+
+        scene.prune().unwrap();
+        let index = scene.repo.reload_index().unwrap();
+        for id in &ids {
+            scene.repo.read_blob(&index, id).expect("a blob");
+        }
+        assert_eq!((index.len(), index.sources().len()), (4, 1), "three blobs and the tree, in one index file");
+        assert_eq!(scene.repo.storage().list(FileKind::Pack).unwrap().len(), 2, "the waste is gone");
+    }
+
+    #[test]
+    fn superseded_index_files_are_removed_before_their_packs() {
+        let scene = Scene::new();
+        scene.store_waste();
+        let old = scene.repo.list(FileKind::Index).unwrap();
+        let newer = IndexFile { supersedes: old.clone(), packs: Vec::new() };
+        let newer = scene.repo.save_unpacked(FileKind::Index, &newer).unwrap();
+        scene.prune().unwrap();
+        assert_eq!(scene.removed(), [FileKind::Index, FileKind::Pack]);
+        assert_eq!(scene.repo.list(FileKind::Index).unwrap(), [newer]);
+    }
+
+    #[test]
+    fn packs_stay_while_an_index_file_that_lists_them_is_still_there() {
+        let scene = Scene::new();
+        scene.store_point(&[b"needed"]);
+        scene.store_waste();
+        // The server claims that an index file does not exist.
+        scene.storage.add(InjectedFault::every(Operation::Remove, FaultEffect::Hide).on(FileKind::Index).nth(1));
+        let error = scene.prune().unwrap_err();
+        assert!(matches!(error, Error::IndexOutdated { .. }), "{error}");
+        assert!(scene.removed().iter().all(|kind| *kind == FileKind::Index), "{:?}", scene.removed());
+        scene.prune().unwrap();
+        assert_eq!(scene.repo.storage().list(FileKind::Pack).unwrap().len(), 2);
+    }
 
     #[test]
     fn unused_limits_are_parsed_as_in_restic() {

@@ -151,6 +151,16 @@ fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
     position - before..position + after
 }
 
+/// Returns for each pack, by number, whether it is listed more than once.
+pub(super) fn listed_twice(index: &Index) -> Vec<bool> {
+    let mut is_listed = vec![false; index.pack_ids().len()];
+    let mut is_twice = is_listed.clone();
+    for number in index.sources().iter().flat_map(|file| &file.packs) {
+        is_twice[*number as usize] |= std::mem::replace(&mut is_listed[*number as usize], true);
+    }
+    is_twice
+}
+
 impl Packs {
     /// Matches the files with the packs in the index. Files that are not in the index are returned separately.
     pub(super) fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Unnamed) {
@@ -318,12 +328,16 @@ impl Packs {
         wanted
     }
 
-    /// Returns the index files that list a pack which does not stay. If there is one, the small files are included, to
-    /// be merged.
+    /// Returns the index files that list a pack which does not stay. If there is one, the small files, and those that
+    /// list a pack which is listed elsewhere as well, are included, to be merged.
     pub(super) fn old_index_files<'i>(&self, index: &'i Index) -> Vec<&'i SourceFile> {
         let is_stale = |file: &SourceFile| file.packs.iter().any(|pack| !self.stays(*pack));
-        let any_stale = index.sources().iter().any(is_stale);
-        let is_small = |blobs: usize| any_stale && blobs < SMALL_FILE_BLOBS;
-        index.sources().iter().filter(|file| is_small(file.blobs) || is_stale(file)).collect()
+        if !index.sources().iter().any(is_stale) {
+            return Vec::new();
+        }
+        let is_twice = listed_twice(index);
+        let is_shared = |file: &SourceFile| file.packs.iter().any(|pack| is_twice[*pack as usize]);
+        let is_small = |file: &SourceFile| file.blobs < SMALL_FILE_BLOBS;
+        index.sources().iter().filter(|file| is_small(file) || is_stale(file) || is_shared(file)).collect()
     }
 }
