@@ -194,13 +194,17 @@ impl Storage for LocalStorage {
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(self.io_error(FileAction::Read, &top, e)),
             },
-            FileKind::Lock if !top.exists() => {}
+            FileKind::Lock if matches!(fs::metadata(&top), Err(e) if e.kind() == ErrorKind::NotFound) => {}
             FileKind::Pack => {
                 let fail = |e| self.io_error(FileAction::List, &top, e);
                 for entry in fs::read_dir(&top).map_err(fail)? {
                     let entry = entry.map_err(fail)?;
-                    let is_fan = entry.file_name().len() == 2;
-                    if is_fan && entry.path().is_dir() {
+                    if entry.file_name().len() != 2 {
+                        continue;
+                    }
+                    // A folder that cannot be examined is an error: its packs would seem to be missing.
+                    let metadata = fs::metadata(entry.path());
+                    if metadata.map_err(|e| self.io_error(FileAction::Examine, &entry.path(), e))?.is_dir() {
                         self.list_folder(&entry.path(), &mut found)?;
                     }
                 }

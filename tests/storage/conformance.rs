@@ -86,3 +86,20 @@ fn injected_faults_have_the_described_effects() {
     storage.write(FileKind::Index, "b", b"x").unwrap();
     assert_eq!(storage.written().len(), 3);
 }
+
+#[test]
+fn folder_that_cannot_be_examined_is_not_an_empty_one() {
+    let (_home, storage) = local();
+    storage.create_layout().unwrap();
+    let loop_at = |folder: &str| {
+        let path = storage.root().join(folder);
+        std::fs::remove_dir(&path).unwrap();
+        assert!(storage.list(FileKind::Lock).is_ok() && storage.list(FileKind::Pack).is_ok(), "{folder} is missing");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+    };
+    loop_at("data/ab");
+    storage.list(FileKind::Pack).expect_err("its packs would seem to be lost");
+    std::fs::remove_file(storage.root().join("data/ab")).unwrap();
+    loop_at("locks");
+    storage.list(FileKind::Lock).expect_err("the locks of others would be ignored");
+}
