@@ -7,10 +7,10 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Writes `content` with this mode to a temporary file beside `path`, syncs it and renames it to `path`.
+/// Durably writes `content` with this mode: to a temporary file beside `path`, which is synced and renamed to `path`.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     temporary(path, content, mode)?.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    sync_folder(folder_of(path))
 }
 
 /// Like [`write()`], but fails with [`ErrorKind::AlreadyExists`] if `path` exists: exactly one of several concurrent
