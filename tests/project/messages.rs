@@ -467,6 +467,7 @@ fn of_http_servers() -> Vec<http::Error> {
         Error::Keys { server: server(), reason: "InvalidAccessKeyId".into() },
         Error::Clock { server: server() },
         Error::NoObjectLock { bucket: "bucket".into() },
+        Error::NoFolder { path: path() },
         Error::Denied { action: action(), path: path(), reason: "AccessDenied".into() },
         refused(302, "status 302"),
         refused(404, "NoSuchBucket"),

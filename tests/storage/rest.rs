@@ -347,7 +347,7 @@ fn only_a_missing_folder_of_rclone_is_an_empty_one() {
     // A proxy whose server is restarting. An empty list of snapshots would mean that no data is needed.
     for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
         let error = server_error(list("", kind));
-        assert!(matches!(error, http::Error::Refused { status: 404, .. }), "{error:?}");
+        assert!(matches!(error, http::Error::NoFolder { .. }), "{error:?}");
     }
     assert!(list("", FileKind::Lock).unwrap().is_empty());
 }

@@ -202,6 +202,10 @@ fn of_http(error: &http::Error) -> Explanation {
             Code::Failed,
             hint("check the address of the repository and the region (AWS_REGION): the server redirects elsewhere"),
         ),
+        Error::NoFolder { .. } => (
+            Code::Unreachable,
+            hint("check the log of the server and of a proxy before it, then run the command again"),
+        ),
         Error::Refused { status: 404, .. } => {
             (Code::NoRepository, hint("check the address, or create a repository there with 'kvmb init -r REPO'"))
         }

@@ -80,6 +80,12 @@ pub enum Error {
     /// The bucket cannot lock objects.
     #[error("the bucket {bucket} cannot lock objects: Object Lock is not enabled")]
     NoObjectLock { bucket: String },
+    /// The server, or a proxy before it, does not find a folder that every repository has.
+    #[error("cannot list {path}: the server does not find it")]
+    NoFolder {
+        /// The address of the folder.
+        path: String,
+    },
     /// The server accepts the login but denies this request.
     #[error("cannot {action} {path}: the server denies it ({reason})")]
     Denied {
@@ -136,6 +142,7 @@ impl Error {
                 | Error::Keys { .. }
                 | Error::Clock { .. }
                 | Error::Denied { .. }
+                | Error::NoFolder { .. }
                 | Error::Refused { .. }
         )
     }

@@ -223,12 +223,7 @@ impl Storage for RestStorage {
             let is_rclone = answer.header("server").is_some_and(|server| server.starts_with("rclone/"));
             return match is_rclone || kind == FileKind::Lock {
                 true => Ok(Vec::new()),
-                false => Err(self.server_error(http::Error::Refused {
-                    action: FileAction::List.to_string(),
-                    path: self.shown(kind, ""),
-                    status: answer.status,
-                    reason: "the server does not find it".to_owned(),
-                })),
+                false => Err(self.server_error(http::Error::NoFolder { path: self.shown(kind, "") })),
             };
         }
         if !answer.is_done() {
