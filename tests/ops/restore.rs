@@ -278,6 +278,32 @@ fn disk_of_another_machine_is_not_overwritten() {
 }
 
 #[test]
+fn template_is_not_overwritten_while_a_clone_is_based_on_it() {
+    let env = Env::new("template");
+    let template = env.machine("template").disk(Disk::qcow2(4 * MIB)).define();
+    template.write_bytes("vda", 0, &noise(3, MIB));
+    init(&env);
+    backup(&template);
+    template.write("vda", 0, MIB, 0x77);
+    // libvirt finds the template in the header of the clone's image, not in its definition.
+    let base = template.image("vda");
+    let clone = env.machine("clone").disk(Disk::qcow2(4 * MIB).backing(base, "qcow2")).define();
+    assert!(!clone.definition().contains("backingStore"));
+    let before = images(&template);
+    for args in [&["template"][..], &["template", "--live"]] {
+        for dry_run in [None, Some("--dry-run")] {
+            let failure = restore(&env, args).arg("--overwrite").args(dry_run).run().assert_code(1);
+            let failure = failure.record_of("failure");
+            assert!(text(&failure, "error").ends_with("disk vda of clone is based on it"), "{failure:#}");
+        }
+    }
+    assert_eq!(images(&template), before);
+    // An image that was moved away is not overwritten.
+    fs::rename(base, base.with_extension("old")).expect("rename");
+    restore(&env, &["template", "--overwrite"]).run().assert_ok();
+}
+
+#[test]
 fn definition_file_is_written_with_mode_0600() {
     let env = Env::new("file");
     let machine = machine_with_a_point(&env);

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
 
 use super::backing_string::LayerPlace;
-use super::block_graph::ImageLookup;
+use super::block_graph::{self, Found, ImageLookup};
 use super::image_bytes::ReadAt;
 use super::image_header::{self, BackingName, Header};
 use super::qemu_user::{Privilege, QemuUser};
 use crate::bounded::{self, Group};
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
 use crate::capture::domain_xml::source::{DiskSource, Slice};
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
 use crate::capture::images;
@@ -187,6 +188,14 @@ impl Machine {
         })?;
         let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
         Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
+    }
+
+    /// Returns the files and devices of this host that a disk's image depends on: its backing files, and data files.
+    pub(crate) fn paths_below(&self, definition: &Definition, disk: &DefinedDisk) -> Result<Vec<PathBuf>> {
+        let user = QemuUser::of(self, definition, std::iter::once(disk))?;
+        let layers = block_graph::chain(disk, &HostImages { machine: self, user })?;
+        let image = layers.first().and_then(|top| top.storage.path());
+        Ok(layers.iter().flat_map(Found::paths).filter(|path| Some(*path) != image).map(PathBuf::from).collect())
     }
 }
 

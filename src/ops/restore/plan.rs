@@ -296,29 +296,36 @@ pub(crate) fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Res
     Ok(())
 }
 
-/// Refuses to overwrite a disk of another machine, or an image below one. In its own place, a machine may share a disk
-/// with others, for example with its standby.
+/// Refuses to overwrite a disk of another machine, or an image that one is based on. In its own place, a machine may
+/// share a disk with others, for example with its standby, but new content in a template would destroy its clones.
 fn refuse_disks_of_others(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
-    let replaced = |disk: &&PlannedDisk| !disk.is_unmoved && disk.real_path.exists();
     let replaced: BTreeMap<&PathBuf, &PlannedDisk> =
-        plan.disks.iter().filter(replaced).map(|disk| (&disk.real_path, disk)).collect();
+        plan.disks.iter().filter(|disk| disk.real_path.exists()).map(|disk| (&disk.real_path, disk)).collect();
     if replaced.is_empty() {
         return Ok(());
     }
+    let find = |path: PathBuf| replaced.get(&resolved(&path)).copied();
     for machine in hypervisor.machines(&[])? {
         if machine.uuid().eq_ignore_ascii_case(&plan.uuid) {
             continue;
         }
         // A machine that is gone by now has no disks.
         let Ok(definition) = machine.definition(Which::Inactive) else { continue };
-        let sources = definition.disks.iter().flat_map(|disk| {
-            let below = disk.backing.iter().map(|layer| &layer.source);
-            std::iter::once(&disk.source).chain(below)
-        });
-        let mut paths = sources.filter_map(|source| machine.resolve(source).ok()?.path().cloned());
-        if let Some(disk) = paths.find_map(|path| replaced.get(&resolved(&path))) {
-            let reason = format!("it is a disk of {}", machine.name());
-            return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
+        for disk in &definition.disks {
+            let path_of = |source: &DiskSource| machine.resolve(source).ok()?.path().cloned();
+            let own = path_of(&disk.source).and_then(find).filter(|replaced| !replaced.is_unmoved);
+            let below = machine.paths_below(&definition, disk).unwrap_or_else(|error| {
+                tracing::debug!("{error}");
+                disk.backing.iter().filter_map(|layer| path_of(&layer.source)).collect()
+            });
+            let (found, reason) = match own {
+                Some(own) => (own, format!("it is a disk of {}", machine.name())),
+                None => match below.into_iter().find_map(find) {
+                    Some(below) => (below, format!("disk {} of {} is based on it", disk.target, machine.name())),
+                    None => continue,
+                },
+            };
+            return Err(Error::BadTarget { disk: found.disk.clone(), path: found.path.clone(), reason });
         }
     }
     Ok(())
