@@ -1,11 +1,13 @@
 //! Freezes the guest's file systems, without ever hanging and without ever leaving the guest frozen.
 //!
 //! ```text
-//!  set timeout → freeze ─ ok ────────────→ begin → thaw                 "filesystem"
+//!  set timeout → freeze ─ ok ────────────→ begin → thaw                 "filesystem", if the thaw confirms it
 //!                       ├ the agent says no → begin                     "crash"
 //!                       └ no answer ──→ thaw → begin → thaw (again)     "crash"; if the second thaw is not answered
 //!                                                                       either, a thaw is due
 //! ```
+//! A successful freeze alone does not show that the guest was frozen at the captured moment: Windows ends a freeze
+//! after ten seconds, and only the thaw reports this.
 //! An agent that does not answer in time may still freeze later, so it is thawed again after the capture. A thaw that
 //! is due is recorded in the capture's state, and closing the capture repeats it.
 
@@ -79,9 +81,11 @@ pub(super) struct FrozenGuest<'a> {
 /// The result of an attempt to freeze.
 pub(super) enum FreezeOutcome<'a> {
     Frozen(FrozenGuest<'a>),
-    /// The guest is not frozen, for this reason.
+    /// The guest cannot be frozen, for this reason.
     NotFrozen(String),
-    /// The agent did not answer and may still freeze the guest.
+    /// The agent was asked and did not freeze the guest.
+    Refused(String),
+    /// The agent froze nothing that it knows of, or did not answer and may still freeze the guest.
     Unknown(FrozenGuest<'a>, String),
 }
 
@@ -104,13 +108,16 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
     }
     let guest = FrozenGuest { machine, thawed: false, _shield: Shield::raise() };
     let limit = timeout.saturating_add(machine.limits().call);
-    let Err(error) = machine.call_within(limit, || format!("freeze {}", machine.name()), ffi::freeze) else {
-        return FreezeOutcome::Frozen(guest);
+    let error = match machine.call_within(limit, || format!("freeze {}", machine.name()), ffi::freeze) {
+        // Its hooks may have prepared databases for the capture, until the thaw.
+        Ok(0) => return FreezeOutcome::Unknown(guest, "the guest agent has frozen no file system".to_owned()),
+        Ok(_) => return FreezeOutcome::Frozen(guest),
+        Err(error) => error,
     };
     match error.meaning() {
         LibvirtErrorKind::AgentFailed | LibvirtErrorKind::Unsupported => {
             guest.forget();
-            FreezeOutcome::NotFrozen(error.to_string())
+            FreezeOutcome::Refused(error.to_string())
         }
         _ => {
             // This is only a first attempt; it is repeated after the capture was made.
@@ -121,8 +128,9 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
 }
 
 impl FrozenGuest<'_> {
-    /// Thaws the guest. Fails if the guest does not confirm it after several attempts.
-    pub(super) fn thaw(mut self) -> Result<()> {
+    /// Thaws the guest and returns the number of thawed file systems. Fails if the guest does not confirm it after
+    /// several attempts.
+    pub(super) fn thaw(mut self) -> Result<u32> {
         self.thawed = true;
         let result = self.machine.thaw();
         self.restore_timeout();
@@ -173,13 +181,14 @@ impl Machine {
         self.call_regardless(self.limits().call, || format!("thaw {}", self.name()), ffi::thaw)
     }
 
-    /// Thaws the guest's file systems, with several attempts. This is harmless if they are not frozen.
-    pub(crate) fn thaw(&self) -> Result<()> {
+    /// Thaws the guest's file systems, with several attempts. This is harmless if they are not frozen. Returns the
+    /// number of those that were.
+    pub(crate) fn thaw(&self) -> Result<u32> {
         const TRIES: u32 = 3;
         let mut tried = 1;
         loop {
             match self.thaw_once() {
-                Ok(_) => return Ok(()),
+                Ok(thawed) => return Ok(thawed),
                 Err(error)
                     if tried < TRIES
                         && matches!(

@@ -258,7 +258,8 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
     if job.thaw_due {
         // A guest that never answers must not prevent the capture from being closed.
         if let Err(error) = machine.thaw() {
-            tracing::error!("{error}");
+            let name = shlex::try_quote(machine.name()).unwrap_or_else(|_| machine.uuid().into());
+            tracing::error!("{error}; if its file systems stay frozen, run 'virsh domfsthaw {name}', or reset it");
         }
     }
     let running = machine.settled_backup()?;

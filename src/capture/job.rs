@@ -103,14 +103,19 @@ impl Machine {
             FreezeMode::Never => FreezeOutcome::NotFrozen("freezing is disabled".to_owned()),
             FreezeMode::Auto | FreezeMode::Required => agent::try_freeze(self, &live, freeze.timeout),
         };
-        let (guest, note) = match outcome {
-            FreezeOutcome::Frozen(guest) => (Some(guest), None),
-            FreezeOutcome::NotFrozen(note) => (None, Some(note)),
-            FreezeOutcome::Unknown(guest, note) => (Some(guest), Some(note)),
+        let (guest, note, was_asked) = match outcome {
+            FreezeOutcome::Frozen(guest) => (Some(guest), None, true),
+            FreezeOutcome::NotFrozen(note) => (None, Some(note), false),
+            FreezeOutcome::Refused(note) => (None, Some(note), true),
+            FreezeOutcome::Unknown(guest, note) => (Some(guest), Some(note), true),
         };
-        if let (FreezeMode::Required, Some(reason)) = (freeze.mode, &note) {
-            return Err(Error::FreezeFailed { machine: self.name().to_owned(), reason: reason.clone() });
-        }
+        let expect_frozen = |note: &Option<String>| match (freeze.mode, note) {
+            (FreezeMode::Required, Some(reason)) => {
+                Err(Error::FreezeFailed { machine: self.name().to_owned(), reason: reason.clone() })
+            }
+            _ => Ok(()),
+        };
+        expect_frozen(&note)?;
         if guest.is_some() {
             failpoint::hit(Failpoint::Frozen);
         }
@@ -125,11 +130,20 @@ impl Machine {
         if began.is_ok() {
             failpoint::hit(Failpoint::Begun);
         }
-        let thawed = guest.map_or(Ok(()), agent::FrozenGuest::thaw);
+        let thawed = guest.map(agent::FrozenGuest::thaw).transpose();
         began.map_err(|error| self.begin_error(error))?;
-        let thaw_note = thawed.as_ref().err().map(ToString::to_string);
-        if let Some(thaw_note) = &thaw_note {
-            tracing::error!("{thaw_note}");
+        let note = note.or_else(|| match &thawed {
+            Ok(Some(0)) => Some("its file systems were thawed too early".to_owned()),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        });
+        expect_frozen(&note)?;
+        match &note {
+            Some(note) if was_asked => {
+                tracing::warn!("{}: not frozen, so the point is crash-consistent: {note}", self.name());
+            }
+            Some(note) => tracing::info!("{}: not frozen: {note}", self.name()),
+            None => {}
         }
         let definition_xml = self.definition_xml(Which::Inactive, true)?;
         let live_definition_xml = match describes_all(&definition_xml, &live, request)? {
@@ -139,7 +153,7 @@ impl Machine {
         Ok(Begun {
             captured_at,
             consistency: if note.is_none() { Consistency::Filesystem } else { Consistency::Crash },
-            freeze_note: note.or(thaw_note),
+            freeze_note: note,
             thaw_due: thawed.is_err(),
             definition_xml,
             live_definition_xml,

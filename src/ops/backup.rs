@@ -111,9 +111,6 @@ impl Backup<'_> {
             is_first.then(|| about_checkpoints(&state.machine, &machine.internal_snapshots().unwrap_or_default()));
         drop(machine);
         hypervisor.close();
-        if let Some(note) = state.job().and_then(|job| job.freeze_note.as_ref()) {
-            tracing::info!("{}: not frozen: {note}", state.machine);
-        }
         Ok((state, note))
     }
 

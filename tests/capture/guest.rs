@@ -105,6 +105,27 @@ fn next_run_thaws_a_guest_left_frozen_by_a_killed_run() {
 }
 
 #[test]
+fn point_of_a_guest_that_was_thawed_too_early_is_crash_consistent() {
+    let env = Env::new("thawed early");
+    let repo = init(&env);
+    let guest = env.linux_guest_on_qcow2("linux", FreezeMode::ThawedEarly);
+    for (mode, code) in [("auto", 0), ("required", 1)] {
+        let args = ["--freeze", mode];
+        let run = stopped_at(&guest, &repo, "Frozen", &args).unwrap_or_else(|output| panic!("{output}"));
+        // Long before the capture, as when Windows ends a freeze after ten seconds.
+        guest.wait_for_more(1);
+        let output = go_on(run).assert_code(code).assert_stderr_has("thawed too early");
+        match code {
+            0 => assert_eq!(output.record_of("point")["consistency"], "crash"),
+            _ => assert_eq!(output.record_of("failure")["code"], "freeze"),
+        }
+        guest.wait_for_more(1);
+        assert_eq!(ours(&guest).len(), 1, "only the checkpoint of the stored point is kept");
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
 fn guest_stopped_by_full_scratch_space_resumes_after_the_backup() {
     let env = Env::new("stopped by scratch");
     let repo = init(&env);

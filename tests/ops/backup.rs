@@ -514,7 +514,7 @@ fn agent_refusing_to_freeze_fails_only_required_freezes() {
     let failure = env.kvmb(args).arg("required").run().assert_code(1).record_of("failure");
     assert_eq!(failure["code"], "freeze");
     assert!(env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records().is_empty());
-    let output = env.kvmb(args).arg("auto").run().assert_ok();
+    let output = env.kvmb(args).arg("auto").run().assert_ok().assert_stderr_has("warning: linux: not frozen");
     assert_eq!(output.record_of("point")["consistency"], "crash");
     guest.wait_for_more(2);
     env.assert_nothing_left();

@@ -624,6 +624,10 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
          dans des points plus anciens",
     ),
     (
+        "{}: not frozen, so the point is crash-consistent: {}",
+        "{}\u{a0}: système de fichiers non gelé, donc point cohérent comme après une panne\u{a0}: {}",
+    ),
+    (
         "{}: the image is marked as corrupt; the machine cannot start until 'qemu-img check -r all' repairs it",
         "{}\u{a0}: l’image est marquée comme corrompue\u{202f}; la machine ne peut démarrer avant que «\u{a0}qemu-img \
          check -r all\u{a0}» la répare",

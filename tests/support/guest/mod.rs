@@ -23,6 +23,8 @@ pub enum FreezeMode {
     },
     /// Its hook fails.
     Fails,
+    /// It freezes the file systems, and another program thaws them at once.
+    ThawedEarly,
     /// The machine has a channel for an agent, but no agent runs.
     NoAgent,
 }
@@ -54,6 +56,7 @@ impl<'e> LinuxGuest<'e> {
             FreezeMode::Normal => "kvmb.freeze=normal".to_owned(),
             FreezeMode::Hangs { seconds } => format!("kvmb.freeze=hang kvmb.seconds={seconds}"),
             FreezeMode::Fails => "kvmb.freeze=fail".to_owned(),
+            FreezeMode::ThawedEarly => "kvmb.freeze=early".to_owned(),
             FreezeMode::NoAgent => "kvmb.freeze=no-agent".to_owned(),
         };
         let console = env.path("console.log");
