@@ -313,7 +313,8 @@ fn refuse_disks_of_others(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result
         let Ok(definition) = machine.definition(Which::Inactive) else { continue };
         for disk in &definition.disks {
             let path_of = |source: &DiskSource| machine.resolve(source).ok()?.path().cloned();
-            let own = path_of(&disk.source).and_then(find).filter(|replaced| !replaced.is_unmoved);
+            let Some(image) = path_of(&disk.source) else { continue };
+            let own = find(image).filter(|replaced| !replaced.is_unmoved);
             let below = machine.paths_below(&definition, disk).unwrap_or_else(|error| {
                 tracing::debug!("{error}");
                 disk.backing.iter().filter_map(|layer| path_of(&layer.source)).collect()
