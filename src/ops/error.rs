@@ -313,6 +313,14 @@ pub enum Error {
         /// Whether only the start needs it.
         is_start: bool,
     },
+    /// The requested machine type has other buses and controllers than those in the definition.
+    #[error("{machine} cannot be defined with the machine type {machine_type}: its devices are those of {family}")]
+    OtherFamily {
+        machine: String,
+        machine_type: String,
+        /// The machine type that fits.
+        family: &'static str,
+    },
     /// A part of the machine cannot be restored while the machine runs.
     #[error("{subject} cannot be restored live: {reason}")]
     NotLive {

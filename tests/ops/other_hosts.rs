@@ -126,6 +126,23 @@ fn unknown_emulator_and_machine_type_are_reported_and_replaceable() {
 }
 
 #[test]
+fn machine_type_of_another_family_is_refused_before_writing() {
+    let env = Env::new("other family");
+    init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(2 * MIB)).define();
+    backup(&machine);
+    let folder = new_folder(&env, "into").display().to_string();
+    let other = if machine.definition().contains("machine='pc-q35-") { ("pc", "q35") } else { ("q35", "pc") };
+    for dry_run in [None, Some("--dry-run")] {
+        let call = restore(&env, &["--as", "copy", "--into", &folder, "--machine-type", other.0]).args(dry_run);
+        let failure = call.run().assert_code(1).record_of("failure");
+        assert!(text(&failure, "hint").contains(&format!("--machine-type {}", other.1)), "{failure:#}");
+    }
+    assert!(names_in(Path::new(&folder)).is_empty());
+    restore(&env, &["--as", "copy", "--into", &folder, "--machine-type", other.1]).run().assert_ok();
+}
+
+#[test]
 fn missing_or_too_small_target_device_is_refused() {
     let env = Env::new("devices");
     init(&env);

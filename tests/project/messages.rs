@@ -294,6 +294,7 @@ pub fn of_operations() -> Vec<ops::Error> {
             solve: "create the network".into(),
             is_start: true,
         },
+        Error::OtherFamily { machine: machine(), machine_type: "pc".into(), family: "q35" },
         Error::BadTarget { disk: disk(), path: "/srv".into(), reason: "it is a folder".into() },
         Error::Mount {
             program: "guestmount",

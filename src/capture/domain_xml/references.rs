@@ -103,6 +103,11 @@ impl MachineType {
     /// The alias of the newest machine type of the same family, which does not depend on a distribution or version.
     /// `None` for an unknown family.
     pub fn family(&self) -> Option<&'static str> {
+        MachineType::family_of(&self.name)
+    }
+
+    /// The family of the machine type with this name, as [`MachineType::family`].
+    pub(crate) fn family_of(name: &str) -> Option<&'static str> {
         let families = [
             ("pc-q35-", "q35"),
             ("pc-", "pc"),
@@ -111,7 +116,8 @@ impl MachineType {
             ("s390-ccw-virtio-", "s390-ccw-virtio"),
             ("pseries-", "pseries"),
         ];
-        families.iter().find(|(prefix, _)| self.name.starts_with(prefix)).map(|(_, family)| *family)
+        let is_of = |(prefix, family): &&(&str, &str)| name.starts_with(prefix) || name == *family;
+        families.iter().find(is_of).map(|(_, family)| *family)
     }
 }
 

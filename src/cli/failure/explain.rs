@@ -209,6 +209,10 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             let without = if *is_start { "; or restore without --start" } else { "" };
             (Code::NotFound, hint(format!("{solve}{without}")))
         }
+        Error::OtherFamily { family, .. } => {
+            let file = "or write the definition to a file with --no-define and change it";
+            (Code::Unsupported, hint(format!("use --machine-type {family}, {file}")))
+        }
         Error::SavedMemory { machine } => (
             Code::Busy,
             quoted(machine).map(|machine| {

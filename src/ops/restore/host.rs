@@ -8,8 +8,8 @@ use crate::capture::domain_xml::references::{MachineType, Reference, references}
 use crate::capture::domain_xml::source::SecretName;
 use crate::capture::pools::VolumePlace;
 use crate::capture::{self, Hypervisor};
-use crate::ops::Result;
 use crate::ops::points::OpenPoint;
+use crate::ops::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,22 @@ pub(super) fn missing(
         }
     }
     Ok(missing)
+}
+
+/// Refuses a machine type of another family, such as `pc` for a `q35` machine. libvirt would reject the definition, but
+/// only after all disks are written.
+pub(super) fn refuse_other_family(xml: &str, machine: &str, machine_type: &str) -> Result<()> {
+    let references = references(xml).map_err(capture::Error::from)?;
+    let family = references.iter().find_map(|reference| match reference {
+        Reference::MachineType(kind) => kind.family(),
+        _ => None,
+    });
+    match (family, MachineType::family_of(machine_type)) {
+        (Some(family), Some(other)) if family != other => {
+            Err(Error::OtherFamily { machine: machine.to_owned(), machine_type: machine_type.to_owned(), family })
+        }
+        _ => Ok(()),
+    }
 }
 
 struct HostParts<'a> {

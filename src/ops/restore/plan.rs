@@ -96,6 +96,9 @@ pub(crate) fn plan(
 
     let whole = request.only_disks.is_empty();
     let define = request.define && whole;
+    if let Some(machine_type) = request.machine_type.as_deref().filter(|_| define) {
+        host::refuse_other_family(&xml, &machine, machine_type)?;
+    }
     if disks.is_empty() && !define && request.into.is_none() {
         return Err(Error::Nowhere { machine });
     }
