@@ -1,9 +1,12 @@
-//! Finds the processes that have a file open.
+//! Finds the processes that have a file or block device open.
+//!
+//! For block devices, this replaces QEMU's image locks: libvirt gives each QEMU device nodes of its own, and a lock on
+//! one node does not exclude the users of another.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// A process that has a file open.
@@ -20,6 +23,11 @@ impl Holder {
     pub(crate) fn is_qemu(&self) -> bool {
         ["qemu-system", "qemu-kvm", "kvm"].iter().any(|name| self.name.starts_with(name))
     }
+
+    /// Whether it is a program of QEMU, which would hold a lock on a file.
+    pub(crate) fn locks_files(&self) -> bool {
+        self.is_qemu() || self.name.starts_with("qemu-")
+    }
 }
 
 impl fmt::Display for Holder {
@@ -30,8 +38,12 @@ impl fmt::Display for Holder {
 
 /// Returns the processes that have one of these files open for writing, as far as this process may see.
 pub(crate) fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holder> {
-    let identity = |found: fs::Metadata| (found.dev(), found.ino());
-    let wanted: HashSet<(u64, u64)> = paths.filter_map(|path| fs::metadata(path).ok().map(identity)).collect();
+    // A block device may have several nodes.
+    let identity = |found: fs::Metadata| match found.file_type().is_block_device() {
+        true => (None, found.rdev()),
+        false => (Some(found.dev()), found.ino()),
+    };
+    let wanted: HashSet<(Option<u64>, u64)> = paths.filter_map(|path| fs::metadata(path).ok().map(identity)).collect();
     let mut holders = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -46,6 +58,13 @@ pub(crate) fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holde
         }
     }
     holders
+}
+
+/// The same for the block devices among these paths.
+pub(crate) fn writers_of_devices<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holder> {
+    let is_device = |path: &&Path| fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let mut devices = paths.filter(is_device).peekable();
+    if devices.peek().is_none() { Vec::new() } else { writers_of(devices) }
 }
 
 /// Whether a descriptor is open for writing, according to its flags, which the kernel prints in octal.

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::bounded::{self, Group};
 use crate::capture::error::{Error, Result};
+use crate::capture::holders;
 
 /// The time limit for `qemu-img`, which only reads or writes a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -157,6 +158,11 @@ pub(crate) fn remove_bitmap(path: &Path, name: &str, data_bytes: Option<u64>) ->
 /// Opens the image without its backing file and data file, which its header may name wrongly.
 fn qemu_img_bitmap(action: &str, path: &Path, name: &str, data_bytes: Option<u64>) -> Result<()> {
     let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    // Not every file system has image locks, and they do not protect a device.
+    let writers = holders::writers_of(std::iter::once(path));
+    if let Some(writer) = writers.iter().find(|writer| is_device || writer.locks_files()) {
+        return Err(failed(path, format!("it is open for writing in {writer}")));
+    }
     let driver = if is_device { "host_device" } else { "file" };
     let mut image = json!({ "driver": "qcow2", "file": { "driver": driver, "filename": path }, "backing": null });
     if let Some(size) = data_bytes {

@@ -252,6 +252,9 @@ pub enum Error {
     /// The image of a running machine is never overwritten.
     #[error("disk {disk} cannot be restored to {}: it is in use by a running machine", path.display())]
     ImageInUse { disk: String, path: PathBuf },
+    /// A device that another program writes to is not overwritten.
+    #[error("disk {disk} cannot be restored to {}: it is open for writing in {holder}", path.display())]
+    DeviceInUse { disk: String, path: PathBuf, holder: String },
     #[error("{} has {} free, but {} is needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
     NoRoom { path: PathBuf, free_bytes: u64, wanted_bytes: u64 },
     /// The scratch files of a running machine would fill their file system.

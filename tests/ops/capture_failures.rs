@@ -2,11 +2,13 @@
 //! next point is correct without manual intervention.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::chains::*;
-use crate::support::change::bitmaps;
+use crate::support::change::{bitmaps, run};
 use crate::support::storage::{LoopDevice, NetworkStorage};
 use crate::support::{Disk, DiskModel, Env, process, wait_until};
 
@@ -305,4 +307,54 @@ fn block_and_network_disks_are_read_in_full() {
     machine.stop();
     drop(storage);
     finish(&env, &[&repo]);
+}
+
+#[test]
+fn device_that_another_machine_writes_to_is_neither_changed_nor_read_nor_overwritten() {
+    let env = Env::new("device in use");
+    let repo = init(&env);
+    let file = env.disks().join("block.img");
+    fs::File::create(&file).and_then(|file| file.set_len(8 * MIB)).expect("an image");
+    let device = LoopDevice::on(&file);
+    run("qemu-img", &["create", "-q", "-f", "qcow2", &device.path, "4M"]);
+    let xml = device.disk_xml("vda").replace("type='raw'", "type='qcow2'");
+    let machine = env.machine("vm").devices_xml(&xml).define();
+    // libvirt gives each QEMU a device node of its own, so that image locks do not exclude each other.
+    let node = env.path("node").display().to_string();
+    run("mknod", &[&node, "b", "7", device.path.trim_start_matches("/dev/loop")]);
+    let other = || {
+        let mut other = Command::new("qemu-io");
+        other.args(["-f", "qcow2", &node]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut other = other.spawn().expect("qemu-io");
+        let mut prompt = [0; 8];
+        other.stdout.as_mut().expect("stdout").read_exact(&mut prompt).expect("the prompt");
+        other
+    };
+    let end = |mut other: Child| {
+        drop(other.stdin.take());
+        other.wait().expect("qemu-io");
+    };
+
+    let open = other();
+    let refused = try_backup(&machine, &repo, &[]).assert_code(5).assert_stderr_has("qemu-io (process");
+    assert_eq!(refused.record_of("failure")["code"], "busy");
+    end(open);
+    assert!(!run("qemu-img", &["info", &device.path]).contains("kvmb-"), "its writer does not know the bitmap");
+
+    backup(&machine, &repo);
+    let has_bitmap = || run("qemu-img", &["info", &device.path]).contains("kvmb-");
+    assert!(has_bitmap());
+    let open = other();
+    env.kvmb(["restore", "vm", "-r", &repo, "--overwrite"]).run().assert_code(5).assert_stderr_has("qemu-io (process");
+    env.kvmb(["restore", "vm", "-r", &repo, "--overwrite", "--no-define", "--disk", "vda"]).run().assert_code(5);
+    end(open);
+    assert!(has_bitmap(), "it was overwritten");
+
+    // Its bitmap is marked as in use, as if it were open on another host.
+    let mut killed = other();
+    killed.kill().and_then(|()| killed.wait()).expect("kill");
+    let before = run("qemu-img", &["info", &device.path]);
+    assert!(before.contains("in-use"), "{before}");
+    assert_full(&backup(&machine, &repo), "vda", "was not closed properly");
+    assert_eq!(run("qemu-img", &["info", &device.path]), before);
 }

@@ -23,8 +23,8 @@ use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
 use crate::capture::domain_xml::source::SecretRef;
 use crate::capture::error::{Error, Result};
 use crate::capture::ffi;
-use crate::capture::holders;
-use crate::capture::images;
+use crate::capture::holders::{self, Holder};
+use crate::capture::images::{self, Bitmap};
 use crate::capture::machine::{Machine, Which};
 use crate::capture::offline::block_graph::{self, Found, Graph, LayerStorage};
 use crate::capture::offline::image_lookup::HostImages;
@@ -88,6 +88,9 @@ pub(super) fn open_off(
         state.disks.push(CapturedDisk { has_new_bitmap: off.keeps_bitmaps, ..off.captured.clone() });
         disks.push(off);
     }
+    if !request.moving {
+        refuse_held_devices(machine, &disks)?;
+    }
     start_chain(request, file, state)?;
     // This comes before anybody can read, and after our own bitmaps were added to the images.
     let before = (!request.moving).then(|| OfflineFingerprint::note(machine, state));
@@ -109,6 +112,19 @@ pub(super) fn open_off(
     }
     copies::copy_files(machine, definition, false, file, state);
     Ok(())
+}
+
+/// Refuses block devices that another program of QEMU writes to, such as a second machine with the same disk. For
+/// files, image locks do this.
+fn refuse_held_devices(machine: &Machine, disks: &[OffDisk]) -> Result<()> {
+    let paths = disks.iter().flat_map(|disk| disk.layers.iter().flat_map(Found::paths));
+    let mut holders = holders::writers_of_devices(paths);
+    holders.retain(Holder::locks_files);
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let message = "a block device is open for writing".to_owned();
+    Err(Error::ImageHeld { machine: machine.name().to_owned(), holders, message })
 }
 
 /// The parameters of the daemons of one capture.
@@ -374,7 +390,8 @@ fn off_disk(
         && damage.is_none()
         && !has_data_file
         && top.slice.is_none()
-        && top.encryption.is_none();
+        && top.encryption.is_none()
+        && !may_be_open_elsewhere(top);
     let captured = CapturedDisk {
         target: disk.target.clone(),
         nbd_uri: runtime::nbd_uri(&socket, &disk.target),
@@ -396,6 +413,13 @@ fn off_disk(
         distrusts: wanted.parent.clone().filter(|_| damage.is_some()),
     };
     Ok(OffDisk { captured, keeps_bitmaps: keeps_bitmaps && top.storage.path().is_some(), layers, graph })
+}
+
+/// Whether QEMU on another host may have the image open. On a shared block device, only the marks in bitmaps show this.
+/// After a crash they are the same, and the first backup of the running machine starts a new bitmap.
+fn may_be_open_elsewhere(top: &Found) -> bool {
+    let is_device = matches!(top.storage, LayerStorage::Device(_));
+    is_device && !top.header.bitmaps.iter().all(Bitmap::was_closed)
 }
 
 fn identities_of(layer: &Found) -> Vec<images::ImageIdentity> {

@@ -200,6 +200,7 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
         Error::MachineRunning { .. } | Error::ImageInUse { .. } => {
             (Code::Running, hint("shut down the machine first; a running machine is never overwritten"))
         }
+        Error::DeviceInUse { .. } => (Code::Busy, hint("end that program first, or restore the disk elsewhere")),
         Error::NoDevice { disk, path, capacity_bytes } => {
             let create = create_device(path, *capacity_bytes);
             (Code::NotFound, hint(format!("{create}or restore it elsewhere: --to {disk}=PATH, --into DIR")))

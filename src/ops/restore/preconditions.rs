@@ -1,6 +1,7 @@
 //! Checks of a target before anything is written to it.
 
 use super::planned::{PlannedDisk, TargetKind};
+use crate::capture::holders::{self, Holder};
 use crate::ops::{Error, Result};
 use crate::units::in_units;
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -8,7 +9,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Refuses a file whose folder does not exist.
@@ -66,10 +67,17 @@ pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
     Ok(())
 }
 
-/// Refuses an image that is open in QEMU.
+/// Refuses an image that is open in QEMU, and a device that any process writes to: what it writes later would be mixed
+/// with the restored data.
 pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
-    if in_use_by_qemu(path)? {
+    let writers = holders::writers_of(std::iter::once(path));
+    if in_use_by_qemu(path)? || writers.iter().any(Holder::is_qemu) {
         return Err(Error::ImageInUse { disk: disk.to_owned(), path: path.to_owned() });
+    }
+    let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    if let Some(writer) = writers.first().filter(|_| is_device) {
+        let (disk, path, holder) = (disk.to_owned(), path.to_owned(), writer.to_string());
+        return Err(Error::DeviceInUse { disk, path, holder });
     }
     Ok(())
 }

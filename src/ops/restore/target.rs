@@ -309,6 +309,8 @@ impl TargetDisk {
 
 /// Opens a device for writing, unless it is mounted or otherwise in use (`O_EXCL`).
 fn open_device(disk: &PlannedDisk) -> Result<File> {
+    // A machine may have been started since the restore was planned.
+    refuse_in_use(&disk.disk, &disk.real_path)?;
     let flags = rustix::fs::OFlags::EXCL.bits() as i32;
     let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&disk.real_path);
     let file = opened.map_err(Error::io("open", &disk.real_path))?;
