@@ -368,6 +368,13 @@ pub enum Error {
     /// QEMU repeatedly aborts the copy of an overlay.
     #[error("{machine} cannot be moved to its new disk {disk}")]
     NotSwitched { machine: String, disk: String },
+    /// During a live restore, a disk was detached or moved to another image.
+    #[error(
+        "disk {disk} of {machine} was detached or moved during its restore; what {machine} has written to it may be in \
+         {}",
+        overlay.display()
+    )]
+    LiveDiskMoved { machine: String, disk: String, overlay: PathBuf },
     /// Nothing determines where the disk is restored to.
     #[error("disk {disk} has no destination: {reason}")]
     NoDestination { disk: String, reason: String },

@@ -340,6 +340,51 @@ fn disk_of_a_moved_machine_is_not_restored_again_if_it_was_replaced() {
 }
 
 #[test]
+fn detached_disk_keeps_what_was_written_until_it_is_attached_again() {
+    let env = Env::new("livedetached");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    let restore = slow(&env);
+    machine.reconnect();
+    machine.write("vdb", 3 * MIB, 2 * MIB, 0x66);
+    machine.flush("vdb");
+    lose_all(&machine, restore);
+    let served = env.path("served.xml");
+    fs::write(&served, env.virsh(&["dumpxml", "--inactive", machine.uuid()])).expect("write");
+    env.virsh(&["detach-disk", machine.uuid(), "vdb", "--config"]);
+    resume(&env)
+        .run()
+        .assert_code(1)
+        .assert_stderr_has("disk vdb of vm1 was detached")
+        .assert_stderr_has("vdb.overlay");
+    env.virsh(&["define", &served.display().to_string()]);
+    resume(&env).run().assert_ok();
+    assert_done(&machine, &definition, &machine.models());
+}
+
+#[test]
+fn machine_does_not_move_to_an_image_that_a_person_copies_its_disk_to() {
+    let env = Env::new("livecopied");
+    let machine = machine_with_a_point(&env);
+    let restore = slow(&env);
+    restore.interrupt();
+    restore.wait().assert_code(130);
+    let other = env.disks().join("other.qcow2").display().to_string();
+    env.virsh(&["blockcopy", machine.uuid(), "vda", &other, "--transient-job", "--wait"]);
+    let restore = resume(&env).spawn();
+    wait_until("it reports the copy", LIMIT, || restore.stderr_so_far().contains("copies disk vda of vm1"));
+    restore.interrupt();
+    restore.wait().assert_code(130);
+    env.virsh(&["blockjob", machine.uuid(), "vda", "--pivot"]);
+    resume(&env).run().assert_code(1).assert_stderr_has("disk vda of vm1 was detached or moved");
+    machine.kill();
+    // libvirt notices when it is opened.
+    env.try_virsh(&["destroy", machine.uuid()]);
+    env.kvmb(["restore", "--abort", "vm1"]).run().assert_ok();
+    assert_nothing_left(&env);
+}
+
+#[test]
 fn paused_machine_is_resumed_after_a_kill_of_its_restore() {
     let env = Env::new("livepaused");
     let machine = machine_with_a_point(&env);

@@ -274,6 +274,11 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::MachineRunning { machine: machine() },
         Error::ImageInUse { disk: disk(), path: image() },
         Error::DeviceInUse { disk: disk(), path: "/dev/vg0/web1".into(), holder: "qemu-nbd (process 4711)".into() },
+        Error::LiveDiskMoved {
+            machine: machine(),
+            disk: disk(),
+            overlay: "/var/lib/libvirt/images/.kvmb-live-1a2b3c4d-vda.overlay".into(),
+        },
         Error::NoRoom { path: "/srv/images".into(), free_bytes: 1 << 30, wanted_bytes: 20 << 30 },
         Error::NotAPoint { snapshot: "0f385283".into(), repo: "/backup/kvm".into(), machine: Some("web1".into()) },
         Error::NoScratchRoom { path: "/var/lib/kvmb/scratch".into(), free_bytes: 1 << 30, wanted_bytes: 20 << 30 },

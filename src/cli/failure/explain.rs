@@ -243,6 +243,16 @@ pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
             (Code::Failed, quoted(machine).map(|machine| format!("kvmb restore {machine} --live").into()))
         }
         Error::NotSwitched { machine, .. } => (Code::Disk, continue_or_abort(machine)),
+        Error::LiveDiskMoved { machine, disk, .. } => (
+            Code::Disk,
+            quoted(machine).map(|machine| {
+                format!(
+                    "attach that image as {disk} again and run 'kvmb restore --continue {machine}', or shut down the \
+                     machine and run 'kvmb restore --abort {machine}'"
+                )
+                .into()
+            }),
+        ),
         Error::BadTarget { .. } | Error::NoDestination { .. } => {
             (Code::Failed, hint("choose another destination with --into DIR or --to DISK=PATH"))
         }

@@ -14,30 +14,35 @@ use crate::capture::domain_xml::rewrite::served::with_settings;
 use crate::capture::machine::{MachineState, PausedReason, Which};
 use crate::capture::{self, DiskSource, Machine};
 use crate::failpoint::{self, Failpoint};
+use crate::ops::restore::place::resolved;
 use crate::ops::{Error, Result};
 
 /// How often the copy of an overlay may fail.
 const TRIES: u32 = 5;
 
-/// Whether a disk of the machine is an overlay of the point.
-pub(super) fn is_on_overlay(machine: &Machine, which: Which, disk: &LiveDisk) -> capture::Result<bool> {
+/// Whether a disk of the machine is an overlay of the point. Otherwise it is on its own image. Fails if it is on
+/// neither, because a person has detached it or moved it elsewhere: what the guest has written may be in the overlay.
+pub(super) fn is_on_overlay(machine: &Machine, which: Which, disk: &LiveDisk) -> Result<bool> {
     let definition = machine.definition(which)?;
-    let is_overlay = |source: &DiskSource| matches!(source, DiskSource::File { path, .. } if *path == disk.overlay);
-    Ok(definition.disks.iter().any(|found| found.target == disk.disk && is_overlay(&found.source)))
+    let source = definition.disk(&disk.disk).map(|found| machine.resolve(&found.source)).transpose()?;
+    match source.as_ref().and_then(DiskSource::path) {
+        Some(path) if *path == disk.overlay => Ok(true),
+        Some(path) if resolved(path) == disk.path => Ok(false),
+        _ => Err(Error::LiveDiskMoved {
+            machine: machine.name().to_owned(),
+            disk: disk.disk.clone(),
+            overlay: disk.overlay.clone(),
+        }),
+    }
 }
 
 /// Moves all disks that are still overlays, and gives the machine its final definition.
 pub(super) fn switch(watch: &Watch, file: &LiveFile) -> Result<()> {
     let Watch { machine, state, .. } = *watch;
-    let mut disks = Vec::new();
-    for disk in &state.disks {
-        if is_on_overlay(machine, Which::Live, disk)? {
-            disks.push(disk);
-        }
-    }
-    for disk in &disks {
+    for disk in on_overlays(machine, state)? {
         copy_overlay(watch, disk)?;
     }
+    let disks = on_overlays(machine, state)?;
     // A paused guest writes nothing, so it does not matter on which of the two images a machine starts that is killed
     // now.
     let must_pause = matches!(machine.state()?, MachineState::Running | MachineState::ShuttingDown);
@@ -58,14 +63,38 @@ pub(super) fn switch(watch: &Watch, file: &LiveFile) -> Result<()> {
     switched
 }
 
+/// The disks on which the machine still runs on an overlay.
+fn on_overlays<'a>(machine: &Machine, state: &'a LiveState) -> Result<Vec<&'a LiveDisk>> {
+    let mut found = Vec::new();
+    for disk in &state.disks {
+        if is_on_overlay(machine, Which::Live, disk)? {
+            found.push(disk);
+        }
+    }
+    Ok(found)
+}
+
 /// Copies an overlay to its disk. At the end, the guest's writes go to both.
 fn copy_overlay(watch: &Watch, disk: &LiveDisk) -> Result<()> {
     let (machine, name) = (watch.machine, &disk.disk);
-    let mut tries = 0;
+    let (mut tries, mut is_reported) = (0, false);
     watch.until(|| match machine.block_job(name)? {
+        Some(job) if job.kind == BlockJobKind::Copy && job.is_ready => {
+            // The machine must not move to an image that a person copies the disk to.
+            let is_ours = machine.copy_target(name)?.is_some_and(|target| resolved(&target) == disk.path);
+            if !is_ours && !std::mem::replace(&mut is_reported, true) {
+                watch.monitor.warn(&format!(
+                    "another program copies disk {name} of {} to another image; the restore continues when that ends",
+                    machine.name()
+                ));
+            }
+            Ok(is_ours)
+        }
         // Another job of this disk is waited for.
-        Some(job) => Ok(job.kind == BlockJobKind::Copy && job.is_ready),
+        Some(_) => Ok(false),
         None if tries == TRIES => Err(Error::NotSwitched { machine: machine.name().to_owned(), disk: name.clone() }),
+        // The machine has moved to its disk already.
+        None if !is_on_overlay(machine, Which::Live, disk)? => Ok(true),
         None => {
             tries += 1;
             match machine.begin_copy(name, &disk.path, disk.format.name()) {
