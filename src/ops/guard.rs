@@ -49,8 +49,12 @@ const MEASURE_LIMIT: Duration = Duration::from_millis(500);
 /// The time limit for a child that ends a job or a capture.
 const ERRAND_LIMIT: Duration = Duration::from_secs(15);
 
-/// The number of attempts before the capture is left to the next run.
-const ERRAND_TRIES: u32 = 40;
+/// The number of attempts to release a capture in quick succession. Later ones are rarer: libvirt may be down for long,
+/// and meanwhile the scratch space must still be watched.
+const QUICK_TRIES: u32 = 40;
+
+/// The interval between later attempts.
+const LATER_TRY: Duration = Duration::from_secs(30);
 
 /// Secrets in the environment that a guard does not need.
 pub(crate) const SECRETS: [&str; 8] = [
@@ -273,7 +277,7 @@ impl Guard {
         let lease = Duration::from_secs(self.record.lease_seconds);
         let is_due = self.renewed.elapsed() >= (lease / 4).clamp(INTERVAL, Duration::from_secs(30));
         let is_over = self.record.lease_ends_at <= Local::now();
-        if !is_due && !is_over {
+        if !is_due && !is_over || !is_time_to_try(self.tries, self.renewed.elapsed()) {
             return Ok(true);
         }
         self.renewed = Instant::now();
@@ -289,8 +293,10 @@ impl Guard {
         self.record.verdict.get_or_insert(Verdict::Expired);
         self.file.note_guard(&self.record)?;
         self.send(Errand::Release, stop);
-        self.tries += 1;
-        Ok(self.file.exists() && self.tries < ERRAND_TRIES)
+        self.tries = self.tries.saturating_add(1);
+        // Without a job, there is nothing left to watch.
+        let may_have_job = || self.file.load().is_ok_and(|state| state.phase != Phase::Drained);
+        Ok(self.file.exists() && (self.tries < QUICK_TRIES || may_have_job()))
     }
 
     /// Runs a child that performs the errand. A child that hangs is killed, and the next check tries again.
@@ -305,6 +311,11 @@ impl Guard {
             Err(error) => tracing::error!("{error}"),
         }
     }
+}
+
+/// Whether to try again to release a capture, after this number of attempts and this time since the last one.
+fn is_time_to_try(tries: u32, since_last: Duration) -> bool {
+    tries < QUICK_TRIES || since_last >= LATER_TRY
 }
 
 fn wait_for(mut child: Child, stop: &Stop) {
@@ -350,5 +361,17 @@ impl Gauge {
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn release_is_tried_often_at_first_and_then_without_end() {
+        assert!(is_time_to_try(QUICK_TRIES - 1, Duration::ZERO));
+        assert!(!is_time_to_try(QUICK_TRIES, LATER_TRY / 2));
+        assert!(is_time_to_try(u32::MAX, LATER_TRY));
     }
 }
