@@ -58,18 +58,17 @@ pub(crate) fn restore(
     }
     let volumes = NewVolumes::create(plan, connect)?;
     let folders = NewFolders::create(&plan.files)?;
-    let writes_devices = plan.disks.iter().any(|disk| disk.kind == TargetKind::Device);
-    if plan.discard_saved_memory && writes_devices {
-        plan::discard_saved_memory(&connect()?, plan)?;
-    }
-    let files = write_all(&RestoreSource { repo, index, point }, plan, monitor, stop).map_err(meant)?;
+    let discard_saved_memory = || match plan.discard_saved_memory {
+        true => plan::discard_saved_memory(&connect()?, plan),
+        false => Ok(()),
+    };
+    let source = RestoreSource { repo, index, point };
+    let files = write_all(&source, plan, &discard_saved_memory, monitor, stop).map_err(meant)?;
     stop.check()?;
     failpoint::hit(Failpoint::RestoreWritten);
 
     // From here on files are replaced. Each guard restores what it replaced unless it is told to keep it.
-    if plan.discard_saved_memory {
-        plan::discard_saved_memory(&connect()?, plan)?;
-    }
+    discard_saved_memory()?;
     let hypervisor = if plan.define { Some(connect()?) } else { None };
     if let Some(hypervisor) = &hypervisor {
         plan::refuse_running(hypervisor, plan)?;
@@ -172,8 +171,14 @@ impl Finished {
 }
 
 /// Writes everything under temporary names. Devices are written in place, so they come last, after everything that can
-/// be verified was verified.
-fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
+/// be verified was verified, and after `before_devices`.
+fn write_all(
+    source: &RestoreSource,
+    plan: &RestorePlan,
+    before_devices: &dyn Fn() -> Result<()>,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<Vec<Finished>> {
     let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
     let folders = images.iter().filter_map(|disk| disk.real_path.parent()).collect::<BTreeSet<_>>();
     for left in folders.into_iter().flat_map(target::sweep) {
@@ -197,6 +202,9 @@ fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, 
     }
     for disk in &devices {
         DiskCopy::new(source, disk, monitor, stop).verify()?;
+    }
+    if !devices.is_empty() {
+        before_devices()?;
     }
     for disk in devices {
         let target = TargetDisk::create(disk)?;

@@ -190,7 +190,10 @@ pub(crate) fn sweep(folder: &Path) -> Vec<PathBuf> {
             replaced.push(entry.path());
             continue;
         }
-        let is_partial = name.starts_with(TEMPORARY_PREFIX) && name.ends_with(PARTIAL_SUFFIX);
+        // Opening a named pipe would wait without end.
+        let is_partial = name.starts_with(TEMPORARY_PREFIX)
+            && name.ends_with(PARTIAL_SUFFIX)
+            && entry.file_type().is_ok_and(|kind| kind.is_file());
         let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
         if !is_partial || age().is_none_or(|age| age < UNLOCKED_AGE) {
             continue;
