@@ -428,6 +428,17 @@ mod tests {
     use crate::ops::chunk_map::{ChunkMap, MappedChunk};
 
     #[test]
+    fn pipe_with_the_name_of_a_leftover_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join(".kvmb-x.partial");
+        for words in [&["mkfifo"][..], &["touch", "--date=@0"]] {
+            let done = std::process::Command::new(words[0]).args(&words[1..]).arg(&pipe).status();
+            assert!(done.unwrap().success(), "{words:?}");
+        }
+        assert!(sweep(folder.path()).is_empty() && pipe.exists());
+    }
+
+    #[test]
     fn unfinished_image_contains_only_what_was_written_completely() {
         let (first, second) = (vec![1; 1 << 20], vec![2; (1 << 20) - 512]);
         let mut map = ChunkMap::default();
