@@ -17,8 +17,8 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Iterates over the records of standard input as they arrive.
 ///
-/// Also accepts a complete JSON array (the output of `-o json`). Input without any record is a usage error, so that a
-/// broken first stage does not look like success. Machines of a `snapshot` run that never arrived are reported as a
+/// Also accepts a complete JSON array (the output of `-o json`). Input without any record that the command can act on
+/// is a usage error, so that a broken or forgotten stage does not look like success. Machines of a `snapshot` run that never arrived are reported as a
 /// failure at the end.
 pub(crate) struct Records<R> {
     command: &'static str,
@@ -28,6 +28,10 @@ pub(crate) struct Records<R> {
     any: bool,
     ended: bool,
     batches: Batches,
+    /// The types of records that the command acts on.
+    wanted: &'static [&'static str],
+    /// The other types that have arrived, as long as nothing else has.
+    unwanted: Option<BTreeSet<String>>,
 }
 
 /// The `snapshot` runs that the records belong to, and which of their machines have arrived.
@@ -116,13 +120,14 @@ impl Read for Stdin {
 pub(crate) fn stdin_records(
     command: &'static str,
     what: &str,
+    wanted: &'static [&'static str],
     stop: &Stop,
 ) -> Result<Records<BufReader<Stdin>>, CliError> {
     if io::stdin().is_terminal() {
         return Err(CliError::usage(format!("no {what} given"))
             .hint(format!("specify {what}, or pipe records into the command: kvmb … | kvmb …")));
     }
-    Ok(Records::new(command, BufReader::new(Stdin { stop: stop.clone(), stopped_at: None })))
+    Ok(Records::new(command, wanted, BufReader::new(Stdin { stop: stop.clone(), stopped_at: None })))
 }
 
 fn unreadable(error: io::Error) -> CliError {
@@ -134,7 +139,7 @@ fn unreadable(error: io::Error) -> CliError {
 
 impl<R: BufRead> Records<R> {
     /// Returns the records in `reader`, for a command.
-    pub(crate) fn new(command: &'static str, reader: R) -> Records<R> {
+    pub(crate) fn new(command: &'static str, wanted: &'static [&'static str], reader: R) -> Records<R> {
         Records {
             command,
             reader,
@@ -143,6 +148,8 @@ impl<R: BufRead> Records<R> {
             any: false,
             ended: false,
             batches: Batches::default(),
+            wanted,
+            unwanted: Some(BTreeSet::new()),
         }
     }
 
@@ -216,15 +223,42 @@ impl<R: BufRead> Records<R> {
         Ok(self.waiting.is_empty() && !self.any)
     }
 
+    fn note_type(&mut self, record: &Record) {
+        // A failure is reported anyway, an action stands for a machine without disks or for a dry run, and unknown types
+        // are only passed on.
+        let is_neutral = matches!(record, Record::Failure(_) | Record::Action(_) | Record::Other(_));
+        match &mut self.unwanted {
+            Some(unwanted) if !is_neutral && !self.wanted.contains(&record.kind()) => {
+                unwanted.insert(record.kind().to_owned());
+            }
+            unwanted => *unwanted = None,
+        }
+    }
+
+    fn all_unwanted(&self, unwanted: &BTreeSet<String>) -> CliError {
+        let quoted = |kinds: Vec<&str>, and: &str| {
+            let kinds: Vec<String> = kinds.iter().map(|kind| format!("'{kind}'")).collect();
+            kinds.join(and)
+        };
+        let wanted = quoted(self.wanted.to_vec(), " or ");
+        let unwanted = quoted(unwanted.iter().map(String::as_str).collect(), " and ");
+        CliError::usage(format!("standard input has no {wanted} records, only {unwanted}"))
+            .hint(format!("check the commands before 'kvmb {}' in the pipe", self.command))
+    }
+
     fn advance(&mut self) -> Result<Option<Record>, CliError> {
         self.fill()?;
         if let Some(record) = self.waiting.pop_front() {
             self.any = true;
             self.batches.note(&record);
+            self.note_type(&record);
             return Ok(Some(record));
         }
         match self.any {
-            true => Ok(self.batches.cut_off(self.command).map(Record::Failure)),
+            true => match self.unwanted.take() {
+                Some(unwanted) => Err(self.all_unwanted(&unwanted)),
+                None => Ok(self.batches.cut_off(self.command).map(Record::Failure)),
+            },
             false => Err(CliError::usage("no names were given and standard input is empty")
                 .hint("check whether the first command of the pipe failed")),
         }
@@ -241,6 +275,7 @@ impl<R: BufRead> Iterator for Records<R> {
                 self.ended = true;
                 self.any = true;
                 self.waiting.clear();
+                self.unwanted = None;
                 self.batches.any_failure = true;
                 Some(Err(error))
             }
@@ -253,7 +288,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Vec<Result<Record, CliError>> {
-        Records::new("push", text.as_bytes()).collect()
+        Records::new("push", &["disk", "point", "file"], text.as_bytes()).collect()
     }
 
     #[test]
@@ -286,9 +321,23 @@ mod tests {
     }
 
     #[test]
+    fn input_with_only_records_of_other_types_is_an_error() {
+        let machine = r#"{"type":"machine","connect":"c","machine":"m","uuid":"u","state":"running","persistent":true,"autostart":false,"memory_bytes":1,"vcpus":1,"disks":[],"agent":"none"}"#;
+        let file = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00"}"#;
+        let records = |text: String| Records::new("push", &["disk", "file"], text.as_bytes()).collect::<Vec<_>>();
+        let error = records(format!("{machine}\n{machine}\n")).pop().unwrap().unwrap_err();
+        assert_eq!(error.message, "standard input has no 'disk' or 'file' records, only 'machine'");
+        let failure = r#"{"type":"failure","command":"snapshot","code":"busy","error":"e"}"#;
+        for other in [file, failure, r#"{"type":"action","action":"a","target":"t","changed":true,"reason":"r"}"#] {
+            let records = records(format!("{machine}\n{other}\n"));
+            assert!(records.len() == 2 && records.iter().all(Result::is_ok), "{records:?}");
+        }
+    }
+
+    #[test]
     fn input_without_records_is_an_error() {
         for text in ["", "\n\n", "[]", "[ ]\n"] {
-            assert!(Records::new("backup", text.as_bytes()).are_missing().unwrap());
+            assert!(Records::new("backup", &["disk"], text.as_bytes()).are_missing().unwrap());
             let records = read(text);
             assert_eq!(records.len(), 1, "{text:?}");
             assert!(records[0].is_err());

@@ -345,6 +345,18 @@ fn stage_input_is_parsed_passed_through_or_refused() {
             assert!(error.starts_with("line 1 of standard input: "), "{command}: {error}");
         }
     }
+    // A forgotten stage must not look like success either.
+    for (script, only) in [
+        ("kvmb vms | kvmb push -r $R", "no 'disk' or 'point' records, only 'machine'"),
+        ("kvmb vms | kvmb hash", "no 'disk' records, only 'machine'"),
+        ("kvmb disks kvmb-test-vm1 | kvmb verify -r $R", "no 'point' records, only 'disk'"),
+        ("kvmb disks kvmb-test-vm1 | kvmb restore -r $R --into . --no-define", "no 'point' records, only 'disk'"),
+        ("kvmb vms | kvmb release", "no 'disk' or 'point' records, only 'machine'"),
+        ("kvmb hash password | kvmb snapshot", "no 'machine' or 'disk' records, only 'file'"),
+    ] {
+        let output = env.sh(script).run().assert_code(2).assert_stderr_has(only);
+        assert_eq!(output.record_of("failure")["code"], "usage", "{output}");
+    }
     env.sh("kvmb hash").stdin(b"\xff\xfe\n").run().assert_code(2).assert_stderr_has("not UTF-8");
     env.sh("false | kvmb snapshot | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R")
         .run()

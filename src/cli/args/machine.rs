@@ -72,7 +72,7 @@ pub(crate) fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selec
 
 /// Reads machines and disks from standard input, grouped by machine. Leaves out machines with a failure.
 pub(crate) fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
-    gather(stdin_records(session.command(), "machines", &context.stop)?, session)
+    gather(stdin_records(session.command(), "machines", &["machine", "disk"], &context.stop)?, session)
 }
 
 /// Reads machines and disks from standard input or, if it is empty, takes those that the configuration selects.
@@ -88,7 +88,7 @@ pub(crate) fn from_stdin_or_config(context: &Context, session: &mut Session) -> 
     let is_device =
         fs::fstat(&stdin).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
     if !is_device {
-        let mut records = stdin_records(session.command(), "machines", &context.stop)?;
+        let mut records = stdin_records(session.command(), "machines", &["machine", "disk"], &context.stop)?;
         if !records.are_missing()? {
             return gather(records, session);
         }

@@ -43,7 +43,7 @@ impl DisksArgs {
             listed.into_iter().for_each(|one| print(one, context, session));
             return Ok(());
         }
-        for record in stdin_records("disks", "machines", &context.stop)? {
+        for record in stdin_records("disks", "machines", &["machine"], &context.stop)? {
             match record? {
                 Record::Machine(record) => {
                     let listed = of_record(context, &record);

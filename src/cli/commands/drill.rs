@@ -129,7 +129,7 @@ impl DrillArgs {
             return self.drill_repo(context, self.repo.open(context)?, None, session);
         }
         let mut wanted: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for record in stdin_records("drill", "points", &context.stop)? {
+        for record in stdin_records("drill", "points", &["point"], &context.stop)? {
             match record? {
                 Record::Point(point) => {
                     let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };

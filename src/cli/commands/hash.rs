@@ -50,7 +50,7 @@ impl HashArgs {
             return Ok(());
         }
         let (runtime, rate_limit) = (context.runtime()?, self.limit.rate_limit(context));
-        for record in stdin_records("hash", "files or disks", &context.stop)? {
+        for record in stdin_records("hash", "files or disks", &["disk"], &context.stop)? {
             match record? {
                 Record::Disk(disk) if disk.included => {
                     let mut disk = disk;

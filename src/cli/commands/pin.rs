@@ -54,7 +54,7 @@ impl PinArgs {
         }
         let mut names = self.points.clone();
         if names.is_empty() {
-            for record in stdin_records(session.command(), "points", &context.stop)? {
+            for record in stdin_records(session.command(), "points", &["point"], &context.stop)? {
                 match record? {
                     Record::Point(point) => names.push(point.point),
                     Record::Failure(failure) => session.pass_failure(failure),

@@ -80,7 +80,7 @@ impl PushArgs {
         if !self.points.is_empty() {
             return self.copy_named(context, session);
         }
-        let records = stdin_records("push", "disk or point records", &context.stop)?;
+        let records = stdin_records("push", "disk or point records", &["disk", "point"], &context.stop)?;
         let mut stage = Stage {
             context,
             args: &self,

@@ -157,7 +157,7 @@ impl ReleaseArgs {
         let (mut stream, mut served) = (CaptureStream::default(), BTreeSet::new());
         let mut broken = None;
         // Even if interrupted, read the previous stages' output to its end: their open captures must be closed.
-        for record in stdin_records("release", "captures", &Stop::default())? {
+        for record in stdin_records("release", "captures", &["disk", "point"], &Stop::default())? {
             match record {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {
                     None => {

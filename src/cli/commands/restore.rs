@@ -154,7 +154,7 @@ impl RestoreArgs {
         if prompt::possible(context) {
             return self.ask(context, session);
         }
-        for record in stdin_records("restore", "point", &context.stop)? {
+        for record in stdin_records("restore", "point", &["point"], &context.stop)? {
             match record? {
                 Record::Point(point) => {
                     let about = About { machine: Some(point.machine.clone()), ..About::default() };

@@ -81,7 +81,7 @@ impl VerifyArgs {
     pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut wanted: BTreeMap<String, Vec<Point>> = BTreeMap::new();
         if self.points.is_empty() && !self.all {
-            for record in stdin_records("verify", "points", &context.stop)? {
+            for record in stdin_records("verify", "points", &["point"], &context.stop)? {
                 match record? {
                     Record::Point(point) => {
                         let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };
