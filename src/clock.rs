@@ -2,6 +2,9 @@
 
 use chrono::{DateTime, Duration, NaiveDateTime, Offset, TimeZone, Timelike};
 
+/// Clocks may differ by this much without being wrong.
+pub(crate) const CLOCK_SKEW: Duration = Duration::minutes(5);
+
 /// Larger clock changes than this are not daylight saving time, as in cron(8).
 pub(crate) const LARGEST_CHANGE_MINUTES: i64 = 180;
 

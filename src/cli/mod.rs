@@ -28,6 +28,7 @@ mod http_access;
 mod job_recorder;
 mod object_locks;
 pub(crate) mod terminal;
+mod usage_tip;
 
 use crate::capture;
 use crate::config::Loaded;
@@ -51,7 +52,9 @@ use output::{ClosedPipe, Format};
 use run::Run;
 use session::{About, Session};
 use settings::Settings;
+use std::ffi::OsString;
 use std::io::Write;
+use std::time::SystemTime;
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -135,6 +138,11 @@ pub fn main() -> Exit {
         Ok(parsed) => parsed,
         Err(exit) => return exit,
     };
+    if SystemTime::now() < SystemTime::UNIX_EPOCH {
+        // No time can be recorded, and neither points nor locks can be dated.
+        let error = CliError::failed("the clock of this host shows a time before 1970");
+        return refuse(&cli, vec![error.hint("set the clock, for example with 'timedatectl set-time'")]);
+    }
     terminal::color::set(cli.global.color);
     // Before any thread is started, because this changes the environment.
     capture::quiet_libvirt_log();
@@ -182,7 +190,7 @@ fn parse() -> Result<(Cli, Settings), Exit> {
     if !cli.command.needs_config() {
         return Ok((cli, Settings::new(Loaded::default(), &matches)));
     }
-    let loaded = cli.global.load_config().map_err(|error| refuse(&cli, error))?;
+    let loaded = cli.global.load_config().map_err(|error| refuse(&cli, failure::of_config(error)))?;
     parser = settings::with_defaults(parser, &loaded);
     let (cli, matches) = parse_with(&mut parser)?;
     failure::hint::set_invocation(failure::hint::Invocation::new(command, &matches));
@@ -190,7 +198,8 @@ fn parse() -> Result<(Cli, Settings), Exit> {
 }
 
 fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exit> {
-    let matches = parser.try_get_matches_from_mut(std::env::args_os());
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let matches = parser.try_get_matches_from_mut(&args);
     let parsed = matches.and_then(|matches| {
         let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(parser))?;
         Ok((cli, matches))
@@ -202,6 +211,7 @@ fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exi
             let words = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
             return refuse_plugin(&words);
         }
+        let code = if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
         // Help and version go to standard output and are not errors; neither is a closed pipe.
         let _ = match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
@@ -212,21 +222,21 @@ fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exi
                 Ok(())
             }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
-            _ => write!(std::io::stderr(), "kvmb: {}", error.render()),
+            _ => write!(std::io::stderr(), "kvmb: {}", usage_tip::corrected(error, parser, &args).render()),
         };
-        Exit::Code(if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done })
+        Exit::Code(code)
     })
 }
 
-/// Reports errors of the configuration, also as records.
-fn refuse(cli: &Cli, error: crate::config::Error) -> Exit {
+/// Reports why the command cannot start, also as records.
+fn refuse(cli: &Cli, errors: Vec<CliError>) -> Exit {
     if matches!(&cli.command, Command::Status(args) if args.is_plugin()) {
-        let faults: Vec<String> = failure::of_config(error).into_iter().map(|error| error.message).collect();
+        let faults: Vec<String> = errors.into_iter().map(|error| error.message).collect();
         return refuse_plugin(&faults.join("; "));
     }
     let (name, effect) = cli.command.name_and_effect();
     let mut session = Session::new(cli.global.format(), name, effect);
-    for error in failure::of_config(error) {
+    for error in errors {
         session.fail(About::default(), error);
     }
     Exit::Code(session.finish())

@@ -25,6 +25,7 @@ use crate::capture::domain_xml::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::parts::copies::OUTSIDE_FOLDER;
 use crate::capture::state::{FileRole, ReadMode};
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
+use crate::clock::CLOCK_SKEW;
 use crate::failpoint::{self, Failpoint};
 use crate::nbd::NbdUri;
 use crate::rate_limiter::RateLimiter;
@@ -106,6 +107,7 @@ pub(crate) fn push(
         monitor
             .warn(&format!("the newest point of {} is damaged, so the backup does not continue it", capture.machine));
     }
+    warn_of_clock(view, capture, &host, monitor)?;
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(capture.definition_of_disks()).map_err(crate::capture::Error::from)?;
 
@@ -232,6 +234,22 @@ pub(crate) fn push(
     }
     record.chain_damage = read.into_iter().flat_map(|disk| disk.chain_damage).collect();
     Ok(record)
+}
+
+/// Warns if the machine has a point that is dated after the capture. The clock is wrong or was wrong then; until the new
+/// point is the newest one, `@latest` is an older state, and retention rules may remove the new point first.
+fn warn_of_clock(view: &RepoView, capture: &CaptureState, host: &str, monitor: &dyn Monitor) -> Result<()> {
+    let of_machine = |point: &&PointRef| point.machine() == capture.machine && point.snapshot.hostname == host;
+    let newest = view.points()?.iter().rev().find(of_machine).map(|point| point.snapshot.time);
+    if let Some(newest) = newest.filter(|newest| *newest > capture.captured_at + CLOCK_SKEW) {
+        let newest = newest.with_timezone(&capture.captured_at.timezone());
+        monitor.warn(&format!(
+            "the newest point of {} is dated {}, after this backup; check the clock of this host",
+            capture.machine,
+            newest.format("%Y-%m-%d %H:%M:%S %:z")
+        ));
+    }
+    Ok(())
 }
 
 /// Returns the point that the capture continues, if there is one, and whether that point or the machine's newest one

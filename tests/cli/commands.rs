@@ -140,6 +140,17 @@ fn misspelt_commands_and_flags_get_suggestions() {
 }
 
 #[test]
+fn tip_for_a_value_that_begins_with_a_hyphen_works() {
+    let env = Env::new("hyphen");
+    let tip = "to pass '-x' as the value of '--as', use '--as=-x'";
+    env.kvmb(["restore", "vm1", "--as", "-x", "-r", "/none"]).run().assert_code(2).assert_stderr_has(tip);
+    env.kvmb(["restore", "vm1", "--as=-x", "-r", "/none"]).run().assert_code(1).assert_stderr_has("no repository");
+    env.kvmb(["vms", "-x"]).run().assert_code(2).assert_stderr_has("use '-- -x'");
+    let after_flag = env.kvmb(["restore", "vm1", "--start", "-x"]).run().assert_code(2);
+    assert!(!after_flag.stderr().contains("--start="), "{after_flag}");
+}
+
+#[test]
 fn misspelt_machine_names_get_suggestions() {
     let env = Env::new("typo");
     env.machine("web-1").disk(Disk::raw(MIB)).define();

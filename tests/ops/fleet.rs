@@ -193,3 +193,24 @@ fn machine_sizes_in_stats_match_restic() {
     assert_eq!(stats(&["web"]).assert_ok().records_of("usage").len(), 2);
     stats(&["wed"]).assert_code(1).assert_stderr_has("web");
 }
+
+#[test]
+fn backup_with_a_wrong_clock_warns_or_is_refused() {
+    parts::require(&["faketime"]);
+    let env = Env::new("clock");
+    let repo = init(&env);
+    let machine = env.machine("web").disk(Disk::qcow2(MIB)).define();
+    let backup = |time: &str| {
+        let call = env.kvmb(["backup", machine.name(), "-r", &repo]);
+        let output = call.env("LD_PRELOAD", faketime::library()).env("FAKETIME", time).run();
+        faketime::clear();
+        output
+    };
+    let warns = |output: &Output| output.stderr().contains(", after this backup; check the clock of this host");
+    assert!(!warns(&backup("-1h").assert_ok()));
+    assert!(!warns(&backup("-61m").assert_ok()), "clocks may differ by some minutes");
+    let old = backup("-2d").assert_ok();
+    assert!(warns(&old), "{old}");
+    let refused = backup("1969-05-01 00:00:00").assert_code(1).assert_stderr_has("a time before 1970");
+    assert_eq!(refused.record_of("failure")["code"], "failed", "{refused}");
+}

@@ -3,7 +3,7 @@
 use super::lineage::{Origin, lineages};
 use super::open::read_origin;
 use super::point_ref::{PointRef, is_point};
-use crate::clock::last_moment_until;
+use crate::clock::{CLOCK_SKEW, last_moment_until};
 use crate::glob::{self, is_glob};
 use crate::ops::inventory::host_name;
 use crate::ops::{Error, Result};
@@ -134,14 +134,12 @@ fn newest_named(
     machine: &str,
     moment: Option<DateTime<FixedOffset>>,
 ) -> Result<Option<PointRef>> {
-    /// Clocks may differ by this much without being wrong.
-    const SKEW: Duration = Duration::minutes(5);
     let named: Vec<&PointRef> = points.iter().filter(|point| point.machine() == machine).collect();
     let mut newest_first = of_one_machine(repo, named, machine)?.into_iter().rev();
     if let Some(moment) = moment {
         return Ok(newest_first.find(|point| point.snapshot.time <= moment).cloned());
     }
-    let now = Local::now() + SKEW;
+    let now = Local::now() + CLOCK_SKEW;
     let newest = newest_first.clone().next();
     Ok(newest_first.find(|point| point.snapshot.time <= now).or(newest).cloned())
 }
