@@ -33,7 +33,10 @@ pub(crate) fn home() -> Option<PathBuf> {
 /// Returns kvmb's folder below that of a variable, or below the home folder.
 fn of_user(variable: &str, below_home: &str) -> Result<PathBuf, CliError> {
     let base = named_by(variable).or_else(|| Some(home()?.join(below_home)));
-    let base = base.ok_or_else(|| CliError::usage(format!("{variable} is not set, and there is no home folder")))?;
+    let base = base.ok_or_else(|| {
+        CliError::usage(format!("{variable} is not set, and there is no home folder"))
+            .hint("set HOME to a folder that this user can write to")
+    })?;
     Ok(base.join("kvmb"))
 }
 

@@ -61,6 +61,9 @@ fn invalid_settings_are_refused_and_leave_the_file_unchanged() {
         assert_eq!(text(&env), FILE, "{change}");
     }
     env.kvmb(["config", "set"]).run().assert_code(2);
+    let new = env.path("new/config.json");
+    env.kvmb(["config", "set", "backup_freq=nightly"]).env("KVMB_CONFIG", &new).run().assert_code(2);
+    assert!(!env.path("new").exists());
     set_mode(&env.config_file(), 0o666);
     env.kvmb(["config", "set", "jobs=3"]).run().assert_code(2).assert_stderr_has("writable by other users");
     assert_eq!(text(&env), FILE);

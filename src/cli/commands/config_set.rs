@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How long another change of the file may take.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
+/// The text of a new configuration file.
+const EMPTY: &str = "{}\n";
+
 /// Change keys of the configuration file.
 ///
 /// The file is checked before it is replaced, and replaced as a whole. Comments, order and white space of all other
@@ -81,6 +84,12 @@ impl ConfigSetArgs {
             let verb = verb.to_owned();
             move |error: std::io::Error| of_io(&verb, &path, &error)
         };
+        if !folder_of(&path).exists()
+            && let Err(errors) = changed_text(&path, EMPTY, &changes)
+        {
+            // The lock would create the folder.
+            return fail(session, errors);
+        }
         let _lock = match self.dry_run {
             true => None,
             false => Some(lock_folder(&path).map_err(cannot("lock"))?),
@@ -95,11 +104,10 @@ impl ConfigSetArgs {
             let message = format!("{} has been changed by someone else", path.display());
             return Err(CliError::new(Code::Changed, message).hint("check the file, then try again"));
         }
-        let old = before.clone().unwrap_or_else(|| "{}\n".to_owned());
-        let new = edit::apply(&old, &changes).map_err(explained)?;
-        let said = match document::read(&new) {
-            Ok((_, said)) => said,
-            Err(refusal) => return fail(session, of_config(refused(&path, refusal))),
+        let old = before.clone().unwrap_or_else(|| EMPTY.to_owned());
+        let (new, said) = match changed_text(&path, &old, &changes) {
+            Ok(changed) => changed,
+            Err(errors) => return fail(session, errors),
         };
         let changed = before.is_none() || old != new;
         if changed && !self.dry_run {
@@ -127,6 +135,15 @@ impl ConfigSetArgs {
     }
 }
 
+/// Returns the configuration with these changes, as text and as a document, or all of its errors.
+fn changed_text(path: &Path, old: &str, changes: &[Change]) -> Result<(String, Value), Vec<CliError>> {
+    let new = edit::apply(old, changes).map_err(|error| vec![explained(error)])?;
+    match document::read(&new) {
+        Ok((_, said)) => Ok((new, said)),
+        Err(refusal) => Err(of_config(refused(path, refusal))),
+    }
+}
+
 fn reason(changes: &[Change], exists: bool, changed: bool) -> String {
     let keys: Vec<String> = changes.iter().map(Change::key).collect();
     match (exists, changed) {
@@ -150,9 +167,13 @@ fn difference(path: &Path, old: &str, new: &str) -> String {
     TextDiff::from_lines(old, new).unified_diff().context_radius(3).header(&name, &name).to_string()
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Locks the folder, to serialise concurrent changes.
 fn lock_folder(path: &Path) -> std::io::Result<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     let lock = File::open(folder)?;
     let end = Instant::now() + LOCK_LIMIT;
