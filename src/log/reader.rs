@@ -1,6 +1,7 @@
 //! Reads the lines of the log from its current and rotated files.
 
 use super::rotating::{MOST_KEPT, aside};
+use crate::atomic_file;
 use crate::record::{Log, Time};
 use chrono::{Local, NaiveDateTime, TimeZone};
 use serde_json::Value;
@@ -165,7 +166,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
 
 /// Calls `found` for each line in the first `most_bytes` of a file. Stops and returns `false` if it does.
 fn each_line(path: &Path, most_bytes: u64, found: &mut dyn FnMut(&str) -> bool) -> io::Result<bool> {
-    let file = match File::open(path) {
+    let file = match atomic_file::open(path) {
         // It was rotated a moment ago, or does not exist yet.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
         file => file?,
@@ -199,7 +200,7 @@ pub(crate) struct LogFollower {
 impl LogFollower {
     /// Starts at the present end of the log.
     pub(crate) fn at_end(path: &Path, filter: LineFilter) -> io::Result<LogFollower> {
-        let (file, began_at_byte) = match File::open(path) {
+        let (file, began_at_byte) = match atomic_file::open(path) {
             Ok(mut file) => {
                 let end = file.seek(SeekFrom::End(0))?;
                 (Some(file), end)
@@ -228,7 +229,7 @@ impl LogFollower {
             let wanted = text.lines().filter(|line| self.filter.is_of_run(line) && self.filter.takes(line));
             lines.extend(wanted.map(str::to_owned));
             // If the name refers to another file, the previous one was rotated, or did not exist.
-            let named = match File::open(&self.path) {
+            let named = match atomic_file::open(&self.path) {
                 Ok(named) => named,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(lines),
                 Err(error) => return Err(error),

@@ -302,3 +302,14 @@ fn full_disk_under_the_log_is_reported_once_and_fails_no_command() {
     let quiet = env.sh("kvmb -q verify --all -r $R --log-file /dev/full").run().assert_ok();
     assert_eq!(quiet.stderr(), "");
 }
+
+#[test]
+fn named_pipe_as_a_log_is_refused_by_writers_and_readers() {
+    let env = Env::new("log pipe");
+    env.program("mkfifo").args(["log"]).run().assert_ok();
+    let pipe = env.path("log").display().to_string();
+    env.sh("kvmb init -r $R").env("KVMB_LOG_FILE", &pipe).run().assert_ok().assert_stderr_has("logging is disabled");
+    for args in [&["log"][..], &["log", "--all"], &["log", "--follow"]] {
+        env.kvmb(args).env("KVMB_LOG_FILE", &pipe).run().assert_code(1).assert_stderr_has("not a regular file");
+    }
+}

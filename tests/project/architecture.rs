@@ -55,7 +55,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("repo", &["storage", "helper_thread", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["bounded", "units", "clock", "atomic_file", "suggest"]),
-    ("log", &["record"]),
+    ("log", &["record", "atomic_file"]),
     ("history", &["record", "atomic_file"]),
     ("config", &["bounded", "units", "retention", "schedule", "suggest"]),
     (
