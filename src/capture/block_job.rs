@@ -9,6 +9,10 @@ pub struct BlockJob {
     pub kind: BlockJobKind,
     /// Whether it has finished its work and waits to be ended.
     pub is_ready: bool,
+    /// How much it has done.
+    pub done_bytes: u64,
+    /// How much it has to do in all; 0 until it is known. Grows if the machine writes.
+    pub total_bytes: u64,
 }
 
 /// The kind of a block job.
@@ -34,7 +38,7 @@ impl BlockJob {
             5 => return None,
             _ => BlockJobKind::Other,
         };
-        Some(BlockJob { kind, is_ready: end > 0 && position == end })
+        Some(BlockJob { kind, is_ready: end > 0 && position == end, done_bytes: position, total_bytes: end })
     }
 
     /// Whether the job waits for a decision: to pivot to its result or to abort.

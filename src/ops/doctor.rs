@@ -362,7 +362,7 @@ mod tests {
         let held = |job: JobSurvey| bad_of(&MachineSurvey { job, ..machine() }).first().map(|(status, _)| *status);
         assert_eq!(held(JobSurvey::Wedged { message: "x".into() }), Some(Status::Critical));
         assert_eq!(held(JobSurvey::Foreign { job: "x".into() }), Some(Status::Warning));
-        let job = BlockJob { kind: BlockJobKind::Copy, is_ready: true };
+        let job = BlockJob { kind: BlockJobKind::Copy, is_ready: true, done_bytes: 1, total_bytes: 1 };
         assert_eq!(held(JobSurvey::Block { disk: "vda".into(), job }), Some(Status::Warning));
         assert_eq!(held(JobSurvey::Unknown { error: "x".into() }), Some(Status::Unknown));
         let left = |holds_off| held(JobSurvey::LeftOver { capture: "c-00000001".into(), holds_off });

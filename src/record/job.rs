@@ -62,7 +62,7 @@ pub struct Job {
 /// One piece of work of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobStep {
-    /// What is done: `reading`, `copying`, `verifying`, `restoring`, `pruning`, `hashing`.
+    /// What is done: `reading`, `copying`, `verifying`, `restoring`, `moving`, `pruning`, `hashing`.
     pub verb: String,
     /// The machine and disk, or the point.
     pub label: String,
@@ -78,7 +78,7 @@ pub struct JobStep {
 pub struct Progress {
     /// The id of the run.
     pub job: String,
-    /// What is done: `reading`, `copying`, `verifying`, `restoring`, `pruning`, `hashing`.
+    /// What is done: `reading`, `copying`, `verifying`, `restoring`, `moving`, `pruning`, `hashing`.
     pub verb: String,
     /// The machine and disk, or the point.
     pub label: String,

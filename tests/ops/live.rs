@@ -139,7 +139,13 @@ fn live_restore_starts_the_machine_and_leaves_no_server() {
     let env = Env::new("live");
     let machine = machine_with_a_point(&env);
     let (then, definition, old) = (machine.models(), machine.definition(), inodes(&machine));
-    let record = live(&env, &[]).run().assert_ok().record_of("point");
+    let output = live(&env, &["--progress", "jsonl"]).run().assert_ok();
+    let record = output.record_of("point");
+    // The move at the end has a progress of its own.
+    for disk in then.keys() {
+        let moving = format!("\"verb\":\"moving\",\"label\":\"vm1/{disk}\"");
+        assert!(output.stderr().contains(&moving), "{output}");
+    }
     let restored = &record["restored_to"];
     assert_eq!((&restored["machine"], &restored["started"]), (&"vm1".into(), &true.into()));
     let seconds = |field: &str| restored["live"][field].as_f64().expect("seconds");

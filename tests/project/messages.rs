@@ -149,12 +149,12 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::BlockJob {
             machine: machine(),
             disk: disk(),
-            job: BlockJob { kind: BlockJobKind::Copy, is_ready: true },
+            job: BlockJob { kind: BlockJobKind::Copy, is_ready: true, done_bytes: 2, total_bytes: 2 },
         },
         Error::BlockJob {
             machine: machine(),
             disk: disk(),
-            job: BlockJob { kind: BlockJobKind::Pull, is_ready: false },
+            job: BlockJob { kind: BlockJobKind::Pull, is_ready: false, done_bytes: 1, total_bytes: 2 },
         },
         Error::SavedMemory { machine: machine() },
         Error::SecretUnavailable { machine: machine(), disk: disk(), message: "secret is private".into() },

@@ -50,6 +50,7 @@ fn verb(visit: &Visit, verb: &str) -> String {
         "verifying" => "vérification de",
         "pruning" => "nettoyage de",
         "hashing" => "empreinte de",
+        "moving" => "déplacement de",
         other => other,
     };
     visit.language.say(verb.to_owned(), french.to_owned())

@@ -9,13 +9,13 @@
 
 use super::state::{LiveDisk, LiveFile, LiveState};
 use super::watch::Watch;
-use crate::capture::block_job::BlockJobKind;
+use crate::capture::block_job::{BlockJob, BlockJobKind};
 use crate::capture::domain_xml::rewrite::served::with_settings;
 use crate::capture::machine::{MachineState, PausedReason, Which};
 use crate::capture::{self, DiskSource, Machine};
 use crate::failpoint::{self, Failpoint};
 use crate::ops::restore::place::resolved;
-use crate::ops::{Error, Result};
+use crate::ops::{Error, Monitor, Progress, Result};
 
 /// How often the copy of an overlay may fail.
 const TRIES: u32 = 5;
@@ -77,19 +77,27 @@ fn on_overlays<'a>(machine: &Machine, state: &'a LiveState) -> Result<Vec<&'a Li
 /// Copies an overlay to its disk. At the end, the guest's writes go to both.
 fn copy_overlay(watch: &Watch, disk: &LiveDisk) -> Result<()> {
     let (machine, name) = (watch.machine, &disk.disk);
-    let (mut tries, mut is_reported) = (0, false);
+    let (mut tries, mut progress, mut is_reported) = (0, None, false);
     watch.until(|| match machine.block_job(name)? {
-        Some(job) if job.kind == BlockJobKind::Copy && job.is_ready => {
-            // The machine must not move to an image that a person copies the disk to.
-            let is_ours = machine.copy_target(name)?.is_some_and(|target| resolved(&target) == disk.path);
-            if !is_ours && !std::mem::replace(&mut is_reported, true) {
-                watch.monitor.warn(&format!(
-                    "another program copies disk {name} of {} to another image; the restore continues when that ends",
-                    machine.name()
-                ));
+        Some(job) if job.kind == BlockJobKind::Copy => match machine.copy_target(name)? {
+            Some(target) if resolved(&target) == disk.path => {
+                progress
+                    .get_or_insert_with(|| CopyProgress::new(watch.monitor, format!("{}/{name}", machine.name())))
+                    .show(&job);
+                Ok(job.is_ready)
             }
-            Ok(is_ours)
-        }
+            // The machine must not move to an image that a person copies the disk to.
+            target => {
+                if target.is_some() && !std::mem::replace(&mut is_reported, true) {
+                    watch.monitor.warn(&format!(
+                        "another program copies disk {name} of {} to another image; the restore continues when that \
+                         ends",
+                        machine.name()
+                    ));
+                }
+                Ok(false)
+            }
+        },
         // Another job of this disk is waited for.
         Some(_) => Ok(false),
         None if tries == TRIES => Err(Error::NotSwitched { machine: machine.name().to_owned(), disk: name.clone() }),
@@ -105,6 +113,35 @@ fn copy_overlay(watch: &Watch, disk: &LiveDisk) -> Result<()> {
             Ok(false)
         }
     })
+}
+
+/// Shows the progress of copying an overlay. Its size is known only after the copy has begun.
+struct CopyProgress<'a> {
+    monitor: &'a dyn Monitor,
+    label: String,
+    shown: Option<Box<dyn Progress>>,
+    total_bytes: u64,
+    done_bytes: u64,
+}
+
+impl<'a> CopyProgress<'a> {
+    fn new(monitor: &'a dyn Monitor, label: String) -> CopyProgress<'a> {
+        CopyProgress { monitor, label, shown: None, total_bytes: 0, done_bytes: 0 }
+    }
+
+    fn show(&mut self, job: &BlockJob) {
+        if job.total_bytes == 0 {
+            return;
+        }
+        let shown = self.shown.get_or_insert_with(|| {
+            self.total_bytes = job.total_bytes;
+            self.monitor.start("moving", &self.label, job.total_bytes)
+        });
+        // What the machine writes meanwhile is copied as well, but was not part of the total.
+        let done_bytes = job.done_bytes.min(self.total_bytes);
+        shown.advance(done_bytes.saturating_sub(self.done_bytes));
+        self.done_bytes = self.done_bytes.max(done_bytes);
+    }
 }
 
 /// Resumes a machine that was left paused by a process that ended.
