@@ -9,14 +9,14 @@ use rustix::fs::OFlags;
 
 /// Durably writes `content` with this mode: to a temporary file beside `path`, which is synced and renamed to `path`.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    temporary(path, content, mode)?.persist(path).map_err(|error| error.error)?;
+    temporary(path, content, mode).map_err(without_path)?.persist(path).map_err(|error| error.error)?;
     sync_folder(folder_of(path))
 }
 
 /// Like [`write()`], but fails with [`ErrorKind::AlreadyExists`] if `path` exists: exactly one of several concurrent
 /// creators succeeds. On a file system without hard links, a reader may see an incomplete file.
 pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = temporary(path, content, mode)?;
+    let temporary = temporary(path, content, mode).map_err(without_path)?;
     publish(temporary.path(), path, content, mode)?;
     sync_folder(folder_of(path))
 }
@@ -84,6 +84,16 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Returns the error of the system without the path of the temporary file, which means nothing to the user.
+pub(crate) fn without_path(error: io::Error) -> io::Error {
+    // The library appends the path to the text, and hides the original error.
+    let text = error.to_string();
+    match text.split_once(" at path \"") {
+        Some((reason, _)) => io::Error::new(error.kind(), reason),
+        None => error,
+    }
 }
 
 fn temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<tempfile::NamedTempFile> {
@@ -156,6 +166,16 @@ mod tests {
         assert_eq!(create_in_place(&path, b"x", 0o600).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn error_does_not_name_the_temporary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for result in [write, create].map(|write| write(&folder.path().join("none/file"), b"x", 0o600)) {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            assert_eq!(error.to_string(), io::Error::from(rustix::io::Errno::NOENT).to_string());
+        }
     }
 
     #[test]

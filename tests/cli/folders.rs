@@ -83,3 +83,10 @@ fn config_is_found_through_the_password_database_without_home() {
     let settings = call.run().assert_ok().records_of("setting");
     assert!(settings.iter().any(|setting| setting["key"] == "jobs" && setting["value"] == 7), "{settings:#?}");
 }
+
+#[test]
+fn missing_temporary_folder_is_not_reported_as_an_error_of_ssh_config() {
+    let env = Env::new("no tmp");
+    let call = env.kvmb(["points", "-r", "sftp://127.0.0.1:1//x"]).env("TMPDIR", "/proc/none");
+    call.run().assert_code(2).assert_stderr_has("/proc/none: cannot create a temporary file: No such file");
+}

@@ -5,7 +5,7 @@
 //! given a file that includes theirs instead. Without an OpenSSH client, no options are set.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use uzers::os::unix::UserExt;
 
 use super::{Error, Result, SftpAddress, SshContext};
+use crate::atomic_file;
 use crate::bounded::{self, Group};
 
 /// The system-wide folder of OpenSSH's client.
@@ -42,9 +43,14 @@ impl HostOptions {
         // Kept alive until `ssh` has read it.
         let mut composed = None;
         if ssh_context.home.as_deref() != Some(&ssh_home) || ssh_context.system_folder != Path::new(SYSTEM_FOLDER) {
-            let mut file = tempfile::NamedTempFile::new().map_err(|error| bad(error.to_string()))?;
+            let folder = std::env::temp_dir();
+            let cannot = |error: io::Error| Error::SshConfig {
+                path: folder.clone(),
+                reason: format!("cannot create a temporary file: {}", atomic_file::without_path(error)),
+            };
+            let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(cannot)?;
             let text = compose(user_file.as_deref(), &ssh_context.system_folder, &ssh_context.user);
-            file.write_all(text.as_bytes()).map_err(|error| bad(error.to_string()))?;
+            file.write_all(text.as_bytes()).map_err(cannot)?;
             command.arg("-F").arg(file.path());
             composed = Some(file);
         }
