@@ -18,8 +18,8 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// Iterates over the records of standard input as they arrive.
 ///
 /// Also accepts a complete JSON array (the output of `-o json`). Input without any record that the command can act on
-/// is a usage error, so that a broken or forgotten stage does not look like success. Machines of a `snapshot` run that never arrived are reported as a
-/// failure at the end.
+/// is a usage error, so that a broken or missing stage does not look like success. Machines of a `snapshot` run that
+/// never arrived are reported as a failure at the end.
 pub(crate) struct Records<R> {
     command: &'static str,
     reader: R,
@@ -224,8 +224,8 @@ impl<R: BufRead> Records<R> {
     }
 
     fn note_type(&mut self, record: &Record) {
-        // A failure is reported anyway, an action stands for a machine without disks or for a dry run, and unknown types
-        // are only passed on.
+        // A failure is reported anyway, an action stands for a machine without disks or for a dry run, and unknown
+        // types are only passed on.
         let is_neutral = matches!(record, Record::Failure(_) | Record::Action(_) | Record::Other(_));
         match &mut self.unwanted {
             Some(unwanted) if !is_neutral && !self.wanted.contains(&record.kind()) => {

@@ -1,6 +1,7 @@
 //! Corrects a tip of the command-line parser.
 //!
-//! For an unknown `-x`, the parser suggests `-- -x`. After an option that takes a value (`--as -x`), only `--as=-x` works.
+//! For an unknown `-x`, the parser suggests `-- -x`. After an option that takes a value (`--as -x`), only `--as=-x`
+//! works.
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};

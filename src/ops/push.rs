@@ -236,8 +236,8 @@ pub(crate) fn push(
     Ok(record)
 }
 
-/// Warns if the machine has a point that is dated after the capture. The clock is wrong or was wrong then; until the new
-/// point is the newest one, `@latest` is an older state, and retention rules may remove the new point first.
+/// Warns if the machine has a point that is dated after the capture: the clock is wrong, or was wrong then. `@latest`
+/// then names an older state, and retention rules may remove the new point first.
 fn warn_of_clock(view: &RepoView, capture: &CaptureState, host: &str, monitor: &dyn Monitor) -> Result<()> {
     let of_machine = |point: &&PointRef| point.machine() == capture.machine && point.snapshot.hostname == host;
     let newest = view.points()?.iter().rev().find(of_machine).map(|point| point.snapshot.time);

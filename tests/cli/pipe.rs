@@ -345,7 +345,7 @@ fn stage_input_is_parsed_passed_through_or_refused() {
             assert!(error.starts_with("line 1 of standard input: "), "{command}: {error}");
         }
     }
-    // A forgotten stage must not look like success either.
+    // A missing stage must not look like success either.
     for (script, only) in [
         ("kvmb vms | kvmb push -r $R", "no 'disk' or 'point' records, only 'machine'"),
         ("kvmb vms | kvmb hash", "no 'disk' records, only 'machine'"),
