@@ -143,9 +143,10 @@ fn of_http(error: &http::Error) -> Explanation {
         Error::Proxy { status: Some(407), .. } => {
             (Code::Unreachable, hint("the proxy requires a login: set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"))
         }
-        Error::Proxy { .. } => {
-            (Code::Unreachable, hint("check the variable HTTPS_PROXY, or add the server's name to NO_PROXY"))
-        }
+        Error::Proxy { .. } => (
+            Code::Unreachable,
+            hint("check HTTPS_PROXY (without TLS, HTTP_PROXY), or add the server's name to NO_PROXY"),
+        ),
         Error::Resolve { .. } => (Code::Unreachable, hint("check the host name in the address of the repository")),
         Error::Unreachable { .. } | Error::Silent { .. } => {
             (Code::Unreachable, hint("check that the server is up, the port is right and no firewall blocks it"))
