@@ -463,6 +463,7 @@ fn of_http_servers() -> Vec<http::Error> {
         Error::Lost { server: server(), reason: "connection reset".into() },
         Error::Corrupted { server: server(), reason: "XAmzContentSHA256Mismatch".into() },
         Error::Silent { server: server(), after: Duration::from_secs(30) },
+        Error::TooLarge { path: path() },
         certificate("unable to get local issuer certificate", CertificateFlaw::Untrusted),
         certificate("certificate has expired", CertificateFlaw::OutOfDate),
         certificate("hostname mismatch", CertificateFlaw::OtherName),

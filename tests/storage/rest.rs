@@ -353,6 +353,21 @@ fn only_a_missing_folder_of_rclone_is_an_empty_one() {
 }
 
 #[test]
+fn upload_limit_of_a_reverse_proxy_is_not_reported_as_a_full_disk() {
+    let write = |headers: &'static str, body: &'static str| {
+        let url = answering(move |_| answer("413 Request Entity Too Large", headers, body));
+        plain(&url).write(FileKind::Pack, NAME, b"contents").unwrap_err()
+    };
+    // nginx answers like this.
+    let error = write("Content-Type: text/html\r\n", "<html><head><title>413 Request Entity Too Large</title></head>");
+    let error = server_error::<()>(Err(error));
+    assert!(matches!(error, http::Error::TooLarge { .. }) && !error.is_transient(), "{error:?}");
+    // And rest-server like this, beyond its --max-size.
+    let error = write("Content-Type: text/plain; charset=utf-8\r\n", "Request Entity Too Large\n");
+    assert!(matches!(error, kvmb::storage::Error::NoSpace { .. }), "{error:?}");
+}
+
+#[test]
 fn a_listing_of_version_1_is_understood() {
     let storage = plain(&answering(|request| match request {
         "GET /keys/ HTTP/1.1" => {

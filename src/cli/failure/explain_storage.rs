@@ -221,3 +221,6 @@ fn remove_key(name: &str, known_hosts: &Path) -> Option<Cow<'static, str>> {
     let (name, path) = (quoted(name)?, quoted(&known_hosts.to_string_lossy())?);
     hint(format!("ask the administrator of the server; only if the change is expected: ssh-keygen -R {name} -f {path}"))
 }
+        Error::TooLarge { .. } => {
+            (Code::Failed, hint("raise the limit of the reverse proxy to 256 MiB (nginx: client_max_body_size 256m)"))
+        }

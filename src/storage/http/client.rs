@@ -68,6 +68,12 @@ impl HttpResponse {
         (200..300).contains(&self.status)
     }
 
+    /// Returns whether a reverse proxy rejected an upload because of its size: it explains that in HTML. The servers of
+    /// repositories, which do not, use this status when their space is exhausted.
+    pub(crate) fn is_size_limit_of_proxy(&self) -> bool {
+        self.status == 413 && self.header("content-type").is_some_and(|kind| kind.starts_with("text/html"))
+    }
+
     /// Returns the value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()

@@ -95,6 +95,12 @@ pub enum Error {
         path: String,
         reason: String,
     },
+    /// A reverse proxy in front of the server limits the size of uploads.
+    #[error("cannot write {path}: the reverse proxy of the server rejects uploads of this size (status 413)")]
+    TooLarge {
+        /// The address of the file.
+        path: String,
+    },
     /// The server cannot or will not do it.
     #[error("cannot {action} {path}: {reason}")]
     Refused {
@@ -159,8 +165,10 @@ impl Error {
 
     /// Returns whether nothing is known about the server's files, because it is unreachable or refused the login.
     pub fn is_unreachable(&self) -> bool {
-        !matches!(self, Error::Denied { .. } | Error::Refused { .. } | Error::NoObjectLock { .. })
-            || self.is_transient()
+        !matches!(
+            self,
+            Error::Denied { .. } | Error::TooLarge { .. } | Error::Refused { .. } | Error::NoObjectLock { .. }
+        ) || self.is_transient()
     }
 }
 

@@ -179,6 +179,7 @@ impl HttpFiles for RestStorage {
         match answer.status {
             404 => Error::NotFound { url: self.url(), kind, name: name.to_owned() },
             403 | 405 => self.server_error(http::Error::Denied { action, path, reason }),
+            _ if answer.is_size_limit_of_proxy() => self.server_error(http::Error::TooLarge { path }),
             413 | 507 => Error::NoSpace {
                 url: self.url(),
                 path: PathBuf::from(path),

@@ -215,6 +215,7 @@ impl Bucket {
                 reason: format!("no bucket {}", self.address.bucket),
             }),
             (404, _) => Error::NotFound { url: self.url(), kind, name: name.to_owned() },
+            _ if answer.is_size_limit_of_proxy() => self.server_error(http::Error::TooLarge { path }),
             (413 | 507, _) | (_, "QuotaExceeded" | "XMinioStorageFull") => Error::NoSpace {
                 url: self.url(),
                 path: PathBuf::from(path),
