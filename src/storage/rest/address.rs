@@ -7,8 +7,12 @@
 //! | `rest:http+unix:///run/rest.socket:/kvm/` | a Unix socket on this host |
 
 use crate::storage::http::ServerPlace;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 use std::path::PathBuf;
+
+/// Characters of a user name that are escaped in an address.
+const ESCAPED_IN_USER: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'@').add(b'/').add(b':').add(b'?').add(b'#');
 
 /// The location of a repository: a server and a folder on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +49,10 @@ impl RestAddress {
         };
         let (authority, folder) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, server) = match authority.rsplit_once('@') {
-            Some((user, server)) => (Some(user.to_owned()), server),
+            Some((user, server)) => {
+                let user = percent_decode_str(user).decode_utf8().map_err(|_| "its user is not UTF-8")?;
+                (Some(user.into_owned()), server)
+            }
             None => (None, authority),
         };
         let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
@@ -97,7 +104,10 @@ impl fmt::Display for RestAddress {
             ServerPlace::Network { is_encrypted: false } => "http",
         };
         match &self.user {
-            Some(user) => write!(f, "rest:{scheme}://{user}@{server}{folder}"),
+            Some(user) => {
+                let user = utf8_percent_encode(user, ESCAPED_IN_USER);
+                write!(f, "rest:{scheme}://{user}@{server}{folder}")
+            }
             None => write!(f, "rest:{scheme}://{server}{folder}"),
         }
     }
@@ -113,6 +123,7 @@ mod tests {
             ("rest:http://host:8000/", "http://host:8000/", "rest:http://host:8000/"),
             ("rest:https://host", "https://host/", "rest:https://host/"),
             ("rest:https://me@host/kvm", "https://host/kvm/", "rest:https://me@host/kvm/"),
+            ("rest:https://me%40corp%2Flab@host/", "https://host/", "rest:https://me%40corp%2Flab@host/"),
             ("rest:http://[::1]:8000/a/b/", "http://[::1]:8000/a/b/", "rest:http://[::1]:8000/a/b/"),
             ("rest:http+unix:///run/r.sock:/kvm/", "http://127.0.0.1/kvm/", "rest:http+unix:///run/r.sock:/kvm/"),
             ("rest:http+unix:///run/r.sock", "http://127.0.0.1/", "rest:http+unix:///run/r.sock:/"),
@@ -125,6 +136,13 @@ mod tests {
     }
 
     #[test]
+    fn escaped_characters_of_the_user_are_decoded() {
+        let user = |url| RestAddress::parse(url).unwrap().user.unwrap();
+        assert_eq!(user("rest:https://me%40corp%2Flab@host/"), "me@corp/lab");
+        assert_eq!(user("rest:https://me@corp@host/"), "me@corp");
+    }
+
+    #[test]
     fn invalid_addresses_are_refused() {
         for url in [
             "rest:",
@@ -132,6 +150,7 @@ mod tests {
             "rest:http://",
             "rest:http:///kvm",
             "rest:http://@host/",
+            "rest:http://%FF@host/",
             "rest:http://a b/",
             "rest:http://host:port:1/",
             "rest:http+unix://relative:/x",

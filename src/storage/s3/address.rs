@@ -5,8 +5,16 @@
 //! | `s3:https://host:9000/bucket/kvm` | with TLS |
 //! | `s3:http://host:9000/bucket/kvm` | not encrypted |
 //! | `s3:host/bucket/kvm`, `s3://host/bucket/kvm` | as `s3:https://…` |
+//!
+//! In the forms with `http:` and `https:`, special characters of the folder may be written as `%XX`; in the others, `%`
+//! is itself.
 
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use std::borrow::Cow;
 use std::fmt;
+
+/// Characters of a folder that are escaped in an address.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
 
 /// The location of a repository: a server, a bucket, and a folder in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +31,7 @@ impl S3Address {
     /// Parses an address that begins with `s3:`. The error describes what is wrong with it.
     pub fn parse(url: &str) -> Result<S3Address, &'static str> {
         let rest = url.strip_prefix("s3:").ok_or("it does not begin with s3:")?;
+        let is_url = rest.starts_with("http://") || rest.starts_with("https://");
         let (is_encrypted, rest) = match rest.strip_prefix("http://") {
             Some(rest) => (false, rest),
             None => (true, rest.strip_prefix("https://").or_else(|| rest.strip_prefix("//")).unwrap_or(rest)),
@@ -39,6 +48,10 @@ impl S3Address {
             return Err("its server is not a valid host name or address");
         }
         let server = server.strip_suffix(if is_encrypted { ":443" } else { ":80" }).unwrap_or(server);
+        let path = match is_url {
+            true => percent_decode_str(path).decode_utf8().map_err(|_| "its folder is not UTF-8")?,
+            false => Cow::from(path),
+        };
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let (bucket, folder) = parts.split_first().ok_or(example)?;
         let fits = |c: u8| c.is_ascii_alphanumeric() || b".-_".contains(&c);
@@ -57,7 +70,10 @@ impl fmt::Display for S3Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.is_encrypted { "https" } else { "http" };
         write!(f, "s3:{scheme}://{}/{}", self.server, self.bucket)?;
-        if self.folder.is_empty() { Ok(()) } else { write!(f, "/{}", self.folder) }
+        match self.folder.as_str() {
+            "" => Ok(()),
+            folder => write!(f, "/{}", utf8_percent_encode(folder, ESCAPED)),
+        }
     }
 }
 
@@ -73,6 +89,9 @@ mod tests {
             ("s3:s3.amazonaws.com/bucket//kvm", "s3:https://s3.amazonaws.com/bucket/kvm"),
             ("s3://s3.eu-central-1.amazonaws.com/bucket", "s3:https://s3.eu-central-1.amazonaws.com/bucket"),
             ("s3:https://host:443/bucket/", "s3:https://host/bucket"),
+            ("s3:https://host/bucket/My%20VMs", "s3:https://host/bucket/My VMs"),
+            ("s3:https://host/bucket/50%25%3F", "s3:https://host/bucket/50%25%3F"),
+            ("s3:host/bucket/50%25", "s3:https://host/bucket/50%2525"),
         ];
         for (url, shown) in table {
             let address = S3Address::parse(url).unwrap();
