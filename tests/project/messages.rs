@@ -401,6 +401,7 @@ fn of_servers() -> Vec<sftp::Error> {
     use sftp::Error;
     let (algorithm, fingerprint) = ("ssh-ed25519".to_owned(), "SHA256:abc".to_owned());
     let path = || PathBuf::from("/root/.ssh/known_hosts");
+    let proxy = |problem, said: &str| Error::Proxy { server: server(), problem, said: said.into() };
     vec![
         Error::SshConfig {
             path: "/root/.ssh/config".into(),
@@ -411,6 +412,10 @@ fn of_servers() -> Vec<sftp::Error> {
         Error::Handshake { server: server(), reason: "no common method".into() },
         Error::TurnedAway { server: server(), said: "Not allowed at this time".into() },
         Error::Lost { server: server(), reason: "connection reset".into() },
+        proxy(sftp::ProxyProblem::HostKey, "Host key verification failed."),
+        proxy(sftp::ProxyProblem::Login, "me@gate: Permission denied (publickey)."),
+        proxy(sftp::ProxyProblem::Forwarding, "channel 0: open failed: administratively prohibited: open failed"),
+        proxy(sftp::ProxyProblem::Name, "ssh: Could not resolve hostname gate: Name or service not known"),
         Error::Silent { server: server(), after: Duration::from_secs(30) },
         Error::Stuck { server: server(), after: Duration::from_secs(300) },
         Error::KnownHosts { action: "read", path: path(), source: denied() },
@@ -458,12 +463,12 @@ fn of_http_servers() -> Vec<http::Error> {
         Error::BadProxy { variable: "ALL_PROXY".into(), reason: "SOCKS is not supported" },
         proxy(None),
         proxy(Some(407)),
+        Error::TooLarge { path: path() },
         Error::Resolve { server: server() },
         Error::Unreachable { server: server(), source: io::Error::from_raw_os_error(111) },
         Error::Lost { server: server(), reason: "connection reset".into() },
         Error::Corrupted { server: server(), reason: "XAmzContentSHA256Mismatch".into() },
         Error::Silent { server: server(), after: Duration::from_secs(30) },
-        Error::TooLarge { path: path() },
         certificate("unable to get local issuer certificate", CertificateFlaw::Untrusted),
         certificate("certificate has expired", CertificateFlaw::OutOfDate),
         certificate("hostname mismatch", CertificateFlaw::OtherName),

@@ -333,10 +333,17 @@ fn proxy_jump_and_proxy_command_reach_the_server() {
     // The proxy host refuses the login: the error says which host refused.
     fs::remove_file(gate.authorized_keys()).unwrap();
     let error = server_error(storage_at("sftp:vault:refused", &ssh_context(&env)).create_layout());
-    assert!(
-        error.to_string().contains("the proxy says: ") && error.to_string().contains("Permission denied"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("Permission denied") && !error.is_transient(), "{error}");
+    // It has another host key: the error is reported at once, with the command that shows more.
+    fs::write(sshd.known_hosts(), format!("[127.0.0.1]:{} {}\n", gate.port(), sshd.host_key("ed25519"))).unwrap();
+    let failed = env.kvmb(["points", "-r", "sftp:vault:repo"]).run().assert_code(1);
+    let failure = failed.record_of("failure");
+    assert_eq!(failure["code"], "host_key", "{failed}");
+    assert!(failure["hint"].as_str().unwrap().contains("'ssh vault'"), "{failed}");
+    assert!(!failed.stderr().contains("trying again"), "{failed}");
+    let tested = env.kvmb(["remote", "test", "-r", "sftp:vault:repo"]).run().assert_code(1);
+    let reach = tested.records_of("check").into_iter().find(|check| check["check"] == "reach").unwrap();
+    assert_eq!(reach["status"], "critical", "{tested}");
     gate.stop();
     let error = server_error(storage_at("sftp:vault:stopped", &ssh_context(&env)).create_layout());
     assert!(error.to_string().contains("the proxy says: "), "{error}");

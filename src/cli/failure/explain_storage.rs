@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::cli::failure::code::Code;
 use crate::cli::failure::explanation::{Explanation, hint, of_io, quoted};
-use crate::storage::sftp::{self, SftpAddress};
+use crate::storage::sftp::{self, ProxyProblem, SftpAddress};
 use crate::storage::{self, FileAction, http};
 
 pub(super) fn of_storage(error: &storage::Error) -> Explanation {
@@ -100,6 +100,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
         Error::Lost { .. } => {
             (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
         }
+        Error::Proxy { problem, .. } => of_ssh_proxy(url, *problem),
         Error::KnownHosts { source, .. } => of_io(source),
         Error::HostKeyUnknown { fingerprint, .. } => (
             Code::HostKey,
@@ -126,6 +127,40 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
         ),
         Error::NoSftp { .. } => {
             (Code::Unsupported, hint("add this line to sshd_config on the server: Subsystem sftp internal-sftp"))
+        }
+    }
+}
+
+/// Explains why an intermediate host, or another proxy, does not lead to a server.
+fn of_ssh_proxy(url: &str, problem: ProxyProblem) -> Explanation {
+    // `ssh` takes the same way and prints everything that it has to say.
+    let by_hand = SftpAddress::parse(url).ok().and_then(|address| {
+        let user = address.user.map(|user| format!("{user}@")).unwrap_or_default();
+        let port = address.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+        Some(format!("ssh {port}{}", quoted(&format!("{user}{}", address.host))?))
+    });
+    match problem {
+        ProxyProblem::HostKey => (
+            Code::HostKey,
+            by_hand.map(|ssh| {
+                format!("check the host key of the intermediate host with '{ssh}', as the same user").into()
+            }),
+        ),
+        ProxyProblem::Login => (
+            Code::Login,
+            by_hand.map(|ssh| {
+                format!(
+                    "use a key that the intermediate host accepts without a question, and test it with '{ssh} -o \
+                     BatchMode=yes'"
+                )
+                .into()
+            }),
+        ),
+        ProxyProblem::Forwarding => {
+            (Code::Unreachable, hint("check AllowTcpForwarding and PermitOpen in sshd_config on the intermediate host"))
+        }
+        ProxyProblem::Name => {
+            (Code::Unreachable, hint("check the intermediate host in ~/.ssh/config (ProxyJump, ProxyCommand)"))
         }
     }
 }
@@ -199,6 +234,9 @@ fn of_http(error: &http::Error) -> Explanation {
                 "an append-only server permits new files only; remove old points on the server, or use another account",
             ),
         ),
+        Error::TooLarge { .. } => {
+            (Code::Failed, hint("raise the limit of the reverse proxy to 256 MiB (nginx: client_max_body_size 256m)"))
+        }
         Error::Refused { status: 300..400, .. } => (
             Code::Failed,
             hint("check the address of the repository and the region (AWS_REGION): the server redirects elsewhere"),
@@ -221,6 +259,3 @@ fn remove_key(name: &str, known_hosts: &Path) -> Option<Cow<'static, str>> {
     let (name, path) = (quoted(name)?, quoted(&known_hosts.to_string_lossy())?);
     hint(format!("ask the administrator of the server; only if the change is expected: ssh-keygen -R {name} -f {path}"))
 }
-        Error::TooLarge { .. } => {
-            (Code::Failed, hint("raise the limit of the reverse proxy to 256 MiB (nginx: client_max_body_size 256m)"))
-        }

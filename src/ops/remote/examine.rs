@@ -142,7 +142,12 @@ fn walk(
     let ssh_target = SshTarget::find(target, ssh_context).map_err(&unreachable_host)?;
     let begun = Instant::now();
     let connection = connect(&ssh_target, ssh_context).map_err(|error| {
-        if !matches!(error, Server::Resolve { .. } | Server::Unreachable { .. } | Server::SshConfig { .. }) {
+        let is_at_proxy = ssh_target.proxy.is_some() && matches!(error, Server::Lost { .. } | Server::Silent { .. });
+        let is_not_reached = matches!(
+            error,
+            Server::Resolve { .. } | Server::Unreachable { .. } | Server::SshConfig { .. } | Server::Proxy { .. }
+        );
+        if !is_not_reached && !is_at_proxy {
             *step = ExamineStep::HostKey;
         }
         unreachable_host(error)

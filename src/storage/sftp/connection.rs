@@ -143,7 +143,7 @@ impl Connection {
         let mut hung_up = false;
         loop {
             let length = match recv(&self.socket, &mut heard[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Err(self.lost("it closed the connection")),
+                Ok((_, 0)) => return Err(self.ended_without_greeting()),
                 Ok((_, length)) => length,
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
                 Err(error) => return Err(self.lost(&io::Error::from(error).to_string())),
@@ -180,6 +180,17 @@ impl Connection {
                     hung_up = !sockets[0].revents().is_empty();
                 }
             }
+        }
+    }
+
+    /// Returns the error for a connection that ended before the server said anything.
+    fn ended_without_greeting(&self) -> Error {
+        match self.proxy.as_ref().and_then(ProxyProcess::problem) {
+            Some((problem, said)) => {
+                self.cut();
+                Error::Proxy { server: self.server.clone(), problem, said }
+            }
+            None => self.lost("it closed the connection"),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Errors of the connection to a server.
 
+use super::proxy::ProxyProblem;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +42,14 @@ pub enum Error {
     },
     #[error("the connection to {server} was lost: {reason}")]
     Lost { server: String, reason: String },
+    /// `ProxyJump` or `ProxyCommand` does not lead to the server.
+    #[error("cannot reach {server} through its proxy: {said}")]
+    Proxy {
+        server: String,
+        problem: ProxyProblem,
+        /// The last lines that the proxy printed.
+        said: String,
+    },
     /// The server sent nothing for too long.
     #[error("{server} has not responded for {} s", after.as_secs())]
     Silent { server: String, after: Duration },

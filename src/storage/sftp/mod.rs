@@ -45,6 +45,7 @@ pub(crate) mod wire;
 pub use address::SftpAddress;
 pub use error::Error;
 pub(crate) use error::Result;
+pub use proxy::ProxyProblem;
 pub(crate) use ssh_context::SshTimeouts;
 pub use ssh_context::{CONNECTIONS, Credentials, Secret, ShownKey, SshContext};
 pub use storage::SftpStorage;

@@ -32,6 +32,33 @@ pub(crate) enum Proxy {
     },
 }
 
+/// A failure of a proxy that a retry does not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProblem {
+    /// The host key of an intermediate host is unknown, or has changed.
+    HostKey,
+    /// An intermediate host refused the login.
+    Login,
+    /// An intermediate host does not forward connections.
+    Forwarding,
+    /// The name of an intermediate host is unknown.
+    Name,
+}
+
+impl ProxyProblem {
+    /// Recognizes the words of `ssh`, which is the usual proxy.
+    fn of(said: &str) -> Option<ProxyProblem> {
+        let has = |words: &str| said.contains(words);
+        match () {
+            () if has("Host key verification failed") => Some(ProxyProblem::HostKey),
+            () if has("Permission denied (") || has("Too many authentication failures") => Some(ProxyProblem::Login),
+            () if has("administratively prohibited") => Some(ProxyProblem::Forwarding),
+            () if has("Could not resolve hostname") && !has("Temporary failure") => Some(ProxyProblem::Name),
+            () => None,
+        }
+    }
+}
+
 /// A process that carries a connection. It is killed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct ProxyProcess {
@@ -45,9 +72,11 @@ pub(crate) struct ProxyProcess {
 /// How long to wait for an error message of a process whose connection has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// The number of lines to keep for an error message. With several intermediate hosts, the cause is in the line before
-/// the last one.
+/// The number of lines to keep for an error message. The cause may be in the line before the last one.
 const KEPT_LINES: usize = 2;
+
+/// The end of the message of `ssh` about a connection through another `ssh`.
+const LOST_TO_INNER_PROXY: &str = "by UNKNOWN port 65535";
 
 impl Proxy {
     /// Starts the process and returns a socket that leads to this host and port.
@@ -65,6 +94,10 @@ impl Proxy {
                 for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
                 {
                     tracing::debug!("proxy: {line}");
+                    // The outer one of several `ssh` only reports that the inner one has ended.
+                    if line.contains(LOST_TO_INNER_PROXY) {
+                        continue;
+                    }
                     let line: String = line.trim().chars().take(500).collect();
                     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
                     if said.len() == KEPT_LINES {
@@ -91,6 +124,8 @@ impl Proxy {
                     None => (None, hosts.as_str()),
                 };
                 let mut command = Command::new("ssh");
+                // Messages of the resolver are translated.
+                command.env("LC_ALL", "C");
                 command.args(["-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes"]);
                 if let Some(config) = config {
                     command.arg("-F").arg(config);
@@ -121,6 +156,12 @@ impl ProxyProcess {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: &[String] = said.make_contiguous();
         (!lines.is_empty()).then(|| lines.join("; "))
+    }
+
+    /// Returns the problem that ended the process, and its words, if a retry would not help.
+    pub(crate) fn problem(&self) -> Option<(ProxyProblem, String)> {
+        let said = self.said()?;
+        Some((ProxyProblem::of(&said)?, said))
     }
 }
 
@@ -157,6 +198,31 @@ mod tests {
         assert_eq!(process.said().as_deref(), Some("two; three"));
         let (_socket, process) = Proxy::Command("true".to_owned()).start("host", 22).unwrap();
         assert_eq!(process.said(), None);
+    }
+
+    #[test]
+    fn permanent_problems_of_a_proxy_are_recognized() {
+        let problem = |lines: &str| {
+            let line = format!("printf '{lines}' >&2");
+            let (_socket, process) = Proxy::Command(format!("sh -c \"{line}\"")).start("host", 22).unwrap();
+            process.problem().map(|(problem, _)| problem)
+        };
+        let table = [
+            ("Host key verification failed.", Some(ProxyProblem::HostKey)),
+            ("me@gate: Permission denied (publickey,password).", Some(ProxyProblem::Login)),
+            (
+                "channel 0: open failed: administratively prohibited: open failed\\nstdio forwarding failed\\n\
+                 Connection closed by UNKNOWN port 65535\\n",
+                Some(ProxyProblem::Forwarding),
+            ),
+            ("ssh: Could not resolve hostname gate: Name or service not known", Some(ProxyProblem::Name)),
+            ("ssh: Could not resolve hostname gate: Temporary failure in name resolution", None),
+            ("ssh: connect to host gate port 22: Connection refused", None),
+            ("", None),
+        ];
+        for (lines, wanted) in table {
+            assert_eq!(problem(lines), wanted, "{lines}");
+        }
     }
 
     #[test]
