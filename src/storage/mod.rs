@@ -5,6 +5,7 @@
 //! implementation and every decorator passes the same conformance suite.
 
 mod action;
+mod dial;
 pub mod http;
 pub(crate) mod limit;
 pub(crate) mod local;

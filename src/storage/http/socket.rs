@@ -4,10 +4,10 @@
 //! time: however long a body and slow the network, the transfer continues as long as data moves.
 
 use super::HttpTimeouts;
+use crate::storage::dial::connect_to_first;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -67,21 +67,10 @@ impl<In: Transport> Connector<In> for SocketConnector {
 impl SocketConnector {
     /// Connects to the first of the server's addresses that answers.
     fn dial(&self, details: &ConnectionDetails) -> Result<TcpStream, Error> {
-        let mut failed = io::Error::from(ErrorKind::AddrNotAvailable);
-        let share = self.timeouts.connect / u32::try_from(details.addrs.len().max(1)).unwrap_or(1);
-        for address in &details.addrs {
-            match TcpStream::connect_timeout(address, share) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
-                Err(error) => failed = error,
-            }
-            if self.stop.load(Ordering::Relaxed) {
-                break;
-            }
-        }
-        Err(Error::Io(failed))
+        let HttpTimeouts { connect, ending, .. } = self.timeouts;
+        let stream = connect_to_first(&details.addrs, connect, &self.stop, ending)?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 }
 

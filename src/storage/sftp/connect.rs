@@ -2,12 +2,14 @@
 
 use super::known_hosts::{self, HostKeyStatus, KnownKeys};
 use super::ssh_target::Family;
-use super::{Connection, Error, Result, ShownKey, SshContext, SshTarget};
+use super::{Connection, Error, Result, ShownKey, SshContext, SshTarget, SshTimeouts};
+use crate::storage::dial::connect_to_first;
 use ssh_key::PublicKey;
 use ssh2::MethodType;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,14 +102,14 @@ fn check_host_key(
 
 /// Opens a TCP connection to the first of the host's addresses that answers.
 ///
-/// The system calls for this cannot be interrupted, so they run in another thread, which is abandoned if it hangs.
+/// The resolver cannot be interrupted, so it runs in another thread, which is abandoned if it hangs.
 fn dial(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<TcpStream> {
     let limit = ssh_target.timeouts.connect;
     let (sender, receiver) = mpsc::channel();
-    let dialled = ssh_target.clone();
+    let (dialled, stop) = (ssh_target.clone(), Arc::clone(&ssh_context.stop));
     let started = thread::Builder::new().spawn(move || {
         // Sending fails if the caller has already given up.
-        let _ = sender.send(dial_blocking(&dialled, limit));
+        let _ = sender.send(dial_blocking(&dialled, &stop));
     });
     started.map_err(|source| Error::Unreachable { server: ssh_target.server(), source })?;
     let begun = Instant::now();
@@ -121,15 +123,16 @@ fn dial(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<TcpStream> {
             Err(RecvTimeoutError::Timeout) => {}
         }
         let ending = ssh_context.stop.load(Ordering::Relaxed) && begun.elapsed() >= ssh_target.timeouts.ending;
-        // The limit applies to each of a few addresses.
+        // The resolver has limits of its own.
         if ending || begun.elapsed() >= limit * 4 {
             return Err(Error::Unreachable { server: ssh_target.server(), source: ErrorKind::TimedOut.into() });
         }
     }
 }
 
-fn dial_blocking(ssh_target: &SshTarget, limit: Duration) -> Result<TcpStream> {
+fn dial_blocking(ssh_target: &SshTarget, stop: &AtomicBool) -> Result<TcpStream> {
     let resolve = |source| Error::Resolve { host: ssh_target.host.clone(), source };
+    let unreachable = |source| Error::Unreachable { server: ssh_target.server(), source };
     let fits = |address: &SocketAddr| match ssh_target.family {
         Family::Any => true,
         Family::V4 => address.is_ipv4(),
@@ -137,12 +140,10 @@ fn dial_blocking(ssh_target: &SshTarget, limit: Duration) -> Result<TcpStream> {
     };
     let addresses = (ssh_target.host.as_str(), ssh_target.port).to_socket_addrs().map_err(resolve)?;
     let addresses: Vec<SocketAddr> = addresses.filter(fits).collect();
-    let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "it has no address of the requested family");
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, limit) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => failure = error,
-        }
+    if addresses.is_empty() {
+        let words = "it has no address of the requested family";
+        return Err(unreachable(io::Error::new(ErrorKind::AddrNotAvailable, words)));
     }
-    Err(Error::Unreachable { server: ssh_target.server(), source: failure })
+    let SshTimeouts { connect, ending, .. } = ssh_target.timeouts;
+    connect_to_first(&addresses, connect, stop, ending).map_err(unreachable)
 }
