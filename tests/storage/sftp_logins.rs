@@ -396,6 +396,34 @@ fn changed_host_key_is_always_refused() {
     assert!(error.to_string().contains("HAS CHANGED") && !error.is_transient());
     assert_eq!(trusting.asked(), Vec::<String>::new());
 }
+#[test]
+fn server_at_another_port_is_known_by_its_name_alone() {
+    let env = Env::new("sftp-port");
+    let sshd = env.sshd();
+    sshd.authorize(&sshd.new_key("id_ed25519", ""));
+    // The type of this key is not the one that is preferred.
+    fs::write(sshd.known_hosts(), format!("127.0.0.1 {}\n", sshd.host_key("rsa"))).unwrap();
+    try_it(&sshd, &ssh_context(&env)).unwrap();
+    let other = fs::read_to_string(env.path("home/.ssh/id_ed25519.pub")).unwrap();
+    fs::write(sshd.known_hosts(), format!("127.0.0.1 {other}")).unwrap();
+    let error = server_error(try_it(&sshd, &ssh_context(&env)));
+    assert!(matches!(error, sftp::Error::HostKeyUnknown { .. }), "{error:?}");
+}
+
+#[test]
+fn known_hosts_file_may_have_a_space_in_its_name() {
+    let env = Env::new("sftp-space");
+    let sshd = env.sshd();
+    sshd.authorize(&sshd.new_key("id_ed25519", ""));
+    let known = env.path("home/my known hosts");
+    let config = format!("UserKnownHostsFile \"{}\"\n", known.display());
+    fs::write(env.path("home/.ssh/config"), config).unwrap();
+    let trusting = Arc::new(Oracle { accepts: true, ..Oracle::default() });
+    try_it(&sshd, &with(&ssh_context(&env), &trusting)).unwrap();
+    assert!(fs::read_to_string(known).unwrap().contains(&sshd.host_key("ed25519")));
+    try_it(&sshd, &ssh_context(&env)).unwrap();
+}
+
 
 #[test]
 fn revoked_host_key_is_refused_even_if_known() {

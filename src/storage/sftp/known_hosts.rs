@@ -38,6 +38,9 @@ const METHODS: [(&str, &str); 6] = [
 #[derive(Debug, Default)]
 pub(crate) struct KnownKeys {
     lines: Vec<KnownHostsLine>,
+    /// The entries for its name without the port. As in `ssh`, a server with one of these keys is known, and another
+    /// key is not a change: it may be another server of that host.
+    without_port: Vec<KnownHostsLine>,
     /// Whether a certificate authority is trusted for it.
     certified: bool,
 }
@@ -75,7 +78,7 @@ impl KnownKeys {
         let mut known = KnownKeys::default();
         for path in ssh_target.user_known_hosts.iter().chain(&ssh_target.system_known_hosts) {
             match atomic_file::read(path) {
-                Ok(text) => known.add(path, &String::from_utf8_lossy(&text), &ssh_target.known_as),
+                Ok(text) => known.add_all(path, &String::from_utf8_lossy(&text), ssh_target),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::KnownHosts { action: "read", path: path.clone(), source }),
             }
@@ -89,6 +92,15 @@ impl KnownKeys {
         let mut known = KnownKeys::default();
         known.add(Path::new("known_hosts"), text, name);
         known
+    }
+
+    fn add_all(&mut self, path: &Path, text: &str, ssh_target: &SshTarget) {
+        self.add(path, text, &ssh_target.known_as);
+        if let Some(name) = &ssh_target.known_without_port {
+            let mut others = KnownKeys::default();
+            others.add(path, text, name);
+            self.without_port.append(&mut others.lines);
+        }
     }
 
     fn add(&mut self, path: &Path, text: &str, name: &str) {
@@ -120,8 +132,9 @@ impl KnownKeys {
 
     /// Returns the methods to request: those of known keys first.
     pub(crate) fn methods(&self) -> String {
+        let lines = if self.lines.is_empty() { &self.without_port } else { &self.lines };
         let is_known =
-            |key_type: &str| self.lines.iter().any(|line| !line.revoked && line.key.algorithm().as_str() == key_type);
+            |key_type: &str| lines.iter().any(|line| !line.revoked && line.key.algorithm().as_str() == key_type);
         let (known, others): (Vec<(&str, &str)>, Vec<_>) =
             METHODS.into_iter().partition(|(_, key_type)| is_known(key_type));
         known.into_iter().chain(others).map(|(method, _)| method).collect::<Vec<_>>().join(",")
@@ -131,7 +144,7 @@ impl KnownKeys {
     pub(crate) fn judge(&self, shown: &PublicKey) -> HostKeyStatus {
         let is_shown = |line: &&KnownHostsLine| line.key.key_data() == shown.key_data();
         let same_type = |line: &&KnownHostsLine| line.key.algorithm() == shown.algorithm();
-        if let Some(line) = self.lines.iter().filter(is_shown).find(|line| line.revoked) {
+        if let Some(line) = self.lines.iter().chain(&self.without_port).filter(is_shown).find(|line| line.revoked) {
             return HostKeyStatus::Revoked { path: line.path.clone(), line: line.number };
         }
         let trusted = || self.lines.iter().filter(|line| !line.revoked);
@@ -140,6 +153,7 @@ impl KnownKeys {
         }
         match trusted().find(same_type).or_else(|| trusted().next()) {
             Some(line) => HostKeyStatus::Changed { path: line.path.clone(), line: line.number },
+            None if self.without_port.iter().any(|line| is_shown(&line)) => HostKeyStatus::Right,
             None => HostKeyStatus::Unknown { certified: self.certified },
         }
     }
@@ -275,6 +289,24 @@ mod tests {
         let salt = STANDARD.decode("XWxDcm7ACl3Y0pMH2ABUdG6n4r0=").unwrap().try_into().unwrap();
         let wanted = "|1|XWxDcm7ACl3Y0pMH2ABUdG6n4r0=|B/cjQvjb3uRrdlU1D7tlenF+/mk=";
         assert_eq!(hashed("[127.0.0.1]:2222", salt), wanted);
+    }
+
+    #[test]
+    fn server_at_another_port_is_known_by_its_name_alone() {
+        let judge = |lines: &str, without_port: &str| {
+            let mut known = KnownKeys::default();
+            known.add(Path::new("known_hosts"), lines, "[host]:2222");
+            let mut others = KnownKeys::default();
+            others.add(Path::new("known_hosts"), without_port, "host");
+            known.without_port = others.lines;
+            known.judge(&key(ONE))
+        };
+        let (one, two) = (format!("host {ONE}\n"), format!("host {TWO}\n"));
+        assert!(matches!(judge("", &one), HostKeyStatus::Right));
+        // Another key of that host is not a change, as it may be another server.
+        assert!(matches!(judge("", &two), HostKeyStatus::Unknown { .. }));
+        assert!(matches!(judge(&format!("[host]:2222 {TWO}\n"), &one), HostKeyStatus::Changed { .. }));
+        assert!(matches!(judge("", &format!("@revoked {one}")), HostKeyStatus::Revoked { .. }));
     }
 
     #[test]

@@ -106,15 +106,28 @@ impl HostOptions {
     }
 
     /// Returns the files of an option, or `None` if `ssh` prints its own defaults.
-    pub(crate) fn files(&self, name: &str, folder: &Path, defaults: [&str; 2]) -> Option<Vec<&str>> {
+    pub(crate) fn files(&self, name: &str, folder: &Path, defaults: [&str; 2]) -> Option<Vec<String>> {
         let value = self.all(name).first()?;
         let of_ssh = defaults.map(|name| folder.join(name).display().to_string()).join(" ");
         match value.as_str() {
             "none" => Some(Vec::new()),
             value if value == of_ssh => None,
-            value => Some(value.split_whitespace().collect()),
+            value => Some(split_files(value)),
         }
     }
+}
+
+/// Splits a list of files. `ssh -G` prints them without quotes, so what does not begin a path continues the one before,
+/// whose name contains a space.
+fn split_files(value: &str) -> Vec<String> {
+    let mut files: Vec<String> = Vec::new();
+    for word in value.split(' ') {
+        match files.last_mut() {
+            Some(file) if !word.starts_with(['/', '~', '%', '$']) => *file = format!("{file} {word}"),
+            _ => files.push(word.to_owned()),
+        }
+    }
+    files
 }
 
 /// Returns the home folder of the current user, from the password database.

@@ -20,6 +20,8 @@ pub(crate) struct SshTarget {
     pub(crate) user: String,
     /// The name in known_hosts: `host`, or `[host]:port`.
     pub(crate) known_as: String,
+    /// The name under which the server may be known as well: `host`, if it is not reached at the usual port.
+    pub(crate) known_without_port: Option<String>,
     /// The user's known_hosts files; a new key is added to the first.
     pub(crate) user_known_hosts: Vec<PathBuf>,
     pub(crate) system_known_hosts: Vec<PathBuf>,
@@ -93,6 +95,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         None if port == 22 => host.to_lowercase(),
         None => format!("[{}]:{port}", host.to_lowercase()),
     };
+    let known_without_port = known_as.starts_with('[').then(|| host.to_lowercase());
     let tokens = Tokens {
         home: ssh_context.home.clone(),
         variable: ssh_context.variable,
@@ -104,24 +107,23 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         port,
     };
     let ssh = ssh_context.home.as_ref().map(|home| home.join(".ssh"));
-    let paths = |values: Vec<&str>| -> Vec<PathBuf> { values.into_iter().map(|value| tokens.path(value)).collect() };
+    let paths = |values: &[String]| -> Vec<PathBuf> { values.iter().map(|value| tokens.path(value)).collect() };
     let user_names = ["known_hosts", "known_hosts2"];
     let user_known_hosts = match options.files("userknownhostsfile", &options.ssh_home.join(".ssh"), user_names) {
-        Some(files) => paths(files),
+        Some(files) => paths(&files),
         None => ssh.iter().flat_map(|ssh| user_names.map(|name| ssh.join(name))).collect(),
     };
     let system_names = ["ssh_known_hosts", "ssh_known_hosts2"];
     let system_known_hosts = match options.files("globalknownhostsfile", Path::new("/etc/ssh"), system_names) {
-        Some(files) => paths(files),
+        Some(files) => paths(&files),
         None => system_names.map(|name| ssh_context.system_folder.join(name)).to_vec(),
     };
     // `ssh -G` prints its defaults as if they were configured. Use only those that libssh2 supports.
-    let named: Vec<&str> =
-        options.all("identityfile").iter().map(String::as_str).filter(|file| *file != "none").collect();
+    let named: Vec<String> = options.all("identityfile").iter().filter(|file| *file != "none").cloned().collect();
     let is_default = named.iter().all(|file| file.starts_with("~/.ssh/id_"));
     let mut identities: Vec<PathBuf> = match options.all("identityfile").is_empty() || (is_default && named.len() > 3) {
         true => ssh.iter().flat_map(|ssh| DEFAULT_IDENTITIES.map(|name| ssh.join(name))).collect(),
-        false => paths(named),
+        false => paths(&named),
     };
     // Try kvmb's own key first, which avoids failed attempts with the others.
     if let Some(own) = &ssh_context.own_key {
@@ -152,10 +154,11 @@ fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshConte
         port,
         user,
         known_as,
+        known_without_port,
         user_known_hosts,
         system_known_hosts,
         identities,
-        certificates: paths(options.all("certificatefile").iter().map(String::as_str).collect()),
+        certificates: paths(options.all("certificatefile")),
         identities_only: options.is("identitiesonly", true),
         agent_socket,
         forbidden: ways.iter().filter(|(option, _)| options.is(option, false)).map(|(_, way)| *way).collect(),
@@ -306,6 +309,7 @@ mod tests {
         let found = ssh_target("sftp://backup//srv", user, system).unwrap();
         assert_eq!((found.host.as_str(), found.port, found.user.as_str()), ("real.example.com", 2200, "kvm"));
         assert_eq!(found.known_as, "[real.example.com]:2200");
+        assert_eq!(found.known_without_port.as_deref(), Some("real.example.com"));
         assert_eq!(names(&found.identities), ["one", "kvm-real.example.com", "three"]);
         assert!(found.identities_only);
         let found = ssh_target("sftp://root@backup:22//srv", user, system).unwrap();
@@ -321,9 +325,18 @@ mod tests {
         assert_eq!(names(&found.user_known_hosts), ["a", "b"]);
         assert_eq!(found.user_known_hosts[1], Path::new("/b/b"));
         assert!(found.system_known_hosts.is_empty());
-        assert_eq!(found.known_as, "the-server");
+        assert_eq!((found.known_as.as_str(), found.known_without_port.as_deref()), ("the-server", None));
         assert_eq!(found.forbidden, ["publickey", "password", "keyboard-interactive"]);
         assert_eq!((found.agent_socket, found.family), (None, Family::V6));
+    }
+
+    #[test]
+    fn known_hosts_paths_may_contain_spaces() {
+        let config = "UserKnownHostsFile \"/a/My Files/known hosts\" ~/b\nGlobalKnownHostsFile \"/c d\"\n";
+        let found = ssh_target("sftp://b//srv", config, "").unwrap();
+        assert_eq!(found.user_known_hosts[0], Path::new("/a/My Files/known hosts"));
+        assert_eq!(names(&found.user_known_hosts), ["known hosts", "b"]);
+        assert_eq!(found.system_known_hosts, [Path::new("/c d")]);
     }
 
     #[test]
