@@ -264,6 +264,19 @@ fn keyboard_interactive_questions_are_answered() {
 }
 
 #[test]
+fn expired_password_is_reported_with_the_questions_of_the_server() {
+    let env = Env::new("sftp-expired");
+    let sshd = env.sshd_with("KbdInteractiveAuthentication yes\nPasswordAuthentication no");
+    sshd.make_known("ed25519");
+    sshd.expire_password();
+    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &oracle))).to_string();
+    assert!(error.contains("keyboard-interactive (the server asked: Password / "), "{error}");
+    assert!(error.contains("change your password") && error.contains("/ New password"), "{error}");
+    assert!(oracle.asked()[0].ends_with(" Password true"), "{:?}", oracle.asked());
+}
+
+#[test]
 fn login_with_key_and_password_as_second_factor_succeeds() {
     let env = Env::new("sftp-two-factors");
     let sshd = env.sshd_with("AuthenticationMethods publickey,password");
@@ -384,19 +397,6 @@ fn unknown_host_key_is_refused_and_saved_only_when_accepted() {
 }
 
 #[test]
-fn changed_host_key_is_always_refused() {
-    let env = Env::new("sftp-changed");
-    let sshd = env.sshd();
-    sshd.authorize(&sshd.new_key("id_ed25519", ""));
-    let other = fs::read_to_string(env.path("home/.ssh/id_ed25519.pub")).unwrap();
-    fs::write(sshd.known_hosts(), format!("# mine\n[127.0.0.1]:{} {other}", sshd.port())).unwrap();
-    let trusting = Arc::new(Oracle { accepts: true, secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &trusting)));
-    assert!(matches!(error, sftp::Error::HostKeyChanged { line: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("HAS CHANGED") && !error.is_transient());
-    assert_eq!(trusting.asked(), Vec::<String>::new());
-}
-#[test]
 fn server_at_another_port_is_known_by_its_name_alone() {
     let env = Env::new("sftp-port");
     let sshd = env.sshd();
@@ -424,6 +424,19 @@ fn known_hosts_file_may_have_a_space_in_its_name() {
     try_it(&sshd, &ssh_context(&env)).unwrap();
 }
 
+#[test]
+fn changed_host_key_is_always_refused() {
+    let env = Env::new("sftp-changed");
+    let sshd = env.sshd();
+    sshd.authorize(&sshd.new_key("id_ed25519", ""));
+    let other = fs::read_to_string(env.path("home/.ssh/id_ed25519.pub")).unwrap();
+    fs::write(sshd.known_hosts(), format!("# mine\n[127.0.0.1]:{} {other}", sshd.port())).unwrap();
+    let trusting = Arc::new(Oracle { accepts: true, secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &trusting)));
+    assert!(matches!(error, sftp::Error::HostKeyChanged { line: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("HAS CHANGED") && !error.is_transient());
+    assert_eq!(trusting.asked(), Vec::<String>::new());
+}
 
 #[test]
 fn revoked_host_key_is_refused_even_if_known() {

@@ -180,6 +180,16 @@ impl Sshd {
         format!("sftp://{USER}@127.0.0.1:{}/{folder}", proxy.port())
     }
 
+    /// Makes its account's password expire, so that a login with it must set a new one.
+    pub fn expire_password(&self) {
+        let etc = self.folder.join("etc");
+        let shadow = fs::read_to_string(etc.join("shadow")).expect("a file");
+        // Both files are mounted, so they must not be replaced.
+        fs::write(etc.join("shadow"), shadow.replace(":19000:0:99999:", ":0:0:99999:")).expect("cannot write");
+        let pam = fs::read_to_string(etc.join("pam")).expect("a file");
+        fs::write(etc.join("pam"), pam + "password required pam_unix.so\n").expect("cannot write");
+    }
+
     /// Returns the account's home.
     pub fn home(&self) -> PathBuf {
         self.folder.join("home")

@@ -32,6 +32,9 @@ pub(crate) enum Login {
 /// The maximum number of prompts for the same secret, as in `ssh`.
 const PROMPTS: usize = 3;
 
+/// The maximum length of the server's questions in an error message.
+const LONGEST_QUESTIONS: usize = 300;
+
 /// The authentication methods, in the order in which they are tried.
 const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 
@@ -123,6 +126,10 @@ impl Attempt<'_> {
             Ok(Err(error)) => {
                 tracing::debug!("{}: {what}: {}", self.ssh_target.server(), error.message());
                 let what = match error.code() {
+                    // libssh2's text for the request to change the password; it has another one for a wrong password.
+                    _ if what == "password" && error.message() == "Authentication failed" => {
+                        format!("{what} (the server demands a new one: it has expired)")
+                    }
                     // A plain refusal needs no explanation.
                     ssh2::ErrorCode::Session(-18 | -19) => what,
                     _ => format!("{what} ({})", error.message()),
@@ -320,7 +327,7 @@ impl Attempt<'_> {
             let mut person = InteractivePrompt {
                 ssh_context: self.ssh_context,
                 account: self.ssh_target.account(),
-                asked: false,
+                questions: Vec::new(),
                 failed: None,
             };
             let what = "keyboard-interactive".to_owned();
@@ -331,11 +338,27 @@ impl Attempt<'_> {
             if let_in {
                 return Ok(Some(Login::Questions));
             }
-            if prompt == PROMPTS || !person.asked || !self.ssh_context.credentials.was_wrong() {
+            self.explain_refused_answers(&person.questions);
+            if prompt == PROMPTS || person.questions.is_empty() || !self.ssh_context.credentials.was_wrong() {
                 break;
             }
         }
         Ok(None)
+    }
+
+    /// Adds the questions to the last failure if there were several: the refusal may not be due to the password.
+    fn explain_refused_answers(&mut self, questions: &[String]) {
+        if questions.len() < 2 {
+            return;
+        }
+        let asked: String = questions.join(" / ").chars().take(LONGEST_QUESTIONS).collect();
+        let what = format!("keyboard-interactive (the server asked: {asked})");
+        if self.tried.last().is_some_and(|last| last == "keyboard-interactive") {
+            self.tried.pop();
+        }
+        if self.tried.last() != Some(&what) {
+            self.tried.push(what);
+        }
     }
 
     fn password(&mut self) -> Result<Option<Login>> {
@@ -362,19 +385,22 @@ impl Attempt<'_> {
 struct InteractivePrompt<'a> {
     ssh_context: &'a SshContext,
     account: String,
-    asked: bool,
+    /// What the server asked, without repetitions.
+    questions: Vec<String>,
     failed: Option<String>,
 }
 
 impl KeyboardInteractivePrompt for InteractivePrompt<'_> {
     fn prompt<'a>(&mut self, _username: &str, instructions: &str, prompts: &[Prompt<'a>]) -> Vec<String> {
         let mut answers = Vec::new();
-        self.asked |= !prompts.is_empty();
         for prompt in prompts {
-            let question = match instructions.is_empty() {
-                true => prompt.text.trim().to_owned(),
-                false => format!("{} {}", instructions.trim(), prompt.text.trim()),
-            };
+            // Instructions may have several lines, and a prompt is printed with a colon of its own.
+            let words: Vec<&str> = instructions.split_whitespace().chain(prompt.text.split_whitespace()).collect();
+            let question = words.join(" ").trim_end_matches([':', ' ']).to_owned();
+            let shown: String = question.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+            if !self.questions.contains(&shown) {
+                self.questions.push(shown);
+            }
             match self.ssh_context.credentials.answer(&self.account, &question, !prompt.echo) {
                 Ok(Some(answer)) => answers.push(answer.reveal().to_owned()),
                 // With an empty answer the server refuses the login.
