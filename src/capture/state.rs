@@ -362,6 +362,9 @@ impl CaptureState {
     }
 }
 
+/// How often to try to create a capture's folder that other processes remove.
+const MOST_CREATIONS: u32 = 10;
+
 /// A capture's folder, and this process's lock on it.
 #[derive(Debug)]
 pub struct CaptureFile {
@@ -413,20 +416,34 @@ impl CaptureFile {
     /// Creates the folder of a new capture with an exclusive lock. The folder gets its name only after it is locked, so
     /// a capture without a state and without a lock is abandoned.
     pub(super) fn create(runtime: &RuntimeDirs) -> Result<CaptureFile> {
+        let mut attempts = 1..MOST_CREATIONS;
         loop {
-            let id = format!("c-{:08x}", rand::random::<u32>());
-            let (folder, unnamed) = (runtime.state_folder().join(&id), runtime.state_folder().join(format!(".{id}")));
-            fs::create_dir(&unnamed).map_err(Error::io("create", &unnamed))?;
-            crate::capture::runtime::set_mode(&unnamed, 0o700)?;
-            let mut file = CaptureFile::open_folder(&id, unnamed.clone())?;
-            file.lock_exclusive(Duration::ZERO)?;
-            match fs::rename(&unnamed, &folder) {
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => file.remove()?,
-                other => {
-                    other.map_err(Error::io("create", &folder))?;
-                    file.folder = folder;
-                    return Ok(file);
-                }
+            match CaptureFile::try_create(runtime) {
+                // On a busy host, another process may take a folder that is not yet locked for an abandoned one.
+                Err(Error::NoSuchCapture { .. }) if attempts.next().is_some() => {}
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound && attempts.next().is_some() => {}
+                Ok(None) => {}
+                Ok(Some(file)) => return Ok(file),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Returns `None` if the chosen ID is taken.
+    fn try_create(runtime: &RuntimeDirs) -> Result<Option<CaptureFile>> {
+        let id = format!("c-{:08x}", rand::random::<u32>());
+        let (folder, unnamed) = (runtime.state_folder().join(&id), runtime.state_folder().join(format!(".{id}")));
+        fs::create_dir(&unnamed).map_err(Error::io("create", &unnamed))?;
+        crate::capture::runtime::set_mode(&unnamed, 0o700)?;
+        let mut file = CaptureFile::open_folder(&id, unnamed.clone())?;
+        // `remove_nameless` of another process holds the lock for a moment to check whether the folder is abandoned.
+        file.lock_exclusive(Duration::from_secs(5))?;
+        match fs::rename(&unnamed, &folder) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => file.remove().map(|()| None),
+            other => {
+                other.map_err(Error::io("create", &folder))?;
+                file.folder = folder;
+                Ok(Some(file))
             }
         }
     }
@@ -578,10 +595,7 @@ pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
     for entry in fs::read_dir(runtime.state_folder()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_nameless = name.to_str().and_then(|name| name.strip_prefix('.')).is_some_and(is_capture_id);
-        let is_held = || {
-            let lock = File::open(entry.path().join("lock"));
-            lock.is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_err())
-        };
+        let is_held = || is_locked(&entry.path());
         if !is_nameless || is_held() {
             continue;
         }
@@ -590,6 +604,12 @@ pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Returns whether a process has locked a capture's folder. Holds the lock for a moment itself.
+fn is_locked(folder: &Path) -> bool {
+    let lock = File::open(folder.join("lock"));
+    lock.is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_err())
 }
 
 /// Whether this is `c-` and eight hex digits.
@@ -628,5 +648,27 @@ mod tests {
             removed.expect("remove");
         }
         assert_eq!(fs::read_dir(runtime.state_folder()).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn capture_is_created_while_another_process_looks_for_abandoned_ones() {
+        let root = tempfile::tempdir().expect("folder");
+        let runtime = RuntimeDirs::open_at(&root.path().join("state")).expect("runtime");
+        let is_over = AtomicBool::new(false);
+        let created: Vec<_> = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    for entry in fs::read_dir(runtime.state_folder()).into_iter().flatten().flatten() {
+                        is_locked(&entry.path());
+                    }
+                }
+            });
+            let created = (0..500).map(|_| CaptureFile::create(&runtime).and_then(CaptureFile::remove)).collect();
+            is_over.store(true, Ordering::Relaxed);
+            created
+        });
+        for result in created {
+            result.expect("a capture");
+        }
     }
 }
