@@ -316,7 +316,8 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let jobs = Jobs::of(data.path());
         assert!(jobs.all().unwrap().is_empty());
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let mut child =
+            std::process::Command::new("env").args(["--default-signal=INT", "sleep", "600"]).spawn().unwrap();
         jobs.begin(job("1a2b3c4d", child.id())).unwrap();
         let (mut own, mut records) = jobs.begin(job("1a2b9999", std::process::id())).unwrap();
         let failure = Record::Failure(crate::record::Failure { error: "no\nspace".into(), ..Default::default() });
