@@ -68,8 +68,10 @@ pub fn close_capture(
     file: CaptureFile,
     request: &CloseRequest,
 ) -> Result<ClosedCapture> {
-    file.lock_exclusive(request.wait)?;
+    // Before the lock: libvirt's embedded driver waits for the processes that have it open, and one of them may be
+    // about to close the capture.
     let machine = find_machine(runtime, hypervisor, &file.load()?)?;
+    file.lock_exclusive(request.wait)?;
     close_with_machine(runtime, machine.as_ref(), file, request)
 }
 
@@ -125,7 +127,9 @@ pub(super) fn clear_leftovers_locked(runtime: &RuntimeDirs, machine: &Machine) -
                 until: Some(state.lease_ends_at.to_rfc3339()),
             });
         }
-        file.lock_exclusive(Duration::from_secs(2))?;
+        // The guard may be releasing a capture whose opener was killed.
+        let wait = Duration::from_secs(if state.phase == Phase::Opening { 20 } else { 2 });
+        file.lock_exclusive(wait)?;
         tracing::info!("clearing capture {} of {}", state.id, state.machine);
         all.push(close_with_machine(runtime, Some(machine), file, &CloseRequest::default())?);
     }

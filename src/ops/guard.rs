@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  snapshot ─ starts ─→ guard ──┬ a process reads the capture ────→ renews the lease
-//!                        ↑      ├ no reader, the lease is over ───→ ends and releases the capture
+//!                        ↑      ├ the opening process was killed ─→ thaws the guest, releases the capture
+//!                        │      ├ no reader, the lease is over ───→ ends and releases the capture
 //!  hash, push, backup ───┘      ├ scratch space runs low ─────────→ ends the job; readers fail with "no space"
 //!   start it again if it        └ the capture is gone ────────────→ exits
 //!   was killed
@@ -96,14 +97,22 @@ pub(crate) fn is_available() -> bool {
     PROGRAM.get().is_some()
 }
 
-/// Starts a detached guard. If the capture has a guard already, the new one exits at once.
-pub(crate) fn start(file: &CaptureFile) -> Result<()> {
-    let Some(mut command) = command(file, &[]) else { return Ok(()) };
-    let spawned = command.spawn();
-    let mut child = spawned.map_err(|source| Error::NotStarted { program: "kvmb guard", source })?;
-    // Reaps the child. If the thread cannot start, a zombie stays until this process exits, which is harmless.
-    let _ = std::thread::Builder::new().spawn(move || child.wait());
-    Ok(())
+/// Returns the function that starts guards, if captures are guarded.
+pub(crate) fn starter() -> Option<fn(&CaptureFile)> {
+    is_available().then_some(start)
+}
+
+/// Starts a detached guard. If the capture has a guard already, the new one exits at once. Without a guard, a capture
+/// works as well, and a reader will try again.
+fn start(file: &CaptureFile) {
+    let Some(mut command) = command(file, &[]) else { return };
+    match command.spawn() {
+        Ok(mut child) => {
+            // Reaps the child. If the thread cannot start, a zombie stays until this process exits, which is harmless.
+            let _ = std::thread::Builder::new().spawn(move || child.wait());
+        }
+        Err(error) => tracing::warn!("capture {} has no guard: cannot start kvmb guard: {error}", file.id()),
+    }
 }
 
 fn command(file: &CaptureFile, arguments: &[&str]) -> Option<Command> {
@@ -163,9 +172,7 @@ fn watch(file: &CaptureFile, stop: &Stop, inner: &Stop, done: &AtomicBool) {
         let is_guarded = guard.is_some_and(|guard| guard.process.is_alive());
         if !is_guarded && started.is_none_or(|at| at.elapsed() > START_LIMIT) {
             started = Some(Instant::now());
-            if let Err(error) = start(file) {
-                tracing::warn!("capture {} has no guard: {error}", file.id());
-            }
+            start(file);
         }
         std::thread::park_timeout(LOOK);
     }
@@ -238,10 +245,29 @@ impl Guard {
     /// Performs one check. Returns false if there is nothing left to guard.
     fn look(&mut self, stop: &Stop) -> Result<bool> {
         let Ok(state) = self.file.load() else { return Ok(self.file.exists()) };
+        if state.phase == Phase::Opening {
+            return Ok(self.look_at_opener(stop));
+        }
         if state.phase == Phase::Open && !self.has_space(&state)? {
             self.end_job(&state, stop);
         }
         self.keep_lease(&state, stop)
+    }
+
+    /// Releases the capture if the process that was opening it is gone: it may have left the guest frozen. Returns
+    /// false if there is nothing left to guard.
+    fn look_at_opener(&mut self, stop: &Stop) -> bool {
+        if !is_time_to_try(self.tries, self.renewed.elapsed()) || self.file.is_in_use() {
+            return true;
+        }
+        // The opener notes that the capture is open before it unlocks the file.
+        if self.file.load().is_ok_and(|state| state.phase == Phase::Opening) {
+            tracing::info!("capture {} was not opened completely", self.file.id());
+            self.renewed = Instant::now();
+            self.tries = self.tries.saturating_add(1);
+            self.send(Errand::Release, stop);
+        }
+        self.file.exists()
     }
 
     fn has_space(&mut self, state: &CaptureState) -> Result<bool> {

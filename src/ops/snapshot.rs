@@ -8,8 +8,8 @@ use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
 use crate::capture::{
-    self, CaptureFile, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs,
-    clear_leftovers, open_capture,
+    self, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs, clear_leftovers,
+    open_capture,
 };
 use crate::failpoint::{self, Failpoint};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ pub(crate) fn snapshot(
         checkpoint: open.filter(|_| has_disks).map(|open| chain::checkpoint_name(open.repo.id(), now)),
         freeze: request.freeze,
         lease: request.lease,
-        guarded: guard::is_available(),
+        guard: guard::starter(),
         owned: request.owned,
         moving: false,
         repository: open.map(|open| open.repo.id().to_owned()),
@@ -87,16 +87,9 @@ pub(crate) fn snapshot(
         luks_key_files: request.luks_key_files.clone(),
     };
     let state = open_capture(runtime, machine, &request)?;
-    if !has_disks {
-        // Without disks, nothing needs to be kept open.
-        return Ok(state);
+    if has_disks {
+        failpoint::hit(Failpoint::CaptureOpen);
     }
-    let guarded = CaptureFile::open(runtime, &state.id).map_err(Error::from).and_then(|file| guard::start(&file));
-    if let Err(error) = guarded {
-        // A reader will start the guard again.
-        tracing::warn!("capture {} has no guard: {error}", state.id);
-    }
-    failpoint::hit(Failpoint::CaptureOpen);
     Ok(state)
 }
 

@@ -71,17 +71,25 @@ fn points_of_an_unfrozen_guest_contain_all_synced_files() {
 }
 
 #[test]
-fn next_run_thaws_a_guest_left_frozen_by_a_killed_run() {
+fn guest_left_frozen_by_a_killed_run_is_thawed_by_the_guard_or_the_next_run() {
     let env = Env::new("killed while frozen");
     let repo = init(&env);
     let guest = env.linux_guest_on_qcow2("linux", FreezeMode::Normal);
     backup(&guest, &repo);
-    for step in ["Frozen", "Begun"] {
+    for (step, is_guarded) in [("Frozen", true), ("Begun", true), ("Begun", false)] {
         guest.wait_for_more(2);
         let run = stopped_at(&guest, &repo, step, &[]).unwrap_or_else(|output| panic!("{output}"));
+        assert_is_frozen(&guest);
+        let guard = guard_of(&env);
+        if !is_guarded {
+            process::kill(guard);
+        }
         process::kill(run.pid());
         run.wait();
-        assert_is_frozen(&guest);
+        match is_guarded {
+            true => guest.wait_for_more(2),
+            false => assert_is_frozen(&guest),
+        }
         let point = backup(&guest, &repo);
         assert_eq!(point["consistency"], "filesystem");
         assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
@@ -163,6 +171,14 @@ fn guest_stopped_by_full_scratch_space_resumes_after_the_backup() {
     assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
     Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
     finish(&env, &[&repo]);
+}
+
+/// Returns the guard of the only capture.
+fn guard_of(env: &Env) -> i32 {
+    let record = || serde_json::from_str::<Value>(env.sh("cat run/kvmb/c-*/guard.json").run().stdout()).ok();
+    crate::support::wait_until("the capture has a guard", Duration::from_secs(60), || record().is_some());
+    let pid = record().and_then(|record| record["process"]["pid"].as_i64());
+    pid.and_then(|pid| i32::try_from(pid).ok()).expect("the guard's pid")
 }
 
 #[track_caller]

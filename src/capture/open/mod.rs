@@ -80,6 +80,9 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
         return Err(error);
     }
     file.unlock();
+    if !request.disks.is_empty() {
+        request.start_guard(&file);
+    }
     Ok(state)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::capture::agent::FreezeOptions;
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition, DiskSource, Layer};
 use crate::capture::images::{self, ImageIdentity};
-use crate::capture::state::{CaptureState, ReadMode, SkippedDisk};
+use crate::capture::state::{CaptureFile, CaptureState, ReadMode, SkippedDisk};
 
 /// What to capture, and how.
 #[derive(Debug, Clone)]
@@ -23,8 +23,8 @@ pub struct OpenRequest {
     pub freeze: FreezeOptions,
     /// How long the capture may stay open.
     pub lease: Duration,
-    /// Whether a guard ends the capture when its lease expires.
-    pub guarded: bool,
+    /// Starts the process that ends the capture when its lease expires, or if this process dies while it opens it.
+    pub guard: Option<fn(&CaptureFile)>,
     /// Whether the capture belongs to this process. Once the process is gone, any other may remove the capture.
     pub owned: bool,
     /// Whether to read the images as they are, even if the machine may be writing to them. The result is not of a
@@ -61,7 +61,7 @@ impl Default for OpenRequest {
             checkpoint: None,
             freeze: FreezeOptions::default(),
             lease: Duration::from_secs(6 * 3600),
-            guarded: false,
+            guard: None,
             owned: false,
             moving: false,
             repository: None,
@@ -73,11 +73,18 @@ impl Default for OpenRequest {
 }
 
 impl OpenRequest {
+    /// Starts the guard of a capture, unless it has one already.
+    pub(super) fn start_guard(&self, file: &CaptureFile) {
+        if let Some(start) = self.guard.filter(|_| file.guard().is_none()) {
+            start(file);
+        }
+    }
+
     /// The time after which a server of a stopped machine exits by itself. It is long if a guard renews the lease,
     /// because the server's own limit cannot be extended.
     pub(super) fn server_lease(&self) -> Duration {
         const GUARDED: Duration = Duration::from_secs(30 * 24 * 3600);
-        if self.guarded { GUARDED } else { self.lease }
+        if self.guard.is_some() { GUARDED } else { self.lease }
     }
 }
 

@@ -69,6 +69,10 @@ pub(super) fn open_running(
     }
     runtime::make_qemu_folder(&scratch, owner)?;
     failpoint::hit(Failpoint::CaptureNoted);
+    if thaw_due {
+        // If this process is killed while the guest is frozen, the guard thaws it.
+        request.start_guard(file);
+    }
     let begun = begin(machine, request, file, state)?;
     state.captured_at = begun.captured_at;
     state.consistency = begun.consistency;
