@@ -18,7 +18,7 @@ fn record(env: &Env) -> Value {
 }
 
 /// Returns the process of the only capture's guard.
-fn guard_pid(env: &Env) -> i32 {
+pub(crate) fn guard_pid(env: &Env) -> i32 {
     let mut pid = None;
     wait_until("there is a guard", Duration::from_secs(60), || {
         let written = record(env)["process"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use crate::guard::guard_pid;
 use crate::support::chains::*;
 use crate::support::guest::{Ext4, Mounted};
 use crate::support::{Env, FreezeMode, LinuxGuest, process};
@@ -80,7 +81,7 @@ fn guest_left_frozen_by_a_killed_run_is_thawed_by_the_guard_or_the_next_run() {
         guest.wait_for_more(2);
         let run = stopped_at(&guest, &repo, step, &[]).unwrap_or_else(|output| panic!("{output}"));
         assert_is_frozen(&guest);
-        let guard = guard_of(&env);
+        let guard = guard_pid(&env);
         if !is_guarded {
             process::kill(guard);
         }
@@ -171,14 +172,6 @@ fn guest_stopped_by_full_scratch_space_resumes_after_the_backup() {
     assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
     Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
     finish(&env, &[&repo]);
-}
-
-/// Returns the guard of the only capture.
-fn guard_of(env: &Env) -> i32 {
-    let record = || serde_json::from_str::<Value>(env.sh("cat run/kvmb/c-*/guard.json").run().stdout()).ok();
-    crate::support::wait_until("the capture has a guard", Duration::from_secs(60), || record().is_some());
-    let pid = record().and_then(|record| record["process"]["pid"].as_i64());
-    pid.and_then(|pid| i32::try_from(pid).ok()).expect("the guard's pid")
 }
 
 #[track_caller]

@@ -79,16 +79,20 @@ pub(crate) fn connect() -> Option<String> {
     std::env::var("KVMB_TEST_CONNECT").ok()
 }
 
+/// Returns the connection URI of all labs.
+pub(crate) fn uri() -> String {
+    connect().unwrap_or_else(|| format!("qemu:///embed?root={}", root().display()))
+}
+
 impl Lab {
     pub(crate) fn new(name: &str) -> Lab {
         crate::support::processor::settle();
         let root = root();
         let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
-        let uri = connect().unwrap_or_else(|| format!("qemu:///embed?root={}", root.display()));
         Lab {
             name: name.into(),
-            hypervisor: Hypervisor::open(Some(&uri)).unwrap(),
+            hypervisor: Hypervisor::open(Some(&uri())).unwrap(),
             runtime: RuntimeDirs::open_at(&folder.join("run")).unwrap().with_scratch_folder(folder.join("scratch")),
             folder,
         }

@@ -11,7 +11,7 @@ use kvmb::failpoint::Failpoint;
 use serde_json::{Value, json};
 
 use crate::support::backups::{backup, init, noise, stopped_at, text};
-use crate::support::guest::{make_ext4, prepared_parts};
+use crate::support::guest::{copied_system, make_ext4};
 use crate::support::machine::MachineBuilder;
 use crate::support::{Call, Disk, Env, Machine, Output, process, wait_until};
 
@@ -20,13 +20,13 @@ const LONG: Duration = Duration::from_secs(120);
 
 /// Creates a machine that boots the tests' kernel with this command line.
 fn linux<'e>(env: &'e Env, name: &str, words: &str) -> MachineBuilder<'e> {
-    let (parts, disk) = (prepared_parts(), env.disks().join(format!("{name}.img")));
+    let (system, disk) = (copied_system(env), env.disks().join(format!("{name}.img")));
     make_ext4(&disk, 96 << 20);
     env.machine(name)
         .memory_mib(256)
         .os_xml(&format!(
             "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd><cmdline>{words}</cmdline>",
-            parts.display()
+            system.display()
         ))
         .disk(Disk::existing(&disk, "raw"))
 }

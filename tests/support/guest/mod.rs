@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Disk, Env, Machine, Output, parts, wait_until};
+use super::{Disk, Env, Machine, Output, parts, set_mode, wait_until};
 
 /// How the guest agent reacts to a freeze request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl<'e> Deref for LinuxGuest<'e> {
 
 impl<'e> LinuxGuest<'e> {
     pub(super) fn boot(env: &'e Env, name: &str, freeze: FreezeMode, format: &str) -> LinuxGuest<'e> {
-        let parts = prepared_parts();
+        let system = copied_system(env);
         let raw = env.disks().join("linux.img");
         make_ext4(&raw, 96 << 20);
         let disk = match format {
@@ -67,7 +67,7 @@ impl<'e> LinuxGuest<'e> {
             .os_xml(&format!(
                 "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd>\
                  <cmdline>console=ttyS0 quiet panic=1 {mode}</cmdline>",
-                parts.display()
+                system.display()
             ))
             .devices_xml(&format!(
                 "<serial type='file'><source path='{}'/><target port='0'/></serial>\
@@ -238,7 +238,20 @@ pub fn make_ext4(image: &Path, size_bytes: u64) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Returns the folder with `vmlinuz` and `initramfs`, which are created on first use.
+/// Copies `vmlinuz` and `initramfs` and returns their folder. QEMU's user may not read the folder of the checkout, for
+/// example below `/root`, and libvirt changes the owner of the files.
+pub fn copied_system(env: &Env) -> PathBuf {
+    let (prepared, folder) = (prepared_parts(), env.path("boot"));
+    fs::create_dir_all(&folder).expect("cannot make a folder");
+    set_mode(&folder, 0o755);
+    for name in ["vmlinuz", "initramfs"] {
+        fs::copy(prepared.join(name), folder.join(name)).expect("cannot copy");
+        set_mode(&folder.join(name), 0o644);
+    }
+    folder
+}
+
+/// Returns the folder with `vmlinuz`, `initramfs` and the modules of the kernel, which are created on first use.
 pub fn prepared_parts() -> PathBuf {
     let folder = parts::cache_dir().join("guest");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/guest/build");
