@@ -139,7 +139,7 @@ fn english_spelling_is_correct() {
             "--ignore-words-list",
             "crate,fo,te,ser,nd,ba,bu,ot,tim,unx,fpr,timout,keep-alives,hda,\
             adresses,bloc,connexion,copie,formend,limite,mot,raison,restauration,\
-            adresse,celles,espace,exemple",
+            adresse,celles,espace,exemple,lien,processus,remplace,reste,servent,wronly",
         ])
         // French files.
         .args(["--skip", "src/console/french/*,src/console/pages/setting_words.rs,docs/guide.fr.md"])
