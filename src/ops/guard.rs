@@ -111,7 +111,10 @@ fn start(file: &CaptureFile) {
             // Reaps the child. If the thread cannot start, a zombie stays until this process exits, which is harmless.
             let _ = std::thread::Builder::new().spawn(move || child.wait());
         }
-        Err(error) => tracing::warn!("capture {} has no guard: cannot start kvmb guard: {error}", file.id()),
+        Err(source) => {
+            let error = Error::NotStarted { program: "kvmb guard", source };
+            tracing::warn!("capture {} has no guard: {error}", file.id());
+        }
     }
 }
 

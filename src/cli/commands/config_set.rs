@@ -1,6 +1,6 @@
 //! `kvmb config set`
 
-use crate::atomic_file;
+use crate::atomic_file::{self, folder_of};
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code, of_config};
 use crate::cli::folders;
@@ -165,10 +165,6 @@ fn listed(change: &Change, document: &Value) -> Value {
 fn difference(path: &Path, old: &str, new: &str) -> String {
     let name = path.display().to_string();
     TextDiff::from_lines(old, new).unified_diff().context_radius(3).header(&name, &name).to_string()
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Locks the folder, to serialise concurrent changes.

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::plan::{self, Packs};
+use super::plan::{KINDS, Packs, listed_twice};
 use crate::repo::index_builder::SourceFile;
 use crate::repo::index_file::{IndexFile, PendingIndex};
 use crate::repo::pack::PackEntry;
@@ -26,13 +26,13 @@ pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs, permit: &Pe
     let old: Vec<&SourceFile> = packs.old_index_files(index);
     let goes: HashSet<Id> =
         (0u32..).zip(index.pack_ids()).filter(|(number, _)| !packs.stays(*number)).map(|(_, id)| *id).collect();
-    let mut listed_twice = listed_twice(index);
+    let mut united = united(index);
     let (mut pending, mut new) = (PendingIndex::default(), Vec::new());
     for file in &old {
         let content: IndexFile = repo.load_unpacked(FileKind::Index, &file.id)?;
         for pack in content.packs.into_iter().filter(|pack| !goes.contains(&pack.id)) {
             // Taken by the first file that lists the pack.
-            let together = listed_twice.get_mut(&pack.id).map(std::mem::take);
+            let together = united.get_mut(&pack.id).map(std::mem::take);
             let blobs = together.as_ref().map_or(pack.blobs.len(), Vec::len);
             if pending.is_full_with(blobs) {
                 new.push(std::mem::take(&mut pending).save(repo, permit)?);
@@ -51,13 +51,13 @@ pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs, permit: &Pe
 }
 
 /// Returns all blobs of the packs that are listed more than once, in the order in which they lie in the pack.
-fn listed_twice(index: &Index) -> HashMap<Id, Vec<(BlobKind, PackEntry)>> {
-    let is_twice = plan::listed_twice(index);
+fn united(index: &Index) -> HashMap<Id, Vec<(BlobKind, PackEntry)>> {
+    let is_twice = listed_twice(index);
     let mut found: HashMap<Id, Vec<(BlobKind, PackEntry)>> = HashMap::new();
     if !is_twice.contains(&true) {
         return found;
     }
-    for kind in plan::KINDS {
+    for kind in KINDS {
         for entry in index.table(kind).iter().filter(|entry| is_twice[entry.pack as usize]) {
             let raw_length = Some(entry.raw_length).filter(|length| *length != 0);
             let blob = PackEntry { id: entry.id, offset: entry.offset, length: entry.length, raw_length };
