@@ -25,7 +25,7 @@ pub struct LeftOut {
     /// Another part of the machine. The machine needs `nvram` (firmware variables), `tpm`, `kernel` and `initrd`: if
     /// one of them is missing, a `failure` with the code `part_missing` follows the record of the new point, and the
     /// exit code is 3. The others may exist on the host to restore to: the words of `part` in `files`, `memory_device`,
-    /// `persistent_store`, and `drive` (of QEMU's command line).
+    /// `persistent_store`, `shared_folder` (virtiofs, 9p), and `drive` (of QEMU's command line).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// The file, device or folder of that part; the image or medium of a disk.

@@ -56,10 +56,13 @@ fn parts_left_out_by_rule_are_reported_without_failing_the_backup() {
          <target dev='sda' bus='sata'/><readonly/></disk>\
          <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}' startupPolicy='optional'/>\
          <target dev='sdb' bus='sata'/></disk>\
-         <interface type='user'><model type='virtio'/><rom file='{}'/></interface></devices>",
+         <interface type='user'><model type='virtio'/><rom file='{}'/></interface>\
+         <filesystem type='mount' accessmode='mapped'><source dir='{}'/><target dir='a'/></filesystem>\
+         <filesystem type='mount' accessmode='mapped'><source dir='/srv'/><target dir='b'/></filesystem></devices>",
         at("gone.iso"),
         at("gone.qcow2"),
-        at("gone.rom")
+        at("gone.rom"),
+        at("shared")
     );
     let arguments = format!(
         "<qemu:arg value='-drive'/><qemu:arg value='file={},if=none,id=extra,format=raw'/>\
@@ -77,6 +80,8 @@ fn parts_left_out_by_rule_are_reported_without_failing_the_backup() {
         ("option_rom", "No such file"),
         ("sda", "cdrom, its medium is missing"),
         ("sdb", "optional, its image is missing"),
+        ("shared_folder", "a folder of the host"),
+        ("shared_folder", "a folder of the host"),
     ];
     assert_eq!(reasons.len(), expected.len(), "{point:#}");
     for ((name, reason), (known, words)) in reasons.iter().zip(expected) {
@@ -84,10 +89,12 @@ fn parts_left_out_by_rule_are_reported_without_failing_the_backup() {
     }
     let listed = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().record_of("point");
     assert_eq!(listed["left_out"], point["left_out"]);
+    let table = env.kvmb(["points", "-o", "table", "-r", &env.repo()]).run().assert_ok();
+    assert_eq!(table.stdout().matches("shared_folder").count(), 1, "{table}");
 
     // `disks`, `doctor` and a dry run report it in advance.
     let disks = env.kvmb(["disks", "vm1"]).run().assert_ok();
-    for words in [&at("extra.img"), &large.display().to_string(), &at("gone.rom")] {
+    for words in [&at("extra.img"), &large.display().to_string(), &at("gone.rom"), &at("shared")] {
         assert!(disks.stderr().contains(words), "no {words}: {disks}");
     }
     let optional = disks.records().into_iter().find(|disk| disk["disk"] == "sdb").unwrap();
@@ -97,7 +104,7 @@ fn parts_left_out_by_rule_are_reported_without_failing_the_backup() {
     );
     let doctor = env.kvmb(["doctor", "vm1"]).run().assert_ok();
     let parts = doctor.records_of("check").into_iter().filter(|check| check["check"] == "part");
-    assert_eq!(parts.filter(|check| check["status"] == "warning").count(), 3, "{doctor}");
+    assert_eq!(parts.filter(|check| check["status"] == "warning").count(), 5, "{doctor}");
     let planned = env.kvmb(["backup", "vm1", "-n", "-r", &env.repo()]).run().assert_ok().record_of("action");
     assert_eq!(planned["skipped"].as_array().unwrap().len(), expected.len(), "{planned}");
 

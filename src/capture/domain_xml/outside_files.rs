@@ -1,15 +1,16 @@
 //! The files that a definition references other than disks, kernels and firmware variables: loader, option ROMs, ACPI
 //! tables, `fw_cfg` files … (pure).
 //!
-//! They are stored next to the definition, for hosts that lack them. Files that QEMU writes to, and drives that only
-//! occur in QEMU's arguments, are found too; a backup reports them as left out.
+//! They are stored next to the definition, for hosts that lack them. Files that QEMU writes to, drives that only occur
+//! in QEMU's arguments, and folders that the guest shares with the host are found too; a backup reports them as left
+//! out.
 //!
 //! | element | reference |
 //! | --- | --- |
 //! | `<os>` | `<loader>`, `<nvram template=…>`, `<dtb>`, `<acpi><table>` |
 //! | `<features><acpi>` | `<table>` |
 //! | `<sysinfo type='fwcfg'>` | `<entry file=…>` |
-//! | a device | `<rom file=…>`, `<script path=…>`; `<memory><source><path>`, `<pstore><path>` |
+//! | a device | `<rom file=…>`, `<script path=…>`; `<memory><source><path>`, `<pstore><path>`, `<filesystem><source dir=…>` |
 //! | `<qemu:commandline>` | `-fw_cfg`, `-acpitable`, `-smbios`, `-bios`, `-kernel`, `-initrd`, `-dtb`, `romfile=`; `-drive` and its like |
 
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub(crate) enum OutsideKind {
     Memory,
     /// The file that keeps the last messages of the guest's kernel.
     PersistentStore,
+    /// A folder of the host that the guest mounts (virtiofs, 9p).
+    SharedFolder,
     /// A drive in an argument of QEMU.
     Drive,
 }
@@ -58,6 +61,7 @@ impl OutsideKind {
             OutsideKind::Argument => "argument",
             OutsideKind::Memory => "memory_device",
             OutsideKind::PersistentStore => "persistent_store",
+            OutsideKind::SharedFolder => "shared_folder",
             OutsideKind::Drive => "drive",
         }
     }
@@ -76,13 +80,20 @@ impl OutsideKind {
             OutsideKind::Argument => "file of a QEMU argument",
             OutsideKind::Memory => "memory device",
             OutsideKind::PersistentStore => "persistent store",
+            OutsideKind::SharedFolder => "shared folder",
             OutsideKind::Drive => "drive of a QEMU argument",
         }
     }
 
-    /// Whether a backup stores such a file, because QEMU only reads it.
-    pub(crate) fn is_stored(self) -> bool {
-        !matches!(self, OutsideKind::Memory | OutsideKind::PersistentStore | OutsideKind::Drive)
+    /// Why a backup does not store such a file, or `None` if it does, because QEMU only reads it.
+    pub(crate) fn reason_not_stored(self) -> Option<&'static str> {
+        match self {
+            OutsideKind::Memory | OutsideKind::PersistentStore | OutsideKind::Drive => {
+                Some("it is not a disk of the definition, and the machine may write to it at any moment")
+            }
+            OutsideKind::SharedFolder => Some("it is a folder of the host, not a disk of the machine"),
+            _ => None,
+        }
     }
 }
 
@@ -164,6 +175,9 @@ pub(super) fn mentions<'a, 'i: 'a>(domain: Node<'a, 'i>) -> Vec<Mention<'a, 'i>>
     for device in devices {
         attribute(child(device, "rom"), "file", OutsideKind::OptionRom);
         attribute(child(device, "script"), "path", OutsideKind::Script);
+        if device.has_tag_name("filesystem") {
+            attribute(child(device, "source"), "dir", OutsideKind::SharedFolder);
+        }
     }
     for line in children(domain, "commandline") {
         let mut option = "";
@@ -261,7 +275,9 @@ mod tests {
             <devices><interface type='ethernet'><script path='/s/up'/><rom file='/r/net.rom'/></interface>\
             <hostdev mode='subsystem'><rom bar='off' file='/r/gpu.rom'/></hostdev>\
             <memory model='nvdimm'><source><path>/m/nvdimm</path></source></memory>\
-            <pstore backend='acpi-erst'><path>/p/erst</path></pstore></devices>\
+            <pstore backend='acpi-erst'><path>/p/erst</path></pstore>\
+            <filesystem type='mount'><source dir='/srv'/><target dir='share'/></filesystem>\
+            <filesystem type='mount'><source socket='/run/virtiofsd'/><target dir='b'/></filesystem></devices>\
             <qemu:commandline><qemu:arg value='-fw_cfg'/><qemu:arg value='name=opt/c,file=/f/c,,d'/>\
             <qemu:arg value='-acpitable'/><qemu:arg value='sig=MSDM,file=/t/msdm'/>\
             <qemu:arg value='-device'/><qemu:arg value='e1000,romfile=/r/e.rom,id=x'/>\
@@ -285,6 +301,7 @@ mod tests {
             ("option_rom", "/r/net.rom"),
             ("script", "/s/up"),
             ("option_rom", "/r/gpu.rom"),
+            ("shared_folder", "/srv"),
             ("fw_cfg", "/f/c,d"),
             ("acpi_table", "/t/msdm"),
             ("option_rom", "/r/e.rom"),

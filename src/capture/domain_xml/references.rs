@@ -131,7 +131,7 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
     for (path, what) in [(&definition.kernel, "kernel"), (&definition.initrd, "initrd")] {
         found.extend(path.iter().map(|path| Reference::File { what, path: path.clone() }));
     }
-    let files = mentions(domain).into_iter().filter(|mention| mention.kind.is_stored());
+    let files = mentions(domain).into_iter().filter(|mention| mention.kind.reason_not_stored().is_none());
     found.extend(files.map(|file| match file.kind {
         OutsideKind::NvramTemplate => {
             let source = definition.nvram.as_ref().and_then(|nvram| nvram.source.as_ref());

@@ -123,11 +123,11 @@ pub(in crate::capture) fn missing_parts(
     }
     let mut left_out = Vec::new();
     for OutsideFile { kind, path } in outside_files(xml).unwrap_or_default() {
-        let looked = match kind.is_stored() {
-            true => safe_path::open_file(&path, false)
+        let looked = match kind.reason_not_stored() {
+            None => safe_path::open_file(&path, false)
                 .and_then(|file| size_of(file, &path, LARGEST_OUTSIDE_FILE_BYTES).map(drop))
                 .map_err(|error| error.to_string()),
-            false => Err(NOT_STORED.to_owned()),
+            Some(reason) => Err(reason.to_owned()),
         };
         if let Err(reason) = looked {
             left_out.push(OutsideLeftOut { part: kind.word().to_owned(), origin: path, reason });
@@ -135,9 +135,6 @@ pub(in crate::capture) fn missing_parts(
     }
     (missing, left_out)
 }
-
-/// Why files that QEMU writes to and that are not disks of the definition are left out.
-const NOT_STORED: &str = "it is not a disk of the definition, and the machine may write to it at any moment";
 
 /// The parts that are single files.
 fn parts(definition: &Definition, live: &Definition) -> Vec<CopyPart> {
@@ -213,9 +210,9 @@ fn copy_outside(file: &CaptureFile, state: &mut CaptureState) {
     let mut copied_bytes = 0;
     for OutsideFile { kind, path } in files {
         let part = kind.word().to_owned();
-        let copied = match kind.is_stored() {
-            false => Err(NOT_STORED.to_owned()),
-            true => {
+        let copied = match kind.reason_not_stored() {
+            Some(reason) => Err(reason.to_owned()),
+            None => {
                 let name = name_of_copy(&path, &state.outside);
                 let limit_bytes = LARGEST_OUTSIDE_FILE_BYTES.min(MOST_OUTSIDE_BYTES - copied_bytes);
                 copy_one_outside(&path, &folder, &name, limit_bytes)

@@ -276,8 +276,12 @@ fn words(finding: &Finding, shell: &ShellCommands) -> CheckWords {
         }
         CheckSubject::OutsideLeftOut(file) => {
             let part = file.part.replace('_', " ");
-            CheckWords::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason))
-                .hint("keep a copy of it elsewhere, or remove it from the definition")
+            CheckWords::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason)).hint(
+                match file.part.as_str() {
+                    "shared_folder" => "back it up on this host, for example with restic",
+                    _ => "keep a copy of it elsewhere, or remove it from the definition",
+                },
+            )
         }
         CheckSubject::InternalSnapshots { names, has_checkpoints } => {
             let names = names.join(", ");

@@ -471,8 +471,11 @@ fn point_state(point: &crate::record::Point) -> String {
     }
     let mut words = vec![consistency(&point.consistency).to_owned()];
     words.extend(point.pinned.then(|| "pinned".to_owned()));
-    let left_out = point.left_out.iter().filter_map(|left_out| left_out.disk.as_ref().or(left_out.part.as_ref()));
-    let left_out: Vec<&str> = left_out.map(String::as_str).collect();
+    let mut left_out: Vec<&str> = Vec::new();
+    for part in &point.left_out {
+        let name = part.disk.as_deref().or(part.part.as_deref());
+        left_out.extend(name.filter(|name| !left_out.contains(name)));
+    }
     if !left_out.is_empty() {
         words.push(format!("without {}", left_out.join(" ")));
     }

@@ -460,6 +460,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "keep a copy of it elsewhere, or remove it from the definition",
         "gardez-en une copie ailleurs, ou retirez-le de la définition",
     ),
+    ("back it up on this host, for example with restic", "sauvegardez-le sur cet hôte, par exemple avec restic"),
     ("firmware variables", "variables du micrologiciel"),
     ("kernel", "noyau"),
     ("initial RAM disk", "disque mémoire initial"),
