@@ -12,9 +12,13 @@
 //! A point that is dated in the future was made, or is judged, by a clock that is wrong. It is kept, and all rules
 //! ignore it, so that it does not displace a point with a correct date.
 //!
+//! A point that leaves out a disk, or another part of the machine, does not displace points that have it: for each such
+//! part, the rules are also applied to the points that do not leave it out, as if there were no others. Otherwise a
+//! backup of one disk could expire all points of the others.
+//!
 //! A point is kept if any rule keeps it. `0` is a rule that keeps nothing, and a policy without other rules is no
-//! policy: nothing is removed. Except for points dated in the future, all of this matches what `restic forget` does
-//! with the options of the same names, even where it may surprise:
+//! policy: nothing is removed. Except for points dated in the future and parts that are left out, all of this matches
+//! what `restic forget` does with the options of the same names, even where it may surprise:
 //!
 //! - The hour, day … of a point is that of the local clock when and where it was taken, as its time and offset say.
 //! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before, even
@@ -31,7 +35,7 @@ mod second_tier;
 pub(crate) use second_tier::{FirstTierPoint, await_copy};
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -325,6 +329,8 @@ pub(crate) struct Candidate {
     pub(crate) awaits_copy: bool,
     /// Whether its machine no longer exists, and the user did not allow removing its points.
     pub(crate) outlives_machine: bool,
+    /// The disks and other parts that it leaves out, and that other points of the machine have.
+    pub(crate) lacks: BTreeSet<String>,
 }
 
 /// The verdict on a point.
@@ -343,6 +349,8 @@ pub(crate) enum Reason {
     Rule(Rule),
     /// The rule has not reached its count at the oldest point of all.
     Oldest(Rule),
+    /// A rule keeps it among the points that have a part which others leave out.
+    MoreComplete(Rule),
     Pinned,
     /// A machine runs on it.
     Restoring,
@@ -416,10 +424,18 @@ impl fmt::Display for Rule {
 }
 
 impl Reason {
+    /// Returns the reason of a point that is kept only among those with a part that others leave out.
+    fn among_more_complete(self) -> Reason {
+        match self {
+            Reason::Rule(rule) | Reason::Oldest(rule) => Reason::MoreComplete(rule),
+            other => other,
+        }
+    }
+
     /// Returns the word for programs.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Reason::Rule(rule) | Reason::Oldest(rule) => rule.word(),
+            Reason::Rule(rule) | Reason::Oldest(rule) | Reason::MoreComplete(rule) => rule.word(),
             Reason::Pinned => "pinned",
             Reason::Restoring => "restoring",
             Reason::LastGood => "last_good",
@@ -438,6 +454,7 @@ impl fmt::Display for Reason {
         match self {
             Reason::Rule(rule) => rule.fmt(f),
             Reason::Oldest(rule) => write!(f, "{rule} (oldest of all)"),
+            Reason::MoreComplete(rule) => write!(f, "{rule} (with a part that later points leave out)"),
             Reason::Pinned => f.write_str("pinned"),
             Reason::Restoring => f.write_str("a machine runs on it until its live restore has ended"),
             Reason::LastGood => f.write_str("last good point of the machine"),
@@ -466,13 +483,18 @@ pub(crate) fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &imp
             numbers.into_iter().partition(|number| points[*number].taken_at <= now);
         future.into_iter().for_each(|number| reasons[number].push(Reason::Future));
         numbers.sort_by_key(|number| std::cmp::Reverse(points[*number].taken_at));
-        let times: Vec<Time> = numbers.iter().map(|number| points[*number].taken_at).collect();
-        for (number, found) in numbers.iter().zip(apply(policy, &times, zone)) {
+        for (number, found) in numbers.iter().zip(judge_in_order(policy, points, &numbers, zone)) {
             reasons[*number] = found;
         }
-        let last_good = numbers.iter().find(|number| !points[**number].is_damaged);
-        if let Some(number) = last_good.filter(|number| reasons[**number].is_empty()) {
-            reasons[*number].push(Reason::LastGood);
+        let lacking: BTreeSet<&String> = numbers.iter().flat_map(|number| &points[*number].lacks).collect();
+        for part in lacking {
+            let having: Vec<usize> =
+                numbers.iter().copied().filter(|number| !points[*number].lacks.contains(part)).collect();
+            for (number, found) in having.iter().zip(judge_in_order(policy, points, &having, zone)) {
+                if reasons[*number].is_empty() {
+                    reasons[*number] = found.into_iter().map(Reason::among_more_complete).collect();
+                }
+            }
         }
     }
     let verdict = |(point, mut reasons): (&Candidate, Vec<Reason>)| {
@@ -490,6 +512,17 @@ pub(crate) fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &imp
         RetentionDecision { keep, reasons }
     };
     points.iter().zip(reasons).map(verdict).collect()
+}
+
+/// Returns why each of these points is kept, if there were no others. `numbers` are sorted newest first.
+fn judge_in_order(policy: &Policy, points: &[Candidate], numbers: &[usize], zone: &impl TimeZone) -> Vec<Vec<Reason>> {
+    let times: Vec<Time> = numbers.iter().map(|number| points[*number].taken_at).collect();
+    let mut reasons = apply(policy, &times, zone);
+    let last_good = numbers.iter().position(|number| !points[*number].is_damaged);
+    if let Some(position) = last_good.filter(|position| reasons[*position].is_empty()) {
+        reasons[position].push(Reason::LastGood);
+    }
+    reasons
 }
 
 /// Returns the rules that keep each of a machine's points. `times` are sorted newest first.

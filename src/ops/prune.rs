@@ -24,7 +24,7 @@ use crate::repo::{
     Repository, is_no_space,
 };
 use crate::retention::{Candidate, Policy, Reason, RetentionDecision, judge};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The known machines of this host.
@@ -306,6 +306,26 @@ impl MachinePoints {
         groups
     }
 
+    /// The disks and other parts that each point leaves out although another one has them. A part that no point has,
+    /// such as a CD-ROM, distinguishes none.
+    fn lacking(&self) -> Vec<BTreeSet<String>> {
+        let disk = |name: &str| format!("disk {name}");
+        let had: HashSet<String> = (self.points.iter())
+            .flat_map(|(_, manifest)| {
+                let disks = manifest.disks.iter().map(|its| disk(&its.disk));
+                disks.chain(manifest.files.iter().map(|file| file.role.word().to_owned()))
+            })
+            .collect();
+        let lacks = |(_, manifest): &(PointRef, Manifest)| {
+            let parts = manifest.left_out.iter().filter_map(|part| match &part.disk {
+                Some(name) => Some(disk(name)),
+                None => part.part.clone(),
+            });
+            parts.filter(|part| had.contains(part)).collect()
+        };
+        self.points.iter().map(lacks).collect()
+    }
+
     /// The machine's name in its newest point.
     fn name(&self) -> &str {
         self.points.last().map_or("", |(point, _)| point.machine())
@@ -365,11 +385,12 @@ fn judge_points(
             Some(verifier) => newest_damaged(verifier, &group, now, stop)?,
             None => HashSet::new(),
         };
+        let lacking = group.lacking();
         let awaits_copy = match &mut second {
             Some(second) => second.await_copy(&group, now)?,
             None => vec![false; group.points.len()],
         };
-        for ((point, manifest), awaits_copy) in group.points.into_iter().zip(awaits_copy) {
+        for (((point, manifest), awaits_copy), lacks) in group.points.into_iter().zip(awaits_copy).zip(lacking) {
             candidates.push(Candidate {
                 machine: number.to_string(),
                 taken_at: point.snapshot.time,
@@ -378,6 +399,7 @@ fn judge_points(
                 is_damaged: damaged.contains(&point.id),
                 awaits_copy,
                 outlives_machine,
+                lacks,
             });
             judged.push((point, manifest));
         }
@@ -435,15 +457,27 @@ fn outlives_machine(group: &MachinePoints, request: &PruneRequest) -> bool {
     is_of_this_host && !is_named && !lives
 }
 
-/// Returns the damaged points that are newer than the newest intact one, except those dated in the future. No chunk is
-/// read, because this only determines which point may be the last usable one.
+/// Returns the damaged points that are newer than the newest intact one, except those dated in the future; also among
+/// the points that have a part which others leave out. No chunk is read, because this only determines which points may
+/// be the last usable ones.
 fn newest_damaged(verifier: &mut Verifier, group: &MachinePoints, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
     let mut damaged = HashSet::new();
-    for (point, _) in group.points.iter().rev().filter(|(point, _)| point.snapshot.time <= now) {
-        if verifier.verify(point, &Silent, stop)?.damage.is_empty() {
-            break;
+    let lacking = group.lacking();
+    // The parts for which no intact point was found yet.
+    let mut open: BTreeSet<&String> = lacking.iter().flatten().collect();
+    let mut is_any_intact = false;
+    let points = group.points.iter().zip(&lacking).rev();
+    for ((point, _), lacks) in points.filter(|((point, _), _)| point.snapshot.time <= now) {
+        if is_any_intact && open.iter().all(|part| lacks.contains(*part)) {
+            continue;
         }
-        damaged.insert(point.id);
+        match verifier.verify(point, &Silent, stop)?.damage.is_empty() {
+            true => {
+                is_any_intact = true;
+                open.retain(|part| lacks.contains(*part));
+            }
+            false => drop(damaged.insert(point.id)),
+        }
     }
     Ok(damaged)
 }

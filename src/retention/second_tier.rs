@@ -13,6 +13,7 @@
 use super::{Candidate, Policy, judge};
 use crate::record::Time;
 use chrono::TimeZone;
+use std::collections::BTreeSet;
 
 /// A point of one machine in the first tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(crate) fn await_copy(
         is_damaged: false,
         awaits_copy: false,
         outlives_machine: false,
+        // Only what a prune of that tier keeps by its rules for all points is copied again.
+        lacks: BTreeSet::new(),
     };
     let candidates: Vec<Candidate> = (here.iter().map(|point| candidate(point.taken_at, point.is_pinned)))
         .chain(only_there.iter().map(|taken_at| candidate(*taken_at, false)))
@@ -163,6 +166,7 @@ mod tests {
                     is_damaged: false,
                     awaits_copy: false,
                     outlives_machine: false,
+                    lacks: BTreeSet::new(),
                 }).collect();
                 for (at, verdict) in there.into_iter().zip(judge(&second, &candidates, day(31), &Utc)) {
                     points[at].is_copied = verdict.keep;

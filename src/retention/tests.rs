@@ -51,6 +51,7 @@ fn candidate(machine: &str, taken_at: Time) -> Candidate {
         is_damaged: false,
         awaits_copy: false,
         outlives_machine: false,
+        lacks: BTreeSet::new(),
     }
 }
 
@@ -326,6 +327,40 @@ fn protected_points_are_kept_by_any_policy() {
 }
 
 #[test]
+fn point_without_a_disk_does_not_displace_points_that_have_it() {
+    let at = |day: u32, hour: u32| time(&format!("2026-05-{day:02}T{hour:02}:00:00+02:00"));
+    let whole = |day, hour| candidate("vm", at(day, hour));
+    let without = |part: &str, day, hour| Candidate { lacks: [part.to_owned()].into(), ..whole(day, hour) };
+    // Everything is backed up at night, and one disk in addition during the day.
+    let points = [
+        whole(1, 2),
+        without("vdb", 1, 14),
+        whole(2, 2),
+        without("vdb", 2, 14),
+        without("vdb", 2, 15),
+        without("vda", 2, 16),
+        without("vdb", 3, 14),
+        without("vdb", 3, 15),
+    ];
+    let reasons = |rules: &str, points: &[Candidate]| -> Vec<Vec<Reason>> {
+        judge(&policy(rules), points, now(), &Berlin).into_iter().map(|verdict| verdict.reasons).collect()
+    };
+    let (expired, more) = (vec![Reason::Expired], |rule| vec![Reason::MoreComplete(rule)]);
+    let last = reasons("last=1", &points);
+    assert_eq!(last[5..], [more(Rule::Last), expired.clone(), vec![Reason::Rule(Rule::Last)]]);
+    assert!(last[..5].iter().all(|reasons| *reasons == expired), "{last:?}");
+    let daily = reasons("daily=2", &points);
+    assert_eq!(daily[0], more(Rule::Daily), "the last one with vdb");
+    assert_eq!(daily[1..4], [expired.clone(), expired.clone(), expired], "{daily:?}");
+    assert_eq!(daily[4], more(Rule::Daily), "the last one with vda");
+    assert_eq!(daily[5], [Reason::Rule(Rule::Daily)]);
+    // The last good point has everything.
+    let mut damaged = points.to_vec();
+    damaged[5].is_damaged = true;
+    assert_eq!(reasons("last=1", &damaged)[2], [Reason::LastGood]);
+}
+
+#[test]
 fn policy_is_parsed_from_the_configuration() {
     let read = |json: &str| serde_json::from_str::<Policy>(json);
     let json = r#"{"keep_last":3,"keep_daily":"unlimited","keep_within":"1y6m14d12h"}"#;
@@ -393,6 +428,8 @@ prop_compose! {
                 is_damaged: flags[1],
                 awaits_copy: rare == 0 && flags[2],
                 outlives_machine: rare == 0 && flags[3],
+                lacks: [(2, "vda"), (3, "vdb")].iter().filter(|(of, _)| *of == rare && flags[0])
+                    .map(|(_, disk)| (*disk).to_owned()).collect(),
             }
         };
         points.into_iter().map(point).collect()

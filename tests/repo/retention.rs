@@ -139,6 +139,30 @@ fn retention_rules_remove_points_and_the_chain_continues() {
 }
 
 #[test]
+fn backup_of_one_disk_does_not_expire_the_other_disks() {
+    let env = Env::new("prune chosen disks");
+    init(&env);
+    let machine = env.machine("vm1").disk(Disk::raw(MIB)).disk(Disk::raw(MIB)).define();
+    let backup = |disks: &[&str]| {
+        let call = env.kvmb(["backup", machine.name(), "-r", &env.repo()]).args(disks);
+        text(&call.run().assert_ok().record_of("point"), "point").to_owned()
+    };
+    let (old, whole) = (backup(&[]), backup(&[]));
+    let (other, newest) = (backup(&["--exclude-disk", "vdb"]), backup(&["--disk", "vda"]));
+    let planned = prune(&env, &["--keep-last", "1", "-n", "-o", "table"]).assert_ok();
+    assert!(planned.stdout().contains("last (with a part that later points leave out)"), "{planned}");
+    let (gone, kept) = verdicts(&prune(&env, &["--keep-last", "1", "-n"]).assert_ok());
+    assert_eq!(gone, [old.clone(), other.clone()].into());
+    assert_eq!(kept.into_keys().collect::<BTreeSet<_>>(), [whole.clone(), newest.clone()].into());
+    prune(&env, &["--keep-last", "1"]).assert_ok();
+    assert_eq!(points(&env), [whole, newest]);
+    // A new point of everything replaces both.
+    let all = backup(&[]);
+    prune(&env, &["--keep-last", "1"]).assert_ok();
+    assert_eq!(points(&env), [all]);
+}
+
+#[test]
 fn pinned_point_is_kept_and_found_by_either_id() {
     let env = Env::new("pinned");
     init(&env);

@@ -232,6 +232,7 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("keep: {}", "reste\u{a0}: {}"),
     ("remove: {}", "part\u{a0}: {}"),
     ("{} (oldest of all)", "{} (le plus ancien)"),
+    ("{} (with a part that later points leave out)", "{} (avec une partie que les points suivants excluent)"),
     ("last", "dernier"),
     ("hourly", "horaire"),
     ("daily", "quotidien"),
