@@ -40,6 +40,31 @@ fn fresh_host_has_no_backups_and_asks_for_no_password() {
 }
 
 #[test]
+fn default_repository_that_is_not_mounted_is_not_created_again() {
+    let env = Env::new("default unmounted");
+    let _machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    let backup = || env.kvmb(["backup", "kvmb-test-vm1"]).run();
+    let point = backup().assert_ok().record_of("point");
+    // The mount point is empty, or missing.
+    let (folder, disk) = (env.path("data/repo"), env.path("disk"));
+    std::fs::rename(&folder, &disk).expect("rename");
+    for is_there in [true, false] {
+        if is_there {
+            std::fs::create_dir(&folder).expect("mkdir");
+        }
+        let failure = backup().assert_code(1).record_of("failure");
+        assert_eq!(failure["code"], "no_repository", "{failure}");
+        assert!(failure["hint"].as_str().unwrap().contains("mounted"), "{failure}");
+        assert!(std::fs::read_dir(&folder).is_ok_and(|mut files| files.next().is_none()) == is_there);
+        if is_there {
+            std::fs::remove_dir(&folder).expect("rmdir");
+        }
+    }
+    std::fs::rename(&disk, &folder).expect("rename");
+    assert_eq!(backup().assert_ok().record_of("point")["parent"], point["point"]);
+}
+
+#[test]
 fn refused_first_connection_fails_at_once_on_a_terminal() {
     let env = Env::new("refused");
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");

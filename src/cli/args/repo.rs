@@ -8,6 +8,7 @@ use crate::cli::folders::{cache_folder, data_folder, make_data_folder, state_fol
 use crate::cli::terminal::prompt;
 use crate::cli::terminal::secret;
 use crate::cli::terminal::stderr::say;
+use crate::history::History;
 use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, HandedKey, KeyCache, Password, Presence, Repository};
 use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
@@ -168,6 +169,12 @@ impl DefaultRepo {
         }
         self.key_file.exists().then(|| secret::from_file(&self.key_file, limit)).transpose()
     }
+}
+
+/// Whether this host has stored points in the repository with this address.
+fn was_used(url: &str) -> bool {
+    let memories = state_folder().map(|folder| History::of(&folder, url).all().0).unwrap_or_default();
+    memories.iter().any(|memory| memory.newest_point.is_some())
 }
 
 /// Whether a generated key file is so short and so recent that another run may still be writing it.
@@ -357,9 +364,20 @@ impl RepoArgs {
 
     /// Opens the repository for storing, and creates the default repository if it does not exist. One of several
     /// concurrent runs creates it, and the others use it.
+    ///
+    /// If this host has already stored points in it, it is not created again: its file system is not mounted, or it was
+    /// removed. A new one would hide that.
     pub(crate) fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
-        if self.is_named() || Repository::presence(&*self.storage(context)?)? == Presence::Repository {
+        if self.is_named() {
             return self.open(context);
+        }
+        let storage = self.storage(context)?;
+        // Read before the presence is checked: a concurrent run may be creating the repository.
+        let was_used = was_used(&storage.url());
+        match Repository::presence(&*storage)? {
+            Presence::Repository => return self.open(context),
+            Presence::Nothing if was_used => return Err(repo::Error::NoRepository { url: storage.url() }.into()),
+            _ => {}
         }
         match self.try_to_create_default(context)? {
             Err(repo::Error::AlreadyExists { found: FileKind::Config, .. }) => self.open(context),
