@@ -5,6 +5,9 @@
 //! another machine took over the name. Manifests that this host has cached are not read again, and the index is loaded
 //! only if a manifest must be read from the repository. No lock is taken: the results are only reported, and a prune
 //! may run concurrently.
+//!
+//! A point that is dated in the future was made by a clock that was wrong. It is the newest point only if the machine
+//! has no other: otherwise it would hide for years that no points are made any more.
 
 use super::inventory::host_name;
 use super::manifest::Manifest;
@@ -13,8 +16,12 @@ use super::{Error, Monitor, Result};
 use crate::ops::points::lineage::{Lineage, Origin, lineages};
 use crate::record::Time;
 use crate::repo::{DamagedSnapshot, Id, Index, Repository};
+use chrono::TimeDelta;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+
+/// How far the clocks of hosts may differ before a point is considered to be dated in the future.
+pub(crate) const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// The newest point of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +36,16 @@ pub(crate) struct Newest {
     pub(crate) captured_at: Time,
     /// The number of points of that host with the machine's name.
     pub(crate) points: usize,
+    /// The number of those that are dated in the future.
+    pub(crate) future_points: usize,
 }
 
 /// The points of a repository by the names of their machines.
 pub(crate) struct LatestPoints<'r> {
     repo: &'r Repository,
     monitor: &'r dyn Monitor,
+    /// Later points are dated in the future.
+    latest_time: Time,
     /// `None` until a manifest must be read.
     index: Option<Arc<Index>>,
     /// The points of each name on each host, oldest first.
@@ -49,7 +60,7 @@ pub(crate) struct LatestPoints<'r> {
 
 impl<'r> LatestPoints<'r> {
     /// Lists the snapshots.
-    pub(crate) fn look(repo: &'r Repository, monitor: &'r dyn Monitor) -> Result<LatestPoints<'r>> {
+    pub(crate) fn look(repo: &'r Repository, monitor: &'r dyn Monitor, now: Time) -> Result<LatestPoints<'r>> {
         let (all, damaged) = points::list(repo)?;
         let mut by_name: BTreeMap<_, Vec<PointRef>> = BTreeMap::new();
         for point in all {
@@ -57,7 +68,8 @@ impl<'r> LatestPoints<'r> {
             by_name.entry(name).or_default().push(point);
         }
         let (origins, unreadable) = (HashMap::new(), Vec::new());
-        Ok(LatestPoints { repo, monitor, index: None, by_name, origins, damaged, unreadable })
+        let latest_time = now + CLOCK_TOLERANCE;
+        Ok(LatestPoints { repo, monitor, latest_time, index: None, by_name, origins, damaged, unreadable })
     }
 
     /// Whether the repository has a point with this id, or had it before the point was pinned or copied.
@@ -141,10 +153,13 @@ impl<'r> LatestPoints<'r> {
         Ok(lineages(origins.iter().map(|(point, origin)| (*point, origin))))
     }
 
-    /// Returns the newest readable point of a name on a host; with `uuid`, the newest one of that machine.
+    /// Returns the newest readable point of a name on a host; with `uuid`, the newest one of that machine. Points that
+    /// are dated in the future are the last resort.
     fn newest_under(&mut self, name: &(String, String), uuid: Option<&str>) -> Result<Option<Newest>> {
         let Some(points) = self.by_name.get(name).cloned() else { return Ok(None) };
-        for point in points.iter().rev() {
+        let (past, future): (Vec<&PointRef>, Vec<&PointRef>) =
+            points.iter().partition(|point| point.snapshot.time <= self.latest_time);
+        for point in past.into_iter().rev().chain(future.iter().copied().rev()) {
             let Some(origin) = self.origin(point)? else { continue };
             if uuid.is_none_or(|uuid| uuid == origin.uuid) {
                 return Ok(Some(Newest {
@@ -154,6 +169,7 @@ impl<'r> LatestPoints<'r> {
                     point: point.id.to_string(),
                     captured_at: point.snapshot.time,
                     points: points.len(),
+                    future_points: future.len(),
                 }));
             }
         }

@@ -195,6 +195,23 @@ fn machine_sizes_in_stats_match_restic() {
 }
 
 #[test]
+fn point_dated_in_the_future_does_not_hide_that_backups_stopped() {
+    parts::require(&["faketime"]);
+    let env = Env::new("future point");
+    let repo = init(&env);
+    env.machine("web").disk(Disk::qcow2(MIB)).define();
+    // The clock was wrong once, and was corrected; later the backups stopped.
+    backup_on(&env, "host-a", "web", &repo, "+400d");
+    let newest = backup_on(&env, "host-a", "web", &repo, "-80h");
+    let output = env.kvmb_on("host-a", ["status", "--all-hosts", "-r", &repo]).run().assert_code(1);
+    let checks = output.records_of("check");
+    let machine = record(&checks, &[("check", "backup"), ("target", "web")]);
+    assert_eq!((&machine["status"], &machine["newest_point"]), (&"critical".into(), &newest["point"]), "{output}");
+    assert!(machine["detail"].as_str().expect("detail").contains("1 point is dated in the future"), "{output}");
+    assert_eq!(record(&checks, &[("check", "host")])["status"], "critical", "{output}");
+}
+
+#[test]
 fn backup_with_a_wrong_clock_warns_or_is_refused() {
     parts::require(&["faketime"]);
     let env = Env::new("clock");

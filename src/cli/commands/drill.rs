@@ -193,7 +193,7 @@ impl DrillArgs {
     }
 
     fn newest_of_this_host(&self, context: &Context, open: &OpenForDrill) -> Result<Vec<DrillCandidate>, CliError> {
-        let mut latest = LatestPoints::look(&open.repo, &context.monitor)?;
+        let mut latest = LatestPoints::look(&open.repo, &context.monitor, HistoryRecorder::now())?;
         let (all, this_host) = (latest.newest_of_all()?, host_name());
         let mut chosen = Vec::new();
         for newest in all.into_iter().filter(|newest| newest.host == this_host) {

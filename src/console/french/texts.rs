@@ -300,6 +300,11 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "the newest point is dated in the future; check the clocks",
         "le point le plus récent est daté du futur\u{202f}; vérifiez les horloges",
     ),
+    ("1 point is dated in the future; check the clocks", "1 point est daté du futur\u{202f}; vérifiez les horloges"),
+    (
+        "{} points are dated in the future; check the clocks",
+        "{} points sont datés du futur\u{202f}; vérifiez les horloges",
+    ),
     ("being backed up by {}, {} % read", "en cours de sauvegarde par {}, lue à {}\u{202f}%"),
     ("being backed up by {}", "en cours de sauvegarde par {}"),
     ("process {} since {}", "le processus {} depuis {}"),

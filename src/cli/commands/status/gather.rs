@@ -243,7 +243,7 @@ pub(super) fn look<'r>(
     asked: &'r Asked,
 ) -> (Option<LatestPoints<'r>>, Option<CliError>) {
     let looked = match asked {
-        Ok(repo) => LatestPoints::look(repo, &context.monitor).map_err(CliError::from),
+        Ok(repo) => LatestPoints::look(repo, &context.monitor, Local::now().fixed_offset()).map_err(CliError::from),
         Err(error) => Err(error.clone()),
     };
     match looked {
@@ -407,6 +407,7 @@ fn of_memory(memory: &MachineMemory) -> Option<Newest> {
         point: point.point.clone(),
         captured_at: point.captured_at,
         points: 0,
+        future_points: 0,
     })
 }
 

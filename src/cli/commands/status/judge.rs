@@ -4,9 +4,8 @@ use super::running::RunningNow;
 use super::thresholds::Thresholds;
 use crate::cli::table::age;
 use crate::history::{MachineMemory, MachineRun, PastRun, RunOutcome};
-use crate::ops::latest_points::Newest;
+use crate::ops::latest_points::{CLOCK_TOLERANCE, Newest};
 use crate::record::{Check, Extra, Status, Time, time_value};
-use chrono::TimeDelta;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -190,10 +189,19 @@ fn freshness(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresho
     let status = freshness_of(old, thresholds);
     let words = format!("the newest point is {} old", age(now, newest.captured_at.min(now)));
     match facts.from_repository {
-        true if newest.captured_at > now + TimeDelta::minutes(5) => {
+        true if newest.captured_at > now + CLOCK_TOLERANCE => {
             findings.add(Status::Warning, "the newest point is dated in the future; check the clocks");
         }
-        true => findings.add(status, words),
+        true => {
+            findings.add(status, words);
+            match newest.future_points {
+                0 => {}
+                1 => findings.add(Status::Warning, "1 point is dated in the future; check the clocks"),
+                count => {
+                    findings.add(Status::Warning, format!("{count} points are dated in the future; check the clocks"));
+                }
+            }
+        }
         false => {
             let worst = [status, Status::Unknown].into_iter().max_by_key(|status| rank(*status)).unwrap_or(status);
             findings.add(worst, format!("the repository is unreachable; according to this host, {words}"));
@@ -439,6 +447,7 @@ pub(crate) fn judge_copies(
 mod tests {
     use super::*;
     use crate::history::{DrillRun, History, KnownPoint, Verification, VerifiedDepth};
+    use chrono::TimeDelta;
 
     const UUID: &str = "6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11";
     const HOUR: Duration = Duration::from_secs(3600);
@@ -487,6 +496,7 @@ mod tests {
             point: "p".into(),
             captured_at: ago(hours),
             points: 3,
+            future_points: 0,
         };
         MachineFacts {
             machine: "vm1".into(),
@@ -522,6 +532,9 @@ mod tests {
         assert_judged(&facts(Some(51)), "critical", "2 days old");
         assert_judged(&facts(None), "critical", "never backed up");
         assert_judged(&facts(Some(-2)), "warning", "dated in the future");
+        let mut ahead = facts(Some(51));
+        ahead.newest.iter_mut().for_each(|newest| newest.future_points = 1);
+        assert_judged(&ahead, "critical", "2 days old; 1 point is dated in the future");
     }
 
     #[test]
