@@ -268,6 +268,23 @@ fn expected_machines_follow_the_configured_selection() {
 }
 
 #[test]
+fn connection_without_machines_is_not_ok_if_the_host_has_points() {
+    let env = prepared("status empty", &["vm1"]);
+    backup(&env, "vm1");
+    let other = format!("qemu:///embed?root={}", env.path("other").display());
+    fs::create_dir(env.path("other")).unwrap();
+    let output = status(&env, &["-c", &other]).assert_ok();
+    assert_machine(&output, "vm1", "ok", "the machine no longer exists");
+    let connection = output.records_of("check").into_iter().find(|check| check["check"] == "connection").unwrap();
+    assert_eq!(connection["status"], "unknown", "{output}");
+    assert_eq!(connection["detail"], format!("{other} has no machines, but this host has points"));
+    status(&env, &["-c", &other, "--nagios"]).assert_code(3);
+    // Without points there is nothing to lose.
+    let empty = prepared("status fresh", &[]);
+    assert!(!status(&empty, &["-c", &other]).stdout().contains("\"connection\""));
+}
+
+#[test]
 fn second_repository_is_checked_for_copies() {
     let env = prepared("status copies", &["vm1"]);
     let second = env.repo_named("second");

@@ -300,6 +300,11 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
         "the newest point is dated in the future; check the clocks",
         "le point le plus récent est daté du futur\u{202f}; vérifiez les horloges",
     ),
+    ("{} has no machines, but this host has points", "{} n’a aucune machine, mais cet hôte a des points"),
+    (
+        "choose the connection that has the machines: kvmb -c URI status",
+        "choisissez la connexion qui a les machines\u{a0}: kvmb -c URI status",
+    ),
     ("1 point is dated in the future; check the clocks", "1 point est daté du futur\u{202f}; vérifiez les horloges"),
     (
         "{} points are dated in the future; check the clocks",

@@ -163,8 +163,14 @@ pub(crate) fn gather(context: &Context, request: StatusRequest) -> Result<Status
     let configured = context.config().backup_freq.as_ref().and_then(|cron| cron.value().longest_gap());
     let thresholds = thresholds.thresholds(gap.or(configured))?;
     let mut others = Vec::new();
-    let known = match context.hypervisor(None).and_then(|hypervisor| Ok(hypervisor.machines(&[])?)) {
-        Ok(machines) => {
+    let listed = context.hypervisor(None).and_then(|hypervisor| {
+        let machines = hypervisor.machines(&[])?;
+        Ok((hypervisor.uri().to_owned(), machines))
+    });
+    let mut empty_connection = None;
+    let known = match listed {
+        Ok((uri, machines)) => {
+            empty_connection = machines.is_empty().then_some(uri);
             let known = |machine: &crate::capture::Machine| KnownMachine {
                 name: machine.name().to_owned(),
                 uuid: machine.uuid().to_owned(),
@@ -183,6 +189,7 @@ pub(crate) fn gather(context: &Context, request: StatusRequest) -> Result<Status
     let memories = remembered(context, &repo);
     let is_made_later = repository.as_ref().is_some_and(|error| is_made_later(error, &memories));
     let mut facts = subjects(known.as_deref(), &wanted, stored.as_mut(), &memories)?;
+    others.extend(empty_connection.and_then(|uri| no_machines(&uri, &facts)));
     let running = running(context);
     for facts in &mut facts {
         facts.is_repository_made = !is_made_later;
@@ -234,6 +241,15 @@ pub(crate) fn gather(context: &Context, request: StatusRequest) -> Result<Status
         others,
         hosts: Vec::new(),
     })
+}
+
+/// Returns the check of a connection without machines on a host that has points: all of them seem to be gone. It is
+/// probably the wrong connection, or libvirt has lost its definitions, so this must not look like success.
+fn no_machines(uri: &str, facts: &[MachineFacts]) -> Option<Check> {
+    let detail = format!("{uri} has no machines, but this host has points");
+    let check = Check::new("connection", host_name(), Status::Unknown, detail);
+    let is_any_gone = facts.iter().any(|facts| facts.standing == Standing::Gone);
+    is_any_gone.then(|| check.hint("choose the connection that has the machines: kvmb -c URI status"))
 }
 
 /// Lists the latest points of a repository, or returns why it cannot be read.
