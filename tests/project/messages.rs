@@ -464,7 +464,7 @@ fn of_http_servers() -> Vec<http::Error> {
         proxy(None),
         proxy(Some(407)),
         Error::TooLarge { path: path() },
-        Error::Resolve { server: server() },
+        Error::Resolve { server: server(), is_temporary: false },
         Error::Unreachable { server: server(), source: io::Error::from_raw_os_error(111) },
         Error::Lost { server: server(), reason: "connection reset".into() },
         Error::Corrupted { server: server(), reason: "XAmzContentSHA256Mismatch".into() },

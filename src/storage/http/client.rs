@@ -163,7 +163,7 @@ impl HttpClient {
     fn fault(&self, error: ureq::Error) -> Error {
         let server = self.server.clone();
         match error {
-            ureq::Error::HostNotFound => Error::Resolve { server: self.dialled() },
+            ureq::Error::HostNotFound => Error::Resolve { server: self.dialled(), is_temporary: false },
             ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
                 Error::Unreachable { server: self.dialled(), source: ErrorKind::TimedOut.into() }
             }
@@ -200,7 +200,9 @@ impl HttpClient {
             };
         }
         if words.contains("lookup address") {
-            return Error::Resolve { server: self.dialled() };
+            // The text of EAI_AGAIN: std has no error kind for it.
+            let is_temporary = words.contains("Temporary failure");
+            return Error::Resolve { server: self.dialled(), is_temporary };
         }
         match error.kind() {
             ErrorKind::ConnectionRefused
@@ -250,5 +252,24 @@ impl Read for GatedBody<'_> {
         buffer[..length].copy_from_slice(&left[..length]);
         self.sent += length;
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unavailable_resolver_is_transient_and_unknown_name_is_not() {
+        let place = ServerPlace::Network { is_encrypted: true };
+        let client = HttpClient::new("backup.example.com:8000", place, &HttpContext::default()).unwrap();
+        for (reason, is_transient) in
+            [("Temporary failure in name resolution", true), ("Name or service not known", false)]
+        {
+            let error = io::Error::other(format!("failed to lookup address information: {reason}"));
+            let fault = client.fault(ureq::Error::Io(error));
+            assert!(matches!(fault, Error::Resolve { .. }), "{fault}");
+            assert_eq!(fault.is_transient(), is_transient, "{reason}");
+        }
     }
 }

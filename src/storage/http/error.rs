@@ -32,7 +32,11 @@ pub enum Error {
     },
     /// The name cannot be resolved.
     #[error("cannot find the address of {server}")]
-    Resolve { server: String },
+    Resolve {
+        server: String,
+        /// Whether the resolver was unavailable; otherwise the name does not exist.
+        is_temporary: bool,
+    },
     /// No connection can be established.
     #[error("cannot connect to {server}: {source}")]
     Unreachable {
@@ -129,6 +133,7 @@ impl Error {
     /// Returns whether a retry may succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {
+            Error::Resolve { is_temporary, .. } => *is_temporary,
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
             Error::Lost { .. } | Error::Corrupted { .. } | Error::Silent { .. } => true,
             // A proxy's 4xx refusal of the login or the target is permanent.
