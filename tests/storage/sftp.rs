@@ -314,6 +314,28 @@ fn server_without_sftp_is_reported() {
 }
 
 #[test]
+fn server_that_stops_offering_sftp_is_a_transient_error() {
+    let env = Env::new("sftp-gone");
+    let script = env.path("command");
+    let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
+    sshd.trust_host_key();
+    let works = "exec /usr/lib/openssh/sftp-server";
+    fs::write(&script, works).unwrap();
+    let storage = storage(&env, &sshd);
+    storage.create_layout().unwrap();
+    // The server restarts while a backup is running.
+    fs::write(&script, "exit 1").unwrap();
+    sshd.stop();
+    sshd.run();
+    for _ in 0..3 {
+        let error = storage.list(FileKind::Key).unwrap_err();
+        assert!(error.is_transient(), "{error:?}");
+    }
+    fs::write(&script, works).unwrap();
+    assert_eq!(storage.list(FileKind::Key).unwrap(), []);
+}
+
+#[test]
 fn silent_server_times_out_unless_it_resumes_in_time() {
     let env = Env::new("sftp-silent");
     let sshd = env.sshd();

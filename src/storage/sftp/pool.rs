@@ -171,6 +171,11 @@ impl PoolShared {
             if matches!(error, Error::Login { .. }) {
                 self.remember.forget();
             }
+        });
+        let opened = opened.map_err(|error| match error {
+            // It offered SFTP before: it is shutting down, or cannot start the process at the moment.
+            Error::NoSftp { server, reason, .. } if lock(&self.state).is_known => Error::Lost { server, reason },
+            error => error,
         })?;
         tracing::debug!("{}: connected in {} ms", self.ssh_target.server(), begun.elapsed().as_millis());
         Ok(opened)
