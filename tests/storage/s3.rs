@@ -279,6 +279,32 @@ fn keys_limited_to_one_folder_need_no_bucket_access() {
 }
 
 #[test]
+fn empty_pages_of_a_listing_are_skipped_unless_they_repeat() {
+    let page = |key: &str, next: &str| {
+        let file =
+            if key.is_empty() { String::new() } else { format!("<Contents><Key>{key}</Key><Size>5</Size></Contents>") };
+        let next = match next {
+            "" => String::new(),
+            next => format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{next}</NextContinuationToken>"),
+        };
+        answer("200 OK", "", &format!("<ListBucketResult>{file}{next}</ListBucketResult>"))
+    };
+    // Removed versions of locks fill whole pages.
+    let storage =
+        scripted(move |request| match request.line.split("continuation-token=").nth(1).map(|token| &token[..1]) {
+            None => page("", "1"),
+            Some("1") => page("kvm/locks/a", "2"),
+            Some("2") => page("", "3"),
+            Some("3") => page("", "4"),
+            _ => page("kvm/locks/b", ""),
+        });
+    let names: Vec<String> = storage.list(FileKind::Lock).unwrap().into_iter().map(|file| file.name).collect();
+    assert_eq!(names, ["a", "b"]);
+    let error = server_error(scripted(move |_| page("kvm/locks/a", "1")).list(FileKind::Lock));
+    assert!(matches!(error, http::Error::Protocol { .. }) && error.to_string().contains("does not end"), "{error:?}");
+}
+
+#[test]
 fn wrong_clock_is_detected_from_a_refusal_without_a_body() {
     let refused_at = |date: String| {
         let storage = scripted(move |_| answer("403 Forbidden", &format!("Date: {date}\r\n"), ""));

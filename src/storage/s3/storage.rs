@@ -18,6 +18,10 @@ use std::time::{Duration, SystemTime};
 /// The maximum length of a page of a listing: a thousand entries of at most a few kilobytes.
 const LONGEST_PAGE_BYTES: u64 = 16 << 20;
 
+/// The maximum number of empty pages in a row. In a bucket with versions, a server may return one for each thousand
+/// removed objects.
+const MOST_EMPTY_PAGES: usize = 10_000;
+
 const CHECKSUM: &str = "x-amz-checksum-sha256";
 const CONDITION: &str = "if-none-match";
 
@@ -140,10 +144,10 @@ impl Storage for S3Storage {
             return files::list_config(self);
         }
         let folder = self.bucket.folder_key(kind);
-        let (mut found, mut next) = (Vec::new(), None::<String>);
+        let (mut found, mut next, mut empty_pages) = (Vec::new(), None::<String>, 0);
         loop {
             let mut query = vec![("list-type", "2".to_owned()), ("prefix", folder.clone())];
-            query.extend(next.take().map(|token| ("continuation-token", token)));
+            query.extend(next.clone().map(|token| ("continuation-token", token)));
             let request = BucketRequest {
                 method: "GET",
                 key: "",
@@ -156,8 +160,9 @@ impl Storage for S3Storage {
                 return Err(self.bucket.refusal(FileAction::List, kind, "", &answer));
             }
             let page = xml::page(&answer.body).map_err(|reason| self.bucket.protocol(reason))?;
-            if page.files.is_empty() && page.next.is_some() {
-                return Err(self.bucket.protocol("a page of a listing is empty and not the last one"));
+            empty_pages = if page.files.is_empty() { empty_pages + 1 } else { 0 };
+            if page.next.is_some() && (page.next == next || empty_pages > MOST_EMPTY_PAGES) {
+                return Err(self.bucket.protocol("its listing does not end"));
             }
             for (key, size_bytes) in page.files {
                 let below = key.strip_prefix(&folder).unwrap_or_default();
@@ -172,10 +177,10 @@ impl Storage for S3Storage {
                     found.push(FileInfo { name: name.to_owned(), size_bytes });
                 }
             }
-            match page.next {
-                Some(token) => next = Some(token),
-                None => return Ok(found),
+            if page.next.is_none() {
+                return Ok(found);
             }
+            next = page.next;
         }
     }
 
