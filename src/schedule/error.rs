@@ -61,6 +61,9 @@ pub enum Error {
     /// Another program changed the crontab at the same time.
     #[error("another program changed the crontab at the same time")]
     Changed,
+    /// A file in kvmb's place was created by somebody else.
+    #[error("{} was not created by kvmb", path.display())]
+    Foreign { path: PathBuf },
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },

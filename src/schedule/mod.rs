@@ -30,6 +30,17 @@ pub(crate) use place::{Installed, ScheduleLocation, old_entries, remove_old_entr
 use crate::atomic_file;
 use std::path::Path;
 
+/// The words by which kvmb recognizes its own files: "Created by 'kvmb …'", in version 0.1 "Made by 'kvmb …'".
+const OWN_WORDS: &str = " by 'kvmb ";
+
+/// Refuses to change a file with this text if kvmb did not create it.
+fn check_own(path: &Path, text: &str) -> Result<(), Error> {
+    match text.contains(OWN_WORDS) || text.trim().is_empty() {
+        true => Ok(()),
+        false => Err(Error::Foreign { path: path.to_owned() }),
+    }
+}
+
 /// Writes a world-readable file.
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {
     atomic_file::write(path, text.as_bytes(), 0o644).map_err(Error::io("write", path))

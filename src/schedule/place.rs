@@ -102,7 +102,7 @@ impl ScheduleLocation {
             }
             ScheduleLocation::System => {
                 let entry = format!("{SYSTEM_HEAD}{}\n", crontab_lines(jobs, Some("root"))?);
-                let changed = read_system_file()?.as_ref() != Some(&entry);
+                let changed = read_own_system_file()?.as_ref() != Some(&entry);
                 if changed && !dry_run {
                     super::write_file(Path::new(SYSTEM_FILE), &entry)?;
                 }
@@ -119,6 +119,7 @@ impl ScheduleLocation {
                         continue;
                     }
                     changed = true;
+                    Units::check_own(kind)?;
                     match units {
                         _ if dry_run => {}
                         Some(units) => units.install(kind)?,
@@ -140,7 +141,7 @@ impl ScheduleLocation {
             }
             ScheduleLocation::System => {
                 let path = Path::new(SYSTEM_FILE);
-                let there = path.exists();
+                let there = read_own_system_file()?.is_some();
                 if there && !dry_run {
                     fs::remove_file(path).map_err(Error::io("remove", path))?;
                 }
@@ -149,6 +150,7 @@ impl ScheduleLocation {
             ScheduleLocation::Systemd => {
                 let mut any = false;
                 for kind in JobKind::ALL {
+                    Units::check_own(kind)?;
                     let there = Units::read(kind)?.is_some();
                     if there && !dry_run {
                         Units::remove(kind)?;
@@ -177,6 +179,13 @@ fn read_system_file() -> Result<Option<String>, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", Path::new(SYSTEM_FILE))(error)),
     }
+}
+
+/// As [`read_system_file`], and refuses a file that kvmb did not create.
+fn read_own_system_file() -> Result<Option<String>, Error> {
+    let text = read_system_file()?;
+    text.iter().try_for_each(|text| super::check_own(Path::new(SYSTEM_FILE), text))?;
+    Ok(text)
 }
 
 /// Returns the lines of jobs for a crontab, without the last newline.

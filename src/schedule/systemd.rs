@@ -140,6 +140,12 @@ impl Units {
         Some((value(&self.timer, EXPRESSION)?.parse().ok()?, value(&self.service, "ExecStart=")?))
     }
 
+    /// Refuses to change installed units that kvmb did not create.
+    pub(crate) fn check_own(kind: JobKind) -> Result<(), Error> {
+        let names = names(kind);
+        units::check_own(&[names.service, names.timer])
+    }
+
     /// Writes the units and activates them, at once or, if systemd is not running, at the next boot.
     pub(crate) fn install(&self, kind: JobKind) -> Result<(), Error> {
         let names = names(kind);

@@ -28,6 +28,16 @@ pub(crate) fn read(unit: &str) -> Result<Option<String>, Error> {
     }
 }
 
+/// Refuses to change these units if kvmb did not create them.
+pub(crate) fn check_own(units: &[&str]) -> Result<(), Error> {
+    for unit in units {
+        if let Some(text) = read(unit)? {
+            super::check_own(Path::new(&path_of(unit)), &text)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes units and enables one of them, at once or, if systemd is not running, at the next boot.
 pub(crate) fn install(units: &[UnitFile], enabled: &str) -> Result<(), Error> {
     for (unit, text) in units {

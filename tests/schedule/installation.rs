@@ -583,6 +583,40 @@ fn schedule_defaults_come_from_the_configuration() {
 }
 
 #[test]
+fn files_of_others_in_the_places_of_schedules_are_refused_and_unchanged() {
+    let host = Host::new("foreign files");
+    let env = &host.env;
+    let install = ["install", "--cron", "@daily", "--all", "-r", "repo"];
+    let others = "# Ansible: backup\n0 3 * * * root /usr/local/bin/backup-vms\n";
+    let of_version_01 = "# Made by 'kvmb schedule install --system', taken away by 'kvmb schedule remove --system'.\n";
+    for (flag, file) in
+        [("--system", "cron.d/kvmb"), ("--systemd", "units/kvmb.timer"), ("--systemd", "units/kvmb-drill.service")]
+    {
+        let path = env.path(file);
+        fs::write(&path, others).unwrap();
+        let words: [&[&str]; 4] = [
+            &["install", "--drill", "weekly"],
+            &["install", "--drill", "weekly", "-n"],
+            &["remove"],
+            &["remove", "-n"],
+        ];
+        for words in words {
+            let words = match words {
+                ["install", more @ ..] => [&install, more, &[flag]].concat(),
+                words => [words, &[flag]].concat(),
+            };
+            let failure = host.schedule(&words).run().assert_code(1).record_of("failure");
+            assert_eq!(failure["code"], "exists", "{words:?}: {failure}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), others, "{words:?}");
+        }
+        // Files of earlier versions of kvmb are its own.
+        fs::write(&path, of_version_01).unwrap();
+        host.schedule(&["remove", flag]).run().assert_ok();
+        assert!(!path.exists());
+    }
+}
+
+#[test]
 fn hanging_crontab_or_systemctl_is_ended_by_timeout_or_signal() {
     let host = Host::new("hanging");
     let env = &host.env;

@@ -495,6 +495,9 @@ pub(crate) fn of_schedule(error: &schedule::Error) -> Explanation {
         }
         Error::Interrupted => (Code::Interrupted, None),
         Error::Locked { .. } => (Code::Busy, hint("wait for the other run to end; nothing was changed")),
+        Error::Foreign { path } => {
+            (Code::Exists, hint(format!("rename it if it is no longer needed: mv {0} {0}.old", path.display())))
+        }
         Error::Io { source, .. } => of_io(source),
     }
 }

@@ -63,6 +63,7 @@ impl UnitInstallArgs {
             is_new |= differs;
             changes.push(differs);
         }
+        units::check_own(&[SOCKET, SERVICE])?;
         if is_new && !self.dry_run {
             units::install(&texts, SOCKET)?;
         }
@@ -142,6 +143,7 @@ impl UnitInstallArgs {
 
 impl UnitRemoveArgs {
     pub(super) fn run(self, session: &mut Session) -> Result<(), CliError> {
+        units::check_own(&[SOCKET, SERVICE])?;
         let mut is_there = [false; 2];
         for (found, unit) in is_there.iter_mut().zip([SOCKET, SERVICE]) {
             *found = units::read(unit)?.is_some();
