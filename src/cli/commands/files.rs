@@ -570,12 +570,13 @@ fn tar(open: &mut OpenFiles, paths: &[String], devices: bool, session: &mut Sess
             let mut hand_on = |bytes: &[u8]| print(session, bytes);
             let mut archive = Archive::new(&mut hand_on, &mut report, captured_at, devices);
             let walked = files.walk(&walk, &mut archive as &mut dyn FileSink);
+            let closed = archive.close();
             drop(archive);
             match failures.is_empty() && walked.is_ok() {
                 true => session.count_done(),
                 false => failures.into_iter().for_each(|error| session.fail(about.clone(), error)),
             }
-            walked
+            walked.and(closed)
         })?;
         if !goes_on {
             return Ok(());

@@ -57,6 +57,14 @@ impl<'a> Archive<'a> {
         Archive { take, report, default_time, with_devices, start: WalkStart::default(), open: None }
     }
 
+    /// Fills the open member with zeros after the walk failed, so that other members can follow.
+    pub(crate) fn close(&mut self) -> Result<()> {
+        match self.open.as_ref().is_some_and(|member| member.begun) {
+            true => self.finish(),
+            false => Ok(()),
+        }
+    }
+
     /// The name of a member: the path without a leading slash.
     fn name(&self, names: &Names) -> Vec<u8> {
         let all: Names = self.start.names.iter().chain(names).cloned().collect();
@@ -337,6 +345,50 @@ mod tests {
             assert_eq!(length.parse::<usize>().unwrap(), text.len());
             assert_eq!(rest, format!("path={value}\n"));
         }
+    }
+
+    #[test]
+    fn archive_can_be_continued_after_a_walk_that_failed_in_a_file() {
+        use crate::filesystems::InodeMetadata;
+        let metadata = |size_bytes| InodeMetadata {
+            kind: InodeKind::File,
+            size_bytes,
+            mode: None,
+            owner: None,
+            links: 1,
+            modified: None,
+            accessed: None,
+            device: None,
+        };
+        let file = |name: &[u8]| GuestFile {
+            names: vec![name.to_vec()],
+            metadata: metadata(2000),
+            target: None,
+            same_as: None,
+            xattrs: Vec::new(),
+        };
+        let mut bytes = Vec::new();
+        for name in [b"a", b"b"] {
+            let (mut take, mut report) = (
+                |part: &[u8]| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                },
+                |_| {},
+            );
+            let captured_at = chrono::Local::now().fixed_offset();
+            let mut archive = Archive::new(&mut take, &mut report, captured_at, false);
+            archive.file(file(name)).unwrap();
+            archive.ranges(&[DataRange { offset: 0, length: 2000 }]).unwrap();
+            archive.data(0, &[7; 100]).unwrap();
+            archive.close().unwrap();
+        }
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let members = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (entry.path().unwrap().display().to_string(), entry.size())
+        });
+        assert_eq!(members.collect::<Vec<_>>(), [("a".to_owned(), 2000), ("b".to_owned(), 2000)]);
     }
 
     #[test]

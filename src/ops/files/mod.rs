@@ -104,6 +104,8 @@ pub(crate) trait FileSink {
 /// The files of a point.
 pub(crate) struct PointFiles {
     confined: Confined,
+    /// Whether a walk ended early, so that the rest of its answers would be taken for those to the next one.
+    has_unread_answers: bool,
     disks: PointDisks,
     /// The devices that guestfish opened on the disks.
     opened: Option<OpenedDevices>,
@@ -122,7 +124,8 @@ impl PointFiles {
     ) -> Result<PointFiles> {
         let disks = PointDisks::open(repo, index, point, wanted, stop)?;
         let confined = Confined::start(stop.flag())?;
-        let mut files = PointFiles { confined, disks, opened: None, volumes: Vec::new(), stop: stop.clone() };
+        let (opened, volumes, stop) = (None, Vec::new(), stop.clone());
+        let mut files = PointFiles { confined, has_unread_answers: false, disks, opened, volumes, stop };
         files.find_volumes()?;
         Ok(files)
     }
@@ -157,14 +160,20 @@ impl PointFiles {
         let mut has_more = opened.open(&self.volumes, &mut ask)?;
         while has_more {
             // A new process has an empty cache and knows the new devices.
-            self.confined = Confined::start(self.stop.flag())?;
-            self.find_volumes()?;
+            self.start_again()?;
             has_more = match &mut self.opened {
                 Some(opened) => opened.open(&self.volumes, &mut ask)?,
                 None => false,
             };
         }
         Ok(())
+    }
+
+    /// Replaces the confined process.
+    fn start_again(&mut self) -> Result<()> {
+        self.confined = Confined::start(self.stop.flag())?;
+        self.has_unread_answers = false;
+        self.find_volumes()
     }
 
     /// Queries the file systems and operating systems.
@@ -210,6 +219,9 @@ impl PointFiles {
 
     /// Passes the files of a walk to a sink.
     pub(crate) fn walk(&mut self, walk: &Walk, sink: &mut dyn FileSink) -> Result<()> {
+        if self.has_unread_answers {
+            self.start_again()?;
+        }
         let mut checker = Checker { sink, open: None, refused: None };
         let mut result = Ok(());
         self.ask(&ParentRequest::Walk(walk.clone()), &mut |event| {
@@ -219,6 +231,7 @@ impl PointFiles {
                 Err(_) => ControlFlow::Break(()),
             }
         })?;
+        self.has_unread_answers = result.is_err();
         result?;
         match checker.refused {
             Some(source) => Err(Error::GuestFile { path: walk.path.clone(), source }),

@@ -265,3 +265,15 @@ fn file_with_a_damaged_chunk_is_reported_and_not_copied() {
     assert_eq!(damaged.len(), 1, "exactly the file with the damaged chunk is missing: {}", copied.stderr());
     assert_eq!(fs::read_to_string(to.join("etc/os-release")).expect("read"), "PRETTY_NAME=\"Test Linux 1\"\n");
 }
+
+#[test]
+fn files_after_one_that_cannot_be_printed_are_printed() {
+    let env = Env::new("filescatmany");
+    tree(&env, "tree");
+    sh(&env, "mkfs.ext4 -q -d tree image 64M");
+    backed_up(&env, &[&env.path("image")]);
+    let printed = files(&env, &["cat", "/etc", "/home/u/small", "/home/release", "/etc/null", "/etc/fstab"]);
+    let printed = printed.assert_code(3);
+    assert_eq!(printed.stdout(), "smallPRETTY_NAME=\"Test Linux 1\"\n# nothing\n");
+    assert!(printed.stderr().contains("/etc: it is a directory, not a file"), "{}", printed.stderr());
+}
