@@ -208,8 +208,8 @@ struct Walker<'s> {
     content: bool,
     /// Files with several names, and the name under which each was sent.
     sent: HashMap<(usize, u64), Names>,
-    /// Directories that were visited: a directory cannot have two names.
-    directories: HashSet<(usize, u64)>,
+    /// Directories that were visited, each with the mount that shows it: a directory cannot have two names in a mount.
+    directories: HashSet<(Option<usize>, usize, u64)>,
 }
 
 impl Walker<'_> {
@@ -239,13 +239,13 @@ impl Walker<'_> {
 
     /// Returns the entries of a directory, last name first.
     fn children(&mut self, names: &Names, dir: Place) -> Result<Vec<(Names, Place)>> {
-        if !self.directories.insert((dir.volume, dir.node.0)) {
-            return Err(damaged("the directory contains itself, or is in two directories"));
-        }
         if names.len() >= MOST_LEVELS {
             return Err(damaged("directories do not end"));
         }
         let full: Names = self.start.iter().chain(names).cloned().collect();
+        if !self.directories.insert((self.tree.mount_of(&full), dir.volume, dir.node.0)) {
+            return Err(damaged("the directory contains itself, or is in two directories"));
+        }
         let children = self.tree.children(&mut self.state.volumes, &full, dir)?;
         let below = children.into_iter().rev().map(|(name, place)| {
             let mut names = names.clone();

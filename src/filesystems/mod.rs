@@ -161,6 +161,11 @@ pub(crate) struct DeviceOfSeveral {
 pub(crate) trait GuestFilesystem {
     fn root(&self) -> Node;
 
+    /// Returns the root of a subvolume, by the ID that Btrfs gives it.
+    fn subvolume(&mut self, _id: u64) -> Result<Node> {
+        Err(FsError::Unsupported("it has no subvolumes".into()))
+    }
+
     fn metadata(&mut self, node: Node) -> Result<InodeMetadata>;
 
     /// Returns the names in a directory, without `.` and `..`, in no particular order.

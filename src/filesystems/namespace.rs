@@ -42,6 +42,12 @@ impl Namespace {
         self.mounts.iter().find(|(at, _)| at == names).map_or(place, |(_, mounted)| *mounted)
     }
 
+    /// Returns the index of the mount that shows a path; None for the root.
+    pub(crate) fn mount_of(&self, names: &Names) -> Option<usize> {
+        let shown = self.mounts.iter().enumerate().filter(|(_, (at, _))| names.starts_with(at));
+        shown.max_by_key(|(_, (at, _))| at.len()).map(|(number, _)| number)
+    }
+
     /// Finds a file. The returned names are those of the file itself, with all symbolic links on the way resolved.
     pub(crate) fn resolve(&self, volumes: &mut Volumes, path: &Names, follow_last: bool) -> Result<(Names, Place)> {
         let mut at: Vec<(Vec<u8>, Place)> = Vec::new();

@@ -12,6 +12,9 @@ const MOST_TEXT_BYTES: u64 = 256 << 10;
 /// Btrfs subvolumes that distributions use as their root, in addition to the default one.
 const ROOT_SUBVOLUMES: [&[u8]; 3] = [b"@", b"root", b"@rootfs"];
 
+/// The ID of the subvolume that contains all others of a Btrfs.
+const TOP_SUBVOLUME: u64 = 5;
+
 #[derive(Debug, Clone)]
 pub(crate) struct System {
     /// For example, "Debian GNU/Linux 12 (bookworm)".
@@ -55,8 +58,10 @@ fn linux(volumes: &mut Volumes, volume: usize) -> Result<Option<System>> {
     let plain = Namespace::of_volume(volumes, volume)?;
     let mut roots = vec![plain.root];
     if volumes.0[volume].about.format == FilesystemFormat::Btrfs {
+        let node = volumes.filesystem(volume)?.subvolume(TOP_SUBVOLUME)?;
+        let top = Namespace { root: Place { volume, node }, mounts: Vec::new() };
         for name in ROOT_SUBVOLUMES {
-            roots.extend(plain.resolve(volumes, &vec![name.to_vec()], false).map(|(_, place)| place));
+            roots.extend(top.resolve(volumes, &vec![name.to_vec()], false).map(|(_, place)| place));
         }
     }
     for root in roots {
@@ -94,16 +99,28 @@ fn mount(volumes: &mut Volumes, line: &str) -> Option<(Names, Place)> {
         return None;
     }
     let volume = volumes.readable().into_iter().find(|volume| is_meant(&volumes.0[*volume].about, spec))?;
-    let mut place = Namespace::of_volume(volumes, volume).ok()?;
-    let subvolume = options.split(',').find_map(|option| option.strip_prefix("subvol="));
-    if let Some(subvolume) = subvolume {
-        let names = names_of(subvolume.as_bytes());
-        // The default subvolume may already be this one.
-        if let Ok((_, found)) = place.resolve(volumes, &names, false) {
-            place.root = found;
-        }
+    let root = mounted_root(volumes, volume, options).ok()?;
+    Some((names, root))
+}
+
+/// Returns the directory of a volume that is mounted with these options. `subvol=` is a path from the top of a Btrfs,
+/// whatever its default subvolume is.
+fn mounted_root(volumes: &mut Volumes, volume: usize, options: &str) -> Result<Place> {
+    let mut tree = Namespace::of_volume(volumes, volume)?;
+    if volumes.0[volume].about.format != FilesystemFormat::Btrfs {
+        return Ok(tree.root);
     }
-    Some((names, place.root))
+    let option = |prefix: &str| options.split(',').find_map(|option| option.strip_prefix(prefix));
+    if let Some(path) = option("subvol=") {
+        tree.root.node = volumes.filesystem(volume)?.subvolume(TOP_SUBVOLUME)?;
+        return Ok(tree.resolve(volumes, &names_of(unescaped(path).as_bytes()), false)?.1);
+    }
+    if let Some(id) = option("subvolid=").and_then(|id| id.parse().ok()) {
+        // "0" means the top as well.
+        let id = if id == 0 { TOP_SUBVOLUME } else { id };
+        tree.root.node = volumes.filesystem(volume)?.subvolume(id)?;
+    }
+    Ok(tree.root)
 }
 
 /// "Spaces and tabs are escaped as \040 and \011".

@@ -7,6 +7,7 @@ mod guests;
 mod hostile;
 mod journals;
 mod logical;
+mod subvolumes;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Btrfs, by the crate `lambutter`: the default subvolume, with the other subvolumes as directories in it. Only one
-//! device of a file system with several devices is read; data on the others is refused.
+//! Btrfs, by the crate `lambutter`: the default subvolume, with the other subvolumes as directories in it, and each
+//! subvolume by its ID. Only one device of a file system with several devices is read; data on the others is refused.
 //!
 //! `tree` reads what the crate does not: times, device numbers, extended attributes, holes.
 
@@ -14,9 +14,13 @@ use super::{
 use lambutter::{BlockRead, Btrfs, Inode, Path};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use tree::Trees;
 
 const SUPERBLOCK: u64 = 65_536;
+
+/// Maximum number of subvolumes that are opened by their ID.
+const MOST_OPENED: usize = 256;
 
 /// The empty directory in a snapshot that replaces a nested subvolume. It has no inode.
 const EMPTY_DIRECTORY: u64 = 2;
@@ -30,23 +34,40 @@ impl BlockRead for NotedReads {
 }
 
 struct BtrfsVolume {
-    btrfs: Btrfs<NotedReads>,
+    blocks: Blocks,
+    /// The file system as seen from each opened subvolume. The first one is the default subvolume.
+    opened: Vec<Btrfs<NotedReads>>,
     trees: Trees,
     device: DeviceOfSeveral,
     failure: ReadFailure,
-    /// Every known file with its path; a node is an index into this list.
-    files: Vec<(Inode, Vec<u8>)>,
+    /// Every known file; a node is an index into this list.
+    files: Vec<KnownFile>,
     /// Files by subvolume and inode. Empty directories all have the same inode number, so they are distinguished by
     /// their path.
     by_inode: HashMap<(u64, u64, Vec<u8>), usize>,
+}
+
+struct KnownFile {
+    inode: Inode,
+    /// The index of an opened subvolume, and the path from its root.
+    opened: usize,
+    path: Vec<u8>,
+}
+
+impl KnownFile {
+    /// Returns the root of an opened subvolume.
+    fn root(opened: usize, btrfs: &mut Btrfs<NotedReads>, failure: &ReadFailure) -> Result<KnownFile> {
+        let path = Path::new(b"/").ok_or_else(|| damaged("it has no top directory"))?;
+        let inode = btrfs.resolve(path).map_err(|error| of_btrfs(&error, failure))?;
+        Ok(KnownFile { inode, opened, path: b"/".to_vec() })
+    }
 }
 
 pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
     let failure = ReadFailure::default();
     let device = NotedReads::new(blocks, &failure);
     let mut btrfs = Btrfs::open(device, blocks.size_bytes()).map_err(|error| of_btrfs(&error, &failure))?;
-    let root = Path::new(b"/").ok_or_else(|| damaged("it has no top directory"))?;
-    let root = btrfs.resolve(root).map_err(|error| of_btrfs(&error, &failure))?;
+    let root = KnownFile::root(0, &mut btrfs, &failure)?;
     let mut superblock = vec![0; 4096];
     blocks.read_at(SUPERBLOCK, &mut superblock)?;
     let (label, uuid) = (text(&superblock[299..555]), super::blocks::uuid(&superblock[32..48]));
@@ -56,8 +77,8 @@ pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
         generation: le64(&superblock, 72),
     };
     let trees = Trees::open(blocks)?;
-    let files = vec![(root, b"/".to_vec())];
-    let volume = BtrfsVolume { btrfs, trees, device, failure, files, by_inode: HashMap::new() };
+    let (blocks, opened, files) = (Rc::clone(blocks), vec![btrfs], vec![root]);
+    let volume = BtrfsVolume { blocks, opened, trees, device, failure, files, by_inode: HashMap::new() };
     Ok(OpenedFilesystem { filesystem: Box::new(volume), label, uuid })
 }
 
@@ -82,11 +103,11 @@ impl BtrfsVolume {
     }
 
     fn key(&self, node: Node) -> Result<(u64, u64)> {
-        let inode = &self.file(node)?.0;
+        let inode = &self.file(node)?.inode;
         Ok((inode.subvolume(), inode.objectid()))
     }
 
-    fn file(&self, node: Node) -> Result<&(Inode, Vec<u8>)> {
+    fn file(&self, node: Node) -> Result<&KnownFile> {
         self.files.get(node.0 as usize).ok_or_else(|| damaged("a file no longer exists"))
     }
 }
@@ -100,9 +121,28 @@ impl GuestFilesystem for BtrfsVolume {
         Some(self.device)
     }
 
+    fn subvolume(&mut self, id: u64) -> Result<Node> {
+        let known = self.opened.iter().position(|btrfs| btrfs.subvolume() == id);
+        let (file, opened) = match known {
+            Some(opened) => (KnownFile::root(opened, &mut self.opened[opened], &self.failure)?, None),
+            None if self.opened.len() >= MOST_OPENED => {
+                return Err(FsError::Unsupported("too many of its subvolumes are mounted".into()));
+            }
+            None => {
+                let device = NotedReads::new(&self.blocks, &self.failure);
+                let opened = Btrfs::open_subvol_id(device, self.blocks.size_bytes(), id);
+                let mut btrfs = opened.map_err(|error| self.wrong(&error))?;
+                (KnownFile::root(self.opened.len(), &mut btrfs, &self.failure)?, Some(btrfs))
+            }
+        };
+        self.opened.extend(opened);
+        self.files.push(file);
+        Ok(Node(self.files.len() as u64 - 1))
+    }
+
     fn metadata(&mut self, node: Node) -> Result<InodeMetadata> {
-        let inode = self.file(node)?.0;
-        let said = self.btrfs.metadata(&inode).map_err(|error| self.wrong(&error))?;
+        let inode = self.file(node)?.inode;
+        let said = self.opened[0].metadata(&inode).map_err(|error| self.wrong(&error))?;
         let kind = InodeKind::of_mode(said.mode).ok_or_else(|| damaged("an inode has no type"))?;
         let times = match inode.objectid() {
             EMPTY_DIRECTORY => None,
@@ -122,9 +162,10 @@ impl GuestFilesystem for BtrfsVolume {
     }
 
     fn read_dir(&mut self, dir: Node) -> Result<Vec<(Vec<u8>, Node)>> {
-        let path = self.file(dir)?.1.clone();
+        let KnownFile { opened, path, .. } = self.file(dir)?;
+        let (opened, path) = (*opened, path.clone());
         let parsed = Path::new(&path).ok_or_else(|| damaged("a name has a zero byte"))?;
-        let entries = self.btrfs.read_dir(parsed).map_err(|error| self.wrong(&error))?;
+        let entries = self.opened[opened].read_dir(parsed).map_err(|error| self.wrong(&error))?;
         let mut found = Vec::new();
         for entry in entries {
             let mut below = path.clone();
@@ -136,7 +177,7 @@ impl GuestFilesystem for BtrfsVolume {
             let path = if entry.inode.objectid() == EMPTY_DIRECTORY { below.clone() } else { Vec::new() };
             let key = (entry.inode.subvolume(), entry.inode.objectid(), path);
             let number = *self.by_inode.entry(key).or_insert_with(|| {
-                files.push((entry.inode, below));
+                files.push(KnownFile { inode: entry.inode, opened, path: below });
                 files.len() - 1
             });
             found.push((entry.name, Node(number as u64)));
@@ -145,9 +186,10 @@ impl GuestFilesystem for BtrfsVolume {
     }
 
     fn read_link(&mut self, node: Node) -> Result<Vec<u8>> {
-        let path = self.file(node)?.1.clone();
+        let KnownFile { opened, path, .. } = self.file(node)?;
+        let (opened, path) = (*opened, path.clone());
         let parsed = Path::new(&path).ok_or_else(|| damaged("a name has a zero byte"))?;
-        self.btrfs.read_link(parsed).map_err(|error| self.wrong(&error))
+        self.opened[opened].read_link(parsed).map_err(|error| self.wrong(&error))
     }
 
     fn xattrs(&mut self, node: Node) -> Result<Vec<Xattr>> {
@@ -162,10 +204,10 @@ impl GuestFilesystem for BtrfsVolume {
     }
 
     fn read_at(&mut self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let inode = self.file(node)?.0;
+        let inode = self.file(node)?.inode;
         let mut done = 0;
         while done < buffer.len() {
-            let read = self.btrfs.read_file_at(&inode, offset + done as u64, &mut buffer[done..]);
+            let read = self.opened[0].read_file_at(&inode, offset + done as u64, &mut buffer[done..]);
             match read.map_err(|error| self.wrong(&error))? {
                 0 => return Err(damaged("a file is shorter than it says")),
                 read => done += read,
