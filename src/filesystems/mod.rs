@@ -13,6 +13,7 @@
 //! | [`ext`] | ext2, ext3, ext4, with the journal replayed in memory |
 //! | [`fat`], [`ntfs`], [`xfs`], [`btrfs`] | the others, by crates |
 //! | `lvm` | logical volumes of LVM |
+//! | `raid` | devices of striped arrays |
 //! | [`volumes`] | all file systems of a point's disks |
 //! | [`systems`] | operating systems: `os-release` and `fstab`, or `Windows\System32` |
 //! | [`namespace`] | paths, links and mounted file systems, as the guest sees them |
@@ -28,6 +29,7 @@ mod noted_reads;
 pub(crate) mod ntfs;
 pub(crate) mod partitions;
 pub(crate) mod probe;
+mod raid;
 pub(crate) mod systems;
 pub(crate) mod volumes;
 pub(crate) mod xfs;

@@ -2,7 +2,7 @@
 
 use super::blocks::{Blocks, BlocksSlice};
 use super::format::FilesystemFormat;
-use super::{OpenedFilesystem, Result, btrfs, ext, fat, ntfs, xfs};
+use super::{OpenedFilesystem, Result, btrfs, ext, fat, ntfs, raid, xfs};
 
 /// Signatures: offset, bytes, format. The first match wins.
 const SIGNATURES: &[(u64, &[u8], FilesystemFormat)] = &[
@@ -27,6 +27,10 @@ const SIGNATURES: &[(u64, &[u8], FilesystemFormat)] = &[
 
 /// Detects the content of a partition by its signature.
 pub(crate) fn format_of(blocks: &Blocks) -> Result<FilesystemFormat> {
+    // If the end cannot be read, the beginning may be readable.
+    if raid::is_striped_member(blocks).unwrap_or(false) {
+        return Ok(FilesystemFormat::Raid);
+    }
     for (offset, signature, format) in SIGNATURES {
         let mut found = vec![0; signature.len()];
         if offset + signature.len() as u64 > blocks.size_bytes() {

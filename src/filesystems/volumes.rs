@@ -2,7 +2,8 @@
 
 use super::blocks::{Blocks, BlocksSlice};
 use super::format::FilesystemFormat;
-use super::{DeviceOfSeveral, FsError, GuestFilesystem, Result, lvm, partitions, probe};
+use super::partitions::{self, Partition};
+use super::{DeviceOfSeveral, FsError, GuestFilesystem, Result, lvm, probe};
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 
@@ -71,14 +72,15 @@ impl Volumes {
                 system: None,
                 mount_point: None,
             };
-            // The boot sector of a file system on a whole disk may look like a partition table.
             let partitions = match probe::format_of(blocks) {
                 Err(error) => {
                     found.push(Volume { about: whole(Some(error)), opened: None });
                     continue;
                 }
                 Ok(FilesystemFormat::Unknown) => partitions::read(blocks),
-                Ok(_) => Ok(Vec::new()),
+                // An array leaves an old partition table where it is.
+                Ok(FilesystemFormat::Raid) => Ok(Vec::new()),
+                Ok(_) => Ok(partitions_in_use(blocks)),
             };
             match partitions {
                 Err(error) => found.push(Volume { about: whole(Some(error)), opened: None }),
@@ -123,6 +125,17 @@ impl Volumes {
     pub(crate) fn readable(&self) -> Vec<usize> {
         (0..self.0.len()).filter(|volume| self.0[*volume].opened.is_some()).collect()
     }
+}
+
+/// Returns the partitions of a disk that also looks like a file system. Its boot sector may look like a partition table;
+/// or it may be what is left of a file system on the whole disk, which systems ignore. Then a partition has content.
+fn partitions_in_use(blocks: &Blocks) -> Vec<Partition> {
+    let partitions = partitions::read(blocks).unwrap_or_default();
+    let has_content = |partition: &Partition| {
+        let content = BlocksSlice::of(blocks, partition.start, partition.size_bytes);
+        probe::format_of(&content).is_ok_and(|format| format != FilesystemFormat::Unknown)
+    };
+    if partitions.iter().any(has_content) { partitions } else { Vec::new() }
 }
 
 /// Of each file system on several devices, keeps only the device that was written last, because a disk may have been

@@ -7,6 +7,7 @@ mod guests;
 mod hostile;
 mod journals;
 mod logical;
+mod remnants;
 mod subvolumes;
 
 use std::fs;
