@@ -33,6 +33,7 @@ pub(super) struct LogicalVolume {
 
 struct PhysicalVolume {
     group: String,
+    group_id: String,
     metadata: Section,
     seqno: u64,
     id: String,
@@ -42,17 +43,29 @@ struct PhysicalVolume {
 pub(super) fn find(parts: &[Blocks]) -> Vec<LogicalVolume> {
     let physical: Vec<Option<PhysicalVolume>> = parts.iter().map(|part| read(part).ok()).collect();
     // "The metadata with the highest sequence number is the current one".
-    let mut groups: BTreeMap<&str, &PhysicalVolume> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, &str), &PhysicalVolume> = BTreeMap::new();
     for volume in physical.iter().flatten() {
-        let newest = groups.entry(&volume.group).or_insert(volume);
+        let newest = groups.entry((&volume.group, &volume.group_id)).or_insert(volume);
         if newest.seqno < volume.seqno {
             *newest = volume;
         }
     }
-    let devices: BTreeMap<&str, &Blocks> =
-        physical.iter().zip(parts).filter_map(|(volume, part)| Some((volume.as_ref()?.id.as_str(), part))).collect();
-    let volumes = groups.into_iter().filter_map(|(name, group)| volumes_of(name, &group.metadata, &devices));
-    volumes.flatten().collect()
+    let mut devices: BTreeMap<&str, Vec<&Blocks>> = BTreeMap::new();
+    for (volume, part) in physical.iter().zip(parts) {
+        if let Some(volume) = volume {
+            devices.entry(&volume.id).or_default().push(part);
+        }
+    }
+    let mut found: Vec<LogicalVolume> = Vec::new();
+    for (&(name, _), group) in &groups {
+        let mut volumes = volumes_of(name, &group.metadata, &devices).unwrap_or_default();
+        if groups.keys().filter(|(other, _)| *other == name).count() > 1 {
+            let reason = format!("more than one volume group is named {name}; choose the disks of one with --disk");
+            volumes.iter_mut().for_each(|volume| volume.blocks = Err(FsError::Unsupported(reason.clone())));
+        }
+        found.extend(volumes);
+    }
+    found
 }
 
 /// Returns the name of a logical volume in `/dev/mapper`: "hyphens are doubled, and one is between group and volume".
@@ -115,34 +128,49 @@ fn read_metadata(part: &Blocks, area: u64) -> Result<PhysicalVolume> {
     let document = text::parse(&bytes)?;
     let (group, metadata) = document.sections().next().ok_or_else(|| damaged("the metadata has no volume group"))?;
     let seqno = metadata.number("seqno").unwrap_or_default();
-    Ok(PhysicalVolume { group: group.to_owned(), metadata: metadata.clone(), seqno, id: String::new() })
+    let group_id = metadata.text("id").unwrap_or_default().to_owned();
+    Ok(PhysicalVolume { group: group.to_owned(), group_id, metadata: metadata.clone(), seqno, id: String::new() })
 }
 
 /// Returns the visible volumes of a group; None if the metadata is invalid.
-fn volumes_of(name: &str, group: &Section, devices: &BTreeMap<&str, &Blocks>) -> Option<Vec<LogicalVolume>> {
+fn volumes_of(name: &str, group: &Section, devices: &BTreeMap<&str, Vec<&Blocks>>) -> Option<Vec<LogicalVolume>> {
     let extent_bytes = group.number("extent_size").filter(|size| *size > 0)?.checked_mul(SECTOR)?;
-    let mut starts: BTreeMap<&str, Option<(&Blocks, u64)>> = BTreeMap::new();
+    let mut starts: BTreeMap<&str, DataAreas<'_>> = BTreeMap::new();
     for (key, physical) in group.section("physical_volumes")?.sections() {
         let id = physical.text("id")?.replace('-', "");
         let start = physical.number("pe_start")?.checked_mul(SECTOR)?;
-        starts.insert(key, devices.get(id.as_str()).map(|blocks| (*blocks, start)));
+        let parts = devices.get(id.as_str()).into_iter().flatten();
+        starts.insert(key, parts.map(|blocks| (*blocks, start)).collect());
     }
     let Some(volumes) = group.section("logical_volumes") else { return Some(Vec::new()) };
     let visible = volumes.sections().filter(|(_, volume)| volume.texts("status").any(|word| word == "VISIBLE"));
+    let snapshots: Vec<&Section> = volumes
+        .sections()
+        .flat_map(|(_, volume)| volume.sections())
+        .filter_map(|(_, segment)| (segment.text("type") == Some("snapshot")).then_some(segment))
+        .collect();
     let found = visible.map(|(volume, about)| {
         let unsupported = || Err(FsError::Closed("kvmb cannot read logical volumes of this kind".into()));
-        let blocks = mapped(about, extent_bytes, &starts).unwrap_or_else(unsupported);
+        let is_plain = !snapshots.iter().any(|snapshot| is_combined(snapshot, volume));
+        let blocks = is_plain.then(|| mapped(about, extent_bytes, &starts)).flatten().unwrap_or_else(unsupported);
         LogicalVolume { name: mapper_name(name, volume), blocks }
     });
     Some(found.collect())
 }
 
+/// Whether a volume is read together with another one because of a snapshot: the snapshot itself, which only stores the
+/// differences, and an origin that a snapshot is being merged into.
+fn is_combined(snapshot: &Section, volume: &str) -> bool {
+    let is_merging = snapshot.text("merging_store").is_some();
+    ["cow_store", "merging_store"].iter().any(|key| snapshot.text(key) == Some(volume))
+        || (is_merging && snapshot.text("origin") == Some(volume))
+}
+
+/// The disks that have a physical volume, and where its extents begin. More than one if a disk is a copy of another.
+type DataAreas<'d> = Vec<(&'d Blocks, u64)>;
+
 /// Maps a logical volume to its devices; None if its type is not supported.
-fn mapped(
-    about: &Section,
-    extent_bytes: u64,
-    starts: &BTreeMap<&str, Option<(&Blocks, u64)>>,
-) -> Option<Result<Blocks>> {
+fn mapped(about: &Section, extent_bytes: u64, starts: &BTreeMap<&str, DataAreas<'_>>) -> Option<Result<Blocks>> {
     let mut segments: Vec<Segment> = Vec::new();
     for (_, segment) in about.sections() {
         let list = segment.list("stripes").filter(|list| !list.is_empty() && list.len() <= 2 * MOST_PARTS)?;
@@ -153,11 +181,15 @@ fn mapped(
         for pair in list.chunks(2) {
             let [device, first] = pair else { return None };
             let (device, first) = (device.text()?, first.number()?);
-            let Some((blocks, start)) = starts.get(device)? else {
-                let reason = format!("a part of it is on physical volume {device}, which is not on the disks");
-                return Some(Err(FsError::Unsupported(reason)));
+            let reason = match starts.get(device)?.as_slice() {
+                [(blocks, start)] => {
+                    stripes.push((Rc::clone(blocks), first.checked_mul(extent_bytes)?.checked_add(*start)?));
+                    continue;
+                }
+                [] => format!("a part of it is on physical volume {device}, which is not on the disks"),
+                _ => format!("physical volume {device} is on more than one disk; choose one with --disk"),
             };
-            stripes.push((Rc::clone(blocks), first.checked_mul(extent_bytes)?.checked_add(*start)?));
+            return Some(Err(FsError::Unsupported(reason)));
         }
         let length = segment.number("extent_count")?.checked_mul(extent_bytes)?;
         let stripe_bytes = match stripes.len() {
@@ -217,5 +249,37 @@ impl BlockSource for Mapped {
             at += length;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which logical volumes of this text are plain: all that they lack is their disk.
+    fn plain_volumes(merging: &str) -> Vec<String> {
+        let volume = |name: &str, status: &str, segment: &str| {
+            format!("{name} {{ status = [{status}] segment1 {{ start_extent = 0 extent_count = 1 {segment} }} }}\n")
+        };
+        let striped = r#"type = "striped" stripes = ["pv0", 0]"#;
+        let snapshot = format!(r#"type = "snapshot" origin = "root" {merging} = "snap""#);
+        let text = [
+            r#"extent_size = 8 physical_volumes { pv0 { id = "a" pe_start = 8 } } logical_volumes {"#,
+            &volume("root", r#""VISIBLE""#, striped),
+            &volume("snap", r#""VISIBLE""#, striped),
+            &volume("home", r#""VISIBLE""#, striped),
+            &volume("snapshot0", r#""READ""#, &snapshot),
+            "}",
+        ];
+        let group = text::parse(text.concat().as_bytes()).unwrap();
+        let found = volumes_of("vg", &group, &BTreeMap::new()).unwrap();
+        let plain = found.iter().filter(|volume| matches!(volume.blocks, Err(FsError::Unsupported(_))));
+        plain.map(|volume| volume.name.clone()).collect()
+    }
+
+    #[test]
+    fn snapshots_and_origins_that_they_are_merged_into_are_not_plain_volumes() {
+        assert_eq!(plain_volumes("cow_store"), ["vg-home", "vg-root"]);
+        assert_eq!(plain_volumes("merging_store"), ["vg-home"]);
     }
 }

@@ -45,3 +45,17 @@ fn logical_volume_in_two_segments_is_copied_unchanged() {
     files(&env, &["cp", "/", "--devices", "--to", &copied.display().to_string()]).assert_ok();
     assert_same(&env, &source, &copied);
 }
+
+#[test]
+fn logical_volumes_of_a_copied_disk_are_not_mixed_with_the_original() {
+    let env = Env::new("fileslvmcopy");
+    tree(&env, "tree");
+    sh(&env, "mkfs.ext4 -q -d tree root 40M");
+    make_logical_volumes(&env);
+    sh(&env, "cp lvm copy; sed -i s/small/SMALL/ copy");
+    backed_up(&env, &[&env.path("lvm"), &env.path("copy")]);
+    let refused = files(&env, &["cat", "my--vg-root:/home/u/small"]).assert_code(1);
+    let expected = "physical volume pv0 is on more than one disk; choose one with --disk";
+    assert!(refused.stderr().contains(expected), "{}", refused.stderr());
+    assert_eq!(files(&env, &["cat", "my--vg-root:/home/u/small", "--disk", "vda"]).assert_ok().stdout(), "small");
+}
