@@ -50,6 +50,9 @@ pub(super) struct Ext {
 pub(super) fn open(blocks: &Blocks) -> Result<OpenedFilesystem> {
     let superblock = Superblock::read(blocks)?;
     let mut volume = ExtVolume { blocks: Rc::clone(blocks), superblock, overlay: JournalOverlay::default() };
+    if volume.superblock.needs_external_journal() {
+        return Err(FsError::Unsupported("its journal is on another device, and has changes to be replayed".into()));
+    }
     if volume.superblock.has_dirty_journal() {
         volume.overlay = journal::scan(&volume)?;
         // The superblock may be among the replayed blocks.

@@ -99,6 +99,11 @@ impl Superblock {
         self.compat & COMPAT_HAS_JOURNAL != 0 && self.incompat & INCOMPAT_RECOVER != 0 && self.journal_inode != 0
     }
 
+    /// Whether there are changes in a journal on another device.
+    pub(super) fn needs_external_journal(&self) -> bool {
+        self.compat & COMPAT_HAS_JOURNAL != 0 && self.incompat & INCOMPAT_RECOVER != 0 && self.journal_inode == 0
+    }
+
     /// Returns the offset of a group's descriptor, in bytes.
     pub(super) fn descriptor_offset(&self, group: u64) -> u64 {
         let per_block = self.block_bytes / u64::from(self.descriptor_bytes);

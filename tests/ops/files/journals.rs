@@ -80,6 +80,19 @@ fn transaction_with_a_damaged_commit_is_not_replayed() {
 }
 
 #[test]
+fn file_system_with_changes_in_an_external_journal_is_refused() {
+    let env = Env::new("filesjournalaway");
+    tree(&env, "tree");
+    let script = "mkfs.ext4 -q -O ^has_journal -d tree image 64M
+        debugfs -w -R 'feature has_journal needs_recovery' image >&2";
+    sh(&env, script);
+    backed_up(&env, &[&env.path("image")]);
+    let refused = files(&env, &["cat", "vda:/etc/fstab"]).assert_code(1);
+    let expected = "its journal is on another device, and has changes to be replayed";
+    assert!(refused.stderr().contains(expected), "{}", refused.stderr());
+}
+
+#[test]
 fn xfs_log_is_replayed_after_a_shutdown() {
     assert_log_is_replayed("filesxfslog", "4096");
 }
