@@ -64,8 +64,12 @@ fn step<E: Into<std::io::Error>>(step: &'static str) -> impl Fn(E) -> LockdownEr
 /// Confines this process, which must have a single thread. Open files stay usable, so only those that are needed may be
 /// open.
 pub fn confine() -> Result<(), LockdownError> {
-    let limit =
-        |resource, most| rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    let limit = |resource, most: u64| {
+        // Without privileges, a lower limit cannot be raised.
+        let allowed = rustix::process::getrlimit(resource).maximum;
+        let most = Some(allowed.map_or(most, |allowed| most.min(allowed)));
+        rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
+    };
     for (resource, most) in [
         (Resource::As, MEMORY_BYTES),
         (Resource::Cpu, PROCESSOR_SECONDS),

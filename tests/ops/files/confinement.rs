@@ -35,7 +35,11 @@ fn make(attempt: &str) -> ! {
 }
 
 fn try_confined(attempt: &str) -> ExitStatus {
-    Command::new(std::env::current_exe().expect("this program"))
+    attempted(Command::new(std::env::current_exe().expect("this program")), attempt)
+}
+
+fn attempted(mut program: Command, attempt: &str) -> ExitStatus {
+    program
         .args(["--exact", "files::confinement::confined_process_is_killed_on_forbidden_system_calls"])
         .args(["--nocapture", "--test-threads=1"])
         .env(ATTEMPT, attempt)
@@ -61,4 +65,13 @@ fn confined_process_is_killed_on_forbidden_system_calls() {
     // It aborts, or is killed by the system call that reports the error.
     let ended = matches!(status.signal(), Some(ABORTED | FORBIDDEN));
     assert!(ended, "2 GiB are more than it may have: {status:?}");
+}
+
+#[test]
+fn user_with_lower_limits_can_start_a_confined_process() {
+    // Without this capability, a limit cannot be raised.
+    let mut limited = Command::new("setpriv");
+    limited.args(["--bounding-set=-sys_resource", "prlimit", "--cpu=600", "--as=900000000", "--core=0", "--"]);
+    limited.arg(std::env::current_exe().expect("this program"));
+    assert_eq!(attempted(limited, "nothing").code(), Some(77));
 }
