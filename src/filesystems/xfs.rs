@@ -1,7 +1,7 @@
 //! XFS, by the crate `lamxfs`, which replays the log in memory.
 //!
-//! The crate provides the content and size of a file. Owner, times, links and device numbers are read here from the
-//! inode ("XFS Algorithms & Data Structures", 3rd edition). If the log is not empty, it may contain a newer inode than
+//! The crate provides the content and size of a file. Owner, times, links, device numbers and holes are read here from
+//! the inode ("XFS Algorithms & Data Structures", 3rd edition). If the log is not empty, it may contain a newer inode than
 //! the disk, and only the crate has the replayed data. So the crate is asked for the content of a file that does not
 //! exist (the window file), whose only block is the one that contains the inode:
 //!
@@ -18,13 +18,19 @@ use super::{
     DataRange, FsError, GuestFilesystem, InodeKind, InodeMetadata, Node, OpenedFilesystem, Result, Timestamp, damaged,
     push_range,
 };
-use lamxfs::{BlockRead, Inode, Path, Xfs};
+use lamxfs::{BlockRead, Inode, Path, SuperblockReason, Xfs};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 /// `XFS_DIFLAG2_BIGTIME`: times are nanoseconds since 1901.
 const FLAG_BIGTIME: u64 = 8;
+
+/// `XFS_DIFLAG2_NREXT64`: the number of extents has 64 bits, elsewhere.
+const FLAG_LARGE_COUNTS: u64 = 16;
+
+/// `XFS_DINODE_FMT_EXTENTS`: the inode contains the list of extents.
+const FORMAT_EXTENTS: u8 = 2;
 
 /// `XFS_MAX_BLOCKSIZE`
 const MAX_BLOCK_BYTES: u64 = 64 << 10;
@@ -63,8 +69,7 @@ fn window_inode(block: u64) -> [u8; 116] {
     inode[..2].copy_from_slice(b"IN");
     inode[2..4].copy_from_slice(&0o100_000_u16.to_be_bytes());
     inode[4] = 2;
-    // XFS_DINODE_FMT_EXTENTS
-    inode[5] = 2;
+    inode[5] = FORMAT_EXTENTS;
     inode[56..64].copy_from_slice(&MAX_BLOCK_BYTES.to_be_bytes());
     inode[76..80].copy_from_slice(&1_u32.to_be_bytes());
     // The extent: 1 bit for the state, 54 for the offset in the file, 52 for the block, 21 for the number of blocks.
@@ -158,6 +163,15 @@ fn of_xfs(error: &lamxfs::Error, failure: &RefCell<Option<FsError>>) -> FsError 
         lamxfs::Error::UnsupportedFeature(feature) => {
             FsError::Unsupported(format!("XFS feature {feature} is not supported"))
         }
+        lamxfs::Error::BadSuperblock(SuperblockReason::ExternalLog) => {
+            FsError::Unsupported("XFS with a log on another device is not supported".into())
+        }
+        lamxfs::Error::BadSuperblock(SuperblockReason::RealtimeDevice) => {
+            FsError::Unsupported("XFS with a realtime device is not supported".into())
+        }
+        lamxfs::Error::BadSuperblock(SuperblockReason::DirtyLog) => {
+            FsError::Unsupported("its log cannot be replayed by kvmb; 'kvmb mount' can replay it".into())
+        }
         error => damaged(format!("{error:?}")),
     }
 }
@@ -171,6 +185,22 @@ struct RawInode {
     device: (u32, u32),
     mode: u32,
     size_bytes: u64,
+    /// The written extents, if the inode contains all of them: first block in the file, and number of blocks.
+    extents: Option<Vec<(u64, u64)>>,
+}
+
+/// Returns the written extents that an inode contains; None if they are in other blocks.
+fn extents_in(inode: &[u8], flags: u64) -> Option<Vec<(u64, u64)>> {
+    let start = if inode[4] >= 3 { 176 } else { 100 };
+    let count = match flags & FLAG_LARGE_COUNTS != 0 {
+        true => be64(inode, 24),
+        false => be32(inode, 76).into(),
+    };
+    let list = inode.get(start..).filter(|list| inode[5] == FORMAT_EXTENTS && count <= list.len() as u64 / 16)?;
+    let extents = list.chunks_exact(16).take(count as usize);
+    // 1 bit for "unwritten", 54 for the offset in the file, 52 for the block, 21 for the number of blocks.
+    let written = extents.filter(|extent| be64(extent, 0) >> 63 == 0);
+    Some(written.map(|extent| (low_bits(be64(extent, 0) >> 9, 54), low_bits(be64(extent, 8), 21))).collect())
 }
 
 impl XfsVolume {
@@ -196,7 +226,8 @@ impl XfsVolume {
         if &inode[..2] != b"IN" || (version >= 3 && be64(&inode, 152) != number) {
             return Ok(None);
         }
-        let is_bigtime = version >= 3 && be64(&inode, 120) & FLAG_BIGTIME != 0;
+        let flags = if version >= 3 { be64(&inode, 120) } else { 0 };
+        let is_bigtime = flags & FLAG_BIGTIME != 0;
         let time = |at: usize| match is_bigtime {
             true => {
                 let since_1901 = be64(&inode, at);
@@ -217,6 +248,7 @@ impl XfsVolume {
             device: (device >> 18, device & 0x3ffff),
             mode: be16(&inode, 2).into(),
             size_bytes: be64(&inode, 56),
+            extents: extents_in(&inode, flags),
         }))
     }
 }
@@ -269,10 +301,19 @@ impl GuestFilesystem for XfsVolume {
     }
 
     fn data_ranges(&mut self, node: Node) -> Result<Vec<DataRange>> {
-        // The crate does not report holes; zeros are skipped when they are read.
         let size_bytes = self.metadata(node)?.size_bytes;
+        let raw = self.raw_inode(node.0)?.filter(|raw| raw.size_bytes == size_bytes);
         let mut ranges = Vec::new();
-        push_range(&mut ranges, 0, size_bytes)?;
+        let Some(extents) = raw.and_then(|raw| raw.extents) else {
+            // The crate does not report holes; zeros are skipped when they are read.
+            push_range(&mut ranges, 0, size_bytes)?;
+            return Ok(ranges);
+        };
+        for (first, blocks) in extents {
+            let begin = first.saturating_mul(1 << self.geometry.block_log);
+            let end = (first + blocks).saturating_mul(1 << self.geometry.block_log).min(size_bytes);
+            push_range(&mut ranges, begin, end.saturating_sub(begin))?;
+        }
         Ok(ranges)
     }
 

@@ -277,3 +277,37 @@ fn files_after_one_that_cannot_be_printed_are_printed() {
     assert_eq!(printed.stdout(), "smallPRETTY_NAME=\"Test Linux 1\"\n# nothing\n");
     assert!(printed.stderr().contains("/etc: it is a directory, not a file"), "{}", printed.stderr());
 }
+
+#[test]
+fn holes_of_an_xfs_file_are_neither_read_nor_archived() {
+    let env = Env::new("filesxfsholes");
+    let script = "trap 'umount mounted 2>/dev/null || true' EXIT
+        truncate -s 320M image; mkfs.xfs -q image; mkdir mounted; mount -o loop image mounted
+        printf first > mounted/lastlog; truncate -s 4T mounted/lastlog
+        printf last | dd of=mounted/lastlog bs=1 seek=3000000000000 conv=notrunc status=none
+        fallocate -l 50M mounted/unwritten; printf x | dd of=mounted/unwritten bs=1 seek=9000000 conv=notrunc status=none
+        sha256sum < mounted/unwritten > expected; umount mounted";
+    sh(&env, script);
+    backed_up(&env, &[&env.path("image")]);
+    let copied = new_folder(&env, "copied");
+    files(&env, &["cp", "/", "--to", &copied.display().to_string()]).assert_ok();
+    let script = "expected=$PWD/expected; cd 'COPIED'; sha256sum < unwritten | cmp - $expected
+        stat -c %s lastlog; head -c 5 lastlog; dd if=lastlog bs=1 skip=3000000000000 count=4 status=none";
+    let found = sh(&env, &script.replace("COPIED", &copied.display().to_string()));
+    assert_eq!(found, format!("{}\nfirstlast", 4_u64 << 40));
+    let archive = files(&env, &["tar", "/"]).assert_ok();
+    assert!(archive.stdout.len() < 1 << 20, "{} bytes", archive.stdout.len());
+}
+
+#[test]
+fn xfs_on_more_than_one_device_is_not_reported_as_damaged() {
+    let env = Env::new("filesxfsdevices");
+    let script = "truncate -s 320M image1 image2 realtime; truncate -s 64M log
+        mkfs.xfs -q -l logdev=log,size=64m image1; mkfs.xfs -q -r rtdev=realtime image2";
+    sh(&env, script);
+    backed_up(&env, &[&env.path("image1"), &env.path("image2")]);
+    let listed = files(&env, &["ls"]).assert_ok().records_of("filesystem");
+    let errors = listed.iter().map(|volume| text(volume, "error")).collect::<Vec<_>>();
+    let expected = ["XFS with a log on another device is not supported", "XFS with a realtime device is not supported"];
+    assert_eq!(errors, expected);
+}
