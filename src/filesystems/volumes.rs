@@ -127,8 +127,9 @@ impl Volumes {
     }
 }
 
-/// Returns the partitions of a disk that also looks like a file system. Its boot sector may look like a partition table;
-/// or it may be what is left of a file system on the whole disk, which systems ignore. Then a partition has content.
+/// Returns the partitions of a disk that also looks like a file system. Its boot sector may look like a partition
+/// table; or it may be what is left of a file system on the whole disk, which systems ignore. Then a partition has
+/// content.
 fn partitions_in_use(blocks: &Blocks) -> Vec<Partition> {
     let partitions = partitions::read(blocks).unwrap_or_default();
     let has_content = |partition: &Partition| {

@@ -1,7 +1,7 @@
 //! XFS, by the crate `lamxfs`, which replays the log in memory.
 //!
-//! The crate provides the content and size of a file. Owner, times, links, device numbers and holes are read here from
-//! the inode ("XFS Algorithms & Data Structures", 3rd edition). If the log is not empty, it may contain a newer inode than
+//! The crate provides the content and size of a file. Owner, times, links, devices and holes are read here from the
+//! inode ("XFS Algorithms & Data Structures", 3rd edition). If the log is not empty, it may contain a newer inode than
 //! the disk, and only the crate has the replayed data. So the crate is asked for the content of a file that does not
 //! exist (the window file), whose only block is the one that contains the inode:
 //!

@@ -285,7 +285,8 @@ fn holes_of_an_xfs_file_are_neither_read_nor_archived() {
         truncate -s 320M image; mkfs.xfs -q image; mkdir mounted; mount -o loop image mounted
         printf first > mounted/lastlog; truncate -s 4T mounted/lastlog
         printf last | dd of=mounted/lastlog bs=1 seek=3000000000000 conv=notrunc status=none
-        fallocate -l 50M mounted/unwritten; printf x | dd of=mounted/unwritten bs=1 seek=9000000 conv=notrunc status=none
+        fallocate -l 50M mounted/unwritten
+        printf x | dd of=mounted/unwritten bs=1 seek=9000000 conv=notrunc status=none
         sha256sum < mounted/unwritten > expected; umount mounted";
     sh(&env, script);
     backed_up(&env, &[&env.path("image")]);

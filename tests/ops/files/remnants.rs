@@ -15,7 +15,8 @@ fn assert_partitions_are_read(name: &str, earlier: &str, label: &str) {
     let env = Env::new(name);
     tree(&env, "tree");
     let script = format!(
-        "truncate -s 200M image; {earlier} image >&2; printf 'label: {label}\\nsize=80M\\n' | sfdisk -q --wipe never image
+        "truncate -s 200M image; {earlier} image >&2
+         printf 'label: {label}\\nsize=80M\\n' | sfdisk -q --wipe never image
          mkfs.ext4 -q -d tree part 80M
          start=$(sfdisk -d image | sed -n 's/^image1 : start= *\\([0-9]*\\),.*/\\1/p')
          dd if=part of=image bs=512 seek=$start conv=notrunc,sparse status=none"
