@@ -87,3 +87,28 @@ fn schedule_is_described_installed_changed_and_removed() {
     console.post("/schedule/remove", &[("place", "")]).assert_status(200);
     assert_eq!(host.crontab(), "");
 }
+
+#[test]
+fn changed_schedule_keeps_the_machines_and_options_of_the_installed_one() {
+    let host = Host::new("console schedule kept");
+    host.env.machine("kvmb-test-vm1").disk(Disk::qcow2(1 << 20)).define();
+    let install = ["kvmb", "schedule", "install", "--cron", "0 2 * * *", "--random-delay", "15m", "web*", "vm1", "--"];
+    let options = ["--verify", "--limit-read=10M", "--full-every", "30d"];
+    host.program(&[&install[..], &options[..]].concat()).run().assert_ok();
+    let console = console(&host);
+    let page = console.get("/schedule?cron=0%203%20*%20*%20*").assert_status(200).assert_has("as installed: web*, vm1");
+    let page = page.assert_has("value=\"named\" checked").assert_has("name=\"verify\" value=\"1\" checked");
+    let page = page.assert_has("name=\"place\" value=\"\" checked").assert_has("value=\"900s\"");
+    page.assert_has("name=\"keep\" value=\"1\" checked").assert_has("--limit-read=10M --full-every 30d");
+    let fields =
+        [("cron", "0 3 * * *"), ("machines", "named"), ("verify", "1"), ("random_delay", "900s"), ("keep", "1")];
+    console.post("/schedule/install", &fields).assert_status(200).assert_has("installed");
+    let text = host.crontab();
+    for kept in ["0 3 * * * ", "-i 0-900 ", " --verify --limit-read=10M --full-every 30d 'web*' vm1 "] {
+        assert!(text.contains(kept), "no {kept:?} in {text}");
+    }
+    // Somebody has removed it since the page was loaded.
+    console.post("/schedule/remove", &[("place", "")]).assert_status(200);
+    console.post("/schedule/install", &fields).assert_status(422).assert_has("no longer lists machines");
+    assert_eq!(host.crontab(), "");
+}

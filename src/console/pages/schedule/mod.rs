@@ -3,9 +3,11 @@
 //! The editor is a separate GET form, so that the page shows exactly what will be installed.
 
 mod editor;
+mod installed;
 
 use super::results;
 use super::setting_words::words;
+use crate::console::answers::refused;
 use crate::console::html;
 use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};
@@ -13,12 +15,16 @@ use crate::record::{Action, Record, Time};
 use axum::Extension;
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
+use installed::InstalledBackup;
 use maud::{Markup, html};
 
 /// Two hours of grace after the longest time between two runs, as in `status`.
 const GRACE_SECONDS: f64 = 7200.0;
 
 const DAY_SECONDS: f64 = 86_400.0;
+
+/// The value of the field for the machines that selects those of the installed schedule.
+const NAMED: &str = "named";
 
 /// A location for a schedule: its flag, its names, and the target in its records.
 struct SchedulePlace {
@@ -117,7 +123,9 @@ async fn show(visit: &Visit, form: &Fields, failed: Option<&Answer>) -> Html<Str
                 (html::command(visit, &["schedule", "show"]))
             }
         }
-        @if let Some(meant) = meant.filter(|_| visit.may_change()) { (install_form(visit, meant, drill, form, failed)) }
+        @if let Some(meant) = meant.filter(|_| visit.may_change()) {
+            (install_form(visit, meant, drill, &installed, form, failed))
+        }
     };
     html::page(visit, title, html::PageUpdates::None, body).await
 }
@@ -227,9 +235,26 @@ fn which(visit: &Visit, machines: &str) -> String {
     }
 }
 
-fn install_form(visit: &Visit, meant: &Action, drill: Option<&str>, form: &Fields, failed: Option<&Answer>) -> Markup {
+fn install_form(
+    visit: &Visit,
+    meant: &Action,
+    drill: Option<&str>,
+    installed: &Answer,
+    form: &Fields,
+    failed: Option<&Answer>,
+) -> Markup {
     let is_new = failed.is_none();
-    let place = form.get("place").unwrap_or_else(|| if is_new { PLACES[0].flag } else { "" });
+    let (backups, is_any_edited) = InstalledBackup::all(installed);
+    let known = backups.first();
+    let place = match is_new {
+        true => known.map_or(PLACES[0].flag, |known| known.place),
+        false => form.get("place").unwrap_or_default(),
+    };
+    // An installed schedule is kept unless its fields are changed.
+    let shown = known.filter(|_| is_new).map(InstalledBackup::form);
+    let form = shown.as_ref().unwrap_or(form);
+    let others = known.map(InstalledBackup::others).unwrap_or_default();
+    let names = known.map(|known| known.names.join(", ")).unwrap_or_default();
     let error = |word: &str| {
         let failures = failed.into_iter().flat_map(|answer| answer.failures());
         failures.map(|failure| failure.error.clone()).find(|error| error.contains(word))
@@ -268,6 +293,13 @@ fn install_form(visit: &Visit, meant: &Action, drill: Option<&str>, form: &Field
                             span { (visit.language.say(english, french)) }
                         }
                     }
+                    @if !names.is_empty() {
+                        label class="check" {
+                            input type="radio" name="machines" value=(NAMED)
+                                checked[form.get("machines") == Some(NAMED)];
+                            span class="brk" { (visit.say("as installed: ", "comme installé\u{a0}: ")) (names) }
+                        }
+                    }
                 }
                 fieldset class="opts" {
                     legend { (visit.say("After each backup", "Après chaque sauvegarde")) }
@@ -295,13 +327,36 @@ fn install_form(visit: &Visit, meant: &Action, drill: Option<&str>, form: &Field
                     visit.say("when three machines at a time are booted from their points, for example weekly",
                         "quand trois machines à la fois sont démarrées depuis leurs points, par exemple weekly")))
             }
+            @if !others.is_empty() {
+                label class="check" {
+                    input type="checkbox" name="keep" value="1" checked[checked("keep")];
+                    span {
+                        (visit.say(
+                            "Keep the other options of the installed schedule",
+                            "Garder les autres options de la planification installée",
+                        ))
+                        " " code class="brk" { (shlex::try_join(others.iter().map(String::as_str)).unwrap_or_default()) }
+                    }
+                }
+            }
+            @if is_any_edited {
+                div class="note warn" {
+                    (html::icon("warn"))
+                    p { (visit.say(
+                        "The command of an installed schedule was edited by hand. Installing at the same place replaces \
+                         it.",
+                        "La commande d’une planification installée a été modifiée à la main. Installer au même endroit \
+                         la remplace.",
+                    )) }
+                }
+            }
             div class="row" {
                 button type="submit" class="pri" { (visit.say("Install", "Installer")) }
                 button type="submit" name="dry" value="1" {
                     (visit.say("Show what would be installed", "Montrer ce qui serait installé"))
                 }
             }
-            (html::line(&visit.console.toolbox.command_line(&install_words(form, &meant.target, place, drill))))
+            (html::line(&visit.console.toolbox.command_line(&install_words(form, &meant.target, place, drill, known))))
         }
     }
 }
@@ -323,16 +378,28 @@ fn option_field(visit: &Visit, name: &str, value: &str, error: Option<&str>, lab
     }
 }
 
-/// Returns the command line of a form.
-fn install_words(form: &Fields, cron: &str, place: &str, drill: &str) -> Vec<String> {
+/// Returns the command line of a form. Machines and options that only the installed schedule has are taken from there:
+/// a browser must not choose options of a command that runs as root.
+fn install_words(
+    form: &Fields,
+    cron: &str,
+    place: &str,
+    drill: &str,
+    installed: Option<&InstalledBackup>,
+) -> Vec<String> {
     let mut words = vec!["schedule".to_owned(), "install".to_owned(), format!("--cron={cron}")];
     words.extend(Some(place).filter(|place| !place.is_empty()).map(str::to_owned));
     words.extend((form.get("machines") == Some("all")).then(|| "--all".to_owned()));
     words.extend(form.get("random_delay").map(|delay| format!("--random-delay={}", delay.trim())));
     words.extend(form.is_set("prune").then(|| "--prune".to_owned()));
     words.extend((!drill.trim().is_empty()).then(|| format!("--drill={}", drill.trim())));
+    let kept = installed.filter(|_| form.is_set("keep"));
+    words.extend(kept.into_iter().flat_map(|kept| kept.locations.iter().cloned()));
+    let named = installed.filter(|_| form.get("machines") == Some(NAMED));
+    words.extend(named.into_iter().flat_map(|named| named.names.iter().cloned()));
     let sample = form.get("sample").map(|share| format!("--verify-sample={}", share.trim()));
-    let options: Vec<String> = form.is_set("verify").then(|| "--verify".to_owned()).into_iter().chain(sample).collect();
+    let options = form.is_set("verify").then(|| "--verify".to_owned()).into_iter().chain(sample);
+    let options: Vec<String> = options.chain(kept.into_iter().flat_map(|kept| kept.options.iter().cloned())).collect();
     if !options.is_empty() {
         words.push("--".into());
         words.extend(options);
@@ -349,7 +416,20 @@ fn place(visit: &Visit) -> &'static str {
 /// `POST /schedule/install`
 pub(super) async fn install(Extension(visit): Extension<Visit>) -> Response {
     let field = |name: &str| visit.form.get(name).unwrap_or_default().trim();
-    let mut words = install_words(&visit.form, field("cron"), place(&visit), field("drill"));
+    let place = place(&visit);
+    let mut backups = InstalledBackup::all(&visit.console.toolbox.look_up(&["schedule", "show"], true).await).0;
+    // The one that will be replaced, or else the one that the page has shown.
+    let at = backups.iter().position(|known| known.place == place).unwrap_or(0);
+    let known = (at < backups.len()).then(|| backups.swap_remove(at));
+    let is_named = visit.form.get("machines") == Some(NAMED);
+    if is_named && known.as_ref().is_none_or(|known| known.names.is_empty()) {
+        let reason = visit.say(
+            "The installed schedule no longer lists machines. Choose the machines again.",
+            "La planification installée ne nomme plus de machines. Choisissez-les de nouveau.",
+        );
+        return refused(&visit, visit.say("Schedule", "Planification"), reason, "/schedule?again=1").await;
+    }
+    let mut words = install_words(&visit.form, field("cron"), place, field("drill"), known.as_ref());
     if visit.form.is_set("dry") {
         words.insert(2, "--dry-run".into());
     }
