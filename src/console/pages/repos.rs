@@ -134,6 +134,12 @@ impl KnownPoints {
         points
     }
 
+    /// Whether a repository could not be read, so that points may be missing.
+    pub(super) fn is_any_unreadable(&self) -> bool {
+        // Pages already say where there are no points yet.
+        self.answers.iter().any(|(_, answer)| answer.failures().any(|failure| failure.code != "no_repository"))
+    }
+
     /// Returns the failures, each with its repository.
     pub(super) fn failures(&self, visit: &Visit) -> Markup {
         html! {

@@ -132,6 +132,22 @@ fn files_are_browsed_searched_downloaded_and_copied() {
     let page = page.assert_has("2 in vda:/etc/conf.d").assert_has("a.conf").assert_has("[b].conf");
     page.assert_lacks("os-release").assert_has("aria-current=\"page\"><bdi class=\"brk\">conf.d");
     console.get(&page_of(&id, "path=/etc/fstab")).assert_status(200).assert_has("1 in /etc/fstab");
+    // In HTTP/1.0, an aborted download would look complete.
+    let token = console.get("/jobs").field("csrf");
+    let body = form(&[("csrf", token.as_str()), ("part", "vda"), ("file", "%2Fbig")]);
+    let mut old = TcpStream::connect(("127.0.0.1", console.port)).unwrap();
+    write!(
+        old,
+        "POST /points/{id}/download HTTP/1.0\r\nHost: {0}\r\nCookie: {1}\r\nOrigin: http://{0}\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {2}\r\n\r\n{body}",
+        console.host(),
+        console.cookie,
+        body.len()
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    old.read_to_end(&mut answer).unwrap();
+    Page::parse(&answer).unwrap().assert_status(422).assert_has("needs HTTP/1.1");
     let page = console.get(&page_of(&id, "path=/etc/none")).assert_status(200);
     page.assert_has("/etc/none does not exist").assert_lacks("This folder is empty.");
 

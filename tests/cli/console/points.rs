@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::client::{Console, Page, encoded, open_with};
+use super::client::{Console, Page, encoded, open, open_with};
 use crate::support::{Disk, Env};
 use serde_json::Value;
 
@@ -134,4 +134,17 @@ fn damage_is_shown_with_its_ranges_and_the_good_copy() {
     page_of(&console, &copy).assert_lacks("This point is damaged.");
     console.get("/?again=1").assert_status(200).assert_lacks("st ok\">ok");
     console.get(&format!("/machines/{VM}?again=1")).assert_has("damaged");
+}
+
+#[test]
+fn unreadable_repository_is_not_shown_as_a_missing_point() {
+    let env = Env::new("console unreadable");
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(1 << 20)).define();
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let console = open(&env, &[]);
+    let point = format!("/points/{}", "a".repeat(64));
+    console.get(&point).assert_status(404);
+    fs::rename(format!("{}/keys", env.repo()), env.path("keys")).unwrap();
+    console.get("/restore?again=1").assert_status(200).assert_lacks("There is no point yet");
+    console.get(&point).assert_status(503).assert_has("cannot be looked up").assert_has("role=\"alert\"");
 }

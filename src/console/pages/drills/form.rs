@@ -4,7 +4,7 @@ use crate::console::answers::not_found;
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form};
 use crate::console::pages::launch;
-use crate::console::pages::points::find;
+use crate::console::pages::points::{find, missing};
 use crate::console::pages::repos::Repos;
 use crate::console::visit::{Fields, Visit};
 use crate::record::{Point, Record};
@@ -153,7 +153,7 @@ fn more(visit: &Visit, form: &Form<'_>) -> Markup {
 pub(in crate::console) async fn start(Extension(visit): Extension<Visit>) -> Response {
     let form = &visit.form;
     if let Some(id) = form.get("p") {
-        let Some((point, known)) = find(&visit, id).await else { return not_found(&visit).await };
+        let Some((point, known)) = find(&visit, id).await else { return missing(&visit, id).await };
         let back = format!("/points/{}", html::segment(&point.point));
         return launch::start(&visit, &Wish::Point(&known.repos, &point).words(form), &back).await;
     }

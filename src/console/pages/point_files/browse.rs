@@ -2,11 +2,10 @@
 
 use super::place::{FilePlace, Filesystems, SYSTEM, field_of, name_of};
 use super::{page_of, words};
-use crate::console::answers::not_found;
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form, query_of, with_query};
 use crate::console::pages::paging::paging;
-use crate::console::pages::points::find;
+use crate::console::pages::points::{find, missing};
 use crate::console::pages::repos::Repos;
 use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};
@@ -24,7 +23,7 @@ const PAGE: usize = 200;
 
 /// `GET /points/ID/files?part=&path=&find=`
 pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+    let Some((point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     let repos = &known.repos;
     let overview = words(repos, &point, "ls", &[], &[]);
     let borrowed: Vec<&str> = overview.iter().map(String::as_str).collect();

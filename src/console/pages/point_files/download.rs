@@ -2,9 +2,9 @@
 
 use super::place::{chosen, name_of};
 use super::{page_of, words};
-use crate::console::answers::{not_found, refused};
+use crate::console::answers::refused;
 use crate::console::pages::launch;
-use crate::console::pages::points::find;
+use crate::console::pages::points::{find, missing};
 use crate::console::reading::{End, OutputPart, Reading};
 use crate::console::state::Console;
 use crate::console::visit::Visit;
@@ -12,6 +12,7 @@ use crate::record::{Point, steers_terminal};
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::Path;
+use axum::http::Version;
 use axum::http::header::{self, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Frame;
@@ -27,8 +28,12 @@ use std::task::{Context, Poll, ready};
 const HELD_BACK_BYTES: usize = 256 << 10;
 
 /// `POST /points/ID/download`
-pub(in crate::console) async fn download(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+pub(in crate::console) async fn download(
+    version: Version,
+    Extension(visit): Extension<Visit>,
+    Path(id): Path<String>,
+) -> Response {
+    let Some((point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     let (command, paths) = wanted(&visit);
     let Some(first) = paths.first() else { return none_ticked(&visit, &point).await };
     let words = words(&known.repos, &point, command, &[], &paths);
@@ -57,6 +62,16 @@ pub(in crate::console) async fn download(Extension(visit): Extension<Visit>, Pat
             Some(OutputPart::End(end)) => return refuse(&end.errors.join("; ")).await,
             None => return refuse(visit.say("The console is ending.", "La console se ferme.")).await,
         }
+    }
+    // In HTTP/1.0, the end of the connection is the end of the file, so an aborted download would look complete.
+    if !has_ended && version < Version::HTTP_11 {
+        let reason = visit.say(
+            "A large download needs HTTP/1.1, which shows whether it is complete. A proxy in between uses HTTP/1.0; \
+             configure it for HTTP/1.1.",
+            "Un grand téléchargement demande HTTP/1.1, qui montre s’il est complet. Un serveur mandataire utilise \
+             HTTP/1.0\u{a0}; configurez-le pour HTTP/1.1.",
+        );
+        return refuse(reason).await;
     }
     let body = match has_ended {
         true => Body::from(held.into_iter().flatten().collect::<Vec<u8>>()),
@@ -140,7 +155,7 @@ impl hyper::body::Body for Download {
 
 /// `POST /points/ID/copy-files`
 pub(in crate::console) async fn copy(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+    let Some((point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     let paths = chosen(&visit.form, "f");
     if paths.is_empty() {
         return none_ticked(&visit, &point).await;

@@ -1,6 +1,6 @@
 //! Actions on a point: verify, pin, copy.
 
-use super::find;
+use super::{find, missing};
 use crate::console::answers::{not_found, redirect, refused};
 use crate::console::html;
 use crate::console::pages::launch;
@@ -41,20 +41,24 @@ async fn named(visit: &Visit) -> Option<(Point, KnownPoints)> {
     find(visit, visit.form.get("p")?).await
 }
 
+async fn absent(visit: &Visit) -> Response {
+    missing(visit, visit.form.get("p").unwrap_or_default()).await
+}
+
 fn page_of(point: &Point) -> String {
     format!("/points/{}", html::segment(&point.point))
 }
 
 /// `POST /points/verify`
 pub(in crate::console) async fn verify(Extension(visit): Extension<Visit>) -> Response {
-    let Some((point, known)) = named(&visit).await else { return not_found(&visit).await };
+    let Some((point, known)) = named(&visit).await else { return absent(&visit).await };
     let words = verify_words(&known.repos, &point, visit.form.get("depth").unwrap_or("full"));
     launch::start(&visit, &words, &page_of(&point)).await
 }
 
 /// `POST /points/copy`
 pub(in crate::console) async fn copy(Extension(visit): Extension<Visit>) -> Response {
-    let Some((point, known)) = named(&visit).await else { return not_found(&visit).await };
+    let Some((point, known)) = named(&visit).await else { return absent(&visit).await };
     match copy_words(&known.repos, &point) {
         Some(words) => launch::start(&visit, &words, &page_of(&point)).await,
         None => not_found(&visit).await,
@@ -63,7 +67,7 @@ pub(in crate::console) async fn copy(Extension(visit): Extension<Visit>) -> Resp
 
 /// `POST /points/pin`
 pub(in crate::console) async fn pin(Extension(visit): Extension<Visit>) -> Response {
-    let Some((mut point, known)) = named(&visit).await else { return not_found(&visit).await };
+    let Some((mut point, known)) = named(&visit).await else { return absent(&visit).await };
     // Do what the form requested, even if the pin has changed meanwhile.
     point.pinned = visit.form.is_set("undo");
     let answer = visit.console.toolbox.act(&pin_words(&known.repos, &point)).await;

@@ -7,9 +7,14 @@ mod one;
 
 pub(super) use one::page;
 
+use crate::console::answers::not_found;
+use crate::console::html;
 use crate::console::pages::repos::KnownPoints;
 use crate::console::visit::Visit;
 use crate::record::Point;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use maud::html;
 
 /// Whether a text is a valid point id. Nothing else may be passed on to commands.
 fn is_id(text: &str) -> bool {
@@ -29,4 +34,22 @@ pub(super) async fn find(visit: &Visit, id: &str) -> Option<(Point, KnownPoints)
         }
     }
     None
+}
+
+/// Returns the response for a point that was not found: it does not exist, or a repository cannot be read.
+pub(super) async fn missing(visit: &Visit, id: &str) -> Response {
+    if !is_id(id) {
+        return not_found(visit).await;
+    }
+    let known = KnownPoints::of(visit, false).await;
+    if !known.is_any_unreadable() {
+        return not_found(visit).await;
+    }
+    let title = visit.say("The point cannot be looked up", "Le point est introuvable pour l’instant");
+    let body = html! {
+        (html::head(title, ""))
+        (known.failures(visit))
+        (known.sources(visit))
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, html::page(visit, title, html::PageUpdates::None, body).await).into_response()
 }

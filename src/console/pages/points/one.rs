@@ -1,8 +1,7 @@
 //! One restore point: its disks, its state, its damage, its copies.
 
 use super::actions::{copy_words, pin_words, verify_words};
-use super::{find, list};
-use crate::console::answers::not_found;
+use super::{find, list, missing};
 use crate::console::html;
 use crate::console::pages::drills::{self, Wish};
 use crate::console::pages::fields::{FieldErrors, Form};
@@ -19,7 +18,7 @@ const MOST_SEARCHED: usize = 5;
 
 /// `GET /points/ID`
 pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((mut point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+    let Some((mut point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     let damaged = damaged_points(&visit).await;
     if damaged.contains(&point.point) && point.damage.is_empty() {
         point.damage = damage_found(&visit, &point.point).await;

@@ -39,7 +39,9 @@ pub(in crate::console) async fn page(Extension(visit): Extension<Visit>) -> Html
         (html::head(visit.say("Restore a machine", "Restaurer une machine"), ""))
         (steps(&visit, 0))
         (known.failures(&visit))
-        @if machines.is_empty() {
+        @if machines.is_empty() && known.is_any_unreadable() {
+            // The failure says why.
+        } @else if machines.is_empty() {
             (none_yet(&visit, visit.say("There is no point yet.", "Il n’y a encore aucun point."), &["backup", "NAME"]))
         } @else { (filter(&visit, &machines, &here, &all)) }
         @if let Some(name) = chosen {

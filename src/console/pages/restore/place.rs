@@ -2,10 +2,9 @@
 
 use super::words::FIELDS;
 use super::{heading, steps};
-use crate::console::answers::not_found;
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form, choice};
-use crate::console::pages::points::find;
+use crate::console::pages::points::{find, missing};
 use crate::console::pages::repos::KnownPoints;
 use crate::console::visit::Visit;
 use crate::record::Point;
@@ -19,7 +18,7 @@ const IMAGES: &str = "/var/lib/libvirt/images";
 
 /// `GET /restore/ID/where`
 pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+    let Some((point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     show(&visit, &point, &known, &FieldErrors::default()).await.into_response()
 }
 

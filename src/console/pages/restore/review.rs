@@ -3,11 +3,11 @@
 use super::unfinished::if_it_stops;
 use super::words::{self, BRIDGE, FIELDS, NETWORK, Wanted};
 use super::{heading, place, steps};
-use crate::console::answers::{not_found, redirect};
+use crate::console::answers::redirect;
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form, query_of, typed_name, with_query};
 use crate::console::pages::launch;
-use crate::console::pages::points::find;
+use crate::console::pages::points::{find, missing};
 use crate::console::pages::repos::KnownPoints;
 use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};
@@ -23,7 +23,7 @@ const OWN: [&str; 2] = ["csrf", "confirm"];
 
 /// `GET /restore/ID/review`
 pub(in crate::console) async fn page(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+    let Some((point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     let fields = visit.query.clone();
     if fields.get("where") == Some("single") {
         return redirect(&format!("/points/{}/files", html::segment(&point.point)));
@@ -284,7 +284,7 @@ fn button(visit: &Visit, point: &Point, fields: &Fields) -> String {
 
 /// `POST /restore/ID/start`
 pub(in crate::console) async fn start(Extension(visit): Extension<Visit>, Path(id): Path<String>) -> Response {
-    let Some((point, known)) = find(&visit, &id).await else { return not_found(&visit).await };
+    let Some((point, known)) = find(&visit, &id).await else { return missing(&visit, &id).await };
     let fields = visit.form.clone();
     let overwrites = words::overwrites(&fields);
     if overwrites && visit.form.get("confirm") != Some(point.machine.as_str()) {
