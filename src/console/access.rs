@@ -44,15 +44,16 @@ pub(super) fn guarded(pages: Router, console: Arc<Console>) -> Router {
     pages
         .layer(middleware::from_fn_with_state(Arc::clone(&console), admit))
         // The layer that is added last handles a request first.
-        .layer(middleware::from_fn(finish))
+        .layer(middleware::from_fn_with_state(console, finish))
 }
 
 /// Refuses foreign hosts, and adds the headers to every response.
-async fn finish(request: Request, next: Next) -> Response {
+async fn finish(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
+    let is_ours = |host: &str| is_loopback_name(host, console.host());
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let is_ours = host.is_some_and(is_loopback_name)
+    let is_ours = host.is_some_and(is_ours)
         && request.headers().get_all(header::HOST).iter().count() == 1
-        && request.uri().authority().is_none_or(|authority| is_loopback_name(authority.as_str()));
+        && request.uri().authority().is_none_or(|authority| is_ours(authority.as_str()));
     let mut response = match is_ours {
         false => (StatusCode::MISDIRECTED_REQUEST, "This console answers on localhost only.\n").into_response(),
         true => match tokio::time::timeout(PAGE_LIMIT, next.run(request)).await {
@@ -85,8 +86,9 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Whether a `Host` value, with or without a port, is a loopback name of this host.
-fn is_loopback_name(host: &str) -> bool {
+/// Whether a `Host` value, with or without a port, is a loopback name of this host, or the address `own` that the
+/// console listens on.
+fn is_loopback_name(host: &str, own: &str) -> bool {
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((name, port)) => (format!("[{name}]"), port.strip_prefix(':').or(port.is_empty().then_some("0"))),
         None => match host.split_once(':') {
@@ -95,7 +97,7 @@ fn is_loopback_name(host: &str) -> bool {
         },
     };
     let is_port = port.is_some_and(|port| port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit()));
-    is_port && ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str())
+    is_port && ["localhost", "127.0.0.1", "[::1]", own].contains(&name.as_str())
 }
 
 /// Admits requests that have a session and, if they change something, come from one of the console's own forms.
@@ -134,7 +136,9 @@ async fn admit(State(console): State<Arc<Console>>, request: Request, next: Next
             Method::POST => form.get("token").map(|text| text.rsplit_once("token=").map_or(text, |(_, token)| token)),
             _ => None,
         };
-        return log_in(&console, language, token.map(str::trim));
+        let site = parts.headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
+        let is_link_elsewhere = site.is_some_and(|site| ["cross-site", "same-site"].contains(&site));
+        return log_in(&console, language, token.map(str::trim), is_link_elsewhere);
     }
     let Some((cookie, form_token)) = found else {
         return login_page(&console, language, StatusCode::UNAUTHORIZED, None);
@@ -196,7 +200,8 @@ fn is_own_form(headers: &HeaderMap) -> Result<(), &'static str> {
 async fn read_form(body: Body) -> Result<Fields, StatusCode> {
     let read = tokio::time::timeout(BODY_LIMIT, read_body(body)).await;
     let bytes = read.map_err(|_| StatusCode::REQUEST_TIMEOUT)??;
-    Ok(Fields::parse(&String::from_utf8_lossy(&bytes)))
+    // A form that was cut would select less than the user did.
+    Fields::parse_all(&String::from_utf8_lossy(&bytes)).ok_or(StatusCode::PAYLOAD_TOO_LARGE)
 }
 
 /// Reads a body. Reads and drops a part of the excess, because a client that is still sending does not read the
@@ -216,7 +221,9 @@ async fn read_body(body: Body) -> Result<Vec<u8>, StatusCode> {
     if count > LARGEST_BODY_BYTES { Err(StatusCode::PAYLOAD_TOO_LARGE) } else { Ok(bytes) }
 }
 
-fn log_in(console: &Arc<Console>, language: Language, token: Option<&str>) -> Response {
+/// Opens a session. `is_link_elsewhere` says whether the link was on a page of another site, for example in a terminal
+/// in the browser: a redirect would then continue the navigation of that site, without the new cookie.
+fn log_in(console: &Arc<Console>, language: Language, token: Option<&str>, is_link_elsewhere: bool) -> Response {
     let Some(token) = token else {
         return login_page(console, language, StatusCode::UNAUTHORIZED, None);
     };
@@ -229,7 +236,8 @@ fn log_in(console: &Arc<Console>, language: Language, token: Option<&str>) -> Re
     tracing::info!("console: a session was opened");
     console.touch();
     let cookie = format!("{}={cookie}; Path=/; HttpOnly; SameSite=Strict", cookie_name(console));
-    ([(header::SET_COOKIE, cookie)], redirect("/")).into_response()
+    let answer = if is_link_elsewhere { html::entered(language).into_response() } else { redirect("/") };
+    ([(header::SET_COOKIE, cookie)], answer).into_response()
 }
 
 fn choose_language(query: &Fields) -> Response {
@@ -267,8 +275,9 @@ mod tests {
     #[test]
     fn only_loopback_host_names_are_accepted() {
         for host in ["localhost", "LOCALHOST:8420", "127.0.0.1:1", "[::1]", "[::1]:65535"] {
-            assert!(is_loopback_name(host), "{host}");
+            assert!(is_loopback_name(host, "localhost"), "{host}");
         }
+        assert!(is_loopback_name("127.0.0.3:8420", "127.0.0.3"));
         for host in [
             "",
             "evil.example.com",
@@ -283,7 +292,7 @@ mod tests {
             "127.0.0.2",
             "0.0.0.0:80",
         ] {
-            assert!(!is_loopback_name(host), "{host}");
+            assert!(!is_loopback_name(host, "127.0.0.3"), "{host}");
         }
     }
 

@@ -54,7 +54,9 @@ async fn follow(visit: &Visit, sender: &mpsc::Sender<Bytes>) {
     let is_of_jobs = page == "/" || page == "/jobs" || page.starts_with("/jobs/");
     let mut changes = visit.console.toolbox.job_changes();
     loop {
-        if visit.console.options.stop.load(Ordering::Relaxed) {
+        // An open page uses its session; a session that was ended ends its streams.
+        let is_open = visit.console.sessions().form_token(&visit.cookie).is_some();
+        if !is_open || visit.console.options.stop.load(Ordering::Relaxed) {
             return;
         }
         let mut parts = jobs::live_parts(visit, &page).await;

@@ -6,6 +6,9 @@ use percent_encoding::percent_decode_str;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Fields(Vec<(String, String)>);
 
+/// The maximum number of fields.
+const MOST_FIELDS: usize = 2000;
+
 impl Fields {
     /// Parses `a=1&b=2`.
     pub(super) fn parse(text: &str) -> Fields {
@@ -13,11 +16,17 @@ impl Fields {
             let text = text.replace('+', " ");
             percent_decode_str(&text).decode_utf8_lossy().into_owned()
         };
-        let fields = text.split('&').filter(|field| !field.is_empty()).take(2000).map(|field| {
+        let fields = text.split('&').filter(|field| !field.is_empty()).take(MOST_FIELDS).map(|field| {
             let (name, value) = field.split_once('=').unwrap_or((field, ""));
             (decoded(name), decoded(value))
         });
         Fields(fields.collect())
+    }
+
+    /// Like `parse`; None if there are too many fields.
+    pub(super) fn parse_all(text: &str) -> Option<Fields> {
+        let count = text.split('&').filter(|field| !field.is_empty()).count();
+        (count <= MOST_FIELDS).then(|| Fields::parse(text))
     }
 
     /// Returns the value of a field; None if it is missing or empty.
@@ -54,6 +63,9 @@ mod tests {
     fn url_encoded_fields_are_decoded() {
         let fields = Fields::parse("m=a+b&m=%C3%A9%26&empty=&x&=y&%ff=1");
         assert_eq!(fields.all("m").collect::<Vec<_>>(), ["a b", "é&"]);
+        let many = "m=a&".repeat(MOST_FIELDS);
+        assert_eq!(Fields::parse_all(&many), Some(Fields::parse(&many)));
+        assert_eq!(Fields::parse_all(&(many + "m=b")), None);
         assert_eq!((fields.get("empty"), fields.get("x"), fields.get("none")), (None, None, None));
     }
 }

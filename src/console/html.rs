@@ -235,6 +235,25 @@ pub(super) fn login(console: &Console, language: Language, message: Option<&str>
     Html(markup.into_string())
 }
 
+/// Returns the page that leads from a link on another site to the overview.
+pub(super) fn entered(language: Language) -> Html<String> {
+    let markup = html! {
+        (DOCTYPE)
+        html lang=(language.code()) {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta http-equiv="refresh" content="0; url=/";
+                title { "kvmb" }
+                style { (PreEscaped(LOGIN_STYLE)) }
+            }
+            body { main { p { a href="/" { (language.say("Open the console", "Ouvrir la console")) } } } }
+        }
+    };
+    Html(markup.into_string())
+}
+
 /// Returns the response to a refused request.
 pub(super) fn refusal(console: &Console, language: Language, status: StatusCode, reason: &str) -> Html<String> {
     let markup = html! {

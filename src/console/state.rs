@@ -80,6 +80,12 @@ impl Console {
         format!("{}/login?token={token}", self.address)
     }
 
+    /// Returns the host in the login links, as in a `Host` header.
+    pub(super) fn host(&self) -> &str {
+        let authority = self.address.strip_prefix("http://").unwrap_or(&self.address);
+        authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+    }
+
     /// Whether systemd has started the console. Nobody reads its output then.
     pub(super) fn is_of_system(&self) -> bool {
         matches!(self.options.listen, Listen::Given(_))

@@ -41,9 +41,16 @@
     part.outerHTML = html;
     addCopyButtons(document.getElementById(id) ?? document);
   };
+  // Without a stream, the page shows an old state.
+  const lost = document.createElement("p");
+  lost.className = "note warn";
+  lost.setAttribute("role", "status");
+  const text = fr ? "Connexion à la console perdue. Cette page n’est plus actualisée." : "Connection to the console lost. This page is not updated.";
   const open = () => {
     if (!page || stream || document.hidden) return;
     stream = new EventSource("/events?page=" + encodeURIComponent(page));
+    stream.addEventListener("error", () => { lost.textContent = text; document.querySelector("main").prepend(lost); });
+    stream.addEventListener("open", () => lost.remove());
     stream.addEventListener("part", (event) => {
       const part = JSON.parse(event.data);
       place(part.id, part.html);

@@ -77,6 +77,51 @@ fn requests_without_a_session_get_401_and_tokens_work_once() {
 }
 
 #[test]
+fn other_loopback_address_and_link_on_another_site_open_a_session() {
+    let env = Env::new("other loopback");
+    let running = env.kvmb(["ui", "--no-open", "--listen", "127.0.0.2:0"]).limit(LIMIT).spawn();
+    let place = || {
+        let said = running.stderr_so_far();
+        let (port, token) = said.split_once("http://127.0.0.2:")?.1.split_once("/login?token=")?;
+        Some((port.to_owned(), token.lines().next()?.to_owned()))
+    };
+    wait_until("the link is printed", LIMIT, || place().is_some());
+    let (port, token) = place().unwrap();
+    // A terminal in the browser is on another site: after a redirect, the browser would not send the cookie.
+    let mut stream = TcpStream::connect(format!("127.0.0.2:{port}")).unwrap();
+    write!(
+        stream,
+        "GET /login?token={token} HTTP/1.1\r\nHost: 127.0.0.2:{port}\r\nSec-Fetch-Site: cross-site\r\n\
+         Connection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let page = Page::parse(&answer).unwrap().assert_status(200).assert_has("content=\"0; url=/\"");
+    assert!(page.header("set-cookie").starts_with("kvmb-"), "{page:?}");
+}
+
+#[test]
+fn ended_session_ends_its_streams_and_cut_forms_are_refused() {
+    let env = Env::new("ended streams");
+    let console = open(&env, &[]);
+    let body = format!("csrf={}{}", console.get("/jobs").field("csrf"), "&m=a".repeat(2000));
+    console.post_raw("/backup", &body, &format!("http://{}", console.host())).assert_status(413);
+    let mut stream = TcpStream::connect(("127.0.0.1", console.port)).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    write!(
+        stream,
+        "GET /events?page=/jobs HTTP/1.1\r\nHost: {}\r\nCookie: {}\r\nConnection: close\r\n\r\n",
+        console.host(),
+        console.cookie
+    )
+    .unwrap();
+    stream.read_exact(&mut [0; 16]).unwrap();
+    console.post("/logout", &[]).assert_status(303);
+    stream.read_to_end(&mut Vec::new()).expect("the end of the stream");
+}
+
+#[test]
 fn changes_require_a_same_origin_form_with_the_session_token() {
     let env = Env::new("forms");
     let console = open(&env, &[]);
