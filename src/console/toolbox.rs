@@ -205,8 +205,18 @@ impl Toolbox {
             let _ = stdin.write_all(input.as_bytes()).await;
         }
         let (stdout, stderr) = lookup.output();
-        let (records, said) = tokio::join!(read_records(stdout), read_some(stderr, LARGEST_MESSAGES_BYTES));
-        let (mut records, said, status) = (records?, said?, lookup.wait().await?);
+        let (read, said) =
+            tokio::join!(read_records(stdout, LARGEST_ANSWER_BYTES), read_some(stderr, LARGEST_MESSAGES_BYTES));
+        let ((mut records, is_whole), said, status) = (read?, said?, lookup.wait().await?);
+        if !is_whole {
+            // Otherwise, a page would take the rest for missing: points, for example.
+            records.push(Record::Failure(Failure {
+                code: "failed".into(),
+                error: "the answer is too large, and the end of it is missing here".into(),
+                hint: Some(self.command_line(words)),
+                ..Failure::default()
+            }));
+        }
         // Errors in the command line are reported as text only.
         if records.is_empty() && !status.success() {
             let error = words_of(&said, "error:").join("; ");
@@ -412,11 +422,12 @@ fn answer_of(mut output: std::fs::File, exit_code: Option<i32>) -> Answer {
     }
 }
 
-/// Returns the records of an output. Parses them as they arrive, because the text needs more memory than the records.
-async fn read_records(stdout: Option<ChildStdout>) -> std::io::Result<Vec<Record>> {
-    let (mut records, mut line) = (Vec::new(), Vec::new());
-    let Some(mut stdout) = stdout else { return Ok(records) };
-    let mut left_bytes = LARGEST_ANSWER_BYTES;
+/// Returns the records in the first `most_bytes` of an output, and whether that is all of it. Parses them as they
+/// arrive, because the text needs more memory than the records.
+async fn read_records(stdout: Option<ChildStdout>, most_bytes: usize) -> std::io::Result<(Vec<Record>, bool)> {
+    let (mut records, mut line, mut is_whole) = (Vec::new(), Vec::new(), true);
+    let Some(mut stdout) = stdout else { return Ok((records, is_whole)) };
+    let mut left_bytes = most_bytes;
     loop {
         let piece = read_piece(&mut stdout).await?;
         if piece.is_empty() {
@@ -425,11 +436,12 @@ async fn read_records(stdout: Option<ChildStdout>) -> std::io::Result<Vec<Record
         // Discard the rest, but keep reading so that the command can write it.
         let kept = &piece[..piece.len().min(left_bytes)];
         left_bytes -= kept.len();
+        is_whole &= kept.len() == piece.len();
         take_records(kept, &mut line, &mut records);
     }
     records.extend(Record::parse(String::from_utf8_lossy(&line).trim_end()).ok());
     records.shrink_to_fit();
-    Ok(records)
+    Ok((records, is_whole))
 }
 
 /// Parses the records of all complete lines, and keeps the rest of the last one.
@@ -488,6 +500,20 @@ mod tests {
             toolbox.look_up(&words, true).await;
             toolbox.look_up(&words, false).await;
             assert_eq!(runs(), 3);
+        });
+    }
+
+    #[test]
+    fn cut_answer_is_not_taken_for_a_whole_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let toolbox = noting(&folder, 20);
+        block_on(async {
+            for (most_bytes, is_whole) in [(1 << 20, true), (100, false)] {
+                let mut lookup = Lookup::start(&mut toolbox.command(&["points".to_owned()])).expect("a command");
+                let (records, is_all) = read_records(lookup.output().0, most_bytes).await.expect("records");
+                assert_eq!((records.len() == 20, is_all), (is_whole, is_whole));
+                lookup.wait().await.expect("its end");
+            }
         });
     }
 

@@ -34,6 +34,8 @@ pub(super) const TEXTS: &[(&str, &str)] = &[
     ("config", "configuration"),
     ("certificate", "certificat"),
     ("sample", "échantillon"),
+    // Failures of the console itself.
+    ("the answer is too large, and the end of it is missing here", "la réponse est trop grande, et sa fin manque ici"),
     // Rhythms of schedules.
     ("at each start of the host", "à chaque démarrage de l’hôte"),
     ("every night {}", "chaque nuit {}"),
