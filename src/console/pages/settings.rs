@@ -21,10 +21,14 @@ const BEFORE: &str = "b.";
 
 /// Whether a browser must not change a key: commands that run as root can be set only in the file.
 fn is_fixed(key: &str) -> bool {
-    key.starts_with("hooks.")
-        || key.ends_with("password_command")
-        || ["$schema", "hooks", "selected_vms", "excluded_disks", "ssh", "drill.check", "drill.expect"].contains(&key)
+    let is_below = |key: &str, parent: &str| key.strip_prefix(parent).is_some_and(|rest| rest.starts_with('.'));
+    key.ends_with("password_command")
+        || ["$schema", "selected_vms", "excluded_disks"].contains(&key)
+        || FIXED.iter().any(|fixed| key == *fixed || is_below(key, fixed) || is_below(fixed, key))
 }
+
+/// Keys that only the file may set, with all keys below and above them.
+const FIXED: [&str; 4] = ["hooks", "drill.check", "drill.expect", "ssh.password_command"];
 
 /// Returns the settings of an answer of `config show`.
 pub(super) fn settings_of(answer: &Answer) -> Vec<Setting> {
@@ -352,4 +356,19 @@ pub(super) async fn write(Extension(visit): Extension<Visit>) -> Response {
     words.extend(given);
     let answer = visit.console.toolbox.act(&words).await;
     results::show(&visit, visit.say("Configuration", "Configuration"), &words, &answer, back_of(&visit)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_with_commands_cannot_be_set_through_keys_above_or_below() {
+        for key in ["hooks", "hooks.after_run", "drill", "drill.check", "drill.check.vm1", "ssh", "password_command"] {
+            assert!(is_fixed(key), "{key}");
+        }
+        for key in ["drill.until", "ssh.port", "selected_vms.hooks", "excluded_disks.vm1", "jobs", "drill_check"] {
+            assert!(!is_fixed(key), "{key}");
+        }
+    }
 }
