@@ -15,6 +15,7 @@ use axum::Extension;
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{Markup, html};
+use std::time::Duration;
 
 /// The rules: configuration key and flag of the command.
 const RULES: [(&str, &str); 7] = [
@@ -26,6 +27,9 @@ const RULES: [(&str, &str); 7] = [
     ("keep_yearly", "--keep-yearly"),
     ("keep_within", "--keep-within"),
 ];
+
+/// Maximum age of a preview.
+const PREVIEW: Duration = Duration::from_secs(20);
 
 /// Maximum number of points shown.
 const MOST_ROWS: usize = 500;
@@ -121,7 +125,11 @@ async fn show(visit: &Visit) -> (StatusCode, Html<String>) {
     let words = choice.words(true);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let answer = match choice.has_rules() {
-        true => Some(toolbox.look_up(&words, visit.query.is_set("again")).await),
+        // What is pruned next must be what is shown.
+        true => {
+            let age = if visit.query.is_set("again") { Duration::ZERO } else { PREVIEW };
+            Some(toolbox.look_up_within(&words, age).await)
+        }
         false => None,
     };
     let is_wrong = |failure: &&crate::record::Failure| failure.code == "usage";
