@@ -13,6 +13,19 @@ pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     sync_folder(folder_of(path))
 }
 
+/// Like [`write()`], with the owner and group of the file that it replaces. If they cannot be kept, the rights of the
+/// old group are not given to another one.
+pub(crate) fn replace(path: &Path, content: &[u8], mode: u32, replaced: &Metadata) -> io::Result<()> {
+    let temporary = temporary(path, content, mode & !0o077).map_err(without_path)?;
+    let file = temporary.as_file();
+    let is_kept = std::os::unix::fs::fchown(file, Some(replaced.uid()), Some(replaced.gid())).is_ok()
+        || std::os::unix::fs::fchown(file, None, Some(replaced.gid())).is_ok();
+    file.set_permissions(Permissions::from_mode(if is_kept { mode } else { mode & !0o070 }))?;
+    file.sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    sync_folder(folder_of(path))
+}
+
 /// Like [`write()`], but fails with [`ErrorKind::AlreadyExists`] if `path` exists: exactly one of several concurrent
 /// creators succeeds. On a file system without hard links, a reader may see an incomplete file.
 pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {

@@ -106,3 +106,14 @@ fn concurrent_changes_are_all_applied() {
     let document: serde_json::Value = serde_json::from_str(&text(&env)).unwrap();
     assert_eq!(document["selected_vms"].as_object().unwrap().len(), 7, "{document}");
 }
+
+#[test]
+fn changed_file_keeps_its_group() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let env = env("config group");
+    chown(env.config_file(), None, Some(4242)).unwrap();
+    set_mode(&env.config_file(), 0o640);
+    env.kvmb(["config", "set", "jobs=3"]).run().assert_ok();
+    let found = fs::metadata(env.config_file()).unwrap();
+    assert_eq!((found.gid(), found.mode() & 0o7777), (4242, 0o640));
+}

@@ -112,10 +112,15 @@ impl ConfigSetArgs {
         let changed = before.is_none() || old != new;
         if changed && !self.dry_run {
             // Nobody else may read a file with secrets.
-            let mode = fs::metadata(&path).map_or(0o600, |found| found.mode() & 0o7777);
+            let replaced = fs::metadata(&path).ok();
+            let mode = replaced.as_ref().map_or(0o600, |found| found.mode() & 0o7777);
             let has_secret = config::SECRET_KEYS.iter().any(|key| value_of(&said, key).is_some());
             let mode = if has_secret { mode & !0o004 } else { mode };
-            atomic_file::write(&path, new.as_bytes(), mode).map_err(cannot("write"))?;
+            let written = match &replaced {
+                Some(replaced) => atomic_file::replace(&path, new.as_bytes(), mode, replaced),
+                None => atomic_file::write(&path, new.as_bytes(), mode),
+            };
+            written.map_err(cannot("write"))?;
         }
         let shown_old = if before.is_some() { edit::without_secrets(&old) } else { String::new() };
         let diff = difference(&path, &shown_old, &edit::without_secrets(&new));
