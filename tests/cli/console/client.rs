@@ -114,7 +114,7 @@ pub fn start_with(env: &Env, args: &[&str], variables: &[(&str, &str)]) -> Conso
 
 /// The same for a custom call.
 pub fn start_call(call: Call) -> Console {
-    let running = call.limit(Duration::from_secs(280)).spawn();
+    let running = call.limit(Duration::from_secs(580)).spawn();
     let link = |running: &Running| {
         let said = running.stderr_so_far();
         parse_link(said.lines().find_map(|line| line.strip_prefix("kvmb: open "))?)

@@ -4,7 +4,7 @@ use crate::console::answers::not_found;
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form};
 use crate::console::pages::launch;
-use crate::console::pages::points::{find, missing};
+use crate::console::pages::points::lookup::{find, missing};
 use crate::console::pages::repos::Repos;
 use crate::console::visit::{Fields, Visit};
 use crate::record::{Point, Record};

@@ -5,7 +5,7 @@ use super::{page_of, words};
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form, query_of, with_query};
 use crate::console::pages::paging::paging;
-use crate::console::pages::points::{find, missing};
+use crate::console::pages::points::lookup::{find, missing};
 use crate::console::pages::repos::Repos;
 use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};

@@ -4,7 +4,7 @@ use super::place::{chosen, name_of};
 use super::{page_of, words};
 use crate::console::answers::refused;
 use crate::console::pages::launch;
-use crate::console::pages::points::{find, missing};
+use crate::console::pages::points::lookup::{find, missing};
 use crate::console::reading::{End, OutputPart, Reading};
 use crate::console::state::Console;
 use crate::console::visit::Visit;
@@ -68,7 +68,7 @@ pub(in crate::console) async fn download(
         let reason = visit.say(
             "A large download needs HTTP/1.1, which shows whether it is complete. A proxy in between uses HTTP/1.0; \
              configure it for HTTP/1.1.",
-            "Un grand téléchargement demande HTTP/1.1, qui montre s’il est complet. Un serveur mandataire utilise \
+            "Un grand téléchargement demande HTTP/1.1, dont la fin est reconnaissable. Un serveur mandataire utilise \
              HTTP/1.0\u{a0}; configurez-le pour HTTP/1.1.",
         );
         return refuse(reason).await;

@@ -1,6 +1,6 @@
 //! Actions on a point: verify, pin, copy.
 
-use super::{find, missing};
+use super::lookup::{find, missing};
 use crate::console::answers::{not_found, redirect, refused};
 use crate::console::html;
 use crate::console::pages::launch;

@@ -1,7 +1,8 @@
 //! One restore point: its disks, its state, its damage, its copies.
 
 use super::actions::{copy_words, pin_words, verify_words};
-use super::{find, list, missing};
+use super::list;
+use super::lookup::{find, missing};
 use crate::console::html;
 use crate::console::pages::drills::{self, Wish};
 use crate::console::pages::fields::{FieldErrors, Form};

@@ -4,7 +4,7 @@ use super::words::FIELDS;
 use super::{heading, steps};
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form, choice};
-use crate::console::pages::points::{find, missing};
+use crate::console::pages::points::lookup::{find, missing};
 use crate::console::pages::repos::KnownPoints;
 use crate::console::visit::Visit;
 use crate::record::Point;

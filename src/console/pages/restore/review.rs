@@ -7,7 +7,7 @@ use crate::console::answers::redirect;
 use crate::console::html;
 use crate::console::pages::fields::{FieldErrors, Form, query_of, typed_name, with_query};
 use crate::console::pages::launch;
-use crate::console::pages::points::{find, missing};
+use crate::console::pages::points::lookup::{find, missing};
 use crate::console::pages::repos::KnownPoints;
 use crate::console::toolbox::Answer;
 use crate::console::visit::{Fields, Visit};

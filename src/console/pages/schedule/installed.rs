@@ -1,7 +1,7 @@
 //! The installed schedule of backups, as the form shows it. Whoever changes the time of a schedule keeps its machines
 //! and options.
 
-use super::{PLACES, text};
+use super::places::PLACES;
 use crate::console::pages::fields::query_of;
 use crate::console::toolbox::Answer;
 use crate::console::visit::Fields;
@@ -127,6 +127,11 @@ fn random_delay(entry: &str) -> Option<String> {
         (end > 0).then(|| format!("{}s", &rest[..end]))
     };
     digits("\nRandomizedDelaySec=").or_else(|| digits("shuf -i 0-"))
+}
+
+/// Returns the text of a field that only some actions have.
+pub(super) fn text<'a>(action: &'a Action, key: &str) -> Option<&'a str> {
+    action.extra.get(key).and_then(|value| value.as_str())
 }
 
 #[cfg(test)]

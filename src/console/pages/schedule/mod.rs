@@ -4,6 +4,7 @@
 
 mod editor;
 mod installed;
+mod places;
 
 use super::results;
 use super::setting_words::words;
@@ -15,8 +16,9 @@ use crate::record::{Action, Record, Time};
 use axum::Extension;
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
-use installed::InstalledBackup;
+use installed::{InstalledBackup, text};
 use maud::{Markup, html};
+use places::PLACES;
 
 /// Two hours of grace after the longest time between two runs, as in `status`.
 const GRACE_SECONDS: f64 = 7200.0;
@@ -25,43 +27,6 @@ const DAY_SECONDS: f64 = 86_400.0;
 
 /// The value of the field for the machines that selects those of the installed schedule.
 const NAMED: &str = "named";
-
-/// A location for a schedule: its flag, its names, and the target in its records.
-struct SchedulePlace {
-    flag: &'static str,
-    english: &'static str,
-    french: &'static str,
-    english_help: &'static str,
-    french_help: &'static str,
-    target: &'static str,
-}
-
-const PLACES: [SchedulePlace; 3] = [
-    SchedulePlace {
-        flag: "--systemd",
-        english: "systemd timer",
-        french: "timer systemd",
-        english_help: "kvmb.timer; missed runs are caught up",
-        french_help: "kvmb.timer\u{202f}; les exécutions manquées sont rattrapées",
-        target: "/etc/systemd/system/kvmb.timer",
-    },
-    SchedulePlace {
-        flag: "--system",
-        english: "/etc/cron.d/kvmb",
-        french: "/etc/cron.d/kvmb",
-        english_help: "crontab of the system",
-        french_help: "crontab du système",
-        target: "/etc/cron.d/kvmb",
-    },
-    SchedulePlace {
-        flag: "",
-        english: "crontab of this user",
-        french: "crontab de cet utilisateur",
-        english_help: "between two marker lines",
-        french_help: "entre deux lignes de repère",
-        target: "crontab",
-    },
-];
 
 /// `GET /schedule`
 pub(super) async fn page(Extension(visit): Extension<Visit>) -> Html<String> {
@@ -74,10 +39,6 @@ fn action(answer: &Answer) -> Option<&Action> {
         Record::Action(action) => Some(action),
         _ => None,
     })
-}
-
-fn text<'a>(action: &'a Action, key: &str) -> Option<&'a str> {
-    action.extra.get(key).and_then(|value| value.as_str())
 }
 
 /// Returns the page; `form` and `failed` belong to a failed installation.
@@ -335,7 +296,8 @@ fn install_form(
                             "Keep the other options of the installed schedule",
                             "Garder les autres options de la planification installée",
                         ))
-                        " " code class="brk" { (shlex::try_join(others.iter().map(String::as_str)).unwrap_or_default()) }
+                        " "
+                        code class="brk" { (shlex::try_join(others.iter().map(String::as_str)).unwrap_or_default()) }
                     }
                 }
             }
@@ -343,8 +305,8 @@ fn install_form(
                 div class="note warn" {
                     (html::icon("warn"))
                     p { (visit.say(
-                        "The command of an installed schedule was edited by hand. Installing at the same place replaces \
-                         it.",
+                        "The command of an installed schedule was edited by hand. Installing at the same place \
+                         replaces it.",
                         "La commande d’une planification installée a été modifiée à la main. Installer au même endroit \
                          la remplace.",
                     )) }
