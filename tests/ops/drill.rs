@@ -11,7 +11,7 @@ use kvmb::failpoint::Failpoint;
 use serde_json::{Value, json};
 
 use crate::support::backups::{backup, init, noise, stopped_at, text};
-use crate::support::guest::{copied_system, make_ext4};
+use crate::support::guest::{FAST_BOOT, copied_system, make_ext4};
 use crate::support::machine::MachineBuilder;
 use crate::support::{Call, Disk, Env, Machine, Output, process, wait_until};
 
@@ -25,7 +25,7 @@ fn linux<'e>(env: &'e Env, name: &str, words: &str) -> MachineBuilder<'e> {
     env.machine(name)
         .memory_mib(256)
         .os_xml(&format!(
-            "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd><cmdline>{words}</cmdline>",
+            "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd><cmdline>{FAST_BOOT} {words}</cmdline>",
             system.display()
         ))
         .disk(Disk::existing(&disk, "raw"))

@@ -30,6 +30,7 @@ pub fn variables() -> Vec<(&'static str, String)> {
         ("SUPERMIN_KERNEL", guest.join("vmlinuz").display().to_string()),
         ("SUPERMIN_MODULES", modules.path().display().to_string()),
         ("SUPERMIN_KERNEL_VERSION", modules.file_name().to_string_lossy().into_owned()),
+        ("LIBGUESTFS_APPEND", "mitigations=off".to_owned()),
         ("LIBGUESTFS_CACHEDIR", cache.display().to_string()),
         ("LIBGUESTFS_BACKEND", "direct".to_owned()),
         ("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg".to_owned()),

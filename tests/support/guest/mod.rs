@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use super::{Disk, Env, Machine, Output, parts, set_mode, wait_until};
 
+/// Kernel parameters that save a sixth of an emulated boot: no protection against attacks between processes, no
+/// self-tests.
+pub const FAST_BOOT: &str = "mitigations=off nokaslr cryptomgr.notests no_timer_check tsc=reliable";
+
 /// How the guest agent reacts to a freeze request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezeMode {
@@ -66,7 +70,7 @@ impl<'e> LinuxGuest<'e> {
             .memory_mib(256)
             .os_xml(&format!(
                 "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd>\
-                 <cmdline>console=ttyS0 quiet panic=1 {mode}</cmdline>",
+                 <cmdline>console=ttyS0 quiet panic=1 {FAST_BOOT} {mode}</cmdline>",
                 system.display()
             ))
             .devices_xml(&format!(

@@ -4,7 +4,7 @@
 use super::{Desk, desk};
 use crate::support::backups::{backup, init};
 use crate::support::browser::{DESKTOP, Look, PHONE};
-use crate::support::guest::copied_system;
+use crate::support::guest::{FAST_BOOT, copied_system};
 use crate::support::{Disk, Env};
 
 const VM: &str = "kvmb-test-vm1";
@@ -30,7 +30,7 @@ fn drill_shows_the_guest_screen_and_console() {
         .machine(VM)
         .memory_mib(256)
         .os_xml(&format!(
-            "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd><cmdline>{words}</cmdline>",
+            "<kernel>{0}/vmlinuz</kernel><initrd>{0}/initramfs</initrd><cmdline>{FAST_BOOT} {words}</cmdline>",
             copied_system(&env).display()
         ))
         .devices_xml("<serial type='pty'><target port='0'/></serial>")
