@@ -40,18 +40,19 @@ fn assemble(env: &Env) {
     sh(env, "truncate -s 48M part1 part2; truncate -s 96M pool; truncate -s 64M lvm");
     let commands = "run
         md-create data \"/dev/sda /dev/sdb\" level:raid1
-        upload mirrored /dev/md/data
+        copy-device-to-device /dev/sde /dev/md/data sparse:true
         pvcreate /dev/sdc
         vgcreate pool /dev/sdc
         debug sh \"lvcreate -y -T -L 48M -V 24M -n thin pool/thins\"
-        upload thin /dev/pool/thin
+        copy-device-to-device /dev/sdf /dev/pool/thin sparse:true
         pvcreate /dev/sdd
         vgcreate my-vg /dev/sdd
         lvcreate root my-vg 40
-        upload root /dev/my-vg/root
+        copy-device-to-device /dev/sdg /dev/my-vg/root sparse:true
         list-filesystems
         vg-activate-all false";
-    let call = with_kernel(env.sh("cd \"$0\"; exec guestfish --format=raw -a part1 -a part2 -a pool -a lvm"));
+    let call = with_kernel(env.sh("cd \"$0\"; exec guestfish --format=raw -a part1 -a part2 -a pool -a lvm \
+        -a mirrored -a thin -a root"));
     let output = call.arg(env.path("")).stdin(commands).run().assert_ok();
     assert!(output.stdout().contains("/dev/pool/thin: ext4"), "{output}");
 }
@@ -90,29 +91,27 @@ fn system_on_luks_raid_and_thin_volumes_is_copied_unchanged() {
 const LUKS2_PASSPHRASE: &str = "correct-horse";
 
 /// Creates the image `disk` with LUKS2 that contains the image `plain`, and the image `large` with LUKS2 whose key
-/// derivation needs 256 MiB. That takes half a minute on an emulated processor, so it is never opened successfully.
+/// derivation needs 256 MiB. That takes half a minute on an emulated processor, so it is never opened successfully, and
+/// its header is written by this host.
 fn encrypt_luks2(env: &Env) {
-    sh(env, "truncate -s 48M disk; truncate -s 20M large");
-    let format = |volume: &str, key_mib: u32| {
+    parts::require(&["cryptsetup"]);
+    let format = |image: &str, key_mib: u32| {
         format!(
-            "debug sh \"cryptsetup luksFormat -q --type luks2 --pbkdf argon2id --pbkdf-memory {} \
-                --pbkdf-force-iterations 4 /dev/disk/guestfs/{volume} /tmp/key\"",
+            "cryptsetup luksFormat -q --type luks2 --pbkdf argon2id --pbkdf-memory {} --pbkdf-force-iterations 4 \
+             {image} key",
             key_mib << 10
         )
     };
+    let (disk, large) = (format("disk", 1), format("large", 256));
+    sh(env, &format!("truncate -s 48M disk; truncate -s 20M large; printf {LUKS2_PASSPHRASE} > key; {disk}; {large}"));
     let commands = format!(
         "add-drive disk format:raw label:disk
-        add-drive large format:raw label:large
         run
         debug sh \"printf {LUKS2_PASSPHRASE} > /tmp/key\"
-        {}
-        {}
         debug sh \"cryptsetup open --key-file /tmp/key /dev/disk/guestfs/disk plain\"
         upload plain /dev/mapper/plain
         debug sh \"cryptsetup close plain\"
-        ",
-        format("disk", 1),
-        format("large", 256),
+        "
     );
     let call = with_kernel(env.sh("cd \"$0\"; exec guestfish"));
     call.arg(env.path("")).stdin(&commands).run().assert_ok();
