@@ -116,7 +116,7 @@ pub(crate) fn read_range(file: &File, at: u64, length: usize) -> Option<Vec<u8>>
 fn with_aligned<T>(length: usize, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     ALIGNED.with_borrow_mut(|buffer| {
         if buffer.len() < length + ALIGNMENT {
-            buffer.resize(length + ALIGNMENT, 0);
+            *buffer = vec![0; length + ALIGNMENT];
         }
         let start = buffer.as_ptr().align_offset(ALIGNMENT);
         use_it(&mut buffer[start..start + length])

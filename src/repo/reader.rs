@@ -114,7 +114,7 @@ thread_local! {
 /// Returns `length` bytes of a buffer, page-aligned: direct I/O then needs no copy.
 fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     if buffer.len() < length + PAGE_BYTES {
-        buffer.resize(length + PAGE_BYTES, 0);
+        *buffer = vec![0; length + PAGE_BYTES];
     }
     let start = buffer.as_ptr().align_offset(PAGE_BYTES);
     &mut buffer[start..start + length]
