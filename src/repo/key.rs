@@ -31,7 +31,7 @@ const PARALLEL_MEMORY: u64 = 64 << 20;
 /// debug assertions honour `$KVMB_TEST_QUICK_KEYS=1`. Opening is not affected, because a key file contains its cost.
 fn log_n() -> u8 {
     let is_test = cfg!(debug_assertions) && std::env::var("KVMB_TEST_QUICK_KEYS").is_ok_and(|value| value == "1");
-    if is_test { 10 } else { LOG_N }
+    if is_test { 4 } else { LOG_N }
 }
 
 /// Plain JSON, because it must be readable before any key is known.

@@ -175,7 +175,7 @@ fn key_derivation_is_cheap_only_in_tests() {
         ["N", "r", "p"].map(|name| key[name].as_u64().expect("a number"))
     };
     let kvmb = || env.kvmb([""; 0]);
-    assert_eq!(cost(kvmb(), "cheap"), [1 << 10, 8, 3]);
+    assert_eq!(cost(kvmb(), "cheap"), [1 << 4, 8, 3]);
     // The parameters for users.
     for (repo, call) in
         [("unset", kvmb().without_env("KVMB_TEST_QUICK_KEYS")), ("zero", kvmb().env("KVMB_TEST_QUICK_KEYS", "0"))]
