@@ -92,7 +92,7 @@ impl Browser {
 
     fn arguments(&self, language: &str) -> Vec<String> {
         let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run \
-                     --disable-background-networking \
+                     --disable-background-networking --force-prefers-reduced-motion \
                      --disable-component-update --disable-sync --disable-breakpad --hide-scrollbars";
         let own = [
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1".to_owned(),
