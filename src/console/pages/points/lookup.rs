@@ -15,7 +15,7 @@ fn is_id(text: &str) -> bool {
 }
 
 /// Returns the point with this id, and all known points.
-pub(in crate::console::pages) async fn find(visit: &Visit, id: &str) -> Option<(Point, KnownPoints)> {
+pub(in crate::console) async fn find(visit: &Visit, id: &str) -> Option<(Point, KnownPoints)> {
     if !is_id(id) {
         return None;
     }
@@ -30,7 +30,7 @@ pub(in crate::console::pages) async fn find(visit: &Visit, id: &str) -> Option<(
 }
 
 /// Returns the response for a point that was not found: it does not exist, or a repository cannot be read.
-pub(in crate::console::pages) async fn missing(visit: &Visit, id: &str) -> Response {
+pub(in crate::console) async fn missing(visit: &Visit, id: &str) -> Response {
     if !is_id(id) {
         return not_found(visit).await;
     }
