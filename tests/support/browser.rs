@@ -53,6 +53,24 @@ pub const DESKTOP: Look = Look { size: (1280, 800), is_dark: false, language: "e
 /// A telephone: 390×844.
 pub const PHONE: Look = Look { size: (390, 844), ..DESKTOP };
 
+/// Starts chromedriver. It takes a port that is free for IPv6, and exits if another program uses it for IPv4; the next
+/// one takes another port.
+fn start_driver(env: &Env) -> (Running, u16) {
+    let port = |driver: &Running| -> Option<u16> {
+        let said = driver.stdout_so_far();
+        said.split_once("successfully on port ")?.1.split_once('.')?.0.parse().ok()
+    };
+    loop {
+        let mut driver = env.program("chromedriver").arg("--port=0").limit(Duration::from_secs(560)).spawn();
+        wait_until("chromedriver listens or exits", LIMIT, || port(&driver).is_some() || driver.has_ended());
+        if let Some(port) = port(&driver) {
+            return (driver, port);
+        }
+        let output = driver.wait();
+        assert!(output.stdout().contains("port not available"), "{output}");
+    }
+}
+
 /// A running browser. Its processes belong to the test and end with it.
 pub struct Browser {
     driver: Running,
@@ -67,13 +85,7 @@ impl Browser {
     pub fn start(env: &Env, look: Look) -> Browser {
         parts::require(&["chromium", "chromedriver"]);
         let folder = tempfile::Builder::new().prefix("browser-").tempdir_in(env.path("")).expect("a folder").keep();
-        let driver = env.program("chromedriver").arg("--port=0").limit(Duration::from_secs(560)).spawn();
-        let port = |driver: &Running| -> Option<u16> {
-            let said = driver.stdout_so_far();
-            said.split_once("successfully on port ")?.1.split_once('.')?.0.parse().ok()
-        };
-        wait_until("chromedriver listens", LIMIT, || port(&driver).is_some());
-        let port = port(&driver).expect("a port");
+        let (driver, port) = start_driver(env);
         let mut browser = Browser { driver, port, session: String::new(), folder, look: Cell::new(look) };
         let options = json!({
             "binary": parts::find("chromium"),

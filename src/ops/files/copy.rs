@@ -10,15 +10,15 @@ use crate::filesystems::{DataRange, FsError, InodeKind, InodeMetadata, Timestamp
 use crate::ops::{Error, Monitor, Progress, Result};
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fchown, fsetxattr, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, renameat, renameat_with, statx,
-    symlinkat, unlinkat, utimensat,
+    fchown, fsetxattr, fstat, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, renameat, renameat_with,
+    statx, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -319,9 +319,13 @@ impl<'a> CopyTarget<'a> {
         let (major, minor) = file.metadata.device.unwrap_or((0, 0));
         mknodat(parent, component(name), kind, Mode::RUSR | Mode::WUSR, makedev(major, minor))?;
         self.set_link_metadata(&file.metadata, parent, name);
-        // This cannot follow a link: the node was just created in a folder that only we write to.
+        // The folder may belong to somebody who replaces the node with a link: the mode is set through a descriptor.
+        let node = openat(parent, component(name), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        if rustix::fs::FileType::from_raw_mode(fstat(&node)?.st_mode) != kind {
+            return Err(io::Error::other("it was replaced while it was written"));
+        }
         let mode = Mode::from_raw_mode(file.metadata.mode.unwrap_or(0o600) & 0o777);
-        Ok(rustix::fs::chmodat(parent, component(name), mode, AtFlags::empty())?)
+        Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), mode)?)
     }
 
     /// Sets owner and times of a file that cannot be opened.

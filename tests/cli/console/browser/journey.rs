@@ -11,7 +11,7 @@ const VM: &str = "kvmb-test-vm1";
 fn user_selects_backs_up_and_restores_a_machine() {
     let env = Env::new("browse");
     let machine = env.machine(VM).disk(Disk::qcow2(12 * MIB)).define();
-    machine.write("vda", MIB, 6 * MIB, 0x11);
+    machine.write("vda", MIB, 10 * MIB, 0x11);
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
     let desk = desk(&env, DESKTOP, &[]);
     let browser = &desk.browser;
