@@ -188,6 +188,44 @@ pub(super) fn running_count(visit: &Visit, running: usize) -> Markup {
 pub(super) fn login(console: &Console, language: Language, message: Option<&str>) -> Html<String> {
     let say = |english, french| language.say(english, french);
     let command = if console.is_of_system() { "sudo kvmb ui --url" } else { "kvmb ui" };
+    let title = format!("{} · kvmb {}", say("Link needed", "Lien nécessaire"), console.options.host);
+    let content = html! {
+        main id="main" {
+            p { "kvmb · " (console.options.host) }
+            h1 { (say("Open the console with its link", "Ouvrez la console par son lien")) }
+            p {
+                code { (command) }
+                (say(
+                    " prints a link that works once. Open that link, or paste it here. There is no password.",
+                    " affiche un lien qui sert une fois. Ouvrez-le, ou collez-le ici, sans mot de passe.",
+                ))
+            }
+            form method="post" action="/login" {
+                label for="token" { (say("Link or token", "Lien ou jeton")) }
+                input id="token" name="token" type="text" autocomplete="off" spellcheck="false" required
+                    aria-invalid=[message.map(|_| "true")] aria-describedby=[message.map(|_| "error")];
+                @if let Some(message) = message { p class="err" id="error" role="alert" { (message) } }
+                button type="submit" { (say("Open the console", "Ouvrir la console")) }
+            }
+            @if !console.is_of_system() {
+                p {
+                    (say(
+                        "No link at hand? Stop the console with Ctrl-C and start it again; it prints a \
+                         new one:",
+                        "Pas de lien\u{202f}? Arrêtez la console par Ctrl-C et relancez-la\u{202f}; \
+                         elle en affiche \
+                         un autre\u{a0}:",
+                    ))
+                    " " code { (command) }
+                }
+            }
+        }
+    };
+    bare(language, &title, &html! {}, &content)
+}
+
+/// Returns a page without navigation, for requests without a session or those that are refused.
+fn bare(language: Language, title: &str, head: &Markup, content: &Markup) -> Html<String> {
     let markup = html! {
         (DOCTYPE)
         html lang=(language.code()) {
@@ -195,41 +233,11 @@ pub(super) fn login(console: &Console, language: Language, message: Option<&str>
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { (say("Link needed", "Lien nécessaire")) " · kvmb " (console.options.host) }
+                (head)
+                title { (title) }
                 style { (PreEscaped(LOGIN_STYLE)) }
             }
-            body {
-                main id="main" {
-                    p { "kvmb · " (console.options.host) }
-                    h1 { (say("Open the console with its link", "Ouvrez la console par son lien")) }
-                    p {
-                        code { (command) }
-                        (say(
-                            " prints a link that works once. Open that link, or paste it here. There is no password.",
-                            " affiche un lien qui sert une fois. Ouvrez-le, ou collez-le ici, sans mot de passe.",
-                        ))
-                    }
-                    form method="post" action="/login" {
-                        label for="token" { (say("Link or token", "Lien ou jeton")) }
-                        input id="token" name="token" type="text" autocomplete="off" spellcheck="false" required
-                            aria-invalid=[message.map(|_| "true")] aria-describedby=[message.map(|_| "error")];
-                        @if let Some(message) = message { p class="err" id="error" role="alert" { (message) } }
-                        button type="submit" { (say("Open the console", "Ouvrir la console")) }
-                    }
-                    @if !console.is_of_system() {
-                        p {
-                            (say(
-                                "No link at hand? Stop the console with Ctrl-C and start it again; it prints a \
-                                 new one:",
-                                "Pas de lien\u{202f}? Arrêtez la console par Ctrl-C et relancez-la\u{202f}; \
-                                 elle en affiche \
-                                 un autre\u{a0}:",
-                            ))
-                            " " code { (command) }
-                        }
-                    }
-                }
-            }
+            body { (content) }
         }
     };
     Html(markup.into_string())
@@ -237,44 +245,22 @@ pub(super) fn login(console: &Console, language: Language, message: Option<&str>
 
 /// Returns the page that leads from a link on another site to the overview.
 pub(super) fn entered(language: Language) -> Html<String> {
-    let markup = html! {
-        (DOCTYPE)
-        html lang=(language.code()) {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta http-equiv="refresh" content="0; url=/";
-                title { "kvmb" }
-                style { (PreEscaped(LOGIN_STYLE)) }
-            }
-            body { main { p { a href="/" { (language.say("Open the console", "Ouvrir la console")) } } } }
-        }
-    };
-    Html(markup.into_string())
+    let head = html! { meta http-equiv="refresh" content="0; url=/"; };
+    let content = html! { main { p { a href="/" { (language.say("Open the console", "Ouvrir la console")) } } } };
+    bare(language, "kvmb", &head, &content)
 }
 
 /// Returns the response to a refused request.
 pub(super) fn refusal(console: &Console, language: Language, status: StatusCode, reason: &str) -> Html<String> {
-    let markup = html! {
-        (DOCTYPE)
-        html lang=(language.code()) {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (status.as_u16()) " · kvmb " (console.options.host) }
-                style { (PreEscaped(LOGIN_STYLE)) }
-            }
-            body {
-                main {
-                    h1 { (language.say("Refused", "Refusé")) }
-                    p class="err" { (reason) }
-                    p { a href="/" { (language.say("Back to the overview", "Retour à la vue d’ensemble")) } }
-                }
-            }
+    let title = format!("{} · kvmb {}", status.as_u16(), console.options.host);
+    let content = html! {
+        main {
+            h1 { (language.say("Refused", "Refusé")) }
+            p class="err" { (reason) }
+            p { a href="/" { (language.say("Back to the overview", "Retour à la vue d’ensemble")) } }
         }
     };
-    Html(markup.into_string())
+    bare(language, &title, &html! {}, &content)
 }
 
 /// Returns the hidden field that every form must have.

@@ -136,6 +136,15 @@ pub(crate) struct InodeMetadata {
     pub(crate) device: Option<(u32, u32)>,
 }
 
+#[cfg(test)]
+impl InodeMetadata {
+    /// Returns the metadata of a file of which only the size is known.
+    pub(crate) fn of_file(size_bytes: u64) -> InodeMetadata {
+        let (mode, owner, modified, accessed, device) = (None, None, None, None, None);
+        InodeMetadata { kind: InodeKind::File, size_bytes, mode, owner, links: 1, modified, accessed, device }
+    }
+}
+
 /// A file, identified by a number that its file system assigns while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) u64);

@@ -381,11 +381,11 @@ fn judge_points(
                  and of this host"
             ));
         }
+        let lacking = group.lacking();
         let damaged = match &mut verifier {
-            Some(verifier) => newest_damaged(verifier, &group, now, stop)?,
+            Some(verifier) => newest_damaged(verifier, &group, &lacking, now, stop)?,
             None => HashSet::new(),
         };
-        let lacking = group.lacking();
         let awaits_copy = match &mut second {
             Some(second) => second.await_copy(&group, now)?,
             None => vec![false; group.points.len()],
@@ -460,13 +460,18 @@ fn outlives_machine(group: &MachinePoints, request: &PruneRequest) -> bool {
 /// Returns the damaged points that are newer than the newest intact one, except those dated in the future; also among
 /// the points that have a part which others leave out. No chunk is read, because this only determines which points may
 /// be the last usable ones.
-fn newest_damaged(verifier: &mut Verifier, group: &MachinePoints, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
+fn newest_damaged(
+    verifier: &mut Verifier,
+    group: &MachinePoints,
+    lacking: &[BTreeSet<String>],
+    now: Time,
+    stop: &Stop,
+) -> Result<HashSet<Id>> {
     let mut damaged = HashSet::new();
-    let lacking = group.lacking();
     // The parts for which no intact point was found yet.
     let mut open: BTreeSet<&String> = lacking.iter().flatten().collect();
     let mut is_any_intact = false;
-    let points = group.points.iter().zip(&lacking).rev();
+    let points = group.points.iter().zip(lacking).rev();
     for ((point, _), lacks) in points.filter(|((point, _), _)| point.snapshot.time <= now) {
         if is_any_intact && open.iter().all(|part| lacks.contains(*part)) {
             continue;

@@ -111,6 +111,8 @@ impl ScheduleLocation {
             ScheduleLocation::Systemd => {
                 let wanted =
                     jobs.iter().map(|job| Ok((job.kind, Units::new(job)?))).collect::<Result<Vec<_>, Error>>()?;
+                // All of them first: a refusal leaves everything as it is.
+                JobKind::ALL.into_iter().try_for_each(Units::check_own)?;
                 let mut changed = false;
                 for kind in JobKind::ALL {
                     let installed = Units::read(kind)?;
@@ -119,7 +121,6 @@ impl ScheduleLocation {
                         continue;
                     }
                     changed = true;
-                    Units::check_own(kind)?;
                     match units {
                         _ if dry_run => {}
                         Some(units) => units.install(kind)?,
@@ -148,9 +149,9 @@ impl ScheduleLocation {
                 Ok(there)
             }
             ScheduleLocation::Systemd => {
+                JobKind::ALL.into_iter().try_for_each(Units::check_own)?;
                 let mut any = false;
                 for kind in JobKind::ALL {
-                    Units::check_own(kind)?;
                     let there = Units::read(kind)?.is_some();
                     if there && !dry_run {
                         Units::remove(kind)?;

@@ -609,6 +609,10 @@ fn files_of_others_in_the_places_of_schedules_are_refused_and_unchanged() {
             assert_eq!(failure["code"], "exists", "{words:?}: {failure}");
             assert_eq!(fs::read_to_string(&path).unwrap(), others, "{words:?}");
         }
+        // Nor was a part of the schedule installed.
+        let units = ["kvmb.service", "kvmb.timer", "kvmb-drill.service", "kvmb-drill.timer"];
+        let there = units.iter().filter(|unit| env.path(format!("units/{unit}")).exists()).count();
+        assert_eq!(there, usize::from(flag == "--systemd"), "{file}");
         // Files of earlier versions of kvmb are its own.
         fs::write(&path, of_version_01).unwrap();
         host.schedule(&["remove", flag]).run().assert_ok();

@@ -1,5 +1,6 @@
 //! `kvmb doctor`
 
+use crate::capture::domain_xml::outside_files::OutsideKind;
 use crate::capture::offline::storage_daemon::package;
 use crate::capture::runtime::free_bytes;
 use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
@@ -277,9 +278,9 @@ fn words(finding: &Finding, shell: &ShellCommands) -> CheckWords {
         CheckSubject::OutsideLeftOut(file) => {
             let part = file.part.replace('_', " ");
             CheckWords::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason)).hint(
-                match file.part.as_str() {
-                    "shared_folder" => "back it up on this host, for example with restic",
-                    _ => "keep a copy of it elsewhere, or remove it from the definition",
+                match file.part == OutsideKind::SharedFolder.word() {
+                    true => "back it up on this host, for example with restic",
+                    false => "keep a copy of it elsewhere, or remove it from the definition",
                 },
             )
         }

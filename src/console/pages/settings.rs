@@ -19,6 +19,9 @@ const FIELD: &str = "k.";
 /// Prefix of the fields with the previous values.
 const BEFORE: &str = "b.";
 
+/// Keys that only the file may set, with all keys below and above them.
+const FIXED: [&str; 4] = ["hooks", "drill.check", "drill.expect", "ssh.password_command"];
+
 /// Whether a browser must not change a key: commands that run as root can be set only in the file.
 fn is_fixed(key: &str) -> bool {
     let is_below = |key: &str, parent: &str| key.strip_prefix(parent).is_some_and(|rest| rest.starts_with('.'));
@@ -26,9 +29,6 @@ fn is_fixed(key: &str) -> bool {
         || ["$schema", "selected_vms", "excluded_disks"].contains(&key)
         || FIXED.iter().any(|fixed| key == *fixed || is_below(key, fixed) || is_below(fixed, key))
 }
-
-/// Keys that only the file may set, with all keys below and above them.
-const FIXED: [&str; 4] = ["hooks", "drill.check", "drill.expect", "ssh.password_command"];
 
 /// Returns the settings of an answer of `config show`.
 pub(super) fn settings_of(answer: &Answer) -> Vec<Setting> {

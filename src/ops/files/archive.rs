@@ -350,19 +350,9 @@ mod tests {
     #[test]
     fn archive_can_be_continued_after_a_walk_that_failed_in_a_file() {
         use crate::filesystems::InodeMetadata;
-        let metadata = |size_bytes| InodeMetadata {
-            kind: InodeKind::File,
-            size_bytes,
-            mode: None,
-            owner: None,
-            links: 1,
-            modified: None,
-            accessed: None,
-            device: None,
-        };
         let file = |name: &[u8]| GuestFile {
             names: vec![name.to_vec()],
-            metadata: metadata(2000),
+            metadata: InodeMetadata::of_file(2000),
             target: None,
             same_as: None,
             xattrs: Vec::new(),

@@ -406,7 +406,6 @@ fn plain(names: Vec<Bytes>) -> Names {
 mod tests {
     use super::*;
     use crate::confined::protocol::Entry;
-    use crate::filesystems::InodeKind;
 
     #[derive(Default)]
     struct Recorder(Vec<String>);
@@ -429,16 +428,7 @@ mod tests {
     }
 
     fn entry(names: &[&[u8]], size_bytes: u64) -> Event<'static> {
-        let metadata = InodeMetadata {
-            kind: InodeKind::File,
-            size_bytes,
-            mode: None,
-            owner: None,
-            links: 1,
-            modified: None,
-            accessed: None,
-            device: None,
-        };
+        let metadata = InodeMetadata::of_file(size_bytes);
         let names = names.iter().map(|name| Bytes(name.to_vec())).collect();
         Event::Reply(ChildReply::Entry(Entry { names, metadata, target: None, same_as: None, xattrs: Vec::new() }))
     }
